@@ -1,0 +1,304 @@
+"""The commands. Whatever needs torch is imported when a command is chosen."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import tyro
+
+from . import __version__
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .presets import Preset
+
+T = TypeVar("T")
+Run = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")]
+
+
+@dataclass(frozen=True)
+class SampleArgs:
+    """Write with a trained model."""
+
+    run: Run = None
+    """Directory of a run, or its name below runs/; without it, the newest."""
+    prompt: str | None = None
+    """Text to continue; without it, the start of a line."""
+    prompt_file: Path | None = None
+    """File with the text to continue, instead of --prompt."""
+    max_new_tokens: int = 500
+    """Tokens to write."""
+    samples: int = 1
+    """How many continuations to write."""
+    temperature: float = 0.8
+    """Below 1 safer, above 1 wilder; 0 always takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that together have this probability."""
+    seed: int = 1337
+    """The same seed writes the same text."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "samples"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class EvalArgs:
+    """Measure a trained model on a whole split of its text."""
+
+    run: Run = None
+    """Directory of a run, or its name below runs/; without it, the newest."""
+    split: Literal["val", "train"] = "val"
+    """val is the last 10% of the text, train the first 90%."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object instead of a sentence."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+
+def train(args: list[str]) -> None:
+    """train a model, from nothing to text"""
+    from rich.console import Console
+
+    from .checkpoint import load
+    from .presets import PRESETS
+    from .terminal import TerminalReporter, result_table
+    from .train import train as run_training
+
+    name = args.pop(0) if args and not args[0].startswith("-") else _preset_for(args)
+    preset = _preset(name)
+    others = ", ".join(f"{other} ({known.purpose})" for other, known in PRESETS.items())
+    config = _parse(
+        preset.config,
+        args,
+        "nanogpt train [PRESET]",
+        f"Train a model. Without PRESET, the one that suits the machine, here {name}; its values "
+        f"are the defaults below. Presets: {others}.",
+    )
+    console = Console(highlight=False)
+    with TerminalReporter(console) as reporter:
+        result = run_training(config, reporter)
+    console.print(result_table(result))
+    console.print("\n[bold]It writes:[/]")
+    best = load(result.run.out / "best", result.run.device)
+    _write(best, SampleArgs(seed=config.seed))
+
+
+def sample(args: list[str]) -> None:
+    """write text with a trained model"""
+    from .checkpoint import find_run, load
+    from .devices import pick_device
+
+    options = _parse(SampleArgs(), args, "nanogpt sample")
+    best = load(find_run(options.run) / "best", pick_device(options.device))
+    _write(best, options)
+
+
+def evaluate(args: list[str]) -> None:
+    """measure a trained model on a whole split"""
+    from . import corpora
+    from .checkpoint import find_run, load, trained_on
+    from .data import Data
+    from .devices import pick_device
+    from .evaluate import evaluate as measure
+
+    options = _parse(EvalArgs(), args, "nanogpt eval")
+    device, run = pick_device(options.device), find_run(options.run)
+    best = load(run / "best", device)
+    data = Data(corpora.load(trained_on(run)), best.tokenizer, device)
+    data.require(1)
+    found = measure(best.model, data, options.split)
+    if options.json:
+        answer = {
+            "run": str(run),
+            "split": options.split,
+            "loss": found.loss,
+            "bits_per_byte": found.bits_per_byte,
+            "tokens": found.tokens,
+            "step": best.step,
+        }
+        print(json.dumps(answer))
+    else:
+        print(
+            f"{run}, step {best.step:,}: {options.split} loss {found.loss:.4f} nats per token, "
+            f"{found.bits_per_byte:.4f} bits per byte, over {found.tokens:,} tokens"
+        )
+
+
+def presets(args: list[str]) -> None:
+    """list the runs that train knows by name"""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .models import GPTConfig
+    from .presets import PRESETS
+
+    if args:
+        raise UserError(f"presets takes no arguments, and got {args[0]}: leave it out")
+    table = Table("preset", "model", "steps", "batch", "for", box=None, header_style="bold")
+    for name, preset in PRESETS.items():
+        model, training = preset.config.model, preset.config.train
+        shape = f"context {model.block_size}"
+        if isinstance(model, GPTConfig):
+            shape = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, " + shape
+        table.add_row(name, shape, f"{training.steps:,}", str(training.batch_size), preset.purpose)
+    Console().print(table)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "sample": sample,
+    "eval": evaluate,
+    "presets": presets,
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {f.__doc__}" for name, f in COMMANDS.items())
+    return f"""usage: nanogpt COMMAND [OPTIONS]
+
+A GPT that one person can read in one sitting, and train in minutes.
+
+commands:
+{commands}
+
+nanogpt COMMAND --help tells what a command takes; nanogpt --version, which version this is.
+`nanogpt train` alone trains on Tiny Shakespeare and ends by writing some."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 a mistake of the user's in one line, 130 interrupted."""
+    try:
+        _run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"nanogpt: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nnanogpt: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_usage())
+    elif args[0] == "--version":
+        print(f"nanogpt {__version__}")
+    elif args[0] in COMMANDS:
+        COMMANDS[args[0]](args[1:])
+    else:
+        raise UserError(
+            f"there is no command {args[0]!r}: "
+            + (_nearest(args[0], COMMANDS) or f"use one of {', '.join(COMMANDS)}")
+        )
+
+
+def _nearest(word: str, known: Sequence[str] | dict[str, T]) -> str:
+    close = get_close_matches(word, known)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def _preset(name: str) -> "Preset":
+    from .presets import PRESETS
+
+    if name not in PRESETS:
+        raise UserError(
+            f"there is no preset {name!r}: {_nearest(name, PRESETS)} ".rstrip()
+            + f" The presets are {', '.join(PRESETS)}"
+        )
+    return PRESETS[name]
+
+
+def _preset_for(args: list[str]) -> str:
+    """The preset that suits the device that args ask for."""
+    from .devices import pick_device
+    from .presets import default_preset
+
+    asked = re.search(r"--device[= ](\S+)", " ".join(args))
+    return default_preset(pick_device(asked[1] if asked else "auto").type)
+
+
+def _parse(default: T, args: Sequence[str], prog: str, description: str | None = None) -> T:
+    """Default with args applied. What args have wrong becomes a UserError of one line."""
+    config = (tyro.conf.AvoidSubcommands,)
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                type(default),
+                args=args,
+                prog=prog,
+                description=description,
+                default=default,
+                config=config,
+            )
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+    raise UserError(_flat(box.getvalue(), f"see {prog.removesuffix(' [PRESET]')} --help"))
+
+
+def _flat(box: str, otherwise: str) -> str:
+    """A message that tyro drew in a box, as one line: what was wrong, and what to do."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    wrong, *more = re.split(r"─{3,}", " ".join(lines))
+    wrong = wrong.strip().rstrip(".")
+    if group := re.match(r"Error parsing (model|optim|train): ", wrong):  # a ValueError of ours
+        return f"--{group[1]}.{wrong[group.end() :]}"
+    if meant := [flag for s in more if "meant" in s for flag in re.findall(r"--[\w.-]+", s)]:
+        otherwise = f"did you mean {' or '.join(dict.fromkeys(meant))}?"
+    return f"{wrong}; {otherwise}"
+
+
+def _write(checkpoint: "Checkpoint", options: SampleArgs) -> None:
+    """Print continuations of the prompt, each token as it is made."""
+    import torch
+
+    from .generate import generate
+
+    tokenizer, model = checkpoint.tokenizer, checkpoint.model
+    prompt = _prompt(options)
+    # A text begins where a line does; an alphabet without line breaks begins with its first sign.
+    start = prompt or ("\n" if "\n" in tokenizer.alphabet else tokenizer.alphabet[0])
+    device = next(model.parameters()).device
+    tokens = torch.tensor([tokenizer.encode(start)], device=device)
+    generator = torch.Generator().manual_seed(options.seed)
+    for number in range(1, options.samples + 1):
+        if options.samples > 1:
+            print(f"--- {number} of {options.samples} ---")
+        print(prompt, end="", flush=True)
+        for token in generate(
+            model,
+            tokens,
+            options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            generator=generator,
+        ):
+            print(tokenizer.decode(token.tolist()), end="", flush=True)
+        print()
+
+
+def _prompt(options: SampleArgs) -> str:
+    from . import corpora
+
+    if options.prompt_file is not None:
+        return corpora.read_text(options.prompt_file)
+    return options.prompt or ""

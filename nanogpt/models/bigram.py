@@ -1,0 +1,55 @@
+"""The bigram: a table that guesses the next token from the last one alone.
+
+The baseline that every other model has to beat, twice: learned by gradient descent like any
+model, and in closed form by counting. Both reach the same table.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BigramConfig:
+    """The size of the table."""
+
+    vocab_size: int = 65
+    """Different tokens; a training run takes this from its tokenizer."""
+    block_size: int = 64
+    """Length of the blocks it trains on; it looks at one token whatever this is."""
+
+    def __post_init__(self) -> None:
+        for field in ("vocab_size", "block_size"):
+            if (value := getattr(self, field)) < 1:
+                raise ValueError(f"{field} is {value}: it must be at least 1")
+
+
+class Bigram(nn.Module):
+    """Row i of the table holds the logits of the token that follows token i."""
+
+    def __init__(self, config: BigramConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.table = nn.Embedding(config.vocab_size, config.vocab_size)
+        nn.init.zeros_(self.table.weight)  # every follower equally likely: the loss starts at ln V
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) to logits (B, T, V)."""
+        logits: Tensor = self.table(tokens)
+        return logits
+
+    @classmethod
+    def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":
+        """The closed form: log((count(i, j) + s) / (count(i) + s V)), from tokens (N,).
+
+        The maximum of the likelihood with s added to every count (Laplace smoothing), which keeps
+        pairs that never occurred possible.
+        """
+        V = config.vocab_size
+        pairs = tokens[:-1] * V + tokens[1:]  # (N - 1,): each pair as one number
+        counts = torch.bincount(pairs, minlength=V * V).view(V, V) + smoothing
+        model = cls(config)
+        probabilities = counts.double() / counts.sum(dim=1, keepdim=True)
+        model.table.weight.data = probabilities.log().float()
+        return model

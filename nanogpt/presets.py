@@ -1,0 +1,53 @@
+"""Runs by name, each derived from another."""
+
+from dataclasses import dataclass, replace
+
+from .models import BigramConfig, GPTConfig
+from .optim import OptimConfig
+from .train import RunConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A run, and what it is for."""
+
+    config: RunConfig
+    purpose: str
+
+
+# nanoGPT's train_shakespeare_char, the run that this field compares itself with.
+_baby = RunConfig(
+    name="baby",
+    model=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
+    optim=OptimConfig(lr=1e-3, min_lr=1e-4, warmup=100, beta2=0.99, weight_decay=0.1),
+    train=TrainConfig(steps=5000, batch_size=64, eval_every=250),
+)
+
+_tiny = replace(
+    _baby,
+    name="tiny",
+    model=GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64),
+    # So short a run sees little of the text twice: it wants a high rate, down to 0, no dropout.
+    optim=replace(_baby.optim, lr=6e-3, min_lr=0.0),
+    train=replace(_baby.train, steps=2000, batch_size=12),
+)
+
+_bigram = replace(
+    _tiny,
+    name="bigram",
+    model=BigramConfig(block_size=64),
+    # Counting needs no regularisation, and rare pairs want large steps.
+    optim=replace(_tiny.optim, lr=0.1, weight_decay=0.0),
+    train=replace(_tiny.train, steps=1000, batch_size=256),
+)
+
+PRESETS = {
+    "bigram": Preset(_bigram, "the baseline: a table of which character follows which"),
+    "tiny": Preset(_tiny, "a small GPT for a laptop; the default on a CPU"),
+    "baby": Preset(_baby, "a GPT of 10.8M parameters for a GPU; the default there"),
+}
+
+
+def default_preset(device_type: str) -> str:
+    """The preset that suits a kind of device: cuda, mps or cpu."""
+    return "baby" if device_type == "cuda" else "tiny"

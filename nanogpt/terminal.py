@@ -1,0 +1,106 @@
+"""How a run looks in a terminal, or line by line where the output is no terminal."""
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from .devices import describe
+from .journal import Record
+from .train import Reporter, Result, Run
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42 s, 3:07 min or 1:02:03 h."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{s:02} h"
+    return f"{minutes}:{s:02} min" if minutes else f"{s} s"
+
+
+class TerminalReporter(Reporter):
+    """A line for each evaluation, and below them a live one."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.run: Run | None = None
+        self.previous: Record | None = None
+
+    def __enter__(self) -> "TerminalReporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def started(self, run: Run) -> None:
+        self.run = run
+        data, model = run.data.splits, run.model.config
+        precision = str(run.precision).removeprefix("torch.")
+        say = self.console.print
+        say(
+            f"[bold]{run.out}[/]: {type(run.model).__name__}, {run.parameters:,} parameters, "
+            f"context {model.block_size}; {describe(run.device)}, {precision}"
+        )
+        say(
+            f"{run.config.data}: {len(data['train'].tokens):,} tokens to train on, "
+            f"{len(data['val'].tokens):,} to measure with, {run.tokenizer.vocab_size} different"
+        )
+        say(f"bigram baseline: validation loss {run.bigram_loss:.4f}")
+        self.progress.start()
+        self.task = self.progress.add_task("", total=run.config.train.steps)
+
+    def recorded(self, record: Record, best: Record) -> None:
+        assert self.run is not None
+        steps = self.run.config.train.steps
+        left = record.seconds / record.step * (steps - record.step) if record.step else 0.0
+        rate = self._rate(record)
+        if record.val_loss is not None:
+            train = f"{record.train_loss:7.4f}" if record.train_loss is not None else "      –"
+            line = f"step {record.step:>6,}  train {train}  val {record.val_loss:7.4f}"
+            line += "  [bold]best[/]" if record is best else "      "
+            if not self.console.is_terminal and record.step:
+                line += f"  {rate}  {duration(left)} left"
+            self.console.print(line, highlight=False)
+        if self.task is not None and record.train_loss is not None:
+            self.progress.update(
+                self.task,
+                completed=record.step,
+                description=f"step {record.step:,}/{steps:,}  loss {record.train_loss:.4f}  "
+                f"best {best.val_loss:.4f}  {rate}  {duration(left)} left",
+            )
+
+    def _rate(self, record: Record) -> str:
+        """Tokens a second since the last line, evaluations left out."""
+        earlier, self.previous = self.previous, record
+        if earlier is None or record.val_loss is not None or record.seconds <= earlier.seconds:
+            total = record.tokens / record.seconds if record.seconds else 0.0
+            return f"{total:,.0f} tokens/s"
+        rate = (record.tokens - earlier.tokens) / (record.seconds - earlier.seconds)
+        return f"{rate:,.0f} tokens/s"
+
+    def said(self, line: str) -> None:
+        self.console.print(line, style="yellow")
+
+
+def result_table(result: Result) -> Table:
+    """What a run came to."""
+    run, best, last = result.run, result.best, result.last
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows = {
+        "best validation loss": f"{best.val_loss:.4f} nats per token, at step {best.step:,}",
+        "bits per byte": f"{best.bits_per_byte:.4f}",
+        "bigram": f"{run.bigram_loss:.4f} nats per token on the same text",
+        "training": f"{duration(last.seconds)}, {last.tokens:,} tokens; ended: {result.ended}",
+        "kept in": f"{run.out}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value, style="bold" if name.startswith("best") else "")
+    return table
