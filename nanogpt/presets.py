@@ -28,8 +28,8 @@ _tiny = replace(
     name="tiny",
     model=GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64),
     # So short a run sees little of the text twice: it wants a high rate, down to 0, no dropout.
-    optim=replace(_baby.optim, lr=6e-3, min_lr=0.0),
-    train=replace(_baby.train, steps=2000, batch_size=12),
+    optim=replace(_baby.optim, lr=5e-3, min_lr=0.0, warmup=200),
+    train=replace(_baby.train, steps=2400, batch_size=12, eval_every=300),
 )
 
 _bigram = replace(
@@ -38,7 +38,7 @@ _bigram = replace(
     model=BigramConfig(block_size=64),
     # Counting needs no regularisation, and rare pairs want large steps.
     optim=replace(_tiny.optim, lr=0.1, weight_decay=0.0),
-    train=replace(_tiny.train, steps=1000, batch_size=256),
+    train=replace(_tiny.train, steps=1000, batch_size=256, eval_every=250),
 )
 
 PRESETS = {
