@@ -1,0 +1,235 @@
+"""The loop: the same run twice, batches in parts, when it stops and what it leaves behind."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt.checkpoint import load
+from nanogpt.data import Data
+from nanogpt.errors import UserError
+from nanogpt.evaluate import cross_entropy, evaluate
+from nanogpt.journal import Journal, Record
+from nanogpt.models import GPT, BigramConfig, GPTConfig
+from nanogpt.optim import OptimConfig
+from nanogpt.tokenizers import CharTokenizer
+from nanogpt.train import (
+    Reporter,
+    Result,
+    RunConfig,
+    TrainConfig,
+    gradients,
+    prepare,
+    reason_to_stop,
+    train,
+)
+
+MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1)
+
+
+@pytest.fixture
+def config(text_file: Path) -> RunConfig:
+    """A run of a second."""
+    return RunConfig(
+        name="small",
+        data=str(text_file),
+        device="cpu",
+        model=MODEL,
+        optim=OptimConfig(lr=1e-2, warmup=10),
+        train=TrainConfig(steps=60, batch_size=8, eval_every=20, log_every=5),
+    )
+
+
+def lines(result: Result) -> list[dict[str, float]]:
+    """metrics.jsonl without the clock."""
+    text = (result.run.out / "metrics.jsonl").read_text()
+    return [{k: v for k, v in json.loads(s).items() if k != "seconds"} for s in text.splitlines()]
+
+
+def test_it_learns_and_leaves_what_it_promised(config: RunConfig) -> None:
+    result = train(config)
+    out = result.run.out
+    assert out == Path("runs/small")
+    assert result.best.val_loss is not None
+    assert result.best.val_loss < 2.2 < result.run.bigram_loss + 1
+    assert [line["step"] for line in lines(result)] == list(range(0, 61, 5))
+    assert [line["step"] for line in lines(result) if "val_loss" in line] == [0, 20, 40, 60]
+    names = {"run.json", "metrics.jsonl", "loss.png", "best", "last"}
+    assert {file.name for file in out.iterdir()} == names
+    saved = json.loads((out / "run.json").read_text())
+    assert saved["config"]["model"]["vocab_size"] == len(result.run.tokenizer.alphabet)
+    assert saved["config"]["train"]["steps"] == 60
+    assert saved["config"]["data"] == str(Path(config.data).resolve())
+
+
+def test_the_best_weights_have_the_best_loss(config: RunConfig) -> None:
+    result = train(replace(config, optim=replace(config.optim, lr=0.1)))  # it goes up and down
+    best = load(result.run.out / "best")
+    assert best.step == result.best.step
+    assert evaluate(best.model, result.run.data).loss == pytest.approx(result.best.val_loss)
+    last = load(result.run.out / "last")
+    assert last.step == 60
+
+
+def test_the_same_seed_gives_the_same_losses_twice(config: RunConfig) -> None:
+    first, second = train(config), train(config)
+    assert first.run.out != second.run.out
+    assert lines(first) == lines(second)
+    other = train(replace(config, seed=1))
+    assert lines(other) != lines(first)
+
+
+def test_sampling_and_evaluating_in_between_changes_nothing(config: RunConfig) -> None:
+    often = train(replace(config, train=replace(config.train, eval_every=5)))
+    seldom = train(replace(config, train=replace(config.train, eval_every=60)))
+    assert [line["train_loss"] for line in lines(often)[1:]] == [
+        line["train_loss"] for line in lines(seldom)[1:]
+    ]
+
+
+def test_four_parts_of_16_are_a_batch_of_64() -> None:
+    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=11))
+    inputs, targets = torch.randint(11, (2, 64, 16)).unbind()
+    whole = gradients(model, inputs, targets)
+    reference = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    parts = gradients(model, inputs, targets, parts=4)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole, cross_entropy(model(inputs), targets))
+    for parameter, expected in zip(model.parameters(), reference, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-5, rtol=0)
+
+
+def test_a_run_in_parts_is_the_same_run(config: RunConfig) -> None:
+    config = replace(config, model=replace(MODEL, dropout=0.0))
+    whole = train(config)
+    parts = train(replace(config, train=replace(config.train, accumulation=4)))
+    for one, other in zip(lines(whole), lines(parts), strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+
+
+def test_the_first_step_is_adamw_on_the_first_batch(config: RunConfig) -> None:
+    """One step by hand: the same batch, gradient, clipping, rate and decay."""
+    config = replace(config, model=replace(MODEL, dropout=0.0))
+    trained = train(replace(config, train=replace(config.train, steps=1))).run.model
+    run = prepare(config)
+    inputs, targets = run.data.batch("train", 8, 16, torch.Generator().manual_seed(config.seed))
+    cross_entropy(run.model(inputs), targets).backward()
+    norm = torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm()
+    for ours, p in zip(trained.parameters(), run.model.parameters(), strict=True):
+        assert p.grad is not None
+        g = p.grad / max(1.0, norm.item() + 1e-6)
+        lr = 1e-2 * 1 / 11  # the first step of the warm-up
+        decay = 0.1 if p.dim() >= 2 else 0.0
+        expected = p * (1 - lr * decay) - lr * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_bigram_trains_to_what_counting_gives(config: RunConfig) -> None:
+    result = train(
+        replace(
+            config,
+            model=BigramConfig(block_size=16),
+            optim=OptimConfig(lr=0.1, warmup=0, weight_decay=0.0),
+            train=TrainConfig(steps=300, batch_size=64, eval_every=100),
+        )
+    )
+    assert result.best.val_loss == pytest.approx(result.run.bigram_loss, abs=0.02)
+
+
+def test_it_stops_at_the_loss_asked_for(config: RunConfig) -> None:
+    settings = replace(config.train, stop_at_val_loss=2.5, eval_every=5)
+    result = train(replace(config, train=settings))
+    assert result.ended == "validation loss reached 2.5"
+    assert result.last.step < 60
+    assert result.last.val_loss is not None
+    assert result.last.val_loss <= 2.5
+
+
+def test_patience_counts_evaluations_since_the_best(tmp_path: Path) -> None:
+    settings = TrainConfig(steps=100, patience=2)
+    journal, reasons = Journal(tmp_path, "a run", 2.5), []
+    for step, loss in enumerate([4.0, 3.0, 3.5, 2.0, 2.5, 2.25]):
+        journal.add(Record(step, step, step, 0.1, 1.0, loss, loss))
+        reasons.append(reason_to_stop(journal, settings))
+    assert reasons == [None] * 5 + ["no better validation loss in 2 evaluations"]
+
+
+def test_overfitting_is_said_once(config: RunConfig, tmp_path: Path, text: str) -> None:
+    class Ears(Reporter):
+        heard: list[str] = []  # noqa: RUF012
+
+        def said(self, line: str) -> None:
+            self.heard.append(line)
+
+    # Nothing to learn here but by heart.
+    random = "".join(text[i] for i in torch.randperm(400).tolist())
+    (tmp_path / "random.txt").write_text(random)
+    settings = TrainConfig(steps=300, batch_size=16, eval_every=30)
+    ears = Ears()
+    train(replace(config, data=str(tmp_path / "random.txt"), train=settings), ears)
+    assert len(ears.heard) == 1
+    assert "Training loss keeps falling while validation loss rises" in ears.heard[0]
+
+
+def test_an_interrupted_run_keeps_what_it_learned(config: RunConfig) -> None:
+    class Impatient(Reporter):
+        def recorded(self, record: Record, best: Record) -> None:
+            if record.step == 25:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Impatient())
+    assert load("runs/small/best").step == 20
+    assert load("runs/small/last").step == 25
+
+
+def test_the_alphabet_decides_the_vocabulary(config: RunConfig, text: str) -> None:
+    assert prepare(config).model.config.vocab_size == len(set(text))
+    with pytest.raises(UserError, match=r"--model.vocab-size is 99, but this text has \d+ diff"):
+        prepare(replace(config, model=replace(config.model, vocab_size=99)))
+
+
+def test_nothing_is_written_for_a_run_that_cannot_begin(config: RunConfig) -> None:
+    with pytest.raises(UserError, match="too short"):
+        train(replace(config, model=replace(config.model, block_size=4096)))
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("steps", 0, "steps is 0: it must be at least 1"),
+        ("accumulation", 3, "accumulation is 3: it must divide batch_size 64"),
+        ("patience", 0, "patience is 0: it must be at least 1, or None"),
+    ],
+)
+def test_an_impossible_setting_is_named(field: str, value: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        TrainConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_bfloat16_learns_as_well(config: RunConfig) -> None:
+    exact, coarse = train(config), train(replace(config, precision="bfloat16"))
+    assert coarse.best.val_loss == pytest.approx(exact.best.val_loss, abs=0.05)
+    assert {p.dtype for p in coarse.run.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_gpu_learns_the_same(config: RunConfig, compile: bool) -> None:
+    config = replace(config, model=replace(MODEL, dropout=0.0))
+    here = train(config)
+    settings = replace(config.train, compile=compile)
+    there = train(replace(config, device="cuda", precision="float32", train=settings))
+    assert lines(there)[0] == pytest.approx(lines(here)[0], abs=1e-3)  # the same start
+    assert there.best.val_loss == pytest.approx(here.best.val_loss, abs=0.05)
+    assert load(there.run.out / "best").step == there.best.step
+
+
+def test_data_is_encoded_by_the_runs_own_tokenizer(config: RunConfig, text: str) -> None:
+    run = prepare(config)
+    again = Data(text, CharTokenizer(text))
+    assert torch.equal(run.data.splits["val"].tokens, again.splits["val"].tokens)
