@@ -218,10 +218,9 @@ def _preset(name: str) -> "Preset":
     from .presets import PRESETS
 
     if name not in PRESETS:
-        raise UserError(
-            f"there is no preset {name!r}: {_nearest(name, PRESETS)} ".rstrip()
-            + f" The presets are {', '.join(PRESETS)}"
-        )
+        nearest, known = _nearest(name, PRESETS), f"he presets are {', '.join(PRESETS)}"
+        advice = f"{nearest} T{known}" if nearest else f"t{known}"
+        raise UserError(f"there is no preset {name!r}: {advice}")
     return PRESETS[name]
 
 
@@ -256,11 +255,11 @@ def _parse(default: T, args: Sequence[str], prog: str, description: str | None =
 
 def _flat(box: str, otherwise: str) -> str:
     """A message that tyro drew in a box, as one line: what was wrong, and what to do."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    wrong, *more = re.split(r"─{3,}", " ".join(lines))
+    text = " ".join(line.strip("╭│╰╮╯ ") for line in box.splitlines())
+    _, wrong, *more = re.split(r"[─-]{5,}", text)  # a title, the message, suggestions
     wrong = wrong.strip().rstrip(".")
     if group := re.match(r"Error parsing (model|optim|train): ", wrong):  # a ValueError of ours
-        return f"--{group[1]}.{wrong[group.end() :]}"
+        return wrong[group.end() :]
     if meant := [flag for s in more if "meant" in s for flag in re.findall(r"--[\w.-]+", s)]:
         otherwise = f"did you mean {' or '.join(dict.fromkeys(meant))}?"
     return f"{wrong}; {otherwise}"

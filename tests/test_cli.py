@@ -1,0 +1,302 @@
+"""The commands as a user runs them, and every mistake that a user can make with them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nanogpt import __version__
+from nanogpt.checkpoint import Checkpoint, save
+from nanogpt.cli import COMMANDS
+from nanogpt.models import GPT, GPTConfig
+from nanogpt.presets import PRESETS
+from nanogpt.tokenizers import CharTokenizer
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(nanogpt: Command, small: list[str], text_file: Path) -> Path:
+    """A run, trained by the command."""
+    status, _, err = nanogpt("train", "--data", text_file, "--out", "mine", *small)
+    assert (status, err) == (0, "")
+    return Path("mine")
+
+
+def test_from_nothing_to_text(nanogpt: Command, small: list[str], text_file: Path) -> None:
+    status, out, err = nanogpt("train", "--data", text_file, *small)
+    assert (status, err) == (0, "")
+    assert "runs/tiny: GPT, " in out
+    assert re.search(r"bigram baseline: validation loss \d\.\d{4}", out)
+    assert re.search(r"step +20  train +\d\.\d{4}  val +\d\.\d{4}", out)
+    assert re.search(r"best validation loss +\d\.\d{4} nats per token, at step (10|20)", out)
+    assert re.search(r"bits per byte +\d\.\d{4}", out)
+    written = out.partition("It writes:\n")[2]
+    assert len(written) == 500 + 1
+    assert set(written) <= set(text_file.read_text())
+
+
+def test_the_same_command_works_twice(nanogpt: Command, small: list[str], text_file: Path) -> None:
+    for directory in ("runs/tiny", "runs/tiny-2"):
+        _, out, _ = nanogpt("train", "tiny", "--data", text_file, *small)
+        assert f"kept in               {directory}" in out
+    _, out, _ = nanogpt("eval", "--json")
+    assert json.loads(out)["run"] == "runs/tiny-2"  # the newest
+
+
+def test_the_bigram_is_a_preset_too(nanogpt: Command, text_file: Path) -> None:
+    settings = ("--train.steps", 20, "--model.block-size", 16, "--device", "cpu")
+    status, out, _ = nanogpt("train", "bigram", "--data", text_file, *settings)
+    assert status == 0
+    assert "runs/bigram: Bigram, " in out
+
+
+def test_eval_gives_the_loss_that_training_gave(nanogpt: Command, run: Path) -> None:
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = min((m for m in metrics if "val_loss" in m), key=lambda m: m["val_loss"])
+    status, out, _ = nanogpt("eval", run, "--json")
+    answer = json.loads(out)
+    assert status == 0
+    assert answer == {
+        "run": "mine",
+        "split": "val",
+        "loss": pytest.approx(best["val_loss"]),
+        "bits_per_byte": pytest.approx(best["bits_per_byte"]),
+        "tokens": 599,
+        "step": best["step"],
+    }
+    _, out, _ = nanogpt("eval", run, "--split", "train")
+    assert re.fullmatch(
+        r"mine, step \d+: train loss \d\.\d{4} nats per token, \d\.\d{4} bits per byte, "
+        r"over 5,399 tokens\n",
+        out,
+    )
+
+
+def test_the_same_seed_writes_the_same_text(nanogpt: Command, run: Path) -> None:
+    def text(*options: object) -> str:
+        return nanogpt("sample", run, "--max-new-tokens", 60, *options)[1]
+
+    assert text("--seed", 1) == text("--seed", 1) != text("--seed", 2)
+    assert text("--temperature", 0, "--seed", 1) == text("--temperature", 0, "--seed", 2)
+    assert text("--top-k", 1, "--seed", 1) == text("--temperature", 0)
+
+
+def test_the_prompt_is_continued(nanogpt: Command, run: Path) -> None:
+    _, out, _ = nanogpt("sample", run, "--prompt", "bad,", "--max-new-tokens", 10)
+    assert out.startswith("bad,")
+    assert len(out) == 4 + 10 + 1
+    Path("prompt.txt").write_text("bad,")
+    assert nanogpt("sample", run, "--prompt-file", "prompt.txt", "--max-new-tokens", 10)[1] == out
+
+
+def test_several_samples(nanogpt: Command, run: Path) -> None:
+    _, out, _ = nanogpt("sample", run, "--samples", 3, "--max-new-tokens", 40)
+    first, *others = re.split(r"--- \d of 3 ---\n", out)[1:]
+    assert len(others) == 2
+    assert len({first, *others}) == 3
+    assert first == nanogpt("sample", run, "--max-new-tokens", 40)[1]
+
+
+def test_an_alphabet_without_line_breaks_can_be_sampled(nanogpt: Command) -> None:
+    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=2))
+    save(Path("runs/ab/best"), Checkpoint(model, CharTokenizer("ab"), 1))
+    status, out, _ = nanogpt("sample", "ab", "--max-new-tokens", 20)
+    assert status == 0
+    assert re.fullmatch("[ab]{20}\n", out)
+
+
+def test_presets_are_listed(nanogpt: Command) -> None:
+    status, out, _ = nanogpt("presets")
+    assert status == 0
+    for name, preset in PRESETS.items():
+        assert re.search(rf"{name} +.*{preset.config.train.steps:,}", out)
+
+
+@pytest.mark.parametrize("asked", [(), ("--help",), ("-h",), ("help",)])
+def test_help_names_every_command(nanogpt: Command, asked: tuple[str, ...]) -> None:
+    status, out, _ = nanogpt(*asked)
+    assert status == 0
+    for name in COMMANDS:
+        assert f"\n  {name} " in out
+
+
+def test_help_shows_the_actual_defaults(nanogpt: Command) -> None:
+    for name, preset in PRESETS.items():
+        status, out, _ = nanogpt("train", name, "--help")
+        flat = re.sub(r"[│\s]+", " ", out)
+        assert status == 0
+        assert f"(default: {preset.config.train.batch_size})" in flat
+        assert f"(default: {preset.config.optim.lr})" in flat
+    for command in ("sample", "eval"):
+        assert nanogpt(command, "--help")[0] == 0
+
+
+def test_version(nanogpt: Command) -> None:
+    assert nanogpt("--version") == (0, f"nanogpt {__version__}\n", "")
+
+
+# What a user gets wrong: one line that says what and what to do, status 2, nothing lost.
+
+
+def refused(answer: tuple[int, str, str], says: str) -> None:
+    status, out, err = answer
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"nanogpt: [^\n]+\n", err), err
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("trian", "there is no command 'trian': did you mean train?"),
+        ("frob", "there is no command 'frob': use one of train, sample, eval, presets"),
+        ("train tinny", "no preset 'tinny': did you mean tiny? The presets are bigram, tiny, baby"),
+        ("train xyz", "there is no preset 'xyz': the presets are bigram, tiny, baby"),
+        ("train --train.stps 3", "--train.stps, 3; did you mean --train.steps"),
+        ("train --train.steps", "Missing value for argument '--train.steps'"),
+        ("train --train.steps many", "Error parsing --train.steps"),
+        ("train --precision float8", "Expected one of ('auto', 'float32', 'bfloat16')"),
+        ("train tiny --model.n-head 3", "n_embd is 128, which n_head 3 does not divide: try"),
+        ("train tiny --model.n-layer 0", "n_layer is 0: it must be at least 1"),
+        ("train --train.batch-size 0", "batch_size is 0: it must be at least 1"),
+        ("train --optim.lr -1", "lr is -1.0: it must be more than 0"),
+        ("train --data nope.txt", "there is no file nope.txt, and the known corpora are tinysha"),
+        ("train --device tpu", "there is no device 'tpu': use auto, cpu"),
+        ("sample", "there is no run in runs/ yet: make one with `nanogpt train`"),
+        ("sample nope", "there is no run nope"),
+        ("sample --samples 0", "--samples is 0: it must be at least 1"),
+        ("eval --split test", "Expected one of ('val', 'train')"),
+        ("presets all", "presets takes no arguments"),
+    ],
+)
+def test_a_mistake_is_one_line(nanogpt: Command, arguments: str, says: str) -> None:
+    refused(nanogpt(*arguments.split()), says)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "own.txt is empty: name a file with text in it"),
+        (b"fine so far \xe9 no more", "own.txt is not UTF-8: byte 12 is 0xe9; convert it"),
+        (b"short", "the text is too short: its train split has 4 tokens, and block_size 64 needs"),
+        (b"a" * 200, "the text is too short: its val split has 20 tokens, and block_size 64 needs"),
+    ],
+)
+def test_a_text_that_cannot_be_learned(nanogpt: Command, raw: bytes, says: str) -> None:
+    Path("own.txt").write_bytes(raw)
+    refused(nanogpt("train", "tiny", "--data", "own.txt", "--device", "cpu"), says)
+    assert not Path("runs").exists()
+
+
+def test_a_directory_that_holds_a_run_is_left_alone(
+    nanogpt: Command, run: Path, text_file: Path, small: list[str]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    again = nanogpt("train", "--data", text_file, "--out", run, *small)
+    refused(again, "mine already holds a run: name another, such as --out mine-2")
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_may_not_be_written(
+    nanogpt: Command, text_file: Path, small: list[str]
+) -> None:
+    Path("locked").mkdir(mode=0o500)
+    answer = nanogpt("train", "--data", text_file, "--out", "locked/run", *small)
+    refused(answer, "cannot write in locked/run: Permission denied; name another directory")
+
+
+def test_a_directory_that_cannot_be(nanogpt: Command, text_file: Path, small: list[str]) -> None:
+    answer = nanogpt("train", "--data", text_file, "--out", text_file / "run", *small)
+    refused(answer, "Not a directory; name another directory with --out")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--prompt", "bad é"), "the tokenizer does not know the character 'é' (U+00E9); its 12 "),
+        (("--temperature", "-1"), "temperature is -1.0: it must be 0 (always the likeliest token)"),
+        (("--top-k", "0"), "top-k is 0: it must be at least 1, or left out"),
+        (("--top-p", "2"), "top-p is 2.0: it must be more than 0 and at most 1, or left out"),
+        (("--prompt-file", "nope"), "cannot read nope: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_sampled(
+    nanogpt: Command, run: Path, options: tuple[str, ...], says: str
+) -> None:
+    refused(nanogpt("sample", run, *options), says)
+
+
+def test_a_damaged_run_is_named(nanogpt: Command, run: Path) -> None:
+    weights = run / "best" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for command in ("sample", "eval"):
+        refused(nanogpt(command, run), "mine/best/model.safetensors is missing or damaged")
+    (run / "best" / "config.json").write_text('{"model": ')
+    refused(nanogpt("sample", run), "mine/best/config.json is missing or damaged")
+
+
+def test_a_bug_of_ours_keeps_its_traceback(
+    nanogpt: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: list[str]) -> None:
+        raise ValueError("not a mistake of the user's")
+
+    monkeypatch.setitem(COMMANDS, "presets", broken)
+    with pytest.raises(ValueError, match="not a mistake"):
+        nanogpt("presets")
+
+
+# As a process of its own.
+
+
+def process(*arguments: object, **how: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "nanogpt", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **how,  # type: ignore[call-overload]
+    )
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, nanogpt.cli; nanogpt.cli.main(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "nanogpt.cli" in loaded
+    assert not {"torch", "numpy", "matplotlib", "pooch"} & loaded
+
+
+def test_an_interruption_is_status_130(text_file: Path, small: list[str]) -> None:
+    endless = [*small, "--train.steps", "1000000", "--train.eval-every", "1000000"]
+    training = process("train", "--data", text_file, "--out", "mine", *endless)
+    while not Path("mine/best/config.json").exists():
+        assert training.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    training.send_signal(signal.SIGINT)
+    _, err = training.communicate(timeout=30)
+    assert training.returncode == 130
+    assert err == "\nnanogpt: interrupted\n"
+    assert json.loads(Path("mine/last/config.json").read_text())["step"] > 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(run: Path) -> None:
+    writing = process("sample", run, "--max-new-tokens", 100_000)
+    assert writing.stdout is not None
+    assert writing.stderr is not None
+    assert len(writing.stdout.read(10)) == 10  # streamed: it is here long before the end
+    writing.stdout.close()
+    assert writing.wait(timeout=30) == 0
+    assert writing.stderr.read() == ""
+    writing.stderr.close()

@@ -1,0 +1,70 @@
+"""What a person sees while a run goes on, in a terminal and in a file."""
+
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nanogpt.models import GPTConfig
+from nanogpt.terminal import TerminalReporter, duration, result_table
+from nanogpt.train import Result, RunConfig, TrainConfig, train
+
+
+@pytest.fixture
+def config(text_file: Path) -> RunConfig:
+    return RunConfig(
+        data=str(text_file),
+        device="cpu",
+        model=GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8),
+        train=TrainConfig(steps=40, batch_size=2, eval_every=20, log_every=1),
+    )
+
+
+def shown(config: RunConfig, terminal: bool) -> tuple[Result, str]:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=120, highlight=False)
+    with TerminalReporter(console) as reporter:
+        result = train(config, reporter)
+    return result, screen.getvalue()
+
+
+def test_in_a_file_there_is_a_line_for_each_evaluation(config: RunConfig) -> None:
+    result, text = shown(config, terminal=False)
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    assert lines[0].startswith(f"{result.run.out}: GPT, {result.run.parameters:,} parameters")
+    steps = [line for line in lines if line.startswith("step")]
+    assert [int(line.split()[1]) for line in steps] == [0, 20, 40]
+    assert re.search(r"val  2\.\d{4}  best  [\d,]+ tokens/s  \d+ s left$", steps[1])
+    assert len(lines) == 3 + 3
+
+
+def test_in_a_terminal_a_line_lives(config: RunConfig) -> None:
+    _, text = shown(config, terminal=True)
+    live = r"step 40/40  loss \d\.\d{4}  best \d\.\d{4}  [\d,]+ tokens/s  0 s left"
+    assert re.search(live, text)
+    assert text.count("\x1b[2K") > 1  # it is redrawn in place, and gone at the end
+
+
+def test_the_table_at_the_end_is_what_happened(config: RunConfig) -> None:
+    result, _ = shown(config, terminal=False)
+    result = replace(result, last=replace(result.last, seconds=187.0))
+    screen = io.StringIO()
+    Console(file=screen, width=120, highlight=False).print(result_table(result))
+    text = screen.getvalue()
+    best = result.best
+    assert f"{best.val_loss:.4f} nats per token, at step {best.step}" in text
+    assert f"bits per byte         {best.bits_per_byte:.4f}" in text
+    assert f"bigram                {result.run.bigram_loss:.4f}" in text
+    assert "3:07 min, 640 tokens; ended: all 40 steps done" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (187, "3:07 min"), (3723, "1:02:03 h")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
