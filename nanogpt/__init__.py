@@ -2,6 +2,8 @@
 
 >>> from nanogpt import GPT, GPTConfig
 >>> model = GPT(GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64))
+
+The verbs are in modules of their own: nanogpt.train, nanogpt.evaluate, nanogpt.generate.
 """
 
 from importlib import import_module
@@ -9,8 +11,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .checkpoint import load as load
-    from .evaluate import evaluate as evaluate
-    from .generate import generate as generate
     from .models import GPT as GPT
     from .models import Bigram as Bigram
     from .models import BigramConfig as BigramConfig
@@ -18,28 +18,25 @@ if TYPE_CHECKING:
     from .models import build as build
     from .presets import PRESETS as PRESETS
     from .tokenizers import CharTokenizer as CharTokenizer
-    from .train import train as train
 
 __version__ = "0.1.0"
-
-# Names are imported when first used: `nanogpt --help` should not wait for torch.
-_HOMES = {
-    "load": "checkpoint",
-    "evaluate": "evaluate",
-    "generate": "generate",
-    "GPT": "models",
-    "Bigram": "models",
-    "BigramConfig": "models",
-    "GPTConfig": "models",
-    "build": "models",
-    "PRESETS": "presets",
-    "CharTokenizer": "tokenizers",
-    "train": "train",
-}
-__all__ = sorted(_HOMES)
+__all__ = [
+    "GPT",
+    "PRESETS",
+    "Bigram",
+    "BigramConfig",
+    "CharTokenizer",
+    "GPTConfig",
+    "build",
+    "load",
+]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    """Import a public name when it is first used: `nanogpt --help` does not wait for torch."""
+    if name in __all__:
+        for home in ("models", "checkpoint", "presets", "tokenizers"):
+            module = import_module(f".{home}", __name__)
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

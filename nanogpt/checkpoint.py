@@ -39,7 +39,7 @@ class Checkpoint:
 
 
 def save(directory: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint directory; whoever reads it sees the old one or the new one, whole."""
+    """Write a checkpoint directory: whole, beside the one that it then replaces."""
     beside = directory.with_name(f".{directory.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

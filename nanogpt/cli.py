@@ -92,6 +92,7 @@ def train(args: list[str]) -> None:
     console = Console(highlight=False)
     with TerminalReporter(console) as reporter:
         result = run_training(config, reporter)
+    console.print()
     console.print(result_table(result))
     console.print("\n[bold]It writes:[/]")
     best = load(result.run.out / "best", result.run.device)

@@ -37,7 +37,7 @@ class Journal:
     def __init__(self, out: Path, title: str, bigram_loss: float) -> None:
         self.out, self.title, self.bigram_loss = out, title, bigram_loss
         self.records: list[Record] = []
-        self._idle_since = self._drawing_took = 0.0
+        self._drawn_at = self._drawing_took = 0.0
 
     @property
     def evaluations(self) -> list[Record]:
@@ -55,8 +55,8 @@ class Journal:
         line = {name: value for name, value in asdict(record).items() if value is not None}
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        # A drawing takes about as long as a few steps on a small model: at most 2% of the time.
-        if record.val_loss and time.perf_counter() - self._idle_since > 50 * self._drawing_took:
+        # A drawing takes as long as a few steps of a small model: at most 2% of the time.
+        if record.val_loss and time.perf_counter() - self._drawn_at > 50 * self._drawing_took:
             self.draw()
 
     def draw(self) -> None:
@@ -65,8 +65,8 @@ class Journal:
         train = [(r.step, r.train_loss) for r in self.records if r.train_loss is not None]
         val = [(r.step, r.val_loss) for r in self.evaluations if r.val_loss is not None]
         draw_loss(self.out / "loss.png", train, val, self.bigram_loss, self.title)
-        self._idle_since = time.perf_counter()
-        self._drawing_took = self._idle_since - began
+        self._drawn_at = time.perf_counter()
+        self._drawing_took = self._drawn_at - began
 
 
 def overfits(records: Sequence[Record]) -> bool:

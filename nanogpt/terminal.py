@@ -1,5 +1,7 @@
 """How a run looks in a terminal, or line by line where the output is no terminal."""
 
+from functools import partial
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
@@ -44,7 +46,7 @@ class TerminalReporter(Reporter):
         self.run = run
         data, model = run.data.splits, run.model.config
         precision = str(run.precision).removeprefix("torch.")
-        say = self.console.print
+        say = partial(self.console.print, soft_wrap=True)
         say(
             f"[bold]{run.out}[/]: {type(run.model).__name__}, {run.parameters:,} parameters, "
             f"context {model.block_size}; {describe(run.device)}, {precision}"
@@ -68,7 +70,7 @@ class TerminalReporter(Reporter):
             line += "  [bold]best[/]" if record is best else "      "
             if not self.console.is_terminal and record.step:
                 line += f"  {rate}  {duration(left)} left"
-            self.console.print(line, highlight=False)
+            self.console.print(line, soft_wrap=True)
         if self.task is not None and record.train_loss is not None:
             self.progress.update(
                 self.task,
@@ -87,7 +89,7 @@ class TerminalReporter(Reporter):
         return f"{rate:,.0f} tokens/s"
 
     def said(self, line: str) -> None:
-        self.console.print(line, style="yellow")
+        self.console.print(line, style="yellow", soft_wrap=True)
 
 
 def result_table(result: Result) -> Table:
@@ -99,7 +101,7 @@ def result_table(result: Result) -> Table:
         "bits per byte": f"{best.bits_per_byte:.4f}",
         "bigram": f"{run.bigram_loss:.4f} nats per token on the same text",
         "training": f"{duration(last.seconds)}, {last.tokens:,} tokens; ended: {result.ended}",
-        "kept in": f"{run.out}",
+        "kept in": f"{run.out}; more text with: nanogpt sample {run.out}",
     }
     for name, value in rows.items():
         table.add_row(name, value, style="bold" if name.startswith("best") else "")

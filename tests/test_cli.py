@@ -259,14 +259,9 @@ def test_a_bug_of_ours_keeps_its_traceback(
 # As a process of its own.
 
 
-def process(*arguments: object, **how: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "nanogpt", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **how,  # type: ignore[call-overload]
-    )
+def process(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "nanogpt", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -1,0 +1,23 @@
+"""The public names."""
+
+import importlib
+
+import pytest
+
+import nanogpt
+
+
+def test_every_public_name_is_there() -> None:
+    for name in nanogpt.__all__:
+        assert getattr(nanogpt, name).__module__.startswith("nanogpt.") or name == "PRESETS"
+
+
+def test_no_public_name_hides_a_module() -> None:
+    for name in nanogpt.__all__:
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(f"nanogpt.{name}")
+
+
+def test_another_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'nanogpt' has no attribute 'GTP'"):
+        _ = nanogpt.GTP  # type: ignore[attr-defined]
