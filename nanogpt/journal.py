@@ -37,12 +37,8 @@ class Journal:
     def __init__(self, out: Path, title: str, bigram_loss: float) -> None:
         self.out, self.title, self.bigram_loss = out, title, bigram_loss
         self.records: list[Record] = []
+        self.evaluations: list[Record] = []  # those in which the validation loss was measured
         self._drawn_at = self._drawing_took = 0.0
-
-    @property
-    def evaluations(self) -> list[Record]:
-        """The records in which the validation loss was measured."""
-        return [record for record in self.records if record.val_loss is not None]
 
     @property
     def best(self) -> Record:
@@ -55,9 +51,11 @@ class Journal:
         line = {name: value for name, value in asdict(record).items() if value is not None}
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        # A drawing takes as long as a few steps of a small model: at most 2% of the time.
-        if record.val_loss and time.perf_counter() - self._drawn_at > 50 * self._drawing_took:
-            self.draw()
+        if record.val_loss is not None:
+            self.evaluations.append(record)
+            # A drawing takes as long as a few steps of a small model: at most 2% of the time.
+            if time.perf_counter() - self._drawn_at > 50 * self._drawing_took:
+                self.draw()
 
     def draw(self) -> None:
         """Draw both losses so far into loss.png."""

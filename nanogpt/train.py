@@ -178,7 +178,13 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
     journal = Journal(run.out, f"{run.out.name}: {run.parameters:,} parameters", run.bigram_loss)
 
     model, settings = run.model, config.train
-    forward = torch.compile(model) if settings.compile and run.device.type == "cuda" else model
+    compiled = torch.compile(model) if settings.compile and run.device.type == "cuda" else model
+
+    def forward(tokens: Tensor) -> Tensor:
+        with autocast(run.device, run.precision):
+            logits: Tensor = compiled(tokens)
+            return logits
+
     optimizer = build_optimizer(model, config.optim)
     block_size = model.config.block_size
     order = torch.Generator().manual_seed(config.seed)  # of the batches, and of nothing else
@@ -215,8 +221,7 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             inputs, targets = run.data.batch("train", settings.batch_size, block_size, order)
-            with autocast(run.device, run.precision):
-                losses.append(gradients(forward, inputs, targets, settings.accumulation))
+            losses.append(gradients(forward, inputs, targets, settings.accumulation))
             if config.optim.grad_clip:
                 nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
             optimizer.step()

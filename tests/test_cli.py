@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -259,9 +260,22 @@ def test_a_bug_of_ours_keeps_its_traceback(
 # As a process of its own.
 
 
-def process(*arguments: object) -> subprocess.Popen[str]:
+@contextmanager
+def process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process of its own, which does not outlive the test."""
     command = [sys.executable, "-m", "nanogpt", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests started in the background of a shell ignore SIGINT, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -274,24 +288,24 @@ def test_help_does_not_wait_for_torch() -> None:
 
 def test_an_interruption_is_status_130(text_file: Path, small: list[str]) -> None:
     endless = [*small, "--train.steps", "1000000", "--train.eval-every", "1000000"]
-    training = process("train", "--data", text_file, "--out", "mine", *endless)
-    while not Path("mine/best/config.json").exists():
-        assert training.poll() is None
-        time.sleep(0.05)
-    time.sleep(0.5)
-    training.send_signal(signal.SIGINT)
-    _, err = training.communicate(timeout=30)
-    assert training.returncode == 130
-    assert err == "\nnanogpt: interrupted\n"
+    with process("train", "--data", text_file, "--out", "mine", *endless) as training:
+        while not Path("mine/metrics.jsonl").exists():
+            assert training.poll() is None
+            time.sleep(0.05)
+        while Path("mine/metrics.jsonl").read_text().count("\n") < 3:
+            time.sleep(0.05)
+        training.send_signal(signal.SIGINT)
+        _, err = training.communicate(timeout=60)
+        assert training.returncode == 130
+        assert err == "\nnanogpt: interrupted\n"
     assert json.loads(Path("mine/last/config.json").read_text())["step"] > 0
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(run: Path) -> None:
-    writing = process("sample", run, "--max-new-tokens", 100_000)
-    assert writing.stdout is not None
-    assert writing.stderr is not None
-    assert len(writing.stdout.read(10)) == 10  # streamed: it is here long before the end
-    writing.stdout.close()
-    assert writing.wait(timeout=30) == 0
-    assert writing.stderr.read() == ""
-    writing.stderr.close()
+    with process("sample", run, "--max-new-tokens", 100_000) as writing:
+        assert writing.stdout is not None
+        assert writing.stderr is not None
+        assert len(writing.stdout.read(10)) == 10  # streamed: it is here long before the end
+        writing.stdout.close()
+        assert writing.wait(timeout=60) == 0
+        assert writing.stderr.read() == ""

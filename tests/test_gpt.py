@@ -68,12 +68,17 @@ def test_attention_is_scaled_by_the_size_of_a_head() -> None:
 def test_attention_weights_are_those_of_the_forward_pass() -> None:
     model = GPT(SMALL).eval()
     scramble(model)
-    weights = model.attention_weights(tokens())
+    t = tokens()
+    weights = model.attention_weights(t)
     assert weights.shape == (2, 3, 4, 16, 16)
-    block: Any = model.blocks[0]
-    x = model.embed(t := tokens())
-    _, first = causal_attention(*block.attention.heads(block.norm1(x)))
-    torch.testing.assert_close(model.attention_weights(t)[0], first)
+    seen: list[Tensor] = []
+    for block in model.blocks:
+        attention: Any = block.attention
+        attention.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(t)
+    for x, block, found in zip(seen, model.blocks, weights, strict=True):
+        attention = block.attention
+        torch.testing.assert_close(found, causal_attention(*attention.heads(x))[1])
 
 
 def test_logits_equal_those_of_transformers() -> None:
@@ -144,6 +149,27 @@ def test_dropout_is_active_in_training_only() -> None:
     assert not torch.equal(model(t), model(t))
     model.eval()
     assert torch.equal(model(t), model(t))
+
+
+def test_dropout_is_in_its_four_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the embeddings, on the attention weights, and on what each sub-layer adds."""
+    model = GPT(replace(SMALL, dropout=0.5))
+    scramble(model)
+    block: Any = model.blocks[0]
+    x = torch.randn(8, 16, 32)
+    for output in (model.embed(tokens(8)), block.attention(x), block.feed_forward(x)):
+        assert (output == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_causal: bool) -> Tensor:
+        asked.append(dropout_p)
+        return fused(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
+
+    asked: list[float] = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    block(x)
+    block.eval()(x)
+    assert asked == [0.5, 0.0]
 
 
 def test_a_batch_is_learned_by_heart() -> None:

@@ -65,12 +65,13 @@ def test_it_learns_and_leaves_what_it_promised(config: RunConfig) -> None:
 
 
 def test_the_best_weights_have_the_best_loss(config: RunConfig) -> None:
-    result = train(replace(config, optim=replace(config.optim, lr=0.1)))  # it goes up and down
-    best = load(result.run.out / "best")
-    assert best.step == result.best.step
+    optim = OptimConfig(lr=0.5, warmup=0, min_lr=0.5, grad_clip=0.0)  # it soon gets worse
+    result = train(replace(config, optim=optim, train=replace(config.train, eval_every=2)))
+    assert result.best.step < result.last.step == 60
+    best, last = load(result.run.out / "best"), load(result.run.out / "last")
+    assert (best.step, last.step) == (result.best.step, 60)
     assert evaluate(best.model, result.run.data).loss == pytest.approx(result.best.val_loss)
-    last = load(result.run.out / "last")
-    assert last.step == 60
+    assert evaluate(last.model, result.run.data).loss == pytest.approx(result.last.val_loss)
 
 
 def test_the_same_seed_gives_the_same_losses_twice(config: RunConfig) -> None:
