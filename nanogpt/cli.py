@@ -53,7 +53,9 @@ class SampleArgs:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "samples"):
             if (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+                raise ValueError(f"{name.replace('_', '-')} is {value}: it must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}: it must be at least 0 and less than 2**63")
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,9 @@ nanogpt COMMAND --help tells what a command takes; nanogpt --version, which vers
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 a mistake of the user's in one line, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no crash
+            stream.reconfigure(errors="backslashreplace")
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
@@ -259,8 +264,8 @@ def _flat(box: str, otherwise: str) -> str:
     text = " ".join(line.strip("╭│╰╮╯ ") for line in box.splitlines())
     _, wrong, *more = re.split(r"[─-]{5,}", text)  # a title, the message, suggestions
     wrong = wrong.strip().rstrip(".")
-    if group := re.match(r"Error parsing (model|optim|train): ", wrong):  # a ValueError of ours
-        return wrong[group.end() :]
+    if ours := re.match(r"Error parsing \w+: ", wrong):  # a ValueError of a configuration
+        return wrong[ours.end() :]
     if meant := [flag for s in more if "meant" in s for flag in re.findall(r"--[\w.-]+", s)]:
         otherwise = f"did you mean {' or '.join(dict.fromkeys(meant))}?"
     return f"{wrong}; {otherwise}"
@@ -270,8 +275,9 @@ def _write(checkpoint: "Checkpoint", options: SampleArgs) -> None:
     """Print continuations of the prompt, each token as it is made."""
     import torch
 
-    from .generate import generate
+    from .generate import check_sampling, generate
 
+    check_sampling(options.temperature, options.top_k, options.top_p)
     tokenizer, model = checkpoint.tokenizer, checkpoint.model
     prompt = _prompt(options)
     # A text begins where a line does; an alphabet without line breaks begins with its first sign.

@@ -78,6 +78,12 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}: it must be at least 0 and less than 2**63")
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name is {self.name!r}: it must be a plain name, without slashes")
+
 
 @dataclass(frozen=True)
 class Run:
