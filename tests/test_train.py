@@ -12,8 +12,8 @@ from nanogpt.data import Data
 from nanogpt.errors import UserError
 from nanogpt.evaluate import cross_entropy, evaluate
 from nanogpt.journal import Journal, Record
-from nanogpt.models import GPT, BigramConfig, GPTConfig
-from nanogpt.optim import OptimConfig
+from nanogpt.models import GPT, BigramConfig, GPTConfig, build
+from nanogpt.optim import OptimConfig, parameter_groups
 from nanogpt.tokenizers import CharTokenizer
 from nanogpt.train import (
     Reporter,
@@ -119,21 +119,40 @@ def test_a_run_in_parts_is_the_same_run(config: RunConfig) -> None:
         assert one == pytest.approx(other, abs=1e-3)
 
 
-def test_the_first_step_is_adamw_on_the_first_batch(config: RunConfig) -> None:
-    """One step by hand: the same batch, gradient, clipping, rate and decay."""
-    config = replace(config, model=replace(MODEL, dropout=0.0))
-    trained = train(replace(config, train=replace(config.train, steps=1))).run.model
+def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
+    """Three steps by hand: the same batches, gradients, clipping, rates and decay."""
+    settings = replace(config.train, steps=3)
+    config = replace(config, seed=7, model=replace(MODEL, dropout=0.0), train=settings)
+    trained = train(config).run.model
+
     run = prepare(config)
-    inputs, targets = run.data.batch("train", 8, 16, torch.Generator().manual_seed(config.seed))
-    cross_entropy(run.model(inputs), targets).backward()
-    norm = torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm()
-    for ours, p in zip(trained.parameters(), run.model.parameters(), strict=True):
-        assert p.grad is not None
-        g = p.grad / max(1.0, norm.item() + 1e-6)
-        lr = 1e-2 * 1 / 11  # the first step of the warm-up
-        decay = 0.1 if p.dim() >= 2 else 0.0
-        expected = p * (1 - lr * decay) - lr * g / (g.abs() + 1e-8)
+    torch.manual_seed(7)
+    for fresh, p in zip(build(run.model.config).parameters(), run.model.parameters(), strict=True):
+        assert torch.equal(fresh, p)
+    optimizer = torch.optim.AdamW(parameter_groups(run.model, 0.1), lr=0.0, betas=(0.9, 0.99))
+    order = torch.Generator().manual_seed(7)
+    for step in range(3):
+        inputs, targets = run.data.batch("train", 8, 16, order)
+        cross_entropy(run.model(inputs), targets).backward()
+        gradient = [p.grad for p in run.model.parameters() if p.grad is not None]
+        norm = torch.cat([g.flatten() for g in gradient]).norm()
+        for g in gradient:
+            g *= min(1.0, 1.0 / norm.item())
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (step + 1) / 11  # the first steps of the warm-up
+        optimizer.step()
+        optimizer.zero_grad()
+    for ours, expected in zip(trained.parameters(), run.model.parameters(), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_nobody_elses_random_numbers_change_the_order(config: RunConfig) -> None:
+    class Dice(Reporter):
+        def recorded(self, record: Record, best: Record) -> None:
+            torch.rand(3)
+
+    config = replace(config, model=replace(MODEL, dropout=0.0))
+    assert lines(train(config)) == lines(train(config, Dice()))
 
 
 def test_the_bigram_trains_to_what_counting_gives(config: RunConfig) -> None:
