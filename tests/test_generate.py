@@ -146,6 +146,20 @@ def test_what_cannot_be_sampled_with_is_refused(model: GPT, how: dict[str, Any],
         write(model, [1], 1, **how)
 
 
+def test_top_p_stops_as_soon_as_it_is_reached() -> None:
+    halves = torch.zeros(1, 2)
+    assert probabilities(halves, 1.0, None, 0.5).tolist() == [[1.0, 0.0]]
+    assert probabilities(halves, 1.0, None, 0.6).tolist() == [[0.5, 0.5]]
+
+
+def test_there_is_no_dropout_in_what_it_writes() -> None:
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=7, dropout=0.5))
+    model.train()
+    text = write(model, [1], 30, temperature=0)
+    assert text == write(model.eval(), [1], 30, temperature=0)
+    assert text == write(model.train(), [1], 30, temperature=0)
+
+
 def test_top_p_keeps_more_the_larger_it_is() -> None:
     logits: Tensor = torch.randn(50, 20)
     kept = [(probabilities(logits, 1.0, None, p) > 0).sum(-1) for p in (0.1, 0.5, 0.9, 1.0)]

@@ -34,7 +34,6 @@ def test_the_best_is_the_first_of_the_lowest(tmp_path: Path) -> None:
 
 def test_the_curve_is_drawn(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "a run", 2.5)
-    journal.draw()  # before anything was measured
     journal.add(record(0, None, 4.0))
     first = (tmp_path / "loss.png").read_bytes()
     journal.add(record(1, 3.0, 3.0))
@@ -42,6 +41,11 @@ def test_the_curve_is_drawn(tmp_path: Path) -> None:
     second = (tmp_path / "loss.png").read_bytes()
     assert first.startswith(b"\x89PNG")
     assert first != second
+
+
+def test_a_curve_without_a_point_can_be_drawn(tmp_path: Path) -> None:
+    Journal(tmp_path, "a run", 2.5).draw()
+    assert (tmp_path / "loss.png").exists()
 
 
 def test_overfitting_is_falling_training_and_rising_validation_loss() -> None:

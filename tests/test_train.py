@@ -1,7 +1,10 @@
 """The loop: the same run twice, batches in parts, when it stops and what it leaves behind."""
 
 import json
+import math
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,22 @@ def test_sampling_and_evaluating_in_between_changes_nothing(config: RunConfig) -
     ]
 
 
+def test_a_line_has_the_mean_loss_of_its_steps(config: RunConfig) -> None:
+    every = lines(train(replace(config, train=replace(config.train, log_every=1))))
+    fifth = lines(train(config))
+    for i, line in enumerate(fifth[1:]):
+        batches = [each["train_loss"] for each in every[1:][5 * i : 5 * i + 5]]
+        assert line["train_loss"] == pytest.approx(sum(batches) / 5, rel=1e-5)
+
+
+def test_the_baseline_is_counted_on_the_training_split(config: RunConfig, text: str) -> None:
+    train_text, val_text = text[:5400], text[5400:]
+    pairs, firsts = Counter(pairwise(train_text)), Counter(train_text[:-1])
+    V = len(set(text))
+    losses = [-math.log((pairs[a, b] + 1) / (firsts[a] + V)) for a, b in pairwise(val_text)]
+    assert prepare(config).bigram_loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
 def test_four_parts_of_16_are_a_batch_of_64() -> None:
     model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=11))
     inputs, targets = torch.randint(11, (2, 64, 16)).unbind()
@@ -176,10 +195,20 @@ def test_it_stops_at_the_loss_asked_for(config: RunConfig) -> None:
     assert result.last.val_loss <= 2.5
 
 
+def test_the_loss_asked_for_is_reached_by_equalling_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a run", 2.5)
+    journal.add(Record(1, 1, 1, 0.1, 1.0, 2.0, 2.0))
+    assert reason_to_stop(journal, TrainConfig(stop_at_val_loss=1.99)) is None
+    reached = reason_to_stop(journal, TrainConfig(stop_at_val_loss=2.0))
+    assert reached == "validation loss reached 2.0"
+
+
 def test_patience_counts_evaluations_since_the_best(tmp_path: Path) -> None:
     settings = TrainConfig(steps=100, patience=2)
     journal, reasons = Journal(tmp_path, "a run", 2.5), []
     for step, loss in enumerate([4.0, 3.0, 3.5, 2.0, 2.5, 2.25]):
+        for _ in range(3):  # lines without an evaluation do not count
+            journal.add(Record(step, step, step, 0.1, 1.0))
         journal.add(Record(step, step, step, 0.1, 1.0, loss, loss))
         reasons.append(reason_to_stop(journal, settings))
     assert reasons == [None] * 5 + ["no better validation loss in 2 evaluations"]
@@ -240,6 +269,10 @@ def test_bfloat16_learns_as_well(config: RunConfig) -> None:
     exact, coarse = train(config), train(replace(config, precision="bfloat16"))
     assert coarse.best.val_loss == pytest.approx(exact.best.val_loss, abs=0.05)
     assert {p.dtype for p in coarse.run.model.parameters()} == {torch.float32}
+    assert lines(coarse)[1]["train_loss"] != lines(exact)[1]["train_loss"]
+    # The measure is the same for both: float32.
+    last = evaluate(load(coarse.run.out / "last").model, coarse.run.data)
+    assert last.loss == pytest.approx(coarse.last.val_loss, abs=1e-7)
 
 
 @pytest.mark.gpu
