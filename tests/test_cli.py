@@ -44,6 +44,17 @@ def test_from_nothing_to_text(nanogpt: Command, small: list[str], text_file: Pat
     assert set(written) <= set(text_file.read_text())
 
 
+@pytest.mark.slow
+def test_the_main_job(nanogpt: Command) -> None:
+    """The README's first command, whole: Tiny Shakespeare, below nanoGPT's CPU recipe."""
+    status, out, err = nanogpt("train", "tiny", "--device", "cpu")
+    assert (status, err) == (0, "")
+    _, answer, _ = nanogpt("eval", "--json")
+    assert json.loads(answer)["loss"] < 1.78
+    assert json.loads(answer)["tokens"] == 111_539
+    assert len(out.partition("It writes:\n")[2]) == 500 + 1
+
+
 def test_the_same_command_works_twice(nanogpt: Command, small: list[str], text_file: Path) -> None:
     for directory in ("runs/tiny", "runs/tiny-2"):
         _, out, _ = nanogpt("train", "tiny", "--data", text_file, *small)
