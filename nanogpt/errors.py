@@ -1,9 +1,40 @@
-"""What the user got wrong, told apart from what we got wrong."""
+"""How a command can end early: the user's mistake, a run that had to stop, an interruption."""
+
+import signal
+from pathlib import Path
 
 
 class UserError(ValueError):
     """A mistake of the user's. The message is one line: what was wrong and what to do.
 
-    The command line prints it and exits with status 2; every other exception is a bug of ours
-    and keeps its traceback.
+    The command line prints it and exits with status 2; every exception that is not of this module
+    is a bug of ours and keeps its traceback.
     """
+
+
+class Stopped(RuntimeError):
+    """Something that nobody asked for made it impossible to go on: a full disk, a NaN.
+
+    The message is one line: what happened, what is safe, what usually helps. Exit status 1.
+    """
+
+
+def cannot_write(run: Path, error: OSError) -> Stopped:
+    """The error of a disk that is full, or that a run may not write on any more."""
+    reason = error.strerror or error
+    if not (run / "last").exists():
+        return Stopped(f"cannot write in {run} ({reason}): make room, then begin again")
+    return Stopped(
+        f"cannot write in {run} ({reason}): make room, then go on with: "
+        f"nanogpt train --resume {run}"
+    )
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to end, and it has saved where it is. Exit status 128 + signal."""
+
+    def __init__(self, number: signal.Signals, step: int, run: Path) -> None:
+        super().__init__(
+            f"interrupted and saved at step {step:,}; go on with: nanogpt train --resume {run}"
+        )
+        self.status = 128 + number

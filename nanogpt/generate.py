@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .errors import Stopped, UserError
 from .models import Model
 
 
@@ -62,12 +62,18 @@ def generate(
 
     Past block_size the context slides: the model sees the last block_size tokens. Tokens are drawn
     on the CPU from generator (a CPU generator), so the same seed means the same draws everywhere.
+    Raises Stopped where logits are not finite.
     """
     check_sampling(temperature, top_k, top_p)
     model.eval()
     for _ in range(max_new_tokens):
         tokens = tokens[:, -model.config.block_size :]
         logits = model(tokens)[:, -1].float().cpu()  # (B, V): what follows the last token
+        if not logits.isfinite().all():
+            raise Stopped(
+                "the model's logits are not finite, so there is nothing to choose from: its "
+                "weights are damaged, or its training went wrong; sample another run"
+            )
         p = probabilities(logits, temperature, top_k, top_p)
         next_tokens = torch.multinomial(p, 1, generator=generator)  # (B, 1)
         yield next_tokens[:, 0]

@@ -1,14 +1,18 @@
 """What a run measures as it goes: metrics.jsonl, loss.png, the best step so far."""
 
+import io
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from .checkpoint import Best
+from .errors import UserError
+from .files import damaged, flush, parse_json, regular, write_whole
 from .plots import draw_loss
+from .schema import parse
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,16 @@ class Record:
     """Since the training began, evaluations included."""
     lr: float
     """Learning rate of the next step."""
-    train_loss: float | None
+    train_loss: float | None = None
     """Nats per token, mean over the batches since the last line; None before the first step."""
     val_loss: float | None = None
     """Nats per token over the whole validation split, where it was measured."""
     bits_per_byte: float | None = None
     """The same in bits per byte of text."""
+
+
+LONGEST_LINE = 4096
+"""Bytes: many times what a record takes."""
 
 
 class Journal:
@@ -38,24 +46,62 @@ class Journal:
         self.out, self.title, self.bigram_loss = out, title, bigram_loss
         self.records: list[Record] = []
         self.evaluations: list[Record] = []  # those in which the validation loss was measured
+        self.best: Best | None = None
+        self._file = out / "metrics.jsonl"
         self._drawn_at = self._drawing_took = 0.0
 
-    @property
-    def best(self) -> Record:
-        """The evaluation with the lowest validation loss, the first of equals."""
-        return min(self.evaluations, key=lambda record: record.val_loss or math.inf)
+    def begin(self) -> None:
+        """Begin with an empty metrics.jsonl."""
+        write_whole(self._file, b"")
 
-    def add(self, record: Record) -> None:
-        """Append a record to metrics.jsonl, and redraw the curve when it is an evaluation."""
-        self.records.append(record)
+    def resume(self, lines: int, step: int, best: Best | None) -> None:
+        """Go on after the first lines of metrics.jsonl, of steps up to one; the others are dropped.
+
+        Raises UserError where they are not there.
+        """
+        file, kept = regular(self.out, self._file), []
+        with file.open("rb") if file.exists() else io.BytesIO() as opened:
+            for _ in range(lines):
+                kept.append(opened.readline(LONGEST_LINE))
+                if not kept[-1].endswith(b"\n"):
+                    raise damaged(
+                        file, f"{len(kept) - 1} lines, and the checkpoint was made after {lines}"
+                    )
+                try:
+                    record = parse(Record, parse_json(kept[-1], file), {})
+                except ValueError as error:
+                    raise error if isinstance(error, UserError) else damaged(file, error) from None
+                if not 0 <= record.step <= step:
+                    raise damaged(file, f"a line of step {record.step} before step {step}")
+                self._remember(record)
+        write_whole(file, b"".join(kept))
+        self.best = best
+
+    def add(self, record: Record) -> bool:
+        """Append a record to metrics.jsonl; says whether it has a new lowest validation loss."""
         line = {name: value for name, value in asdict(record).items() if value is not None}
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self._remember(record)
+        if record.val_loss is None or record.bits_per_byte is None:
+            return False
+        # A drawing takes as long as a few steps of a small model: at most 2% of the time.
+        if time.perf_counter() - self._drawn_at > 50 * self._drawing_took:
+            self.draw()
+        if self.best is not None and self.best.val_loss <= record.val_loss:
+            return False
+        self.best = Best(record.step, record.val_loss, record.bits_per_byte)
+        return True
+
+    def _remember(self, record: Record) -> None:
+        self.records.append(record)
         if record.val_loss is not None:
             self.evaluations.append(record)
-            # A drawing takes as long as a few steps of a small model: at most 2% of the time.
-            if time.perf_counter() - self._drawn_at > 50 * self._drawing_took:
-                self.draw()
+
+    def flush(self) -> None:
+        """Wait until metrics.jsonl is on the disk."""
+        if self.records:
+            flush(self._file)
 
     def draw(self) -> None:
         """Draw both losses so far into loss.png."""

@@ -1,11 +1,12 @@
 """How weights move: the optimizer, which parameters decay, and the learning rate over time."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,11 @@ class OptimConfig:
     lr: float = 1e-3
     """Learning rate after the warm-up."""
     min_lr: float = 1e-4
-    """Learning rate at the last step, where the cosine ends."""
+    """Learning rate where the cosine ends, and after it."""
     warmup: int = 100
     """Steps over which the learning rate rises from 0."""
+    decay_steps: int | None = None
+    """Step at which the cosine ends; without it, the last one."""
     beta1: float = 0.9
     """Decay of the running mean of the gradients."""
     beta2: float = 0.99
@@ -32,13 +35,23 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for field in ("min_lr", "warmup", "weight_decay", "grad_clip"):
-            if not 0 <= (value := getattr(self, field)) < math.inf:
-                raise ValueError(f"{field} is {value}: it must be 0 or more")
+            if not 0 <= (value := getattr(self, field)) < 2**31:
+                raise ValueError(f"{field} is {value}: it must be at least 0 and less than 2**31")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}: it must be more than 0")
+        if self.decay_steps is not None and not 1 <= self.decay_steps < 2**31:
+            raise ValueError(
+                f"decay_steps is {self.decay_steps}: it must be at least 1 and less than 2**31, or "
+                f"None"
+            )
         for field in ("beta1", "beta2"):
             if not 0 <= (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} is {value}: it must be at least 0 and less than 1")
+
+
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam remembers of a parameter: steps taken (a scalar), the running means of the gradient and
+of its square (of the parameter's shape)."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -61,9 +74,22 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
 
 
+def gradient_norms(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """The norm of each parameter's gradient (P,), before all are scaled down to max_norm.
+
+    Together they get at most that norm, as torch.nn.utils.clip_grad_norm_ does it; 0 leaves them.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))  # in one kernel on a GPU
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norms.norm())
+    return norms
+
+
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     """The rate of step 0 ... steps - 1: a linear rise, then a cosine down to min_lr."""
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
-    progress = (step - config.warmup) / max(1, steps - config.warmup)
+    falling = max(1, (config.decay_steps or steps) - config.warmup)
+    progress = min(1.0, (step - config.warmup) / falling)
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,10 +1,13 @@
 """Curves, drawn without a screen."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from .files import write_whole
 
 Points = Sequence[tuple[int, float]]
 """(step, value) pairs."""
@@ -29,9 +32,12 @@ def draw_loss(file: Path, train: Points, val: Points, bigram_loss: float, title:
             ha="right" if best_step > steps[-1] / 2 else "left",
         )
     axes.axhline(bigram_loss, color="black", linestyle=":", label=f"bigram {bigram_loss:.4f}")
-    axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(file)
+    png = io.BytesIO()
+    figure.savefig(png)
+    write_whole(file, png.getvalue())

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+from .config import RunConfig, TrainConfig
 from .models import BigramConfig, GPTConfig
 from .optim import OptimConfig
-from .train import RunConfig, TrainConfig
 
 
 @dataclass(frozen=True)

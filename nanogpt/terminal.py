@@ -3,12 +3,15 @@
 from functools import partial
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from .checkpoint import Best
 from .devices import describe
 from .journal import Record
-from .train import Reporter, Result, Run
+from .start import Run
+from .train import Reporter, Result
 
 
 def duration(seconds: float) -> str:
@@ -48,18 +51,21 @@ class TerminalReporter(Reporter):
         precision = str(run.precision).removeprefix("torch.")
         say = partial(self.console.print, soft_wrap=True)
         say(
-            f"[bold]{run.out}[/]: {type(run.model).__name__}, {run.parameters:,} parameters, "
-            f"context {model.block_size}; {describe(run.device)}, {precision}"
+            f"[bold]{escape(str(run.out))}[/]: {type(run.model).__name__}, "
+            f"{run.parameters:,} parameters, context {model.block_size}; "
+            f"{describe(run.device)}, {precision}"
         )
         say(
-            f"{run.config.data}: {len(data['train'].tokens):,} tokens to train on, "
+            f"{escape(run.config.data)}: {len(data['train'].tokens):,} tokens to train on, "
             f"{len(data['val'].tokens):,} to measure with, {run.tokenizer.vocab_size} different"
         )
         say(f"bigram baseline: validation loss {run.bigram_loss:.4f}")
+        if run.state.step:
+            say(f"going on from step {run.state.step:,}")
         self.progress.start()
         self.task = self.progress.add_task("", total=run.config.train.steps)
 
-    def recorded(self, record: Record, best: Record) -> None:
+    def recorded(self, record: Record, best: Best | None) -> None:
         assert self.run is not None
         steps = self.run.config.train.steps
         left = record.seconds / record.step * (steps - record.step) if record.step else 0.0
@@ -67,7 +73,7 @@ class TerminalReporter(Reporter):
         if record.val_loss is not None:
             train = f"{record.train_loss:7.4f}" if record.train_loss is not None else "      –"
             line = f"step {record.step:>6,}  train {train}  val {record.val_loss:7.4f}"
-            line += "  [bold]best[/]" if record is best else "      "
+            line += "  [bold]best[/]" if best and record.step == best.step else "      "
             if not self.console.is_terminal and record.step:
                 line += f"  {rate}  {duration(left)} left"
             self.console.print(line, soft_wrap=True)
@@ -76,7 +82,8 @@ class TerminalReporter(Reporter):
                 self.task,
                 completed=record.step,
                 description=f"step {record.step:,}/{steps:,}  loss {record.train_loss:.4f}  "
-                f"best {best.val_loss:.4f}  {rate}  {duration(left)} left",
+                + (f"best {best.val_loss:.4f}  " if best else "")
+                + f"{rate}  {duration(left)} left",
             )
 
     def _rate(self, record: Record) -> str:
@@ -89,7 +96,7 @@ class TerminalReporter(Reporter):
         return f"{rate:,.0f} tokens/s"
 
     def said(self, line: str) -> None:
-        self.console.print(line, style="yellow", soft_wrap=True)
+        self.console.print(line, style="yellow", soft_wrap=True, markup=False)
 
 
 def result_table(result: Result) -> Table:
@@ -101,7 +108,7 @@ def result_table(result: Result) -> Table:
         "bits per byte": f"{best.bits_per_byte:.4f}",
         "bigram": f"{run.bigram_loss:.4f} nats per token on the same text",
         "training": f"{duration(last.seconds)}, {last.tokens:,} tokens; ended: {result.ended}",
-        "kept in": f"{run.out}; more text with: nanogpt sample {run.out}",
+        "kept in": escape(f"{run.out}; more text with: nanogpt sample {run.out}"),
     }
     for name, value in rows.items():
         table.add_row(name, value, style="bold" if name.startswith("best") else "")

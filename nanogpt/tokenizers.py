@@ -1,8 +1,11 @@
 """Text to ids and back."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from .errors import UserError
+from .schema import parse
 
 
 class CharTokenizer:
@@ -38,8 +41,17 @@ class CharTokenizer:
 
     @classmethod
     def from_json(cls, saved: dict[str, object]) -> "CharTokenizer":
-        """The tokenizer that to_json() saved. Anything else is a UserError."""
-        alphabet = saved.get("alphabet")
-        if saved.get("kind") != "char" or not isinstance(alphabet, str):
-            raise UserError('expected {"kind": "char", "alphabet": "…"}')
-        return cls(alphabet)
+        """The tokenizer that to_json() saved. Anything else is a ValueError."""
+        alphabet = parse(_Saved, saved, {}).alphabet
+        tokenizer = cls(alphabet)
+        if not alphabet or tokenizer.alphabet != alphabet:
+            raise ValueError("the alphabet must have every character once, in order")
+        return tokenizer
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What to_json() gives."""
+
+    kind: Literal["char"]
+    alphabet: str

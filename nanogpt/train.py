@@ -1,124 +1,31 @@
-"""Training: what a run is made of, and the loop.
+"""Training: the loop.
 
-The loop knows nothing of GPT. It draws a batch, asks the model for logits, follows the gradient of
-the loss, and every so often measures the whole validation split and keeps the best weights.
+It knows nothing of GPT. It draws a batch, asks the model for logits, follows the gradient of the
+loss, and every so often saves where it is, measures the whole validation split and keeps the best
+weights.
 """
 
-import platform
+import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import __version__, corpora
-from .checkpoint import Checkpoint, new_run, save, write_json
-from .data import Data
-from .devices import Precision, autocast, describe, pick_device, pick_precision
-from .errors import UserError
+from .checkpoint import Best, Contents, Writer, contents, write
+from .config import RunConfig, TrainConfig
+from .devices import Forward, at_precision, compiled, memory_asked_for
+from .errors import Interrupted, Stopped, cannot_write
 from .evaluate import cross_entropy, evaluate
+from .files import to_json, write_whole
+from .interrupts import Interrupts
 from .journal import Journal, Record, overfits
-from .models import Bigram, BigramConfig, GPTConfig, Model, ModelConfig, build, kind
-from .optim import OptimConfig, build_optimizer, learning_rate
-from .tokenizers import CharTokenizer
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long to train, on how much at a time, and when to look."""
-
-    steps: int = 5000
-    """Optimizer steps."""
-    batch_size: int = 64
-    """Blocks in the batch of one step."""
-    accumulation: int = 1
-    """Parts that each batch is worked through in: the same result in less memory."""
-    eval_every: int = 250
-    """Steps between evaluations on the whole validation split."""
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
-    patience: int | None = None
-    """Stop after this many evaluations in a row without a new best."""
-    stop_at_val_loss: float | None = None
-    """Stop at the first evaluation whose loss is at most this."""
-    compile: bool = True
-    """Compile the model where that pays: on a CUDA device."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "eval_every", "log_every"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}: it must be at least 1")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience is {self.patience}: it must be at least 1, or None")
-        if self.batch_size % self.accumulation:
-            raise ValueError(
-                f"accumulation is {self.accumulation}: it must divide batch_size {self.batch_size}"
-            )
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides how a run goes."""
-
-    name: str = "gpt"
-    """Names the run's directory, runs/NAME, unless --out does."""
-    data: str = "tinyshakespeare"
-    """A corpus (tinyshakespeare, shakespeare, shakespeare-rest) or the path of a UTF-8 text."""
-    out: Path | None = None
-    """Directory of the run; without it, runs/NAME, or runs/NAME-2 and so on when that is taken."""
-    seed: int = 1337
-    """Decides the initial weights, the order of the batches, dropout and the sample."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    precision: Precision = "auto"
-    """Of the matrix products; auto is bfloat16 on a CUDA device that has it."""
-    model: GPTConfig | BigramConfig = field(default_factory=GPTConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}: it must be at least 0 and less than 2**63")
-        if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"name is {self.name!r}: it must be a plain name, without slashes")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is about to begin: what the loop works with."""
-
-    config: RunConfig
-    out: Path
-    device: torch.device
-    precision: torch.dtype
-    tokenizer: CharTokenizer
-    data: Data
-    model: Model
-    bigram_loss: float
-    """Validation loss of the bigram counted from the training split: what is to be beaten."""
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers are learned."""
-        return sum(p.numel() for p in self.model.parameters())
-
-    def describe(self) -> dict[str, object]:
-        """What run.json says of it."""
-        return {
-            "config": {**asdict(self.config), "out": str(self.out)},
-            "kind": kind(self.model.config),
-            "parameters": self.parameters,
-            "bigram_loss": self.bigram_loss,
-            "device": describe(self.device),
-            "precision": str(self.precision).removeprefix("torch."),
-            "versions": {
-                "nanogpt": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-        }
+from .optim import gradient_norms, learning_rate
+from .start import Run, begun_with, prepare, resume
+from .watch import Watch
 
 
 @dataclass(frozen=True)
@@ -126,7 +33,7 @@ class Result:
     """How a run went."""
 
     run: Run
-    best: Record
+    best: Best
     """The evaluation with the lowest validation loss; best/ holds its weights."""
     last: Record
     ended: str
@@ -139,120 +46,172 @@ class Reporter:
     def started(self, run: Run) -> None:
         """Called once, before the first step."""
 
-    def recorded(self, record: Record, best: Record) -> None:
-        """Called for every line of metrics.jsonl."""
+    def recorded(self, record: Record, best: Best | None) -> None:
+        """Called for every line of metrics.jsonl; best is None until there is an evaluation."""
 
     def said(self, line: str) -> None:
         """Called with what the user should know."""
 
 
-def prepare(config: RunConfig) -> Run:
-    """Everything that a run needs, made and checked before the first step. Raises UserError."""
-    device = pick_device(config.device)
-    precision = pick_precision(config.precision, device)
-    text = corpora.load(config.data)
-    tokenizer = CharTokenizer(text)
-    data = Data(text, tokenizer, device)
-    data.require(config.model.block_size)
-
-    torch.manual_seed(config.seed)  # the initial weights, then dropout
-    model = build(_fit(config.model, tokenizer.vocab_size)).to(device)
-    table = BigramConfig(tokenizer.vocab_size, model.config.block_size)
-    bigram = Bigram.counted(data.splits["train"].tokens.cpu(), table).to(device)
-    bigram_loss = evaluate(bigram, data).loss
-
-    out = new_run(config.out, config.name)
-    config = replace(config, out=out, model=model.config, data=corpora.resolve(config.data))
-    run = Run(config, out, device, precision, tokenizer, data, model, bigram_loss)
-    write_json(out / "run.json", run.describe())
-    return run
-
-
-def _fit(config: ModelConfig, vocab_size: int) -> ModelConfig:
-    if config.vocab_size not in (type(config)().vocab_size, vocab_size):
-        raise UserError(
-            f"--model.vocab-size is {config.vocab_size}, but this text has {vocab_size} different "
-            f"tokens: leave it out, it follows from the text"
-        )
-    return replace(config, vocab_size=vocab_size)
-
-
 def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
-    """Make a run directory and train in it, from the first step to the last. Raises UserError."""
-    run, reporter = prepare(config), reporter or Reporter()
-    reporter.started(run)
-    journal = Journal(run.out, f"{run.out.name}: {run.parameters:,} parameters", run.bigram_loss)
+    """Make a run directory and train in it, from the first step to the last.
 
-    model, settings = run.model, config.train
-    compiled = torch.compile(model) if settings.compile and run.device.type == "cuda" else model
+    Raises UserError before the first step, Stopped or Interrupted after it.
+    """
+    return _fit(prepare(config), reporter or Reporter())
 
-    def forward(tokens: Tensor) -> Tensor:
-        with autocast(run.device, run.precision):
-            logits: Tensor = compiled(tokens)
-            return logits
 
-    optimizer = build_optimizer(model, config.optim)
-    block_size = model.config.block_size
-    order = torch.Generator().manual_seed(config.seed)  # of the batches, and of nothing else
-    losses: list[Tensor] = []  # of the steps since the last record, left on the device
-    step, ended, warned = 0, None, False
-    began = time.perf_counter()
+def go_on(directory: Path, config: RunConfig, reporter: Reporter | None = None) -> Result:
+    """Go on with the run in a directory, from its last checkpoint; raises what train() raises."""
+    reporter, steps = reporter or Reporter(), config.train.steps
+    planned = begun_with(directory).train.steps
+    run = resume(directory, config)
+    if steps != planned and config.optim.decay_steps is None:
+        reporter.said(
+            f"The learning rate was planned for {planned:,} steps; from here on it follows a plan "
+            f"for {steps:,}."
+        )
+    return _fit(run, reporter)
 
+
+def _fit(run: Run, reporter: Reporter) -> Result:
+    beside = run.device.type != "cpu"  # a CPU is busy enough
     try:
-        while True:
-            lr = learning_rate(step, settings.steps, config.optim)
-            due = step % settings.eval_every == 0 or step == settings.steps
-            if due or step % settings.log_every == 0:
-                evaluation = evaluate(model, run.data) if due else None
-                record = Record(
-                    step=step,
-                    tokens=step * settings.batch_size * block_size,
-                    seconds=round(time.perf_counter() - began, 3),
-                    lr=lr,
-                    train_loss=torch.stack(losses).mean().item() if losses else None,
-                    val_loss=evaluation.loss if evaluation else None,
-                    bits_per_byte=evaluation.bits_per_byte if evaluation else None,
-                )
-                losses.clear()
-                journal.add(record)
-                if record is journal.best:
-                    save(run.out / "best", Checkpoint(model, run.tokenizer, step))
-                reporter.recorded(record, journal.best)
-            if due and not warned and overfits(journal.records):
-                reporter.said(OVERFITS)
-                warned = True
-            if due and (ended := reason_to_stop(journal, settings)):
-                break
+        with Interrupts() as interrupts, Writer(beside) as writer:
+            reporter.started(run)
+            ended = _loop(run, reporter, interrupts, writer)
+        run.journal.draw()
+    except Interrupted:
+        with suppress(OSError):
+            run.journal.draw()
+        raise
+    except BrokenPipeError:  # of the reporter's reader
+        raise
+    except OSError as error:
+        raise cannot_write(run.out, error) from None
+    except RuntimeError as error:
+        if asked := memory_asked_for(error):
+            raise _out_of_memory(run, asked) from None
+        raise
+    finally:
+        run.lock.release()
+    assert run.journal.best is not None
+    return Result(run, run.journal.best, run.journal.records[-1], ended)
 
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            inputs, targets = run.data.batch("train", settings.batch_size, block_size, order)
-            losses.append(gradients(forward, inputs, targets, settings.accumulation))
-            if config.optim.grad_clip:
-                nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-    finally:  # when interrupted, too: what was learned so far is kept
-        save(run.out / "last", Checkpoint(model, run.tokenizer, step))
-        journal.draw()
-    return Result(run, journal.best, journal.records[-1], ended)
+
+def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) -> str:
+    """From where the run is to a reason to stop, which it gives."""
+    config, state, journal = run.config, run.state, run.journal
+    settings, model, optimizer = config.train, run.model, state.optimizer
+    block_size, parameters = model.config.block_size, list(model.parameters())
+    began = time.perf_counter() - state.seconds
+    watch, warned = Watch(run), False
+
+    def save() -> Contents:
+        watch.check()
+        watch.check_model()  # what is wrong never gets to the disk
+        state.seconds = round(time.perf_counter() - began, 3)
+        files = contents(run.checkpoint(), run.training())
+        writer.submit(partial(_write_last, run, files))
+        return files
+
+    files, saved = save(), state.step
+    writer.submit(lambda: write_whole(run.out / "run.json", to_json(run.describe())))
+
+    forward = at_precision(model, run.device, run.precision)
+    if settings.compile and run.device.type == "cuda":
+        shape = settings.batch_size // settings.accumulation, block_size
+        example = torch.zeros(shape, dtype=torch.long, device=run.device)
+        forward = compiled(model, run.precision, example, reporter.said)
+
+    while True:
+        step = state.step
+        lr = learning_rate(step, settings.steps, config.optim)
+        due = settings.evaluates_at(step)
+        if (due or interrupts.received) and step != saved:
+            files, saved = save(), step  # before the evaluation: a resume makes it again
+        if interrupts.received:
+            writer.wait()
+            raise Interrupted(interrupts.received, step, run.out)
+
+        if due or step % settings.log_every == 0 or step % 100 == 0:
+            watch.check()
+        if due or step % settings.log_every == 0:
+            evaluation = evaluate(model, run.data) if due else None
+            if evaluation and not math.isfinite(evaluation.loss):
+                raise watch.stopped(step - 1, "the validation loss", evaluation.loss)
+            record = Record(
+                step=step,
+                tokens=state.tokens,
+                seconds=round(time.perf_counter() - began, 3),
+                lr=lr,
+                train_loss=torch.stack(state.losses).mean().item() if state.losses else None,
+                val_loss=evaluation.loss if evaluation else None,
+                bits_per_byte=evaluation.bits_per_byte if evaluation else None,
+            )
+            state.losses.clear()
+            if journal.add(record):
+                best = contents(run.checkpoint(), weights=files["model.safetensors"])
+                writer.submit(partial(write, run.out / "best", best))
+            reporter.recorded(record, journal.best)
+        if due and not warned and overfits(journal.records):
+            reporter.said(OVERFITS)
+            warned = True
+        if due and (ended := reason_to_stop(journal, settings)):
+            return ended
+
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        inputs, targets = run.data.batch("train", settings.batch_size, block_size, state.order)
+        loss = gradients(forward, inputs, targets, settings.accumulation, state.scaler)
+        state.scaler.unscale_(optimizer)
+        watch.add(loss, gradient_norms(parameters, config.optim.grad_clip))
+        state.scaler.step(optimizer)
+        state.scaler.update()
+        optimizer.zero_grad()
+        state.losses.append(loss)
+        state.tokens += targets.numel()
+        state.step += 1
+
+
+def _write_last(run: Run, files: Contents) -> None:
+    run.journal.flush()  # first the lines that the checkpoint counts on
+    write(run.out / "last", files)
 
 
 def gradients(
-    forward: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, parts: int = 1
+    forward: Forward,
+    inputs: Tensor,
+    targets: Tensor,
+    parts: int = 1,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     """Add the gradient of the mean loss over a batch to the parameters; gives that loss.
 
     The batch is worked through in equal parts, one after the other, which changes the memory that
-    it takes and nothing else.
+    it takes and nothing else. With a scaler, the gradients are as many times larger as it says.
     """
     total = torch.zeros((), device=inputs.device)
     for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
         loss = cross_entropy(forward(x), y) / parts
-        loss.backward()
+        (scaler.scale(loss) if scaler else loss).backward()
         total += loss.detach()
     return total
+
+
+def _out_of_memory(run: Run, asked: str) -> Stopped:
+    settings = run.config.train
+    size, parts = settings.batch_size, settings.accumulation
+    if parts == size:
+        return Stopped(
+            f"out of memory: {asked} more were asked for, with a batch in as many parts as can be; "
+            f"a smaller --model.n-embd or --model.block-size needs less"
+        )
+    more = next((n for n in range(parts + 1, min(size, 10_000)) if size % n == 0), size)
+    return Stopped(
+        f"out of memory: {asked} more were asked for; the same batch in smaller parts needs less: "
+        f"nanogpt train --resume {run.out} --train.batch-size {size} --train.accumulation {more}"
+    )
 
 
 OVERFITS = (
@@ -264,6 +223,7 @@ OVERFITS = (
 def reason_to_stop(journal: Journal, settings: TrainConfig) -> str | None:
     """Why training ends with the evaluation just made; None where it goes on."""
     last, best = journal.records[-1], journal.best
+    assert best is not None
     target, patience = settings.stop_at_val_loss, settings.patience
     if target is not None and last.val_loss is not None and last.val_loss <= target:
         return f"validation loss reached {target}"

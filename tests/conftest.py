@@ -2,13 +2,21 @@
 
 import os
 import random
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from nanogpt.cli import main
+
+settings.register_profile("nanogpt", deadline=None)  # how long something takes is no test
+settings.load_profile("nanogpt")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,6 +64,28 @@ def nanogpt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
             status = int(exit.code or 0)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def process() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
+    """Run a command in a process of its own, which does not outlive the test."""
+
+    @contextmanager
+    def run(*args: object) -> Iterator[subprocess.Popen[str]]:
+        with subprocess.Popen(
+            [sys.executable, "-m", "nanogpt", *map(str, args)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Tests started in the background of a shell ignore SIGINT, as would their children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        ) as started:
+            try:
+                yield started
+            finally:
+                started.kill()
 
     return run
 

@@ -7,12 +7,14 @@ import nanogpt
 
 HOME = Path(nanogpt.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "schema", "interrupts"},
+    {"files"},
     {"devices", "tokenizers", "corpora", "optim", "models", "plots"},
-    {"data", "checkpoint", "journal"},
-    {"evaluate", "generate"},
+    {"config", "data", "checkpoint", "runs", "state"},
+    {"journal", "evaluate", "generate", "presets"},
+    {"start"},
+    {"watch"},
     {"train"},
-    {"presets"},
     {"terminal"},
     {"cli"},
 ]
@@ -68,7 +70,7 @@ def test_models_know_torch_and_nothing_of_ours() -> None:
     for module, tree in sources().items():
         if module.startswith("models."):
             roots = {name.split(".")[0] for name in imports(module, tree)}
-            assert roots <= {"torch", "math", "dataclasses", "nanogpt"}
+            assert roots <= {"torch", "math", "dataclasses", "typing", "nanogpt"}
             assert rooms(module, tree) <= {"models"}
 
 
@@ -83,6 +85,8 @@ def keepers(library: str) -> set[str]:
 
 def test_each_door_has_one_keeper() -> None:
     assert keepers("tyro") == {"cli"}
+    assert keepers("safetensors") == {"checkpoint"}
+    assert keepers("filelock") == {"runs", "start"}
     assert keepers("pooch") == {"corpora"}
     assert keepers("matplotlib") == {"plots"}
     for library in ("requests", "urllib", "socket", "http"):

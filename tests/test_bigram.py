@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from nanogpt.models import Bigram, BigramConfig
+from nanogpt.models.bigram import counted_loss
 
 
 def test_counting_is_what_a_plain_loop_counts() -> None:
@@ -63,3 +64,11 @@ def test_gradient_descent_converges_to_counting() -> None:
 def test_an_impossible_size_is_named(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} is 0: it must be at least 1"):
         BigramConfig(**{field: 0})
+
+
+@pytest.mark.parametrize("smoothing", [1.0, 0.25])
+def test_the_loss_of_counting_needs_no_table(smoothing: float) -> None:
+    train, val = torch.randint(20, (500,)), torch.randint(23, (300,))  # also what was never seen
+    table = Bigram.counted(train, BigramConfig(23, 8), smoothing).table.weight
+    expected = F.cross_entropy(table[val[:-1]], val[1:]).item()
+    assert counted_loss(train, val, 23, smoothing) == pytest.approx(expected, rel=1e-6)

@@ -1,12 +1,24 @@
 """A checkpoint gives back what was saved, and says what is wrong with one that is damaged."""
 
+import hashlib
 import json
+import os
+import resource
+import subprocess
+import threading
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
 
-from nanogpt.checkpoint import Checkpoint, find_run, load, new_run, save, trained_on
+from nanogpt import files
+from nanogpt.checkpoint import SUMS, Checkpoint, Writer, load, save
 from nanogpt.errors import UserError
 from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig, Model
 from nanogpt.tokenizers import CharTokenizer
@@ -49,7 +61,35 @@ def test_the_next_one_replaces_it_whole(model: Model, best: Path) -> None:
 
 def test_it_is_safetensors_and_json(best: Path) -> None:
     names = {file.name for file in best.iterdir()}
-    assert names == {"model.safetensors", "config.json", "tokenizer.json"}
+    assert names == {"model.safetensors", "config.json", "tokenizer.json", "SHA256SUMS"}
+
+
+def test_its_files_can_be_read_by_whom_other_files_can(best: Path) -> None:
+    Path("other").touch()
+    modes = {file.stat().st_mode & 0o777 for file in [*best.iterdir(), Path("other")]}
+    assert len(modes) == 1
+
+
+def test_all_is_on_the_disk_before_it_replaces_the_one_before(
+    best: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, exchange = os.fsync, files._exchange
+
+    def flushed(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def exchanged(one: Path, other: Path) -> None:
+        events.append("exchanged")
+        exchange(one, other)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(files, "_exchange", exchanged)
+    save(best, Checkpoint(model, CharTokenizer("abc"), 8))
+    before, after = events[: events.index("exchanged")], events[events.index("exchanged") + 1 :]
+    assert {file.name for file in best.iterdir()} | {".best.new"} == set(before)
+    assert after == ["one"]  # the directory that now lists the new one
 
 
 def damage(file: Path, how: str) -> None:
@@ -73,75 +113,204 @@ def test_a_damaged_file_is_named(best: Path, name: str, how: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def sign(directory: Path) -> None:
+    """Make the checksums right again: what a stranger would do."""
+    files = sorted(file for file in directory.iterdir() if file.name != SUMS)
+    sums = (f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files)
+    (directory / SUMS).write_text("".join(sums))
+
+
+def change(file: Path, *keys: str, to: object) -> None:
+    """Put another value into a JSON file, where the keys lead."""
+    value = whole = json.loads(file.read_text())
+    for key in keys[:-1]:
+        value = value[key]
+    value[keys[-1]] = to
+    file.write_text(json.dumps(whole))
+    sign(file.parent)
+
+
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("key", "value", "says"),
     [
-        ({"n_embed": 16}, "unknown field n_embed"),
-        ({"kind": "rnn"}, "'rnn'"),
-        ({"n_head": 3}, "n_embd is 16, which n_head 3 does not divide"),
-        ({"n_embd": 32}, "size mismatch"),
-        ({"n_layer": 2}, "Missing key"),
+        ("n_embed", 16, "model: unknown key 'n_embed'"),
+        ("kind", "rnn", "model: its kind must be one of gpt, bigram"),
+        ("n_head", 3, "model: n_embd is 16, which n_head 3 does not divide"),
+        ("n_embd", 32, r"\w+ is F32 .*, not torch.float32"),
+        ("n_embd", "16", "model: n_embd cannot be '16'"),
+        ("n_embd", 10**30, "config.json is missing or damaged"),
+        ("block_size", 10**12, r"position_embedding.weight is F32 \(8, 16\)"),
+        ("n_layer", 2, "not the number of tensors of GPT"),
+        ("n_layer", 10**9, "not the number of tensors of GPT"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, int], says: str) -> None:
+def test_a_configuration_that_does_not_fit_is_refused(key: str, value: object, says: str) -> None:
     save(Path("best"), Checkpoint(GPT(CONFIG), CharTokenizer("abc"), 7))
-    config = json.loads(Path("best/config.json").read_text())
-    config["model"] |= change
-    Path("best/config.json").write_text(json.dumps(config))
+    change(Path("best/config.json"), "model", key, to=value)
     with pytest.raises(UserError, match=says):
         load("best")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("step", -1, "step is -1: it must be at least 0"),
+        ("step", 1.0, "step cannot be 1.0"),
+        ("steps", 1, "unknown key 'steps'"),
+        ("best", {"step": 1, "val_loss": 2.0}, "best: the key 'bits_per_byte' is missing"),
+    ],
+)
+def test_a_configuration_is_read_strictly(best: Path, key: str, value: object, says: str) -> None:
+    change(best / "config.json", key, to=value)
+    with pytest.raises(UserError, match=f"config.json is missing or damaged \\({says}"):
+        load(best)
+
+
+def test_every_file_is_compared_with_its_checksum(best: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", SUMS], cwd=best, capture_output=True, check=True)
+    assert done.stdout.count(b"OK") == 3
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        raw = bytearray((best / name).read_bytes())
+        raw[-2] ^= 1
+        (best / name).write_bytes(raw)
+        with pytest.raises(UserError, match=f"{name} is missing or damaged"):
+            load(best)
+        raw[-2] ^= 1
+        (best / name).write_bytes(raw)
+    assert load(best).step == 7
+
+
+def test_a_header_that_claims_much_takes_no_memory(best: Path) -> None:
+    weights = best / "model.safetensors"
+    raw = weights.read_bytes()
+    for length in (2**20 + 1, 2**40, 2**63):
+        weights.write_bytes(length.to_bytes(8, "little") + raw[8:])
+        sign(best)
+        with pytest.raises(UserError, match=f"a header of {length:,} bytes"):
+            load(best)
+
+
+def test_tensors_of_others_are_refused(best: Path, model: Model) -> None:
+    weights = dict(model.state_dict())
+    save_file(weights | {"more": torch.zeros(1)}, best / "model.safetensors")
+    sign(best)
+    with pytest.raises(UserError, match="not the number of tensors of"):
+        load(best)
+    name = min(weights)
+    others = {("more" if key == name else key): tensor for key, tensor in weights.items()}
+    save_file(others, best / "model.safetensors")
+    sign(best)
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        load(best)
+    save_file(weights | {name: weights[name].double()}, best / "model.safetensors")
+    sign(best)
+    with pytest.raises(UserError, match=rf"{name} is F64 \(.*\), not torch.float32"):
+        load(best)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", SUMS])
+def test_a_link_out_of_it_is_not_followed(best: Path, name: str) -> None:
+    (best / name).rename("elsewhere")
+    (best / name).symlink_to(Path("elsewhere").resolve())
+    with pytest.raises(UserError, match=f"{name} is a link that leads out of runs/one/best"):
+        load(best)
+
+
+def test_the_names_are_plain_whatever_wraps_the_model(model: Model) -> None:
+    checkpoint = Checkpoint(torch.compile(model), CharTokenizer("abc"), 7)  # type: ignore[arg-type]
+    save(Path("compiled"), checkpoint)
+    save(Path("parallel"), replace(checkpoint, model=Wrapped(model)))  # type: ignore[arg-type]
+    for directory in ("compiled", "parallel"):
+        with safe_open(f"{directory}/model.safetensors", "pt") as opened:
+            assert set(opened.keys()) == model.state_dict().keys()
+
+
+class Wrapped(nn.Module):
+    """As DistributedDataParallel keeps a model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_reading_leaves_random_numbers_as_they_were(best: Path) -> None:
+    before = torch.get_rng_state()
+    load(best)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_it_can_be_read_at_every_instant_of_being_replaced(best: Path, model: Model) -> None:
+    """One thread replaces it again and again, the other reads it as often."""
+    steps, done = [7], threading.Event()
+
+    def replace_it() -> None:
+        for step in range(8, 108):
+            save(best, Checkpoint(model, CharTokenizer("abc"), step))
+        done.set()
+
+    thread = threading.Thread(target=replace_it)
+    thread.start()
+    while not done.is_set():
+        steps.append(load(best).step)
+    thread.join()
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 3
+
+
+def test_what_cannot_be_written_leaves_the_one_before(best: Path, model: Model) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = GPT(replace(CONFIG, n_embd=64)) if isinstance(model, GPT) else Bigram(BigramConfig(99))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(best, Checkpoint(big, CharTokenizer("abc"), 8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load(best).step == 7
+    assert [file.name for file in best.parent.iterdir()] == ["best"]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_writer_keeps_the_order(beside: bool) -> None:
+    done: list[int] = []
+    with Writer(beside) as writer:
+        for i in range(5):
+            writer.submit(partial(done.append, i))
+    assert done == list(range(5))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_writer_raises_what_failed_and_writes_no_more(beside: bool) -> None:
+    done: list[int] = []
+
+    def fail() -> None:
+        time.sleep(0.1)
+        raise OSError("No space left on device")
+
+    def write() -> None:
+        with Writer(beside) as writer:
+            writer.submit(fail)
+            writer.submit(partial(done.append, 1))
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    assert not done
+
+
+def test_a_writer_keeps_no_more_than_a_few_jobs_waiting() -> None:
+    done: list[int] = []
+
+    def slow(i: int) -> None:
+        time.sleep(0.02)
+        done.append(i)
+
+    with Writer(beside=True) as writer:
+        for i in range(10):
+            writer.submit(partial(slow, i))
+            assert i - len(done) <= 5
 
 
 def test_a_tokenizer_of_another_run_is_refused() -> None:
     save(Path("best"), Checkpoint(GPT(CONFIG), CharTokenizer("abcdef"), 7))
     with pytest.raises(UserError, match="6 tokens and the model 3: they are not of one run"):
         load("best")
-
-
-def test_runs_get_directories_of_their_own() -> None:
-    made = [new_run(None, "tiny") for _ in range(3)]
-    assert made == [Path("runs/tiny"), Path("runs/tiny-2"), Path("runs/tiny-3")]
-    assert new_run(Path("here/below"), "tiny") == Path("here/below")
-
-
-def test_a_directory_that_holds_a_run_is_refused() -> None:
-    new_run(Path("mine"), "tiny")
-    with pytest.raises(UserError, match="mine already holds a run: name another, such as --out"):
-        new_run(Path("mine"), "tiny")
-
-
-def test_a_directory_that_cannot_be_written_is_refused() -> None:
-    Path("file").touch()
-    with pytest.raises(UserError, match="cannot write in file/run: Not a directory; name another"):
-        new_run(Path("file/run"), "tiny")
-
-
-def test_a_run_is_found_by_path_by_name_or_by_age(best: Path) -> None:
-    assert find_run("runs/one") == Path("runs/one")
-    assert find_run("one") == Path("runs/one")
-    assert find_run(None) == Path("runs/one")
-    for name in ("two", "later"):
-        save(Path("runs", name, "best"), load(best))
-        assert find_run(None) == Path("runs", name)
-
-
-def test_a_run_that_is_not_there_is_named(best: Path) -> None:
-    with pytest.raises(UserError, match="there is no run two; the runs in runs/: runs/one"):
-        find_run("two")
-    Path("empty").mkdir()
-    with pytest.raises(UserError, match="empty holds no run: its best/ is missing"):
-        find_run("empty")
-
-
-def test_without_any_run_the_way_to_one_is_named() -> None:
-    with pytest.raises(UserError, match="there is no run in runs/ yet: make one with `nanogpt tra"):
-        find_run(None)
-
-
-def test_what_a_run_learned_from() -> None:
-    Path("run").mkdir()
-    Path("run/run.json").write_text('{"config": {"data": "tinyshakespeare"}}')
-    assert trained_on(Path("run")) == "tinyshakespeare"
-    Path("run/run.json").write_text("{}")
-    with pytest.raises(UserError, match=r"run.run\.json is missing or damaged"):
-        trained_on(Path("run"))

@@ -3,24 +3,25 @@
 import json
 import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanogpt import __version__
-from nanogpt.checkpoint import Checkpoint, save
-from nanogpt.cli import COMMANDS
+from nanogpt.checkpoint import Checkpoint, load, save
+from nanogpt.cli import COMMANDS, _harmless
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.presets import PRESETS
 from nanogpt.tokenizers import CharTokenizer
 
 Command = Callable[..., tuple[int, str, str]]
+Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 
 @pytest.fixture
@@ -125,6 +126,23 @@ def test_an_alphabet_without_line_breaks_can_be_sampled(nanogpt: Command) -> Non
     assert re.fullmatch("[ab]{20}\n", out)
 
 
+def test_what_steers_a_terminal_is_written_out(nanogpt: Command, run: Path) -> None:
+    """The text of a stranger's alphabet on a screen; piped, it is what it is."""
+    assert _harmless("a\tb\n\x1b]0;title\x07é\x9b") == "a\tb\n\\x1b]0;title\\x07é\\x9b"
+    _, _, err = nanogpt("sample", "\x1b[2J")
+    assert err.startswith("nanogpt: there is no run \\x1b[2J; the runs in runs/: ")
+    _, _, err = nanogpt("sample", "two\nlines")
+    assert err.startswith("nanogpt: there is no run two\\nlines; ")
+
+
+def test_names_are_no_markup(nanogpt: Command, small: list[str], text_file: Path) -> None:
+    odd = text_file.rename("[red]$x$.txt")
+    status, out, err = nanogpt("train", "--data", odd, "--name", "[bold]$\\frac$", *small)
+    assert (status, err) == (0, "")
+    assert "runs/[bold]$\\frac$: GPT" in out
+    assert "[red]$x$.txt: " in out
+
+
 def test_presets_are_listed(nanogpt: Command) -> None:
     status, out, _ = nanogpt("presets")
     assert status == 0
@@ -175,7 +193,7 @@ def refused(answer: tuple[int, str, str], says: str) -> None:
         ("train --train.stps 3", "--train.stps, 3; did you mean --train.steps"),
         ("train --train.steps", "Missing value for argument '--train.steps'"),
         ("train --train.steps many", "Error parsing --train.steps"),
-        ("train --precision float8", "Expected one of ('auto', 'float32', 'bfloat16')"),
+        ("train --precision float8", "Expected one of ('auto', 'float32', 'bfloat16', 'float16')"),
         ("train tiny --model.n-head 3", "n_embd is 128, which n_head 3 does not divide: try"),
         ("train tiny --model.n-layer 0", "n_layer is 0: it must be at least 1"),
         ("train --train.batch-size 0", "batch_size is 0: it must be at least 1"),
@@ -216,10 +234,10 @@ def test_a_text_that_cannot_be_learned(nanogpt: Command, raw: bytes, says: str) 
 def test_a_directory_that_holds_a_run_is_left_alone(
     nanogpt: Command, run: Path, text_file: Path, small: list[str]
 ) -> None:
-    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("[!.]*")}
     again = nanogpt("train", "--data", text_file, "--out", run, *small)
     refused(again, "mine already holds a run: name another, such as --out mine-2")
-    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("[!.]*")} == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -261,6 +279,58 @@ def test_a_damaged_run_is_named(nanogpt: Command, run: Path) -> None:
     refused(nanogpt("sample", run), "mine/best/config.json is missing or damaged")
 
 
+def test_weights_that_are_not_finite_end_with_status_1(nanogpt: Command, run: Path) -> None:
+    best = load(run / "best")
+    with torch.no_grad():
+        next(best.model.parameters()).fill_(float("nan"))
+    save(run / "best", best)
+    status, _, err = nanogpt("sample", run)
+    assert status == 1
+    assert re.fullmatch(r"nanogpt: the model's logits are not finite, [^\n]+\n", err)
+
+
+@pytest.mark.parametrize("how", [("--resume", "mine"), ("--resume=mine",), ("--resume",)])
+def test_a_run_goes_on(nanogpt: Command, run: Path, how: tuple[str, ...]) -> None:
+    if how == ("--resume",):  # the newest
+        Path("runs").mkdir()
+        run = run.rename("runs/mine")
+    status, out, err = nanogpt("train", *how, "--train.steps", 30)
+    assert (status, err) == (0, "")
+    assert f"{run}: GPT, " in out
+    assert "going on from step 20\n" in out
+    assert "all 30 steps done" in out
+
+
+def test_the_help_of_a_run_that_goes_on_has_its_own_settings(nanogpt: Command, run: Path) -> None:
+    status, out, _ = nanogpt("train", "--resume", run, "--help")
+    assert status == 0
+    assert "Go on with mine, from its last checkpoint" in out
+    assert "(default: 16)" in re.sub(r"[│\s]+", " ", out)  # its block size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("tiny --resume mine", "a run that goes on has its settings already: leave tiny out"),
+        ("--resume nope", "there is no run nope"),
+        ("--resume mine --train.steps 10", "--train.steps is 10, and mine is at step 20: name a"),
+        ("--resume mine --seed 3", "--seed is 3, and this run began with 1337: leave it out, or"),
+        ("--resume mine --out other", "--out is other, and this run began with mine: leave it"),
+        ("--resume mine --precision float8", "Expected one of ('auto', 'float32'"),
+    ],
+)
+def test_what_cannot_go_on(nanogpt: Command, run: Path, arguments: str, says: str) -> None:
+    refused(nanogpt("train", *arguments.split()), says)
+
+
+def test_a_run_of_nothing_but_a_last_checkpoint_goes_on(nanogpt: Command, run: Path) -> None:
+    shutil.rmtree(run / "best")
+    assert nanogpt("train", "--resume", run)[0] == 0
+    assert load(run / "best").step == 20
+    (run / "last" / "training.json").unlink()
+    refused(nanogpt("train", "--resume", run), "mine/last/training.json is missing or damaged")
+
+
 def test_a_bug_of_ours_keeps_its_traceback(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,24 +345,6 @@ def test_a_bug_of_ours_keeps_its_traceback(
 # As a process of its own.
 
 
-@contextmanager
-def process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A command in a process of its own, which does not outlive the test."""
-    command = [sys.executable, "-m", "nanogpt", *map(str, arguments)]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Tests started in the background of a shell ignore SIGINT, and so would their children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as started:
-        try:
-            yield started
-        finally:
-            started.kill()
-
-
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, nanogpt.cli; nanogpt.cli.main(['--help']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -301,22 +353,7 @@ def test_help_does_not_wait_for_torch() -> None:
     assert not {"torch", "numpy", "matplotlib", "pooch"} & loaded
 
 
-def test_an_interruption_is_status_130(text_file: Path, small: list[str]) -> None:
-    endless = [*small, "--train.steps", "1000000", "--train.eval-every", "1000000"]
-    with process("train", "--data", text_file, "--out", "mine", *endless) as training:
-        while not Path("mine/metrics.jsonl").exists():
-            assert training.poll() is None
-            time.sleep(0.05)
-        while Path("mine/metrics.jsonl").read_text().count("\n") < 3:
-            time.sleep(0.05)
-        training.send_signal(signal.SIGINT)
-        _, err = training.communicate(timeout=60)
-        assert training.returncode == 130
-        assert err == "\nnanogpt: interrupted\n"
-    assert json.loads(Path("mine/last/config.json").read_text())["step"] > 0
-
-
-def test_a_reader_that_has_seen_enough_is_no_error(run: Path) -> None:
+def test_a_reader_that_has_seen_enough_is_no_error(process: Process, run: Path) -> None:
     with process("sample", run, "--max-new-tokens", 100_000) as writing:
         assert writing.stdout is not None
         assert writing.stderr is not None

@@ -1,10 +1,28 @@
 """Devices: what is there is found, what is not is refused with a reason."""
 
+import copy
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
-from nanogpt.devices import autocast, describe, pick_device, pick_precision
+from nanogpt import devices
+from nanogpt.devices import (
+    Precision,
+    autocast,
+    compiled,
+    describe,
+    memory_asked_for,
+    pick_device,
+    pick_precision,
+)
 from nanogpt.errors import UserError
+from nanogpt.models import GPT, GPTConfig
 
 HERE = {
     "cpu": True,
@@ -43,9 +61,19 @@ def test_the_cpu_computes_in_float32_unless_told() -> None:
     cpu = torch.device("cpu")
     assert pick_precision("auto", cpu) == torch.float32
     assert pick_precision("bfloat16", cpu) == torch.bfloat16
+    assert pick_precision("float16", cpu) == torch.float16
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ones(*_: object, dtype: torch.dtype, **__: object) -> torch.Tensor:
+        raise RuntimeError("not implemented")
+
+    monkeypatch.setattr(torch, "ones", ones)
+    with pytest.raises(UserError, match=r"cpu \(.*\) has no float16: use --precision float32"):
+        pick_precision("float16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_products_run_at_the_precision(precision: torch.dtype) -> None:
     a = torch.randn(4, 4)
     with autocast(torch.device("cpu"), precision):
@@ -53,5 +81,175 @@ def test_products_run_at_the_precision(precision: torch.dtype) -> None:
     assert (a @ a).dtype == torch.float32
 
 
+TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
+"""Of the logits, relative to the largest: a few roundings of the format."""
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("name", [name for name in HERE if HERE[name]])
+def test_every_device_computes_the_same_logits(name: str, precision: Precision) -> None:
+    """Those of float64 on the CPU, within the tolerance of the precision."""
+    model = GPT(GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65))
+    for parameter in model.parameters():  # livelier than fresh weights
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+    tokens = torch.randint(65, (4, 64))
+    with torch.no_grad():
+        reference = copy.deepcopy(model).double()(tokens)
+        device = torch.device(name)
+        with autocast(device, pick_precision(precision, device)):
+            logits = model.to(device)(tokens.to(device)).cpu().double()
+    error = ((logits - reference).abs().max() / reference.abs().max()).item()
+    assert error < TOLERANCE[precision]
+
+
 def test_a_device_is_described() -> None:
     assert describe(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
+
+
+def test_nothing_is_asked_of_cuda_where_there_is_none(
+    text_file: Path, small: list[str], tmp_path: Path
+) -> None:
+    """Not even whether there is a device, when the CPU is asked for."""
+    code = f"""
+import torch
+def never(name):
+    def ask(*args, **options):
+        raise AssertionError("CUDA was asked: " + name)
+    return ask
+for name in ("is_available", "device_count", "current_device", "get_device_name", "init",
+             "get_device_properties", "get_device_capability", "is_bf16_supported",
+             "get_rng_state", "set_rng_state", "synchronize", "mem_get_info"):
+    setattr(torch.cuda, name, never(name))
+from nanogpt.cli import main
+main(["train", "tiny", "--data", {str(text_file)!r}, "--out", "mine", *{small!r}])
+main(["train", "--resume", "mine", "--train.steps", "25"])
+main(["sample", "mine", "--device", "cpu", "--max-new-tokens", "5"])
+main(["eval", "mine", "--device", "cpu"])
+assert not torch.cuda.is_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# Threads.
+
+
+def threads(**environment: str) -> int:
+    """How many a process with this environment uses."""
+    code = "from nanogpt.devices import *; use_threads(); print(torch.get_num_threads())"
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=clean | environment, capture_output=True, check=True)
+    return int(done.stdout)
+
+
+def test_omp_num_threads_is_honoured() -> None:
+    assert threads(OMP_NUM_THREADS="1") == 1
+
+
+def test_what_omp_num_threads_says_is_not_made_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(devices, "cores", lambda: 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+    devices.use_threads()
+    assert torch.get_num_threads() == before
+
+
+def test_no_more_threads_than_cores() -> None:
+    cores = os.sched_getaffinity(0)
+    assert 1 <= threads() <= len(cores)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert threads() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("", 8)]
+)
+def test_a_container_has_the_cores_of_its_quota(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(devices, "QUOTA", tmp_path / "cpu.max")
+    assert devices.cores() == cores
+
+
+# Compilation.
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(3, 4)
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.table(tokens))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_model_is_compiled_or_one_line_says_why_not(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    def compile(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        def call(tokens: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = model(tokens)
+            if not works:
+                raise RuntimeError("Failed to find C compiler.\n  Please specify via CC")
+            return out
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    model, said = Layer(), list[str]()
+    before = torch.get_rng_state()
+    example = torch.tensor([[0, 1]])
+    forward = compiled(model, torch.bfloat16, example, said.append)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.table.weight.grad is None
+    assert forward(example).shape == (1, 2, 4)
+    assert (
+        said == []
+        if works
+        else [
+            "The model cannot be compiled here, and trains slower without (Failed to find C "
+            "compiler. Please specify via CC)."
+        ]
+    )
+
+
+# Memory.
+
+
+def test_how_much_memory_was_asked_for() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(10**14)
+    assert memory_asked_for(error.value) == "372529.03 GiB"
+    assert memory_asked_for(ValueError("other")) is None
+    gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a tot")
+    assert memory_asked_for(gpu) == "2.50 GiB"
+
+
+@pytest.mark.gpu
+def test_without_a_compiler_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = (
+        "from nanogpt.devices import *; from nanogpt.models import *;"
+        "model = build(GPTConfig(n_layer=1, n_head=1, n_embd=16, block_size=8)).cuda();"
+        "example = torch.zeros(1, 8, dtype=torch.long, device='cuda');"
+        "print(compiled(model, torch.bfloat16, example, print)(example).dtype)"
+    )
+    environment = {
+        **os.environ,
+        "CC": "/nowhere/cc",
+        "TRITON_CACHE_DIR": str(tmp_path / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"The model cannot be compiled here, [^\n]+\ntorch.bfloat16\n", done.stdout)

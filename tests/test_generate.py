@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanogpt.errors import UserError
+from nanogpt.errors import Stopped, UserError
 from nanogpt.generate import generate, probabilities
 from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig
 
@@ -47,8 +47,12 @@ def reference(logits: list[float], temperature: float, top_k: int, top_p: float)
     return [x / sum(kept) for x in kept]
 
 
+# Logits that differ at all differ visibly: 0 and 1e-20 are a tie once the largest is subtracted.
+visible = st.integers(-1280, 1280).map(lambda n: n / 64)
+
+
 @given(
-    st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12, unique=True),
+    st.lists(visible, min_size=1, max_size=12, unique=True),
     st.floats(0.25, 4),
     st.integers(1, 15),
     st.floats(0.05, 0.95),
@@ -166,3 +170,14 @@ def test_top_p_keeps_more_the_larger_it_is() -> None:
     for fewer, more in pairwise(kept):
         assert (fewer <= more).all()
     assert (kept[-1] == 20).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_no_text(
+    model: GPT, value: float, temperature: float
+) -> None:
+    with torch.no_grad():
+        model.token_embedding.weight[3] = value  # one token of seven is enough
+    with pytest.raises(Stopped, match="the model's logits are not finite, so there is nothing"):
+        write(model, [1], 1, temperature=temperature)

@@ -29,6 +29,7 @@ def test_the_best_is_the_first_of_the_lowest(tmp_path: Path) -> None:
     for step, val in enumerate([4.0, 3.0, 2.0, 2.0, 2.5]):
         journal.add(record(step, 1.0, val))
         journal.add(record(step, 0.5))  # a lower training loss is not what counts
+    assert journal.best is not None
     assert journal.best.step == 2
 
 

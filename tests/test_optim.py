@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig
-from nanogpt.optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
+from nanogpt.optim import (
+    OptimConfig,
+    build_optimizer,
+    gradient_norms,
+    learning_rate,
+    parameter_groups,
+)
 
 GPT_CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=7)
 
@@ -66,6 +72,31 @@ def test_the_rate_rises_then_follows_a_cosine_down() -> None:
     assert all(later < earlier for earlier, later in pairwise(rates[10:]))
 
 
+def test_the_cosine_may_end_before_the_run_or_after_it() -> None:
+    planned = OptimConfig(lr=1.0, min_lr=0.2, warmup=10, decay_steps=110)
+    as_long = OptimConfig(lr=1.0, min_lr=0.2, warmup=10)
+    for steps in (50, 110, 300):
+        rates = [learning_rate(step, steps, planned) for step in range(steps)]
+        assert rates[:110] == [learning_rate(step, 110, as_long) for step in range(min(steps, 110))]
+        assert rates[110:] == [pytest.approx(0.2)] * (steps - len(rates[:110]))
+
+
+def test_gradients_are_measured_and_then_scaled_as_torch_does_it() -> None:
+    for max_norm in (0.5, 100.0, 0.0):
+        one, other = nn.Linear(3, 2), nn.Linear(3, 2)
+        for p, q in zip(one.parameters(), other.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        expected = torch.stack([p.grad.norm() for p in one.parameters() if p.grad is not None])
+        assert torch.equal(gradient_norms(list(one.parameters()), max_norm), expected)
+        if max_norm:
+            nn.utils.clip_grad_norm_(other.parameters(), max_norm)
+        for p, q in zip(one.parameters(), other.parameters(), strict=True):
+            assert p.grad is not None
+            assert q.grad is not None
+            assert torch.equal(p.grad, q.grad)
+
+
 def test_a_run_shorter_than_its_warm_up_only_rises() -> None:
     config = OptimConfig(lr=1.0, warmup=100)
     assert learning_rate(0, 5, config) < learning_rate(5, 5, config) < 1.0
@@ -76,7 +107,7 @@ def test_a_run_shorter_than_its_warm_up_only_rises() -> None:
     [
         ("lr", 0.0, "lr is 0.0: it must be more than 0"),
         ("lr", math.nan, "lr is nan"),
-        ("weight_decay", -1.0, "weight_decay is -1.0: it must be 0 or more"),
+        ("weight_decay", -1.0, "weight_decay is -1.0: it must be at least 0"),
         ("beta2", 1.0, "beta2 is 1.0: it must be at least 0 and less than 1"),
     ],
 )

@@ -1,5 +1,6 @@
 """The curve is a picture of the numbers: drawn again, its lines hold them."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ def test_the_lines_are_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     drawn: list[Figure] = []
     save = Figure.savefig
 
-    def keep(figure: Figure, file: Path) -> None:
+    def keep(figure: Figure, file: io.BytesIO) -> None:
         drawn.append(figure)
         save(figure, file)
 

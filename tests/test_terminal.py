@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.models import GPTConfig
 from nanogpt.terminal import TerminalReporter, duration, result_table
-from nanogpt.train import Result, RunConfig, TrainConfig, train
+from nanogpt.train import Result, train
 
 
 @pytest.fixture

@@ -35,7 +35,19 @@ def test_an_unknown_character_is_named_with_the_alphabet() -> None:
         CharTokenizer("abc").encode("abécab")
 
 
-@pytest.mark.parametrize("saved", [{}, {"kind": "bpe", "alphabet": "ab"}, {"kind": "char"}])
-def test_what_is_no_tokenizer_is_refused(saved: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="expected"):
+@pytest.mark.parametrize(
+    ("saved", "says"),
+    [
+        ({}, "the key 'kind' is missing"),
+        ({"kind": "bpe", "alphabet": "ab"}, "kind cannot be 'bpe'"),
+        ({"kind": "char"}, "the key 'alphabet' is missing"),
+        ({"kind": "char", "alphabet": "ab", "size": 2}, "unknown key 'size'"),
+        ({"kind": "char", "alphabet": 3}, "alphabet cannot be 3"),
+        ({"kind": "char", "alphabet": ""}, "every character once, in order"),
+        ({"kind": "char", "alphabet": "ba"}, "every character once, in order"),
+        ({"kind": "char", "alphabet": "aab"}, "every character once, in order"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(saved: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
         CharTokenizer.from_json(saved)

@@ -1,5 +1,8 @@
 """The models, and how a configuration becomes one."""
 
+from dataclasses import asdict
+from typing import Any
+
 from .bigram import Bigram, BigramConfig
 from .gpt import GPT, GPTConfig
 
@@ -15,7 +18,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "build",
-    "kind",
+    "to_json",
 ]
 
 KINDS: dict[str, type[ModelConfig]] = {"gpt": GPTConfig, "bigram": BigramConfig}
@@ -31,6 +34,7 @@ def build(config: ModelConfig) -> Model:
             return Bigram(config)
 
 
-def kind(config: ModelConfig) -> str:
-    """The name of config's kind in KINDS."""
-    return next(name for name, cls in KINDS.items() if isinstance(config, cls))
+def to_json(config: ModelConfig) -> dict[str, Any]:
+    """What a run on disk records of a model: its kind, and every field of its configuration."""
+    kind = next(name for name, cls in KINDS.items() if isinstance(config, cls))
+    return {"kind": kind, **asdict(config)}

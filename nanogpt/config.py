@@ -1,0 +1,115 @@
+"""What a run is made of, as the user asks for it."""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from . import models
+from .devices import Precision
+from .errors import UserError
+from .models import BigramConfig, GPTConfig
+from .optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, on how much at a time, and when to look."""
+
+    steps: int = 5000
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Blocks in the batch of one step."""
+    accumulation: int = 1
+    """Parts that each batch is worked through in: the same result in less memory."""
+    eval_every: int = 250
+    """Steps between checkpoints, each followed by an evaluation on the whole validation split."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a new best."""
+    stop_at_val_loss: float | None = None
+    """Stop at the first evaluation whose loss is at most this."""
+    compile: bool = True
+    """Compile the model where that pays: on a CUDA device."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "eval_every", "log_every"):
+            if not 1 <= (value := getattr(self, name)) < 2**31:
+                raise ValueError(f"{name} is {value}: it must be at least 1 and less than 2**31")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience is {self.patience}: it must be at least 1, or None")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"accumulation is {self.accumulation}: it must divide batch_size {self.batch_size}"
+            )
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the run is measured after so many steps."""
+        return step % self.eval_every == 0 or step == self.steps
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides how a run goes."""
+
+    name: str = "gpt"
+    """Names the run's directory, runs/NAME, unless --out does."""
+    data: str = "tinyshakespeare"
+    """A corpus (tinyshakespeare, shakespeare, shakespeare-rest) or the path of a UTF-8 text."""
+    out: Path | None = None
+    """Directory of the run; without it, runs/NAME, or runs/NAME-2 and so on when that is taken."""
+    seed: int = 1337
+    """Decides the initial weights, the order of the batches, dropout and the sample."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: Precision = "auto"
+    """Of the matrix products; auto is bfloat16 on a CUDA device that has it."""
+    deterministic: bool = False
+    """The same bits from the same run, on a GPU too; slower there. A CPU always gives them."""
+    model: GPTConfig | BigramConfig = field(default_factory=GPTConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}: it must be at least 0 and less than 2**63")
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name is {self.name!r}: it must be a plain name, without slashes")
+
+    def to_json(self) -> dict[str, Any]:
+        """What schema.parse() makes this configuration from."""
+        out = None if self.out is None else str(self.out)
+        return {**asdict(self), "out": out, "model": models.to_json(self.model)}
+
+    def require_same_run(self, begun: "RunConfig") -> None:
+        """Raise UserError where this configuration asks for another run than the one begun.
+
+        How long it goes on, how fast, and on what hardware may change; what it is may not.
+        """
+        now, then = _settings(self), _settings(begun)
+        for name in sorted(now.keys() | then.keys()):
+            if now.get(name) != then.get(name) and not name.startswith(MAY_CHANGE):
+                raise UserError(
+                    f"--{name.replace('_', '-')} is {now.get(name)}, and this run began with "
+                    f"{then.get(name)}: leave it out, or begin another run"
+                )
+
+
+MAY_CHANGE = (
+    "train.",
+    *(f"optim.{field.name}" for field in fields(OptimConfig) if field.name != "optimizer"),
+    "data",  # it must still be the same text
+    "device",
+    "precision",
+    "deterministic",
+)
+"""Settings that may be others when a run goes on."""
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its name on the command line."""
+    found: dict[str, Any] = {}
+    for name, value in config.to_json().items():
+        inner = value if isinstance(value, dict) else {None: value}
+        found |= {f"{name}.{key}" if key else name: each for key, each in inner.items()}
+    return found

@@ -1,0 +1,74 @@
+"""Numbers that went wrong: the first that is not finite stops the run and is named."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .errors import Stopped
+from .evaluate import cross_entropy
+from .optim import learning_rate
+from .start import Run
+
+
+class Watch:
+    """Looks at every loss and gradient, without waiting for the device at every step."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.names = [name for name, _ in run.model.named_parameters()]
+        self.scaled = run.state.scaler.is_enabled()
+        self._seen: list[Tensor] = []  # of each step since the last check: its loss, its norms
+
+    def add(self, loss: Tensor, norms: Tensor) -> None:
+        """Remember the loss () of a step and the norms (P,) of its gradient."""
+        # A scaled gradient may overflow: the scaler leaves out that step and scales less.
+        self._seen.append(loss[None] if self.scaled else torch.cat([loss[None], norms]))
+
+    def check(self) -> None:
+        """Raise Stopped if something was not finite since the last check."""
+        if not self._seen:
+            return
+        seen, state = torch.stack(self._seen), self.run.state  # (steps, 1 + P)
+        self._seen.clear()
+        bad = ~seen.isfinite()
+        if bad.any():
+            names = ["the loss", *(f"the gradient of {name}" for name in self.names)]
+            row = int(bad.any(dim=1).nonzero()[0])
+            # The backward pass comes from the last parameter to the first.
+            column = 0 if bad[row, 0] else int(bad[row].nonzero()[-1])
+            step = state.step - len(seen) + row
+            raise self.stopped(step, names[column], seen[row, column].item())
+        if self.scaled and (scale := state.scaler.get_scale()) < 1:
+            raise self.stopped(state.step - 1, "the scale that the gradients need", scale)
+
+    @torch.no_grad()
+    def check_model(self) -> None:
+        """Raise Stopped if a weight is not finite, or what they make of a piece of the text."""
+        model, step = self.run.model, self.run.state.step - 1
+        norms = torch.stack(torch._foreach_norm(list(model.parameters())))
+        if not norms.isfinite().all():
+            worst = int((~norms.isfinite()).nonzero()[0])
+            raise self.stopped(step, self.names[worst], norms[worst].item())
+        block_size = model.config.block_size
+        tokens = self.run.data.splits["val"].tokens[None, : block_size + 1]
+        model.eval()
+        loss = cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]).item()
+        model.train()
+        if not math.isfinite(loss):
+            raise self.stopped(step, "the validation loss", loss)
+
+    def stopped(self, step: int, name: str, value: float) -> Stopped:
+        """The error that says what was not finite in the step after so many, and what to do."""
+        run, optim = self.run, self.run.config.optim
+        lr = learning_rate(max(0, step), run.config.train.steps, optim)
+        helps = "a lower --optim.lr or a longer --optim.warmup"
+        if not optim.grad_clip:
+            helps += ", --optim.grad-clip 1"
+        if run.precision == torch.float16:
+            helps += ", --precision float32"
+        return Stopped(
+            f"{name} became {value:g} in step {step + 1:,}, at learning rate {lr:.3g}; {run.out} "
+            f"is as its last checkpoint has it. What usually helps: {helps}; for example: "
+            f"nanogpt train --resume {run.out} --optim.lr {optim.lr / 4:.2g}"
+        )

@@ -1,0 +1,501 @@
+"""A run that was stopped, in whatever way, and went on is the run that it would have been."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nanogpt.checkpoint import Best, load
+from nanogpt.config import RunConfig, TrainConfig
+from nanogpt.devices import Precision
+from nanogpt.errors import Interrupted, UserError
+from nanogpt.journal import Record
+from nanogpt.models import BigramConfig, GPTConfig
+from nanogpt.optim import OptimConfig
+from nanogpt.runs import claim
+from nanogpt.start import begun_with
+from nanogpt.train import Reporter, go_on, train
+
+Command = Callable[..., tuple[int, str, str]]
+Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
+
+
+@pytest.fixture
+def config(text_file: Path) -> RunConfig:
+    """A run of a second, with everything in it that draws random numbers."""
+    return RunConfig(
+        data=str(text_file),
+        device="cpu",
+        model=GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1),
+        optim=OptimConfig(lr=1e-2, warmup=10),
+        train=TrainConfig(steps=60, batch_size=8, eval_every=20, log_every=5),
+    )
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl without the clock."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [{name: line[name] for name in line if name != "seconds"} for line in lines]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Every weight, every tensor of the optimizer, every random state, every line."""
+    assert metrics(one) == metrics(other)
+    for checkpoint in ("last", "best"):
+        files = {file.name for file in (one / checkpoint).iterdir()}
+        assert files == {file.name for file in (other / checkpoint).iterdir()}
+        for name in files - {"training.json", "SHA256SUMS"}:
+            first, second = one / checkpoint / name, other / checkpoint / name
+            assert first.read_bytes() == second.read_bytes(), second
+    facts = [json.loads((run / "last" / "training.json").read_text()) for run in (one, other)]
+    for fact in facts:
+        del fact["seconds"], fact["config"]
+    assert facts[0] == facts[1]
+
+
+class Stop(Reporter):
+    """Asks the run to end, as the user would, when a line of a step is written."""
+
+    def __init__(self, step: int, how: signal.Signals = signal.SIGINT) -> None:
+        self.step, self.how = step, how
+
+    def recorded(self, record: Record, best: Best | None) -> None:
+        if record.step == self.step:
+            os.kill(os.getpid(), self.how)
+
+
+def interrupted(config: RunConfig, out: Path, *steps: int) -> None:
+    """A run that is stopped at the steps given, each time going on, and then ends."""
+    with pytest.raises(Interrupted):
+        train(replace(config, out=out), Stop(steps[0]))
+    for step in steps[1:]:
+        with pytest.raises(Interrupted):
+            go_on(out, begun_with(out), Stop(step))
+    go_on(out, begun_with(out))
+
+
+VARIANTS = {
+    "adamw": {},
+    "adam": {"optim": OptimConfig("adam", lr=1e-2, warmup=10)},
+    "no warm-up, no clipping": {"optim": OptimConfig(lr=1e-2, warmup=0, grad_clip=0.0)},
+    "bfloat16": {"precision": "bfloat16"},
+    "float16": {"precision": "float16"},
+    "bigram": {"model": BigramConfig(block_size=16)},
+    "parts": {"train": TrainConfig(60, 8, accumulation=4, eval_every=20, log_every=5)},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_is_exact_to_the_bit(config: RunConfig, variant: str) -> None:
+    config = replace(config, **VARIANTS[variant])  # type: ignore[arg-type]
+    train(replace(config, out=Path("straight")))
+    # Where a checkpoint is due anyway, just after one, between two lines, and at the first step.
+    interrupted(config, Path("stopped"), 0, 5, 20, 35)
+    assert_same(Path("straight"), Path("stopped"))
+
+
+def test_going_further_is_exact_too(config: RunConfig) -> None:
+    """N steps, and N more, by a schedule that does not depend on where it ends."""
+    config = replace(config, optim=replace(config.optim, decay_steps=60))
+    train(replace(config, out=Path("straight")))
+    train(replace(config, out=Path("half"), train=replace(config.train, steps=30)))
+    assert metrics(Path("half"))[-1]["step"] == 30
+    go_on(Path("half"), replace(begun_with(Path("half")), train=config.train))
+    assert_same(Path("straight"), Path("half"))
+
+
+@pytest.mark.parametrize(("decay_steps", "times"), [(None, 1), (60, 0)])
+def test_a_plan_that_changes_is_said(
+    config: RunConfig, decay_steps: int | None, times: int
+) -> None:
+    class Ears(Reporter):
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def said(self, line: str) -> None:
+            self.heard.append(line)
+
+    optim = replace(config.optim, decay_steps=decay_steps)
+    train(replace(config, out=Path("run"), optim=optim, train=replace(config.train, steps=20)))
+    begun, ears = begun_with(Path("run")), Ears()
+    go_on(Path("run"), begun, ears)
+    assert ears.heard == []
+    go_on(Path("run"), replace(begun, train=config.train), ears)
+    says = "The learning rate was planned for 20 steps; from here on it follows a plan for 60."
+    assert ears.heard == [says] * times
+
+
+def test_it_is_the_same_when_it_ends_anywhere_else(config: RunConfig) -> None:
+    """An end that saves nothing: as if the plug had been pulled after a line was written."""
+
+    class Pull(Reporter):
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def recorded(self, record: Record, best: Best | None) -> None:
+            if record.step == self.step:
+                raise KeyboardInterrupt
+
+    train(replace(config, out=Path("straight")))
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(config, out=Path("pulled")), Pull(0))
+    for step in (15, 20, 55, 60):  # best/ of step 20 is written by then, its line is not
+        with pytest.raises(KeyboardInterrupt):
+            go_on(Path("pulled"), begun_with(Path("pulled")), Pull(step))
+    with Path("pulled/metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "tok')  # half a line
+    go_on(Path("pulled"), begun_with(Path("pulled")))
+    assert_same(Path("straight"), Path("pulled"))
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(config: RunConfig) -> None:
+    first = train(replace(config, out=Path("run")))
+    before = metrics(Path("run"))
+    again = go_on(Path("run"), begun_with(Path("run")))
+    assert again.ended == first.ended == "all 60 steps done"
+    assert again.best == first.best
+    assert metrics(Path("run")) == before
+
+
+def test_it_can_move_house(config: RunConfig) -> None:
+    train(replace(config, out=Path("straight")))
+    with pytest.raises(Interrupted):
+        train(replace(config, out=Path("old")), Stop(35))
+    shutil.move("old", "new")
+    go_on(Path("new"), begun_with(Path("new")))
+    assert_same(Path("straight"), Path("new"))
+    assert json.loads(Path("new/run.json").read_text())["config"]["out"] == "new"
+
+
+def test_the_best_is_kept_though_what_follows_is_worse(config: RunConfig) -> None:
+    train(replace(config, out=Path("run"), train=replace(config.train, steps=30)))
+    best = load("run/best")
+    worse = replace(begun_with(Path("run")), optim=replace(config.optim, lr=10.0))
+    result = go_on(Path("run"), replace(worse, train=config.train))
+    assert result.best == best.best
+    assert load("run/best").step == best.step
+
+
+def test_the_best_may_have_been_deleted(config: RunConfig) -> None:
+    with pytest.raises(Interrupted):
+        train(replace(config, out=Path("run")), Stop(25))
+    shutil.rmtree("run/best")
+    result = go_on(Path("run"), begun_with(Path("run")))
+    assert load("run/best").best == result.best
+    assert result.best.step in (40, 60)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seed": 1}, "--seed is 1, and this run began with 1337: leave it out, or begin another"),
+        ({"name": "other"}, "--name is other, and this run began with gpt"),
+        ({"out": Path("other")}, "--out is other, and this run began with run"),
+        (
+            {"model": GPTConfig(n_layer=3)},
+            r"--model\.block-size is 256, and this run began",
+        ),
+        (
+            {"model": BigramConfig(12, 16)},
+            r"--model\.dropout is None, and this run began",
+        ),
+        ({"optim": OptimConfig("adam")}, r"--optim\.optimizer is adam, and this run began with ad"),
+        ({"train": TrainConfig(steps=10)}, r"--train\.steps is 10, and run is at step 21: name a"),
+        ({"data": "nowhere.txt"}, "there is no file nowhere.txt"),
+        ({"data": "other.txt"}, "other.txt is not the text that this run learned from"),
+    ],
+)
+def test_another_run_is_refused(config: RunConfig, change: dict[str, object], says: str) -> None:
+    Path("other.txt").write_text("other " * 1000)
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(config, out=Path("run")), Stop(20))
+    before = {file: file.read_bytes() for file in Path("run").rglob("[!.]*") if file.is_file()}
+    with pytest.raises(UserError, match=says) as _error:  # keeps what the run held alive
+        go_on(Path("run"), replace(begun_with(Path("run")), **change))  # type: ignore[arg-type]
+    claim(Path("run")).release()  # it is free for another try
+    assert before == {f: f.read_bytes() for f in Path("run").rglob("[!.]*") if f.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (3, "3 lines, and the checkpoint was made after 4"),
+        (0, "0 lines, and the checkpoint was made after 4"),
+        (None, "Expecting"),
+        (-1, "3 lines, and the checkpoint was made after 4"),
+    ],
+)
+def test_metrics_that_were_changed_are_named(
+    config: RunConfig, lines: int | None, says: str
+) -> None:
+    train(replace(config, out=Path("run"), train=replace(config.train, steps=20)))
+    file = Path("run/metrics.jsonl")
+    kept = file.read_text().splitlines(keepends=True)[:lines] if lines is not None else ["x\n"] * 9
+    file.write_text("".join(kept) if lines != -1 else "".join(kept)[:-1])  # the last one cut
+    with pytest.raises(UserError, match=rf"run.metrics\.jsonl is missing or damaged \({says}"):
+        go_on(Path("run"), begun_with(Path("run")))
+
+
+# By signals, from outside.
+
+
+def flags(text_file: Path, out: str, steps: int, every: int = 10) -> list[object]:
+    """A run whose checkpoints take about as long as its steps."""
+    return [
+        *("train", "tiny", "--data", text_file, "--out", out, "--device", "cpu"),
+        *("--model.n-layer", 1, "--model.n-head", 2, "--model.n-embd", 32),
+        *("--model.block-size", 16, "--model.dropout", 0.1, "--train.log-every", 3),
+        *("--train.steps", steps, "--train.eval-every", every, "--optim.warmup", 20),
+    ]
+
+
+def step_of(run: Path) -> int:
+    """The last step in metrics.jsonl."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return int(json.loads(lines[-1])["step"])
+    except (OSError, IndexError, ValueError):
+        return -1
+
+
+def wait_for(condition: Callable[[], bool], training: subprocess.Popen[str]) -> None:
+    while training.poll() is None and not condition():
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(
+    process: Process, nanogpt: Command, text_file: Path, number: signal.Signals
+) -> None:
+    with process(*flags(text_file, "mine", 100_000, 100_000)) as training:
+        wait_for(lambda: step_of(Path("mine")) > 10, training)
+        training.send_signal(number)
+        _, err = training.communicate(timeout=60)
+        assert training.returncode == 128 + number
+    step = load("mine/last").step
+    assert step > 10
+    says = f"interrupted and saved at step {step:,}; go on with: nanogpt train --resume mine"
+    assert err == f"\nnanogpt: {says}\n"
+    status, out, err = nanogpt("train", "--resume", "mine", "--train.steps", step + 5)
+    assert (status, err) == (0, "")
+    assert f"going on from step {step:,}" in out
+    assert load("mine/last").step == step + 5
+
+
+def test_a_second_signal_leaves_at_once(process: Process, text_file: Path) -> None:
+    endless = [*flags(text_file, "mine", 100_000, 100_000), "--train.batch-size", 20_000]
+    with process(*endless) as training:  # a step takes many seconds
+        wait_for(lambda: step_of(Path("mine")) >= 0, training)
+        training.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        training.send_signal(signal.SIGINT)
+        _, err = training.communicate(timeout=60)
+        assert training.returncode == 130
+        assert err == "\nnanogpt: interrupted\n"
+    assert load("mine/last").step == 0
+
+
+def is_writing(run: Path) -> bool:
+    """Whether a checkpoint is being written, or was when the process was killed."""
+    return any((run / name).exists() for name in (".last.new", ".best.new"))
+
+
+def kill_and_go_on(process: Process, text_file: Path, kills: int, steps: int, seed: int) -> int:
+    """Kill a run at random moments, half of them while it writes; gives how many of those."""
+    draw, out = random.Random(seed), Path("killed")
+    writing, arguments = 0, flags(text_file, "killed", steps)
+    for kill in range(kills):
+        with process(*arguments) as training:
+            aim = step_of(out) + draw.randint(1, steps // (kills + 1))
+            wait_for(lambda aim=aim: step_of(out) >= aim, training)  # type: ignore[misc]
+            if kill % 2:
+                wait_for(lambda: is_writing(out), training)
+            time.sleep(draw.uniform(0, 0.01))
+            training.kill()
+            _, err = training.communicate()
+            assert training.returncode == -signal.SIGKILL, err
+        writing += is_writing(out)
+        for checkpoint in ("last", "best"):  # whole at every instant
+            if (out / "run.json").exists() and (out / checkpoint).exists():
+                load(out / checkpoint)
+        if (out / "run.json").exists():
+            arguments = ["train", "--resume", "killed"]
+    with process(*arguments) as training:
+        _, err = training.communicate()
+        assert (training.returncode, err) == (0, "")
+    return writing
+
+
+def test_killed_three_times_it_is_the_same_run(
+    process: Process, nanogpt: Command, text_file: Path
+) -> None:
+    assert nanogpt(*flags(text_file, "straight", 200))[0] == 0
+    kill_and_go_on(process, text_file, kills=3, steps=200, seed=0)
+    assert_same(Path("straight"), Path("killed"))
+
+
+@pytest.mark.slow
+def test_killed_25_times_it_is_the_same_run(
+    process: Process, nanogpt: Command, text_file: Path
+) -> None:
+    assert nanogpt(*flags(text_file, "straight", 1500))[0] == 0
+    writing = kill_and_go_on(process, text_file, kills=25, steps=1500, seed=1)
+    assert writing >= 5  # some of the kills fell into the writing of a checkpoint
+    assert_same(Path("straight"), Path("killed"))
+
+
+def test_two_processes_do_not_train_in_one_directory(
+    process: Process, nanogpt: Command, text_file: Path
+) -> None:
+    with process(*flags(text_file, "mine", 100_000, 100_000)) as training:
+        wait_for(lambda: step_of(Path("mine")) > 0, training)
+        status, _, err = nanogpt("train", "--resume", "mine")
+        assert status == 2
+        assert err.startswith(f"nanogpt: process {training.pid} is training in mine: wait for it")
+        training.kill()
+        training.wait()
+    step = load("mine/last").step
+    assert nanogpt("train", "--resume", "mine", "--train.steps", step + 5)[0] == 0
+
+
+# A disk that is full.
+
+
+def stopped_by_a_full_disk(answer: tuple[int, str, str], run: Path, reason: str) -> None:
+    """One line, status 1, and nothing lost."""
+    status, _, err = answer
+    assert status == 1
+    assert err == (
+        f"nanogpt: cannot write in {run} ({reason}): make room, then go on with: "
+        f"nanogpt train --resume {run}\n"
+    )
+    assert load(run / "last").step >= 20
+    assert load(run / "best").step >= 20
+    assert not list(run.glob(".*.new"))
+
+
+@pytest.mark.parametrize("limit", [0, 200, 20_000, 100_000])
+def test_a_file_that_grows_too_large_is_one_line(
+    nanogpt: Command, text_file: Path, limit: int
+) -> None:
+    """By the system's limit on the size of a file: each time another file is the first."""
+    schedule = ("--optim.decay-steps", 40)
+    assert nanogpt(*flags(text_file, "straight", 40), *schedule)[0] == 0
+    assert nanogpt(*flags(text_file, "full", 20), *schedule)[0] == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        answer = nanogpt("train", "--resume", "full", "--train.steps", 40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    stopped_by_a_full_disk(answer, Path("full"), "File too large")
+    assert nanogpt("train", "--resume", "full", "--train.steps", 40)[0] == 0
+    assert_same(Path("straight"), Path("full"))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("room", [0, 64, 180])
+def test_a_full_disk_is_one_line(
+    nanogpt: Command, text_file: Path, tiny_disk: Path, room: int
+) -> None:
+    schedule = ("--optim.decay-steps", 60)
+    assert nanogpt(*flags(text_file, "straight", 60), *schedule)[0] == 0
+    run = tiny_disk / "full"
+    assert nanogpt(*flags(text_file, str(run), 20), *schedule)[0] == 0
+    ballast, left = tiny_disk / "ballast", shutil.disk_usage(tiny_disk).free
+    ballast.write_bytes(bytes(left - room * 1024))
+    answer = nanogpt("train", "--resume", run, "--train.steps", 60)
+    stopped_by_a_full_disk(answer, run, "No space left on device")
+    ballast.unlink()
+    assert nanogpt("train", "--resume", run, "--train.steps", 60)[0] == 0
+    assert_same(Path("straight"), run)
+
+
+# On a GPU.
+
+
+def gpu_flags(out: str, steps: int) -> list[object]:
+    """The shape of baby, compiled, on a text of 6,000 characters."""
+    return [
+        *("train", "baby", "--data", "words.txt", "--out", out, "--device", "cuda"),
+        *("--train.steps", steps, "--train.eval-every", 25, "--optim.decay-steps", 100),
+        "--deterministic",
+    ]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_is_exact_when_asked(process: Process, text_file: Path) -> None:
+    """In processes of their own, as cuBLAS and the compiler are set up once for each."""
+    for arguments in (
+        gpu_flags("straight", 100),
+        gpu_flags("half", 40),
+        ["train", "--resume", "half", "--train.steps", 100],
+    ):
+        with process(*arguments) as training:
+            _, err = training.communicate()
+            assert (training.returncode, err) == (0, "")
+    assert_same(Path("straight"), Path("half"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_on_a_gpu_a_stopped_run_learns_as_well(config: RunConfig, precision: Precision) -> None:
+    train_config = replace(config.train, compile=False)
+    config = replace(config, device="cuda", precision=precision, train=train_config)
+    straight = train(replace(config, out=Path("straight")))
+    interrupted(config, Path("stopped"), 20, 35)
+    for one, other in zip(metrics(Path("straight")), metrics(Path("stopped")), strict=True):
+        assert one == pytest.approx(other, abs=0.05)
+    assert straight.best.val_loss < 2.4
+
+
+@pytest.mark.gpu
+def test_a_run_goes_on_on_another_device(config: RunConfig) -> None:
+    config = replace(config, device="cuda", train=replace(config.train, compile=False))
+    with pytest.raises(Interrupted):
+        train(replace(config, out=Path("run")), Stop(20))
+    result = go_on(Path("run"), replace(begun_with(Path("run")), device="cpu"))
+    assert result.last.step == 60
+    assert result.best.val_loss < 2.4
+
+
+@pytest.mark.gpu
+def test_out_of_memory_says_what_to_change(
+    nanogpt: Command, text_file: Path, process: Process
+) -> None:
+    arguments = [*gpu_flags("large", 1)[:-1], "--train.batch-size", 16384, "--train.no-compile"]
+    with process(*arguments) as training:
+        _, err = training.communicate()
+        assert training.returncode == 1
+    says = re.fullmatch(
+        r"nanogpt: out of memory: [\d.]+ GiB more were asked for; the same batch in smaller parts "
+        r"needs less: nanogpt (train --resume large --train.batch-size 16384 "
+        r"--train.accumulation 2)\n",
+        err,
+    )
+    assert says, err
+    with process(*says[1].replace("accumulation 2", "accumulation 64").split()) as training:
+        _, err = training.communicate()
+        assert (training.returncode, err) == (0, "")

@@ -1,0 +1,142 @@
+"""A run that goes on is checked as strictly as one that begins."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt.config import RunConfig, TrainConfig
+from nanogpt.corpora import sha256
+from nanogpt.errors import UserError
+from nanogpt.files import sha256 as sha256_of
+from nanogpt.models import GPTConfig
+from nanogpt.start import begun_with, prepare, resume, text_of
+from nanogpt.train import train
+
+
+@pytest.fixture
+def config(text_file: Path) -> RunConfig:
+    return RunConfig(
+        data=str(text_file),
+        out=Path("run"),
+        device="cpu",
+        model=GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16),
+        train=TrainConfig(steps=10, batch_size=4, eval_every=5, log_every=2),
+    )
+
+
+def test_a_resumed_run_is_as_it_was_left(config: RunConfig) -> None:
+    left = train(config).run
+    run = resume(Path("run"), begun_with(Path("run")))
+    assert (run.config, run.text_sha256, run.bigram_loss) == (
+        left.config,
+        left.text_sha256,
+        left.bigram_loss,
+    )
+    assert (run.state.step, run.state.tokens) == (10, 10 * 4 * 16)
+    assert run.model.training
+    assert torch.equal(run.state.order.get_state(), left.state.order.get_state())
+    assert run.journal.records == left.journal.records[:-1]  # the last one is made again
+
+
+def test_what_run_json_says(config: RunConfig, text: str) -> None:
+    run = train(config).run
+    saved = json.loads(Path("run/run.json").read_text())
+    assert saved == json.loads(json.dumps(run.describe()))
+    assert saved["text_sha256"] == sha256(text)
+    assert saved["config"]["model"]["kind"] == "gpt"
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_holds_none(config: RunConfig) -> None:
+    prepare(config).lock.release()
+    with pytest.raises(UserError, match=r"run/last.\S+ is missing or damaged \(No such file"):
+        begun_with(Path("run"))
+    train(config)  # and may begin again
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("tokens", "many", "tokens cannot be 'many'"),
+        ("losses", None, "losses cannot be None"),
+        ("lines", -1, "lines is -1: it must be at least 0 and less than"),
+        (
+            "scaler",
+            {"scale": 1, "growth_tracker": 10**13},
+            "scaler: growth_tracker cannot be 10000",
+        ),
+        ("scaler", {"scale": -1, "growth_tracker": 0}, r"scaler: scale is -1\.0: it must be mo"),
+        ("colour", "red", "unknown key 'colour'"),
+        ("config", {"model": {"kind": "gpt"}, "train": {"steps": 0}}, "config: train: steps is 0"),
+    ],
+)
+def test_its_facts_are_read_strictly(config: RunConfig, key: str, value: object, says: str) -> None:
+    train(config)
+    file = Path("run/last/training.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    sums = Path("run/last/SHA256SUMS")
+    kept = [line for line in sums.read_text().splitlines() if "training.json" not in line]
+    sums.write_text("\n".join([*kept, f"{sha256(file.read_text())}  training.json"]))
+    with pytest.raises(UserError, match=rf"training.json is missing or damaged \({says}"):
+        begun_with(Path("run"))
+
+
+def test_the_text_is_the_one_that_was_learned(config: RunConfig, text: str) -> None:
+    train(config)
+    assert text_of(Path("run")) == text
+    Path(config.data).write_text(text + "x")
+    with pytest.raises(UserError, match=r"words\.txt is not the text that this run learned from"):
+        text_of(Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"more": 1}, "unknown key 'more'"),
+        ({"config": []}, r"config cannot be \[\]"),
+        ({"text_sha256": 3}, "text_sha256 cannot be 3"),
+    ],
+)
+def test_what_a_run_says_of_itself_is_read_strictly(
+    config: RunConfig, change: dict[str, object], says: str
+) -> None:
+    train(config)
+    saved = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps(saved | change))
+    with pytest.raises(UserError, match=rf"run.json is missing or damaged \({says}"):
+        text_of(Path("run"))
+
+
+def test_a_model_of_another_run_is_refused(config: RunConfig) -> None:
+    train(config)
+    other = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16)
+    train(replace(config, out=Path("other"), model=other))
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(Path("other/last", name), Path("run/last", name))
+    files = (file for file in Path("run/last").iterdir() if file.name != "SHA256SUMS")
+    sums = [f"{sha256_of(file)}  {file.name}\n" for file in files]
+    Path("run/last/SHA256SUMS").write_text("".join(sums))
+    with pytest.raises(UserError, match=r"its model is not the one in training\.json"):
+        resume(Path("run"), begun_with(Path("run")))
+
+
+def test_a_half_begun_directory_begins_anew(config: RunConfig) -> None:
+    """Killed before run.json was there: nothing of it may get into the next."""
+    Path("run").mkdir()
+    Path("run/metrics.jsonl").write_text('{"step": 99}\n')
+    train(config)
+    lines = Path("run/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == [0, 2, 4, 5, 6, 8, 10]
+    resume(Path("run"), begun_with(Path("run"))).lock.release()
+
+
+def test_threads_and_determinism_follow_the_configuration(config: RunConfig) -> None:
+    try:
+        prepare(replace(config, deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
