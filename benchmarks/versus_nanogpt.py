@@ -1,52 +1,69 @@
 """nanoGPT and nanogpt on Tiny Shakespeare, one after the other on this machine.
 
-    python benchmarks/versus_nanogpt.py CHECKOUT --recipe cpu     # two CPU cores: about 5 minutes
-    python benchmarks/versus_nanogpt.py CHECKOUT --recipe gpu     # one large GPU: about 6 minutes
+    python benchmarks/versus_nanogpt.py --nanogpt CHECKOUT       # everything that this machine can
+    python benchmarks/versus_nanogpt.py --table                  # anew from benchmarks/results
 
 CHECKOUT is a clone of github.com/karpathy/nanoGPT; it is copied, not changed. Its train.py runs as
-it is, in a process of its own, except that each checkpoint that it would write after an evaluation
-is kept in memory, with the time. When it has ended, all of them are measured by our protocol: the
-whole validation split, windows that do not overlap, float32. Ours is `nanogpt train PRESET`, a
-process of its own too. Seconds count from process start, evaluations included; memory is the peak
-of the whole process. Results go to the JSON file that --save names.
+it is, in a process of its own (be_nanogpt.py), except that it saves the weights after every
+evaluation. When it has ended, all of them are measured by our protocol: the whole validation split,
+windows that do not overlap, float32. Ours is `nanogpt train PRESET`, a process of its own too, each
+time with another seed. Seconds count from process start, evaluations included; memory is the peak
+of the process in training. The programs take turns; the table has medians. On two CPU cores three
+rounds take about 10 minutes, on one large GPU a round takes about 4.
+
+Written to benchmarks/results: versus_nanogpt_KIND.json, all that was measured; .md, the table;
+.png, loss over wall time.
 """
 
 import argparse
 import json
-import os
-import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from runs import RESULTS, nanogpt_train, save, timed
 
 from nanogpt import corpora
-from nanogpt.data import Data
 from nanogpt.devices import describe
-from nanogpt.evaluate import evaluate
-from nanogpt.tokenizers import CharTokenizer
 
-RECIPES = {
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Programs that are after the same loss."""
+
+    target: float
+    """Validation loss, in nats per character."""
+    flags: str
+    """Of nanoGPT's train.py, after config/train_shakespeare_char.py."""
+    presets: tuple[str, ...]
+    """Ours."""
+
+
+CONTESTS = {
     # nanoGPT's README, "I only have a macbook"; its compile is off there too.
-    "cpu": (
-        "tiny",
+    "cpu": Contest(
+        1.88,
         "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
         "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 "
         "--lr_decay_iters=2000 --dropout=0.0",
+        ("tiny", "tiny-fast"),
     ),
-    "gpu": ("baby", ""),
+    "cuda": Contest(1.4697, "", ("baby",)),
 }
 
 
-def theirs(checkout: Path, flags: str) -> dict[str, Any]:
+def theirs(checkout: Path, flags: str) -> Result:
     """Train with nanoGPT in a copy of its checkout."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "nanoGPT"
@@ -54,129 +71,129 @@ def theirs(checkout: Path, flags: str) -> dict[str, Any]:
         folder = copy / "data" / "shakespeare_char"
         (folder / "input.txt").write_text(corpora.load("tinyshakespeare"), encoding="utf-8")
         subprocess.run([sys.executable, "prepare.py"], cwd=folder, check=True, stdout=sys.stderr)
-        command = [sys.executable, __file__, str(copy), "--child", str(time.time())]
-        output, wall, memory = timed([*command, f"--flags={flags}"])
-        found: dict[str, Any] = json.loads(output.splitlines()[-1])
-    # Our evaluation of its checkpoints is no part of its run.
-    return {**found, "seconds": wall - found.pop("measuring"), "megabytes": memory}
+        child = Path(__file__).with_name("be_nanogpt.py")
+        command = [sys.executable, str(child), str(copy), str(time.time()), f"--flags={flags}"]
+        found: Result = json.loads(timed(command)[0].splitlines()[-1])
+    return found
 
 
-def child(copy: Path, flags: str, began: float) -> None:
-    """Be nanoGPT's train.py; afterwards print what its checkpoints are worth."""
-    kept: list[tuple[int, float, dict[str, Tensor], dict[str, Any]]] = []
-
-    def keep(checkpoint: dict[str, Any], _: str) -> None:
-        weights = {
-            name.removeprefix("_orig_mod."): tensor.cpu().clone()
-            for name, tensor in checkpoint["model"].items()
-        }
-        seconds = time.time() - began
-        kept.append((checkpoint["iter_num"], seconds, weights, checkpoint["model_args"]))
-
-    os.chdir(copy)
-    sys.path.insert(0, str(copy))
-    sys.argv = ["train.py", "config/train_shakespeare_char.py", *flags.split()]
-    sys.argv.append("--always_save_checkpoint=True")
-    torch.save = keep  # type: ignore[assignment]
-    with redirect_stdout(sys.stderr):
-        program = runpy.run_path("train.py")
-    ended = time.time()
-
-    class Logits(nn.Module):
-        """nanoGPT's model behind our contract: it gives all logits only when given targets."""
-
-        def __init__(self, model: nn.Module) -> None:
-            super().__init__()
-            self.model, self.config = model, model.config
-
-        def forward(self, tokens: Tensor) -> Tensor:
-            logits: Tensor = self.model(tokens, tokens)[0]
-            return logits
-
-    text = corpora.load("tinyshakespeare")
-    device = program["device"]
-    data = Data(text, CharTokenizer(text), device)
-    evaluations = []
-    for step, seconds, weights, model_args in kept:
-        model = program["GPT"](program["GPTConfig"](**model_args)).to(device)
-        model.load_state_dict(weights)
-        loss = evaluate(Logits(model), data).loss  # type: ignore[arg-type]
-        evaluations.append({"step": step, "seconds": seconds, "val_loss": loss})
-    best = min(evaluations, key=lambda e: e["val_loss"])
-    measuring = time.time() - ended
-    print(json.dumps({"best": best, "evaluations": evaluations, "measuring": measuring}))
+def seconds_to(target: float, result: Result) -> float:
+    """Until the loss was at most target; until the best where it never was."""
+    for evaluation in result["evaluations"]:
+        if evaluation["val_loss"] <= target:
+            return float(evaluation["seconds"])
+    return float(result["best"]["seconds"])
 
 
-def ours(preset: str, flags: list[str]) -> dict[str, Any]:
-    """Train with nanogpt."""
-    with tempfile.TemporaryDirectory() as directory:
-        out = Path(directory) / "run"
-        began = time.time()
-        command = [sys.executable, "-m", "nanogpt", "train", preset, "--out", str(out), *flags]
-        output, wall, memory = timed(command)
-        print(output, file=sys.stderr)
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        before_loop = (out / "best" / "config.json").stat().st_mtime - began
-        evaluations = [
-            {key: line[key] for key in ("step", "seconds", "val_loss")}
-            for line in lines
-            if "val_loss" in line
-        ]
-        best = min(evaluations, key=lambda e: e["val_loss"])
-        before_loop -= best["seconds"]
-        for evaluation in evaluations:
-            evaluation["seconds"] += before_loop
-    return {"best": best, "evaluations": evaluations, "seconds": wall, "megabytes": memory}
+def table(record: Result) -> str:
+    """What was measured, in Markdown: medians."""
+    target, runs = record["target"], record["runs"]
+    repeats = len(runs["nanoGPT"])
+    first = median(seconds_to(target, result) for result in runs["nanoGPT"])
+    heads = [
+        f"{record['device']}, torch {record['torch']}",
+        "precision",
+        "best validation loss",
+        "at step",
+        f"seconds to {target}, from process start",
+        "times sooner",
+        "seconds, whole",
+        "peak memory",
+    ]
+    rows = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for name, results in runs.items():
+        best = {key: median(r["best"][key] for r in results) for key in ("val_loss", "step")}
+        seconds = median(seconds_to(target, result) for result in results)
+        reached = best["val_loss"] <= target
+        rows.append(
+            f"| {name} | {results[0].get('precision', '')} | {best['val_loss']:.4f} "
+            f"| {best['step']:,.0f} | {seconds:.1f}{'' if reached else ' (its best)'} "
+            f"| {first / seconds:.1f} "
+            f"| {median(r['seconds'] for r in results):.1f} "
+            f"| {median(r['megabytes'] for r in results):,.0f} MB |"
+        )
+    return "\n".join([*rows, "", f"Medians of {repeats}." if repeats > 1 else "One run each.", ""])
 
 
-def timed(command: list[str]) -> tuple[str, float, float]:
-    """Run a command: its standard output, its seconds, its peak memory in MB."""
-    began = time.time()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed")
-    return output, time.time() - began, usage.ru_maxrss / 1024
+def draw(record: Result, file: Path) -> None:
+    """Loss over wall time, a curve for every run."""
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    styles = (("0.45", "s"), ("tab:blue", "o"), ("tab:orange", "D"), ("tab:green", "^"))
+    for (name, results), (color, marker) in zip(record["runs"].items(), styles, strict=False):
+        for number, result in enumerate(results):
+            points = [(e["seconds"], e["val_loss"]) for e in result["evaluations"]]
+            axes.plot(
+                *zip(*points, strict=True),
+                color=color,
+                marker=marker,
+                markersize=4,
+                linewidth=1,
+                label=name if number == 0 else None,
+            )
+    axes.axhline(record["target"], color="0.6", linestyle="--", linewidth=1)
+    axes.annotate(
+        f"{record['target']}",
+        (1, record["target"]),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, 3),
+        textcoords="offset points",
+        ha="right",
+        color="0.4",
+    )
+    lowest = min(r["best"]["val_loss"] for results in record["runs"].values() for r in results)
+    axes.set_ylim(lowest - 0.05, lowest + 1)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds from process start, evaluations included")
+    axes.set_ylabel("validation loss, nats per character")
+    axes.set_title(f"Tiny Shakespeare on {record['device']}")
+    axes.legend(frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(file)
+
+
+def show(kind: str) -> None:
+    """Write and print the table of a kind of device, and draw its plot."""
+    record = json.loads((RESULTS / f"versus_nanogpt_{kind}.json").read_text("utf-8"))
+    (RESULTS / f"versus_nanogpt_{kind}.md").write_text(table(record), encoding="utf-8")
+    draw(record, RESULTS / f"versus_nanogpt_{kind}.png")
+    print(table(record))
 
 
 def main() -> None:
-    """Alternate between the two, and print what came of it."""
+    """Let the programs take turns, and keep what came of it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkout", type=Path)
-    parser.add_argument("--recipe", choices=RECIPES, default="cpu")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--ours", default="", help="further flags of nanogpt train")
-    parser.add_argument("--save", type=Path)
-    parser.add_argument("--child", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--flags", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--nanogpt", type=Path, help="a clone of nanoGPT")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="only write tables and plots anew")
     args = parser.parse_args()
-    if args.child is not None:
-        return child(args.checkout, args.flags, args.child)
+    if args.table:
+        for kind in CONTESTS:
+            show(kind)
+        return
+    if args.nanogpt is None:
+        parser.error("--nanogpt: name a clone of github.com/karpathy/nanoGPT")
 
-    preset, flags = RECIPES[args.recipe]
-    runs: dict[str, list[dict[str, Any]]] = {"nanoGPT": [], f"nanogpt {preset}": []}
-    for _ in range(args.repeats):
-        runs["nanoGPT"].append(theirs(args.checkout, flags))
-        runs[f"nanogpt {preset}"].append(ours(preset, args.ours.split()))
-
-    device = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"{device}, torch {torch.__version__}, median of {args.repeats}")
-    print(f"{'':14}{'best val loss':>14}{'step':>7}{'s to best':>11}{'s whole':>9}{'MB':>7}")
-    for name, results in runs.items():
-        middle = [
-            median(result["best"][key] for result in results)
-            for key in ("val_loss", "step", "seconds")
-        ]
-        middle += [median(result[key] for result in results) for key in ("seconds", "megabytes")]
-        loss, step, to_best, whole, memory = middle
-        print(f"{name:14}{loss:14.4f}{step:7.0f}{to_best:11.1f}{whole:9.1f}{memory:7.0f}")
-    if args.save:
-        record = {"device": device, "torch": torch.__version__, "runs": runs}
-        args.save.write_text(json.dumps(record, indent=1) + "\n")
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    contest = CONTESTS[kind]
+    runs: dict[str, list[Result]] = {"nanoGPT": []}
+    for number in range(args.repeats):
+        runs["nanoGPT"].append(theirs(args.nanogpt, contest.flags))
+        for preset in contest.presets:
+            flags = ["--seed", str(1337 + number)]  # 1337 is nanoGPT's
+            runs.setdefault(f"nanogpt {preset}", []).append(nanogpt_train(preset, flags))
+    record = {
+        "device": describe(torch.device(kind)),
+        "torch": torch.__version__,
+        "target": contest.target,
+        "runs": runs,
+    }
+    save(RESULTS / f"versus_nanogpt_{kind}.json", record)
+    show(kind)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .models import Bigram as Bigram
     from .models import BigramConfig as BigramConfig
     from .models import GPTConfig as GPTConfig
+    from .models import Modern as Modern
+    from .models import ModernConfig as ModernConfig
     from .models import build as build
     from .presets import PRESETS as PRESETS
     from .tokenizers import CharTokenizer as CharTokenizer
@@ -27,6 +29,8 @@ __all__ = [
     "BigramConfig",
     "CharTokenizer",
     "GPTConfig",
+    "Modern",
+    "ModernConfig",
     "build",
     "load",
 ]

@@ -66,6 +66,8 @@ class Best:
     val_loss: float
     """Nats per token."""
     bits_per_byte: float
+    averaged: bool = False
+    """Whether that is the loss of the running mean of the weights."""
 
 
 @dataclass(frozen=True)

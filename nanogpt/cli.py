@@ -174,7 +174,7 @@ def presets(args: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .models import GPTConfig
+    from .models import BigramConfig, ModernConfig
     from .presets import PRESETS
 
     if args:
@@ -183,8 +183,10 @@ def presets(args: list[str]) -> None:
     for name, preset in PRESETS.items():
         model, training = preset.config.model, preset.config.train
         shape = f"context {model.block_size}"
-        if isinstance(model, GPTConfig):
+        if not isinstance(model, BigramConfig):
             shape = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, " + shape
+        if isinstance(model, ModernConfig):
+            shape = "modern, " + shape
         table.add_row(name, shape, f"{training.steps:,}", str(training.batch_size), preset.purpose)
     Console().print(table)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from . import models
+from .data import OrderName
 from .devices import Precision
 from .errors import UserError
-from .models import BigramConfig, GPTConfig
+from .models import BigramConfig, GPTConfig, ModelConfig
 from .optim import OptimConfig
 
 
@@ -21,8 +22,12 @@ class TrainConfig:
     """Blocks in the batch of one step."""
     accumulation: int = 1
     """Parts that each batch is worked through in: the same result in less memory."""
+    order: OrderName = "random"
+    """random: blocks from anywhere in the text. epochs: every block of it once before any again."""
     eval_every: int = 250
     """Steps between checkpoints, each followed by an evaluation on the whole validation split."""
+    eval_first: bool = True
+    """Measure before the first step, too."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     patience: int | None = None
@@ -45,7 +50,8 @@ class TrainConfig:
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the run is measured after so many steps."""
-        return step % self.eval_every == 0 or step == self.steps
+        first = step == 0 and not self.eval_first
+        return step == self.steps or (step % self.eval_every == 0 and not first)
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,10 @@ class RunConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Precision = "auto"
-    """Of the matrix products; auto is bfloat16 on a CUDA device that has it."""
+    """Of the matrix products; auto is bfloat16 where there are instructions for it."""
     deterministic: bool = False
     """The same bits from the same run, on a GPU too; slower there. A CPU always gives them."""
-    model: GPTConfig | BigramConfig = field(default_factory=GPTConfig)
+    model: ModelConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -75,6 +81,8 @@ class RunConfig:
             raise ValueError(f"seed is {self.seed}: it must be at least 0 and less than 2**63")
         if not self.name or Path(self.name).name != self.name:
             raise ValueError(f"name is {self.name!r}: it must be a plain name, without slashes")
+        if self.optim.optimizer == "muon" and isinstance(self.model, BigramConfig):
+            raise ValueError("optimizer is muon, and a bigram has no blocks: take adam or adamw")
 
     def to_json(self) -> dict[str, Any]:
         """What schema.parse() makes this configuration from."""
@@ -97,7 +105,7 @@ class RunConfig:
 
 MAY_CHANGE = (
     "train.",
-    *(f"optim.{field.name}" for field in fields(OptimConfig) if field.name != "optimizer"),
+    *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("optimizer", "ema")),
     "data",  # it must still be the same text
     "device",
     "precision",

@@ -3,6 +3,7 @@
 Targets are inputs shifted by one: at every position the model has to guess the next token.
 """
 
+import hashlib
 from collections.abc import Iterator
 from typing import Literal
 
@@ -13,6 +14,7 @@ from .errors import UserError
 from .tokenizers import CharTokenizer
 
 SplitName = Literal["train", "val"]
+OrderName = Literal["random", "epochs"]
 
 
 class Split:
@@ -48,16 +50,10 @@ class Data:
                     else f"the text is too short: its {name} split has {n} tokens; give more text"
                 )
 
-    def batch(
-        self, split: SplitName, batch_size: int, block_size: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, each (batch_size, block_size), from random places of a split.
-
-        The places are drawn on the CPU from generator, so that they are the same on every device.
-        """
+    def batch(self, split: SplitName, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, each (B, block_size), of the blocks that start at starts (B,)."""
         tokens = self.splits[split].tokens
-        starts = torch.randint(len(tokens) - block_size, (batch_size, 1), generator=generator)
-        places = (starts + torch.arange(block_size)).to(tokens.device)  # (B, T)
+        places = (starts[:, None] + torch.arange(block_size)).to(tokens.device)  # (B, T)
         return tokens[places], tokens[places + 1]
 
     def windows(
@@ -77,3 +73,46 @@ class Data:
         )
         if whole < len(targets):
             yield inputs[None, whole:], targets[None, whole:]
+
+
+class Order:
+    """Where the blocks of each batch start: it follows from the seed and how many were drawn.
+
+    random: anywhere, as if no block had been drawn before. epochs: the text is cut into blocks, and
+    each is drawn once, in random order, before the text is cut anew at other places.
+    """
+
+    def __init__(self, name: OrderName, tokens: int, block_size: int, seed: int) -> None:
+        """For a split of so many tokens, at least block_size + 1."""
+        self.name, self.block_size, self.seed = name, block_size, seed
+        self.places = tokens - block_size
+        """Of all blocks, with the target of their last token."""
+        self.per_epoch = max(1, self.places // block_size)
+        self._epoch = -1
+        self._blocks = torch.empty(0)
+
+    def starts(self, drawn: int, batch_size: int) -> Tensor:
+        """The starts (batch_size,) of the batch after so many blocks."""
+        if self.name == "random":
+            return torch.randint(self.places, (batch_size,), generator=self._generator(drawn))
+        end, parts = drawn + batch_size, []
+        while drawn < end:
+            epoch, place = divmod(drawn, self.per_epoch)
+            parts.append(self._shuffled(epoch)[place : place + end - drawn])
+            drawn += len(parts[-1])
+        return torch.cat(parts)
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        """The starts (per_epoch,) of all blocks in the order of an epoch."""
+        if epoch != self._epoch:
+            generator = self._generator(epoch)
+            left_over = self.places - (self.per_epoch - 1) * self.block_size
+            cut = torch.randint(left_over, (1,), generator=generator)
+            order = torch.randperm(self.per_epoch, generator=generator)
+            self._epoch, self._blocks = epoch, cut + self.block_size * order
+        return self._blocks
+
+    def _generator(self, number: int) -> torch.Generator:
+        """One of its own for every batch or epoch of every seed."""
+        mixed = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))

@@ -1,14 +1,16 @@
 """Which device a run uses, at which precision, with how many threads, and what it can do."""
 
+import ctypes
 import os
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import UserError
 
@@ -39,13 +41,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """The type of the matrix products; auto is bfloat16 on a CUDA device that has it.
+    """The type of the matrix products; auto is bfloat16 where there are instructions for it.
 
     Weights, optimizer state and losses are float32 at every precision. Raises UserError where the
     device cannot.
     """
     if name == "auto":
-        name = "bfloat16" if device.type == "cuda" and _has(torch.bfloat16, device) else "float32"
+        name = "bfloat16" if _is_fast(torch.bfloat16, device) else "float32"
     precision: torch.dtype = getattr(torch, name)
     if not _has(precision, device):
         raise UserError(f"{describe(device)} has no {name}: use --precision float32")
@@ -64,9 +66,34 @@ def _has(precision: torch.dtype, device: torch.device) -> bool:
         return False
 
 
-def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+def _is_fast(precision: torch.dtype, device: torch.device) -> bool:
+    """Whether the device has instructions for products of this type."""
+    if device.type == "cpu" and precision == torch.bfloat16:
+        capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.11 has none
+        has = capabilities() if capabilities else {}
+        return any(has.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return device.type == "cuda" and _has(precision, device)
+
+
+@contextmanager
+def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
     """Within it, matrix products run at this precision."""
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    if precision == torch.float32:
+        yield
+    elif device.type != "cpu":
+        with torch.autocast(device.type, precision):
+            yield
+    else:
+        # At less than float32, the fused attention of a CPU has a backward pass that takes four
+        # times as long as that of the products one by one (docs/log.md).
+        cuda = torch.backends.cuda  # its name notwithstanding, this one is the CPU's, too
+        before = cuda.fp16_bf16_reduction_math_sdp_allowed()
+        cuda.allow_fp16_bf16_reduction_math_sdp(True)
+        try:
+            with torch.autocast("cpu", precision), sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def describe(device: torch.device) -> str:
@@ -100,6 +127,20 @@ def use_threads() -> None:
     """
     if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
         torch.set_num_threads(cores())
+
+
+def use_memory() -> None:
+    """Keep freed memory for the next step instead of handing it back to the system.
+
+    With glibc, large tensors otherwise come as new pages every time, each zeroed when it is first
+    touched: a third of a step of tiny-fast (docs/log.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+    for size in (1 << 30, 32 << 20):  # the second is the most that an older glibc takes
+        if mallopt and mallopt(M_MMAP_THRESHOLD, size):
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            return
 
 
 def cores() -> int:

@@ -33,6 +33,21 @@ class Record:
     """Nats per token over the whole validation split, where it was measured."""
     bits_per_byte: float | None = None
     """The same in bits per byte of text."""
+    ema_val_loss: float | None = None
+    """That of the running mean of the weights, in a run that makes one."""
+    ema_bits_per_byte: float | None = None
+
+    def best(self) -> Best | None:
+        """The lower of the losses measured here."""
+        found = [
+            Best(self.step, loss, bits, averaged)
+            for loss, bits, averaged in (
+                (self.val_loss, self.bits_per_byte, False),
+                (self.ema_val_loss, self.ema_bits_per_byte, True),
+            )
+            if loss is not None and bits is not None
+        ]
+        return min(found, key=lambda best: best.val_loss, default=None)
 
 
 LONGEST_LINE = 4096
@@ -48,6 +63,7 @@ class Journal:
         self.evaluations: list[Record] = []  # those in which the validation loss was measured
         self.best: Best | None = None
         self._file = out / "metrics.jsonl"
+        self._drawn = -1  # records in loss.png
         self._drawn_at = self._drawing_took = 0.0
 
     def begin(self) -> None:
@@ -83,14 +99,10 @@ class Journal:
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._remember(record)
-        if record.val_loss is None or record.bits_per_byte is None:
+        best = record.best()
+        if best is None or (self.best is not None and self.best.val_loss <= best.val_loss):
             return False
-        # A drawing takes as long as a few steps of a small model: at most 2% of the time.
-        if time.perf_counter() - self._drawn_at > 50 * self._drawing_took:
-            self.draw()
-        if self.best is not None and self.best.val_loss <= record.val_loss:
-            return False
-        self.best = Best(record.step, record.val_loss, record.bits_per_byte)
+        self.best = best
         return True
 
     def _remember(self, record: Record) -> None:
@@ -103,9 +115,16 @@ class Journal:
         if self.records:
             flush(self._file)
 
+    def draw_at_times(self) -> None:
+        """Draw what is new, if that takes no more than 2% of the time."""
+        if time.perf_counter() - self._drawn_at > 50 * self._drawing_took:
+            self.draw()
+
     def draw(self) -> None:
-        """Draw both losses so far into loss.png."""
-        began = time.perf_counter()
+        """Draw both losses so far into loss.png, if there are more than the last time."""
+        if self._drawn == len(self.records):
+            return
+        began, self._drawn = time.perf_counter(), len(self.records)
         train = [(r.step, r.train_loss) for r in self.records if r.train_loss is not None]
         val = [(r.step, r.val_loss) for r in self.evaluations if r.val_loss is not None]
         draw_loss(self.out / "loss.png", train, val, self.bigram_loss, self.title)

@@ -4,9 +4,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from .files import write_whole
 
 Points = Sequence[tuple[int, float]]
@@ -15,6 +12,10 @@ Points = Sequence[tuple[int, float]]
 
 def draw_loss(file: Path, train: Points, val: Points, bigram_loss: float, title: str) -> None:
     """Draw the losses of a run over its steps into a PNG, readable in black and white."""
+    # Imported when there is something to draw: it takes as long as several steps.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

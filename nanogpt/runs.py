@@ -88,6 +88,11 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
         if os.path.isdir(settled(directory / checkpoint)):
             within(directory, directory / checkpoint)
             return directory
+        if checkpoint == "best" and os.path.isdir(settled(directory / "last")):
+            raise UserError(
+                f"{directory} was stopped before its first evaluation: go on with "
+                f"nanogpt train --resume {directory}"
+            )
     if os.path.isdir(run):
         raise UserError(f"{run} holds no run: it has no {checkpoint}/; train one with --out")
     known = ", ".join(sorted(str(file.parent) for file in RUNS.glob("*/best"))) or "none yet"

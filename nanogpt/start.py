@@ -11,13 +11,20 @@ from . import __version__, corpora
 from .checkpoint import Checkpoint, Training, load, load_tensors, load_training
 from .config import RunConfig
 from .data import Data
-from .devices import describe, pick_device, pick_precision, use_deterministic, use_threads
+from .devices import (
+    describe,
+    pick_device,
+    pick_precision,
+    use_deterministic,
+    use_memory,
+    use_threads,
+)
 from .errors import UserError, cannot_write
 from .files import damaged, read_json, regular, settled
 from .journal import Journal
 from .models import KINDS, Model, ModelConfig, build
 from .models.bigram import counted_loss
-from .optim import build_optimizer
+from .optim import build_optimizers
 from .runs import claim, new_run
 from .schema import parse
 from .state import GENERATORS, State
@@ -243,6 +250,7 @@ def _restore(run: Run, facts: Facts, checkpoint: Checkpoint) -> None:
 
 def _hardware(config: RunConfig) -> torch.device:
     use_threads()
+    use_memory()
     use_deterministic(config.deterministic)
     return pick_device(config.device)
 
@@ -263,9 +271,9 @@ def _run(
     bigram_loss = counted_loss(train, val, tokenizer.vocab_size)
     state = State(
         model=model,
-        optimizer=build_optimizer(model, config.optim),
+        optimizers=build_optimizers(model, config.optim, precision),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
-        order=torch.Generator().manual_seed(config.seed),
+        average=[p.detach().clone() for p in model.parameters() if config.optim.ema],
     )
     title = f"{config.out.name}: {sum(p.numel() for p in model.parameters()):,} parameters"
     return Run(

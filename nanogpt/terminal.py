@@ -73,6 +73,8 @@ class TerminalReporter(Reporter):
         if record.val_loss is not None:
             train = f"{record.train_loss:7.4f}" if record.train_loss is not None else "      –"
             line = f"step {record.step:>6,}  train {train}  val {record.val_loss:7.4f}"
+            if record.ema_val_loss is not None:
+                line += f"  averaged {record.ema_val_loss:7.4f}"
             line += "  [bold]best[/]" if best and record.step == best.step else "      "
             if not self.console.is_terminal and record.step:
                 line += f"  {rate}  {duration(left)} left"
@@ -104,7 +106,8 @@ def result_table(result: Result) -> Table:
     run, best, last = result.run, result.best, result.last
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = {
-        "best validation loss": f"{best.val_loss:.4f} nats per token, at step {best.step:,}",
+        "best validation loss": f"{best.val_loss:.4f} nats per token, at step {best.step:,}"
+        + (", of the averaged weights" if best.averaged else ""),
         "bits per byte": f"{best.bits_per_byte:.4f}",
         "bigram": f"{run.bigram_loss:.4f} nats per token on the same text",
         "training": f"{duration(last.seconds)}, {last.tokens:,} tokens; ended: {result.ended}",

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from .checkpoint import Best, Contents, Writer, contents, write
 from .config import RunConfig, TrainConfig
+from .data import Order
 from .devices import Forward, at_precision, compiled, memory_asked_for
 from .errors import Interrupted, Stopped, cannot_write
 from .evaluate import cross_entropy, evaluate
 from .files import to_json, write_whole
 from .interrupts import Interrupts
 from .journal import Journal, Record, overfits
-from .optim import gradient_norms, learning_rate
+from .optim import follow, gradient_norms, learning_rate, set_rates
 from .start import Run, begun_with, prepare, resume
 from .watch import Watch
 
@@ -102,9 +103,11 @@ def _fit(run: Run, reporter: Reporter) -> Result:
 def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) -> str:
     """From where the run is to a reason to stop, which it gives."""
     config, state, journal = run.config, run.state, run.journal
-    settings, model, optimizer = config.train, run.model, state.optimizer
+    settings, model, optimizers = config.train, run.model, state.optimizers
     block_size, parameters = model.config.block_size, list(model.parameters())
     began = time.perf_counter() - state.seconds
+    tokens = len(run.data.splits["train"].tokens)
+    order = Order(settings.order, tokens, block_size, config.seed)
     watch, warned = Watch(run), False
 
     def save() -> Contents:
@@ -140,6 +143,10 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
             evaluation = evaluate(model, run.data) if due else None
             if evaluation and not math.isfinite(evaluation.loss):
                 raise watch.stopped(step - 1, "the validation loss", evaluation.loss)
+            of_average = None
+            if due and state.average:
+                with state.averaged():
+                    of_average = evaluate(model, run.data)
             record = Record(
                 step=step,
                 tokens=state.tokens,
@@ -148,11 +155,20 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
                 train_loss=torch.stack(state.losses).mean().item() if state.losses else None,
                 val_loss=evaluation.loss if evaluation else None,
                 bits_per_byte=evaluation.bits_per_byte if evaluation else None,
+                ema_val_loss=of_average.loss if of_average else None,
+                ema_bits_per_byte=of_average.bits_per_byte if of_average else None,
             )
             state.losses.clear()
             if journal.add(record):
-                best = contents(run.checkpoint(), weights=files["model.safetensors"])
+                assert journal.best is not None
+                if journal.best.averaged:
+                    with state.averaged():
+                        best = contents(run.checkpoint())
+                else:
+                    best = contents(run.checkpoint(), weights=files["model.safetensors"])
                 writer.submit(partial(write, run.out / "best", best))
+            if due:
+                journal.draw_at_times()
             reporter.recorded(record, journal.best)
         if due and not warned and overfits(journal.records):
             reporter.said(OVERFITS)
@@ -160,15 +176,22 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
         if due and (ended := reason_to_stop(journal, settings)):
             return ended
 
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        inputs, targets = run.data.batch("train", settings.batch_size, block_size, state.order)
+        set_rates(optimizers, lr, config.optim)
+        starts = order.starts(state.tokens // block_size, settings.batch_size)
+        inputs, targets = run.data.batch("train", starts, block_size)
         loss = gradients(forward, inputs, targets, settings.accumulation, state.scaler)
-        state.scaler.unscale_(optimizer)
-        watch.add(loss, gradient_norms(parameters, config.optim.grad_clip))
-        state.scaler.step(optimizer)
+        for optimizer in optimizers:
+            state.scaler.unscale_(optimizer)
+        norms = gradient_norms(parameters, config.optim.grad_clip)
+        watch.add(loss, norms)
+        # Scaled gradients may overflow: then no optimizer takes the step, and the scale is lowered.
+        if not state.scaler.is_enabled() or norms.isfinite().all():
+            for optimizer in optimizers:
+                state.scaler.step(optimizer)
         state.scaler.update()
-        optimizer.zero_grad()
+        model.zero_grad()
+        if state.average:
+            follow(state.average, parameters, config.optim.ema, step)
         state.losses.append(loss)
         state.tokens += targets.numel()
         state.step += 1
@@ -225,7 +248,7 @@ def reason_to_stop(journal: Journal, settings: TrainConfig) -> str | None:
     last, best = journal.records[-1], journal.best
     assert best is not None
     target, patience = settings.stop_at_val_loss, settings.patience
-    if target is not None and last.val_loss is not None and last.val_loss <= target:
+    if target is not None and (found := last.best()) and found.val_loss <= target:
         return f"validation loss reached {target}"
     if patience and sum(record.step > best.step for record in journal.evaluations) >= patience:
         return f"no better validation loss in {patience} evaluations"

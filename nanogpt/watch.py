@@ -62,7 +62,10 @@ class Watch:
         """The error that says what was not finite in the step after so many, and what to do."""
         run, optim = self.run, self.run.config.optim
         lr = learning_rate(max(0, step), run.config.train.steps, optim)
-        helps = "a lower --optim.lr or a longer --optim.warmup"
+        rates = {"--optim.lr": optim.lr}
+        if optim.optimizer == "muon":
+            rates["--optim.muon-lr"] = optim.muon_lr
+        helps = f"a lower {' and '.join(rates)} or a longer --optim.warmup"
         if not optim.grad_clip:
             helps += ", --optim.grad-clip 1"
         if run.precision == torch.float16:
@@ -70,5 +73,6 @@ class Watch:
         return Stopped(
             f"{name} became {value:g} in step {step + 1:,}, at learning rate {lr:.3g}; {run.out} "
             f"is as its last checkpoint has it. What usually helps: {helps}; for example: "
-            f"nanogpt train --resume {run.out} --optim.lr {optim.lr / 4:.2g}"
+            f"nanogpt train --resume {run.out} "
+            + " ".join(f"{flag} {rate / 4:.2g}" for flag, rate in rates.items())
         )

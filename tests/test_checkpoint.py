@@ -7,6 +7,7 @@ import resource
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import nn
 from nanogpt import files
 from nanogpt.checkpoint import SUMS, Checkpoint, Writer, load, save
 from nanogpt.errors import UserError
-from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig, Model
+from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig, Model, Modern, ModernConfig
 from nanogpt.tokenizers import CharTokenizer
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3)
@@ -134,7 +135,7 @@ def change(file: Path, *keys: str, to: object) -> None:
     ("key", "value", "says"),
     [
         ("n_embed", 16, "model: unknown key 'n_embed'"),
-        ("kind", "rnn", "model: its kind must be one of gpt, bigram"),
+        ("kind", "rnn", "model: its kind must be one of gpt, modern, bigram"),
         ("n_head", 3, "model: n_embd is 16, which n_head 3 does not divide"),
         ("n_embd", 32, r"\w+ is F32 .*, not torch.float32"),
         ("n_embd", "16", "model: n_embd cannot be '16'"),
@@ -149,6 +150,18 @@ def test_a_configuration_that_does_not_fit_is_refused(key: str, value: object, s
     change(Path("best/config.json"), "model", key, to=value)
     with pytest.raises(UserError, match=says):
         load("best")
+
+
+@pytest.mark.parametrize("length", [10**9, 10**12, 10**30])
+def test_no_memory_is_taken_for_a_context_that_no_tensor_has(length: int) -> None:
+    """The modern model has no table of positions that could contradict."""
+    model = Modern(ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3))
+    save(Path("best"), Checkpoint(model, CharTokenizer("abc"), 7))
+    change(Path("best/config.json"), "model", "block_size", to=length)
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(UserError):
+        load("best")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - taken < 100 << 10  # kilobytes
 
 
 @pytest.mark.parametrize(

@@ -188,8 +188,11 @@ def refused(answer: tuple[int, str, str], says: str) -> None:
     [
         ("trian", "there is no command 'trian': did you mean train?"),
         ("frob", "there is no command 'frob': use one of train, sample, eval, presets"),
-        ("train tinny", "no preset 'tinny': did you mean tiny? The presets are bigram, tiny, baby"),
-        ("train xyz", "there is no preset 'xyz': the presets are bigram, tiny, baby"),
+        (
+            "train tinny",
+            "no preset 'tinny': did you mean tiny? The presets are bigram, tiny, tiny-fast, baby",
+        ),
+        ("train xyz", "there is no preset 'xyz': the presets are bigram, tiny, tiny-fast, baby"),
         ("train --train.stps 3", "--train.stps, 3; did you mean --train.steps"),
         ("train --train.steps", "Missing value for argument '--train.steps'"),
         ("train --train.steps many", "Error parsing --train.steps"),

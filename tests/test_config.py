@@ -40,6 +40,7 @@ def test_how_long_how_fast_and_on_what_may_change() -> None:
         ({"model": GPTConfig(n_layer=1)}, "--model.n-layer is 1, and this run began with 6"),
         ({"model": BigramConfig()}, "--model.block-size is 64"),
         ({"optim": OptimConfig("adam")}, "--optim.optimizer is adam"),
+        ({"optim": OptimConfig(ema=0.9)}, "--optim.ema is 0.9, and this run began with 0.0"),
     ],
 )
 def test_what_it_is_may_not(change: dict[str, Any], flag: str) -> None:
@@ -50,3 +51,10 @@ def test_what_it_is_may_not(change: dict[str, Any], flag: str) -> None:
 def test_it_evaluates_where_it_is_due_and_at_the_end() -> None:
     settings = TrainConfig(steps=25, eval_every=10)
     assert [step for step in range(26) if settings.evaluates_at(step)] == [0, 10, 20, 25]
+    settings = replace(settings, eval_first=False)
+    assert [step for step in range(26) if settings.evaluates_at(step)] == [10, 20, 25]
+
+
+def test_a_bigram_has_nothing_for_muon() -> None:
+    with pytest.raises(ValueError, match="optimizer is muon, and a bigram has no blocks"):
+        RunConfig(model=BigramConfig(), optim=OptimConfig("muon"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanogpt.data import Data
+from nanogpt.data import Data, Order, OrderName
 from nanogpt.errors import UserError
 from nanogpt.tokenizers import CharTokenizer
 
@@ -30,10 +30,10 @@ def test_the_split_is_in_order() -> None:
 
 
 def test_targets_are_inputs_shifted_by_one_and_blocks_stay_in_their_split() -> None:
-    data, order = numbered(100), torch.Generator().manual_seed(0)
+    data, order = numbered(100), Order("random", 90, 16, seed=0)
     seen = set()
-    for _ in range(200):
-        inputs, targets = data.batch("train", 8, 16, order)
+    for step in range(200):
+        inputs, targets = data.batch("train", order.starts(8 * step, 8), 16)
         assert inputs.shape == targets.shape == (8, 16)
         assert (targets == inputs + 1).all()  # in this text, what follows i is i + 1
         seen |= set(targets.flatten().tolist()) | set(inputs.flatten().tolist())
@@ -42,20 +42,67 @@ def test_targets_are_inputs_shifted_by_one_and_blocks_stay_in_their_split() -> N
 
 def test_the_smallest_split_has_one_block() -> None:
     data = numbered(50)
-    inputs, targets = data.batch("val", 4, 4, torch.Generator())
+    inputs, targets = data.batch("val", Order("random", 5, 4, seed=0).starts(0, 4), 4)
     assert inputs.tolist() == [[45, 46, 47, 48]] * 4
     assert targets.tolist() == [[46, 47, 48, 49]] * 4
 
 
-def test_the_order_of_the_batches_is_the_generators_alone() -> None:
-    data = numbered(100)
+ORDERS: list[OrderName] = ["random", "epochs"]
 
-    def draw() -> list[int]:
-        torch.rand(3)  # other random numbers drawn meanwhile change nothing
-        inputs, _ = data.batch("train", 4, 8, torch.Generator().manual_seed(5))
-        return inputs.flatten().tolist()
 
-    assert draw() == draw()
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_order_follows_from_the_seed_and_what_was_drawn(name: OrderName) -> None:
+    order = Order(name, 1000, 8, seed=5)
+    in_turn = [order.starts(4 * step, 4).tolist() for step in range(100)]
+    torch.rand(3)  # other random numbers drawn meanwhile change nothing
+    again = Order(name, 1000, 8, seed=5)
+    for step in (99, 3, 40, 41):
+        assert again.starts(4 * step, 4).tolist() == in_turn[step]
+    for other in (Order(name, 1000, 8, seed=6), Order(name, 1000, 8, seed=4)):
+        theirs = [other.starts(4 * step, 4).tolist() for step in range(100)]
+        assert not any(batch in in_turn for batch in theirs)  # not even at another step
+
+
+def test_random_blocks_begin_anywhere_with_the_same_chance() -> None:
+    order = Order("random", 26, 16, seed=0)
+    starts = torch.cat([order.starts(10 * step, 10) for step in range(1000)])
+    counts = starts.bincount(minlength=10)
+    assert len(counts) == 10  # the last place leaves one target
+    assert counts.min() > 850  # of 1,000; 5 standard deviations
+    assert counts.max() < 1150
+
+
+def test_an_epoch_has_every_block_once_and_the_next_other_blocks() -> None:
+    order = Order("epochs", 1000, 8, seed=0)
+    assert order.per_epoch == 124
+    starts = torch.cat([order.starts(31 * step, 31) for step in range(40)])  # ten epochs
+    epochs = starts.view(10, 124)
+    for epoch in epochs:
+        assert (epoch.sort().values.diff() == 8).all()
+        assert not (epoch.diff() == 8).all()
+        assert epoch.min() >= 0
+        assert epoch.max() + 8 < 1000
+    assert len(epochs.min(dim=1).values.unique()) > 3  # cut at other places
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 124, 300])
+@pytest.mark.parametrize("drawn", [0, 100, 124, 299])
+def test_a_batch_has_the_next_blocks_whatever_the_epoch(drawn: int, batch_size: int) -> None:
+    one, other = (Order("epochs", 1000, 8, seed=0) for _ in range(2))
+    in_turn = torch.cat([one.starts(before, 1) for before in range(600)])
+    expected = in_turn[drawn : drawn + batch_size]
+    assert torch.equal(other.starts(drawn, batch_size), expected)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize(("tokens", "block_size"), [(5, 4), (2, 1), (9, 4), (8, 4), (7, 4)])
+def test_blocks_of_the_smallest_splits_stay_inside(
+    name: OrderName, tokens: int, block_size: int
+) -> None:
+    order = Order(name, tokens, block_size, seed=0)
+    starts = torch.cat([order.starts(3 * step, 3) for step in range(50)])
+    assert starts.min() == 0
+    assert starts.max() == tokens - block_size - 1
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 7, 8, 49, 100])

@@ -1,6 +1,7 @@
 """Devices: what is there is found, what is not is refused with a reason."""
 
 import copy
+import ctypes
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from nanogpt import devices
 from nanogpt.devices import (
@@ -20,9 +22,10 @@ from nanogpt.devices import (
     memory_asked_for,
     pick_device,
     pick_precision,
+    use_memory,
 )
 from nanogpt.errors import UserError
-from nanogpt.models import GPT, GPTConfig
+from nanogpt.models import GPTConfig, ModernConfig, build
 
 HERE = {
     "cpu": True,
@@ -57,9 +60,27 @@ def test_a_gpu_too_many_is_refused() -> None:
         pick_device("cuda:99")
 
 
-def test_the_cpu_computes_in_float32_unless_told() -> None:
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"avx512_f": True}, torch.float32),
+        (None, torch.float32),
+    ],
+)
+def test_the_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
+    capabilities: dict[str, bool] | None,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cpu = torch.device("cpu")
-    assert pick_precision("auto", cpu) == torch.float32
+    if capabilities is None:  # torch 2.11
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert pick_precision("auto", cpu) == expected
+    assert pick_precision("float32", cpu) == torch.float32
     assert pick_precision("bfloat16", cpu) == torch.bfloat16
     assert pick_precision("float16", cpu) == torch.float16
 
@@ -81,15 +102,68 @@ def test_products_run_at_the_precision(precision: torch.dtype) -> None:
     assert (a @ a).dtype == torch.float32
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_low_precision_changes_no_setting_of_attention(precision: torch.dtype) -> None:
+    """Whichever kernel is taken, it is the same attention; afterwards all may be taken again."""
+    q, k, v = torch.randn(3, 2, 4, 16, 8).unbind()
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    with autocast(torch.device("cpu"), precision):
+        assert not torch.backends.cuda.flash_sdp_enabled()  # slow here; the CPU's, too
+        found = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert found.dtype == precision
+    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+
+
+def test_freed_memory_is_kept_and_used_again() -> None:
+    """32 MB, for which glibc would otherwise ask the system every time: no new pages."""
+    resource = pytest.importorskip("resource")
+    use_memory()
+    faults = []
+    for _ in range(6):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(8 << 20)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    if hasattr(ctypes.CDLL(None), "mallopt"):
+        assert max(faults[2:]) < 100  # of 8,192
+
+
+def test_memory_is_kept_by_an_older_glibc_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses more than 32 MB; the other threshold alone would be worse than none."""
+
+    class Old:
+        most = 32 << 20
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def mallopt(self, what: int, size: int) -> int:
+            asked.append((what, size))
+            return int(what != -3 or size <= self.most)
+
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(ctypes, "CDLL", Old)
+    use_memory()
+    assert asked == [(-3, 1 << 30), (-3, 32 << 20), (-1, 2**31 - 1)]
+    asked.clear()
+    Old.most = 0
+    use_memory()
+    assert asked == [(-3, 1 << 30), (-3, 32 << 20)]
+
+
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
 """Of the logits, relative to the largest: a few roundings of the format."""
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("name", [name for name in HERE if HERE[name]])
-def test_every_device_computes_the_same_logits(name: str, precision: Precision) -> None:
+@pytest.mark.parametrize("kind", [GPTConfig, ModernConfig])
+def test_every_device_computes_the_same_logits(
+    kind: type[GPTConfig | ModernConfig], name: str, precision: Precision
+) -> None:
     """Those of float64 on the CPU, within the tolerance of the precision."""
-    model = GPT(GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65))
+    model = build(kind(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65))
     for parameter in model.parameters():  # livelier than fresh weights
         parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
     tokens = torch.randint(65, (4, 64))

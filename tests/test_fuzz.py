@@ -25,7 +25,8 @@ from nanogpt.checkpoint import SUMS, load, load_tensors, load_training
 from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.errors import UserError
 from nanogpt.files import remove
-from nanogpt.models import GPTConfig
+from nanogpt.models import GPTConfig, ModernConfig
+from nanogpt.optim import OptimConfig
 from nanogpt.start import Facts, begun_with, prepare, resume, text_of
 from nanogpt.train import train
 
@@ -273,9 +274,10 @@ def fuzz_runs(base: Path, seed: int) -> dict[str, int]:
 
 
 def test_whatever_was_around_it(text_file: Path, tmp_path: Path) -> None:
-    model = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16)
+    model = ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=16)
+    optim = OptimConfig("muon", ema=0.9)
     settings = TrainConfig(steps=4, batch_size=4, eval_every=2, log_every=1)
-    config = RunConfig(data=str(text_file), device="cpu", model=model, train=settings)
+    config = RunConfig(data=str(text_file), device="cpu", model=model, optim=optim, train=settings)
     train(replace(config, out=tmp_path / "run"))
     ended = fuzz_runs(tmp_path, seed=0)
     assert ended["our error"] > RUNS / 3

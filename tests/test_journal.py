@@ -1,8 +1,10 @@
 """What a run writes down as it goes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from nanogpt.checkpoint import Best
 from nanogpt.journal import Journal, Record, overfits
 
 
@@ -33,15 +35,37 @@ def test_the_best_is_the_first_of_the_lowest(tmp_path: Path) -> None:
     assert journal.best.step == 2
 
 
+def test_the_best_may_be_that_of_the_averaged_weights(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a run", 2.5)
+    assert journal.add(replace(record(1, 1.0, 3.0), ema_val_loss=3.5, ema_bits_per_byte=5.0))
+    assert journal.best == Best(1, 3.0, 3.0, averaged=False)
+    assert journal.add(replace(record(2, 1.0, 3.2), ema_val_loss=2.5, ema_bits_per_byte=4.0))
+    assert journal.best == Best(2, 2.5, 4.0, averaged=True)
+    assert not journal.add(replace(record(3, 1.0, 2.6), ema_val_loss=2.7, ema_bits_per_byte=4.1))
+
+
 def test_the_curve_is_drawn(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "a run", 2.5)
     journal.add(record(0, None, 4.0))
+    journal.draw_at_times()
     first = (tmp_path / "loss.png").read_bytes()
     journal.add(record(1, 3.0, 3.0))
     journal.draw()
     second = (tmp_path / "loss.png").read_bytes()
     assert first.startswith(b"\x89PNG")
     assert first != second
+
+
+def test_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a run", 2.5)
+    journal.add(record(0, None, 4.0))
+    journal.draw()
+    (tmp_path / "loss.png").unlink()
+    journal.draw()
+    assert not (tmp_path / "loss.png").exists()
+    journal.add(record(1, 3.0))
+    journal.draw()
+    assert (tmp_path / "loss.png").exists()
 
 
 def test_a_curve_without_a_point_can_be_drawn(tmp_path: Path) -> None:

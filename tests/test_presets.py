@@ -5,7 +5,7 @@ import pytest
 from nanogpt.models import GPTConfig, build
 from nanogpt.presets import PRESETS, default_preset
 
-PARAMETERS = {"bigram": 65 * 65, "tiny": 809_856, "baby": 10_770_816}
+PARAMETERS = {"bigram": 65 * 65, "tiny": 809_856, "tiny-fast": 803_328, "baby": 10_770_816}
 
 
 @pytest.mark.parametrize("name", PRESETS)

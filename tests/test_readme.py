@@ -60,7 +60,7 @@ def test_every_command_is_shown() -> None:
 
 
 def test_every_flag_mentioned_anywhere_exists(nanogpt: Command) -> None:
-    known = {"--check", "--recipe", "--repeats"}  # of ruff and of the benchmarks
+    known = {"--check", "--nanogpt"}  # of ruff and of the benchmarks
     known |= {"--train.stps"}  # a mistake, in errors.md
     for command in ("train", "sample", "eval"):
         known |= set(re.findall(r"--[a-z][\w.-]+", nanogpt(command, "--help")[1]))
@@ -78,7 +78,7 @@ def test_every_file_mentioned_exists() -> None:
 
 def test_the_presets_are_those_there_are() -> None:
     rows = re.findall(
-        r"^\| `(\w+)` \| .* \| ([\d,]+) \| ([\d,]+) of (\d+) × (\d+) \|", README, re.M
+        r"^\| `([\w-]+)` \| .* \| ([\d,]+) \| ([\d,]+) of (\d+) × (\d+) \|", README, re.M
     )
     assert [row[0] for row in rows] == list(PRESETS)
     for name, _, *numbers in rows:

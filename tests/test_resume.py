@@ -21,7 +21,7 @@ from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.devices import Precision
 from nanogpt.errors import Interrupted, UserError
 from nanogpt.journal import Record
-from nanogpt.models import BigramConfig, GPTConfig
+from nanogpt.models import BigramConfig, GPTConfig, ModernConfig
 from nanogpt.optim import OptimConfig
 from nanogpt.runs import claim
 from nanogpt.start import begun_with
@@ -37,6 +37,7 @@ def config(text_file: Path) -> RunConfig:
     return RunConfig(
         data=str(text_file),
         device="cpu",
+        precision="float32",
         model=GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1),
         optim=OptimConfig(lr=1e-2, warmup=10),
         train=TrainConfig(steps=60, batch_size=8, eval_every=20, log_every=5),
@@ -89,6 +90,12 @@ VARIANTS = {
     "adamw": {},
     "adam": {"optim": OptimConfig("adam", lr=1e-2, warmup=10)},
     "no warm-up, no clipping": {"optim": OptimConfig(lr=1e-2, warmup=0, grad_clip=0.0)},
+    "muon": {
+        "model": ModernConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1),
+        "optim": OptimConfig("muon", lr=1e-2, warmup=10, schedule="linear"),
+    },
+    "averaged": {"optim": OptimConfig(lr=3e-2, warmup=10, ema=0.9)},
+    "epochs": {"train": TrainConfig(60, 8, order="epochs", eval_every=20, log_every=5)},
     "bfloat16": {"precision": "bfloat16"},
     "float16": {"precision": "float16"},
     "bigram": {"model": BigramConfig(block_size=16)},
@@ -107,7 +114,8 @@ def test_it_is_exact_to_the_bit(config: RunConfig, variant: str) -> None:
 
 def test_going_further_is_exact_too(config: RunConfig) -> None:
     """N steps, and N more, by a schedule that does not depend on where it ends."""
-    config = replace(config, optim=replace(config.optim, decay_steps=60))
+    settings = replace(config.train, eval_every=30)
+    config = replace(config, optim=replace(config.optim, decay_steps=60), train=settings)
     train(replace(config, out=Path("straight")))
     train(replace(config, out=Path("half"), train=replace(config.train, steps=30)))
     assert metrics(Path("half"))[-1]["step"] == 30

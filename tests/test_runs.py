@@ -122,3 +122,10 @@ def test_a_run_that_is_not_there_is_named(best: Path) -> None:
 def test_without_any_run_the_way_to_one_is_named() -> None:
     with pytest.raises(UserError, match="there is no run in runs/ yet: make one with `nanogpt tra"):
         find_run(None)
+
+
+def test_a_run_that_was_not_measured_yet_says_so(best: Path) -> None:
+    best.rename(best.parent / "last")
+    with pytest.raises(UserError, match="stopped before its first evaluation: go on with nanogpt"):
+        find_run(str(best.parent))
+    assert find_run(str(best.parent), "last") == best.parent

@@ -10,9 +10,11 @@ import torch
 
 from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.corpora import sha256
+from nanogpt.devices import Precision
 from nanogpt.errors import UserError
 from nanogpt.files import sha256 as sha256_of
-from nanogpt.models import GPTConfig
+from nanogpt.models import GPTConfig, ModernConfig
+from nanogpt.optim import Muon, OptimConfig
 from nanogpt.start import begun_with, prepare, resume, text_of
 from nanogpt.train import train
 
@@ -23,6 +25,7 @@ def config(text_file: Path) -> RunConfig:
         data=str(text_file),
         out=Path("run"),
         device="cpu",
+        precision="float32",
         model=GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16),
         train=TrainConfig(steps=10, batch_size=4, eval_every=5, log_every=2),
     )
@@ -38,8 +41,19 @@ def test_a_resumed_run_is_as_it_was_left(config: RunConfig) -> None:
     )
     assert (run.state.step, run.state.tokens) == (10, 10 * 4 * 16)
     assert run.model.training
-    assert torch.equal(run.state.order.get_state(), left.state.order.get_state())
+    for one, other in zip(run.model.parameters(), left.model.parameters(), strict=True):
+        assert torch.equal(one, other)
     assert run.journal.records == left.journal.records[:-1]  # the last one is made again
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_muon_computes_at_the_precision_of_the_run(config: RunConfig, precision: Precision) -> None:
+    model = ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=16)
+    optim = OptimConfig("muon")
+    run = prepare(replace(config, precision=precision, model=model, optim=optim))
+    _, muon = run.state.optimizers
+    assert isinstance(muon, Muon)
+    assert muon.precision == getattr(torch, precision)
 
 
 def test_what_run_json_says(config: RunConfig, text: str) -> None:

@@ -3,32 +3,34 @@
 import pytest
 import torch
 
-from nanogpt.models import GPT, GPTConfig
-from nanogpt.optim import OptimConfig, build_optimizer
+from nanogpt.models import Modern, ModernConfig
+from nanogpt.optim import OptimConfig, build_optimizers, follow
 from nanogpt.state import State
 
-CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3, dropout=0.5)
+CONFIG = ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3, dropout=0.5)
 
 
 def fresh(optimizer: str = "adamw") -> State:
-    model = GPT(CONFIG)
-    built = build_optimizer(model, OptimConfig(optimizer, lr=0.1))  # type: ignore[arg-type]
+    model = Modern(CONFIG)
+    built = build_optimizers(model, OptimConfig(optimizer, lr=0.1))  # type: ignore[arg-type]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return State(model, built, scaler, torch.Generator().manual_seed(7))
+    return State(model, built, scaler, [p.detach() + 1 for p in model.parameters()])
 
 
 def step(state: State) -> float:
     """A step on random tokens, with dropout; gives what it computed."""
-    tokens = torch.randint(3, (4, 8), generator=state.order)
-    out = state.model(tokens).square().mean()
+    tokens = torch.randint(3, (4, 8))
+    out = (state.model(tokens) - 1).square().mean()
     out.backward()
-    state.optimizer.step()
-    state.optimizer.zero_grad()
+    for optimizer in state.optimizers:
+        optimizer.step()
+    state.model.zero_grad()
+    follow(state.average, list(state.model.parameters()), 0.5, state.step)
     state.step += 1
     return float(out.item())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "muon"])
 @pytest.mark.parametrize("steps", [0, 3])
 def test_it_goes_on_as_if_nothing_had_happened(optimizer: str, steps: int) -> None:
     one = fresh(optimizer)
@@ -49,9 +51,10 @@ def test_it_goes_on_as_if_nothing_had_happened(optimizer: str, steps: int) -> No
         assert torch.equal(other.tensors()[name], tensor), name
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("steps", [0, 3])
-def test_what_is_expected_is_what_there_is(steps: int) -> None:
-    state = fresh()
+def test_what_is_expected_is_what_there_is(optimizer: str, steps: int) -> None:
+    state = fresh(optimizer)
     for _ in range(steps):
         step(state)
     state.losses = [torch.tensor(2.0)] * steps
@@ -61,6 +64,17 @@ def test_what_is_expected_is_what_there_is(steps: int) -> None:
         assert (tensor.shape, tensor.dtype) == (expected[name].shape, expected[name].dtype), name
 
 
+def test_the_mean_stands_in_for_the_weights_and_they_come_back() -> None:
+    state = fresh()
+    parameters = list(state.model.parameters())
+    weights = [p.detach().clone() for p in parameters]
+    with state.averaged():
+        for p, w in zip(parameters, weights, strict=True):
+            assert torch.equal(p, w + 1)
+    for p, w in zip(parameters, weights, strict=True):
+        assert torch.equal(p, w)
+
+
 def test_generators_of_another_device_are_left_out() -> None:
     state = fresh()
     state.restore(state.tensors() | {"random.cuda": torch.zeros(16, dtype=torch.uint8)})
@@ -68,6 +82,6 @@ def test_generators_of_another_device_are_left_out() -> None:
 
 def test_a_state_that_no_generator_has_is_refused() -> None:
     state = fresh()
-    bad = torch.full_like(state.order.get_state(), 255)
+    bad = torch.full_like(torch.get_rng_state(), 255)
     with pytest.raises(RuntimeError):
-        state.restore(state.tensors() | {"random.order": bad})
+        state.restore(state.tensors() | {"random.cpu": bad})

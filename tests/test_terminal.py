@@ -10,6 +10,7 @@ from rich.console import Console
 
 from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.models import GPTConfig
+from nanogpt.optim import OptimConfig
 from nanogpt.terminal import TerminalReporter, duration, result_table
 from nanogpt.train import Result, train
 
@@ -19,6 +20,7 @@ def config(text_file: Path) -> RunConfig:
     return RunConfig(
         data=str(text_file),
         device="cpu",
+        precision="float32",
         model=GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8),
         train=TrainConfig(steps=40, batch_size=2, eval_every=20, log_every=1),
     )
@@ -41,6 +43,16 @@ def test_in_a_file_there_is_a_line_for_each_evaluation(config: RunConfig) -> Non
     assert [int(line.split()[1]) for line in steps] == [0, 20, 40]
     assert re.search(r"val  2\.\d{4}  best  [\d,]+ tokens/s  \d+ s left$", steps[1])
     assert len(lines) == 3 + 3
+
+
+def test_the_loss_of_the_averaged_weights_stands_beside(config: RunConfig) -> None:
+    result, text = shown(replace(config, optim=OptimConfig(lr=0.1, ema=0.9)), terminal=False)
+    last = text.splitlines()[-1]
+    assert re.search(r"val  2\.\d{4}  averaged  2\.\d{4}  ", last)
+    screen = io.StringIO()
+    best = replace(result.best, averaged=True)
+    Console(file=screen, width=120).print(result_table(replace(result, best=best)))
+    assert f"at step {best.step}, of the averaged weights" in screen.getvalue()
 
 
 def test_in_a_terminal_a_line_lives(config: RunConfig) -> None:

@@ -9,20 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from nanogpt.checkpoint import Best, load
 from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.data import Data
+from nanogpt.data import Data, Order, SplitName
 from nanogpt.errors import UserError
 from nanogpt.evaluate import cross_entropy, evaluate
 from nanogpt.journal import Journal, Record
 from nanogpt.models import GPT, BigramConfig, GPTConfig, build
 from nanogpt.optim import OptimConfig, parameter_groups
-from nanogpt.start import prepare
+from nanogpt.start import begun_with, prepare
 from nanogpt.tokenizers import CharTokenizer
 from nanogpt.train import (
     Reporter,
     Result,
+    go_on,
     gradients,
     reason_to_stop,
     train,
@@ -38,6 +40,7 @@ def config(text_file: Path) -> RunConfig:
         name="small",
         data=str(text_file),
         device="cpu",
+        precision="float32",
         model=MODEL,
         optim=OptimConfig(lr=1e-2, warmup=10),
         train=TrainConfig(steps=60, batch_size=8, eval_every=20, log_every=5),
@@ -82,6 +85,35 @@ def test_the_best_weights_have_the_best_loss(by_heart: RunConfig) -> None:
     assert (best.step, last.step) == (result.best.step, 300)
     assert evaluate(best.model, result.run.data).loss == pytest.approx(result.best.val_loss)
     assert evaluate(last.model, result.run.data).loss == pytest.approx(result.last.val_loss)
+
+
+def test_the_mean_of_the_weights_is_kept_where_it_is_better(config: RunConfig) -> None:
+    """At so high a rate the weights jump about what they are after, and their mean does not."""
+    optim = OptimConfig(lr=3e-2, min_lr=3e-2, warmup=10, ema=0.9)
+    result = train(replace(config, optim=optim))
+    assert result.best.averaged
+    record = next(r for r in result.run.journal.evaluations if r.step == result.best.step)
+    assert (record.ema_val_loss, record.ema_bits_per_byte) == (
+        result.best.val_loss,
+        result.best.bits_per_byte,
+    )
+    assert record.val_loss is not None
+    assert record.val_loss > result.best.val_loss
+    best, last = (load(result.run.out / name) for name in ("best", "last"))
+    assert evaluate(best.model, result.run.data).loss == pytest.approx(result.best.val_loss)
+    assert evaluate(last.model, result.run.data).loss == pytest.approx(result.last.val_loss)
+    assert lines(result)[-1]["val_loss"] == result.last.val_loss
+
+
+def test_a_mean_that_is_worse_is_not_kept(config: RunConfig) -> None:
+    optim = replace(config.optim, ema=0.999)
+    result = train(replace(config, optim=optim, train=replace(config.train, steps=20)))
+    assert not result.best.averaged
+    assert evaluate(load(result.run.out / "best").model, result.run.data).loss == pytest.approx(
+        result.best.val_loss
+    )
+    without = train(config=replace(config, train=replace(config.train, steps=20)))
+    assert without.best.val_loss == result.best.val_loss  # the mean only looks on
 
 
 def test_the_same_seed_gives_the_same_losses_twice(config: RunConfig) -> None:
@@ -148,9 +180,9 @@ def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
     for fresh, p in zip(build(run.model.config).parameters(), run.model.parameters(), strict=True):
         assert torch.equal(fresh, p)
     optimizer = torch.optim.AdamW(parameter_groups(run.model, 0.1), lr=0.0, betas=(0.9, 0.99))
-    order = torch.Generator().manual_seed(7)
+    order = Order("random", len(run.data.splits["train"].tokens), 16, seed=7)
     for step in range(3):
-        inputs, targets = run.data.batch("train", 8, 16, order)
+        inputs, targets = run.data.batch("train", order.starts(8 * step, 8), 16)
         cross_entropy(run.model(inputs), targets).backward()
         gradient = [p.grad for p in run.model.parameters() if p.grad is not None]
         norm = torch.cat([g.flatten() for g in gradient]).norm()
@@ -162,6 +194,29 @@ def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
         optimizer.zero_grad()
     for ours, expected in zip(trained.parameters(), run.model.parameters(), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_blocks_are_drawn_in_the_order_asked_for(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch and the next, eight blocks at a time, then after going on four."""
+    drawn: list[int] = []
+
+    def batch(self: Data, split: SplitName, starts: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        drawn.extend(starts.tolist())
+        return original(self, split, starts, size)
+
+    original = Data.batch
+    monkeypatch.setattr(Data, "batch", batch)
+    settings = TrainConfig(steps=21, batch_size=8, eval_every=50, order="epochs")
+    model = replace(MODEL, block_size=32)
+    run = train(replace(config, model=model, train=settings)).run
+    settings = replace(settings, steps=63, batch_size=4)
+    go_on(run.out, replace(begun_with(run.out), train=settings))
+    order = Order("epochs", len(run.data.splits["train"].tokens), 32, config.seed)
+    assert order.per_epoch == 167
+    assert len(drawn) == 21 * 8 + 42 * 4
+    assert torch.equal(torch.tensor(drawn), order.starts(0, len(drawn)))
 
 
 def test_nobody_elses_random_numbers_change_the_order(config: RunConfig) -> None:

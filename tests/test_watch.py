@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from nanogpt.checkpoint import Best, load
 from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.errors import Stopped
 from nanogpt.journal import Record
-from nanogpt.models import GPT, GPTConfig
+from nanogpt.models import GPT, GPTConfig, ModernConfig
 from nanogpt.optim import OptimConfig
 from nanogpt.start import Run, begun_with
 from nanogpt.train import Reporter, go_on, train
@@ -24,6 +25,7 @@ def config(text_file: Path) -> RunConfig:
         data=str(text_file),
         out=Path("run"),
         device="cpu",
+        precision="float32",
         model=GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16),
         optim=OptimConfig(lr=1e-2, warmup=10),
         train=TrainConfig(steps=60, batch_size=8, eval_every=20, log_every=5),
@@ -100,7 +102,7 @@ def test_nothing_that_is_not_finite_is_saved(config: RunConfig) -> None:
     class Late(Poison):
         def recorded(self, record: Record, best: Best | None) -> None:
             if record.step == 20:
-                self.run.state.optimizer.register_step_post_hook(self.spoil)
+                self.run.state.optimizers[0].register_step_post_hook(self.spoil)
 
         def spoil(self, *_: object) -> None:
             if self.run.state.step == 39:
@@ -182,6 +184,42 @@ def test_float16_leaves_out_steps_whose_gradient_overflows(config: RunConfig) ->
     assert result.last.train_loss is not None
     assert result.last.train_loss < 2.4
     assert spoiled.run.state.scaler.get_scale() < 1e38
+
+
+def test_an_overflow_in_one_gradient_leaves_out_the_step_of_all(config: RunConfig) -> None:
+    """With two optimizers: neither moves anything, and what they remember stays as it was."""
+
+    class Overflow(Reporter):
+        def started(self, run: Run) -> None:
+            self.run, self.before, self.after = run, tensors(run), tensors(run)
+            block = run.model.get_submodule("blocks.0.attention.qkv")
+            assert isinstance(block.weight, nn.Parameter)
+            block.weight.register_hook(self.spoil)
+
+        def spoil(self, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * float("inf") if self.run.state.step == 7 else gradient
+
+        def recorded(self, record: Record, best: Best | None) -> None:
+            if record.step == 7:
+                self.before = tensors(self.run)
+            if record.step == 8:
+                self.after = tensors(self.run)
+
+    def tensors(run: Run) -> dict[str, torch.Tensor]:
+        state = {**run.model.state_dict(), **run.state.tensors()}
+        kept = {name: t.clone() for name, t in state.items()}
+        return {n: t for n, t in kept.items() if not n.startswith(("random", "losses"))}
+
+    model = ModernConfig(n_layer=2, n_head=2, n_embd=32, block_size=16)
+    settings = replace(config.train, steps=20, log_every=1)
+    seen = Overflow()
+    optim = OptimConfig("muon", warmup=0)
+    train(replace(config, precision="float16", model=model, optim=optim, train=settings), seen)
+    assert seen.before.keys() == seen.after.keys()
+    for name, tensor in seen.before.items():
+        assert torch.equal(tensor, seen.after[name]), name
+    for name, tensor in tensors(seen.run).items():
+        assert not torch.equal(tensor, seen.after[name]), name
 
 
 def test_float16_that_never_fits_is_stopped(config: RunConfig) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 from .bigram import Bigram, BigramConfig
 from .gpt import GPT, GPTConfig
+from .modern import Modern, ModernConfig
 
-ModelConfig = GPTConfig | BigramConfig
-Model = GPT | Bigram
+ModelConfig = GPTConfig | ModernConfig | BigramConfig
+Model = GPT | Modern | Bigram
 
 __all__ = [
     "GPT",
@@ -17,11 +18,17 @@ __all__ = [
     "GPTConfig",
     "Model",
     "ModelConfig",
+    "Modern",
+    "ModernConfig",
     "build",
     "to_json",
 ]
 
-KINDS: dict[str, type[ModelConfig]] = {"gpt": GPTConfig, "bigram": BigramConfig}
+KINDS: dict[str, type[ModelConfig]] = {
+    "gpt": GPTConfig,
+    "modern": ModernConfig,
+    "bigram": BigramConfig,
+}
 """The name under which a run on disk records each kind of model."""
 
 
@@ -30,6 +37,8 @@ def build(config: ModelConfig) -> Model:
     match config:
         case GPTConfig():
             return GPT(config)
+        case ModernConfig():
+            return Modern(config)
         case BigramConfig():
             return Bigram(config)
 

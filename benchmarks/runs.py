@@ -1,0 +1,71 @@
+"""What the benchmarks share: a run of nanogpt in a process of its own, timed from its start."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def timed(command: Sequence[str]) -> tuple[str, float, float]:
+    """Run a command: its standard output, its seconds, its peak memory in MB."""
+    began = time.time()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed")
+    return output, time.time() - began, usage.ru_maxrss / 1024
+
+
+def nanogpt_train(preset: str, flags: Sequence[str] = ()) -> dict[str, Any]:
+    """Train a preset: its evaluations, best and last, with seconds from process start.
+
+    An evaluation counts from when its weights are on the disk. With averaged weights, its loss is
+    the lower of the two.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "run"
+        began = time.time()
+        command = [sys.executable, "-m", "nanogpt", "train", preset, "--out", str(out), *flags]
+        output, wall, memory = timed(command)
+        print(output, file=sys.stderr)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        written = (out / "best" / "SHA256SUMS").stat().st_mtime - began
+        described = json.loads((out / "run.json").read_text())
+    evaluations = [
+        {
+            "step": line["step"],
+            "seconds": line["seconds"],
+            "val_loss": min(line["val_loss"], line.get("ema_val_loss", line["val_loss"])),
+        }
+        for line in lines
+        if "val_loss" in line
+    ]
+    best = min(evaluations, key=lambda e: e["val_loss"])
+    before_loop = written - best["seconds"]
+    for evaluation in evaluations:
+        evaluation["seconds"] += before_loop
+    return {
+        "best": best,
+        "evaluations": evaluations,
+        "seconds": wall,
+        "megabytes": memory,
+        "parameters": described["parameters"],
+        "device": described["device"],
+        "precision": described["precision"],
+        "sample": output.partition("It writes:\n")[2],
+    }
+
+
+def save(file: Path, record: dict[str, Any]) -> None:
+    """Write a result as JSON."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,217 @@
+"""The same Transformer with what was learned since GPT-2: complete in this file.
+
+Beside gpt.py, its blocks have no biases and no gains, and no positions are added to the stream.
+What is new says where it comes from; docs/log.md has what was measured. It is meant to be trained
+by Muon (optim.py), but does not need to be.
+
+Dimensions, named once: B batch, T time (positions), C channels (n_embd), H heads, D = C / H the
+size of a head, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ModernConfig:
+    """The shape of a modern GPT."""
+
+    n_layer: int = 6
+    """Transformer blocks, one after the other."""
+    n_head: int = 6
+    """Attention heads in each block; twice their number must divide n_embd."""
+    n_embd: int = 384
+    """Channels: the width of the stream that runs through the blocks."""
+    block_size: int = 256
+    """Context: how many tokens the model can look back at."""
+    vocab_size: int = 65
+    """Different tokens; a training run takes this from its tokenizer."""
+    dropout: float = 0.0
+    """Chance that a value is zeroed while training, against overfitting."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the field, where no such model is possible."""
+        for field in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
+            if (value := getattr(self, field)) < 1:
+                raise ValueError(f"{field} is {value}: it must be at least 1")
+        if self.n_embd % (pairs := 2 * self.n_head):  # a rotation turns a pair of channels
+            raise ValueError(
+                f"n_embd is {self.n_embd}, which twice n_head {self.n_head} does not divide: "
+                f"try n_embd {math.ceil(self.n_embd / pairs) * pairs}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and less than 1")
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMSNorm: every vector of the last dimension at length √n (Zhang & Sennrich 2019, eq. 4).
+
+    Like layer norm without the mean, and without gains: the matrices that follow can have those.
+    """
+    return F.rms_norm(x, x.shape[-1:])
+
+
+def rotations(T: int, D: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, D) that turn position t by t times the frequency of each pair."""
+    # A base of 1,000 instead of 10,000, as the contexts here are short: the slowest pair of a head
+    # of 32 turns once in 4,000 positions.
+    frequencies = 1000.0 ** -torch.linspace(0, 1, D // 2 + 1, device=device)[:-1]  # (D/2,)
+    angles = torch.arange(T, device=device)[:, None] * frequencies  # (T, D/2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of channels (d, d + D/2) of x (..., D) by its angle.
+
+    Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34): the product of a turned
+    query and a turned key depends on the distance between them, and on no absolute position.
+    """
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+
+
+class Attention(nn.Module):
+    """Every position gathers from itself and the past, H times in parallel."""
+
+    def __init__(self, config: ModernConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.projection = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of every head: x (B, T, C) to three of (B, H, T, D)."""
+        B, T, C = x.shape
+        H = self.n_head
+        qkv = self.qkv(x).view(B, T, 3 * H, C // H).transpose(1, 2)  # (B, 3H, T, D)
+        qk, v = qkv.split([2 * H, H], dim=1)
+        # Queries and keys of one length, so that no score can grow without bound: QK-norm (Henry
+        # et al. 2020, arXiv:2010.04245; Dehghani et al. 2023, arXiv:2302.05442).
+        q, k = rotate(norm(qk), cos, sin).to(v.dtype).chunk(2, dim=1)
+        return q, k, v
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q, k, v = self.heads(x, cos, sin)
+        dropout = self.dropout.p if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): the heads side by side
+        out: Tensor = self.dropout(self.projection(y))
+        return out
+
+
+class FeedForward(nn.Module):
+    """Every position thinks for itself: out to 4C channels and back.
+
+    ReLU² (So et al. 2021, "Primer", arXiv:2109.08668) costs less than GELU.
+    """
+
+    def __init__(self, config: ModernConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dropout(self.down(F.relu(self.up(x)).square()))
+        return out
+
+
+class Block(nn.Module):
+    """Communication, then computation, each added to the stream that runs past them."""
+
+    def __init__(self, config: ModernConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attention(norm(x), cos, sin)
+        x = x + self.feed_forward(norm(x))
+        return x
+
+
+class LookBack(nn.Module):
+    """Every position starts with some of the two before it, each channel with as much as it learns.
+
+    A causal depthwise convolution, as Primer has it after its projections; here once, on the
+    embeddings. Which two or three characters came last is known before the first block.
+    """
+
+    def __init__(self, config: ModernConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, config.n_embd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = F.pad(x, (0, 0, 1, 0))[:, :-1], F.pad(x, (0, 0, 2, 0))[:, :-2]  # (B, T, C)
+        return x + self.weight[0] * one + self.weight[1] * two
+
+
+class Modern(nn.Module):
+    """Tokens in, for each position the logits of the token that follows out."""
+
+    def __init__(self, config: ModernConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.look_back = LookBack(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        # A head of its own, where GPT-2 reads the embedding backwards: the two want other rates.
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        """Whatever ends a path begins at zero, so that every path begins as if it were not there.
+
+        Blocks then start as the identity (Zhang et al. 2019, "Fixup", arXiv:1901.09321), and the
+        first guess gives every token the same chance.
+        """
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.5 / math.sqrt(module.in_features))
+        if isinstance(module, Block):  # apply() visits children first
+            nn.init.zeros_(module.attention.projection.weight)
+            nn.init.zeros_(module.feed_forward.down.weight)
+        if isinstance(module, Modern):
+            nn.init.zeros_(module.head.weight)
+
+    def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The stream at its start (B, T, C), and the rotations of its positions (T, D)."""
+        T, D = tokens.shape[1], self.config.n_embd // self.config.n_head
+        if self.config.block_size < T:
+            raise ValueError(f"{T} tokens are more than block_size {self.config.block_size}")
+        cos, sin = rotations(T, D, tokens.device)
+        x = norm(self.look_back(self.token_embedding(tokens)))
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):  # a stream of half the bytes, not the products alone
+            x = x.to(torch.get_autocast_dtype(kind))
+        return x, cos.to(x.dtype), sin.to(x.dtype)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T), T at most block_size, to logits (B, T, V)."""
+        x, cos, sin = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        logits = self.head(norm(x)).float()  # (B, T, V)
+        # Between -15 and 15, nearly linear in the middle (Gemma 2, 2024, arXiv:2408.00118): no
+        # confidence is so great that one surprise costs hundreds of nats.
+        return 15 * torch.tanh(logits / 15)
+
+    @torch.no_grad()
+    def attention_weights(self, tokens: Tensor) -> Tensor:
+        """Where every head of every block looks: tokens (B, T) to (n_layer, B, H, T, T)."""
+        x, cos, sin = self.embed(tokens)
+        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+        seen = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            q, k, _ = block.attention.heads(norm(x), cos, sin)
+            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
+            seen.append(scores.masked_fill(future, -math.inf).softmax(dim=-1))
+            x = block(x, cos, sin)
+        return torch.stack(seen)
