@@ -55,7 +55,7 @@ _tiny_fast = replace(
         weight_decay=0.0,
         grad_clip=0.0,
     ),
-    train=TrainConfig(steps=140, batch_size=16, order="epochs", eval_every=140, eval_first=False),
+    train=TrainConfig(steps=130, batch_size=16, order="epochs", eval_every=130, eval_first=False),
 )
 
 _bigram = replace(

@@ -46,12 +46,13 @@ def test_from_nothing_to_text(nanogpt: Command, small: list[str], text_file: Pat
 
 
 @pytest.mark.slow
-def test_the_main_job(nanogpt: Command) -> None:
+@pytest.mark.parametrize(("preset", "loss"), [("tiny", 1.78), ("tiny-fast", 1.88)])
+def test_the_main_job(nanogpt: Command, preset: str, loss: float) -> None:
     """The README's first command, whole: Tiny Shakespeare, below nanoGPT's CPU recipe."""
-    status, out, err = nanogpt("train", "tiny", "--device", "cpu")
+    status, out, err = nanogpt("train", preset, "--device", "cpu")
     assert (status, err) == (0, "")
     _, answer, _ = nanogpt("eval", "--json")
-    assert json.loads(answer)["loss"] < 1.78
+    assert json.loads(answer)["loss"] < loss
     assert json.loads(answer)["tokens"] == 111_539
     assert len(out.partition("It writes:\n")[2]) == 500 + 1
 
