@@ -133,7 +133,7 @@ def use_memory() -> None:
     """Keep freed memory for the next step instead of handing it back to the system.
 
     With glibc, large tensors otherwise come as new pages every time, each zeroed when it is first
-    touched: a third of a step of tiny-fast (docs/log.md).
+    touched (docs/log.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h

@@ -1,0 +1,25 @@
+"""Whether two runs are one and the same."""
+
+import json
+from pathlib import Path
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl without the clock."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [{name: line[name] for name in line if name != "seconds"} for line in lines]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Every weight, every tensor of the optimizer, every random state, every line."""
+    assert metrics(one) == metrics(other)
+    for checkpoint in ("last", "best"):
+        files = {file.name for file in (one / checkpoint).iterdir()}
+        assert files == {file.name for file in (other / checkpoint).iterdir()}
+        for name in files - {"training.json", "SHA256SUMS"}:
+            first, second = one / checkpoint / name, other / checkpoint / name
+            assert first.read_bytes() == second.read_bytes(), second
+    facts = [json.loads((run / "last" / "training.json").read_text()) for run in (one, other)]
+    for fact in facts:
+        del fact["seconds"], fact["config"]
+    assert facts[0] == facts[1]
