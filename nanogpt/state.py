@@ -1,7 +1,8 @@
 """What changes while a run goes on: saved and restored, it is the very run that it would have been.
 
 Weights, optimizers and gradient scaler, every random generator, the counts, and the losses that no
-line of metrics.jsonl has yet. The order of the batches is no state: it follows from the seed and the tokens.
+line of metrics.jsonl has yet. The order of the batches is no state: it follows from the seed and
+the tokens.
 """
 
 from collections.abc import Iterator
