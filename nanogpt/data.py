@@ -53,8 +53,10 @@ class Data:
     def batch(self, split: SplitName, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each (B, block_size), of the blocks that start at starts (B,)."""
         tokens = self.splits[split].tokens
-        places = (starts[:, None] + torch.arange(block_size)).to(tokens.device)  # (B, T)
-        return tokens[places], tokens[places + 1]
+        starts = starts.to(tokens.device)
+        places = starts[:, None] + torch.arange(block_size + 1, device=tokens.device)  # (B, T + 1)
+        blocks = tokens[places]
+        return blocks[:, :-1], blocks[:, 1:]
 
     def windows(
         self, split: SplitName, batch_size: int, block_size: int

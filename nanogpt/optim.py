@@ -1,10 +1,11 @@
 """How weights move: the optimizers, which parameters decay, and the learning rate over time."""
 
 import math
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -65,105 +66,150 @@ class OptimConfig:
                 raise ValueError(f"{field} is {value}: it must be at least 0 and less than 1")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Every parameter once: matrices and tables, which decay; biases and gains, which do not."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups: list[dict[str, object]] = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+class Optimizer(ABC):
+    """Moves parameters by their gradients, with whatever it has to remember of these.
 
-
-def build_optimizers(
-    model: nn.Module, config: OptimConfig, precision: torch.dtype = torch.float32
-) -> list[torch.optim.Optimizer]:
-    """The optimizers that config describes, over all of model's parameters, each in one of them.
-
-    Muon's own products run at the precision of the model's.
+    Not one of torch.optim's: importing what those are made with takes longer than starting torch.
     """
-    betas = (config.beta1, config.beta2)
-    if config.optimizer == "adamw":
-        groups = parameter_groups(model, config.weight_decay)
-        return [_ready(torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True))]
-    if config.optimizer == "adam":
-        return [_ready(torch.optim.Adam(model.parameters(), lr=config.lr, betas=betas, fused=True))]
-    named = dict(model.named_parameters())
-    matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and p.dim() == 2}
-    qkv = {n: matrices.pop(n) for n in list(matrices) if n.endswith("qkv.weight")}
-    rest = [p for n, p in named.items() if n not in matrices | qkv]
-    adam = torch.optim.Adam(rest, lr=config.lr, betas=betas, fused=True)
-    groups = [{"params": [*matrices.values()]}, {"params": [*qkv.values()], "parts": 3}]
-    muon = Muon(groups, config.muon_lr, config.momentum, config.weight_decay, precision)
-    return [_ready(adam), _ready(muon)]
+
+    def __init__(self, named: Mapping[str, nn.Parameter], remembered: Sequence[str]) -> None:
+        self.parameters: list[Tensor] = [*named.values()]
+        self.memory = {key: [torch.zeros_like(p) for p in self.parameters] for key in remembered}
+        """Tensors like the parameters, by what they are; zeros at first."""
+        self._names = list(named)
+
+    @abstractmethod
+    def step(self, rate: Tensor) -> None:
+        """Move every parameter at this learning rate ()."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is remembered, by name."""
+        return {
+            f"{name}.{key}": tensor
+            for key, tensors in self.memory.items()
+            for name, tensor in zip(self._names, tensors, strict=True)
+        }
+
+    def gradients(self) -> list[Tensor]:
+        """Those of the parameters, in their order; every one must have been computed."""
+        found = [p.grad for p in self.parameters if p.grad is not None]
+        assert len(found) == len(self.parameters)
+        return found
 
 
-def _ready(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """With all that it will remember already there, as zeros: every checkpoint has the same."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            for key in remembered(optimizer):
-                like = torch.zeros((), device=p.device) if key == "step" else torch.zeros_like(p)
-                optimizer.state[p][key] = like
-    return optimizer
+class Adam(Optimizer):
+    """Every number moves by about the rate, whatever the size of its gradient g.
+
+    m = β₁m + (1 - β₁)g, v = β₂v + (1 - β₂)g², weights -= rate · m̂ / (√v̂ + ε), where m̂ and v̂ are
+    m / (1 - β₁ᵗ) and v / (1 - β₂ᵗ) after t steps (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1).
+    With a decay it is AdamW: weights -= rate · decay · weights, for matrices and tables, not for
+    biases and gains (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2).
+    """
+
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(named, ("m", "v"))
+        self.betas = betas
+        self.steps = torch.zeros((), device=self.parameters[0].device)
+        """Taken so far."""
+        matrices = [i for i, p in enumerate(self.parameters) if p.dim() >= 2]
+        vectors = [i for i, p in enumerate(self.parameters) if p.dim() < 2]
+        self.decays = [(matrices, weight_decay), (vectors, 0.0)]
+        """Which parameters shrink, and how fast."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {**super().state(), "steps": self.steps}
+
+    @torch.no_grad()
+    def step(self, rate: Tensor) -> None:
+        self.steps += 1
+        gradients = self.gradients()
+        for which, decay in self.decays:
+            if which:
+                every = self.parameters, gradients, self.memory["m"], self.memory["v"]
+                weights, g, m, v = ([tensors[i] for i in which] for tensors in every)
+                # All of the above in one pass over each tensor.
+                torch._fused_adamw_(
+                    weights,
+                    g,
+                    m,
+                    v,
+                    [],  # of AMSGrad
+                    [self.steps] * len(which),
+                    lr=rate,
+                    beta1=self.betas[0],
+                    beta2=self.betas[1],
+                    weight_decay=decay,
+                    eps=1e-8,
+                    amsgrad=False,
+                    maximize=False,
+                )
 
 
-def remembered(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What an optimizer keeps of each parameter: step is a scalar, all else of its shape."""
-    return ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
-
-
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Momentum, orthogonalised: every direction of a matrix moves equally far.
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with Nesterov momentum, and with
     decoupled weight decay (Liu et al. 2025, arXiv:2502.16982). Only for matrices. Those of one
     shape are worked on together, as one stack. A parameter may be several matrices, one on top of
-    the other, as those for queries, keys and values are: its group says so with "parts".
+    the other, as those for queries, keys and values are: parts says of how many, by name.
     """
 
     def __init__(
         self,
-        matrices: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
-        lr: float = 0.02,
+        named: Mapping[str, nn.Parameter],
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         precision: torch.dtype = torch.bfloat16,
+        parts: Mapping[str, int] | None = None,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1}
-        super().__init__(matrices, defaults)
+        super().__init__(named, ("momentum",))
+        self.momentum, self.weight_decay = momentum, weight_decay
         # float16 could overflow; bfloat16 is exact enough (Jordan et al.).
         self.precision = torch.float32 if precision == torch.float32 else torch.bfloat16
+        self.stacks: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+        """Which parameters are as many matrices (parts, rows, columns) of one shape."""
+        for i, (name, p) in enumerate(named.items()):
+            n = (parts or {}).get(name, 1)
+            self.stacks[n, p.shape[0] // n, p.shape[1]].append(i)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every matrix that has a gradient."""
-        assert closure is None
-        for group in self.param_groups:
-            stacks = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    stacks[p.shape].append(p)
-                    if not self.state[p]:
-                        self.state[p]["momentum"] = torch.zeros_like(p)
-            for matrices in stacks.values():
-                self._move(matrices, group)
+    def step(self, rate: Tensor) -> None:
+        gradients, means = self.gradients(), self.memory["momentum"]
+        torch._foreach_lerp_(means, gradients, 1 - self.momentum)
+        ahead = torch._foreach_lerp(gradients, means, self.momentum)  # Nesterov's look ahead
+        torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
+        for (_, rows, columns), which in self.stacks.items():
+            stack = torch.stack([ahead[i] for i in which]).view(-1, rows, columns)
+            updates = orthogonalise(stack, self.precision).to(stack.dtype)
+            # A tall matrix maps to more dimensions: with this, each of them moves as far.
+            updates *= rate * math.sqrt(max(1, rows / columns))
+            moves = updates.view(len(which), -1, columns).unbind()
+            torch._foreach_sub_([self.parameters[i] for i in which], moves)
 
-    def _move(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        """Move N parameters of one shape, each of which is parts of (rows, columns)."""
-        lr, momentum, parts = group["lr"], group["momentum"], group["parts"]
-        rows, columns = matrices[0].shape[0] // parts, matrices[0].shape[1]
-        gradients = [p.grad for p in matrices if p.grad is not None]
-        means = [self.state[p]["momentum"] for p in matrices]
-        torch._foreach_lerp_(means, gradients, 1 - momentum)
-        ahead = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's look ahead
-        stack = torch.stack(ahead).view(-1, rows, columns)  # (N parts, rows, columns)
-        updates = orthogonalise(stack, self.precision).to(stack.dtype)
-        # A tall matrix maps to more dimensions: with this, each of them moves as far.
-        updates *= lr * math.sqrt(max(1, rows / columns))
-        torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
-        torch._foreach_sub_(matrices, list(updates.reshape(-1, *matrices[0].shape).unbind()))
+
+def build_optimizers(
+    model: nn.Module, config: OptimConfig, precision: torch.dtype = torch.float32
+) -> list[Optimizer]:
+    """The optimizers that config describes, over all of model's parameters, each in one of them.
+
+    Muon's own products run at the precision of the model's.
+    """
+    named, betas = dict(model.named_parameters()), (config.beta1, config.beta2)
+    if config.optimizer == "adamw":
+        return [Adam(named, betas, config.weight_decay)]
+    if config.optimizer == "adam":
+        return [Adam(named, betas)]
+    matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and p.dim() == 2}
+    qkv = {n: 3 for n in matrices if n.endswith("qkv.weight")}
+    return [
+        Adam({n: p for n, p in named.items() if n not in matrices}, betas),
+        Muon(matrices, config.momentum, config.weight_decay, precision, parts=qkv),
+    ]
 
 
 def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
@@ -186,13 +232,20 @@ def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> T
 
 
 @torch.no_grad()
-def follow(means: Sequence[Tensor], weights: Sequence[Tensor], decay: float, step: int) -> None:
-    """Move the running means of weights after so many steps: an average over 1 / (1 - decay) steps.
+def follow(means: Sequence[Tensor], weights: Sequence[Tensor], decay: Tensor) -> None:
+    """Move running means towards weights: decay () is the part of each mean that is kept."""
+    off = torch._foreach_sub(list(weights), list(means))
+    torch._foreach_mul_(off, 1 - decay)
+    torch._foreach_add_(list(means), off)
 
-    At the start over fewer, about a ninth of those taken: the first weights are soon forgotten.
+
+def ema_decay(step: int, config: OptimConfig) -> float:
+    """How much of the running mean of the weights is kept in the step after so many.
+
+    An average over 1 / (1 - ema) steps; at the start over fewer, about a ninth of those taken: the
+    first weights are soon forgotten.
     """
-    decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(means), list(weights), 1 - decay)
+    return min(config.ema, (1 + step) / (10 + step))
 
 
 def gradient_norms(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
@@ -220,11 +273,41 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * left
 
 
-def set_rates(
-    optimizers: Sequence[torch.optim.Optimizer], rate: float, config: OptimConfig
-) -> None:
-    """Set the learning rate: Adam's is rate, Muon's as much of muon_lr as rate is of lr."""
-    for optimizer in optimizers:
-        muon = isinstance(optimizer, Muon)
-        for group in optimizer.param_groups:
-            group["lr"] = rate / config.lr * config.muon_lr if muon else rate
+def rate_of_each(optimizers: Sequence[Optimizer], rate: float, config: OptimConfig) -> list[float]:
+    """The learning rate of each: Adam's is rate, Muon's as much of muon_lr as rate is of lr."""
+    return [
+        rate / config.lr * config.muon_lr if isinstance(optimizer, Muon) else rate
+        for optimizer in optimizers
+    ]
+
+
+@dataclass
+class LossScale:
+    """How many times too large gradients are computed, so that float16 does not lose small ones.
+
+    Half as much after a step in which one overflowed, twice as much after 2,000 in which none did
+    (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
+    """
+
+    scale: float = 2.0**16
+    steps: int = 0
+    """Without an overflow, in a row."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < 2.0**127:
+            raise ValueError(f"scale is {self.scale}: it must be more than 0 and less than 2**127")
+        if not 0 <= self.steps < 2000:
+            raise ValueError(f"steps is {self.steps}: it must be at least 0 and less than 2000")
+
+    def unscale(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Bring the gradients of parameters to their own size."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, 1 / self.scale)
+
+    def update(self, overflowed: bool) -> None:
+        """Learn how the last step went."""
+        self.steps = 0 if overflowed else self.steps + 1
+        if overflowed:
+            self.scale /= 2
+        elif self.steps == 2000:
+            self.scale, self.steps = min(2 * self.scale, 2.0**126), 0

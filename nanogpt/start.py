@@ -24,25 +24,11 @@ from .files import damaged, read_json, regular, settled
 from .journal import Journal
 from .models import KINDS, Model, ModelConfig, build
 from .models.bigram import counted_loss
-from .optim import build_optimizers
+from .optim import LossScale, build_optimizers
 from .runs import claim, new_run
 from .schema import parse
 from .state import GENERATORS, State
 from .tokenizers import CharTokenizer
-
-
-@dataclass(frozen=True)
-class Scaler:
-    """Where the gradient scaler of a float16 run is."""
-
-    scale: float
-    growth_tracker: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.growth_tracker < 2**31:
-            raise ValueError(f"growth_tracker cannot be {self.growth_tracker}")
-        if self.scale <= 0:
-            raise ValueError(f"scale is {self.scale}: it must be more than 0")
 
 
 @dataclass(frozen=True)
@@ -57,7 +43,7 @@ class Facts:
     """Of metrics.jsonl, written before the checkpoint was made."""
     losses: int
     """Steps since the last of these lines: their losses are among the tensors."""
-    scaler: Scaler | None = None
+    scale: LossScale | None = None
 
     def __post_init__(self) -> None:
         require(tokens=self.tokens, seconds=self.seconds, lines=self.lines, losses=self.losses)
@@ -138,7 +124,7 @@ class Run:
 
     def training(self) -> Training:
         """What a resume needs besides."""
-        state, scaler = self.state, self.state.scaler.state_dict()
+        state = self.state
         facts = Facts(
             config=self.config,
             text_sha256=self.text_sha256,
@@ -146,7 +132,7 @@ class Run:
             seconds=state.seconds,
             lines=len(self.journal.records),
             losses=len(state.losses),
-            scaler=Scaler(scaler["scale"], scaler["_growth_tracker"]) if scaler else None,
+            scale=state.scale,
         )
         return Training({**asdict(facts), "config": self.config.to_json()}, state.tensors())
 
@@ -239,9 +225,8 @@ def _restore(run: Run, facts: Facts, checkpoint: Checkpoint) -> None:
         state.restore(tensors)
     except (RuntimeError, ValueError) as error:
         raise damaged(run.out / "last" / "training.safetensors", error) from None
-    if facts.scaler and state.scaler.is_enabled():
-        scaler = {**state.scaler.state_dict(), "scale": facts.scaler.scale}
-        state.scaler.load_state_dict({**scaler, "_growth_tracker": facts.scaler.growth_tracker})
+    if state.scale and facts.scale:
+        state.scale = facts.scale
     best = load(run.out / "best").best if (run.out / "best").exists() else None
     if best and best.step == step and run.config.train.evaluates_at(step):
         best = checkpoint.best  # the evaluation that follows finds this one again
@@ -272,8 +257,9 @@ def _run(
     state = State(
         model=model,
         optimizers=build_optimizers(model, config.optim, precision),
-        scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
+        scale=LossScale() if precision == torch.float16 else None,
         average=[p.detach().clone() for p in model.parameters() if config.optim.ema],
+        losses=torch.empty(0, device=device),
     )
     title = f"{config.out.name}: {sum(p.numel() for p in model.parameters()):,} parameters"
     return Run(

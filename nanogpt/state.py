@@ -1,8 +1,8 @@
 """What changes while a run goes on: saved and restored, it is the very run that it would have been.
 
-Weights, optimizers and gradient scaler, every random generator, the counts, and the losses that no
-line of metrics.jsonl has yet. The order of the batches is no state: it follows from the seed and
-the tokens.
+Weights, optimizers and the scale of the loss, every random generator, the counts, and the losses
+that no line of metrics.jsonl has yet. The order of the batches is no state: it follows from the
+seed and the tokens.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .devices import random_states, set_random_states
 from .models import Model
-from .optim import remembered
+from .optim import LossScale, Optimizer
 
 GENERATORS = ("random.cuda", "random.mps")
 """Names in State.tensors() that depend on the device."""
@@ -25,9 +25,10 @@ class State:
     """Everything that a step changes."""
 
     model: Model
-    optimizers: list[torch.optim.Optimizer]
+    optimizers: list[Optimizer]
     """Each for other parameters."""
-    scaler: torch.amp.GradScaler
+    scale: LossScale | None = None
+    """Of a float16 run."""
     average: list[Tensor] = field(default_factory=list)
     """The running mean of every parameter, in a run that makes one."""
     step: int = 0
@@ -36,8 +37,8 @@ class State:
     """Tokens trained on."""
     seconds: float = 0.0
     """Spent on training, evaluations included."""
-    losses: list[Tensor] = field(default_factory=list)
-    """Of the steps since the last line of metrics.jsonl, left on the device."""
+    losses: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Of the steps since the last line of metrics.jsonl (n,), left on the device."""
 
     @property
     def device(self) -> torch.device:
@@ -47,60 +48,40 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the weights that is a tensor, by name."""
         found = {f"random.{name}": state for name, state in random_states(self.device).items()}
-        for optimizer in self.optimizers:
-            moments = optimizer.state_dict()["state"]
-            for index, (name, _) in enumerate(self._parameters(optimizer)):
-                for key, tensor in moments.get(index, {}).items():
-                    found[f"optimizer.{name}.{key}"] = tensor
-        for (name, _), mean in zip(self.model.named_parameters(), self.average, strict=False):
-            found[f"average.{name}"] = mean
-        found["losses"] = torch.stack(self.losses) if self.losses else torch.empty(0)
-        return found
+        return {**found, **self._kept(), "losses": self.losses}
 
     def expected(self, pending: int) -> dict[str, Tensor]:
         """Tensors of the shapes that tensors() has, with pending losses.
 
         But for the generators of a GPU, of which there may be one or none.
         """
-        always = {
-            "random.cpu": torch.get_rng_state(),
-            "losses": torch.empty(pending, device="meta"),
-        }
-        moments = {
-            f"optimizer.{name}.{key}": torch.empty(() if key == "step" else p.shape, device="meta")
-            for optimizer in self.optimizers
-            for name, p in self._parameters(optimizer)
-            for key in remembered(optimizer)
-        }
-        means = {
-            f"average.{name}": torch.empty(p.shape, device="meta")
-            for name, p in self.model.named_parameters()
-            if self.average
-        }
-        return always | means | moments
+        losses = torch.empty(pending, device="meta")
+        return {"random.cpu": torch.get_rng_state(), **self._kept(), "losses": losses}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go on from tensors(). Raises RuntimeError where a generator cannot have such a state.
 
         Generators of another device are left out: going on there is not the same to the bit.
         """
-        self.losses = list(tensors["losses"].to(self.device, copy=True))
+        self.losses = tensors["losses"].to(self.device, copy=True)
         here = random_states(self.device)
         set_random_states(
             {name: tensors.get(f"random.{name}", state).clone() for name, state in here.items()},
             self.device,
         )
+        for name, tensor in self._kept().items():
+            tensor.copy_(tensors[name])
+
+    def _kept(self) -> dict[str, Tensor]:
+        """What lies in one place from the first step to the last, beside the weights."""
+        found = {
+            f"optimizer.{name}": tensor
+            for optimizer in self.optimizers
+            for name, tensor in optimizer.state().items()
+        }
         for (name, _), mean in zip(self.model.named_parameters(), self.average, strict=False):
-            mean.copy_(tensors[f"average.{name}"])
-        for optimizer in self.optimizers:
-            moments = {
-                index: {
-                    key: tensors[f"optimizer.{name}.{key}"].clone() for key in remembered(optimizer)
-                }
-                for index, (name, _) in enumerate(self._parameters(optimizer))
-            }
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            found[f"average.{name}"] = mean
+        return found
 
     @contextmanager
     @torch.no_grad()
@@ -113,8 +94,3 @@ class State:
             yield
         finally:
             torch._foreach_copy_(weights, kept)
-
-    def _parameters(self, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
-        """Names and parameters in the order in which an optimizer numbers them."""
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        return [(names[p], p) for group in optimizer.param_groups for p in group["params"]]

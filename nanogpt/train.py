@@ -1,8 +1,7 @@
 """Training: the loop.
 
-It knows nothing of GPT. It draws a batch, asks the model for logits, follows the gradient of the
-loss, and every so often saves where it is, measures the whole validation split and keeps the best
-weights.
+It knows nothing of GPT. It takes one step after the other (step.py), and every so often saves where
+it is, measures the whole validation split and keeps the best weights.
 """
 
 import math
@@ -13,19 +12,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from .checkpoint import Best, Contents, Writer, contents, write
 from .config import RunConfig, TrainConfig
-from .data import Order
-from .devices import Forward, at_precision, compiled, memory_asked_for
+from .devices import at_precision, compiled, memory_asked_for
 from .errors import Interrupted, Stopped, cannot_write
-from .evaluate import cross_entropy, evaluate
+from .evaluate import evaluate
 from .files import to_json, write_whole
 from .interrupts import Interrupts
 from .journal import Journal, Record, overfits
-from .optim import follow, gradient_norms, learning_rate, set_rates
+from .optim import learning_rate
 from .start import Run, begun_with, prepare, resume
+from .step import AHEAD, Stepper
 from .watch import Watch
 
 
@@ -102,16 +100,11 @@ def _fit(run: Run, reporter: Reporter) -> Result:
 
 def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) -> str:
     """From where the run is to a reason to stop, which it gives."""
-    config, state, journal = run.config, run.state, run.journal
-    settings, model, optimizers = config.train, run.model, state.optimizers
-    block_size, parameters = model.config.block_size, list(model.parameters())
+    settings, model, state, journal = run.config.train, run.model, run.state, run.journal
     began = time.perf_counter() - state.seconds
-    tokens = len(run.data.splits["train"].tokens)
-    order = Order(settings.order, tokens, block_size, config.seed)
     watch, warned = Watch(run), False
 
     def save() -> Contents:
-        watch.check()
         watch.check_model()  # what is wrong never gets to the disk
         state.seconds = round(time.perf_counter() - began, 3)
         files = contents(run.checkpoint(), run.training())
@@ -123,13 +116,13 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
 
     forward = at_precision(model, run.device, run.precision)
     if settings.compile and run.device.type == "cuda":
-        shape = settings.batch_size // settings.accumulation, block_size
+        shape = settings.batch_size // settings.accumulation, model.config.block_size
         example = torch.zeros(shape, dtype=torch.long, device=run.device)
         forward = compiled(model, run.precision, example, reporter.said)
+    stepper = Stepper(run, forward)
 
     while True:
         step = state.step
-        lr = learning_rate(step, settings.steps, config.optim)
         due = settings.evaluates_at(step)
         if (due or interrupts.received) and step != saved:
             files, saved = save(), step  # before the evaluation: a resume makes it again
@@ -137,8 +130,6 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
             writer.wait()
             raise Interrupted(interrupts.received, step, run.out)
 
-        if due or step % settings.log_every == 0 or step % 100 == 0:
-            watch.check()
         if due or step % settings.log_every == 0:
             evaluation = evaluate(model, run.data) if due else None
             if evaluation and not math.isfinite(evaluation.loss):
@@ -151,14 +142,14 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
                 step=step,
                 tokens=state.tokens,
                 seconds=round(time.perf_counter() - began, 3),
-                lr=lr,
-                train_loss=torch.stack(state.losses).mean().item() if state.losses else None,
+                lr=learning_rate(step, settings.steps, run.config.optim),
+                train_loss=state.losses.mean().item() if len(state.losses) else None,
                 val_loss=evaluation.loss if evaluation else None,
                 bits_per_byte=evaluation.bits_per_byte if evaluation else None,
                 ema_val_loss=of_average.loss if of_average else None,
                 ema_bits_per_byte=of_average.bits_per_byte if of_average else None,
             )
-            state.losses.clear()
+            state.losses = state.losses[:0]
             if journal.add(record):
                 assert journal.best is not None
                 if journal.best.averaged:
@@ -176,50 +167,16 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
         if due and (ended := reason_to_stop(journal, settings)):
             return ended
 
-        set_rates(optimizers, lr, config.optim)
-        starts = order.starts(state.tokens // block_size, settings.batch_size)
-        inputs, targets = run.data.batch("train", starts, block_size)
-        loss = gradients(forward, inputs, targets, settings.accumulation, state.scaler)
-        for optimizer in optimizers:
-            state.scaler.unscale_(optimizer)
-        norms = gradient_norms(parameters, config.optim.grad_clip)
-        watch.add(loss, norms)
-        # Scaled gradients may overflow: then no optimizer takes the step, and the scale is lowered.
-        if not state.scaler.is_enabled() or norms.isfinite().all():
-            for optimizer in optimizers:
-                state.scaler.step(optimizer)
-        state.scaler.update()
-        model.zero_grad()
-        if state.average:
-            follow(state.average, parameters, config.optim.ema, step)
-        state.losses.append(loss)
-        state.tokens += targets.numel()
-        state.step += 1
+        until = (settings.eval_every, settings.log_every, AHEAD)
+        coming = min(settings.steps - step, *(every - step % every for every in until))
+        found = stepper.take(coming, lambda: interrupts.received)
+        watch.check(found)
+        state.losses = torch.cat([state.losses, found[:, 0]])
 
 
 def _write_last(run: Run, files: Contents) -> None:
     run.journal.flush()  # first the lines that the checkpoint counts on
     write(run.out / "last", files)
-
-
-def gradients(
-    forward: Forward,
-    inputs: Tensor,
-    targets: Tensor,
-    parts: int = 1,
-    scaler: torch.amp.GradScaler | None = None,
-) -> Tensor:
-    """Add the gradient of the mean loss over a batch to the parameters; gives that loss.
-
-    The batch is worked through in equal parts, one after the other, which changes the memory that
-    it takes and nothing else. With a scaler, the gradients are as many times larger as it says.
-    """
-    total = torch.zeros((), device=inputs.device)
-    for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-        loss = cross_entropy(forward(x), y) / parts
-        (scaler.scale(loss) if scaler else loss).backward()
-        total += loss.detach()
-    return total
 
 
 def _out_of_memory(run: Run, asked: str) -> Stopped:

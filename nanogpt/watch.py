@@ -12,25 +12,19 @@ from .start import Run
 
 
 class Watch:
-    """Looks at every loss and gradient, without waiting for the device at every step."""
+    """Looks at every loss and gradient; at many steps at once, as it waits for the device."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.names = [name for name, _ in run.model.named_parameters()]
-        self.scaled = run.state.scaler.is_enabled()
-        self._seen: list[Tensor] = []  # of each step since the last check: its loss, its norms
 
-    def add(self, loss: Tensor, norms: Tensor) -> None:
-        """Remember the loss () of a step and the norms (P,) of its gradient."""
-        # A scaled gradient may overflow: the scaler leaves out that step and scales less.
-        self._seen.append(loss[None] if self.scaled else torch.cat([loss[None], norms]))
+    def check(self, found: Tensor) -> None:
+        """Raise Stopped if the loss or a gradient (steps, 1 + P) of the last steps is not finite.
 
-    def check(self) -> None:
-        """Raise Stopped if something was not finite since the last check."""
-        if not self._seen:
-            return
-        seen, state = torch.stack(self._seen), self.run.state  # (steps, 1 + P)
-        self._seen.clear()
+        But for the gradients of a float16 run, where an overflow has left out the step.
+        """
+        state = self.run.state
+        seen = found[:, :1] if state.scale else found
         bad = ~seen.isfinite()
         if bad.any():
             names = ["the loss", *(f"the gradient of {name}" for name in self.names)]
@@ -39,8 +33,10 @@ class Watch:
             column = 0 if bad[row, 0] else int(bad[row].nonzero()[-1])
             step = state.step - len(seen) + row
             raise self.stopped(step, names[column], seen[row, column].item())
-        if self.scaled and (scale := state.scaler.get_scale()) < 1:
-            raise self.stopped(state.step - 1, "the scale that the gradients need", scale)
+        if state.scale and state.scale.scale < 1:
+            raise self.stopped(
+                state.step - 1, "the scale that the gradients need", state.scale.scale
+            )
 
     @torch.no_grad()
     def check_model(self) -> None:

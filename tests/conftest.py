@@ -14,6 +14,9 @@ import torch
 from hypothesis import settings
 
 from nanogpt.cli import main
+from nanogpt.config import RunConfig, TrainConfig
+from nanogpt.models import GPTConfig
+from nanogpt.optim import OptimConfig
 
 settings.register_profile("nanogpt", deadline=None)  # how long something takes is no test
 settings.load_profile("nanogpt")
@@ -101,3 +104,20 @@ def small() -> list[str]:
     for name, value in training.items():
         flags += [f"--train.{name}", str(value)]
     return flags
+
+
+SMALL = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1)
+
+
+@pytest.fixture
+def config(text_file: Path) -> RunConfig:
+    """A run of a second."""
+    return RunConfig(
+        name="small",
+        data=str(text_file),
+        device="cpu",
+        precision="float32",
+        model=SMALL,
+        optim=OptimConfig(lr=1e-2, warmup=10),
+        train=TrainConfig(steps=60, batch_size=8, eval_every=20, log_every=5),
+    )

@@ -14,7 +14,7 @@ LAYERS = [
     {"config"},
     {"journal", "evaluate", "generate", "presets"},
     {"start"},
-    {"watch"},
+    {"watch", "step"},
     {"train"},
     {"terminal"},
     {"cli"},

@@ -3,22 +3,25 @@
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig, Modern, ModernConfig
 from nanogpt.optim import (
+    Adam,
+    LossScale,
     Muon,
     OptimConfig,
     build_optimizers,
+    ema_decay,
     follow,
     gradient_norms,
     learning_rate,
     orthogonalise,
-    parameter_groups,
-    set_rates,
+    rate_of_each,
 )
 
 GPT_CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=7)
@@ -33,19 +36,20 @@ MODELS = {
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "muon"])
-def test_every_parameter_is_in_exactly_one_group(model: nn.Module, optimizer: str) -> None:
-    built = build_optimizers(model, OptimConfig(optimizer=optimizer))  # type: ignore[arg-type]
-    groups = [group for one in built for group in one.param_groups]
-    grouped = [id(p) for group in groups for p in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+def test_every_parameter_is_in_exactly_one_optimizer(
+    model: nn.Module, optimizer: Literal["adamw", "adam", "muon"]
+) -> None:
+    built = build_optimizers(model, OptimConfig(optimizer))
+    moved = [id(p) for one in built for p in one.parameters]
+    assert sorted(moved) == sorted(id(p) for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["gpt", "modern"])
 def test_muon_has_the_matrices_of_the_blocks(name: str) -> None:
     adam, muon = build_optimizers(MODELS[name], OptimConfig("muon"))
-    assert isinstance(adam, torch.optim.Adam)
+    assert isinstance(adam, Adam)
     assert isinstance(muon, Muon)
-    moved = {id(p) for group in muon.param_groups for p in group["params"]}
+    moved = {id(p) for p in muon.parameters}
     names = {n for n, p in MODELS[name].named_parameters() if id(p) in moved}
     linear = {n for n, m in MODELS[name].named_modules() if isinstance(m, nn.Linear)} - {"head"}
     assert names == {f"{n}.weight" for n in linear}
@@ -53,21 +57,22 @@ def test_muon_has_the_matrices_of_the_blocks(name: str) -> None:
 
 
 def test_matrices_decay_and_nothing_else() -> None:
+    """With a gradient of zero, all that is left of a step is the decay."""
     model = GPT(GPT_CONFIG)
-    decays = {
-        id(p): group["weight_decay"]
-        for group in parameter_groups(model, 0.1)
-        for p in group["params"]  # type: ignore[attr-defined]
-    }
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    (adam,) = build_optimizers(model, OptimConfig(weight_decay=0.5))
+    adam.step(torch.tensor(0.1))
     for name, parameter in model.named_parameters():
         vector = name.endswith("bias") or "norm" in name
-        assert decays[id(parameter)] == (0.0 if vector else 0.1), name
+        torch.testing.assert_close(parameter.detach(), before[name] * (1.0 if vector else 0.95))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adam"])
-def test_steps_follow_the_papers(kind: str) -> None:
+def test_steps_follow_the_papers(kind: Literal["adamw", "adam"]) -> None:
     """Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2."""
-    config = OptimConfig(optimizer=kind, lr=0.1, beta1=0.8, beta2=0.9, weight_decay=0.5)  # type: ignore
+    config = OptimConfig(kind, beta1=0.8, beta2=0.9, weight_decay=0.5)
     layer = nn.Linear(3, 2, bias=False)
     (optimizer,) = build_optimizers(layer, config)
     weights = layer.weight.detach().clone().double()
@@ -75,18 +80,40 @@ def test_steps_follow_the_papers(kind: str) -> None:
     for t in range(1, 6):
         gradient = torch.randn(2, 3)
         layer.weight.grad = gradient.clone()
-        optimizer.step()
+        rate = 0.1 / t
+        optimizer.step(torch.tensor(rate))
         g = gradient.double()
         m = 0.8 * m + 0.2 * g
         v = 0.9 * v + 0.1 * g**2
         if kind == "adamw":
-            weights -= 0.1 * 0.5 * weights
-        weights -= 0.1 * (m / (1 - 0.8**t)) / ((v / (1 - 0.9**t)).sqrt() + 1e-8)
+            weights -= rate * 0.5 * weights
+        weights -= rate * (m / (1 - 0.8**t)) / ((v / (1 - 0.9**t)).sqrt() + 1e-8)
         torch.testing.assert_close(layer.weight.detach().double(), weights, atol=1e-5, rtol=1e-5)
 
 
-def matrices(*shapes: tuple[int, int]) -> list[nn.Parameter]:
-    return [nn.Parameter(torch.randn(shape)) for shape in shapes]
+def test_adamw_is_that_of_torch() -> None:
+    """To the bit: it calls the same kernel."""
+    ours, theirs = GPT(GPT_CONFIG), GPT(GPT_CONFIG)
+    theirs.load_state_dict(ours.state_dict())
+    (adam,) = build_optimizers(ours, OptimConfig(beta1=0.8, beta2=0.9, weight_decay=0.5))
+    pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+    groups = [
+        {"params": [q for _, q in pairs if q.dim() >= 2], "weight_decay": 0.5},
+        {"params": [q for _, q in pairs if q.dim() < 2], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=0.125, betas=(0.8, 0.9), fused=True)
+    for _ in range(5):
+        for p, q in pairs:
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        adam.step(torch.tensor(0.125))
+        reference.step()
+    for p, q in pairs:
+        assert torch.equal(p, q)
+
+
+def matrices(*shapes: tuple[int, int]) -> dict[str, nn.Parameter]:
+    return {str(i): nn.Parameter(torch.randn(shape)) for i, shape in enumerate(shapes)}
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (24, 8), (8, 24)])
@@ -115,11 +142,11 @@ def test_stacking_changes_nothing() -> None:
 def test_muon_is_what_is_written_out() -> None:
     """Jordan et al. 2024, with decoupled decay: one matrix after the other, in float64."""
     ours = matrices((4, 4), (8, 4), (4, 4), (4, 12))
-    muon = Muon(ours, lr=0.1, momentum=0.9, weight_decay=0.5, precision=torch.float32)
-    weights = [p.detach().double() for p in ours]
+    muon = Muon(ours, momentum=0.9, weight_decay=0.5, precision=torch.float32)
+    weights = [p.detach().double() for p in ours.values()]
     means = [torch.zeros_like(w) for w in weights]
-    for _ in range(4):
-        for i, p in enumerate(ours):
+    for rate in (0.1, 0.2, 0.05, 0.1):
+        for i, p in enumerate(ours.values()):
             p.grad = torch.randn_like(p)
             g = p.grad.double()
             means[i] = 0.9 * means[i] + 0.1 * g
@@ -129,84 +156,116 @@ def test_muon_is_what_is_written_out() -> None:
                 a = x @ x.T
                 x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
             scale = max(1, p.shape[0] / p.shape[1]) ** 0.5
-            weights[i] = (1 - 0.1 * 0.5) * weights[i] - 0.1 * scale * x
-        muon.step()
-    for p, w in zip(ours, weights, strict=True):
+            weights[i] = (1 - rate * 0.5) * weights[i] - rate * scale * x
+        muon.step(torch.tensor(rate))
+    for p, w in zip(ours.values(), weights, strict=True):
         torch.testing.assert_close(p.detach().double(), w, atol=1e-4, rtol=1e-4)
 
 
 def test_matrices_in_one_parameter_are_moved_as_if_they_were_apart() -> None:
-    apart = matrices((8, 8), (8, 8), (8, 8), (8, 8), (8, 8), (8, 8))
-    together = [nn.Parameter(torch.cat([p.detach() for p in apart[i : i + 3]])) for i in (0, 3)]
+    """Beside another of the same shape that is one matrix."""
+    apart = matrices(*[(8, 8)] * 6, (24, 8))
+    pieces, whole = list(apart.values())[:6], apart["6"]
+    qkv = [nn.Parameter(torch.cat([*pieces[i : i + 3]]).detach()) for i in (0, 3)]
+    together = {"qkv": qkv[0], "whole": nn.Parameter(whole.detach().clone()), "other": qkv[1]}
     one = Muon(apart, weight_decay=0.1, precision=torch.float32)
-    other = Muon([{"params": together, "parts": 3}], weight_decay=0.1, precision=torch.float32)
+    other = Muon(together, weight_decay=0.1, precision=torch.float32, parts={"qkv": 3, "other": 3})
     for _ in range(3):
-        for p in apart:
+        for p in apart.values():
             p.grad = torch.randn_like(p)
-        for i, p in enumerate(together):
-            p.grad = torch.cat([q.grad for q in apart[3 * i : 3 * i + 3] if q.grad is not None])
-        one.step()
-        other.step()
-    for i, p in enumerate(together):
-        pieces = [q.detach() for q in apart[3 * i : 3 * i + 3]]
-        torch.testing.assert_close(p.detach(), torch.cat(pieces))
+        for i, p in enumerate(qkv):
+            p.grad = torch.cat([q.grad for q in pieces[3 * i : 3 * i + 3] if q.grad is not None])
+        together["whole"].grad = whole.grad
+        one.step(torch.tensor(0.02))
+        other.step(torch.tensor(0.02))
+    for i, p in enumerate(qkv):
+        torch.testing.assert_close(p.detach(), torch.cat([*pieces[3 * i : 3 * i + 3]]).detach())
+    torch.testing.assert_close(together["whole"], whole)
 
 
 def test_queries_keys_and_values_are_three_matrices_to_muon() -> None:
     _, muon = build_optimizers(MODELS["modern"], OptimConfig("muon"))
-    qkv = {id(p) for n, p in MODELS["modern"].named_parameters() if "qkv" in n}
-    for group in muon.param_groups:
-        for p in group["params"]:
-            assert group["parts"] == (3 if id(p) in qkv else 1)
+    assert isinstance(muon, Muon)
+    parts = {id(muon.parameters[i]): n for (n, _, _), which in muon.stacks.items() for i in which}
+    for name, p in MODELS["modern"].named_parameters():
+        if id(p) in parts:
+            assert parts[id(p)] == (3 if "qkv" in name else 1), name
+    assert len(parts) == 8
 
 
 def test_muon_is_that_of_torch() -> None:
     shapes = (16, 16), (48, 16), (16, 16), (16, 64), (64, 16)
     ours = matrices(*shapes)
-    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    muon = Muon(ours, lr=0.1, momentum=0.9, weight_decay=0.5, precision=torch.bfloat16)
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours.values()]
+    muon = Muon(ours, momentum=0.9, weight_decay=0.5, precision=torch.bfloat16)
     reference = torch.optim.Muon(theirs, lr=0.1, momentum=0.9, weight_decay=0.5)
     for _ in range(5):
-        for p, q in zip(ours, theirs, strict=True):
+        for p, q in zip(ours.values(), theirs, strict=True):
             p.grad = torch.randn_like(p)
             q.grad = p.grad.clone()
-        muon.step()
+        muon.step(torch.tensor(0.1))
         reference.step()
-    for p, q in zip(ours, theirs, strict=True):
+    for p, q in zip(ours.values(), theirs, strict=True):
         torch.testing.assert_close(p, q, atol=0.02, rtol=0)  # bfloat16, in another order
 
 
-def test_muon_leaves_alone_what_has_no_gradient() -> None:
-    moved, left = matrices((4, 4), (4, 4))
-    before: Tensor = left.detach().clone()
-    moved.grad = torch.randn(4, 4)
-    Muon([moved, left], weight_decay=0.1).step()
-    assert torch.equal(left, before)
-
-
 def test_the_mean_of_the_weights_is_what_is_written_out() -> None:
-    weights = matrices((2, 3), (4, 1))
+    weights = [*matrices((2, 3), (4, 1)).values()]
     means = [p.detach().clone() for p in weights]
     expected = [mean.double() for mean in means]
-    for step in range(30):
-        decay = min(0.7, (1 + step) / (10 + step))
+    for _ in range(10):
         for p in weights:
             p.data.normal_()
-        follow(means, weights, 0.7, step)
-        expected = [
-            decay * m + (1 - decay) * p.double() for m, p in zip(expected, weights, strict=True)
-        ]
+        follow(means, weights, torch.tensor(0.7))
+        expected = [0.7 * m + 0.3 * p.double() for m, p in zip(expected, weights, strict=True)]
     for mean, e in zip(means, expected, strict=True):
         torch.testing.assert_close(mean.double(), e.detach())
         assert not mean.requires_grad
 
 
+def test_the_first_weights_are_soon_forgotten() -> None:
+    decays = [ema_decay(step, OptimConfig(ema=0.7)) for step in range(100)]
+    assert decays == [min(0.7, (1 + step) / (10 + step)) for step in range(100)]
+    assert math.prod(decays[:20]) < 1e-5
+
+
 def test_the_rate_of_muon_follows_that_of_adam() -> None:
     config = OptimConfig("muon", lr=0.1, muon_lr=0.02)
-    adam, muon = optimizers = build_optimizers(MODELS["modern"], config)
-    set_rates(optimizers, 0.05, config)
-    assert [group["lr"] for group in adam.param_groups] == [0.05]
-    assert {group["lr"] for group in muon.param_groups} == {0.01}
+    optimizers = build_optimizers(MODELS["modern"], config)
+    assert rate_of_each(optimizers, 0.05, config) == [0.05, 0.01]
+
+
+@pytest.mark.parametrize(
+    ("scale", "says"),
+    [
+        ((-1.0, 0), r"scale is -1\.0: it must be more than 0"),
+        ((math.inf, 0), "scale is inf: it must be more than 0 and less than"),
+        ((1.0, 2000), "steps is 2000: it must be at least 0 and less than 2000"),
+    ],
+)
+def test_an_impossible_scale_is_refused(scale: tuple[float, int], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        LossScale(*scale)
+
+
+def test_the_scale_of_the_loss_is_that_of_torch() -> None:
+    """A gradient of some size, or none that fits into a number, for 4,100 steps."""
+    (weight,) = parameters = [nn.Parameter(torch.ones(3))]
+    ours, theirs = LossScale(), torch.amp.GradScaler("cpu", enabled=True)
+    sgd = torch.optim.SGD(parameters)
+    overflows = {0, 5, 6, 2050}
+    for step in range(4100):
+        gradient = torch.randn(3)
+        theirs.scale(torch.ones(()))  # where torch makes its scale
+        weight.grad = gradient * ours.scale * (math.inf if step in overflows else 1)
+        theirs.unscale_(sgd)
+        theirs.update()
+        weight.grad = gradient * ours.scale
+        ours.unscale(parameters)
+        torch.testing.assert_close(weight.grad, gradient)
+        ours.update(step in overflows)
+        assert ours.scale == theirs.get_scale(), step
+    assert ours.scale == 2.0**14
 
 
 @pytest.mark.parametrize("cooldown", [1.0, 0.6, 0.1])

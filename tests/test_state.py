@@ -13,8 +13,7 @@ CONFIG = ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3
 def fresh(optimizer: str = "adamw") -> State:
     model = Modern(CONFIG)
     built = build_optimizers(model, OptimConfig(optimizer, lr=0.1))  # type: ignore[arg-type]
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return State(model, built, scaler, [p.detach() + 1 for p in model.parameters()])
+    return State(model, built, average=[p.detach() + 1 for p in model.parameters()])
 
 
 def step(state: State) -> float:
@@ -23,9 +22,9 @@ def step(state: State) -> float:
     out = (state.model(tokens) - 1).square().mean()
     out.backward()
     for optimizer in state.optimizers:
-        optimizer.step()
+        optimizer.step(torch.tensor(0.1))
     state.model.zero_grad()
-    follow(state.average, list(state.model.parameters()), 0.5, state.step)
+    follow(state.average, list(state.model.parameters()), torch.tensor(0.5))
     state.step += 1
     return float(out.item())
 
@@ -57,7 +56,7 @@ def test_what_is_expected_is_what_there_is(optimizer: str, steps: int) -> None:
     state = fresh(optimizer)
     for _ in range(steps):
         step(state)
-    state.losses = [torch.tensor(2.0)] * steps
+    state.losses = torch.full((steps,), 2.0)
     expected, tensors = state.expected(pending=steps), state.tensors()
     assert expected.keys() == tensors.keys()
     for name, tensor in tensors.items():

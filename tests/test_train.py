@@ -9,42 +9,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from conftest import SMALL
 
 from nanogpt.checkpoint import Best, load
 from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.data import Data, Order, SplitName
+from nanogpt.data import Data
 from nanogpt.errors import UserError
-from nanogpt.evaluate import cross_entropy, evaluate
+from nanogpt.evaluate import evaluate
 from nanogpt.journal import Journal, Record
-from nanogpt.models import GPT, BigramConfig, GPTConfig, build
-from nanogpt.optim import OptimConfig, parameter_groups
-from nanogpt.start import begun_with, prepare
+from nanogpt.models import BigramConfig
+from nanogpt.optim import OptimConfig
+from nanogpt.start import prepare
 from nanogpt.tokenizers import CharTokenizer
 from nanogpt.train import (
     Reporter,
     Result,
-    go_on,
-    gradients,
     reason_to_stop,
     train,
 )
-
-MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1)
-
-
-@pytest.fixture
-def config(text_file: Path) -> RunConfig:
-    """A run of a second."""
-    return RunConfig(
-        name="small",
-        data=str(text_file),
-        device="cpu",
-        precision="float32",
-        model=MODEL,
-        optim=OptimConfig(lr=1e-2, warmup=10),
-        train=TrainConfig(steps=60, batch_size=8, eval_every=20, log_every=5),
-    )
 
 
 def lines(result: Result) -> list[dict[str, float]]:
@@ -148,75 +130,12 @@ def test_the_baseline_is_counted_on_the_training_split(config: RunConfig, text: 
     assert prepare(config).bigram_loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-def test_four_parts_of_16_are_a_batch_of_64() -> None:
-    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=11))
-    inputs, targets = torch.randint(11, (2, 64, 16)).unbind()
-    whole = gradients(model, inputs, targets)
-    reference = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    model.zero_grad()
-    parts = gradients(model, inputs, targets, parts=4)
-    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
-    torch.testing.assert_close(whole, cross_entropy(model(inputs), targets))
-    for parameter, expected in zip(model.parameters(), reference, strict=True):
-        torch.testing.assert_close(parameter.grad, expected, atol=1e-5, rtol=0)
-
-
 def test_a_run_in_parts_is_the_same_run(config: RunConfig) -> None:
-    config = replace(config, model=replace(MODEL, dropout=0.0))
+    config = replace(config, model=replace(SMALL, dropout=0.0))
     whole = train(config)
     parts = train(replace(config, train=replace(config.train, accumulation=4)))
     for one, other in zip(lines(whole), lines(parts), strict=True):
         assert one == pytest.approx(other, abs=1e-3)
-
-
-def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
-    """Three steps by hand: the same batches, gradients, clipping, rates and decay."""
-    settings = replace(config.train, steps=3)
-    config = replace(config, seed=7, model=replace(MODEL, dropout=0.0), train=settings)
-    trained = train(config).run.model
-
-    run = prepare(config)
-    torch.manual_seed(7)
-    for fresh, p in zip(build(run.model.config).parameters(), run.model.parameters(), strict=True):
-        assert torch.equal(fresh, p)
-    optimizer = torch.optim.AdamW(parameter_groups(run.model, 0.1), lr=0.0, betas=(0.9, 0.99))
-    order = Order("random", len(run.data.splits["train"].tokens), 16, seed=7)
-    for step in range(3):
-        inputs, targets = run.data.batch("train", order.starts(8 * step, 8), 16)
-        cross_entropy(run.model(inputs), targets).backward()
-        gradient = [p.grad for p in run.model.parameters() if p.grad is not None]
-        norm = torch.cat([g.flatten() for g in gradient]).norm()
-        for g in gradient:
-            g *= min(1.0, 1.0 / norm.item())
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * (step + 1) / 11  # the first steps of the warm-up
-        optimizer.step()
-        optimizer.zero_grad()
-    for ours, expected in zip(trained.parameters(), run.model.parameters(), strict=True):
-        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_blocks_are_drawn_in_the_order_asked_for(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An epoch and the next, eight blocks at a time, then after going on four."""
-    drawn: list[int] = []
-
-    def batch(self: Data, split: SplitName, starts: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        drawn.extend(starts.tolist())
-        return original(self, split, starts, size)
-
-    original = Data.batch
-    monkeypatch.setattr(Data, "batch", batch)
-    settings = TrainConfig(steps=21, batch_size=8, eval_every=50, order="epochs")
-    model = replace(MODEL, block_size=32)
-    run = train(replace(config, model=model, train=settings)).run
-    settings = replace(settings, steps=63, batch_size=4)
-    go_on(run.out, replace(begun_with(run.out), train=settings))
-    order = Order("epochs", len(run.data.splits["train"].tokens), 32, config.seed)
-    assert order.per_epoch == 167
-    assert len(drawn) == 21 * 8 + 42 * 4
-    assert torch.equal(torch.tensor(drawn), order.starts(0, len(drawn)))
 
 
 def test_nobody_elses_random_numbers_change_the_order(config: RunConfig) -> None:
@@ -224,7 +143,7 @@ def test_nobody_elses_random_numbers_change_the_order(config: RunConfig) -> None
         def recorded(self, record: Record, best: Best | None) -> None:
             torch.rand(3)
 
-    config = replace(config, model=replace(MODEL, dropout=0.0))
+    config = replace(config, model=replace(SMALL, dropout=0.0))
     assert lines(train(config)) == lines(train(config, Dice()))
 
 
@@ -285,12 +204,12 @@ def test_overfitting_is_said_once(by_heart: RunConfig) -> None:
 def test_the_alphabet_decides_the_vocabulary(config: RunConfig, text: str) -> None:
     assert prepare(config).model.config.vocab_size == len(set(text))
     with pytest.raises(UserError, match=r"--model.vocab-size is 99, but this text has \d+ diff"):
-        prepare(replace(config, model=replace(config.model, vocab_size=99)))
+        prepare(replace(config, model=replace(SMALL, vocab_size=99)))
 
 
 def test_nothing_is_written_for_a_run_that_cannot_begin(config: RunConfig) -> None:
     with pytest.raises(UserError, match="too short"):
-        train(replace(config, model=replace(config.model, block_size=4096)))
+        train(replace(config, model=replace(SMALL, block_size=4096)))
     assert not Path("runs").exists()
 
 
@@ -320,7 +239,7 @@ def test_bfloat16_learns_as_well(config: RunConfig) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_gpu_learns_the_same(config: RunConfig, compile: bool) -> None:
-    config = replace(config, model=replace(MODEL, dropout=0.0))
+    config = replace(config, model=replace(SMALL, dropout=0.0))
     here = train(config)
     settings = replace(config.train, compile=compile)
     there = train(replace(config, device="cuda", precision="float32", train=settings))

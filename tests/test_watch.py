@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nanogpt.checkpoint import Best, load
 from nanogpt.config import RunConfig, TrainConfig
@@ -96,15 +98,19 @@ def test_the_loss_comes_before_every_gradient(config: RunConfig, step: int) -> N
     assert says.startswith(f"the loss became nan in step {step + 1}, at learning rate ")
 
 
-def test_nothing_that_is_not_finite_is_saved(config: RunConfig) -> None:
+def test_nothing_that_is_not_finite_is_saved(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last step before a checkpoint: no loss has told yet."""
 
     class Late(Poison):
         def recorded(self, record: Record, best: Best | None) -> None:
             if record.step == 20:
-                self.run.state.optimizers[0].register_step_post_hook(self.spoil)
+                optimizer = self.run.state.optimizers[0]
+                monkeypatch.setattr(optimizer, "step", partial(self.spoil, optimizer.step))
 
-        def spoil(self, *_: object) -> None:
+        def spoil(self, step: Callable[[Tensor], None], rate: Tensor) -> None:
+            step(rate)
             if self.run.state.step == 39:
                 with torch.no_grad():
                     dict(self.run.model.named_parameters())[self.name].fill_(self.value)
@@ -176,14 +182,16 @@ def test_float16_leaves_out_steps_whose_gradient_overflows(config: RunConfig) ->
 
         def recorded(self, record: Record, best: Best | None) -> None:
             if record.step == 20:
-                self.run.state.scaler.update(1e38)  # far too much: the next steps overflow
+                assert self.run.state.scale
+                self.run.state.scale.scale = 1e38  # far too much: the next steps overflow
 
     spoiled = Overflow()
     result = train(replace(config, precision="float16"), spoiled)
     assert result.last.step == 60
     assert result.last.train_loss is not None
     assert result.last.train_loss < 2.4
-    assert spoiled.run.state.scaler.get_scale() < 1e38
+    assert spoiled.run.state.scale
+    assert spoiled.run.state.scale.scale < 1e38
 
 
 def test_an_overflow_in_one_gradient_leaves_out_the_step_of_all(config: RunConfig) -> None:

@@ -1,0 +1,161 @@
+"""A step is what is written out, whatever it is taken together with."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import SMALL
+from torch import Tensor
+
+from nanogpt.config import RunConfig, TrainConfig
+from nanogpt.data import Data, Order, SplitName
+from nanogpt.devices import at_precision
+from nanogpt.evaluate import cross_entropy
+from nanogpt.models import GPT, GPTConfig, ModernConfig, build
+from nanogpt.optim import OptimConfig, ema_decay, learning_rate
+from nanogpt.start import Run, begun_with, prepare
+from nanogpt.step import AHEAD, Stepper, gradients
+from nanogpt.train import go_on, train
+
+
+def test_four_parts_of_16_are_a_batch_of_64() -> None:
+    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=11))
+    inputs, targets = torch.randint(11, (2, 64, 16)).unbind()
+    whole = gradients(model, inputs, targets)
+    reference = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    parts = gradients(model, inputs, targets, parts=4)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole, cross_entropy(model(inputs), targets))
+    for parameter, expected in zip(model.parameters(), reference, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-5, rtol=0)
+
+
+def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
+    """Three steps by hand: the same batches, gradients, clipping, rates and decay."""
+    settings = replace(config.train, steps=3)
+    config = replace(config, seed=7, model=replace(SMALL, dropout=0.0), train=settings)
+    trained = train(config).run.model
+
+    run = prepare(config)
+    torch.manual_seed(7)
+    for fresh, p in zip(build(run.model.config).parameters(), run.model.parameters(), strict=True):
+        assert torch.equal(fresh, p)
+    matrices = [p for p in run.model.parameters() if p.dim() >= 2]
+    vectors = [p for p in run.model.parameters() if p.dim() < 2]
+    groups: list[dict[str, object]] = [{"params": matrices}]
+    groups += [{"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.1)
+    order = Order("random", len(run.data.splits["train"].tokens), 16, seed=7)
+    for step in range(3):
+        inputs, targets = run.data.batch("train", order.starts(8 * step, 8), 16)
+        cross_entropy(run.model(inputs), targets).backward()
+        gradient = [p.grad for p in run.model.parameters() if p.grad is not None]
+        norm = torch.cat([g.flatten() for g in gradient]).norm()
+        for g in gradient:
+            g *= min(1.0, 1.0 / norm.item())
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (step + 1) / 11  # the first steps of the warm-up
+        optimizer.step()
+        optimizer.zero_grad()
+    for ours, expected in zip(trained.parameters(), run.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_blocks_are_drawn_in_the_order_asked_for(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch and the next, eight blocks at a time, then after going on four."""
+    drawn: list[int] = []
+
+    def batch(self: Data, split: SplitName, starts: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        drawn.extend(starts.tolist())
+        return original(self, split, starts, size)
+
+    original = Data.batch
+    monkeypatch.setattr(Data, "batch", batch)
+    settings = TrainConfig(steps=21, batch_size=8, eval_every=50, order="epochs")
+    model = replace(SMALL, block_size=32)
+    run = train(replace(config, model=model, train=settings)).run
+    settings = replace(settings, steps=63, batch_size=4)
+    go_on(run.out, replace(begun_with(run.out), train=settings))
+    order = Order("epochs", len(run.data.splits["train"].tokens), 32, config.seed)
+    assert order.per_epoch == 167
+    assert len(drawn) == 21 * 8 + 42 * 4
+    assert torch.equal(torch.tensor(drawn), order.starts(0, len(drawn)))
+
+
+def stepper(config: RunConfig) -> tuple[Run, Stepper]:
+    run = prepare(config)
+    run.lock.release()
+    return run, Stepper(run, at_precision(run.model, run.device, run.precision))
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def muon(config: RunConfig) -> RunConfig:
+    """With all that a step can have: two optimizers, a mean of the weights, dropout."""
+    return replace(
+        config,
+        model=ModernConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1),
+        optim=OptimConfig("muon", lr=1e-2, muon_lr=3e-2, warmup=4, ema=0.9),
+        train=replace(config.train, steps=20),
+    )
+
+
+def test_it_makes_no_difference_how_many_steps_are_taken_together(muon: RunConfig) -> None:
+    (one, together), (other, apart) = stepper(muon), stepper(muon)
+    torch.manual_seed(3)
+    whole = together.take(10, never)
+    torch.manual_seed(3)
+    parts = [apart.take(n, never) for n in (1, 4, 5)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert (one.state.step, one.state.tokens) == (10, 10 * 8 * 16)
+    first, second = one.state.tensors(), other.state.tensors()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_it_finds_the_loss_and_the_norm_of_every_gradient(config: RunConfig) -> None:
+    """Before they are made smaller."""
+    config = replace(config, model=replace(SMALL, dropout=0.0))
+    run, steps = stepper(replace(config, optim=replace(config.optim, grad_clip=1e-3)))
+    order = Order("random", len(run.data.splits["train"].tokens), 16, config.seed)
+    inputs, targets = run.data.batch("train", order.starts(0, 8), 16)
+    loss = cross_entropy(run.model(inputs), targets)
+    slopes = torch.autograd.grad(loss, [*run.model.parameters()])
+    (found,) = steps.take(1, never)
+    torch.testing.assert_close(found[0], loss.detach())
+    torch.testing.assert_close(found[1:], torch.stack([slope.norm() for slope in slopes]))
+
+
+def test_it_stops_between_two_steps(muon: RunConfig) -> None:
+    """And going on from there, nothing is left out and nothing is done twice."""
+    (one, straight), (other, stopped) = stepper(muon), stepper(muon)
+    torch.manual_seed(3)
+    whole = straight.take(9, never)
+    torch.manual_seed(3)
+    first = stopped.take(9, lambda: other.state.step == 4)
+    assert len(first) == other.state.step == 4
+    assert torch.equal(torch.cat([first, stopped.take(5, never)]), whole)
+    for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_every_step_has_its_own_rates(muon: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Adam, of Muon and of the mean of the weights; the plan has as many rows as may be."""
+    muon = replace(muon, train=replace(muon.train, steps=2 * AHEAD))
+    run, steps = stepper(muon)
+    used: list[list[float]] = [[], [], []]
+    for optimizer, rates in zip(run.state.optimizers, used[:2], strict=True):
+        monkeypatch.setattr(optimizer, "step", lambda rate, rates=rates: rates.append(float(rate)))
+    monkeypatch.setattr("nanogpt.step.follow", lambda m, w, decay: used[2].append(float(decay)))
+    for n in (3, AHEAD):
+        steps.take(n, never)
+    planned = [learning_rate(step, 2 * AHEAD, muon.optim) for step in range(AHEAD + 3)]
+    assert used[0] == pytest.approx(planned)
+    assert used[1] == pytest.approx([3 * rate for rate in planned])
+    assert used[2] == pytest.approx([ema_decay(step, muon.optim) for step in range(AHEAD + 3)])
