@@ -64,7 +64,7 @@ class Journal:
         self.best: Best | None = None
         self._file = out / "metrics.jsonl"
         self._drawn = -1  # records in loss.png
-        self._drawn_at = self._drawing_took = 0.0
+        self._drawn_at, self._drawing_took = time.perf_counter(), 0.2  # so the first after 10 s
 
     def begin(self) -> None:
         """Begin with an empty metrics.jsonl."""

@@ -16,8 +16,9 @@ def draw_loss(file: Path, train: Points, val: Points, bigram_loss: float, title:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 5), dpi=120)
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.1, top=0.93)
     axes = figure.add_subplot()
     if train:
         axes.plot(*zip(*train, strict=True), color="0.6", linewidth=1, label="training batches")
@@ -38,7 +39,7 @@ def draw_loss(file: Path, train: Points, val: Points, bigram_loss: float, title:
     axes.grid(alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")  # where no loss is
     png = io.BytesIO()
     figure.savefig(png)
     write_whole(file, png.getvalue())

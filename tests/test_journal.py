@@ -1,8 +1,11 @@
 """What a run writes down as it goes."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from nanogpt.checkpoint import Best
 from nanogpt.journal import Journal, Record, overfits
@@ -44,16 +47,22 @@ def test_the_best_may_be_that_of_the_averaged_weights(tmp_path: Path) -> None:
     assert not journal.add(replace(record(3, 1.0, 2.6), ema_val_loss=2.7, ema_bits_per_byte=4.1))
 
 
-def test_the_curve_is_drawn(tmp_path: Path) -> None:
+def test_the_curve_is_drawn_as_the_run_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First when there is something to see, then as often as costs next to nothing."""
+    now, curve = time.perf_counter(), tmp_path / "loss.png"
     journal = Journal(tmp_path, "a run", 2.5)
     journal.add(record(0, None, 4.0))
     journal.draw_at_times()
-    first = (tmp_path / "loss.png").read_bytes()
+    assert not curve.exists()
+    monkeypatch.setattr("nanogpt.journal.time.perf_counter", lambda: now + 60)
+    journal.draw_at_times()
+    first = curve.read_bytes()
+    assert first.startswith(b"\x89PNG")
     journal.add(record(1, 3.0, 3.0))
     journal.draw()
-    second = (tmp_path / "loss.png").read_bytes()
-    assert first.startswith(b"\x89PNG")
-    assert first != second
+    assert curve.read_bytes() != first
 
 
 def test_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
