@@ -61,7 +61,7 @@ def measure(program: dict[str, Any], saved: list[Any], folder: Path) -> list[dic
     for step, seconds, shape in saved:
         model = program["GPT"](program["GPTConfig"](**shape)).to(device)
         model.load_state_dict(load_file(folder / str(step)))
-        loss = evaluate(Logits(model), data).loss  # type: ignore[arg-type]
+        loss = evaluate(Logits(model), data.splits["val"]).loss  # type: ignore[arg-type]
         evaluations.append({"step": step, "seconds": seconds, "val_loss": loss})
     return evaluations
 

@@ -61,12 +61,17 @@ class SampleArgs:
 
 @dataclass(frozen=True)
 class EvalArgs:
-    """Measure a trained model on a whole split of its text."""
+    """Measure a trained model on a whole split of a text.
 
-    run: Run = None
-    """Directory of a run, or its name below runs/; without it, the newest."""
-    split: Literal["val", "train"] = "val"
-    """val is the last 10% of the text, train the first 90%."""
+    Several are measured as one: the mean of their probabilities.
+    """
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUN ...]")] = ()
+    """Directories of runs, or their names below runs/; without one, the newest."""
+    split: Literal["auto", "val", "train", "all"] = "auto"
+    """val is the last 10% of the text, train the first 90%; auto is val, and with --data all."""
+    data: str | None = None
+    """Another corpus, or the path of another text, than the run learned from."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object instead of a sentence."""
     device: str = "auto"
@@ -138,33 +143,51 @@ def sample(args: list[str]) -> None:
 
 def evaluate(args: list[str]) -> None:
     """measure a trained model on a whole split"""
+    from . import corpora
     from .checkpoint import load
-    from .data import Data
+    from .data import Split, cut
     from .devices import pick_device, use_threads
+    from .evaluate import Ensemble
     from .evaluate import evaluate as measure
     from .runs import find_run
     from .start import text_of
 
     options = _parse(EvalArgs(), args, "nanogpt eval")
     use_threads()
-    device, run = pick_device(options.device), find_run(options.run)
-    best = load(run / "best", device)
-    data = Data(text_of(run), best.tokenizer, device)
-    data.require(1)
-    found = measure(best.model, data, options.split)
+    device = pick_device(options.device)
+    runs = [find_run(run) for run in options.runs or (None,)]
+    every = [load(run / "best", device) for run in runs]
+    text = corpora.load(options.data) if options.data else text_of(runs[0])
+    first = every[0]
+    for run, one in zip(runs[1:], every[1:], strict=True):
+        if not options.data and text_of(run) != text:
+            raise UserError(f"{runs[0]} and {run} learned from two texts: name one with --data")
+        if one.tokenizer.to_json() != first.tokenizer.to_json():
+            raise UserError(f"{runs[0]} and {run} have two alphabets: measure each by itself")
+        if one.model.config.block_size != first.model.config.block_size:
+            raise UserError(f"{runs[0]} and {run} have two contexts: measure each by itself")
+    name = options.split
+    if name == "auto":
+        name = "all" if options.data else "val"
+    part = text if name == "all" else cut(text)[name]
+    split = Split(part, first.tokenizer, device)
+    split.require(1, name)
+    model = first.model if len(every) == 1 else Ensemble([one.model for one in every])
+    found = measure(model, split)
     if options.json:
         answer = {
-            "run": str(run),
-            "split": options.split,
+            "runs": [str(run) for run in runs],
+            "steps": [one.step for one in every],
+            "split": name,
             "loss": found.loss,
             "bits_per_byte": found.bits_per_byte,
             "tokens": found.tokens,
-            "step": best.step,
         }
         print(json.dumps(answer))
     else:
+        which = " and ".join(f"{run}, step {c.step:,}" for run, c in zip(runs, every, strict=True))
         print(
-            f"{run}, step {best.step:,}: {options.split} loss {found.loss:.4f} nats per token, "
+            f"{which}: {name} loss {found.loss:.4f} nats per token, "
             f"{found.bits_per_byte:.4f} bits per byte, over {found.tokens:,} tokens"
         )
 

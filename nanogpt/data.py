@@ -18,63 +18,67 @@ OrderName = Literal["random", "epochs"]
 
 
 class Split:
-    """A stretch of text as tokens (N,), int64."""
-
-    def __init__(self, text: str, tokenizer: CharTokenizer, device: torch.device) -> None:
-        self.tokens = torch.tensor(tokenizer.encode(text), device=device)
-        self.bytes_per_token = len(text.encode()) / max(1, len(self.tokens))
-
-
-class Data:
-    """The first 90% of the text to train on, the last 10% to measure with."""
+    """A stretch of text as tokens (N,), in as few bytes as they fit into."""
 
     def __init__(
         self, text: str, tokenizer: CharTokenizer, device: torch.device | str = "cpu"
     ) -> None:
-        cut = int(0.9 * len(text))
-        device = torch.device(device)
-        self.splits: dict[SplitName, Split] = {
-            "train": Split(text[:cut], tokenizer, device),
-            "val": Split(text[cut:], tokenizer, device),
-        }
+        dtype = torch.uint8 if tokenizer.vocab_size <= 256 else torch.int32
+        self.tokens = torch.tensor(tokenizer.encode(text), dtype=dtype, device=device)
+        self.bytes_per_token = len(text.encode()) / max(1, len(self.tokens))
 
-    def require(self, block_size: int) -> None:
-        """Raise UserError unless both splits hold at least one block and its last target."""
-        for name, split in self.splits.items():
-            if (n := len(split.tokens)) <= block_size:
-                raise UserError(
-                    f"the text is too short: its {name} split has {n} tokens, and block_size "
-                    f"{block_size} needs at least {block_size + 1}; give more text, or set "
-                    f"--model.block-size to {n - 1} or less"
-                    if n > 1
-                    else f"the text is too short: its {name} split has {n} tokens; give more text"
-                )
+    def require(self, block_size: int, name: str) -> None:
+        """Raise UserError, with the split's name, unless it holds a block and its last target."""
+        if (n := len(self.tokens)) <= block_size:
+            raise UserError(
+                f"the text is too short: its {name} split has {n} tokens, and block_size "
+                f"{block_size} needs at least {block_size + 1}; give more text, or set "
+                f"--model.block-size to {n - 1} or less"
+                if n > 1
+                else f"the text is too short: its {name} split has {n} tokens; give more text"
+            )
 
-    def batch(self, split: SplitName, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    def blocks(self, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each (B, block_size), of the blocks that start at starts (B,)."""
-        tokens = self.splits[split].tokens
-        starts = starts.to(tokens.device)
-        places = starts[:, None] + torch.arange(block_size + 1, device=tokens.device)  # (B, T + 1)
-        blocks = tokens[places]
+        places = torch.arange(block_size + 1, device=self.tokens.device)
+        blocks = self.tokens[starts.to(self.tokens.device)[:, None] + places].long()  # (B, T + 1)
         return blocks[:, :-1], blocks[:, 1:]
 
-    def windows(
-        self, split: SplitName, batch_size: int, block_size: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def windows(self, batch_size: int, block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole split in order, in windows that do not overlap; the last may be shorter.
 
         Every token but the first is a target exactly once.
         """
-        tokens = self.splits[split].tokens
-        inputs, targets = tokens[:-1], tokens[1:]
+        inputs, targets = self.tokens[:-1], self.tokens[1:]
         whole = len(targets) // block_size * block_size
-        yield from zip(
+        for x, y in zip(
             inputs[:whole].view(-1, block_size).split(batch_size),
             targets[:whole].view(-1, block_size).split(batch_size),
             strict=True,
-        )
+        ):
+            yield x.long(), y.long()
         if whole < len(targets):
-            yield inputs[None, whole:], targets[None, whole:]
+            yield inputs[None, whole:].long(), targets[None, whole:].long()
+
+
+def cut(text: str) -> dict[SplitName, str]:
+    """The first 90% of a text to train on, the last 10% to measure with."""
+    n = int(0.9 * len(text))
+    return {"train": text[:n], "val": text[n:]}
+
+
+class Data:
+    """A text's two splits."""
+
+    def __init__(
+        self, text: str, tokenizer: CharTokenizer, device: torch.device | str = "cpu"
+    ) -> None:
+        self.splits = {name: Split(part, tokenizer, device) for name, part in cut(text).items()}
+
+    def require(self, block_size: int) -> None:
+        """Raise UserError unless both splits hold at least one block and its last target."""
+        for name, split in self.splits.items():
+            split.require(block_size, name)
 
 
 class Order:

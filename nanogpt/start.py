@@ -252,7 +252,7 @@ def _run(
     assert config.out is not None
     device = next(model.parameters()).device
     precision = pick_precision(config.precision, device)
-    train, val = (data.splits[name].tokens.cpu() for name in ("train", "val"))
+    train, val = (data.splits[name].tokens.cpu().long() for name in ("train", "val"))
     bigram_loss = counted_loss(train, val, tokenizer.vocab_size)
     state = State(
         model=model,

@@ -72,7 +72,7 @@ class Stepper:
         starts, rates, decays = (
             table.index_select(0, self.row)[0] for table in (self.starts, self.rates, self.decays)
         )
-        inputs, targets = run.data.batch("train", starts, run.model.config.block_size)
+        inputs, targets = run.data.splits["train"].blocks(starts, run.model.config.block_size)
         parts = run.config.train.accumulation
         loss = gradients(self.forward, inputs, targets, parts, state.scale)
         if state.scale:

@@ -131,13 +131,13 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
             raise Interrupted(interrupts.received, step, run.out)
 
         if due or step % settings.log_every == 0:
-            evaluation = evaluate(model, run.data) if due else None
+            evaluation = evaluate(model, run.data.splits["val"]) if due else None
             if evaluation and not math.isfinite(evaluation.loss):
                 raise watch.stopped(step - 1, "the validation loss", evaluation.loss)
             of_average = None
             if due and state.average:
                 with state.averaged():
-                    of_average = evaluate(model, run.data)
+                    of_average = evaluate(model, run.data.splits["val"])
             record = Record(
                 step=step,
                 tokens=state.tokens,

@@ -46,10 +46,9 @@ class Watch:
         if not norms.isfinite().all():
             worst = int((~norms.isfinite()).nonzero()[0])
             raise self.stopped(step, self.names[worst], norms[worst].item())
-        block_size = model.config.block_size
-        tokens = self.run.data.splits["val"].tokens[None, : block_size + 1]
+        tokens, targets = next(self.run.data.splits["val"].windows(1, model.config.block_size))
         model.eval()
-        loss = cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]).item()
+        loss = cross_entropy(model(tokens), targets).item()
         model.train()
         if not math.isfinite(loss):
             raise self.stopped(step, "the validation loss", loss)

@@ -62,7 +62,7 @@ def test_the_same_command_works_twice(nanogpt: Command, small: list[str], text_f
         _, out, _ = nanogpt("train", "tiny", "--data", text_file, *small)
         assert f"kept in               {directory}" in out
     _, out, _ = nanogpt("eval", "--json")
-    assert json.loads(out)["run"] == "runs/tiny-2"  # the newest
+    assert json.loads(out)["runs"] == ["runs/tiny-2"]  # the newest
 
 
 def test_the_bigram_is_a_preset_too(nanogpt: Command, text_file: Path) -> None:
@@ -79,12 +79,12 @@ def test_eval_gives_the_loss_that_training_gave(nanogpt: Command, run: Path) -> 
     answer = json.loads(out)
     assert status == 0
     assert answer == {
-        "run": "mine",
+        "runs": ["mine"],
+        "steps": [best["step"]],
         "split": "val",
         "loss": pytest.approx(best["val_loss"]),
         "bits_per_byte": pytest.approx(best["bits_per_byte"]),
         "tokens": 599,
-        "step": best["step"],
     }
     _, out, _ = nanogpt("eval", run, "--split", "train")
     assert re.fullmatch(
@@ -92,6 +92,52 @@ def test_eval_gives_the_loss_that_training_gave(nanogpt: Command, run: Path) -> 
         r"over 5,399 tokens\n",
         out,
     )
+
+
+def test_several_runs_are_measured_as_one(
+    nanogpt: Command, run: Path, small: list[str], text_file: Path
+) -> None:
+    """By the mean of what they think: better than they are on average."""
+    nanogpt("train", "--data", text_file, "--out", "other", "--seed", 1, *small)
+    losses = [json.loads(nanogpt("eval", r, "--json")[1])["loss"] for r in (run, "other")]
+    status, out, err = nanogpt("eval", run, "other", "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["runs"] == ["mine", "other"]
+    assert json.loads(out)["loss"] < sum(losses) / 2
+    _, out, _ = nanogpt("eval", run, "other")
+    assert re.match(r"mine, step \d+ and other, step \d+: val loss \d\.\d{4} nats", out)
+
+
+def test_another_text_is_measured_whole(nanogpt: Command, run: Path, text_file: Path) -> None:
+    train, val, whole = Path("train.txt"), Path("val.txt"), Path("all.txt")
+    text = text_file.read_text()
+    for file, part in ((train, text[:5400]), (val, text[5400:]), (whole, text)):
+        file.write_text(part)
+    for file, split in ((train, "train"), (val, "val"), (whole, "all")):
+        there = json.loads(nanogpt("eval", run, "--data", file, "--json")[1])
+        here = json.loads(nanogpt("eval", run, "--split", split, "--json")[1])
+        assert (there["split"], there["tokens"]) == ("all", here["tokens"])
+        assert there["loss"] == pytest.approx(here["loss"], abs=1e-6)
+
+
+def test_runs_that_cannot_be_measured_together_are_named(
+    nanogpt: Command, run: Path, small: list[str], text_file: Path
+) -> None:
+    Path("other.txt").write_text(text_file.read_text()[::-1])
+    Path("more.txt").write_text(text_file.read_text() + "!")
+    nanogpt("train", "--data", "other.txt", "--out", "other", *small)
+    nanogpt("train", "--data", "more.txt", "--out", "more", *small)
+    nanogpt("train", "--data", text_file, "--out", "short", *small, "--model.block-size", 8)
+    for other, says in (
+        ("other", "mine and other learned from two texts: name one with --data"),
+        ("short", "mine and short have two contexts: measure each by itself"),
+    ):
+        assert nanogpt("eval", run, other) == (2, "", f"nanogpt: {says}\n")
+    says = "mine and more have two alphabets: measure each by itself"
+    assert nanogpt("eval", run, "more", "--data", text_file) == (2, "", f"nanogpt: {says}\n")
+    Path("one.txt").write_text("a")
+    says = "the text is too short: its all split has 1 tokens; give more text"
+    assert nanogpt("eval", run, "--data", "one.txt") == (2, "", f"nanogpt: {says}\n")
 
 
 def test_the_same_seed_writes_the_same_text(nanogpt: Command, run: Path) -> None:
@@ -211,7 +257,7 @@ def refused(answer: tuple[int, str, str], says: str) -> None:
         ("train --name=", "nanogpt: name is '': it must be a plain name"),
         ("sample --samples 0", "samples is 0: it must be at least 1"),
         ("sample --seed 99999999999999999999", "must be at least 0 and less than 2**63"),
-        ("eval --split test", "Expected one of ('val', 'train')"),
+        ("eval --split test", "Expected one of ('auto', 'val', 'train', 'all')"),
         ("presets all", "presets takes no arguments"),
     ],
 )

@@ -33,7 +33,7 @@ def test_targets_are_inputs_shifted_by_one_and_blocks_stay_in_their_split() -> N
     data, order = numbered(100), Order("random", 90, 16, seed=0)
     seen = set()
     for step in range(200):
-        inputs, targets = data.batch("train", order.starts(8 * step, 8), 16)
+        inputs, targets = data.splits["train"].blocks(order.starts(8 * step, 8), 16)
         assert inputs.shape == targets.shape == (8, 16)
         assert (targets == inputs + 1).all()  # in this text, what follows i is i + 1
         seen |= set(targets.flatten().tolist()) | set(inputs.flatten().tolist())
@@ -42,7 +42,7 @@ def test_targets_are_inputs_shifted_by_one_and_blocks_stay_in_their_split() -> N
 
 def test_the_smallest_split_has_one_block() -> None:
     data = numbered(50)
-    inputs, targets = data.batch("val", Order("random", 5, 4, seed=0).starts(0, 4), 4)
+    inputs, targets = data.splits["val"].blocks(Order("random", 5, 4, seed=0).starts(0, 4), 4)
     assert inputs.tolist() == [[45, 46, 47, 48]] * 4
     assert targets.tolist() == [[46, 47, 48, 49]] * 4
 
@@ -109,7 +109,7 @@ def test_blocks_of_the_smallest_splits_stay_inside(
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_windows_cover_every_target_once(block_size: int, batch_size: int) -> None:
     data = numbered(500)
-    windows = list(data.windows("val", batch_size, block_size))
+    windows = list(data.splits["val"].windows(batch_size, block_size))
     for inputs, targets in windows:
         assert inputs.shape == targets.shape
         assert inputs.shape[0] <= batch_size

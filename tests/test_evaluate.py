@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanogpt.data import Data
-from nanogpt.evaluate import cross_entropy, evaluate
+from nanogpt.data import Data, Split
+from nanogpt.evaluate import Ensemble, cross_entropy, evaluate
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.tokenizers import CharTokenizer
 
@@ -36,7 +36,7 @@ def test_the_loss_is_minus_log_p_over_every_token(model: GPT, data: Data) -> Non
         window = tokens[start : start + 17]
         p = model(torch.tensor([window[:-1]])).softmax(-1)[0]
         total -= sum(math.log(p[i, token].item()) for i, token in enumerate(window[1:]))
-    found = evaluate(model, data)
+    found = evaluate(model, data.splits["val"])
     assert found.tokens == len(tokens) - 1 == 599
     assert found.loss == pytest.approx(total / 599, rel=1e-5)
     assert found.bits_per_byte == pytest.approx(total / 599 / math.log(2), rel=1e-5)
@@ -46,23 +46,21 @@ def test_neither_batch_size_nor_dropout_matter(
     model: GPT, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.train()
-    loss = evaluate(model, data).loss
+    loss = evaluate(model, data.splits["val"]).loss
     assert model.training  # it is left as it was
     without = GPT(replace(model.config, dropout=0.0))
     without.load_state_dict(model.state_dict())
-    assert evaluate(without, data).loss == loss
+    assert evaluate(without, data.splits["val"]).loss == loss
 
-    windows = Data.windows
-    monkeypatch.setattr(
-        Data, "windows", lambda self, split, _, block: windows(self, split, 1, block)
-    )
-    assert evaluate(model, data).loss == pytest.approx(loss, abs=1e-6)
+    windows = Split.windows
+    monkeypatch.setattr(Split, "windows", lambda self, _, block: windows(self, 1, block))
+    assert evaluate(model, data.splits["val"]).loss == pytest.approx(loss, abs=1e-6)
 
 
 def test_bits_per_byte_count_bytes() -> None:
     text = "é" * 40 + "à" * 40
     data = Data(text, CharTokenizer(text))
-    found = evaluate(GPT(replace(CONFIG, vocab_size=2, block_size=4)), data, "train")
+    found = evaluate(GPT(replace(CONFIG, vocab_size=2, block_size=4)), data.splits["train"])
     assert found.bits_per_byte == pytest.approx(found.loss / math.log(2) / 2)
 
 
@@ -73,3 +71,15 @@ def test_the_loss_is_computed_in_float32() -> None:
     loss = cross_entropy(logits, targets)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected)
+
+
+def test_an_ensemble_has_the_mean_of_the_probabilities(model: GPT, data: Data) -> None:
+    other = GPT(model.config)
+    models = [model.eval(), other.eval()]
+    tokens = data.splits["val"].tokens[:40].long().view(4, 10)
+    p = torch.stack([one(tokens).softmax(-1) for one in models]).mean(0)
+    torch.testing.assert_close(Ensemble(models)(tokens), p.log())
+    both = evaluate(Ensemble(models), data.splits["val"]).loss
+    apart = [evaluate(one, data.splits["val"]).loss for one in models]
+    assert both < sum(apart) / 2  # by Jensen's inequality
+    assert evaluate(Ensemble([model, model]), data.splits["val"]).loss == pytest.approx(apart[0])

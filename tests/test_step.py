@@ -8,7 +8,7 @@ from conftest import SMALL
 from torch import Tensor
 
 from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.data import Data, Order, SplitName
+from nanogpt.data import Order, Split
 from nanogpt.devices import at_precision
 from nanogpt.evaluate import cross_entropy
 from nanogpt.models import GPT, GPTConfig, ModernConfig, build
@@ -48,7 +48,7 @@ def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.1)
     order = Order("random", len(run.data.splits["train"].tokens), 16, seed=7)
     for step in range(3):
-        inputs, targets = run.data.batch("train", order.starts(8 * step, 8), 16)
+        inputs, targets = run.data.splits["train"].blocks(order.starts(8 * step, 8), 16)
         cross_entropy(run.model(inputs), targets).backward()
         gradient = [p.grad for p in run.model.parameters() if p.grad is not None]
         norm = torch.cat([g.flatten() for g in gradient]).norm()
@@ -68,12 +68,12 @@ def test_blocks_are_drawn_in_the_order_asked_for(
     """An epoch and the next, eight blocks at a time, then after going on four."""
     drawn: list[int] = []
 
-    def batch(self: Data, split: SplitName, starts: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def blocks(self: Split, starts: Tensor, size: int) -> tuple[Tensor, Tensor]:
         drawn.extend(starts.tolist())
-        return original(self, split, starts, size)
+        return original(self, starts, size)
 
-    original = Data.batch
-    monkeypatch.setattr(Data, "batch", batch)
+    original = Split.blocks
+    monkeypatch.setattr(Split, "blocks", blocks)
     settings = TrainConfig(steps=21, batch_size=8, eval_every=50, order="epochs")
     model = replace(SMALL, block_size=32)
     run = train(replace(config, model=model, train=settings)).run
@@ -124,7 +124,7 @@ def test_it_finds_the_loss_and_the_norm_of_every_gradient(config: RunConfig) -> 
     config = replace(config, model=replace(SMALL, dropout=0.0))
     run, steps = stepper(replace(config, optim=replace(config.optim, grad_clip=1e-3)))
     order = Order("random", len(run.data.splits["train"].tokens), 16, config.seed)
-    inputs, targets = run.data.batch("train", order.starts(0, 8), 16)
+    inputs, targets = run.data.splits["train"].blocks(order.starts(0, 8), 16)
     loss = cross_entropy(run.model(inputs), targets)
     slopes = torch.autograd.grad(loss, [*run.model.parameters()])
     (found,) = steps.take(1, never)

@@ -35,6 +35,12 @@ def lines(result: Result) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(s).items() if k != "seconds"} for s in text.splitlines()]
 
 
+def loss_of(result: Result, checkpoint: str) -> float:
+    """The validation loss of a checkpoint, measured anew."""
+    loaded = load(result.run.out / checkpoint)
+    return evaluate(loaded.model, result.run.data.splits["val"]).loss
+
+
 def test_it_learns_and_leaves_what_it_promised(config: RunConfig) -> None:
     result = train(config)
     out = result.run.out
@@ -65,8 +71,8 @@ def test_the_best_weights_have_the_best_loss(by_heart: RunConfig) -> None:
     assert result.best.step < result.last.step == 300
     best, last = load(result.run.out / "best"), load(result.run.out / "last")
     assert (best.step, last.step) == (result.best.step, 300)
-    assert evaluate(best.model, result.run.data).loss == pytest.approx(result.best.val_loss)
-    assert evaluate(last.model, result.run.data).loss == pytest.approx(result.last.val_loss)
+    assert loss_of(result, "best") == pytest.approx(result.best.val_loss)
+    assert loss_of(result, "last") == pytest.approx(result.last.val_loss)
 
 
 def test_the_mean_of_the_weights_is_kept_where_it_is_better(config: RunConfig) -> None:
@@ -81,9 +87,8 @@ def test_the_mean_of_the_weights_is_kept_where_it_is_better(config: RunConfig) -
     )
     assert record.val_loss is not None
     assert record.val_loss > result.best.val_loss
-    best, last = (load(result.run.out / name) for name in ("best", "last"))
-    assert evaluate(best.model, result.run.data).loss == pytest.approx(result.best.val_loss)
-    assert evaluate(last.model, result.run.data).loss == pytest.approx(result.last.val_loss)
+    assert loss_of(result, "best") == pytest.approx(result.best.val_loss)
+    assert loss_of(result, "last") == pytest.approx(result.last.val_loss)
     assert lines(result)[-1]["val_loss"] == result.last.val_loss
 
 
@@ -91,9 +96,9 @@ def test_a_mean_that_is_worse_is_not_kept(config: RunConfig) -> None:
     optim = replace(config.optim, ema=0.999)
     result = train(replace(config, optim=optim, train=replace(config.train, steps=20)))
     assert not result.best.averaged
-    assert evaluate(load(result.run.out / "best").model, result.run.data).loss == pytest.approx(
-        result.best.val_loss
-    )
+    assert evaluate(
+        load(result.run.out / "best").model, result.run.data.splits["val"]
+    ).loss == pytest.approx(result.best.val_loss)
     without = train(config=replace(config, train=replace(config.train, steps=20)))
     assert without.best.val_loss == result.best.val_loss  # the mean only looks on
 
@@ -232,7 +237,7 @@ def test_bfloat16_learns_as_well(config: RunConfig) -> None:
     assert {p.dtype for p in coarse.run.model.parameters()} == {torch.float32}
     assert lines(coarse)[1]["train_loss"] != lines(exact)[1]["train_loss"]
     # The measure is the same for both: float32.
-    last = evaluate(load(coarse.run.out / "last").model, coarse.run.data)
+    last = evaluate(load(coarse.run.out / "last").model, coarse.run.data.splits["val"])
     assert last.loss == pytest.approx(coarse.last.val_loss, abs=1e-7)
 
 
