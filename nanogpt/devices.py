@@ -104,6 +104,27 @@ def describe(device: torch.device) -> str:
     return device.type + threads
 
 
+PEAKS = {
+    r"A100": 312e12,
+    r"H100 PCIe": 756e12,
+    r"H[12]00 NVL": 835e12,
+    r"H100 80GB HBM3": 989e12,
+    r"H200": 989e12,
+    r"B200": 2250e12,
+    r"L4": 121e12,
+    r"L40S": 362e12,
+}
+"""Dense operations a second in bfloat16 and float16, from NVIDIA's data sheets."""
+
+
+def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
+    """Operations a second that the device is said to reach at a precision; None if not known."""
+    if device.type != "cuda" or precision == torch.float32:
+        return None
+    named = torch.cuda.get_device_name(device)
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", named)), None)
+
+
 def use_deterministic(wanted: bool) -> None:
     """The same bits from the same run, on a GPU too: slower kernels, none chosen by timing."""
     if wanted != torch.are_deterministic_algorithms_enabled():  # it imports the compiler

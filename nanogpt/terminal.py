@@ -8,8 +8,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from .checkpoint import Best
-from .devices import describe
+from .devices import describe, peak_flops
 from .journal import Record
+from .models import flops_per_token
 from .start import Run
 from .train import Reporter, Result
 
@@ -38,6 +39,8 @@ class TerminalReporter(Reporter):
         self.task: TaskID | None = None
         self.run: Run | None = None
         self.previous: Record | None = None
+        self.mfu: float | None = None
+        """Of a token a second: the part of the device's peak that it takes, where that is known."""
 
     def __enter__(self) -> "TerminalReporter":
         return self
@@ -47,6 +50,8 @@ class TerminalReporter(Reporter):
 
     def started(self, run: Run) -> None:
         self.run = run
+        if peak := peak_flops(run.device, run.precision):
+            self.mfu = flops_per_token(run.model) / peak
         data, model = run.data.splits, run.model.config
         precision = str(run.precision).removeprefix("torch.")
         say = partial(self.console.print, soft_wrap=True)
@@ -92,10 +97,10 @@ class TerminalReporter(Reporter):
         """Tokens a second since the last line, evaluations left out."""
         earlier, self.previous = self.previous, record
         if earlier is None or record.val_loss is not None or record.seconds <= earlier.seconds:
-            total = record.tokens / record.seconds if record.seconds else 0.0
-            return f"{total:,.0f} tokens/s"
-        rate = (record.tokens - earlier.tokens) / (record.seconds - earlier.seconds)
-        return f"{rate:,.0f} tokens/s"
+            rate = record.tokens / record.seconds if record.seconds else 0.0
+        else:
+            rate = (record.tokens - earlier.tokens) / (record.seconds - earlier.seconds)
+        return f"{rate:,.0f} tokens/s" + (f", MFU {self.mfu * rate:.0%}" if self.mfu else "")
 
     def said(self, line: str) -> None:
         self.console.print(line, style="yellow", soft_wrap=True, markup=False)

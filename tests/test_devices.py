@@ -21,6 +21,7 @@ from nanogpt.devices import (
     compiled,
     describe,
     memory_asked_for,
+    peak_flops,
     pick_device,
     pick_precision,
     use_memory,
@@ -175,6 +176,31 @@ def test_every_device_computes_the_same_logits(
             logits = model.to(device)(tokens.to(device)).cpu().double()
     error = ((logits - reference).abs().max() / reference.abs().max()).item()
     assert error < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA GH200 480GB", None),  # not on the list, though its name holds one that is
+        ("Tesla T4", None),
+    ],
+)
+def test_the_peak_is_that_of_the_data_sheet_or_none(
+    monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: name)
+    cuda = torch.device("cuda")
+    assert peak_flops(cuda, torch.bfloat16) == peak_flops(cuda, torch.float16) == peak
+    assert peak_flops(cuda, torch.float32) is None
+    assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
 
 
 def test_a_device_is_described() -> None:

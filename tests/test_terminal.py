@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.models import GPTConfig
+from nanogpt.models import GPTConfig, flops_per_token
 from nanogpt.optim import OptimConfig
 from nanogpt.terminal import TerminalReporter, duration, result_table
 from nanogpt.train import Result, train
@@ -53,6 +53,16 @@ def test_the_loss_of_the_averaged_weights_stands_beside(config: RunConfig) -> No
     best = replace(result.best, averaged=True)
     Console(file=screen, width=120).print(result_table(replace(result, best=best)))
     assert f"at step {best.step}, of the averaged weights" in screen.getvalue()
+
+
+def test_where_the_peak_is_known_its_part_is_said(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanogpt.terminal.peak_flops", lambda device, precision: 1e9)
+    result, text = shown(config, terminal=False)
+    rate, part = re.findall(r"([\d,]+) tokens/s, MFU (\d+)%", text)[-1]
+    flops = flops_per_token(result.run.model)
+    assert float(part) == pytest.approx(100 * flops * float(rate.replace(",", "")) / 1e9, abs=1)
 
 
 def test_in_a_terminal_a_line_lives(config: RunConfig) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "Modern",
     "ModernConfig",
     "build",
+    "flops_per_token",
     "to_json",
 ]
 
@@ -47,3 +48,19 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
     """What a run on disk records of a model: its kind, and every field of its configuration."""
     kind = next(name for name, cls in KINDS.items() if isinstance(config, cls))
     return {"kind": kind, **asdict(config)}
+
+
+def flops_per_token(model: Model) -> int:
+    """Operations of a training step for each token: 6N + 12LCT.
+
+    Chowdhery et al. 2022 (PaLM), appendix B: every one of N parameters that tokens are multiplied
+    with takes a multiplication and an addition forward and twice as many backward; so does each of
+    T scores of length C in each of L blocks, and the mean of T values. Tables of which a token only
+    reads a row are not in N; that half of the scores are masked does not count in our favour.
+    """
+    config, named = model.config, dict(model.named_parameters())
+    if isinstance(config, BigramConfig):
+        return 0
+    head = "head.weight" if "head.weight" in named else "token_embedding.weight"  # or tied to it
+    N = sum(p.numel() for name, p in named.items() if "embedding" not in name or name == head)
+    return 6 * N + 12 * config.n_layer * config.n_embd * config.block_size

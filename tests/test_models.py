@@ -1,0 +1,47 @@
+"""What holds for every model."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nanogpt.evaluate import cross_entropy
+from nanogpt.models import (
+    BigramConfig,
+    GPTConfig,
+    ModelConfig,
+    ModernConfig,
+    build,
+    flops_per_token,
+)
+
+SHAPE = GPTConfig(n_layer=3, n_head=4, n_embd=128, block_size=96, vocab_size=65)
+MODERN = ModernConfig(n_layer=2, n_head=2, n_embd=64, block_size=128, vocab_size=200)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SHAPE, replace(SHAPE, vocab_size=4000), replace(SHAPE, block_size=256), MODERN],
+)
+def test_operations_are_those_that_torch_counts(config: ModelConfig) -> None:
+    """But for what it does not count: biases and gains are in our N, and are no products."""
+    model = build(config)
+    inputs, targets = torch.randint(config.vocab_size, (2, 2, config.block_size)).unbind()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        cross_entropy(model(inputs), targets).backward()
+    counted = counter.get_total_flops() / inputs.numel()
+    assert flops_per_token(model) == pytest.approx(counted, rel=0.01)
+
+
+def test_a_bigram_multiplies_nothing() -> None:
+    assert flops_per_token(build(BigramConfig())) == 0
+
+
+def test_gpt2_is_what_everybody_counts() -> None:
+    """N of GPT-2 is 124M without its positions."""
+    config = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257)
+    with torch.device("meta"):
+        found = flops_per_token(build(config))
+    assert found == 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
