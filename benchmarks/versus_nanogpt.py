@@ -11,8 +11,8 @@ time with another seed. Seconds count from process start, evaluations included; 
 of the process in training. The programs take turns; the table has medians. On two CPU cores three
 rounds take about 10 minutes, on one large GPU a round takes about 4.
 
-Written to benchmarks/results: versus_nanogpt_KIND.json, all that was measured; .md, the table;
-.png, loss over wall time.
+Written to benchmarks/results: versus_nanogpt_NAME.json, all that was measured; .md, the table;
+.png, loss over wall time. NAME is cpu or cuda; --name gives those of another machine another one.
 """
 
 import argparse
@@ -154,11 +154,11 @@ def draw(record: Result, file: Path) -> None:
     figure.savefig(file)
 
 
-def show(kind: str) -> None:
-    """Write and print the table of a kind of device, and draw its plot."""
-    record = json.loads((RESULTS / f"versus_nanogpt_{kind}.json").read_text("utf-8"))
-    (RESULTS / f"versus_nanogpt_{kind}.md").write_text(table(record), encoding="utf-8")
-    draw(record, RESULTS / f"versus_nanogpt_{kind}.png")
+def show(file: Path) -> None:
+    """Write and print the table of a result, and draw its plot."""
+    record = json.loads(file.read_text("utf-8"))
+    file.with_suffix(".md").write_text(table(record), encoding="utf-8")
+    draw(record, file.with_suffix(".png"))
     print(table(record))
 
 
@@ -169,11 +169,12 @@ def main() -> None:
     )
     parser.add_argument("--nanogpt", type=Path, help="a clone of nanoGPT")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--name", help="of the results; cpu or cuda unless given")
     parser.add_argument("--table", action="store_true", help="only write tables and plots anew")
     args = parser.parse_args()
     if args.table:
-        for kind in CONTESTS:
-            show(kind)
+        for file in sorted(RESULTS.glob("versus_nanogpt_*.json")):
+            show(file)
         return
     if args.nanogpt is None:
         parser.error("--nanogpt: name a clone of github.com/karpathy/nanoGPT")
@@ -192,8 +193,9 @@ def main() -> None:
         "target": contest.target,
         "runs": runs,
     }
-    save(RESULTS / f"versus_nanogpt_{kind}.json", record)
-    show(kind)
+    file = RESULTS / f"versus_nanogpt_{args.name or kind}.json"
+    save(file, record)
+    show(file)
 
 
 if __name__ == "__main__":
