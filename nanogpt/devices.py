@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import UserError
 
+P = ParamSpec("P")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -193,41 +194,41 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
         torch.mps.set_rng_state(states["mps"])
 
 
-Forward = Callable[[Tensor], Tensor]
-"""Tokens (B, T) to logits (B, T, V)."""
-
-
-def at_precision(forward: Forward, device: torch.device, precision: torch.dtype) -> Forward:
+def at_precision(
+    function: Callable[P, Tensor], device: torch.device, precision: torch.dtype
+) -> Callable[P, Tensor]:
     """The same, its matrix products at this precision."""
 
-    def call(tokens: Tensor) -> Tensor:
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         with autocast(device, precision):
-            return forward(tokens)
+            return function(*args, **kwargs)
 
     return call
 
 
 def compiled(
-    model: nn.Module, precision: torch.dtype, example: Tensor, say: Callable[[str], None]
-) -> Forward:
-    """The model at a precision, compiled; not compiled, and a line that says why, where that fails.
+    function: Callable[[Tensor, Tensor], Tensor],
+    precision: torch.dtype,
+    example: Tensor,
+    say: Callable[[str], None],
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of two tensors at a precision, compiled; as it is, and a line why, if that fails.
 
-    Compilation happens at the first use, so it is used once: forward and backward over example,
-    tokens (B, T) as there will be, which leaves neither gradients nor random numbers behind.
+    Compilation happens at the first use, so it is used once: forward and backward, with example
+    twice, of the shape that there will be. That leaves gradients behind, but no random numbers.
     """
     device = example.device
-    fast = at_precision(torch.compile(model), device, precision)
+    fast = at_precision(torch.compile(function), device, precision)
     states = random_states(device)
     try:
-        fast(example).sum().backward()
+        fast(example, example).sum().backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         reason = re.sub(r"\s+", " ", str(error)).strip()[:200]
         say(f"The model cannot be compiled here, and trains slower without ({reason}).")
-        return at_precision(model, device, precision)
+        return at_precision(function, device, precision)
     finally:
-        model.zero_grad()
         set_random_states(states, device)
     return fast
 

@@ -1,7 +1,7 @@
 """One step of training after the other, from the draw of a batch to the moved weights.
 
 What a step needs is on the device before it begins, and what it finds stays there, so that no step
-waits for the host, nor the host for a step.
+waits for the host, nor the host for a step, but in float16.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .data import Order
-from .devices import Forward
+from .devices import at_precision, compiled
 from .evaluate import cross_entropy
 from .optim import LossScale, ema_decay, follow, gradient_norms, learning_rate, rate_of_each
 from .start import Run
@@ -18,13 +18,30 @@ from .start import Run
 AHEAD = 100
 """The most steps that are planned at once, and taken before anybody looks at what they found."""
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Inputs and targets, each (B, T), to the mean loss ()."""
+
+
+def loss_of(run: Run, say: Callable[[str], None]) -> Loss:
+    """What a run's model is to make small, at its precision, and compiled where that pays."""
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(run.model(inputs), targets)
+
+    settings, device = run.config.train, run.device
+    if not settings.compile or device.type != "cuda":
+        return at_precision(loss, device, run.precision)
+    shape = settings.batch_size // settings.accumulation, run.model.config.block_size
+    fast = compiled(loss, run.precision, torch.zeros(shape, dtype=torch.long, device=device), say)
+    run.model.zero_grad()
+    return fast
+
 
 class Stepper:
     """Takes the steps of a run."""
 
-    def __init__(self, run: Run, forward: Forward) -> None:
-        """forward computes the logits of the run's model."""
-        self.run, self.forward = run, forward
+    def __init__(self, run: Run, loss: Loss) -> None:
+        self.run, self.loss = run, loss
         self.parameters = list(run.model.parameters())
         settings, device = run.config.train, run.device
         block_size, tokens = run.model.config.block_size, len(run.data.splits["train"].tokens)
@@ -74,7 +91,7 @@ class Stepper:
         )
         inputs, targets = run.data.splits["train"].blocks(starts, run.model.config.block_size)
         parts = run.config.train.accumulation
-        loss = gradients(self.forward, inputs, targets, parts, state.scale)
+        loss = gradients(self.loss, inputs, targets, parts, state.scale)
         if state.scale:
             state.scale.unscale(self.parameters)
         norms = gradient_norms(self.parameters, optim.grad_clip)
@@ -93,7 +110,7 @@ class Stepper:
 
 
 def gradients(
-    forward: Forward,
+    mean_loss: Loss,
     inputs: Tensor,
     targets: Tensor,
     parts: int = 1,
@@ -106,7 +123,7 @@ def gradients(
     """
     total = torch.zeros((), device=inputs.device)
     for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-        loss = cross_entropy(forward(x), y) / parts
+        loss = mean_loss(x, y) / parts
         (loss * scale.scale if scale else loss).backward()
         total += loss.detach()
     return total

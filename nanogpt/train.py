@@ -15,7 +15,7 @@ import torch
 
 from .checkpoint import Best, Contents, Writer, contents, write
 from .config import RunConfig, TrainConfig
-from .devices import at_precision, compiled, memory_asked_for
+from .devices import memory_asked_for
 from .errors import Interrupted, Stopped, cannot_write
 from .evaluate import evaluate
 from .files import to_json, write_whole
@@ -23,7 +23,7 @@ from .interrupts import Interrupts
 from .journal import Journal, Record, overfits
 from .optim import learning_rate
 from .start import Run, begun_with, prepare, resume
-from .step import AHEAD, Stepper
+from .step import AHEAD, Stepper, loss_of
 from .watch import Watch
 
 
@@ -114,12 +114,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
     files, saved = save(), state.step
     writer.submit(lambda: write_whole(run.out / "run.json", to_json(run.describe())))
 
-    forward = at_precision(model, run.device, run.precision)
-    if settings.compile and run.device.type == "cuda":
-        shape = settings.batch_size // settings.accumulation, model.config.block_size
-        example = torch.zeros(shape, dtype=torch.long, device=run.device)
-        forward = compiled(model, run.precision, example, reporter.said)
-    stepper = Stepper(run, forward)
+    stepper = Stepper(run, loss_of(run, reporter.said))
 
     while True:
         step = state.step

@@ -9,24 +9,27 @@ from torch import Tensor
 
 from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.data import Order, Split
-from nanogpt.devices import at_precision
 from nanogpt.evaluate import cross_entropy
 from nanogpt.models import GPT, GPTConfig, ModernConfig, build
 from nanogpt.optim import OptimConfig, ema_decay, learning_rate
 from nanogpt.start import Run, begun_with, prepare
-from nanogpt.step import AHEAD, Stepper, gradients
+from nanogpt.step import AHEAD, Stepper, gradients, loss_of
 from nanogpt.train import go_on, train
 
 
 def test_four_parts_of_16_are_a_batch_of_64() -> None:
     model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=11))
     inputs, targets = torch.randint(11, (2, 64, 16)).unbind()
-    whole = gradients(model, inputs, targets)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(model(x), y)
+
+    whole = gradients(loss, inputs, targets)
     reference = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    parts = gradients(model, inputs, targets, parts=4)
+    parts = gradients(loss, inputs, targets, parts=4)
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
-    torch.testing.assert_close(whole, cross_entropy(model(inputs), targets))
+    torch.testing.assert_close(whole, loss(inputs, targets))
     for parameter, expected in zip(model.parameters(), reference, strict=True):
         torch.testing.assert_close(parameter.grad, expected, atol=1e-5, rtol=0)
 
@@ -88,7 +91,7 @@ def test_blocks_are_drawn_in_the_order_asked_for(
 def stepper(config: RunConfig) -> tuple[Run, Stepper]:
     run = prepare(config)
     run.lock.release()
-    return run, Stepper(run, at_precision(run.model, run.device, run.precision))
+    return run, Stepper(run, loss_of(run, print))
 
 
 def never() -> bool:
