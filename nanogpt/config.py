@@ -36,6 +36,8 @@ class TrainConfig:
     """Stop at the first evaluation whose loss is at most this."""
     compile: bool = True
     """Compile the model where that pays: on a CUDA device."""
+    record: bool = True
+    """Record the work of a step once and replay it where that pays: on a CUDA device."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "eval_every", "log_every"):

@@ -3,18 +3,18 @@
 import ctypes
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Literal, ParamSpec
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import UserError
 
-P = ParamSpec("P")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -123,6 +123,8 @@ def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
     if device.type != "cuda" or precision == torch.float32:
         return None
     named = torch.cuda.get_device_name(device)
+    if "MIG" in named:  # a part of a GPU
+        return None
     return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", named)), None)
 
 
@@ -194,43 +196,107 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
         torch.mps.set_rng_state(states["mps"])
 
 
-def at_precision(
-    function: Callable[P, Tensor], device: torch.device, precision: torch.dtype
-) -> Callable[P, Tensor]:
-    """The same, its matrix products at this precision."""
-
-    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        with autocast(device, precision):
-            return function(*args, **kwargs)
-
-    return call
+OfTwo = Callable[[Tensor, Tensor], Tensor]
+"""A function of two tensors."""
 
 
 def compiled(
-    function: Callable[[Tensor, Tensor], Tensor],
-    precision: torch.dtype,
-    example: Tensor,
+    function: OfTwo,
+    blocks: Sequence[nn.Module],
+    example: tuple[Tensor, Tensor],
     say: Callable[[str], None],
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of two tensors at a precision, compiled; as it is, and a line why, if that fails.
+) -> OfTwo:
+    """A function, the blocks that it calls compiled; as it is, and a line why, if that fails.
 
-    Compilation happens at the first use, so it is used once: forward and backward, with example
-    twice, of the shape that there will be. That leaves gradients behind, but no random numbers.
+    The blocks are alike, so one is compiled, which does for all: that takes a fraction of the time.
+    Elsewhere they stay as they are. Compilation happens at the first use, so function is used once,
+    forward and backward, with arguments of the shapes and strides that there will be: for others
+    all would be compiled again. That leaves gradients behind, but no random numbers.
     """
-    device = example.device
-    fast = at_precision(torch.compile(function), device, precision)
+    device = example[0].device
     states = random_states(device)
+    forward = torch.compile(type(blocks[0]).forward)
+
+    def fast(x: Tensor, y: Tensor) -> Tensor:
+        for block in blocks:
+            vars(block)["forward"] = partial(forward, block)
+        try:
+            return function(x, y)
+        finally:
+            for block in blocks:
+                del vars(block)["forward"]
+
     try:
-        fast(example, example).sum().backward()
+        fast(*example).sum().backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = re.sub(r"\s+", " ", str(error)).strip()[:200]
-        say(f"The model cannot be compiled here, and trains slower without ({reason}).")
-        return at_precision(function, device, precision)
+        say(f"The model cannot be compiled here, and trains slower without ({one_line(error)}).")
+        return function
     finally:
         set_random_states(states, device)
     return fast
+
+
+class CannotRecord(RuntimeError):
+    """Work that a CUDA device cannot be told in advance, as it waits for what the host decides."""
+
+
+class Recorded:
+    """Work on a CUDA device that is the same every time: recorded once, then replayed as a whole.
+
+    Launching the hundreds of kernels of a small model takes the host longer than they run. A
+    recording of them, a CUDA graph, is launched at once. Whatever the work reads and writes has to
+    stay where it is, and what it does on the host is done only while it is recorded. The first
+    calls do the work in the ordinary way, as libraries get ready when they are first used.
+    """
+
+    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
+        self.work, self.device, self.before = work, device, 3
+        self.stream = torch.cuda.Stream(device)  # the default stream cannot be recorded
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Do the work once. Raises CannotRecord."""
+        with torch.cuda.device(self.device):
+            if self.before:
+                self.before -= 1
+                outside = torch.cuda.current_stream()
+                self.stream.wait_stream(outside)
+                with torch.cuda.stream(self.stream):
+                    self.work()
+                outside.wait_stream(self.stream)
+                return
+            if self.graph is None:
+                self.graph = self._record()
+            self.graph.replay()
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        recording = torch.cuda.graph(
+            graph,
+            stream=self.stream,
+            capture_error_mode="thread_local",  # another thread may be saving a checkpoint
+        )
+        problem: RuntimeError | None = None
+        try:
+            with recording:
+                try:
+                    self.work()
+                except RuntimeError as error:  # leaving the recording fails, too, and says less
+                    problem = error
+        except RuntimeError as error:
+            problem = problem or error
+        if isinstance(problem, torch.OutOfMemoryError):
+            raise problem
+        if problem:
+            raise CannotRecord(one_line(problem)) from problem
+        return graph
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, or the beginning of it."""
+    return re.sub(r"\s+", " ", str(error)).strip()[:200]
 
 
 def memory_asked_for(error: BaseException) -> str | None:

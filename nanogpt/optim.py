@@ -156,7 +156,7 @@ class Muon(Optimizer):
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with Nesterov momentum, and with
     decoupled weight decay (Liu et al. 2025, arXiv:2502.16982). Only for matrices. Those of one
     shape are worked on together, as one stack. A parameter may be several matrices, one on top of
-    the other, as those for queries, keys and values are: parts says of how many, by name.
+    the other, as those for queries and keys are: parts says of how many, by name.
     """
 
     def __init__(
@@ -171,11 +171,11 @@ class Muon(Optimizer):
         self.momentum, self.weight_decay = momentum, weight_decay
         # float16 could overflow; bfloat16 is exact enough (Jordan et al.).
         self.precision = torch.float32 if precision == torch.float32 else torch.bfloat16
-        self.stacks: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-        """Which parameters are as many matrices (parts, rows, columns) of one shape."""
+        self.stacks: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+        """Of each shape (rows, columns), which parameters are how many such matrices."""
         for i, (name, p) in enumerate(named.items()):
             n = (parts or {}).get(name, 1)
-            self.stacks[n, p.shape[0] // n, p.shape[1]].append(i)
+            self.stacks[p.shape[0] // n, p.shape[1]][i] = n
 
     @torch.no_grad()
     def step(self, rate: Tensor) -> None:
@@ -183,13 +183,15 @@ class Muon(Optimizer):
         torch._foreach_lerp_(means, gradients, 1 - self.momentum)
         ahead = torch._foreach_lerp(gradients, means, self.momentum)  # Nesterov's look ahead
         torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
-        for (_, rows, columns), which in self.stacks.items():
-            stack = torch.stack([ahead[i] for i in which]).view(-1, rows, columns)
+        for (rows, columns), which in self.stacks.items():
+            stack = torch.cat([ahead[i].view(-1, rows, columns) for i in which])
             updates = orthogonalise(stack, self.precision).to(stack.dtype)
             # A tall matrix maps to more dimensions: with this, each of them moves as far.
             updates *= rate * math.sqrt(max(1, rows / columns))
-            moves = updates.view(len(which), -1, columns).unbind()
-            torch._foreach_sub_([self.parameters[i] for i in which], moves)
+            moves = updates.split(list(which.values()))
+            torch._foreach_sub_(
+                [self.parameters[i] for i in which], [m.reshape(-1, columns) for m in moves]
+            )
 
 
 def build_optimizers(
@@ -205,10 +207,10 @@ def build_optimizers(
     if config.optimizer == "adam":
         return [Adam(named, betas)]
     matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and p.dim() == 2}
-    qkv = {n: 3 for n in matrices if n.endswith("qkv.weight")}
+    parts = {n: 3 if "qkv" in n else 2 for n in matrices if ".qk" in n}
     return [
         Adam({n: p for n, p in named.items() if n not in matrices}, betas),
-        Muon(matrices, config.momentum, config.weight_decay, precision, parts=qkv),
+        Muon(matrices, config.momentum, config.weight_decay, precision, parts),
     ]
 
 
@@ -232,10 +234,10 @@ def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> T
 
 
 @torch.no_grad()
-def follow(means: Sequence[Tensor], weights: Sequence[Tensor], decay: Tensor) -> None:
-    """Move running means towards weights: decay () is the part of each mean that is kept."""
+def follow(means: Sequence[Tensor], weights: Sequence[Tensor], part: Tensor) -> None:
+    """Move running means this part () of the way to weights."""
     off = torch._foreach_sub(list(weights), list(means))
-    torch._foreach_mul_(off, 1 - decay)
+    torch._foreach_mul_(off, part)
     torch._foreach_add_(list(means), off)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from .checkpoint import Best, Contents, Writer, contents, write
 from .config import RunConfig, TrainConfig
-from .devices import memory_asked_for
+from .devices import CannotRecord, memory_asked_for
 from .errors import Interrupted, Stopped, cannot_write
 from .evaluate import evaluate
 from .files import to_json, write_whole
@@ -80,19 +80,22 @@ def _fit(run: Run, reporter: Reporter) -> Result:
             reporter.started(run)
             ended = _loop(run, reporter, interrupts, writer)
         run.journal.draw()
-    except Interrupted:
-        with suppress(OSError):
-            run.journal.draw()
-        raise
     except BrokenPipeError:  # of the reporter's reader
         raise
     except OSError as error:
         raise cannot_write(run.out, error) from None
+    except CannotRecord as error:
+        raise Stopped(
+            f"the work of a step cannot be recorded ({error}); without, it is slower: "
+            f"nanogpt train --resume {run.out} --train.no-record"
+        ) from None
     except RuntimeError as error:
         if asked := memory_asked_for(error):
             raise _out_of_memory(run, asked) from None
         raise
     finally:
+        with suppress(OSError):
+            run.journal.draw()  # where it has not been
         run.lock.release()
     assert run.journal.best is not None
     return Result(run, run.journal.best, run.journal.records[-1], ended)

@@ -46,7 +46,8 @@ class Watch:
         if not norms.isfinite().all():
             worst = int((~norms.isfinite()).nonzero()[0])
             raise self.stopped(step, self.names[worst], norms[worst].item())
-        tokens, targets = next(self.run.data.splits["val"].windows(1, model.config.block_size))
+        start = torch.zeros(1, dtype=torch.long)
+        tokens, targets = self.run.data.splits["val"].blocks(start, model.config.block_size)
         model.eval()
         loss = cross_entropy(model(tokens), targets).item()
         model.train()

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from nanogpt import devices
 from nanogpt.devices import (
+    CannotRecord,
     Precision,
+    Recorded,
     autocast,
     compiled,
     describe,
@@ -190,6 +192,7 @@ def test_every_device_computes_the_same_logits(
         ("NVIDIA L40S", 362e12),
         ("NVIDIA L4", 121e12),
         ("NVIDIA GH200 480GB", None),  # not on the list, though its name holds one that is
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("Tesla T4", None),
     ],
 )
@@ -281,29 +284,48 @@ def test_a_container_has_the_cores_of_its_quota(
 # Compilation.
 
 
+class Noisy(torch.nn.Module):
+    """Blocks, alike, with random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(3, 4)
+        layers = [torch.nn.Linear(4, 4), torch.nn.Dropout(0.5)]
+        self.blocks = torch.nn.ModuleList(torch.nn.Sequential(*layers) for _ in range(3))
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        h = self.embedding(x)
+        for block in self.blocks:
+            h = block(h)
+        loss: torch.Tensor = (h * self.embedding(y)).sum()
+        return loss
+
+
 @pytest.mark.parametrize("works", [True, False])
-def test_a_function_is_compiled_or_one_line_says_why_not(
+def test_one_block_is_compiled_for_all_or_one_line_says_why_not(
     monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
+    calls, said = list[object](), list[str]()
+
     def compile(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def call(*args: torch.Tensor) -> torch.Tensor:
-            out = function(*args)
+            calls.append(args[0])
             if not works:
                 raise RuntimeError("Failed to find C compiler.\n  Please specify via CC")
-            return out
+            return function(*args)
 
         return call
 
-    def noisy(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (torch.nn.functional.dropout(table[x], 0.5) @ table[y].mT).sum()
-
     monkeypatch.setattr(torch, "compile", compile)
-    table, said = torch.randn(3, 4, requires_grad=True), list[str]()
-    before = torch.get_rng_state()
-    example = torch.tensor([[0, 1]])
-    function = compiled(noisy, torch.bfloat16, example, said.append)
+    model, before = Noisy(), torch.get_rng_state()
+    example = torch.tensor([[0, 1]]), torch.tensor([[1, 2]])
+    function = compiled(model.loss, [*model.blocks], example, said.append)
     assert torch.equal(torch.get_rng_state(), before)
-    assert function(example, example).dtype == torch.bfloat16
+    expected = model.loss(*example)
+    torch.set_rng_state(before)
+    calls.clear()
+    assert torch.equal(function(*example), expected)
+    assert calls == ([*model.blocks] if works else [])
     assert (
         said == []
         if works
@@ -334,7 +356,7 @@ def test_without_a_compiler_one_line_says_so(
         "from nanogpt.devices import *; from nanogpt.models import *;"
         "model = build(GPTConfig(n_layer=1, n_head=1, n_embd=16, block_size=8)).cuda();"
         "example = torch.zeros(1, 8, dtype=torch.long, device='cuda');"
-        "logits = compiled(lambda x, y: model(x), torch.bfloat16, example, print);"
+        "logits = compiled(lambda x, y: model(x), [*model.blocks], (example, example), print);"
         "print(logits(example, example).dtype)"
     )
     environment = {
@@ -346,4 +368,39 @@ def test_without_a_compiler_one_line_says_so(
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"The model cannot be compiled here, [^\n]+\ntorch.bfloat16\n", done.stdout)
+    assert re.fullmatch(r"The model cannot be compiled here, [^\n]+\ntorch.float32\n", done.stdout)
+
+
+# Recording.
+
+
+@pytest.mark.gpu
+def test_recorded_work_is_done_at_every_call() -> None:
+    """With new random numbers, the same that it would have drawn without."""
+    cuda, draw, total = torch.device("cuda"), torch.zeros(4, device="cuda"), []
+
+    def work() -> None:
+        draw.copy_(torch.rand(4, device=cuda))
+
+    for function in (work, Recorded(work, cuda)):
+        torch.manual_seed(5)
+        for _ in range(7):
+            function()
+            total.append(draw.clone())
+    assert torch.equal(torch.stack(total[:7]), torch.stack(total[7:]))
+    assert len({tuple(each.tolist()) for each in total[:7]}) == 7
+
+
+@pytest.mark.gpu
+def test_what_waits_for_the_host_cannot_be_recorded() -> None:
+    x = torch.ones((), device="cuda")
+
+    def work() -> None:
+        x.add_(x.item())
+
+    recorded = Recorded(work, torch.device("cuda"))
+    for _ in range(3):
+        recorded()
+    with pytest.raises(CannotRecord, match="captur"):
+        recorded()
+    assert x.item() == 8

@@ -57,9 +57,9 @@ def test_it_is_what_is_written_out() -> None:
     stream = [length(x + near * before[t + 1] + far * before[t]) for t, x in enumerate(embedded)]
     for layer in range(2):
         name = f"blocks.{layer}"
-        q, k, v = torch.stack(
-            [w[f"{name}.attention.qkv.weight"] @ length(x) for x in stream]
-        ).chunk(3, dim=-1)
+        normed = torch.stack([length(x) for x in stream])
+        q, k = (normed @ w[f"{name}.attention.qk.weight"].T).chunk(2, dim=-1)
+        v = normed @ w[f"{name}.attention.v.weight"].T
         for t in range(len(stream)):
             heads = []
             for h in range(2):
@@ -98,9 +98,9 @@ def test_the_norm_is_that_of_torch() -> None:
 
 
 def test_a_rotation_is_a_product_of_complex_numbers() -> None:
-    x = torch.randn(3, 9, 8)
+    x = torch.randn(3, 9, 2, 8)
     a, b = x.chunk(2, dim=-1)
-    angles = torch.arange(9.0)[:, None] * 1000.0 ** (-torch.arange(4) / 4)
+    angles = torch.arange(9.0)[:, None, None] * 1000.0 ** (-torch.arange(4) / 4)
     turned = torch.complex(a, b) * torch.polar(torch.ones_like(angles), angles)
     expected = torch.cat([turned.real, turned.imag], dim=-1)
     torch.testing.assert_close(rotate(x, *rotations(9, 8)), expected)
@@ -109,7 +109,7 @@ def test_a_rotation_is_a_product_of_complex_numbers() -> None:
 def test_scores_depend_on_the_distance_alone() -> None:
     cos, sin = rotations(40, 8)
     q, k = torch.randn(2, 8)
-    queries, keys = (rotate(x.expand(40, 8), cos, sin) for x in (q, k))
+    queries, keys = (rotate(x.expand(40, 1, 8), cos, sin).squeeze() for x in (q, k))
     scores = queries @ keys.T
     for distance in (0, 1, 7):
         diagonal = scores.diagonal(-distance)

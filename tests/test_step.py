@@ -1,6 +1,7 @@
 """A step is what is written out, whatever it is taken together with."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.data import Order, Split
+from nanogpt.devices import use_deterministic
+from nanogpt.errors import Stopped
 from nanogpt.evaluate import cross_entropy
 from nanogpt.models import GPT, GPTConfig, ModernConfig, build
 from nanogpt.optim import OptimConfig, ema_decay, learning_rate
@@ -72,7 +75,8 @@ def test_blocks_are_drawn_in_the_order_asked_for(
     drawn: list[int] = []
 
     def blocks(self: Split, starts: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        drawn.extend(starts.tolist())
+        if len(starts) > 1:  # not the look at the model before it is saved
+            drawn.extend(starts.tolist())
         return original(self, starts, size)
 
     original = Split.blocks
@@ -155,10 +159,81 @@ def test_every_step_has_its_own_rates(muon: RunConfig, monkeypatch: pytest.Monke
     used: list[list[float]] = [[], [], []]
     for optimizer, rates in zip(run.state.optimizers, used[:2], strict=True):
         monkeypatch.setattr(optimizer, "step", lambda rate, rates=rates: rates.append(float(rate)))
-    monkeypatch.setattr("nanogpt.step.follow", lambda m, w, decay: used[2].append(float(decay)))
+    monkeypatch.setattr("nanogpt.step.follow", lambda m, w, part: used[2].append(float(part)))
     for n in (3, AHEAD):
         steps.take(n, never)
     planned = [learning_rate(step, 2 * AHEAD, muon.optim) for step in range(AHEAD + 3)]
     assert used[0] == pytest.approx(planned)
     assert used[1] == pytest.approx([3 * rate for rate in planned])
-    assert used[2] == pytest.approx([ema_decay(step, muon.optim) for step in range(AHEAD + 3)])
+    assert used[2] == pytest.approx([1 - ema_decay(step, muon.optim) for step in range(AHEAD + 3)])
+
+
+# On a GPU.
+
+
+def on_a_gpu(config: RunConfig, record: bool, compile: bool) -> tuple[Run, Tensor]:
+    """50 steps, and what they found."""
+    settings = replace(config.train, steps=50, record=record, compile=compile)
+    run, steps = stepper(replace(config, device="cuda", train=settings))
+    assert all(p.grad is None for p in run.model.parameters())
+    torch.manual_seed(3)
+    steps.take(2, never)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        return run, torch.cat([steps.take(n, never) for n in (1, 2, 45)])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_recorded_step_is_the_step(
+    muon: RunConfig, compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, where no sum depends on which thread comes first, dropout included."""
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")  # put back as it was, in the end
+    muon = replace(muon, deterministic=True)
+    try:
+        (eager, expected), (recorded, found) = (
+            on_a_gpu(muon, record, compile) for record in (False, True)
+        )
+    finally:
+        use_deterministic(False)
+    assert torch.equal(found, expected)
+    first, second = eager.state.tensors(), recorded.state.tensors()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    for p, q in zip(eager.model.parameters(), recorded.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_compiled_and_recorded_step_is_the_step(muon: RunConfig, parts: int) -> None:
+    """Within what another order of sums makes of 50 steps; compiled once."""
+    assert isinstance(muon.model, ModernConfig)
+    muon = replace(
+        muon,
+        model=replace(muon.model, dropout=0.0),
+        train=replace(muon.train, accumulation=parts),
+    )
+    (_, expected), (_, found) = on_a_gpu(muon, False, False), on_a_gpu(muon, True, True)
+    torch.testing.assert_close(found[:, 0], expected[:, 0], rtol=1e-3, atol=0)
+
+
+@pytest.mark.gpu
+def test_a_step_that_waits_for_the_host_is_not_recorded(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says so, and how to go on."""
+
+    def forward(self: GPT, tokens: Tensor) -> Tensor:
+        tokens.sum().item()
+        return original(self, tokens)
+
+    original = GPT.forward
+    monkeypatch.setattr(GPT, "forward", forward)
+    config = replace(config, device="cuda", train=replace(config.train, compile=False))
+    with pytest.raises(Stopped, match=r"a step cannot be recorded .* --train.no-record"):
+        train(replace(config, out=Path("run")))
+    settings = replace(config.train, record=False)
+    result = go_on(Path("run"), replace(begun_with(Path("run")), train=settings))
+    assert result.last.step == 60

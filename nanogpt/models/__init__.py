@@ -56,7 +56,7 @@ def flops_per_token(model: Model) -> int:
     Chowdhery et al. 2022 (PaLM), appendix B: every one of N parameters that tokens are multiplied
     with takes a multiplication and an addition forward and twice as many backward; so does each of
     T scores of length C in each of L blocks, and the mean of T values. Tables of which a token only
-    reads a row are not in N; that half of the scores are masked does not count in our favour.
+    reads a row are not in N; the half of the scores that the mask hides is counted, too.
     """
     config, named = model.config, dict(model.named_parameters())
     if isinstance(config, BigramConfig):

@@ -56,22 +56,22 @@ def norm(x: Tensor) -> Tensor:
 
 
 def rotations(T: int, D: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, D) that turn position t by t times the frequency of each pair."""
+    """Cosines and sines (T, 1, D) that turn position t by t times the frequency of each pair."""
     # A base of 1,000 instead of 10,000, as the contexts here are short: the slowest pair of a head
     # of 32 turns once in 4,000 positions.
     frequencies = 1000.0 ** -torch.linspace(0, 1, D // 2 + 1, device=device)[:-1]  # (D/2,)
-    angles = torch.arange(T, device=device)[:, None] * frequencies  # (T, D/2)
+    angles = torch.arange(T, device=device)[:, None, None] * frequencies  # (T, 1, D/2)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of channels (d, d + D/2) of x (..., D) by its angle.
+    """Turn each pair of channels (d, d + D/2) of x (B, T, H, D) by its angle.
 
     Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34): the product of a turned
     query and a turned key depends on the distance between them, and on no absolute position.
     """
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 class Attention(nn.Module):
@@ -80,7 +80,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.qk = nn.Linear(config.n_embd, 2 * config.n_embd, bias=False)
+        self.v = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.projection = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -88,12 +89,12 @@ class Attention(nn.Module):
         """Queries, keys and values of every head: x (B, T, C) to three of (B, H, T, D)."""
         B, T, C = x.shape
         H = self.n_head
-        qkv = self.qkv(x).view(B, T, 3 * H, C // H).transpose(1, 2)  # (B, 3H, T, D)
-        qk, v = qkv.split([2 * H, H], dim=1)
+        qk = self.qk(x).view(B, T, 2 * H, C // H)
+        v = self.v(x).view(B, T, H, C // H)
         # Queries and keys of one length, so that no score can grow without bound: QK-norm (Henry
         # et al. 2020, arXiv:2010.04245; Dehghani et al. 2023, arXiv:2302.05442).
-        q, k = rotate(norm(qk), cos, sin).to(v.dtype).chunk(2, dim=1)
-        return q, k, v
+        q, k = rotate(norm(qk), cos, sin).to(v.dtype).chunk(2, dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = self.heads(x, cos, sin)
@@ -117,7 +118,8 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.down(F.relu(self.up(x)).square()))
+        x = F.relu(self.up(x))
+        out: Tensor = self.dropout(self.down(x * x))  # autocast would take square() to float32
         return out
 
 
