@@ -5,6 +5,7 @@ writes its weights.
 """
 
 import json
+import math
 import os
 import runpy
 import sys
@@ -36,12 +37,15 @@ def train(copy: Path, flags: str, folder: Path, began: float) -> tuple[dict[str,
         return runpy.run_path("train.py"), saved
 
 
-def measure(program: dict[str, Any], saved: list[Any], folder: Path) -> list[dict[str, float]]:
-    """Our evaluation of every set of weights."""
+def measure(
+    program: dict[str, Any], saved: list[Any], folder: Path
+) -> tuple[list[dict[str, float]], float]:
+    """Our evaluation of every set of weights, and that of the best on the unseen text."""
+    from runs import unseen_text
     from torch import Tensor, nn
 
     from nanogpt import corpora
-    from nanogpt.data import Data
+    from nanogpt.data import Data, Split
     from nanogpt.evaluate import evaluate
     from nanogpt.tokenizers import CharTokenizer
 
@@ -57,13 +61,18 @@ def measure(program: dict[str, Any], saved: list[Any], folder: Path) -> list[dic
             return logits
 
     text, device = corpora.load("tinyshakespeare"), program["device"]
-    data, evaluations = Data(text, CharTokenizer(text), device), []
+    tokenizer, evaluations, lowest = CharTokenizer(text), [], math.inf
+    val = Data(text, tokenizer, device).splits["val"]
+    other = Split(unseen_text(), tokenizer, device)
     for step, seconds, shape in saved:
         model = program["GPT"](program["GPTConfig"](**shape)).to(device)
         model.load_state_dict(load_file(folder / str(step)))
-        loss = evaluate(Logits(model), data.splits["val"]).loss  # type: ignore[arg-type]
+        loss = evaluate(Logits(model), val).loss  # type: ignore[arg-type]
         evaluations.append({"step": step, "seconds": seconds, "val_loss": loss})
-    return evaluations
+        if loss < lowest:
+            lowest = loss
+            unseen = evaluate(Logits(model), other).loss  # type: ignore[arg-type]
+    return evaluations, unseen
 
 
 def main() -> None:
@@ -75,11 +84,18 @@ def main() -> None:
         program, saved = train(copy, flags, Path(folder), began)
         seconds = time.time() - began
         megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        evaluations = measure(program, saved, Path(folder))
+        evaluations, unseen = measure(program, saved, Path(folder))
     best = min(evaluations, key=lambda e: e["val_loss"])
     precision = program["dtype"] if program["device_type"] == "cuda" else "float32"
-    found = {"best": best, "evaluations": evaluations, "seconds": seconds, "megabytes": megabytes}
-    print(json.dumps({**found, "precision": precision}))
+    found = {
+        "best": best,
+        "evaluations": evaluations,
+        "unseen": unseen,
+        "seconds": seconds,
+        "megabytes": megabytes,
+        "precision": precision,
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

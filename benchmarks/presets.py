@@ -4,8 +4,9 @@
     python benchmarks/presets.py                    # only write the table, from benchmarks/results
 
 Each run is `nanogpt train PRESET --seed N`, a process of its own; seeds count from 1. The table has
-the mean of the best validation losses, their spread from lowest to highest, and the median of the
-seconds of the whole process.
+the mean of the best validation losses, their spread from lowest to highest, the mean of the last
+ones and of those on a text that nothing was chosen by (runs.py), and the median of the seconds of
+the whole process. With --keep, the runs are moved to a directory.
 """
 
 import argparse
@@ -37,8 +38,9 @@ def hardware() -> str:
 def rows() -> str:
     """The table of all results there are, and what each preset wrote."""
     lines = [
-        "| preset | hardware | parameters | steps | seconds | validation loss | spread |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| preset | hardware | parameters | steps | seconds | validation loss | spread | last "
+        "| another text |",
+        f"|{' --- |' * 9}",
     ]
     samples = []
     for name in PRESETS:
@@ -50,7 +52,9 @@ def rows() -> str:
             lines.append(
                 f"| `{name}` | {record['hardware']}, {precision} | {runs[0]['parameters']:,} "
                 f"| {record['steps']:,} | {median(run['seconds'] for run in runs):.0f} "
-                f"| {mean(losses):.4f} | {min(losses):.4f} to {max(losses):.4f} |"
+                f"| {mean(losses):.4f} | {min(losses):.4f} to {max(losses):.4f} "
+                f"| {mean(run['evaluations'][-1]['val_loss'] for run in runs):.4f} "
+                f"| {mean(run['unseen'] for run in runs):.4f} |"
             )
             written = "\n".join(runs[0]["sample"].strip().splitlines()[:6])
             samples.append(f"`{name}` writes:\n\n```\n{written}\n```\n")
@@ -64,12 +68,16 @@ def main() -> None:
     )
     parser.add_argument("presets", nargs="*", metavar="PRESET")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="move the runs to this directory")
     args = parser.parse_args()
     if unknown := set(args.presets) - PRESETS.keys():
         parser.error(f"there is no preset {min(unknown)}: use {', '.join(PRESETS)}")
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     for name in args.presets:
-        runs = [nanogpt_train(name, ["--seed", str(n)]) for n in range(1, args.seeds + 1)]
+        runs = [
+            nanogpt_train(name, ["--seed", str(n)], args.keep and args.keep / f"{name}-{n}")
+            for n in range(1, args.seeds + 1)
+        ]
         steps = PRESETS[name].config.train.steps
         record = {"preset": name, "hardware": hardware(), "steps": steps, "runs": runs}
         save(RESULTS / f"preset_{name}_{kind}.json", record)

@@ -1,14 +1,24 @@
-"""What the benchmarks share: a run of nanogpt in a process of its own, timed from its start."""
+"""What the benchmarks share: a run of nanogpt in a process of its own, timed from its start.
+
+And a text that no setting was chosen by, as the validation split is one that many were.
+"""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from nanogpt import corpora, load
+from nanogpt.data import Split, cut
+from nanogpt.devices import pick_device
+from nanogpt.evaluate import evaluate
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,11 +35,25 @@ def timed(command: Sequence[str]) -> tuple[str, float, float]:
     return output, time.time() - began, usage.ru_maxrss / 1024
 
 
-def nanogpt_train(preset: str, flags: Sequence[str] = ()) -> dict[str, Any]:
+def unseen_text() -> str:
+    """A Midsummer Night's Dream and some more, as long as the validation split.
+
+    The beginning of the plays that are not in Tiny Shakespeare, without what it has no symbol for.
+    """
+    known = corpora.load("tinyshakespeare")
+    symbols = set(known)
+    kept = (c for c in corpora.load("shakespeare-rest") if c in symbols)
+    return "".join(islice(kept, len(cut(known)["val"])))
+
+
+def nanogpt_train(
+    preset: str, flags: Sequence[str] = (), keep: Path | None = None
+) -> dict[str, Any]:
     """Train a preset: its evaluations, best and last, with seconds from process start.
 
     An evaluation counts from when its weights are on the disk. With averaged weights, its loss is
-    the lower of the two.
+    the lower of the two. The best weights are measured on the unseen text, too. The run is moved to
+    keep if that is given.
     """
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
@@ -40,6 +64,11 @@ def nanogpt_train(preset: str, flags: Sequence[str] = ()) -> dict[str, Any]:
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         written = (out / "best" / "SHA256SUMS").stat().st_mtime - began
         described = json.loads((out / "run.json").read_text())
+        kept = load(out / "best", pick_device("auto"))
+        tokens = Split(unseen_text(), kept.tokenizer, next(kept.model.parameters()).device)
+        unseen = evaluate(kept.model, tokens).loss
+        if keep:
+            shutil.move(out, keep)
     evaluations = [
         {
             "step": line["step"],
@@ -56,6 +85,7 @@ def nanogpt_train(preset: str, flags: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "best": best,
         "evaluations": evaluations,
+        "unseen": unseen,
         "seconds": wall,
         "megabytes": memory,
         "parameters": described["parameters"],

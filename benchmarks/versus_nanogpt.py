@@ -8,7 +8,8 @@ it is, in a process of its own (be_nanogpt.py), except that it saves the weights
 evaluation. When it has ended, all of them are measured by our protocol: the whole validation split,
 windows that do not overlap, float32. Ours is `nanogpt train PRESET`, a process of its own too, each
 time with another seed. Seconds count from process start, evaluations included; memory is the peak
-of the process in training. The programs take turns; the table has medians. On two CPU cores three
+of the process in training. The best weights of each are measured once more, on a text that nothing
+was chosen by (runs.py). The programs take turns; the table has medians. On two CPU cores three
 rounds take about 10 minutes, on one large GPU a round takes about 4.
 
 Written to benchmarks/results: versus_nanogpt_NAME.json, all that was measured; .md, the table;
@@ -59,7 +60,8 @@ CONTESTS = {
         "--lr_decay_iters=2000 --dropout=0.0",
         ("tiny", "tiny-fast"),
     ),
-    "cuda": Contest(1.4697, "", ("baby",)),
+    # Of its 5,000 steps those until it has overfitted; its schedule is that for 5,000.
+    "cuda": Contest(1.4697, "--max_iters=2000", ("baby", "baby-fast", "best")),
 }
 
 
@@ -95,6 +97,8 @@ def table(record: Result) -> str:
         "precision",
         "best validation loss",
         "at step",
+        "last",
+        "on another text",
         f"seconds to {target}, from process start",
         "times sooner",
         "seconds, whole",
@@ -107,7 +111,10 @@ def table(record: Result) -> str:
         reached = best["val_loss"] <= target
         rows.append(
             f"| {name} | {results[0].get('precision', '')} | {best['val_loss']:.4f} "
-            f"| {best['step']:,.0f} | {seconds:.1f}{'' if reached else ' (its best)'} "
+            f"| {best['step']:,.0f} "
+            f"| {median(r['evaluations'][-1]['val_loss'] for r in results):.4f} "
+            f"| {median(r['unseen'] for r in results):.4f} "
+            f"| {seconds:.1f}{'' if reached else ' (its best)'} "
             f"| {first / seconds:.1f} "
             f"| {median(r['seconds'] for r in results):.1f} "
             f"| {median(r['megabytes'] for r in results):,.0f} MB |"
@@ -170,6 +177,8 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, help="a clone of nanoGPT")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--name", help="of the results; cpu or cuda unless given")
+    parser.add_argument("--presets", nargs="+", help="of ours; else all that are after the loss")
+    parser.add_argument("--keep", type=Path, help="move our runs to this directory")
     parser.add_argument("--table", action="store_true", help="only write tables and plots anew")
     args = parser.parse_args()
     if args.table:
@@ -181,20 +190,22 @@ def main() -> None:
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     contest = CONTESTS[kind]
+    file = RESULTS / f"versus_nanogpt_{args.name or kind}.json"
     runs: dict[str, list[Result]] = {"nanoGPT": []}
-    for number in range(args.repeats):
-        runs["nanoGPT"].append(theirs(args.nanogpt, contest.flags))
-        for preset in contest.presets:
-            flags = ["--seed", str(1337 + number)]  # 1337 is nanoGPT's
-            runs.setdefault(f"nanogpt {preset}", []).append(nanogpt_train(preset, flags))
     record = {
         "device": describe(torch.device(kind)),
         "torch": torch.__version__,
         "target": contest.target,
         "runs": runs,
     }
-    file = RESULTS / f"versus_nanogpt_{args.name or kind}.json"
-    save(file, record)
+    for number in range(args.repeats):
+        runs["nanoGPT"].append(theirs(args.nanogpt, contest.flags))
+        for preset in args.presets or contest.presets:
+            keep = args.keep / f"{preset}-{number + 1}" if args.keep else None
+            flags = ["--seed", str(1337 + number)]  # 1337 is nanoGPT's
+            found = nanogpt_train(preset, flags, keep)
+            runs.setdefault(f"nanogpt {preset}", []).append(found)
+        save(file, record)
     show(file)
 
 

@@ -29,6 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import models
 from .errors import UserError
@@ -250,7 +251,7 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
     except (RuntimeError, TypeError, OverflowError) as error:  # numbers too large for a tensor
         raise files.damaged("config.json", error) from None
     tensors = files.tensors(weights, expected)
-    with torch.random.fork_rng(devices=()):  # reading leaves random numbers as they were
+    with _Unfilled():
         model = build(config)
     model.load_state_dict(tensors)
     return Checkpoint(model.to(device).eval(), tokenizer, head.step, head.best)
@@ -258,8 +259,22 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
 
 def _shapes(config: ModelConfig) -> dict[str, Tensor]:
     """The weights of a model without the memory for them."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return build(config).state_dict()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Within it, torch.nn.init draws no numbers, where those of a file come in their place.
+
+    On the device meta, drawing them would import torch's compiler, which takes longer than torch.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def _count(config: ModelConfig) -> int:

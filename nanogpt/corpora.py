@@ -81,9 +81,9 @@ def resolve(data: str) -> str:
 
 def cache_directory() -> Path:
     """Where corpora are kept: $NANOGPT_CACHE, or the platform's place for caches."""
-    import pooch
+    from platformdirs import user_cache_dir
 
-    return Path(os.environ.get("NANOGPT_CACHE") or pooch.os_cache("nanogpt"))
+    return Path(os.environ.get("NANOGPT_CACHE") or user_cache_dir("nanogpt"))
 
 
 def _known(name: str, corpus: Known) -> str:

@@ -127,7 +127,10 @@ class Journal:
         began, self._drawn = time.perf_counter(), len(self.records)
         train = [(r.step, r.train_loss) for r in self.records if r.train_loss is not None]
         val = [(r.step, r.val_loss) for r in self.evaluations if r.val_loss is not None]
-        draw_loss(self.out / "loss.png", train, val, self.bigram_loss, self.title)
+        averaged = [
+            (r.step, r.ema_val_loss) for r in self.evaluations if r.ema_val_loss is not None
+        ]
+        draw_loss(self.out / "loss.png", train, val, averaged, self.bigram_loss, self.title)
         self._drawn_at = time.perf_counter()
         self._drawing_took = self._drawn_at - began
 

@@ -58,6 +58,36 @@ _tiny_fast = replace(
     train=TrainConfig(steps=130, batch_size=16, order="epochs", eval_every=130, eval_first=False),
 )
 
+# What tiny-fast does, on a GPU. Not compiled: that takes longer than these steps.
+_baby_fast = replace(
+    _baby,
+    name="baby-fast",
+    model=ModernConfig(n_layer=6, n_head=3, n_embd=384, block_size=256, dropout=0.1),
+    optim=replace(
+        _tiny_fast.optim, lr=5e-3, muon_lr=0.05, beta1=0.8, momentum=0.9, weight_decay=0.6
+    ),
+    train=replace(
+        _tiny_fast.train, steps=250, batch_size=64, eval_every=250, log_every=50, compile=False
+    ),
+)
+
+# Deep and narrow, with everything that keeps it from learning the text by heart.
+_best = replace(
+    _baby_fast,
+    name="best",
+    model=ModernConfig(n_layer=12, n_head=2, n_embd=256, block_size=256, dropout=0.3),
+    optim=replace(
+        _baby_fast.optim,
+        lr=5e-3,
+        muon_lr=0.03,
+        beta1=0.9,
+        cooldown=0.6,
+        weight_decay=0.6,
+        ema=0.998,
+    ),
+    train=replace(_baby_fast.train, steps=3500, eval_every=500, log_every=50, compile=True),
+)
+
 _bigram = replace(
     _tiny,
     name="bigram",
@@ -72,6 +102,8 @@ PRESETS = {
     "tiny": Preset(_tiny, "a small GPT for a laptop; the default on a CPU"),
     "tiny-fast": Preset(_tiny_fast, "the same size, modern: the least time to a loss on a CPU"),
     "baby": Preset(_baby, "a GPT of 10.8M parameters for a GPU; the default there"),
+    "baby-fast": Preset(_baby_fast, "the same size, modern: the least time to a loss on a GPU"),
+    "best": Preset(_best, "deep, narrow and much restrained: the least loss on a GPU"),
 }
 
 

@@ -230,6 +230,8 @@ main(["train", "--resume", "mine", "--train.steps", "25"])
 main(["sample", "mine", "--device", "cpu", "--max-new-tokens", "5"])
 main(["eval", "mine", "--device", "cpu"])
 assert not torch.cuda.is_initialized()
+import sys
+assert "torch._dynamo" not in sys.modules, "torch's compiler takes longer to import than torch"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,8 @@
 """A step is what is written out, whatever it is taken together with."""
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +14,6 @@ from torch import Tensor
 from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.data import Order, Split
 from nanogpt.devices import use_deterministic
-from nanogpt.errors import Stopped
 from nanogpt.evaluate import cross_entropy
 from nanogpt.models import GPT, GPTConfig, ModernConfig, build
 from nanogpt.optim import OptimConfig, ema_decay, learning_rate
@@ -220,20 +222,29 @@ def test_a_compiled_and_recorded_step_is_the_step(muon: RunConfig, parts: int) -
 
 
 @pytest.mark.gpu
-def test_a_step_that_waits_for_the_host_is_not_recorded(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One line says so, and how to go on."""
-
-    def forward(self: GPT, tokens: Tensor) -> Tensor:
-        tokens.sum().item()
-        return original(self, tokens)
-
-    original = GPT.forward
-    monkeypatch.setattr(GPT, "forward", forward)
-    config = replace(config, device="cuda", train=replace(config.train, compile=False))
-    with pytest.raises(Stopped, match=r"a step cannot be recorded .* --train.no-record"):
-        train(replace(config, out=Path("run")))
-    settings = replace(config.train, record=False)
-    result = go_on(Path("run"), replace(begun_with(Path("run")), train=settings))
-    assert result.last.step == 60
+def test_a_step_that_waits_for_the_host_is_not_recorded(text_file: Path, small: list[str]) -> None:
+    """One line says so, and how to go on: in another process, as torch is of no use after it."""
+    flags = ["train", "tiny", "--data", str(text_file), "--out", "mine", *small]
+    flags += ["--device", "cuda", "--train.no-compile"]
+    code = """
+import sys
+from nanogpt.cli import main
+from nanogpt.models import GPT
+original = GPT.forward
+def forward(self, tokens):
+    tokens.sum().item()
+    return original(self, tokens)
+GPT.forward = forward
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True)
+    says = re.fullmatch(
+        r"nanogpt: the work of a step cannot be recorded \(.+\); without, it is slower: "
+        r"nanogpt (train --resume mine --train.no-record)\n",
+        done.stderr,
+    )
+    assert says, done.stderr
+    assert done.returncode == 1
+    done = subprocess.run([*command, *says[1].split()], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
