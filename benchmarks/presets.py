@@ -18,12 +18,9 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from runs import RESULTS, nanogpt_train, save
+from runs import RESULTS, nanogpt_train, save, write_readme
 
 from nanogpt.presets import PRESETS
-
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- written by benchmarks/presets.py -->\n", "<!-- end -->\n"
 
 
 def hardware() -> str:
@@ -81,9 +78,7 @@ def main() -> None:
         steps = PRESETS[name].config.train.steps
         record = {"preset": name, "hardware": hardware(), "steps": steps, "runs": runs}
         save(RESULTS / f"preset_{name}_{kind}.json", record)
-    before, _, rest = README.read_text("utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    README.write_text(before + BEGIN + rows() + END + after, encoding="utf-8")
+    write_readme("presets.py", rows())
 
 
 if __name__ == "__main__":

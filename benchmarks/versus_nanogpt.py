@@ -12,8 +12,9 @@ of the process in training. The best weights of each are measured once more, on 
 was chosen by (runs.py). The programs take turns; the table has medians. On two CPU cores three
 rounds take about 10 minutes, on one large GPU a round takes about 4.
 
-Written to benchmarks/results: versus_nanogpt_NAME.json, all that was measured; .md, the table;
-.png, loss over wall time. NAME is cpu or cuda; --name gives those of another machine another one.
+Written to benchmarks/results: versus_nanogpt_NAME.json, all that was measured; .png, loss over wall
+time. NAME is cpu or cuda; --name gives those of another machine another one. The tables of all
+results there are come into the README.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from runs import RESULTS, nanogpt_train, save, timed
+from runs import RESULTS, nanogpt_train, save, timed, write_readme
 
 from nanogpt import corpora
 from nanogpt.devices import describe
@@ -109,11 +110,12 @@ def table(record: Result) -> str:
         best = {key: median(r["best"][key] for r in results) for key in ("val_loss", "step")}
         seconds = median(seconds_to(target, result) for result in results)
         reached = best["val_loss"] <= target
+        unseen = [r["unseen"] for r in results if "unseen" in r]
         rows.append(
             f"| {name} | {results[0].get('precision', '')} | {best['val_loss']:.4f} "
             f"| {best['step']:,.0f} "
             f"| {median(r['evaluations'][-1]['val_loss'] for r in results):.4f} "
-            f"| {median(r['unseen'] for r in results):.4f} "
+            f"| {f'{median(unseen):.4f}' if unseen else ''} "
             f"| {seconds:.1f}{'' if reached else ' (its best)'} "
             f"| {first / seconds:.1f} "
             f"| {median(r['seconds'] for r in results):.1f} "
@@ -161,12 +163,15 @@ def draw(record: Result, file: Path) -> None:
     figure.savefig(file)
 
 
-def show(file: Path) -> None:
-    """Write and print the table of a result, and draw its plot."""
-    record = json.loads(file.read_text("utf-8"))
-    file.with_suffix(".md").write_text(table(record), encoding="utf-8")
-    draw(record, file.with_suffix(".png"))
-    print(table(record))
+def show() -> None:
+    """Write and print the tables of all results there are, and draw their plots."""
+    tables = []
+    for file in sorted(RESULTS.glob("versus_nanogpt_*.json")):
+        record = json.loads(file.read_text("utf-8"))
+        draw(record, file.with_suffix(".png"))
+        tables.append(table(record))
+    print("\n".join(tables))
+    write_readme("versus_nanogpt.py", "\n".join(tables))
 
 
 def main() -> None:
@@ -182,8 +187,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write tables and plots anew")
     args = parser.parse_args()
     if args.table:
-        for file in sorted(RESULTS.glob("versus_nanogpt_*.json")):
-            show(file)
+        show()
         return
     if args.nanogpt is None:
         parser.error("--nanogpt: name a clone of github.com/karpathy/nanoGPT")
@@ -206,7 +210,7 @@ def main() -> None:
             found = nanogpt_train(preset, flags, keep)
             runs.setdefault(f"nanogpt {preset}", []).append(found)
         save(file, record)
-    show(file)
+    show()
 
 
 if __name__ == "__main__":

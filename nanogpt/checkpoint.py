@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import models
+from .devices import Snapshot, snapshot
 from .errors import UserError
 from .files import (
     damaged,
@@ -92,14 +93,14 @@ class Checkpoint:
     """The best of the run up to here; in best/, this very checkpoint."""
 
 
-Contents = dict[str, dict[str, Any]]
-"""The files of a checkpoint by name: JSON objects, or tensors on the CPU by their names."""
+Contents = dict[str, dict[str, Any] | Snapshot]
+"""The files of a checkpoint by name: JSON objects, or tensors by their names."""
 
 
 def contents(
     checkpoint: Checkpoint,
     training: Training | None = None,
-    weights: dict[str, Tensor] | None = None,
+    weights: dict[str, Any] | Snapshot | None = None,
 ) -> Contents:
     """A checkpoint as files, copied: training may go on while they are written.
 
@@ -113,16 +114,12 @@ def contents(
             "best": checkpoint.best and asdict(checkpoint.best),
         },
         "tokenizer.json": checkpoint.tokenizer.to_json(),
-        "model.safetensors": weights or _copied(model.state_dict()),
+        "model.safetensors": weights or snapshot(model.state_dict()),
     }
     if training:
-        tensors = _copied(training.tensors)
+        tensors = snapshot(training.tensors)
         files |= {"training.safetensors": tensors, "training.json": training.facts}
     return files
-
-
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
 
 
 def plain(model: nn.Module) -> Model:
@@ -140,10 +137,10 @@ def write(directory: Path, files: Contents) -> None:
     try:
         new.mkdir(parents=True)
         for name, content in files.items():
-            if name.endswith(".json"):
+            if isinstance(content, dict):
                 (new / name).write_bytes(to_json(content))
             else:
-                save_file(content, new / name)
+                save_file(content(), new / name)
                 shutil.copymode(new / "config.json", new / name)  # as the user's other files
             flush(new / name)
         sums = "".join(f"{sha256(new / name)}  {name}\n" for name in files)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +27,7 @@ from nanogpt.devices import (
     peak_flops,
     pick_device,
     pick_precision,
+    snapshot,
     use_memory,
 )
 from nanogpt.errors import UserError
@@ -336,6 +338,44 @@ def test_one_block_is_compiled_for_all_or_one_line_says_why_not(
             "compiler. Please specify via CC)."
         ]
     )
+
+
+# Snapshots.
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_snapshot_is_what_was_there(device: str) -> None:
+    """Asked for by another thread, after the tensors have changed; each has memory of its own."""
+    whole = torch.randn(512, 512, device=device)
+    tensors = {"whole": whole, "part": whole[3:7].mT, "on the cpu": torch.randn(5)}
+    expected = {name: t.cpu().clone() for name, t in tensors.items()}
+    for _ in range(50):  # a GPU has something to do before it comes to the copies
+        whole @ whole
+    taken = snapshot(tensors)
+    for t in tensors.values():
+        t.zero_()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(taken).result()
+    for name, t in found.items():
+        assert torch.equal(t, expected[name])
+        assert t.is_contiguous()
+    assert len({t.untyped_storage().data_ptr() for t in found.values()}) == 3
+
+
+@pytest.mark.gpu
+def test_without_memory_for_a_snapshot_on_the_device_it_is_sent_at_once() -> None:
+    large = torch.ones(2**30, dtype=torch.uint8, device="cuda")
+    torch.cuda.empty_cache()
+    _, whole = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**29) / whole)
+    before = torch.cuda.memory_allocated()
+    try:
+        taken = snapshot({"large": large})
+        assert torch.cuda.memory_allocated() == before
+        large.zero_()
+        assert taken()["large"].sum() == 2**30
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 # Memory.

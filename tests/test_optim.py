@@ -1,4 +1,4 @@
-"""Parameter groups, schedule and optimizers against their formulas."""
+"""Optimizers, rates and running means against their formulas and those of torch."""
 
 import math
 from dataclasses import replace

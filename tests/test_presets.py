@@ -5,7 +5,14 @@ import pytest
 from nanogpt.models import GPTConfig, build
 from nanogpt.presets import PRESETS, default_preset
 
-PARAMETERS = {"bigram": 65 * 65, "tiny": 809_856, "tiny-fast": 803_328, "baby": 10_770_816}
+PARAMETERS = {
+    "bigram": 65 * 65,
+    "tiny": 809_856,
+    "tiny-fast": 803_328,
+    "baby": 10_770_816,
+    "baby-fast": 10_667_520,
+    "best": 9_470_976,
+}
 
 
 @pytest.mark.parametrize("name", PRESETS)

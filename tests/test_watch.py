@@ -60,6 +60,7 @@ class Poison(Saboteur):
 def stopped(config: RunConfig, reporter: Reporter) -> str:
     with pytest.raises(Stopped) as error:
         train(config, reporter)
+    assert Path("run/loss.png").exists()  # how it came to that
     return str(error.value)
 
 
@@ -200,7 +201,7 @@ def test_an_overflow_in_one_gradient_leaves_out_the_step_of_all(config: RunConfi
     class Overflow(Reporter):
         def started(self, run: Run) -> None:
             self.run, self.before, self.after = run, tensors(run), tensors(run)
-            block = run.model.get_submodule("blocks.0.attention.qkv")
+            block = run.model.get_submodule("blocks.0.attention.qk")
             assert isinstance(block.weight, nn.Parameter)
             block.weight.register_hook(self.spoil)
 
