@@ -45,6 +45,7 @@ def pause(preset: str, device: str, steps: int) -> dict[str, Any]:
 
         return call
 
+    loop.snapshot = clocked(loop.snapshot)  # type: ignore[attr-defined]
     loop.contents = clocked(loop.contents)  # type: ignore[attr-defined]
     Writer.submit = clocked(Writer.submit)  # type: ignore[method-assign]
     Writer.__exit__ = clocked(Writer.__exit__)  # type: ignore[method-assign]

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import models
-from .devices import Snapshot, snapshot
 from .errors import UserError
 from .files import (
     damaged,
@@ -46,6 +45,7 @@ from .files import (
     sha256,
     to_json,
 )
+from .gpu import Snapshot, snapshot
 from .models import KINDS, BigramConfig, Model, ModelConfig, build
 from .schema import parse, shown
 from .tokenizers import CharTokenizer
@@ -98,27 +98,23 @@ Contents = dict[str, dict[str, Any] | Snapshot]
 
 
 def contents(
-    checkpoint: Checkpoint,
-    training: Training | None = None,
-    weights: dict[str, Any] | Snapshot | None = None,
+    checkpoint: Checkpoint, weights: Snapshot, training: Training | None = None
 ) -> Contents:
-    """A checkpoint as files, copied: training may go on while they are written.
-
-    Weights that have been copied already need not be copied again.
-    """
-    model = plain(checkpoint.model)
+    """A checkpoint as files, copied: training may go on while they are written."""
     files: Contents = {
         "config.json": {
-            "model": models.to_json(model.config),
+            "model": models.to_json(checkpoint.model.config),
             "step": checkpoint.step,
             "best": checkpoint.best and asdict(checkpoint.best),
         },
         "tokenizer.json": checkpoint.tokenizer.to_json(),
-        "model.safetensors": weights or snapshot(model.state_dict()),
+        "model.safetensors": weights,
     }
     if training:
-        tensors = snapshot(training.tensors)
-        files |= {"training.safetensors": tensors, "training.json": training.facts}
+        files |= {
+            "training.safetensors": snapshot(training.tensors),
+            "training.json": training.facts,
+        }
     return files
 
 
@@ -148,9 +144,11 @@ def write(directory: Path, files: Contents) -> None:
         flush(new / SUMS)
         flush(new)
         replace_directory(directory, new)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         remove(new)
-        raise error if isinstance(error, OSError) else _os_error(error) from None
+        if isinstance(error, SafetensorError):
+            raise _os_error(error) from None
+        raise
 
 
 def _os_error(error: SafetensorError) -> OSError:
@@ -161,7 +159,8 @@ def _os_error(error: SafetensorError) -> OSError:
 
 def save(directory: Path, checkpoint: Checkpoint, training: Training | None = None) -> None:
     """Write a checkpoint directory. Raises OSError; what was there before is then still there."""
-    write(directory, contents(checkpoint, training))
+    checkpoint = replace(checkpoint, model=plain(checkpoint.model))
+    write(directory, contents(checkpoint, snapshot(checkpoint.model.state_dict()), training))
 
 
 class Writer:
@@ -176,7 +175,7 @@ class Writer:
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        with suppress(OSError) if failed else nullcontext():
+        with suppress(Exception) if failed else nullcontext():
             self.wait()
 
     def submit(self, job: Callable[[], object]) -> None:

@@ -35,9 +35,9 @@ class TrainConfig:
     stop_at_val_loss: float | None = None
     """Stop at the first evaluation whose loss is at most this."""
     compile: bool = True
-    """Compile the model where that pays: on a CUDA device."""
-    record: bool = True
-    """Record the work of a step once and replay it where that pays: on a CUDA device."""
+    """Compile the blocks of the model, on a CUDA device."""
+    cuda_graph: bool = True
+    """Capture a step once and replay it, on a CUDA device; never in float16."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "eval_every", "log_every"):

@@ -3,14 +3,13 @@
 import ctypes
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import UserError
@@ -194,139 +193,6 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
     if "mps" in states:
         torch.mps.set_rng_state(states["mps"])
-
-
-Snapshot = Callable[[], dict[str, Tensor]]
-"""Tensors as they were, on the CPU."""
-
-
-def snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:
-    """Copies of tensors as they are now, each with memory of its own.
-
-    From a CUDA device they are sent when they are asked for, beside what it is computing, by
-    another thread: until then they are kept there, which takes a hundredth of the time. Where it
-    has no memory for that, they are sent at once.
-    """
-    try:
-        copies = {name: t.detach().clone() for name, t in tensors.items()}
-    except torch.OutOfMemoryError:
-        copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
-    device = next((t.device for t in copies.values() if t.is_cuda), None)
-    if device is None:
-        here = {name: t.cpu().contiguous() for name, t in copies.items()}
-        return lambda: here
-    copied = torch.cuda.current_stream(device).record_event()
-
-    def send() -> dict[str, Tensor]:
-        stream = torch.cuda.Stream(device)
-        stream.wait_event(copied)
-        with torch.cuda.stream(stream):
-            return {name: t.cpu().contiguous() for name, t in copies.items()}
-
-    return send
-
-
-OfTwo = Callable[[Tensor, Tensor], Tensor]
-"""A function of two tensors."""
-
-
-def compiled(
-    function: OfTwo,
-    blocks: Sequence[nn.Module],
-    example: tuple[Tensor, Tensor],
-    say: Callable[[str], None],
-) -> OfTwo:
-    """A function, the blocks that it calls compiled; as it is, and a line why, if that fails.
-
-    The blocks are alike, so one is compiled, which does for all: that takes a fraction of the time.
-    Elsewhere they stay as they are. Compilation happens at the first use, so function is used once,
-    forward and backward, with arguments of the shapes and strides that there will be: for others
-    all would be compiled again. That leaves gradients behind, but no random numbers.
-    """
-    device = example[0].device
-    states = random_states(device)
-    forward = torch.compile(type(blocks[0]).forward)
-
-    def fast(x: Tensor, y: Tensor) -> Tensor:
-        for block in blocks:
-            vars(block)["forward"] = partial(forward, block)
-        try:
-            return function(x, y)
-        finally:
-            for block in blocks:
-                del vars(block)["forward"]
-
-    try:
-        fast(*example).sum().backward()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        say(f"The model cannot be compiled here, and trains slower without ({one_line(error)}).")
-        return function
-    finally:
-        set_random_states(states, device)
-    return fast
-
-
-class CannotRecord(RuntimeError):
-    """Work that a CUDA device cannot be told in advance, as it waits for what the host decides."""
-
-
-class Recorded:
-    """Work on a CUDA device that is the same every time: recorded once, then replayed as a whole.
-
-    Launching the hundreds of kernels of a small model takes the host longer than they run. A
-    recording of them, a CUDA graph, is launched at once. Whatever the work reads and writes has to
-    stay where it is, and what it does on the host is done only while it is recorded. The first
-    calls do the work in the ordinary way, as libraries get ready when they are first used.
-    """
-
-    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
-        self.work, self.device, self.before = work, device, 3
-        self.stream = torch.cuda.Stream(device)  # the default stream cannot be recorded
-        self.graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self) -> None:
-        """Do the work once. Raises CannotRecord."""
-        with torch.cuda.device(self.device):
-            if self.before:
-                self.before -= 1
-                outside = torch.cuda.current_stream()
-                self.stream.wait_stream(outside)
-                with torch.cuda.stream(self.stream):
-                    self.work()
-                outside.wait_stream(self.stream)
-                return
-            if self.graph is None:
-                self.graph = self._record()
-            self.graph.replay()
-
-    def _record(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        recording = torch.cuda.graph(
-            graph,
-            stream=self.stream,
-            capture_error_mode="thread_local",  # another thread may be saving a checkpoint
-        )
-        problem: RuntimeError | None = None
-        try:
-            with recording:
-                try:
-                    self.work()
-                except RuntimeError as error:  # leaving the recording fails, too, and says less
-                    problem = error
-        except RuntimeError as error:
-            problem = problem or error
-        if isinstance(problem, torch.OutOfMemoryError):
-            raise problem
-        if problem:
-            raise CannotRecord(one_line(problem)) from problem
-        return graph
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, or the beginning of it."""
-    return re.sub(r"\s+", " ", str(error)).strip()[:200]
 
 
 def memory_asked_for(error: BaseException) -> str | None:

@@ -2,7 +2,7 @@
 
 What a step needs is on the device before it begins, and what it finds stays there, so that no step
 waits for the host, nor the host for a step, but in float16. To the device every step is the same
-work, then: a GPU is told it once, and repeats it.
+work, then: on a GPU it is captured once, and replayed.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .data import Order
-from .devices import OfTwo, Recorded, autocast, compiled
+from .devices import autocast
 from .evaluate import cross_entropy
+from .gpu import CudaGraph, LossFunction, compiled
 from .optim import LossScale, ema_decay, follow, gradient_norms, learning_rate, rate_of_each
 from .start import Run
 
@@ -20,7 +21,7 @@ AHEAD = 100
 """The most steps that are planned at once, and taken before anybody looks at what they found."""
 
 
-def loss_of(run: Run, say: Callable[[str], None]) -> OfTwo:
+def loss_of(run: Run, say: Callable[[str], None]) -> LossFunction:
     """The mean loss () of inputs and targets, each (B, T), that a run's model is to make small.
 
     At the run's precision, and compiled where that pays.
@@ -44,7 +45,7 @@ def loss_of(run: Run, say: Callable[[str], None]) -> OfTwo:
 class Stepper:
     """Takes the steps of a run."""
 
-    def __init__(self, run: Run, loss: OfTwo) -> None:
+    def __init__(self, run: Run, loss: LossFunction) -> None:
         self.run, self.loss = run, loss
         self.parameters = list(run.model.parameters())
         settings, device = run.config.train, run.device
@@ -58,9 +59,9 @@ class Stepper:
         self.found = torch.zeros(AHEAD, 1 + len(self.parameters), device=device)
         self.numbers = torch.arange(AHEAD, device=device)[:, None]
         self.row = torch.zeros(1, dtype=torch.long, device=device)
-        # float16 asks after every step whether to take it, and the answer is not in the recording.
-        record = settings.record and device.type == "cuda" and not run.state.scale
-        self.step = Recorded(self._step, device) if record else self._step
+        # In float16 the host decides whether to take a step, and a graph holds no decisions.
+        captures = settings.cuda_graph and device.type == "cuda" and not run.state.scale
+        self.graph = CudaGraph(device) if captures else None
 
     def take(self, steps: int, stop: Callable[[], object]) -> Tensor:
         """Take steps, at most AHEAD, and fewer if stop() is true after one of them.
@@ -70,7 +71,10 @@ class Stepper:
         self._plan(steps)
         state, taken = self.run.state, 0
         while taken == 0 or (taken < steps and not stop()):
-            self.step()
+            if self.graph:
+                self.graph.run(self._step)
+            else:
+                self._step()
             taken += 1
             state.step += 1
             state.tokens += self.starts.shape[1] * self.run.model.config.block_size
@@ -119,7 +123,7 @@ class Stepper:
 
 
 def gradients(
-    mean_loss: OfTwo,
+    mean_loss: LossFunction,
     inputs: Tensor,
     targets: Tensor,
     parts: int = 1,

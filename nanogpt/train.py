@@ -15,10 +15,11 @@ import torch
 
 from .checkpoint import Best, Contents, Writer, contents, write
 from .config import RunConfig, TrainConfig
-from .devices import CannotRecord, memory_asked_for
+from .devices import memory_asked_for
 from .errors import Interrupted, Stopped, cannot_write
 from .evaluate import evaluate
 from .files import to_json, write_whole
+from .gpu import CannotCapture, Snapshot, snapshot
 from .interrupts import Interrupts
 from .journal import Journal, Record, overfits
 from .optim import learning_rate
@@ -84,10 +85,10 @@ def _fit(run: Run, reporter: Reporter) -> Result:
         raise
     except OSError as error:
         raise cannot_write(run.out, error) from None
-    except CannotRecord as error:
+    except CannotCapture as error:
         raise Stopped(
-            f"the work of a step cannot be recorded ({error}); without, it is slower: "
-            f"nanogpt train --resume {run.out} --train.no-record"
+            f"a step cannot be captured in a CUDA graph ({error}); without, it is slower: "
+            f"nanogpt train --resume {run.out} --train.no-cuda-graph"
         ) from None
     except RuntimeError as error:
         if asked := memory_asked_for(error):
@@ -107,14 +108,15 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
     began = time.perf_counter() - state.seconds
     watch, warned = Watch(run), False
 
-    def save() -> Contents:
+    def save() -> Snapshot:
         watch.check_model()  # what is wrong never gets to the disk
         state.seconds = round(time.perf_counter() - began, 3)
-        files = contents(run.checkpoint(), run.training())
+        weights = snapshot(model.state_dict())
+        files = contents(run.checkpoint(), weights, run.training())
         writer.submit(partial(_write_last, run, files))
-        return files
+        return weights
 
-    files, saved = save(), state.step
+    weights, saved = save(), state.step
     writer.submit(lambda: write_whole(run.out / "run.json", to_json(run.describe())))
 
     stepper = Stepper(run, loss_of(run, reporter.said))
@@ -123,7 +125,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
         step = state.step
         due = settings.evaluates_at(step)
         if (due or interrupts.received) and step != saved:
-            files, saved = save(), step  # before the evaluation: a resume makes it again
+            weights, saved = save(), step  # before the evaluation: a resume makes it again
         if interrupts.received:
             writer.wait()
             raise Interrupted(interrupts.received, step, run.out)
@@ -152,10 +154,9 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
                 assert journal.best is not None
                 if journal.best.averaged:
                     with state.averaged():
-                        best = contents(run.checkpoint())
-                else:
-                    best = contents(run.checkpoint(), weights=files["model.safetensors"])
-                writer.submit(partial(write, run.out / "best", best))
+                        weights = snapshot(model.state_dict())
+                files = contents(run.checkpoint(), weights)
+                writer.submit(partial(write, run.out / "best", files))
             if due:
                 journal.draw_at_times()
             reporter.recorded(record, journal.best)

@@ -3,11 +3,8 @@
 import copy
 import ctypes
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -17,17 +14,13 @@ from torch.nn import functional as F
 
 from nanogpt import devices
 from nanogpt.devices import (
-    CannotRecord,
     Precision,
-    Recorded,
     autocast,
-    compiled,
     describe,
     memory_asked_for,
     peak_flops,
     pick_device,
     pick_precision,
-    snapshot,
     use_memory,
 )
 from nanogpt.errors import UserError
@@ -285,99 +278,6 @@ def test_a_container_has_the_cores_of_its_quota(
     assert devices.cores() == cores
 
 
-# Compilation.
-
-
-class Noisy(torch.nn.Module):
-    """Blocks, alike, with random numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = torch.nn.Embedding(3, 4)
-        layers = [torch.nn.Linear(4, 4), torch.nn.Dropout(0.5)]
-        self.blocks = torch.nn.ModuleList(torch.nn.Sequential(*layers) for _ in range(3))
-
-    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        h = self.embedding(x)
-        for block in self.blocks:
-            h = block(h)
-        loss: torch.Tensor = (h * self.embedding(y)).sum()
-        return loss
-
-
-@pytest.mark.parametrize("works", [True, False])
-def test_one_block_is_compiled_for_all_or_one_line_says_why_not(
-    monkeypatch: pytest.MonkeyPatch, works: bool
-) -> None:
-    calls, said = list[object](), list[str]()
-
-    def compile(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def call(*args: torch.Tensor) -> torch.Tensor:
-            calls.append(args[0])
-            if not works:
-                raise RuntimeError("Failed to find C compiler.\n  Please specify via CC")
-            return function(*args)
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", compile)
-    model, before = Noisy(), torch.get_rng_state()
-    example = torch.tensor([[0, 1]]), torch.tensor([[1, 2]])
-    function = compiled(model.loss, [*model.blocks], example, said.append)
-    assert torch.equal(torch.get_rng_state(), before)
-    expected = model.loss(*example)
-    torch.set_rng_state(before)
-    calls.clear()
-    assert torch.equal(function(*example), expected)
-    assert calls == ([*model.blocks] if works else [])
-    assert (
-        said == []
-        if works
-        else [
-            "The model cannot be compiled here, and trains slower without (Failed to find C "
-            "compiler. Please specify via CC)."
-        ]
-    )
-
-
-# Snapshots.
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_snapshot_is_what_was_there(device: str) -> None:
-    """Asked for by another thread, after the tensors have changed; each has memory of its own."""
-    whole = torch.randn(512, 512, device=device)
-    tensors = {"whole": whole, "part": whole[3:7].mT, "on the cpu": torch.randn(5)}
-    expected = {name: t.cpu().clone() for name, t in tensors.items()}
-    for _ in range(50):  # a GPU has something to do before it comes to the copies
-        whole @ whole
-    taken = snapshot(tensors)
-    for t in tensors.values():
-        t.zero_()
-    with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(taken).result()
-    for name, t in found.items():
-        assert torch.equal(t, expected[name])
-        assert t.is_contiguous()
-    assert len({t.untyped_storage().data_ptr() for t in found.values()}) == 3
-
-
-@pytest.mark.gpu
-def test_without_memory_for_a_snapshot_on_the_device_it_is_sent_at_once() -> None:
-    large = torch.ones(2**30, dtype=torch.uint8, device="cuda")
-    torch.cuda.empty_cache()
-    _, whole = torch.cuda.mem_get_info()
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**29) / whole)
-    before = torch.cuda.memory_allocated()
-    try:
-        taken = snapshot({"large": large})
-        assert torch.cuda.memory_allocated() == before
-        large.zero_()
-        assert taken()["large"].sum() == 2**30
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-
-
 # Memory.
 
 
@@ -388,61 +288,3 @@ def test_how_much_memory_was_asked_for() -> None:
     assert memory_asked_for(ValueError("other")) is None
     gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a tot")
     assert memory_asked_for(gpu) == "2.50 GiB"
-
-
-@pytest.mark.gpu
-def test_without_a_compiler_one_line_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    code = (
-        "from nanogpt.devices import *; from nanogpt.models import *;"
-        "model = build(GPTConfig(n_layer=1, n_head=1, n_embd=16, block_size=8)).cuda();"
-        "example = torch.zeros(1, 8, dtype=torch.long, device='cuda');"
-        "logits = compiled(lambda x, y: model(x), [*model.blocks], (example, example), print);"
-        "print(logits(example, example).dtype)"
-    )
-    environment = {
-        **os.environ,
-        "CC": "/nowhere/cc",
-        "TRITON_CACHE_DIR": str(tmp_path / "triton"),
-        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
-    }
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"The model cannot be compiled here, [^\n]+\ntorch.float32\n", done.stdout)
-
-
-# Recording.
-
-
-@pytest.mark.gpu
-def test_recorded_work_is_done_at_every_call() -> None:
-    """With new random numbers, the same that it would have drawn without."""
-    cuda, draw, total = torch.device("cuda"), torch.zeros(4, device="cuda"), []
-
-    def work() -> None:
-        draw.copy_(torch.rand(4, device=cuda))
-
-    for function in (work, Recorded(work, cuda)):
-        torch.manual_seed(5)
-        for _ in range(7):
-            function()
-            total.append(draw.clone())
-    assert torch.equal(torch.stack(total[:7]), torch.stack(total[7:]))
-    assert len({tuple(each.tolist()) for each in total[:7]}) == 7
-
-
-@pytest.mark.gpu
-def test_what_waits_for_the_host_cannot_be_recorded() -> None:
-    x = torch.ones((), device="cuda")
-
-    def work() -> None:
-        x.add_(x.item())
-
-    recorded = Recorded(work, torch.device("cuda"))
-    for _ in range(3):
-        recorded()
-    with pytest.raises(CannotRecord, match="captur"):
-        recorded()
-    assert x.item() == 8

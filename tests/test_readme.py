@@ -1,5 +1,7 @@
 """The README and the pages in docs say what is so."""
 
+import importlib
+import json
 import re
 import subprocess
 import sys
@@ -86,6 +88,16 @@ def test_the_presets_are_those_there_are() -> None:
         config = PRESETS[name].config
         assert (config.train.steps, config.train.batch_size) == (steps, batch_size)
         assert config.model.block_size == block_size
+
+
+def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    presets, versus = (importlib.import_module(name) for name in ("presets", "versus_nanogpt"))
+    assert presets.rows() in README
+    results = sorted((ROOT / "benchmarks" / "results").glob("versus_nanogpt_*.json"))
+    assert len(results) == 3
+    for file in results:
+        assert versus.table(json.loads(file.read_text("utf-8"))) in README
 
 
 def test_the_corpora_are_those_there_are() -> None:

@@ -97,7 +97,7 @@ def test_blocks_are_drawn_in_the_order_asked_for(
 def stepper(config: RunConfig) -> tuple[Run, Stepper]:
     run = prepare(config)
     run.lock.release()
-    return run, Stepper(run, loss_of(run, print))
+    return run, Stepper(run, loss_of(run, pytest.fail))
 
 
 def never() -> bool:
@@ -173,20 +173,24 @@ def test_every_step_has_its_own_rates(muon: RunConfig, monkeypatch: pytest.Monke
 # On a GPU.
 
 
-def on_a_gpu(config: RunConfig, record: bool, compile: bool) -> tuple[Run, Tensor]:
+def on_a_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Tensor]:
     """50 steps, and what they found."""
-    settings = replace(config.train, steps=50, record=record, compile=compile)
-    run, steps = stepper(replace(config, device="cuda", train=settings))
-    assert all(p.grad is None for p in run.model.parameters())
-    torch.manual_seed(3)
-    steps.take(2, never)
+    settings = replace(config.train, steps=50, cuda_graph=captures, compile=compile)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     with torch._dynamo.config.patch(error_on_recompile=True):
-        return run, torch.cat([steps.take(n, never) for n in (1, 2, 45)])
+        run, steps = stepper(replace(config, device="cuda", train=settings))
+        assert all(p.grad is None for p in run.model.parameters())
+        torch.manual_seed(3)
+        found = torch.cat([steps.take(n, never) for n in (1, 2, 2, 45)])
+    assert (steps.graph is not None and steps.graph.graph is not None) == captures
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compile
+    return run, found
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_recorded_step_is_the_step(
+def test_a_captured_step_is_the_step(
     muon: RunConfig, compile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the bit, where no sum depends on which thread comes first, dropout included."""
@@ -194,22 +198,22 @@ def test_a_recorded_step_is_the_step(
         monkeypatch.setenv(name, "")  # put back as it was, in the end
     muon = replace(muon, deterministic=True)
     try:
-        (eager, expected), (recorded, found) = (
-            on_a_gpu(muon, record, compile) for record in (False, True)
+        (eager, expected), (captured, found) = (
+            on_a_gpu(muon, captures, compile) for captures in (False, True)
         )
     finally:
         use_deterministic(False)
     assert torch.equal(found, expected)
-    first, second = eager.state.tensors(), recorded.state.tensors()
+    first, second = eager.state.tensors(), captured.state.tensors()
     for name in first:
         assert torch.equal(first[name], second[name]), name
-    for p, q in zip(eager.model.parameters(), recorded.model.parameters(), strict=True):
+    for p, q in zip(eager.model.parameters(), captured.model.parameters(), strict=True):
         assert torch.equal(p, q)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_compiled_and_recorded_step_is_the_step(muon: RunConfig, parts: int) -> None:
+def test_a_compiled_and_captured_step_is_the_step(muon: RunConfig, parts: int) -> None:
     """Within what another order of sums makes of 50 steps; compiled once."""
     assert isinstance(muon.model, ModernConfig)
     muon = replace(
@@ -222,7 +226,7 @@ def test_a_compiled_and_recorded_step_is_the_step(muon: RunConfig, parts: int) -
 
 
 @pytest.mark.gpu
-def test_a_step_that_waits_for_the_host_is_not_recorded(text_file: Path, small: list[str]) -> None:
+def test_a_step_that_waits_for_the_host_is_not_captured(text_file: Path, small: list[str]) -> None:
     """One line says so, and how to go on: in another process, as torch is of no use after it."""
     flags = ["train", "tiny", "--data", str(text_file), "--out", "mine", *small]
     flags += ["--device", "cuda", "--train.no-compile"]
@@ -240,8 +244,8 @@ main(sys.argv[1:])
     command = [sys.executable, "-c", code]
     done = subprocess.run([*command, *flags], capture_output=True, text=True)
     says = re.fullmatch(
-        r"nanogpt: the work of a step cannot be recorded \(.+\); without, it is slower: "
-        r"nanogpt (train --resume mine --train.no-record)\n",
+        r"nanogpt: a step cannot be captured in a CUDA graph \(.+\); without, it is slower: "
+        r"nanogpt (train --resume mine --train.no-cuda-graph)\n",
         done.stderr,
     )
     assert says, done.stderr
