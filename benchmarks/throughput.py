@@ -5,8 +5,8 @@
 baby: the preset's 10.8M parameters at 64 × 256 tokens, by milliseconds a step. gpt2: the shape of
 GPT-2, 124M parameters at 1,024 tokens, on a text of as many random characters as GPT-2 has tokens
 (50,304, as nanoGPT pads them), at every batch size given; against nanoGPT's bench.py on random
-tokens. Ours has biases, as GPT-2 has; bench.py leaves them out. Ours is `nanogpt train`, a process
-of its own: the median over ten lines of metrics.jsonl after the first two, none with an evaluation.
+tokens. Both without biases, as bench.py leaves them out. Ours is `nanogpt train`, a process of its
+own: the median over ten lines of metrics.jsonl after the first two, none with an evaluation.
 nanoGPT's is what bench.py prints at its end. The programs take turns; the table has medians, and
 the best batch size of each.
 
@@ -33,7 +33,9 @@ from nanogpt.models import GPTConfig, build, flops_per_token
 from nanogpt.presets import PRESETS
 
 CHARACTERS = 50_304
-GPT2 = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=CHARACTERS)
+GPT2 = GPTConfig(
+    n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=CHARACTERS, bias=False
+)
 
 
 def ours(steps: int, flags: list[str]) -> float:
@@ -68,7 +70,7 @@ def theirs(checkout: Path, batch_size: int) -> float:
 def gpt2_flags(text: Path, batch_size: int) -> list[str]:
     """Of nanogpt train: the shape of GPT-2, and bench.py's optimizer."""
     shape = {"n-layer": 12, "n-head": 12, "n-embd": 768, "block-size": 1024, "dropout": 0.0}
-    flags = ["baby", "--data", str(text), "--train.batch-size", str(batch_size)]
+    flags = ["baby", "--data", str(text), "--train.batch-size", str(batch_size), "--model.no-bias"]
     for name, value in shape.items():
         flags += [f"--model.{name}", str(value)]
     optim = {"lr": 1e-4, "beta2": 0.95, "weight-decay": 0.01, "grad-clip": 0.0}

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from warnings import catch_warnings
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ def compiled(
     blocks: Sequence[nn.Module],
     example: tuple[Tensor, Tensor],
     say: Callable[[str], None],
-) -> LossFunction:
-    """A loss, the blocks of its model compiled; as it is, and a line why, if that fails.
+) -> LossFunction | None:
+    """A loss, the blocks of its model compiled; None, and a line why, if that fails.
 
     The blocks are alike, so one is compiled, which does for all: regional compilation, in a
     fraction of the time. Elsewhere they stay as they are. Compilation happens at the first use, so
@@ -41,12 +42,13 @@ def compiled(
                 del vars(block)["forward"]
 
     try:
-        fast(*example).backward()
+        with catch_warnings(action="ignore"):  # what the compiler says is meant for its makers
+            fast(*example).backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         say(f"The model cannot be compiled here, and trains slower without ({_one_line(error)}).")
-        return loss
+        return None
     finally:
         set_random_states(states, device)
     return fast

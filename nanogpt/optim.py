@@ -185,9 +185,9 @@ class Muon(Optimizer):
         torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
         for (rows, columns), which in self.stacks.items():
             stack = torch.cat([ahead[i].view(-1, rows, columns) for i in which])
-            updates = orthogonalise(stack, self.precision).to(stack.dtype)
             # A tall matrix maps to more dimensions: with this, each of them moves as far.
-            updates *= rate * math.sqrt(max(1, rows / columns))
+            far = rate * math.sqrt(max(1, rows / columns))
+            updates = torch.mul(orthogonalise(stack, self.precision), far, out=stack)
             moves = updates.split(list(which.values()))
             torch._foreach_sub_(
                 [self.parameters[i] for i in which], [m.reshape(-1, columns) for m in moves]

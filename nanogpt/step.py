@@ -6,6 +6,7 @@ work, then: on a GPU it is captured once, and replayed.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,22 +25,24 @@ AHEAD = 100
 def loss_of(run: Run, say: Callable[[str], None]) -> LossFunction:
     """The mean loss () of inputs and targets, each (B, T), that a run's model is to make small.
 
-    At the run's precision, and compiled where that pays.
+    At the run's precision. On a GPU the blocks are compiled, and what follows the logits: with a
+    large vocabulary there are many, and each operation by itself would read and write them all.
     """
     model, settings, device = run.model, run.config.train, run.device
 
-    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+    def score(mean_loss: LossFunction, inputs: Tensor, targets: Tensor) -> Tensor:
         with autocast(device, run.precision):
-            return cross_entropy(model(inputs), targets)
+            return mean_loss(model(inputs), targets)
 
+    loss = partial(score, cross_entropy)
     blocks = [*model.get_submodule("blocks").children()] if hasattr(model, "blocks") else []
     if not settings.compile or device.type != "cuda" or not blocks:
         return loss
     starts = torch.zeros(settings.batch_size // settings.accumulation, dtype=torch.long)
     example = run.data.splits["train"].blocks(starts, model.config.block_size)
-    fast = compiled(loss, blocks, example, say)
+    fast = compiled(partial(score, torch.compile(cross_entropy)), blocks, example, say)
     model.zero_grad()
-    return fast
+    return fast or loss
 
 
 class Stepper:

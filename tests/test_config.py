@@ -38,7 +38,7 @@ def test_how_long_how_fast_and_on_what_may_change() -> None:
         ({"seed": 1}, "--seed is 1, and this run began with 1337"),
         ({"name": "b"}, "--name is b"),
         ({"model": GPTConfig(n_layer=1)}, "--model.n-layer is 1, and this run began with 6"),
-        ({"model": BigramConfig()}, "--model.block-size is 64"),
+        ({"model": BigramConfig()}, "--model.bias is None"),
         ({"optim": OptimConfig("adam")}, "--optim.optimizer is adam"),
         ({"optim": OptimConfig(ema=0.9)}, "--optim.ema is 0.9, and this run began with 0.0"),
     ],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nanogpt.devices import autocast
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.models.gpt import CausalSelfAttention, causal_attention
 
@@ -114,6 +115,27 @@ def test_logits_equal_those_of_transformers() -> None:
                 their.bias.copy_(our.bias)
         t = tokens()
         torch.testing.assert_close(model(t), reference(t).logits, atol=2e-4, rtol=1e-4)
+
+
+def test_without_biases_it_is_the_same_as_with_zeros() -> None:
+    with_biases, without = GPT(SMALL).eval(), GPT(replace(SMALL, bias=False)).eval()
+    scramble(with_biases)
+    weights = with_biases.state_dict()
+    for name, weight in weights.items():
+        if name.endswith("bias"):
+            weight.zero_()
+    without.load_state_dict({n: w for n, w in weights.items() if not n.endswith("bias")})
+    assert len(without.state_dict()) < len(weights)
+    t = tokens()
+    torch.testing.assert_close(without(t), with_biases(t))
+
+
+def test_the_stream_runs_at_the_precision_of_the_products() -> None:
+    model, t = GPT(SMALL), tokens()
+    with autocast(torch.device("cpu"), torch.bfloat16):
+        x = model.embed(t)
+        assert x.dtype == model.blocks[0](x).dtype == torch.bfloat16
+    assert model.embed(t).dtype == torch.float32
 
 
 def test_the_loss_starts_at_the_logarithm_of_the_vocabulary() -> None:

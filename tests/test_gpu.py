@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,6 +44,8 @@ def test_one_block_is_compiled_for_all_or_one_line_says_why_not(
         compilations.append(function)
 
         def call(*args: torch.Tensor) -> torch.Tensor:
+            if not calls:
+                warnings.warn("what only its makers can mend", stacklevel=1)
             calls.append(args[0])
             if not works:
                 raise RuntimeError("Failed to find C compiler.\n  Please specify via CC")
@@ -57,9 +60,10 @@ def test_one_block_is_compiled_for_all_or_one_line_says_why_not(
     assert torch.equal(torch.get_rng_state(), before)
     expected = model.loss(*example)
     torch.set_rng_state(before)
-    calls.clear()
-    assert torch.equal(function(*example), expected)
-    assert calls == ([*model.blocks] if works else [])
+    if function:
+        assert torch.equal(function(*example), expected)
+        assert calls == 2 * [*model.blocks]
+    assert (function is not None) == works
     assert len(compilations) == 1
     assert not any("forward" in vars(block) for block in model.blocks)
     assert (
@@ -81,7 +85,7 @@ def test_without_a_compiler_one_line_says_so(
         "model = build(GPTConfig(n_layer=1, n_head=1, n_embd=16, block_size=8)).cuda();"
         "example = torch.zeros(1, 8, dtype=torch.long, device='cuda');"
         "loss = compiled(lambda x, y: model(x).sum(), [*model.blocks], (example,) * 2, print);"
-        "print(loss(example, example).dtype)"
+        "print(loss)"
     )
     environment = {
         **os.environ,
@@ -92,7 +96,7 @@ def test_without_a_compiler_one_line_says_so(
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"The model cannot be compiled here, [^\n]+\ntorch.float32\n", done.stdout)
+    assert re.fullmatch(r"The model cannot be compiled here, [^\n]+\nNone\n", done.stdout)
 
 
 # CUDA graphs.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nanogpt.devices import autocast
 from nanogpt.models import Modern, ModernConfig
-from nanogpt.models.modern import Attention, LookBack, norm, rotate, rotations
+from nanogpt.models.modern import Attention, LookBack, SquaredReLU, norm, rotate, rotations
 
 SMALL = ModernConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=11)
 
@@ -89,6 +89,17 @@ def test_a_later_token_changes_no_earlier_logit() -> None:
         same = torch.isclose(model(before), model(after), atol=1e-6).all(-1)
         assert same[:, :place].all()
         assert not same[:, place].any()  # and the token itself does matter
+
+
+def test_the_activation_is_the_square_of_relu() -> None:
+    """And so is its gradient."""
+    x = torch.randn(3, 5, 16, dtype=torch.float64, requires_grad=True)
+    found: Tensor = SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
+    expected = F.relu(x).square()
+    assert torch.equal(found, expected)
+    weights = torch.randn_like(x)
+    slopes = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*slopes)
 
 
 def test_the_norm_is_that_of_torch() -> None:

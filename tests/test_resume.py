@@ -193,7 +193,7 @@ def test_the_best_may_have_been_deleted(config: RunConfig) -> None:
         ),
         (
             {"model": BigramConfig(12, 16)},
-            r"--model\.dropout is None, and this run began",
+            r"--model\.bias is None, and this run began",
         ),
         ({"optim": OptimConfig("adam")}, r"--optim\.optimizer is adam, and this run began with ad"),
         ({"train": TrainConfig(steps=10)}, r"--train\.steps is 10, and run is at step 21: name a"),

@@ -32,6 +32,8 @@ class GPTConfig:
     """Different tokens; a training run takes this from its tokenizer."""
     dropout: float = 0.0
     """Chance that a value is zeroed while training, against overfitting."""
+    bias: bool = True
+    """Biases in linear layers and norms, as GPT-2 has them; without, a little faster."""
 
     def __post_init__(self) -> None:
         """Raise ValueError, naming the field, where no such model is possible."""
@@ -66,8 +68,9 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)  # all heads in one product
-        self.projection = nn.Linear(config.n_embd, config.n_embd)
+        C, bias = config.n_embd, config.bias
+        self.qkv = nn.Linear(C, 3 * C, bias)  # all heads in one product
+        self.projection = nn.Linear(C, C, bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,9 +95,9 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(
-            nn.Linear(config.n_embd, 4 * config.n_embd),
+            nn.Linear(config.n_embd, 4 * config.n_embd, config.bias),
             nn.GELU(approximate="tanh"),  # the approximation that GPT-2 was trained with
-            nn.Linear(4 * config.n_embd, config.n_embd),
+            nn.Linear(4 * config.n_embd, config.n_embd, config.bias),
             nn.Dropout(config.dropout),
         )
 
@@ -104,9 +107,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.n_embd)
+        self.norm1 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.attention = CausalSelfAttention(config)
-        self.norm2 = nn.LayerNorm(config.n_embd)
+        self.norm2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.feed_forward = FeedForward(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,7 +128,7 @@ class GPT(nn.Module):
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
+        self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
@@ -136,7 +139,7 @@ class GPT(nn.Module):
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, Block):  # apply() visits children first: they are initialised by now
             for last in (module.attention.projection, module.feed_forward[2]):
@@ -149,8 +152,12 @@ class GPT(nn.Module):
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size {self.config.block_size}")
         positions = torch.arange(T, device=tokens.device)
-        x: Tensor = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
-        return x
+        x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):  # a stream of half the bytes, not the products alone
+            x = x.to(torch.get_autocast_dtype(kind))
+        out: Tensor = self.dropout(x)
+        return out
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T), T at most block_size, to logits (B, T, V)."""
