@@ -35,7 +35,7 @@ class TrainConfig:
     stop_at_val_loss: float | None = None
     """Stop at the first evaluation whose loss is at most this."""
     compile: bool = True
-    """Compile the blocks of the model, on a CUDA device."""
+    """Compile the blocks of the model and the loss, on a CUDA device."""
     cuda_graph: bool = True
     """Capture a step once and replay it, on a CUDA device; never in float16."""
 
