@@ -170,6 +170,27 @@ def test_every_step_has_its_own_rates(muon: RunConfig, monkeypatch: pytest.Monke
     assert used[2] == pytest.approx([1 - ema_decay(step, muon.optim) for step in range(AHEAD + 3)])
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_the_compiled_loss_is_the_one_that_is_used(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """And where nothing can be compiled, the other."""
+
+    def fast(inputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.tensor(7.0)
+
+    monkeypatch.setattr("nanogpt.step.compiled", lambda *_: fast if works else None)
+    run, _ = stepper(config)
+    run.model.eval()  # no dropout
+    loss = loss_of(replace(run, device=torch.device("cuda")), pytest.fail)
+    inputs, targets = run.data.splits["train"].blocks(torch.tensor([0]), 16)
+    if works:
+        assert loss(inputs, targets) == 7
+    else:
+        loss = loss_of(run, pytest.fail)
+        torch.testing.assert_close(loss(inputs, targets), cross_entropy(run.model(inputs), targets))
+
+
 # On a GPU.
 
 
