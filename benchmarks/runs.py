@@ -17,7 +17,6 @@ from typing import Any
 
 from nanogpt import corpora, load
 from nanogpt.data import Split, cut
-from nanogpt.devices import pick_device
 from nanogpt.evaluate import evaluate
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,7 +64,7 @@ def nanogpt_train(
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         written = (out / "best" / "SHA256SUMS").stat().st_mtime - began
         described = json.loads((out / "run.json").read_text())
-        kept = load(out / "best", pick_device("auto"))
+        kept = load(out)
         tokens = Split(unseen_text(), kept.tokenizer, next(kept.model.parameters()).device)
         unseen = evaluate(kept.model, tokens).loss
         if keep:

@@ -3,14 +3,16 @@
 >>> from nanogpt import GPT, GPTConfig
 >>> model = GPT(GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64))
 
-The verbs are in modules of their own: nanogpt.train, nanogpt.evaluate, nanogpt.generate.
+>>> from nanogpt import load
+>>> load("runs/tiny").generate("ROMEO:", max_new_tokens=200)  # doctest: +SKIP
+
+The other verbs are in modules of their own: nanogpt.train, nanogpt.evaluate.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .checkpoint import load as load
     from .models import GPT as GPT
     from .models import Bigram as Bigram
     from .models import BigramConfig as BigramConfig
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from .models import build as build
     from .presets import PRESETS as PRESETS
     from .tokenizers import CharTokenizer as CharTokenizer
+    from .trained import load as load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,7 +42,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used: `nanogpt --help` does not wait for torch."""
     if name in __all__:
-        for home in ("models", "checkpoint", "presets", "tokenizers"):
+        for home in ("models", "trained", "presets", "tokenizers"):
             module = import_module(f".{home}", __name__)
             if hasattr(module, name):
                 return getattr(module, name)

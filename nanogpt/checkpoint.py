@@ -48,14 +48,12 @@ from .files import (
 from .gpu import Snapshot, snapshot
 from .models import KINDS, BigramConfig, Model, ModelConfig, build
 from .schema import parse, shown
-from .tokenizers import CharTokenizer
+from .tokenizers import JSON_LIMIT, Tokenizer, from_json
 
 T = TypeVar("T")
 SUMS = "SHA256SUMS"
 DTYPES = {"F32": torch.float32, "U8": torch.uint8}
 """The types of the tensors in our files."""
-JSON_LIMIT = 8 << 20
-"""Bytes of a JSON file. The largest is a tokenizer's: every character there is takes 4.4 MB."""
 HEADER_LIMIT = 1 << 20
 """Bytes of a safetensors header: room for thousands of tensors."""
 
@@ -86,7 +84,7 @@ class Checkpoint:
     """What a checkpoint directory holds."""
 
     model: Model
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     step: int
     """Optimizer steps taken."""
     best: Best | None = None
@@ -232,7 +230,7 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
     head = files.parse("config.json", _Head)
     config, weights = head.model, "model.safetensors"
     try:
-        tokenizer = CharTokenizer.from_json(files.json("tokenizer.json"))
+        tokenizer = from_json(files.json("tokenizer.json"))
     except ValueError as error:
         raise files.damaged("tokenizer.json", error) from None
     if tokenizer.vocab_size != config.vocab_size:

@@ -64,6 +64,8 @@ class RunConfig:
     """Names the run's directory, runs/NAME, unless --out does."""
     data: str = "tinyshakespeare"
     """A corpus (tinyshakespeare, shakespeare, shakespeare-rest) or the path of a UTF-8 text."""
+    tokenizer: str = "char"
+    """char, byte, bpe, bpe:N for so many tokens, or the path of a Hugging Face tokenizer.json."""
     out: Path | None = None
     """Directory of the run; without it, runs/NAME, or runs/NAME-2 and so on when that is taken."""
     seed: int = 1337

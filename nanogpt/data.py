@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .tokenizers import CharTokenizer
+from .tokenizers import Tokenizer
 
 SplitName = Literal["train", "val"]
 OrderName = Literal["random", "epochs"]
@@ -20,9 +20,7 @@ OrderName = Literal["random", "epochs"]
 class Split:
     """A stretch of text as tokens (N,), in as few bytes as they fit into."""
 
-    def __init__(
-        self, text: str, tokenizer: CharTokenizer, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, text: str, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> None:
         dtype = torch.uint8 if tokenizer.vocab_size <= 256 else torch.int32
         self.tokens = torch.tensor(tokenizer.encode(text), dtype=dtype, device=device)
         self.bytes_per_token = len(text.encode()) / max(1, len(self.tokens))
@@ -70,9 +68,7 @@ def cut(text: str) -> dict[SplitName, str]:
 class Data:
     """A text's two splits."""
 
-    def __init__(
-        self, text: str, tokenizer: CharTokenizer, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, text: str, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> None:
         self.splits = {name: Split(part, tokenizer, device) for name, part in cut(text).items()}
 
     def require(self, block_size: int) -> None:

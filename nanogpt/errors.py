@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from unicodedata import category
 
 
 class UserError(ValueError):
@@ -38,3 +39,11 @@ class Interrupted(KeyboardInterrupt):
             f"interrupted and saved at step {step:,}; go on with: nanogpt train --resume {run}"
         )
         self.status = 128 + number
+
+
+def harmless(text: str) -> str:
+    """Text with the signs that steer a terminal written out, but for line breaks and tabs."""
+    return "".join(
+        c if category(c) != "Cc" or c in "\n\t" else c.encode("unicode_escape").decode()
+        for c in text
+    )

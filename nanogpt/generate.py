@@ -1,80 +1,239 @@
-"""Writing with a model: one token at a time, each drawn from what the model expects next."""
+"""Writing with a model: one token at a time, each drawn from what the model expects next.
 
+The prompts are read at once, then every token goes through the model once: what came before is in
+a cache (models/cache.py). On a GPU a step is captured once, and replayed.
+
+When a text has filled the model's context, its oldest quarter is forgotten and the rest read anew.
+Positions are counted from the start of what the model sees, so that no shorter way would be exact;
+and this way it happens seldom. Until then, greedy tokens are those of the model without a cache.
+"""
+
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .errors import Stopped, UserError
+from .gpu import CudaGraph
 from .models import Model
+from .models.cache import Cache
+
+AHEAD = 16
+"""Steps that a GPU takes before anybody looks at the tokens; drawn numbers come in as many, too."""
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise UserError unless these settings can be sampled with."""
-    if not 0 <= temperature < math.inf:
-        raise UserError(
-            f"temperature is {temperature}: it must be 0 (always the likeliest token) or more"
-        )
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top-k is {top_k}: it must be at least 1, or left out")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top-p is {top_p}: it must be more than 0 and at most 1, or left out")
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The filters come in this order."""
+
+    repetition_penalty: float = 1.0
+    """Makes tokens that the text has already less likely: logits above 0 are divided by it, those
+    below multiplied (Keskar et al. 2019, arXiv:1909.05858)."""
+    temperature: float = 1.0
+    """Below 1 safer, above 1 wilder; 0 always takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020,
+    arXiv:1904.09751)."""
+    min_p: float | None = None
+    """Draw from tokens with at least this part of the likeliest one's probability (Nguyen et al.
+    2024, arXiv:2407.01082)."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError where nothing can be sampled so."""
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(
+                f"repetition-penalty is {self.repetition_penalty}: it must be more than 0, and is "
+                f"none at 1"
+            )
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(
+                f"temperature is {self.temperature}: it must be 0 (always the likeliest token) or "
+                f"more"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top-k is {self.top_k}: it must be at least 1, or left out")
+        for name in ("top_p", "min_p"):
+            if (value := getattr(self, name)) is not None and not 0 < value <= 1:
+                raise UserError(
+                    f"{name.replace('_', '-')} is {value}: it must be more than 0 and at most 1, "
+                    f"or left out"
+                )
 
 
-def probabilities(
-    logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
+def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits (B, V), those of the tokens that were seen (B, V) moved down by a penalty."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """Logits (B, V) to the probabilities (B, V) that a token is drawn from.
 
-    Temperature comes first, then top-k, then top-p over what top-k left: the likeliest tokens, in
-    order, until their probabilities add up to top_p (Holtzman et al. 2020, arXiv:1904.09751).
-    Temperature 0 puts everything on the likeliest token.
+    Temperature comes first, then top-k, then top-p over what top-k left, in order, until it is
+    reached, then min-p. The likeliest token always stays; temperature 0 puts everything on it.
     """
-    if temperature == 0:
+    if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     # Relative to the largest logit: nothing overflows, however low the temperature.
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
-    if top_k is not None:
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]  # (B, 1)
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
+    if sampling.top_k is not None:
+        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[..., -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth, -math.inf)
     p = logits.softmax(-1)
-    if top_p is not None:
+    if sampling.top_p is not None:
         sorted_p, order = p.sort(descending=True, stable=True)
         before = sorted_p.cumsum(-1) - sorted_p  # what the likelier tokens have already
-        p = p.scatter(-1, order, sorted_p.masked_fill(before >= top_p, 0.0))
-        p = p / p.sum(-1, keepdim=True)
-    return p
+        p = p.scatter(-1, order, sorted_p.masked_fill(before >= sampling.top_p, 0.0))
+    if sampling.min_p is not None:
+        p = p.masked_fill(p < sampling.min_p * p.amax(-1, keepdim=True), 0.0)
+    return p / p.sum(-1, keepdim=True)
 
 
-@torch.no_grad()
+def draw(p: Tensor, uniform: Tensor) -> Tensor:
+    """The token (B,) at which the sum of the probabilities (B, V) passes a number of [0, 1) (B,).
+
+    The same numbers draw the same tokens on every device.
+    """
+    total = p.cumsum(-1)
+    passed = (total > uniform[:, None] * total[:, -1:]) & (p > 0)
+    return passed.byte().argmax(-1)  # the first
+
+
+def generators(seed: int, rows: int) -> list[torch.Generator]:
+    """One for each row, so that no text depends on those that are written beside it."""
+    mixed = [hashlib.sha256(f"{seed} {row}".encode()).digest() for row in range(rows)]
+    return [torch.Generator().manual_seed(int.from_bytes(m[:4], "little")) for m in mixed]
+
+
+class Sampler:
+    """Writes on with B texts at once. What a step needs and finds stays on the device."""
+
+    def __init__(
+        self,
+        model: Model,
+        texts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        numbers: Sequence[torch.Generator],
+        logprobs: bool = False,
+    ) -> None:
+        """Texts as tokens, each with the generator of its own numbers; none of them empty."""
+        B, V = len(texts), model.config.vocab_size
+        self.model, self.sampling, self.numbers = model.eval(), sampling, numbers
+        self.block_size = model.config.block_size
+        self.contexts = [list(text[-self.block_size :]) for text in texts]
+        """What the model sees of each text. The last token of each may not be in the cache yet."""
+        device = next(model.parameters()).device
+        self.cache = Cache(B, self.block_size, device)
+        self.tokens = torch.zeros(B, 1, dtype=torch.long, device=device)
+        # A row for each step ahead: the numbers to draw with; the tokens, and their logprobs.
+        self.uniform = torch.zeros(AHEAD, B, device=device)
+        self.drawn = torch.zeros(AHEAD, B, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(AHEAD, B, device=device)
+        self.asks_logprobs = logprobs
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.row = torch.zeros(1, dtype=torch.long, device=device)
+        self.place = AHEAD
+        """The same on the host."""
+        self.seen = torch.zeros(B, V, dtype=torch.bool, device=device)
+        for seen, text in zip(self.seen, texts, strict=True):
+            seen[list(text)] = True
+        self.graph = CudaGraph(device, warmup=1) if device.type == "cuda" else None
+        self.is_read = False
+        """Whether all of each context but its last token is in the cache."""
+
+    def take(self, steps: int) -> Iterator[tuple[list[int], list[float] | None]]:
+        """Write so many tokens; gives the next token of each text, and its logprob if asked for.
+
+        A logprob is the model's own, before the filters, in nats. Raises Stopped where logits are
+        not finite.
+        """
+        ahead = AHEAD if self.graph else 1  # without a GPU, each token is shown as it comes
+        while steps > 0:
+            if self.place == AHEAD:
+                self._draw_numbers()
+            first = self.place
+            left = self.block_size - max(map(len, self.contexts))
+            if self.is_read and left >= 0:
+                n = min(steps, ahead, AHEAD - first, left + 1)
+                for _ in range(n):
+                    self.graph.run(self._step) if self.graph else self._step()
+            else:
+                n = 1
+                self._read()
+            self.place += n
+            if not self.finite:
+                raise Stopped(
+                    "the model's logits are not finite, so there is nothing to choose from: its "
+                    "weights are damaged, or its training went wrong; sample another run"
+                )
+            tokens = self.drawn[first : self.place].tolist()
+            logprobs = self.logprobs[first : self.place].tolist() if self.asks_logprobs else None
+            for i in range(n):
+                for context, token in zip(self.contexts, tokens[i], strict=True):
+                    context.append(token)
+            for i in range(n):
+                yield tokens[i], logprobs and logprobs[i]
+            steps -= n
+
+    def _draw_numbers(self) -> None:
+        numbers = [torch.rand(AHEAD, generator=generator) for generator in self.numbers]
+        self.uniform.copy_(torch.stack(numbers, dim=1))
+        self.place = 0
+        self.row.zero_()
+
+    @torch.no_grad()
+    def _read(self) -> None:
+        """Read the contexts from their start, and choose what follows."""
+        keep = self.block_size - self.block_size // 4
+        self.contexts = [c if len(c) <= self.block_size else c[-keep:] for c in self.contexts]
+        counts = torch.tensor([len(context) for context in self.contexts])
+        tokens = torch.zeros(len(counts), int(counts.max()), dtype=torch.long)
+        for row, context in zip(tokens, self.contexts, strict=True):
+            row[: len(context)] = torch.tensor(context)
+        self.cache.length.zero_()
+        self.cache.coming.copy_(counts)
+        logits = self.model(tokens.to(self.tokens.device), self.cache)
+        self.cache.advance()
+        self.cache.coming.fill_(1)
+        self._choose(logits)
+        self.is_read = True
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        """Read the last token of each text, and choose what follows."""
+        logits = self.model(self.tokens, self.cache)
+        self.cache.advance()
+        self._choose(logits)
+
+    def _choose(self, logits: Tensor) -> None:
+        """Draw the tokens that follow, from logits (B, 1, V)."""
+        logits = logits[:, -1].float()  # (B, V)
+        self.finite.logical_and_(logits.isfinite().all())
+        penalty = self.sampling.repetition_penalty
+        allowed = penalised(logits, self.seen, penalty) if penalty != 1 else logits
+        p = probabilities(allowed, self.sampling)
+        tokens = draw(p, self.uniform.index_select(0, self.row)[0])  # (B,)
+        self.tokens.copy_(tokens[:, None])
+        self.drawn.index_copy_(0, self.row, tokens[None])
+        if self.asks_logprobs:
+            of_each = logits.log_softmax(-1).gather(-1, tokens[:, None])  # (B, 1)
+            self.logprobs.index_copy_(0, self.row, of_each.T)
+        if penalty != 1:
+            self.seen.scatter_(1, tokens[:, None], True)
+        self.row += 1
+
+
 def generate(
     model: Model,
-    tokens: Tensor,
+    texts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
-    """Continue tokens (B, T), T at least 1; gives max_new_tokens times the next tokens (B,).
-
-    Past block_size the context slides: the model sees the last block_size tokens. Tokens are drawn
-    on the CPU from generator (a CPU generator), so the same seed means the same draws everywhere.
-    Raises Stopped where logits are not finite.
-    """
-    check_sampling(temperature, top_k, top_p)
-    model.eval()
-    for _ in range(max_new_tokens):
-        tokens = tokens[:, -model.config.block_size :]
-        logits = model(tokens)[:, -1].float().cpu()  # (B, V): what follows the last token
-        if not logits.isfinite().all():
-            raise Stopped(
-                "the model's logits are not finite, so there is nothing to choose from: its "
-                "weights are damaged, or its training went wrong; sample another run"
-            )
-        p = probabilities(logits, temperature, top_k, top_p)
-        next_tokens = torch.multinomial(p, 1, generator=generator)  # (B, 1)
-        yield next_tokens[:, 0]
-        tokens = torch.cat([tokens, next_tokens.to(tokens.device)], dim=1)
+    sampling: Sampling | None = None,
+    seed: int = 1337,
+) -> Iterator[list[int]]:
+    """Continue texts, given as tokens; gives max_new_tokens times the next token of each."""
+    sampler = Sampler(model, texts, sampling or Sampling(), generators(seed, len(texts)))
+    return (tokens for tokens, _ in sampler.take(max_new_tokens))

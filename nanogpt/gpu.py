@@ -66,10 +66,10 @@ class CudaGraph:
     and what it does on the host is done only while it is captured.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, warmup: int = 3) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)  # the default stream cannot be captured
-        self.warmup = 3
+        self.warmup = warmup
         """Calls left that do the work in the ordinary way: libraries get ready at their first."""
         self.graph: torch.cuda.CUDAGraph | None = None
 

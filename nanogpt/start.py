@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from . import __version__, corpora
+from . import __version__, corpora, tokenizers
 from .checkpoint import Checkpoint, Training, load, load_tensors, load_training
 from .config import RunConfig
-from .data import Data
+from .data import Data, cut
 from .devices import (
     describe,
     pick_device,
@@ -28,7 +28,6 @@ from .optim import LossScale, build_optimizers
 from .runs import claim, new_run
 from .schema import parse
 from .state import GENERATORS, State
-from .tokenizers import CharTokenizer
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Run:
     lock: FileLock
     device: torch.device
     precision: torch.dtype
-    tokenizer: CharTokenizer
+    tokenizer: tokenizers.Tokenizer
     data: Data
     text_sha256: str
     bigram_loss: float
@@ -142,7 +141,7 @@ def prepare(config: RunConfig) -> Run:
     device = _hardware(config)
     pick_precision(config.precision, device)
     text = corpora.load(config.data)
-    tokenizer = CharTokenizer(text)
+    tokenizer = tokenizers.make(config.tokenizer, [text], [cut(text)["train"]])
     data = Data(text, tokenizer, device)
     data.require(config.model.block_size)
     torch.manual_seed(config.seed)  # the initial weights, then dropout
@@ -244,7 +243,7 @@ def _run(
     config: RunConfig,
     lock: FileLock,
     model: Model,
-    tokenizer: CharTokenizer,
+    tokenizer: tokenizers.Tokenizer,
     data: Data,
     text_sha256: str,
 ) -> Run:

@@ -1,24 +1,26 @@
 """The commands as a user runs them, and every mistake that a user can make with them."""
 
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
 
-from nanogpt import __version__
+from nanogpt import __version__, commands
 from nanogpt.checkpoint import Checkpoint, load, save
-from nanogpt.cli import COMMANDS, _harmless
+from nanogpt.commands import COMMANDS
+from nanogpt.errors import harmless
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.presets import PRESETS
-from nanogpt.tokenizers import CharTokenizer
+from nanogpt.tokenizers import CharTokenizer, make
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
@@ -165,6 +167,132 @@ def test_several_samples(nanogpt: Command, run: Path) -> None:
     assert first == nanogpt("sample", run, "--max-new-tokens", 40)[1]
 
 
+def test_several_prompts_are_continued_at_once(nanogpt: Command, run: Path) -> None:
+    prompts = ("--prompt", "bad,", "--prompt", "a", "--samples", 2)
+    _, out, err = nanogpt("sample", run, *prompts, "--max-new-tokens", 12)
+    parts = re.split(r"--- \d of 4 ---\n", out)[1:]
+    assert [len(part) for part in parts] == [17, 17, 14, 14]
+    assert [part[:1] for part in parts] == ["b", "b", "a", "a"]
+    assert err == ""
+
+
+def test_a_sample_for_programs(nanogpt: Command, run: Path) -> None:
+    how = ("--prompt", "bad,", "--max-new-tokens", 12)
+    _, out, _ = nanogpt("sample", run, *how, "--samples", 2, "--json")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [len(a["text"]) for a in answers] == [12, 12]
+    assert [len(a["logprobs"]) for a in answers] == [12, 12]
+    assert all(a["prompt"] == "bad," and max(a["logprobs"]) <= 0 for a in answers)
+    text, stop, _ = answers[0]["text"].partition(answers[0]["text"][5])
+    answer = json.loads(nanogpt("sample", run, *how, "--stop", stop, "--json")[1])
+    assert (answer["text"], answer["stopped"]) == (text, True)
+
+
+def test_what_the_user_should_know_of_a_prompt(nanogpt: Command, run: Path) -> None:
+    _, _, err = nanogpt("sample", run, "--max-new-tokens", 1)
+    assert err == "nanogpt: no prompt: the text begins at the start of a line\n"
+    _, out, err = nanogpt("sample", run, "--prompt", "bad, " * 5, "--max-new-tokens", 1)
+    assert err == "nanogpt: the model sees the last 16 of the prompt's 25 tokens\n"
+    assert out.startswith("bad, " * 5)
+
+
+def test_prompts_from_a_terminal(
+    nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is continued, another way when it comes again; a mistake costs a line, no more."""
+    typed = iter(["bad,", "bad,", "bad ü", "bad,"])
+
+    def answer(_: str) -> str:
+        if (line := next(typed, None)) is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    status, out, err = nanogpt("sample", run, "--interactive", "--max-new-tokens", 10)
+    texts = re.findall(r"bad,([^|]{10})\n", out)
+    assert status == 0
+    assert len(set(texts)) == len(texts) == 3
+    assert err.startswith("nanogpt: Ctrl-C ends a text, Ctrl-D all\n")
+    assert "nanogpt: the tokenizer does not know the character 'ü' (U+00FC)" in err
+    answer_ = nanogpt("sample", run, "--interactive", "--prompt", "a")
+    refused(answer_, "--interactive asks for its prompts")
+
+
+def test_ctrl_c_ends_the_text_and_not_the_program(
+    nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed: Iterator[str | BaseException] = iter(["a", KeyboardInterrupt(), "a", EOFError()])
+    texts = []
+
+    def answer(_: str) -> str:
+        given = next(typed)
+        if isinstance(given, str):
+            return given
+        raise given
+
+    def interrupted(*_: object) -> None:
+        texts.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr(commands, "_write", interrupted)
+    assert nanogpt("sample", run, "--interactive")[0] == 0
+    assert len(texts) == 2
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe:300", "hub"])
+def test_with_any_tokenizer_from_nothing_to_text(
+    nanogpt: Command, small: list[str], tmp_path: Path, kind: str, text: str
+) -> None:
+    """It travels with the checkpoint: nothing names it again, and a resume needs no file of it."""
+    text = text.replace("a", "é").replace("b", "问")
+    words = tmp_path / "words.txt"
+    words.write_text(text, encoding="utf-8")
+    if kind == "hub":
+        kind = "mine.json"
+        Path(kind).write_text(json.dumps(make("bpe:280", [], [text]).to_json()))
+    status, out, err = nanogpt(
+        "train", "--tokenizer", kind, "--data", words, "--out", "mine", *small
+    )
+    assert (status, err) == (0, "")
+    assert "It writes:" in out
+    Path("mine.json").unlink(missing_ok=True)
+    metrics = [json.loads(line) for line in Path("mine/metrics.jsonl").read_text().splitlines()]
+    answer = json.loads(nanogpt("eval", "mine", "--json")[1])
+    best = min((m for m in metrics if "val_loss" in m), key=lambda m: m["val_loss"])
+    assert answer["bits_per_byte"] == pytest.approx(best["bits_per_byte"])
+    val = text[int(0.9 * len(text)) :]
+    ids = load(Path("mine/best")).tokenizer.encode(val)
+    assert answer["tokens"] == len(ids) - 1
+    per_byte = answer["loss"] / math.log(2) * len(ids) / len(val.encode())
+    assert answer["bits_per_byte"] == pytest.approx(per_byte)
+    resumed = ("train", "--resume", "mine", "--train.steps", 30)
+    assert nanogpt(*resumed)[0] == 0
+    says = f"--tokenizer is char, and this run began with {kind}"
+    refused(nanogpt(*resumed, "--tokenizer", "char"), says)
+    assert nanogpt("sample", "mine", "--prompt", "问é, 😀", "--max-new-tokens", 5)[0] == 0
+
+
+def test_how_a_text_is_cut(nanogpt: Command, run: Path, text_file: Path) -> None:
+    status, out, err = nanogpt("tokenize", "--tokenizer", "byte", "aé\n b")
+    assert (status, err) == (0, "")
+    drawn = [line.split() for line in out.splitlines()]
+    assert drawn[:2] == [["a", "\\xc3", "\\xa9", "↵"], ["97", "195", "169", "10"]]
+    assert drawn[2:4] == [["·", "b"], ["32", "98"]]
+    assert "6 tokens of 256 for 6 bytes: 1.00 bytes per token" in out
+    answer = json.loads(nanogpt("tokenize", "--tokenizer", run, "bad,", "--json")[1])
+    assert answer["tokens"] == ["b", "a", "d", ","]
+    assert answer["ids"] == load(run / "best").tokenizer.encode("bad,")
+    how = ("--tokenizer", "bpe:300", "--data", text_file, "bad,", "--json")
+    assert max(json.loads(nanogpt("tokenize", *how)[1])["ids"]) < 300
+    for arguments, says in (
+        (("--tokenizer", "nope", "x"), "there is no run nope"),
+        (("--tokenizer", "bpe:9", "x"), "tokenizer is bpe:9: 256 tokens are the bytes"),
+        (("--tokenizer", run, "é"), "the tokenizer does not know the character 'é' (U+00E9)"),
+    ):
+        refused(nanogpt("tokenize", *arguments), says)
+
+
 def test_an_alphabet_without_line_breaks_can_be_sampled(nanogpt: Command) -> None:
     model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=2))
     save(Path("runs/ab/best"), Checkpoint(model, CharTokenizer("ab"), 1))
@@ -175,7 +303,7 @@ def test_an_alphabet_without_line_breaks_can_be_sampled(nanogpt: Command) -> Non
 
 def test_what_steers_a_terminal_is_written_out(nanogpt: Command, run: Path) -> None:
     """The text of a stranger's alphabet on a screen; piped, it is what it is."""
-    assert _harmless("a\tb\n\x1b]0;title\x07é\x9b") == "a\tb\n\\x1b]0;title\\x07é\\x9b"
+    assert harmless("a\tb\n\x1b]0;title\x07é\x9b") == "a\tb\n\\x1b]0;title\\x07é\\x9b"
     _, _, err = nanogpt("sample", "\x1b[2J")
     assert err.startswith("nanogpt: there is no run \\x1b[2J; the runs in runs/: ")
     _, _, err = nanogpt("sample", "two\nlines")
@@ -234,7 +362,7 @@ def refused(answer: tuple[int, str, str], says: str) -> None:
     ("arguments", "says"),
     [
         ("trian", "there is no command 'trian': did you mean train?"),
-        ("frob", "there is no command 'frob': use one of train, sample, eval, presets"),
+        ("frob", "there is no command 'frob': use one of train, sample, eval, tokenize, presets"),
         (
             "train tinny",
             "no preset 'tinny': did you mean tiny? The presets are bigram, tiny, tiny-fast, baby",
@@ -334,7 +462,7 @@ def test_weights_that_are_not_finite_end_with_status_1(nanogpt: Command, run: Pa
     with torch.no_grad():
         next(best.model.parameters()).fill_(float("nan"))
     save(run / "best", best)
-    status, _, err = nanogpt("sample", run)
+    status, _, err = nanogpt("sample", run, "--prompt", "a")
     assert status == 1
     assert re.fullmatch(r"nanogpt: the model's logits are not finite, [^\n]+\n", err)
 
@@ -404,7 +532,7 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(process: Process, run: Path) -> None:
-    with process("sample", run, "--max-new-tokens", 100_000) as writing:
+    with process("sample", run, "--prompt", "a", "--max-new-tokens", 100_000) as writing:
         assert writing.stdout is not None
         assert writing.stderr is not None
         assert len(writing.stdout.read(10)) == 10  # streamed: it is here long before the end

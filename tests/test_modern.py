@@ -114,11 +114,11 @@ def test_a_rotation_is_a_product_of_complex_numbers() -> None:
     angles = torch.arange(9.0)[:, None, None] * 1000.0 ** (-torch.arange(4) / 4)
     turned = torch.complex(a, b) * torch.polar(torch.ones_like(angles), angles)
     expected = torch.cat([turned.real, turned.imag], dim=-1)
-    torch.testing.assert_close(rotate(x, *rotations(9, 8)), expected)
+    torch.testing.assert_close(rotate(x, *rotations(torch.arange(9), 8)), expected)
 
 
 def test_scores_depend_on_the_distance_alone() -> None:
-    cos, sin = rotations(40, 8)
+    cos, sin = rotations(torch.arange(40), 8)
     q, k = torch.randn(2, 8)
     queries, keys = (rotate(x.expand(40, 1, 8), cos, sin).squeeze() for x in (q, k))
     scores = queries @ keys.T
@@ -130,7 +130,7 @@ def test_scores_depend_on_the_distance_alone() -> None:
 def test_queries_and_keys_have_one_length() -> None:
     attention = Attention(SMALL)
     scramble(attention)
-    q, k, v = attention.heads(torch.randn(2, 12, 16), *rotations(12, 8))
+    q, k, v = attention.heads(torch.randn(2, 12, 16), *rotations(torch.arange(12), 8))
     for x in (q, k):
         assert x.shape == (2, 2, 12, 8)
         torch.testing.assert_close(x.norm(dim=-1), torch.full((2, 2, 12), math.sqrt(8)))

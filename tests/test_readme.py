@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt.checkpoint import Checkpoint, save
-from nanogpt.cli import COMMANDS
+from nanogpt.commands import COMMANDS
 from nanogpt.corpora import CORPORA
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.presets import PRESETS

@@ -52,7 +52,7 @@ def test_it_learns_and_leaves_what_it_promised(config: RunConfig) -> None:
     names = {"run.json", "metrics.jsonl", "loss.png", "best", "last", ".lock"}
     assert {file.name for file in out.iterdir()} == names
     saved = json.loads((out / "run.json").read_text())
-    assert saved["config"]["model"]["vocab_size"] == len(result.run.tokenizer.alphabet)
+    assert saved["config"]["model"]["vocab_size"] == result.run.tokenizer.vocab_size
     assert saved["config"]["train"]["steps"] == 60
     assert saved["config"]["data"] == str(Path(config.data).resolve())
 

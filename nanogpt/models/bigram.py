@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .cache import Cache
+
 
 @dataclass(frozen=True)
 class BigramConfig:
@@ -23,6 +25,11 @@ class BigramConfig:
         for field in ("vocab_size", "block_size"):
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} is {value}: it must be at least 1")
+        if self.vocab_size > 16384:  # a gigabyte
+            raise ValueError(
+                f"vocab_size is {self.vocab_size}, and a bigram's table has the square of it: "
+                f"take a tokenizer of at most 16384 tokens"
+            )
 
 
 def counted_loss(train: Tensor, val: Tensor, vocab_size: int, smoothing: float = 1.0) -> float:
@@ -49,10 +56,10 @@ class Bigram(nn.Module):
         self.table = nn.Embedding(config.vocab_size, config.vocab_size)
         nn.init.zeros_(self.table.weight)  # every follower equally likely: the loss starts at ln V
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) to logits (B, T, V)."""
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """tokens (B, T) to logits (B, T, V); with a cache, of each row's last token (B, 1, V)."""
         logits: Tensor = self.table(tokens)
-        return logits
+        return logits if cache is None else cache.last(logits)
 
     @classmethod
     def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cache import Cache
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -80,11 +82,15 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         return q, k, v
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         q, k, v = self.heads(x)
         # The same as causal_attention above, in one fused kernel that never stores the weights.
-        dropout = self.dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        if cache is None:
+            dropout = self.dropout.p if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        else:
+            k, v = cache.keep(self, k, v)  # (B, H, S, D): of the tokens before, too
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask)
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): the heads side by side
         out: Tensor = self.dropout(self.projection(y))
         return out
@@ -112,8 +118,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), cache)
         x = x + self.feed_forward(self.norm2(x))
         return x
 
@@ -146,12 +152,14 @@ class GPT(nn.Module):
                 assert isinstance(last, nn.Linear)
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """What each token is plus where it stands: (B, T) to (B, T, C)."""
         T = tokens.shape[1]
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size {self.config.block_size}")
         positions = torch.arange(T, device=tokens.device)
+        if cache is not None:
+            positions = cache.place(T, self.token_embedding.weight.dtype)  # (B, T)
         x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
         kind = x.device.type
         if torch.is_autocast_enabled(kind):  # a stream of half the bytes, not the products alone
@@ -159,11 +167,17 @@ class GPT(nn.Module):
         out: Tensor = self.dropout(x)
         return out
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T), T at most block_size, to logits (B, T, V)."""
-        x = self.embed(tokens)  # (B, T, C)
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """tokens (B, T), T at most block_size, to logits (B, T, V).
+
+        With a cache, they go on where the tokens in it end, and the logits are those of each row's
+        last token (B, 1, V).
+        """
+        x = self.embed(tokens, cache)  # (B, T, C)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, cache)
+        if cache is not None:
+            x = cache.last(x)
         # The head is the token embedding again (Press & Wolf 2017, arXiv:1608.05859).
         return F.linear(self.norm(x), self.token_embedding.weight)  # (B, T, V)
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cache import Cache
+
 
 @dataclass(frozen=True)
 class ModernConfig:
@@ -56,12 +58,15 @@ def norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:])
 
 
-def rotations(T: int, D: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, 1, D/2) that turn position t by t times the frequency of each pair."""
+def rotations(positions: Tensor, D: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (…, T, 1, D/2) that turn position t by t times each pair's frequency.
+
+    Of positions (T,), or of each row's own (B, T).
+    """
     # A base of 1,000 instead of 10,000, as the contexts here are short: the slowest pair of a head
     # of 32 turns once in 4,000 positions.
-    frequencies = 1000.0 ** -torch.linspace(0, 1, D // 2 + 1, device=device)[:-1]  # (D/2,)
-    angles = torch.arange(T, device=device)[:, None, None] * frequencies  # (T, 1, D/2)
+    pairs = torch.linspace(0, 1, D // 2 + 1, device=positions.device)[:-1]  # (D/2,)
+    angles = positions[..., None, None] * 1000.0**-pairs  # (…, T, 1, D/2)
     return angles.cos(), angles.sin()
 
 
@@ -96,10 +101,14 @@ class Attention(nn.Module):
         q, k = rotate(norm(qk), cos, sin).to(v.dtype).chunk(2, dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None) -> Tensor:
         q, k, v = self.heads(x, cos, sin)
-        dropout = self.dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        if cache is None:
+            dropout = self.dropout.p if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        else:
+            k, v = cache.keep(self, k, v)  # (B, H, S, D): of the tokens before, too
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask)
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): the heads side by side
         out: Tensor = self.dropout(self.projection(y))
         return out
@@ -146,8 +155,8 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(norm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None) -> Tensor:
+        x = x + self.attention(norm(x), cos, sin, cache)
         x = x + self.feed_forward(norm(x))
         return x
 
@@ -163,10 +172,16 @@ class LookBack(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2, config.n_embd))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         near, far = self.weight.to(x.dtype)  # (C,) each
-        past = F.pad(x, (0, 0, 2, 0))[:, :-1]  # (B, T + 1, C): nothing comes before the text
-        return torch.addcmul(torch.addcmul(x, near, past[:, 1:]), far, past[:, :-1])
+        if cache is None:
+            past = F.pad(x, (0, 0, 2, 0))[:, :-1]  # (B, T + 1, C): nothing comes before the text
+            before, before_that = past[:, 1:], past[:, :-1]
+        else:
+            (past,) = cache.keep(self, x, before=2)  # (B, 2 + S, C)
+            places = cache.positions[:, :, None].expand_as(x)
+            before, before_that = past.gather(1, places + 1), past.gather(1, places)
+        return torch.addcmul(torch.addcmul(x, near, before), far, before_that)
 
 
 class Modern(nn.Module):
@@ -198,23 +213,32 @@ class Modern(nn.Module):
         if isinstance(module, Modern):
             nn.init.zeros_(module.head.weight)
 
-    def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The stream at its start (B, T, C), and the rotations of its positions (T, D/2)."""
+    def embed(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The stream at its start (B, T, C), and the rotations of its positions (…, T, 1, D/2)."""
         T, D = tokens.shape[1], self.config.n_embd // self.config.n_head
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size {self.config.block_size}")
         table, kind = self.token_embedding.weight, tokens.device.type
         if torch.is_autocast_enabled(kind):  # a stream of half the bytes, not the products alone
             table = table.to(torch.get_autocast_dtype(kind))
-        x = norm(self.look_back(F.embedding(tokens, table)))
-        cos, sin = rotations(T, D, tokens.device)
+        positions = torch.arange(T, device=tokens.device)
+        if cache is not None:
+            positions = cache.place(T, table.dtype)  # (B, T)
+        x = norm(self.look_back(F.embedding(tokens, table), cache))
+        cos, sin = rotations(positions, D)
         return x, cos.to(x.dtype), sin.to(x.dtype)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T), T at most block_size, to logits (B, T, V)."""
-        x, cos, sin = self.embed(tokens)
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """tokens (B, T), T at most block_size, to logits (B, T, V).
+
+        With a cache, they go on where the tokens in it end, and the logits are those of each row's
+        last token (B, 1, V).
+        """
+        x, cos, sin = self.embed(tokens, cache)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, cache)
+        if cache is not None:
+            x = cache.last(x)
         logits = self.head(norm(x)).float()  # (B, T, V)
         # Between -15 and 15, nearly linear in the middle (Gemma 2, 2024, arXiv:2408.00118): no
         # confidence is so great that one surprise costs hundreds of nats.

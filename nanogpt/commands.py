@@ -1,0 +1,316 @@
+"""The commands. Whatever needs torch is imported when one is chosen."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import EvalArgs, SampleArgs, TokenizeArgs, nearest, parse
+from .errors import UserError, harmless
+
+if TYPE_CHECKING:
+    from .presets import Preset
+    from .trained import Trained
+    from .writing import Writing
+
+
+def train(args: list[str]) -> None:
+    """train a model, from nothing to text"""
+    from rich.console import Console
+
+    from .presets import PRESETS
+    from .start import begun_with
+    from .terminal import TerminalReporter, result_table
+    from .train import go_on
+    from .train import train as begin
+    from .trained import load
+
+    run, args = _resumed(args)
+    name = args.pop(0) if args and not args[0].startswith("-") else None
+    if run and name:
+        raise UserError(f"a run that goes on has its settings already: leave {name} out")
+    others = ", ".join(f"{other} ({known.purpose})" for other, known in PRESETS.items())
+    if run:
+        default = begun_with(run)
+        about = f"Go on with {run}, from its last checkpoint; its settings are the defaults below."
+    else:
+        name = name or _preset_for(args)
+        default = _preset(name).config
+        about = (
+            f"Train a model. Without PRESET, the one that suits the machine, here {name}; its "
+            f"values are the defaults below. Presets: {others}. --resume RUN goes on with a run."
+        )
+    config = parse(default, args, "nanogpt train [PRESET | --resume RUN]", about)
+    console = Console(highlight=False)
+    with TerminalReporter(console) as reporter:
+        result = go_on(run, config, reporter) if run else begin(config, reporter)
+    console.print()
+    console.print(result_table(result))
+    console.print("\n[bold]It writes:[/]")
+    best = load(result.run.out, str(result.run.device))
+    _write(best, [""], _how(SampleArgs(seed=config.seed)))
+
+
+def _resumed(args: list[str]) -> tuple[Path | None, list[str]]:
+    """The run that --resume names, the newest where it names none; and the other arguments."""
+    from .runs import find_run
+
+    for i, arg in enumerate(args):
+        flag, equals, run = arg.partition("=")
+        if flag == "--resume":
+            rest = args[i + 1 :]
+            if not equals and rest and not rest[0].startswith("-"):
+                run, *rest = rest
+            return find_run(run or None, "last"), args[:i] + rest
+    return None, args
+
+
+def sample(args: list[str]) -> None:
+    """write text with a trained model"""
+    from .devices import use_threads
+    from .trained import load
+
+    options = parse(SampleArgs(), args, "nanogpt sample")
+    how = _how(options)
+    if options.interactive and (options.prompt or options.prompt_file or options.json):
+        raise UserError("--interactive asks for its prompts: leave the other options for them out")
+    use_threads()
+    trained = load(options.run, options.device, options.precision)
+    if options.interactive:
+        _interactive(trained, how)
+    else:
+        prompts = _prompts(options, trained)
+        (_write_json if options.json else _write)(trained, prompts, how)
+
+
+def tokenize(args: list[str]) -> None:
+    """show how a tokenizer cuts a text"""
+    from rich.console import Console
+
+    from . import corpora, tokenizers
+    from .display import drawn_tokens, readable
+    from .runs import find_run
+
+    options = parse(TokenizeArgs(), args, "nanogpt tokenize")
+    text = sys.stdin.read() if options.text is None else options.text
+    kind = options.tokenizer
+    if not tokenizers.is_kind(kind) and not Path(kind).is_file():
+        kind = str(find_run(kind) / "best" / "tokenizer.json")
+    learned = corpora.load(options.data) if tokenizers.learns(kind) else ""
+    tokenizer = tokenizers.make(kind, [learned], [learned[: int(0.9 * len(learned))]])
+    ids = tokenizer.encode(text)
+    size = len(text.encode())
+    ratio = size / max(1, len(ids))
+    if options.json:
+        pieces = [readable(tokenizer.piece(i)) for i in ids]
+        answer = {"ids": ids, "tokens": pieces, "bytes": size, "bytes_per_token": ratio}
+        print(json.dumps(answer))
+        return
+    console = Console(highlight=False)
+    console.print(drawn_tokens(tokenizer, ids, console.width), soft_wrap=True)
+    console.print(
+        f"{len(ids):,} tokens of {tokenizer.vocab_size:,} for {size:,} bytes: "
+        f"{ratio:.2f} bytes per token"
+    )
+
+
+def evaluate(args: list[str]) -> None:
+    """measure a trained model on a whole split"""
+    from . import corpora
+    from .checkpoint import load
+    from .data import Split, cut
+    from .devices import pick_device, use_threads
+    from .evaluate import Ensemble
+    from .evaluate import evaluate as measure
+    from .runs import find_run
+    from .start import text_of
+
+    options = parse(EvalArgs(), args, "nanogpt eval")
+    use_threads()
+    device = pick_device(options.device)
+    runs = [find_run(run) for run in options.runs or (None,)]
+    every = [load(run / "best", device) for run in runs]
+    text = corpora.load(options.data) if options.data else text_of(runs[0])
+    first = every[0]
+    for run, one in zip(runs[1:], every[1:], strict=True):
+        if not options.data and text_of(run) != text:
+            raise UserError(f"{runs[0]} and {run} learned from two texts: name one with --data")
+        if one.tokenizer.to_json() != first.tokenizer.to_json():
+            raise UserError(f"{runs[0]} and {run} have two alphabets: measure each by itself")
+        if one.model.config.block_size != first.model.config.block_size:
+            raise UserError(f"{runs[0]} and {run} have two contexts: measure each by itself")
+    name = options.split
+    if name == "auto":
+        name = "all" if options.data else "val"
+    part = text if name == "all" else cut(text)[name]
+    split = Split(part, first.tokenizer, device)
+    split.require(1, name)
+    model = first.model if len(every) == 1 else Ensemble([one.model for one in every])
+    found = measure(model, split)
+    if options.json:
+        answer = {
+            "runs": [str(run) for run in runs],
+            "steps": [one.step for one in every],
+            "split": name,
+            "loss": found.loss,
+            "bits_per_byte": found.bits_per_byte,
+            "tokens": found.tokens,
+        }
+        print(json.dumps(answer))
+    else:
+        which = " and ".join(f"{run}, step {c.step:,}" for run, c in zip(runs, every, strict=True))
+        print(
+            f"{which}: {name} loss {found.loss:.4f} nats per token, "
+            f"{found.bits_per_byte:.4f} bits per byte, over {found.tokens:,} tokens"
+        )
+
+
+def presets(args: list[str]) -> None:
+    """list the runs that train knows by name"""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .models import BigramConfig, ModernConfig
+    from .presets import PRESETS
+
+    if args:
+        raise UserError(f"presets takes no arguments, and got {args[0]}: leave it out")
+    table = Table("preset", "model", "steps", "batch", "for", box=None, header_style="bold")
+    for name, preset in PRESETS.items():
+        model, training = preset.config.model, preset.config.train
+        shape = f"context {model.block_size}"
+        if not isinstance(model, BigramConfig):
+            shape = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, " + shape
+        if isinstance(model, ModernConfig):
+            shape = "modern, " + shape
+        table.add_row(name, shape, f"{training.steps:,}", str(training.batch_size), preset.purpose)
+    Console().print(table)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "sample": sample,
+    "eval": evaluate,
+    "tokenize": tokenize,
+    "presets": presets,
+}
+
+
+def _preset(name: str) -> "Preset":
+    from .presets import PRESETS
+
+    if name not in PRESETS:
+        close, known = nearest(name, PRESETS), f"he presets are {', '.join(PRESETS)}"
+        advice = f"{close} T{known}" if close else f"t{known}"
+        raise UserError(f"there is no preset {name!r}: {advice}")
+    return PRESETS[name]
+
+
+def _preset_for(args: list[str]) -> str:
+    """The preset that suits the device that args ask for."""
+    from .devices import pick_device
+    from .presets import default_preset
+
+    asked = re.search(r"--device[= ](\S+)", " ".join(args))
+    return default_preset(pick_device(asked[1] if asked else "auto").type)
+
+
+def _how(options: SampleArgs) -> "Writing":
+    from .generate import Sampling
+    from .writing import Writing
+
+    return Writing(
+        max_new_tokens=options.max_new_tokens,
+        samples=options.samples,
+        stop=options.stop,
+        seed=options.seed,
+        logprobs=options.json,
+        sampling=Sampling(
+            repetition_penalty=options.repetition_penalty,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+        ),
+    )
+
+
+def _write(trained: "Trained", prompts: Sequence[str], how: "Writing") -> None:
+    """Print continuations of prompts: the first as it is written, the others behind it."""
+    completions = trained.complete(prompts, how)
+    several = len(completions.texts) > 1
+
+    def begin(number: int) -> None:
+        if several:
+            print(f"--- {number + 1} of {len(completions.texts)} ---")
+        _print(completions.texts[number].prompt)
+
+    begin(0)
+    for number, piece in completions:
+        if number == 0:
+            _print(piece)
+    print()
+    for number in range(1, len(completions.texts)):
+        begin(number)
+        _print(completions.texts[number].text)
+        print()
+
+
+def _print(text: str) -> None:
+    print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def _write_json(trained: "Trained", prompts: Sequence[str], how: "Writing") -> None:
+    for text in trained.complete(prompts, how).finish():
+        print(json.dumps(asdict(text)))
+
+
+def _interactive(trained: "Trained", how: "Writing") -> None:
+    """Ask for prompts until there are no more. Ctrl-C ends the text, or clears the line."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  input() has a history then
+
+    note("Ctrl-C ends a text, Ctrl-D all")
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            continue
+        try:
+            _write(trained, [prompt], how)
+        except KeyboardInterrupt:
+            print()
+        except UserError as error:  # a character that the tokenizer does not know
+            note(str(error))
+        how = replace(how, seed=how.seed + 1)  # the same prompt again goes on another way
+
+
+def _prompts(options: SampleArgs, trained: "Trained") -> list[str]:
+    """The prompts asked for, and what the user should know of them."""
+    from . import corpora
+    from .writing import begin
+
+    prompts = list(options.prompt)
+    if options.prompt_file is not None:
+        prompts.append(corpora.read_text(options.prompt_file))
+    block_size = trained.model.config.block_size
+    for prompt in prompts or [""]:
+        tokens = len(begin(trained.tokenizer, prompt))
+        if not prompt:
+            note("no prompt: the text begins at the start of a line")
+        elif tokens > block_size:
+            note(f"the model sees the last {block_size} of the prompt's {tokens} tokens")
+    return prompts or [""]
+
+
+def note(line: str) -> None:
+    """Tell the user something that is no error and no answer."""
+    print(f"nanogpt: {harmless(line)}", file=sys.stderr)

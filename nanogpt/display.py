@@ -1,0 +1,49 @@
+"""Tokens on a terminal."""
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.style import Style
+from rich.text import Text
+
+from .tokenizers import Tokenizer
+
+COLOURS = ("#b3d9ff", "#ffd9b3", "#c6ecc6", "#f2c6ec", "#fff2b3")
+"""Backgrounds that black can be read on, one after the other."""
+
+
+def readable(piece: bytes) -> str:
+    """A token as text; what is no UTF-8 by itself in hexadecimal, as \\xf0."""
+    return piece.decode("utf-8", "backslashreplace")
+
+
+def drawn_tokens(tokenizer: Tokenizer, ids: Sequence[int], width: int) -> Text:
+    """Every token in a colour of its own, below it its id; spaces and line breaks made visible."""
+    drawn = Text()
+    above, below, used = Text(), Text(), 0
+
+    def end_line() -> None:
+        nonlocal above, below, used
+        if used:
+            drawn.append_text(above).append("\n").append_text(below).append("\n")
+        above, below, used = Text(), Text(), 0
+
+    for number, i in enumerate(ids):
+        shown = _visible(readable(tokenizer.piece(i)))
+        room = max(cell_len(shown), len(str(i)))
+        if used + room + 1 > width:
+            end_line()
+        style = Style(color="black", bgcolor=COLOURS[number % len(COLOURS)])
+        above.append(shown + " " * (room - cell_len(shown)), style).append(" ")
+        below.append(f"{i:<{room}} ", "dim")
+        used += room + 1
+        if "\n" in readable(tokenizer.piece(i)):
+            end_line()
+    end_line()
+    drawn.rstrip()
+    return drawn
+
+
+def _visible(text: str) -> str:
+    signs = {" ": "·", "\n": "↵", "\t": "→"}
+    return "".join(signs.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)

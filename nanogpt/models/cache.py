@@ -1,0 +1,55 @@
+"""What a model remembers while it writes, so that every token goes through it only once."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Cache:
+    """What B texts have been to a model so far, in memory that stays where it is.
+
+    The keys and values of attention, above all: those of a token never change, as no token looks
+    ahead. Shapes are always the same, S places for each text, of which the mask hides those that
+    are not used yet; so the work of a step can be captured once and replayed.
+    """
+
+    def __init__(self, batch_size: int, size: int, device: torch.device) -> None:
+        self.length = torch.zeros(batch_size, dtype=torch.long, device=device)
+        """Tokens of each text that are in here (B,)."""
+        self.coming = torch.ones_like(self.length)
+        """How many come next (B,). A row of tokens may be longer, to be as long as the others."""
+        self.positions = self.mask = torch.empty(0)
+        self._places = torch.arange(-(-size // 16) * 16, device=device)  # kernels like a round S
+        self._kept: dict[nn.Module, list[Tensor]] = {}
+
+    def place(self, T: int, dtype: torch.dtype) -> Tensor:
+        """Where the next T tokens of each text stand (B, T). The model begins with this."""
+        self.positions = self.length[:, None] + self._places[:T]
+        hidden = self._places > self.positions[:, :, None]  # (B, T, S)
+        zero = torch.zeros((), dtype=dtype, device=hidden.device)
+        self.mask = zero.masked_fill(hidden, -torch.inf)[:, None]  # (B, 1, T, S), added to scores
+        return self.positions
+
+    def keep(self, part: nn.Module, *new: Tensor, before: int = 0) -> list[Tensor]:
+        """What a part of the model has to remember: new (B, …, T, D) to all so far (B, …, S, D).
+
+        The place of position p is p + before; what comes before all is zero.
+        """
+        if part not in self._kept:
+            S = len(self._places) + before
+            self._kept[part] = [x.new_zeros(*x.shape[:-2], S, x.shape[-1]) for x in new]
+        for all_so_far, x in zip(self._kept[part], new, strict=True):
+            places = (self.positions + before)[:, :, None]  # (B, T, 1)
+            if x.dim() == 4:
+                places = places[:, None]
+            all_so_far.scatter_(-2, places.expand_as(x), x)
+        return self._kept[part]
+
+    def last(self, x: Tensor) -> Tensor:
+        """Of x (B, T, C) the last token that came in each row (B, 1, C): what follows is asked."""
+        if x.shape[1] == 1:
+            return x
+        return x.gather(1, (self.coming - 1)[:, None, None].expand(-1, 1, x.shape[2]))
+
+    def advance(self) -> None:
+        """What came is in here now."""
+        self.length += self.coming
