@@ -123,7 +123,7 @@ def hugging_face(model: GPT, device: torch.device) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     c = model.config
-    other = GPT2LMHeadModel(
+    other: Any = GPT2LMHeadModel(
         GPT2Config(n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, vocab_size=c.vocab_size)
     )
     other = other.to(device).eval()

@@ -1,0 +1,30 @@
+"""Tokens as a terminal shows them."""
+
+from nanogpt.display import drawn_tokens, readable
+from nanogpt.tokenizers import ByteTokenizer, CharTokenizer
+
+
+def test_a_token_is_above_its_id() -> None:
+    lines = drawn_tokens(CharTokenizer("abc"), [0, 2, 1], 80).plain.split("\n")
+    assert [line.split() for line in lines] == [["a", "c", "b"], ["0", "2", "1"]]
+
+
+def test_lines_break_where_the_text_does_and_where_the_screen_ends() -> None:
+    text = "ab\ncd" + "e" * 30
+    ids = ByteTokenizer().encode(text)
+    lines = drawn_tokens(ByteTokenizer(), ids, 20).plain.split("\n")
+    assert all(len(line) <= 20 for line in lines)
+    assert lines[0].split() == ["a", "b", "↵"]
+    assert [int(i) for line in lines[1::2] for i in line.split()] == ids
+
+
+def test_wide_signs_have_room_for_their_width() -> None:
+    above, below = drawn_tokens(CharTokenizer("问b"), [1, 0], 80).plain.split("\n")
+    assert above == "问 b "
+    assert below.rstrip() == "1  0"
+
+
+def test_what_cannot_be_seen_is_made_visible() -> None:
+    assert readable(b"\xf0") == "\\xf0"
+    above = drawn_tokens(CharTokenizer(" \t\x1b"), [2, 1, 0], 80).plain.split("\n")[0]
+    assert above.split() == ["·", "\\u001b", "→"]
