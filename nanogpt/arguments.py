@@ -71,6 +71,20 @@ class TokenizeArgs:
 
 
 @dataclass(frozen=True)
+class DataArgs:
+    """Show what a text is like, and what is to be beaten on it: the entropy of its n-grams."""
+
+    data: Annotated[str, tyro.conf.Positional] = "tinyshakespeare"
+    """What train takes as --data."""
+    column: str = "text"
+    """Where the texts of .jsonl and .parquet are."""
+    separator: str = "\n\n"
+    """What stands between documents."""
+    json: Flag = False
+    """Print one JSON object instead."""
+
+
+@dataclass(frozen=True)
 class EvalArgs:
     """Measure a trained model on a whole split of a text.
 
@@ -82,7 +96,9 @@ class EvalArgs:
     split: Literal["auto", "val", "train", "all"] = "auto"
     """val is the last 10% of the text, train the first 90%; auto is val, and with --data all."""
     data: str | None = None
-    """Another corpus, or the path of another text, than the run learned from."""
+    """Another text than the run learned from: what train takes as --data."""
+    column: str = "text"
+    """Where the texts of .jsonl and .parquet are."""
     json: Flag = False
     """Print one JSON object instead of a sentence."""
     device: str = "auto"

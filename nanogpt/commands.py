@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import EvalArgs, SampleArgs, TokenizeArgs, nearest, parse
+from .arguments import DataArgs, EvalArgs, SampleArgs, TokenizeArgs, nearest, parse
 from .errors import UserError, harmless
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def evaluate(args: list[str]) -> None:
     device = pick_device(options.device)
     runs = [find_run(run) for run in options.runs or (None,)]
     every = [load(run / "best", device) for run in runs]
-    text = corpora.load(options.data) if options.data else text_of(runs[0])
+    text = corpora.load(options.data, column=options.column) if options.data else text_of(runs[0])
     first = every[0]
     for run, one in zip(runs[1:], every[1:], strict=True):
         if not options.data and text_of(run) != text:
@@ -169,6 +169,25 @@ def evaluate(args: list[str]) -> None:
         )
 
 
+def data(args: list[str]) -> None:
+    """show what a text is like, and what is to be beaten on it"""
+    from rich.console import Console
+
+    from . import corpora
+    from .display import survey_tables
+    from .survey import survey
+
+    options = parse(DataArgs(), args, "nanogpt data")
+    found = survey(corpora.load(options.data, None, options.column, options.separator))
+    if options.json:
+        print(json.dumps(asdict(found)))
+        return
+    console = Console(highlight=False)
+    for table in survey_tables(found):
+        console.print(table)
+        console.print()
+
+
 def presets(args: list[str]) -> None:
     """list the runs that train knows by name"""
     from rich.console import Console
@@ -195,6 +214,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "sample": sample,
     "eval": evaluate,
+    "data": data,
     "tokenize": tokenize,
     "presets": presets,
 }
@@ -295,12 +315,12 @@ def _interactive(trained: "Trained", how: "Writing") -> None:
 
 def _prompts(options: SampleArgs, trained: "Trained") -> list[str]:
     """The prompts asked for, and what the user should know of them."""
-    from . import corpora
+    from .sources import read_text
     from .writing import begin
 
     prompts = list(options.prompt)
     if options.prompt_file is not None:
-        prompts.append(corpora.read_text(options.prompt_file))
+        prompts.append(read_text(options.prompt_file))
     block_size = trained.model.config.block_size
     for prompt in prompts or [""]:
         tokens = len(begin(trained.tokenizer, prompt))

@@ -63,7 +63,12 @@ class RunConfig:
     name: str = "gpt"
     """Names the run's directory, runs/NAME, unless --out does."""
     data: str = "tinyshakespeare"
-    """A corpus (tinyshakespeare, shakespeare, shakespeare-rest) or the path of a UTF-8 text."""
+    """A corpus (tinyshakespeare, shakespeare, shakespeare-rest), a file, a folder or a pattern of
+    texts, .jsonl or .parquet, an address (#sha256=HASH checks it), or - for standard input."""
+    column: str = "text"
+    """Where the texts of .jsonl and .parquet are."""
+    separator: str = "\n\n"
+    """What stands between the documents of several files, or of .jsonl and .parquet."""
     tokenizer: str = "char"
     """char, byte, bpe, bpe:N for so many tokens, or the path of a Hugging Face tokenizer.json."""
     out: Path | None = None
@@ -111,6 +116,8 @@ MAY_CHANGE = (
     "train.",
     *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("optimizer", "ema")),
     "data",  # it must still be the same text
+    "column",
+    "separator",
     "device",
     "precision",
     "deterministic",

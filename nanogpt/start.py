@@ -140,14 +140,14 @@ def prepare(config: RunConfig) -> Run:
     """A new run, everything in it made and checked before its first step. Raises UserError."""
     device = _hardware(config)
     pick_precision(config.precision, device)
-    text = corpora.load(config.data)
+    text = corpora.load(config.data, None, config.column, config.separator)
     tokenizer = tokenizers.make(config.tokenizer, [text], [cut(text)["train"]])
     data = Data(text, tokenizer, device)
     data.require(config.model.block_size)
     torch.manual_seed(config.seed)  # the initial weights, then dropout
     model = build(_with_vocabulary(config.model, tokenizer.vocab_size)).to(device)
     out, lock = new_run(config.out, config.name)
-    config = replace(config, out=out, model=model.config, data=corpora.resolve(config.data))
+    config = replace(config, out=out, model=model.config, data=corpora.resolve(config.data, text))
     run = _run(config, lock, model, tokenizer, data, corpora.sha256(text))
     try:
         run.journal.begin()
@@ -181,7 +181,7 @@ def _resume(directory: Path, config: RunConfig, lock: FileLock) -> Run:
     facts = load_training(last, Facts)
     config.require_same_run(replace(facts.config, out=directory))
     device = _hardware(config)
-    text = corpora.load(config.data, facts.text_sha256)
+    text = corpora.load(config.data, facts.text_sha256, config.column, config.separator)
     checkpoint = load(last, device)
     if checkpoint.model.config != config.model:
         raise damaged(last / "config.json", "its model is not the one in training.json")
@@ -193,7 +193,7 @@ def _resume(directory: Path, config: RunConfig, lock: FileLock) -> Run:
     tokenizer, model = checkpoint.tokenizer, checkpoint.model.train()
     data = Data(text, tokenizer, device)
     data.require(config.model.block_size)
-    config = replace(config, out=directory, data=corpora.resolve(config.data))
+    config = replace(config, out=directory, data=corpora.resolve(config.data, text))
     run = _run(config, lock, model, tokenizer, data, facts.text_sha256)
     _restore(run, facts, checkpoint)
     return run
@@ -213,7 +213,8 @@ def text_of(directory: Path) -> str:
         raise
     except (ValueError, RecursionError) as error:
         raise damaged(file, error) from None
-    return corpora.load(description.config.data, description.text_sha256)
+    config = description.config
+    return corpora.load(config.data, description.text_sha256, config.column, config.separator)
 
 
 def _restore(run: Run, facts: Facts, checkpoint: Checkpoint) -> None:

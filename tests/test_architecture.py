@@ -8,12 +8,12 @@ import nanogpt
 HOME = Path(nanogpt.__file__).parent
 LAYERS = [
     {"errors", "schema", "interrupts"},
-    {"files", "arguments"},
+    {"files", "arguments", "sources"},
     {"devices", "tokenizers", "corpora", "optim", "models", "plots"},
-    {"data", "gpu", "runs", "state", "display"},
-    {"generate"},
+    {"data", "gpu", "runs", "state"},
+    {"generate", "survey"},
     {"checkpoint", "writing"},
-    {"trained"},
+    {"trained", "display"},
     {"config"},
     {"journal", "evaluate", "presets"},
     {"start"},

@@ -273,6 +273,30 @@ def test_with_any_tokenizer_from_nothing_to_text(
     assert nanogpt("sample", "mine", "--prompt", "问é, 😀", "--max-new-tokens", 5)[0] == 0
 
 
+def test_what_a_text_is_like(nanogpt: Command, text_file: Path, text: str) -> None:
+    status, out, err = nanogpt("data", text_file)
+    assert (status, err) == (0, "")
+    assert "6,000 bytes, 6,000 characters" in out
+    assert re.search(r"trigrams +\d\.\d{4} +\d\.\d{4} +\d\.\d{4}", out)
+    answer = json.loads(nanogpt("data", text_file, "--json")[1])
+    assert answer["alphabet"] == "".join(sorted(set(text)))
+    assert [each["n"] for each in answer["ngrams"]] == [1, 2, 3]
+    refused(nanogpt("data", "nope.txt"), "there is no file nope.txt")
+
+
+def test_a_run_of_many_documents_goes_on(
+    nanogpt: Command, small: list[str], text: str, tmp_path: Path
+) -> None:
+    rows = [{"body": text[i : i + 600]} for i in range(0, 6000, 600)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    how = ("--data", "*.jsonl", "--column", "body", "--separator", "|")
+    assert nanogpt("train", *how, "--out", "mine", *small)[0] == 0
+    assert nanogpt("train", "--resume", "mine", "--train.steps", 30)[0] == 0
+    answer = json.loads(nanogpt("eval", "mine", "--json")[1])
+    assert answer["tokens"] == 6000 + 9 - int(0.9 * 6009) - 1
+    refused(nanogpt("train", "--data", "*.jsonl", *small), "line 1, has no column text")
+
+
 def test_how_a_text_is_cut(nanogpt: Command, run: Path, text_file: Path) -> None:
     status, out, err = nanogpt("tokenize", "--tokenizer", "byte", "aé\n b")
     assert (status, err) == (0, "")

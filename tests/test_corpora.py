@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -155,11 +156,44 @@ def test_a_file_that_is_no_text_is_named(raw: bytes | None, says: str) -> None:
         corpora.load("own.txt")
 
 
-def test_a_folder_is_no_text(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Is a directory; name a text file"):
-        corpora.load(str(tmp_path))
+def test_an_address_is_fetched_once(cache: Path, server: str) -> None:
+    Path("www", "own.txt").write_bytes("né\r\n終".encode())
+    digest = hashlib.sha256("né\r\n終".encode()).hexdigest()
+    assert corpora.load(f"{server}/own.txt#sha256={digest}") == "né\r\n終"
+    Path("www", "own.txt").unlink()
+    assert corpora.load(f"{server}/own.txt") == "né\r\n終"  # from the cache
+    wrong = "0" * 64
+    with pytest.raises(UserError, match=r"cannot get .*own\.txt"):
+        corpora.load(f"{server}/own.txt#sha256={wrong}")
+
+
+def test_an_address_that_gives_something_else_is_refused(cache: Path, server: str) -> None:
+    Path("www", "own.txt").write_bytes(b"another")
+    found = hashlib.sha256(b"another").hexdigest()
+    wrong = "0" * 64
+    with pytest.raises(UserError, match=f"own.txt has the SHA-256 {found}, not {wrong}: look"):
+        corpora.load(f"{server}/own.txt#sha256={wrong}")
+    with pytest.raises(UserError, match=r"cannot get .*nope.txt \(.*404.*\): is the address right"):
+        corpora.load(f"{server}/nope.txt")
+    with pytest.raises(UserError, match=r"cannot get http://127.0.0.1:1/x.txt \(.*\): is the addr"):
+        corpora.load("http://127.0.0.1:1/x.txt")
+    assert corpora.resolve(f"{server}/own.txt", "") == f"{server}/own.txt"
+
+
+def test_standard_input_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that learned from it can be resumed, and measured."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("né\n".encode())))
+    text = corpora.load("-")
+    assert text == "né\n"
+    kept = corpora.resolve("-", text)
+    assert Path(kept).parent == cache
+    assert corpora.load(kept, corpora.sha256(text)) == text
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    with pytest.raises(UserError, match="standard input is empty"):
+        corpora.load("-")
 
 
 def test_a_path_is_found_again_from_elsewhere(tmp_path: Path) -> None:
-    assert corpora.resolve("tinyshakespeare") == "tinyshakespeare"
-    assert corpora.resolve("own.txt") == os.path.join(os.path.realpath(tmp_path), "own.txt")
+    assert corpora.resolve("tinyshakespeare", "") == "tinyshakespeare"
+    assert corpora.resolve("own.txt", "") == os.path.join(os.path.realpath(tmp_path), "own.txt")
+    assert corpora.resolve("*.txt", "") == os.path.join(os.getcwd(), "*.txt")
