@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt import corpora, load
-from nanogpt.data import Split, cut
+from nanogpt.corpora import cut
+from nanogpt.data import Split
 from nanogpt.evaluate import evaluate
 
 RESULTS = Path(__file__).parent / "results"

@@ -99,6 +99,8 @@ class EvalArgs:
     """Another text than the run learned from: what train takes as --data."""
     column: str = "text"
     """Where the texts of .jsonl and .parquet are."""
+    separator: str = "\n\n"
+    """What stands between documents."""
     json: Flag = False
     """Print one JSON object instead of a sentence."""
     device: str = "auto"

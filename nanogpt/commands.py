@@ -94,14 +94,17 @@ def tokenize(args: list[str]) -> None:
     from . import corpora, tokenizers
     from .display import drawn_tokens, readable
     from .runs import find_run
+    from .sources import decode
 
     options = parse(TokenizeArgs(), args, "nanogpt tokenize")
-    text = sys.stdin.read() if options.text is None else options.text
+    text = options.text
+    if text is None:
+        text = decode(sys.stdin.buffer.read(), "standard input")
     kind = options.tokenizer
     if not tokenizers.is_kind(kind) and not Path(kind).is_file():
         kind = str(find_run(kind) / "best" / "tokenizer.json")
     learned = corpora.load(options.data) if tokenizers.learns(kind) else ""
-    tokenizer = tokenizers.make(kind, [learned], [learned[: int(0.9 * len(learned))]])
+    tokenizer = tokenizers.make(kind, [learned], [corpora.cut(learned)["train"]])
     ids = tokenizer.encode(text)
     size = len(text.encode())
     ratio = size / max(1, len(ids))
@@ -122,7 +125,8 @@ def evaluate(args: list[str]) -> None:
     """measure a trained model on a whole split"""
     from . import corpora
     from .checkpoint import load
-    from .data import Split, cut
+    from .corpora import cut
+    from .data import Split
     from .devices import pick_device, use_threads
     from .evaluate import Ensemble
     from .evaluate import evaluate as measure
@@ -134,13 +138,16 @@ def evaluate(args: list[str]) -> None:
     device = pick_device(options.device)
     runs = [find_run(run) for run in options.runs or (None,)]
     every = [load(run / "best", device) for run in runs]
-    text = corpora.load(options.data, column=options.column) if options.data else text_of(runs[0])
+    if options.data:
+        text = corpora.load(options.data, None, options.column, options.separator)
+    else:
+        text = text_of(runs[0])
     first = every[0]
     for run, one in zip(runs[1:], every[1:], strict=True):
         if not options.data and text_of(run) != text:
             raise UserError(f"{runs[0]} and {run} learned from two texts: name one with --data")
         if one.tokenizer.to_json() != first.tokenizer.to_json():
-            raise UserError(f"{runs[0]} and {run} have two alphabets: measure each by itself")
+            raise UserError(f"{runs[0]} and {run} have two tokenizers: measure each by itself")
         if one.model.config.block_size != first.model.config.block_size:
             raise UserError(f"{runs[0]} and {run} have two contexts: measure each by itself")
     name = options.split

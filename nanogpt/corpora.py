@@ -16,10 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path, PurePath
+from typing import Literal
 
 from .errors import UserError
 from .files import write_whole
 from .sources import decode, is_pattern, read_texts
+
+SplitName = Literal["train", "val"]
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,21 @@ def load(
 
     data is a name in CORPORA, a file, a folder or a pattern of files (sources.py), an address of
     the web, or - for standard input. With expected, the SHA-256 that the text had, it must still
-    be the same.
+    be the same; a run then has named it, maybe a stranger's, so nothing is fetched or waited for.
     """
+    anew = expected is None
     if data in CORPORA:
         text = _known(data, CORPORA[data])
-    elif data == "-":
+    elif data == "-" and anew:
         text = decode(sys.stdin.buffer.read(), "standard input")
     elif _is_address(data):
-        text = _from_address(data)
-    elif os.path.isfile(data) or is_pattern(data) or (expected is None and os.path.exists(data)):
+        text = _from_address(data, fetch=anew)
+    elif (
+        is_pattern(data)
+        or os.path.isfile(data)
+        or os.path.isdir(data)
+        or (anew and os.path.exists(data))
+    ):
         text = read_texts(data, column, separator)
     else:
         raise UserError(f"there is no file {data}, and the known corpora are {', '.join(CORPORA)}")
@@ -56,6 +65,12 @@ def load(
             f"{data} is not the text that this run learned from: put that one back, or train anew"
         )
     return text
+
+
+def cut(text: str) -> dict[SplitName, str]:
+    """The first 90% of a text to train on, the last 10% to measure with."""
+    n = int(0.9 * len(text))
+    return {"train": text[:n], "val": text[n:]}
 
 
 def sha256(text: str) -> str:
@@ -87,11 +102,11 @@ def _is_address(data: str) -> bool:
     return data.startswith(("http://", "https://"))
 
 
-def _from_address(address: str) -> str:
+def _from_address(address: str, fetch: bool) -> str:
     """The text at an address, kept in the cache; after #sha256= may come the hash of its bytes."""
     url, _, digest = address.partition("#sha256=")
     cached = cache_directory() / f"web-{sha256(url)[:16]}.txt"
-    for raw in _fetched(cached, url):
+    for raw in _fetched(cached, url, fetch):
         if not digest or hashlib.sha256(raw).hexdigest() == digest.lower():
             with suppress(OSError):
                 cached.parent.mkdir(parents=True, exist_ok=True)
@@ -101,9 +116,11 @@ def _from_address(address: str) -> str:
     raise UserError(f"{url} has the SHA-256 {found}, not {digest}: look at what it is now")
 
 
-def _fetched(cached: Path, url: str) -> Iterator[bytes]:
+def _fetched(cached: Path, url: str, fetch: bool) -> Iterator[bytes]:
     with suppress(OSError):
         yield cached.read_bytes()
+    if not fetch:
+        raise UserError(f"the text of {url} is not in the cache: get it with nanogpt data {url}")
     try:
         yield _get(url, None)
     except (OSError, ValueError) as error:

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .corpora import cut
 from .errors import UserError
 from .tokenizers import Tokenizer
 
-SplitName = Literal["train", "val"]
 OrderName = Literal["random", "epochs"]
 
 
@@ -57,12 +57,6 @@ class Split:
             yield x.long(), y.long()
         if whole < len(targets):
             yield inputs[None, whole:].long(), targets[None, whole:].long()
-
-
-def cut(text: str) -> dict[SplitName, str]:
-    """The first 90% of a text to train on, the last 10% to measure with."""
-    n = int(0.9 * len(text))
-    return {"train": text[:n], "val": text[n:]}
 
 
 class Data:

@@ -138,9 +138,13 @@ class Sampler:
         self.row = torch.zeros(1, dtype=torch.long, device=device)
         self.place = AHEAD
         """The same on the host."""
-        self.seen = torch.zeros(B, V, dtype=torch.bool, device=device)
-        for seen, text in zip(self.seen, texts, strict=True):
-            seen[list(text)] = True
+        self.seen = torch.empty(0)
+        """The tokens that each text has (B, V), where there is a penalty for it."""
+        if sampling.repetition_penalty != 1:
+            seen = torch.zeros(B, V, dtype=torch.bool)
+            for row, text in zip(seen, texts, strict=True):
+                row[list(text)] = True
+            self.seen = seen.to(device)
         self.graph = CudaGraph(device, warmup=1) if device.type == "cuda" else None
         self.is_read = False
         """Whether all of each context but its last token is in the cache."""
@@ -190,13 +194,11 @@ class Sampler:
         """Read the contexts from their start, and choose what follows."""
         keep = self.block_size - self.block_size // 4
         self.contexts = [c if len(c) <= self.block_size else c[-keep:] for c in self.contexts]
-        counts = torch.tensor([len(context) for context in self.contexts])
-        tokens = torch.zeros(len(counts), int(counts.max()), dtype=torch.long)
-        for row, context in zip(tokens, self.contexts, strict=True):
-            row[: len(context)] = torch.tensor(context)
+        counts = [len(context) for context in self.contexts]
+        rows = [c + [0] * (max(counts) - len(c)) for c in self.contexts]  # no text: not looked at
         self.cache.length.zero_()
-        self.cache.coming.copy_(counts)
-        logits = self.model(tokens.to(self.tokens.device), self.cache)
+        self.cache.coming.copy_(torch.tensor(counts))
+        logits = self.model(torch.tensor(rows, device=self.tokens.device), self.cache)
         self.cache.advance()
         self.cache.coming.fill_(1)
         self._choose(logits)

@@ -10,7 +10,8 @@ from filelock import FileLock
 from . import __version__, corpora, tokenizers
 from .checkpoint import Checkpoint, Training, load, load_tensors, load_training
 from .config import RunConfig
-from .data import Data, cut
+from .corpora import cut
+from .data import Data
 from .devices import (
     describe,
     pick_device,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .data import cut
+from .corpora import cut
 
 Codes = NDArray[np.int64]
 
@@ -82,13 +82,11 @@ def entropy(codes: Codes, V: int, n: int) -> float:
     """H(x_n | x_1 … x_{n-1}) in nats: that of all n together less that of all but the last."""
 
     def joint(m: int, among: Codes) -> float:
-        if m == 0:
-            return 0.0
         counts = np.unique(windows(among, V, m), return_counts=True)[1]
         p = counts / counts.sum()
         return float(-(p * np.log(p)).sum())
 
-    return joint(n, codes) - joint(n - 1, codes[: len(codes) - 1] if n > 1 else codes)
+    return joint(n, codes) - (joint(n - 1, codes[:-1]) if n > 1 else 0.0)
 
 
 def counted_loss(train: Codes, val: Codes, V: int, n: int) -> float:

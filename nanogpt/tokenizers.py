@@ -28,7 +28,7 @@ class Stream(Protocol):
         """What is whole with this id."""
 
     def end(self) -> str:
-        """What is left: half a character as U+FFFD."""
+        """What is left of a text that ends here."""
 
 
 class Tokenizer(Protocol):
@@ -400,7 +400,7 @@ class _HubStream:
         return self._stream.step(self._tokenizer, token) or ""
 
     def end(self) -> str:
-        """What is left: half a character as U+FFFD."""
+        """Nothing: the library does not give half a character away."""
         return ""
 
 

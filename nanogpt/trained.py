@@ -96,6 +96,8 @@ class Trained:
         Without a prompt it begins at the start of a line. Raises UserError.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            return []
         texts = self.complete(prompts, _writing(how, samples or 1)).finish()
         one = isinstance(prompt, str) and samples is None
         return texts[0].text if one else [text.text for text in texts]

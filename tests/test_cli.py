@@ -1,5 +1,6 @@
 """The commands as a user runs them, and every mistake that a user can make with them."""
 
+import io
 import json
 import math
 import os
@@ -135,7 +136,7 @@ def test_runs_that_cannot_be_measured_together_are_named(
         ("short", "mine and short have two contexts: measure each by itself"),
     ):
         assert nanogpt("eval", run, other) == (2, "", f"nanogpt: {says}\n")
-    says = "mine and more have two alphabets: measure each by itself"
+    says = "mine and more have two tokenizers: measure each by itself"
     assert nanogpt("eval", run, "more", "--data", text_file) == (2, "", f"nanogpt: {says}\n")
     Path("one.txt").write_text("a")
     says = "the text is too short: its all split has 1 tokens; give more text"
@@ -289,15 +290,22 @@ def test_a_run_of_many_documents_goes_on(
 ) -> None:
     rows = [{"body": text[i : i + 600]} for i in range(0, 6000, 600)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    how = ("--data", "*.jsonl", "--column", "body", "--separator", "|")
-    assert nanogpt("train", *how, "--out", "mine", *small)[0] == 0
-    assert nanogpt("train", "--resume", "mine", "--train.steps", 30)[0] == 0
-    answer = json.loads(nanogpt("eval", "mine", "--json")[1])
-    assert answer["tokens"] == 6000 + 9 - int(0.9 * 6009) - 1
-    refused(nanogpt("train", "--data", "*.jsonl", *small), "line 1, has no column text")
+    (tmp_path / "texts").mkdir()
+    Path("a.jsonl").rename("texts/a.jsonl")
+    for data, out in (("texts/*.jsonl", "mine"), ("texts", "other")):
+        how = ("--data", data, "--column", "body", "--separator", "|")
+        assert nanogpt("train", *how, "--out", out, *small)[::2] == (0, "")
+        assert nanogpt("train", "--resume", out, "--train.steps", 30)[::2] == (0, "")
+        answer = json.loads(nanogpt("eval", out, "--json")[1])
+        assert answer["tokens"] == 6000 + 9 - int(0.9 * 6009) - 1
+        answer = json.loads(nanogpt("eval", out, *how, "--json")[1])
+        assert answer["tokens"] == 6000 + 9 - 1
+    refused(nanogpt("train", "--data", "texts", *small), "line 1, has no column text")
 
 
-def test_how_a_text_is_cut(nanogpt: Command, run: Path, text_file: Path) -> None:
+def test_how_a_text_is_cut(
+    nanogpt: Command, run: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     status, out, err = nanogpt("tokenize", "--tokenizer", "byte", "aé\n b")
     assert (status, err) == (0, "")
     drawn = [line.split() for line in out.splitlines()]
@@ -309,6 +317,10 @@ def test_how_a_text_is_cut(nanogpt: Command, run: Path, text_file: Path) -> None
     assert answer["ids"] == load(run / "best").tokenizer.encode("bad,")
     how = ("--tokenizer", "bpe:300", "--data", text_file, "bad,", "--json")
     assert max(json.loads(nanogpt("tokenize", *how)[1])["ids"]) < 300
+    typed = "bad, é".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
+    _, out, _ = nanogpt("tokenize", "--tokenizer", "byte", "--json")
+    assert json.loads(out)["ids"] == list(typed)
     for arguments, says in (
         (("--tokenizer", "nope", "x"), "there is no run nope"),
         (("--tokenizer", "bpe:9", "x"), "tokenizer is bpe:9: 256 tokens are the bytes"),

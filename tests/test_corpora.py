@@ -180,6 +180,17 @@ def test_an_address_that_gives_something_else_is_refused(cache: Path, server: st
     assert corpora.resolve(f"{server}/own.txt", "") == f"{server}/own.txt"
 
 
+def test_a_run_fetches_nothing(cache: Path, server: str) -> None:
+    """Whose address it names may be anybody's."""
+    Path("www", "own.txt").write_bytes(b"abc")
+    address = f"{server}/own.txt"
+    with pytest.raises(UserError, match="is not in the cache: get it with nanogpt data http"):
+        corpora.load(address, corpora.sha256("abc"))
+    assert corpora.load(address) == corpora.load(address, corpora.sha256("abc")) == "abc"
+    with pytest.raises(UserError, match="there is no file -"):
+        corpora.load("-", corpora.sha256("abc"))
+
+
 def test_standard_input_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that learned from it can be resumed, and measured."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("né\n".encode())))

@@ -118,8 +118,9 @@ def test_there_is_always_something_to_draw(
     p = probabilities(torch.tensor([logits]), Sampling(1.0, temperature, top_k, top_p, min_p))[0]
     assert torch.isfinite(p).all()
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
-    assert p[p > 0].min() >= 0
-    assert p[int(torch.tensor(logits).argmax())] > 0
+    # Of those that are the likeliest once they are rounded, at least one stays.
+    plain = probabilities(torch.tensor([logits]), Sampling(1.0, temperature))[0]
+    assert p[plain == plain.max()].max() > 0
 
 
 def test_without_filters_it_is_the_softmax() -> None:
@@ -141,7 +142,9 @@ def test_top_p_keeps_more_the_larger_it_is() -> None:
     assert (kept[-1] == 20).all()
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.floats(0, 1, exclude_max=True))
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=9), st.floats(0, 1, exclude_max=True, width=32)
+)
 def test_a_draw_is_where_the_sum_passes_the_number(weights: list[float], number: float) -> None:
     p = torch.tensor([weights])
     if p.sum() > 1e-3:

@@ -41,6 +41,7 @@ def test_text_in_text_out(run: Path) -> None:
         "ab", max_new_tokens=30, temperature=0.8
     )
     assert nano.generate(["ab", "c"], max_new_tokens=30, temperature=0.9)[0] == text
+    assert nano.generate([]) == []
     several = nano.generate("ab", samples=3, max_new_tokens=30, temperature=0.9)
     assert several[0] == text
     assert len(set(several)) == 3
