@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanogpt.errors import Stopped, UserError
-from nanogpt.generate import AHEAD, Sampler, Sampling, draw, generate, generators, probabilities
+from nanogpt.generate import (
+    AHEAD,
+    Sampler,
+    Sampling,
+    draw,
+    generate,
+    generators,
+    penalised,
+    probabilities,
+)
 from nanogpt.models import (
     GPT,
     Bigram,
@@ -208,6 +217,12 @@ def test_logprobs_are_the_model_s_own(model: Model) -> None:
             expected = model(torch.tensor([seen]))[0, -1].log_softmax(-1)[token].item()
         assert logprobs[0] == pytest.approx(expected, abs=1e-5)
         seen.append(token)
+
+
+def test_a_penalty_moves_every_logit_down() -> None:
+    logits = torch.tensor([[2.0, -2.0, 2.0, -2.0, 0.0]])
+    seen = torch.tensor([[True, True, False, False, True]])
+    assert penalised(logits, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0, 0.0]]
 
 
 def test_a_repetition_penalty_is_what_is_written_out(model: Model) -> None:

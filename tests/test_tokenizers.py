@@ -149,6 +149,39 @@ def test_what_the_file_says_of_length_and_padding_is_left_out() -> None:
     assert read.decode([256, 257]) == "ab<end>" == streamed(read, [256, 257])
 
 
+def test_a_length_in_the_file_cuts_no_text(word_piece: HubTokenizer) -> None:
+    """The same where the library itself encodes."""
+    one = library.Tokenizer.from_str(json.dumps(word_piece.to_json()))
+    one.enable_truncation(2)
+    one.enable_padding(length=8)
+    assert HubTokenizer(json.loads(one.to_str())).encode("to be to be to") == [1, 2, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Lowercase"}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {
+            "pre_tokenizer": {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": True,
+                "use_regex": True,
+            }
+        },
+    ],
+)
+def test_byte_pairs_that_are_not_gpt2_s_are_those_of_the_library(
+    bpe: HubTokenizer, change: dict[str, Any]
+) -> None:
+    saved = bpe.to_json() | change
+    other, hub = HubTokenizer(saved), library.Tokenizer.from_str(json.dumps(saved))
+    assert not other.cuts_at_spaces
+    for text in LANGUAGES:
+        assert other.encode(text) == hub.encode(text).ids
+
+
 def test_ids_follow_the_code_points() -> None:
     assert CharTokenizer("cab!").encode("!abc") == [0, 1, 2, 3]
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from nanogpt.errors import UserError
 from nanogpt.models import Bigram, BigramConfig
-from nanogpt.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
-from nanogpt.writing import Completions, Writing, _Growing, _overlap, begin
+from nanogpt.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, train_bpe
+from nanogpt.writing import Completions, Text, Writing, _Growing, _overlap, begin
 
 
 def parrot(text: str, tokenizer: Tokenizer) -> Bigram:
@@ -59,7 +59,7 @@ def test_what_may_be_a_stop_string_is_held_back_and_not_lost() -> None:
 def test_a_text_ends_where_the_first_stop_string_begins(text: str, stop: list[str]) -> None:
     """Against str.find over the whole text, each end of a stop string tried in turn."""
     tokenizer = ByteTokenizer()
-    growing = _Growing(_text(), tokenizer, stop)
+    growing = _Growing(Text(""), tokenizer, stop)
     shown = ""
     for token in tokenizer.encode(text):
         shown += growing.push(token)
@@ -75,10 +75,12 @@ def test_a_text_ends_where_the_first_stop_string_begins(text: str, stop: list[st
     assert growing.text.stopped == bool(ends)
 
 
-def _text() -> Any:
-    from nanogpt.writing import Text
-
-    return Text("")
+def test_of_two_stop_strings_in_one_token_the_first_counts() -> None:
+    for stop in (("b", "d"), ("d", "b")):
+        growing = _Growing(Text(""), train_bpe(["abcde abcde"], 260), stop)
+        tokens = train_bpe(["abcde abcde"], 260).encode("abcde")
+        assert len(tokens) == 1
+        assert growing.push(tokens[0]) == growing.text.text == "a"
 
 
 def test_overlap() -> None:
