@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from texts import LANGUAGES
 
+from nanogpt.byte_pairs import HubTokenizer, train_bpe
 from nanogpt.cli import main
 from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.models import GPTConfig
@@ -50,6 +52,12 @@ def text_file(tmp_path: Path, text: str) -> Path:
     file = tmp_path / "words.txt"
     file.write_text(text, encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="session")
+def bpe() -> HubTokenizer:
+    """A small one, of five languages."""
+    return train_bpe(LANGUAGES * 3, 400)
 
 
 Answer = tuple[int, str, str]

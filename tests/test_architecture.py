@@ -8,7 +8,8 @@ import nanogpt
 HOME = Path(nanogpt.__file__).parent
 LAYERS = [
     {"errors", "schema", "interrupts"},
-    {"files", "arguments", "sources"},
+    {"files", "arguments", "sources", "streams"},
+    {"byte_pairs"},
     {"devices", "tokenizers", "corpora", "optim", "models", "plots"},
     {"data", "gpu", "runs", "state"},
     {"generate", "survey"},
@@ -90,7 +91,7 @@ def keepers(library: str) -> set[str]:
 
 def test_each_door_has_one_keeper() -> None:
     assert keepers("tyro") == {"arguments"}
-    assert keepers("tokenizers") == keepers("tiktoken") == {"tokenizers"}
+    assert keepers("tokenizers") == keepers("tiktoken") == {"byte_pairs"}
     assert keepers("safetensors") == {"checkpoint"}
     assert keepers("filelock") == {"runs", "start"}
     assert keepers("pooch") == {"corpora"}

@@ -1,27 +1,25 @@
 """The commands as a user runs them, and every mistake that a user can make with them."""
 
-import io
 import json
-import math
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
 
-from nanogpt import __version__, commands
+from nanogpt import __version__
 from nanogpt.checkpoint import Checkpoint, load, save
 from nanogpt.commands import COMMANDS
 from nanogpt.errors import harmless
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.presets import PRESETS
-from nanogpt.tokenizers import CharTokenizer, make
+from nanogpt.tokenizers import CharTokenizer
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
@@ -166,170 +164,6 @@ def test_several_samples(nanogpt: Command, run: Path) -> None:
     assert len(others) == 2
     assert len({first, *others}) == 3
     assert first == nanogpt("sample", run, "--max-new-tokens", 40)[1]
-
-
-def test_several_prompts_are_continued_at_once(nanogpt: Command, run: Path) -> None:
-    prompts = ("--prompt", "bad,", "--prompt", "a", "--samples", 2)
-    _, out, err = nanogpt("sample", run, *prompts, "--max-new-tokens", 12)
-    parts = re.split(r"--- \d of 4 ---\n", out)[1:]
-    assert [len(part) for part in parts] == [17, 17, 14, 14]
-    assert [part[:1] for part in parts] == ["b", "b", "a", "a"]
-    assert err == ""
-
-
-def test_a_sample_for_programs(nanogpt: Command, run: Path) -> None:
-    how = ("--prompt", "bad,", "--max-new-tokens", 12)
-    _, out, _ = nanogpt("sample", run, *how, "--samples", 2, "--json")
-    answers = [json.loads(line) for line in out.splitlines()]
-    assert [len(a["text"]) for a in answers] == [12, 12]
-    assert [len(a["logprobs"]) for a in answers] == [12, 12]
-    assert all(a["prompt"] == "bad," and max(a["logprobs"]) <= 0 for a in answers)
-    text, stop, _ = answers[0]["text"].partition(answers[0]["text"][5])
-    answer = json.loads(nanogpt("sample", run, *how, "--stop", stop, "--json")[1])
-    assert (answer["text"], answer["stopped"]) == (text, True)
-
-
-def test_what_the_user_should_know_of_a_prompt(nanogpt: Command, run: Path) -> None:
-    _, _, err = nanogpt("sample", run, "--max-new-tokens", 1)
-    assert err == "nanogpt: no prompt: the text begins at the start of a line\n"
-    _, out, err = nanogpt("sample", run, "--prompt", "bad, " * 5, "--max-new-tokens", 1)
-    assert err == "nanogpt: the model sees the last 16 of the prompt's 25 tokens\n"
-    assert out.startswith("bad, " * 5)
-
-
-def test_prompts_from_a_terminal(
-    nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each is continued, another way when it comes again; a mistake costs a line, no more."""
-    typed = iter(["bad,", "bad,", "bad ü", "bad,"])
-
-    def answer(_: str) -> str:
-        if (line := next(typed, None)) is None:
-            raise EOFError
-        return line
-
-    monkeypatch.setattr("builtins.input", answer)
-    status, out, err = nanogpt("sample", run, "--interactive", "--max-new-tokens", 10)
-    texts = re.findall(r"bad,([^|]{10})\n", out)
-    assert status == 0
-    assert len(set(texts)) == len(texts) == 3
-    assert err.startswith("nanogpt: Ctrl-C ends a text, Ctrl-D all\n")
-    assert "nanogpt: the tokenizer does not know the character 'ü' (U+00FC)" in err
-    answer_ = nanogpt("sample", run, "--interactive", "--prompt", "a")
-    refused(answer_, "--interactive asks for its prompts")
-
-
-def test_ctrl_c_ends_the_text_and_not_the_program(
-    nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    typed: Iterator[str | BaseException] = iter(["a", KeyboardInterrupt(), "a", EOFError()])
-    texts = []
-
-    def answer(_: str) -> str:
-        given = next(typed)
-        if isinstance(given, str):
-            return given
-        raise given
-
-    def interrupted(*_: object) -> None:
-        texts.append(1)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("builtins.input", answer)
-    monkeypatch.setattr(commands, "_write", interrupted)
-    assert nanogpt("sample", run, "--interactive")[0] == 0
-    assert len(texts) == 2
-
-
-@pytest.mark.parametrize("kind", ["byte", "bpe:300", "hub"])
-def test_with_any_tokenizer_from_nothing_to_text(
-    nanogpt: Command, small: list[str], tmp_path: Path, kind: str, text: str
-) -> None:
-    """It travels with the checkpoint: nothing names it again, and a resume needs no file of it."""
-    text = text.replace("a", "é").replace("b", "问")
-    words = tmp_path / "words.txt"
-    words.write_text(text, encoding="utf-8")
-    if kind == "hub":
-        kind = "mine.json"
-        Path(kind).write_text(json.dumps(make("bpe:280", [], [text]).to_json()))
-    status, out, err = nanogpt(
-        "train", "--tokenizer", kind, "--data", words, "--out", "mine", *small
-    )
-    assert (status, err) == (0, "")
-    assert "It writes:" in out
-    Path("mine.json").unlink(missing_ok=True)
-    metrics = [json.loads(line) for line in Path("mine/metrics.jsonl").read_text().splitlines()]
-    answer = json.loads(nanogpt("eval", "mine", "--json")[1])
-    best = min((m for m in metrics if "val_loss" in m), key=lambda m: m["val_loss"])
-    assert answer["bits_per_byte"] == pytest.approx(best["bits_per_byte"])
-    val = text[int(0.9 * len(text)) :]
-    ids = load(Path("mine/best")).tokenizer.encode(val)
-    assert answer["tokens"] == len(ids) - 1
-    per_byte = answer["loss"] / math.log(2) * len(ids) / len(val.encode())
-    assert answer["bits_per_byte"] == pytest.approx(per_byte)
-    resumed = ("train", "--resume", "mine", "--train.steps", 30)
-    assert nanogpt(*resumed)[0] == 0
-    says = f"--tokenizer is char, and this run began with {kind}"
-    refused(nanogpt(*resumed, "--tokenizer", "char"), says)
-    assert nanogpt("sample", "mine", "--prompt", "问é, 😀", "--max-new-tokens", 5)[0] == 0
-
-
-def test_what_a_text_is_like(nanogpt: Command, text_file: Path, text: str) -> None:
-    status, out, err = nanogpt("data", text_file)
-    assert (status, err) == (0, "")
-    assert "6,000 bytes, 6,000 characters" in out
-    assert re.search(r"trigrams +\d\.\d{4} +\d\.\d{4} +\d\.\d{4}", out)
-    answer = json.loads(nanogpt("data", text_file, "--json")[1])
-    assert answer["alphabet"] == "".join(sorted(set(text)))
-    assert [each["n"] for each in answer["ngrams"]] == [1, 2, 3]
-    refused(nanogpt("data", "nope.txt"), "there is no file nope.txt")
-
-
-def test_a_run_of_many_documents_goes_on(
-    nanogpt: Command, small: list[str], text: str, tmp_path: Path
-) -> None:
-    rows = [{"body": text[i : i + 600]} for i in range(0, 6000, 600)]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "texts").mkdir()
-    Path("a.jsonl").rename("texts/a.jsonl")
-    for data, out in (("texts/*.jsonl", "mine"), ("texts", "other")):
-        how = ("--data", data, "--column", "body", "--separator", "|")
-        assert nanogpt("train", *how, "--out", out, *small)[::2] == (0, "")
-        assert nanogpt("train", "--resume", out, "--train.steps", 30)[::2] == (0, "")
-        answer = json.loads(nanogpt("eval", out, "--json")[1])
-        assert answer["tokens"] == 6000 + 9 - int(0.9 * 6009) - 1
-        answer = json.loads(nanogpt("eval", out, *how, "--json")[1])
-        assert answer["tokens"] == 6000 + 9 - 1
-    refused(nanogpt("train", "--data", "texts", *small), "line 1, has no column text")
-
-
-def test_how_a_text_is_cut(
-    nanogpt: Command, run: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    status, out, err = nanogpt("tokenize", "--tokenizer", "byte", "aé\n b")
-    assert (status, err) == (0, "")
-    drawn = [line.split() for line in out.splitlines()]
-    assert drawn[:2] == [["a", "\\xc3", "\\xa9", "↵"], ["97", "195", "169", "10"]]
-    assert drawn[2:4] == [["·", "b"], ["32", "98"]]
-    assert "6 tokens of 256 for 6 bytes: 1.00 bytes per token" in out
-    answer = json.loads(nanogpt("tokenize", "--tokenizer", run, "bad,", "--json")[1])
-    assert answer["tokens"] == ["b", "a", "d", ","]
-    assert answer["ids"] == load(run / "best").tokenizer.encode("bad,")
-    how = ("--tokenizer", "bpe:300", "--data", text_file, "bad,", "--json")
-    text = text_file.read_text() + "bad," * 160  # most of it in the last tenth
-    text_file.write_text(text)
-    learned = make("bpe:300", [], [text[: int(0.9 * len(text))]])
-    assert json.loads(nanogpt("tokenize", *how)[1])["ids"] == learned.encode("bad,")
-    typed = "bad, é".encode()
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
-    _, out, _ = nanogpt("tokenize", "--tokenizer", "byte", "--json")
-    assert json.loads(out)["ids"] == list(typed)
-    for arguments, says in (
-        (("--tokenizer", "nope", "x"), "there is no run nope"),
-        (("--tokenizer", "bpe:9", "x"), "tokenizer is bpe:9: 256 tokens are the bytes"),
-        (("--tokenizer", run, "é"), "the tokenizer does not know the character 'é' (U+00E9)"),
-    ):
-        refused(nanogpt("tokenize", *arguments), says)
 
 
 def test_an_alphabet_without_line_breaks_can_be_sampled(nanogpt: Command) -> None:

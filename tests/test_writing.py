@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanogpt.byte_pairs import train_bpe
 from nanogpt.errors import UserError
 from nanogpt.models import Bigram, BigramConfig
-from nanogpt.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, train_bpe
+from nanogpt.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from nanogpt.writing import Completions, Text, Writing, _Growing, _overlap, begin
 
 

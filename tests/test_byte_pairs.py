@@ -1,0 +1,117 @@
+"""Byte pairs against both libraries for them, over texts of many languages."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiktoken
+import tokenizers as library
+from hypothesis import given
+from hypothesis import strategies as st
+from texts import LANGUAGES, streamed, texts
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from nanogpt.byte_pairs import GPT2_PATTERN, HubTokenizer, train_bpe
+from nanogpt.errors import UserError
+from nanogpt.tokenizers import (
+    from_file,
+)
+
+
+@pytest.fixture(scope="module")
+def word_piece() -> HubTokenizer:
+    """One whose ids do not stand for bytes of their own."""
+    vocabulary = {"[UNK]": 0, "to": 1, "be": 2, "##ing": 3, "or": 4}
+    one = library.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    one.normalizer = normalizers.Lowercase()
+    one.pre_tokenizer = pre_tokenizers.Whitespace()
+    one.decoder = decoders.WordPiece()
+    return HubTokenizer(json.loads(one.to_str()))
+
+
+@given(texts | st.text() | st.sampled_from(LANGUAGES))
+def test_byte_pairs_are_those_of_both_libraries(bpe: HubTokenizer, text: str) -> None:
+    ids = bpe.encode(text)
+    hub = library.Tokenizer.from_str(json.dumps(bpe.to_json()))
+    assert ids == hub.encode(text).ids
+    ranks = {bpe.piece(i): i for i in range(bpe.vocab_size)}
+    fast = tiktoken.Encoding("x", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    assert ids == fast.encode_ordinary(text)
+    assert bpe.encode_batch([text, "the"], 2) == [ids, bpe.encode("the")]
+
+
+@given(texts)
+def test_a_cut_before_a_space_changes_nothing(bpe: HubTokenizer, text: str) -> None:
+    assert bpe.cuts_at_spaces
+    whole = bpe.encode(text)
+    for i in range(1, len(text)):
+        if text[i].isspace() and not text[i - 1].isspace():
+            assert bpe.encode(text[:i]) + bpe.encode(text[i:]) == whole
+
+
+def test_byte_pairs_merge_what_comes_most() -> None:
+    """By hand: of "ab ab ab cab", ab first, then a space before it."""
+    tokenizer = train_bpe(["ab ab ab cab"], 258)
+    assert [tokenizer.piece(i) for i in (256, 257)] == [b"ab", b" ab"]
+    assert [tokenizer.piece(i) for i in tokenizer.encode("ab abb")] == [b"ab", b" ab", b"b"]
+
+
+def test_others_of_the_library_are_read_too(word_piece: HubTokenizer, tmp_path: Path) -> None:
+    assert word_piece.encode("To being or") == [1, 2, 3, 4]
+    assert not word_piece.cuts_at_spaces
+    assert word_piece.encode_batch(["to", "be"], 2) == [[1], [2]]
+    assert streamed(word_piece, [1, 2, 3, 4]) == word_piece.decode([1, 2, 3, 4]) == "to being or"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(word_piece.to_json()))
+    assert from_file(tmp_path / "tokenizer.json").encode("be") == [2]
+
+
+def test_what_the_file_says_of_length_and_padding_is_left_out() -> None:
+    """A tokenizer.json may cut texts to 512 tokens, and add marks: that is for its own model."""
+    one = library.Tokenizer.from_str(json.dumps(train_bpe(["ab ab"], 257).to_json()))
+    one.add_special_tokens(["<end>"])
+    one.enable_truncation(3)
+    one.enable_padding(length=8, pad_token="<end>", pad_id=257)
+    read = HubTokenizer(json.loads(one.to_str()))
+    assert len(read.encode("abc" * 9)) == 18
+    # What marks the end of a document is read where a text has it, and written the same.
+    assert read.encode("ab<end>") == [256, 257] == one.encode("ab<end>").ids[:2]
+    assert read.decode([256, 257]) == "ab<end>" == streamed(read, [256, 257])
+
+
+def test_a_length_in_the_file_cuts_no_text(word_piece: HubTokenizer) -> None:
+    """The same where the library itself encodes."""
+    one = library.Tokenizer.from_str(json.dumps(word_piece.to_json()))
+    one.enable_truncation(2)
+    one.enable_padding(length=8)
+    assert HubTokenizer(json.loads(one.to_str())).encode("to be to be to") == [1, 2, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Lowercase"}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {
+            "pre_tokenizer": {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": True,
+                "use_regex": True,
+            }
+        },
+    ],
+)
+def test_byte_pairs_that_are_not_gpt2_s_are_those_of_the_library(
+    bpe: HubTokenizer, change: dict[str, Any]
+) -> None:
+    saved = bpe.to_json() | change
+    other, hub = HubTokenizer(saved), library.Tokenizer.from_str(json.dumps(saved))
+    assert not other.cuts_at_spaces
+    for text in LANGUAGES:
+        assert other.encode(text) == hub.encode(text).ids
+
+
+def test_a_text_without_pairs_gives_bytes() -> None:
+    with pytest.raises(UserError, match="or take --tokenizer byte"):
+        train_bpe([""], 300)

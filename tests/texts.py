@@ -1,0 +1,27 @@
+"""Texts of many languages, and what can be made of their parts."""
+
+from hypothesis import strategies as st
+
+from nanogpt.tokenizers import Tokenizer
+
+LANGUAGES = [
+    "To be, or not to be: that's the question.\n\n  We'll see 1,234 things.",
+    "生存还是毁灭,这是一个问题。\r\n",
+    "होना या न होना, यही सवाल है।",
+    "أكون أو لا أكون، ذلك هو السؤال",
+    "\ufeff👩‍👩‍👧 and 🏴‍☠️ \x00\t e\u0301 no newline at the end",
+]
+# Words that come again, and spaces of all kinds between them, so that there is something to merge.
+parts = st.lists(
+    st.sampled_from(
+        ["the", " the", " then", "'s", "\n", " ", "  ", "\t", "\r\n", "é", "问题", "1", "22"]
+    )
+    | st.text(max_size=4)
+)
+texts = parts.map("".join)
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Ids as text, one by one."""
+    stream = tokenizer.stream()
+    return "".join([stream.push(i) for i in ids]) + stream.end()
