@@ -54,6 +54,8 @@ class SampleArgs:
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights; auto is bfloat16 on a GPU that has it, float32 elsewhere."""
+    cuda_graph: bool = True
+    """Capture a step once and replay it, on a CUDA device."""
 
 
 @dataclass(frozen=True)

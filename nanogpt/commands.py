@@ -52,7 +52,7 @@ def train(args: list[str]) -> None:
     console.print(result_table(result))
     console.print("\n[bold]It writes:[/]")
     best = load(result.run.out, str(result.run.device))
-    _write(best, [""], _how(SampleArgs(seed=config.seed)))
+    _write(best, [""], _how(SampleArgs(seed=config.seed, cuda_graph=config.train.cuda_graph)))
 
 
 def _resumed(args: list[str]) -> tuple[Path | None, list[str]]:
@@ -256,6 +256,7 @@ def _how(options: SampleArgs) -> "Writing":
         stop=options.stop,
         seed=options.seed,
         logprobs=options.json,
+        cuda_graph=options.cuda_graph,
         sampling=Sampling(
             repetition_penalty=options.repetition_penalty,
             temperature=options.temperature,

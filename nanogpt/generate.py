@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import Stopped, UserError
-from .gpu import CudaGraph
+from .gpu import CannotCapture, CudaGraph
 from .models import Model
 from .models.cache import Cache
 
@@ -119,6 +119,7 @@ class Sampler:
         sampling: Sampling,
         numbers: Sequence[torch.Generator],
         logprobs: bool = False,
+        cuda_graph: bool = True,
     ) -> None:
         """Texts as tokens, each with the generator of its own numbers; none of them empty."""
         B, V = len(texts), model.config.vocab_size
@@ -145,7 +146,8 @@ class Sampler:
             for row, text in zip(seen, texts, strict=True):
                 row[list(text)] = True
             self.seen = seen.to(device)
-        self.graph = CudaGraph(device, warmup=1) if device.type == "cuda" else None
+        captures = cuda_graph and device.type == "cuda"
+        self.graph = CudaGraph(device, warmup=1) if captures else None
         self.is_read = False
         """Whether all of each context but its last token is in the cache."""
 
@@ -164,7 +166,7 @@ class Sampler:
             if self.is_read and left >= 0:
                 n = min(steps, ahead, AHEAD - first, left + 1)
                 for _ in range(n):
-                    self.graph.run(self._step) if self.graph else self._step()
+                    self._take_one()
             else:
                 n = 1
                 self._read()
@@ -210,6 +212,18 @@ class Sampler:
         logits = self.model(self.tokens, self.cache)
         self.cache.advance()
         self._choose(logits)
+
+    def _take_one(self) -> None:
+        if self.graph is None:
+            self._step()
+            return
+        try:
+            self.graph.run(self._step)
+        except CannotCapture as error:
+            raise Stopped(
+                f"writing cannot be captured in a CUDA graph ({error}); without, it is slower: "
+                f"nanogpt sample --no-cuda-graph"
+            ) from None
 
     def _choose(self, logits: Tensor) -> None:
         """Draw the tokens that follow, from logits (B, 1, V)."""

@@ -20,6 +20,8 @@ class Writing:
     """A text ends before the first of these that comes."""
     seed: int = 1337
     logprobs: bool = False
+    cuda_graph: bool = True
+    """Capture a step once and replay it, on a CUDA device."""
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
@@ -87,7 +89,7 @@ class Completions:
         self.texts = [growing.text for growing in self._growing]
         tokens = [begin(tokenizer, prompt) for prompt in every]
         numbers = generators(how.seed, len(tokens))
-        self._sampler = Sampler(model, tokens, how.sampling, numbers, how.logprobs)
+        self._sampler = Sampler(model, tokens, how.sampling, numbers, how.logprobs, how.cuda_graph)
         self._tokens = how.max_new_tokens
 
     def __iter__(self) -> Iterator[tuple[int, str]]:

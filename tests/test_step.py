@@ -274,3 +274,12 @@ main(sys.argv[1:])
     assert done.returncode == 1
     done = subprocess.run([*command, *says[1].split()], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+    written = ["sample", "mine", "--prompt", "a", "--device", "cuda"]
+    done = subprocess.run([*command, *written], capture_output=True, text=True)
+    assert re.fullmatch(
+        r"nanogpt: writing cannot be captured in a CUDA graph \(.+\); without, it is slower: "
+        r"nanogpt sample --no-cuda-graph\n",
+        done.stderr,
+    ), done.stderr
+    done = subprocess.run([*command, *written, "--no-cuda-graph"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
