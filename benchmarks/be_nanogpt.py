@@ -46,6 +46,7 @@ def measure(
 
     from nanogpt import corpora
     from nanogpt.data import Data, Split
+    from nanogpt.encoding import encode
     from nanogpt.evaluate import evaluate
     from nanogpt.tokenizers import CharTokenizer
 
@@ -60,10 +61,10 @@ def measure(
             logits: Tensor = self.model(tokens, tokens)[0]
             return logits
 
-    text, device = corpora.load("tinyshakespeare"), program["device"]
-    tokenizer, evaluations, lowest = CharTokenizer(text), [], math.inf
-    val = Data(text, tokenizer, device).splits["val"]
-    other = Split(unseen_text(), tokenizer, device)
+    corpus, device = corpora.load("tinyshakespeare"), program["device"]
+    tokenizer, evaluations, lowest = CharTokenizer(corpus.text()), [], math.inf
+    val = Data(corpus, tokenizer, device).splits["val"]
+    other = Split(encode(unseen_text(), tokenizer), device)
     for step, seconds, shape in saved:
         model = program["GPT"](program["GPTConfig"](**shape)).to(device)
         model.load_state_dict(load_file(folder / str(step)))

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt import corpora, load
-from nanogpt.corpora import cut
+from nanogpt.corpora import Corpus, corpus_of
 from nanogpt.data import Split
+from nanogpt.encoding import encode
 from nanogpt.evaluate import evaluate
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,15 +37,15 @@ def timed(command: Sequence[str]) -> tuple[str, float, float]:
     return output, time.time() - began, usage.ru_maxrss / 1024
 
 
-def unseen_text() -> str:
+def unseen_text() -> Corpus:
     """A Midsummer Night's Dream and some more, as long as the validation split.
 
     The beginning of the plays that are not in Tiny Shakespeare, without what it has no symbol for.
     """
     known = corpora.load("tinyshakespeare")
-    symbols = set(known)
-    kept = (c for c in corpora.load("shakespeare-rest") if c in symbols)
-    return "".join(islice(kept, len(cut(known)["val"])))
+    symbols, size = set(known.text()), len("".join(known.part("val")))
+    kept = (c for c in corpora.load("shakespeare-rest").text() if c in symbols)
+    return corpus_of("".join(islice(kept, size)))
 
 
 def nanogpt_train(
@@ -66,7 +67,7 @@ def nanogpt_train(
         written = (out / "best" / "SHA256SUMS").stat().st_mtime - began
         described = json.loads((out / "run.json").read_text())
         kept = load(out)
-        tokens = Split(unseen_text(), kept.tokenizer, next(kept.model.parameters()).device)
+        tokens = Split(encode(unseen_text(), kept.tokenizer), next(kept.model.parameters()).device)
         unseen = evaluate(kept.model, tokens).loss
         if keep:
             shutil.move(out, keep)

@@ -72,7 +72,7 @@ def theirs(checkout: Path, flags: str) -> Result:
         copy = Path(directory) / "nanoGPT"
         shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git"))
         folder = copy / "data" / "shakespeare_char"
-        (folder / "input.txt").write_text(corpora.load("tinyshakespeare"), encoding="utf-8")
+        (folder / "input.txt").write_text(corpora.load("tinyshakespeare").text(), encoding="utf-8")
         subprocess.run([sys.executable, "prepare.py"], cwd=folder, check=True, stdout=sys.stderr)
         child = Path(__file__).with_name("be_nanogpt.py")
         command = [sys.executable, str(child), str(copy), str(time.time()), f"--flags={flags}"]

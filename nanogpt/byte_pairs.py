@@ -4,9 +4,13 @@ They are learned by the library tokenizers, and encoded by tiktoken where it doe
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import UserError
 from .streams import PieceStream, Stream, utf8
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 # GPT-2's way to cut a text before any pair is merged, so that no token crosses from a word into
 # what follows it: contractions, words, numbers, other signs, each with a space before it; spaces.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+AT_SPACES, AT_LINES = r"(?<=\S)[ \n]", r"(?<=\n)"
 
 
 def train_bpe(parts: Iterable[str], vocab_size: int) -> "HubTokenizer":
@@ -67,6 +73,8 @@ class HubTokenizer:
         if not vocabulary:
             raise ValueError("its vocabulary is empty")
         self.vocab_size = max(vocabulary.values()) + 1
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._special = {token.content for token in added}
         if self.vocab_size > 2 * len(vocabulary) + 1000:
             raise ValueError(f"its ids go up to {self.vocab_size}, of which most are not used")
 
@@ -74,23 +82,26 @@ class HubTokenizer:
         """The ids of a text; what marks the beginning or the end of one is not added."""
         utf8(text)
         if self._fast:
-            return self._fast.encode(text, allowed_special="all")
+            return self._fast.encode(text, allowed_special=self._special, disallowed_special=())
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """The ids of each text; several at a time."""
+    def encode_array(self, text: str) -> NDArray[np.uint32]:
+        """encode(), as an array (N,); several threads can do it at a time."""
         if self._fast:
-            return self._fast.encode_batch(list(texts), num_threads=threads, allowed_special="all")
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [each.ids for each in encoded]
+            return self._fast.encode_to_numpy(
+                text, allowed_special=self._special, disallowed_special=()
+            )
+        return np.array(self.encode(text), dtype=np.uint32)
 
     @property
-    def cuts_at_spaces(self) -> bool:
-        """Whether a text may be cut before any space that follows no space, and encoded in parts.
+    def boundary(self) -> str:
+        """Where a text may be cut and encoded in parts, as a regular expression of what follows.
 
-        With GPT-2's pattern no token goes across there, and nothing looks back.
+        With GPT-2's pattern no token goes across a space that follows no space, and nothing looks
+        back. Of other tokenizers nothing is known: at the start of a line a cut does least harm.
         """
-        return self._fast is not None
+        spaced = any(re.search(r"\s", token) for token in self._special)
+        return AT_SPACES if self._fast and not spaced else AT_LINES
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids. Bytes that are no UTF-8, as a model may write them, become U+FFFD."""
@@ -159,6 +170,9 @@ class HubTokenizer:
             return None
         import tiktoken
 
+        # Without a special token tiktoken looks for the empty one, at every character, which takes
+        # as long as all the rest. This one is never allowed, so that it is text as any other.
+        special = special or {"<|never|>": self.vocab_size}
         return tiktoken.Encoding(
             "nanogpt", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
         )

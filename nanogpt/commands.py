@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,18 +94,26 @@ def tokenize(args: list[str]) -> None:
 
     from . import corpora, tokenizers
     from .display import drawn_tokens, readable
+    from .encoding import tokenizer_of
     from .runs import find_run
-    from .sources import decode
+    from .sources import decoded, empty
+    from .terminal import Bar
 
     options = parse(TokenizeArgs(), args, "nanogpt tokenize")
     text = options.text
     if text is None:
-        text = decode(sys.stdin.buffer.read(), "standard input")
+        text = "".join(decoded(sys.stdin.buffer, "standard input"))
+        if not text:
+            raise empty("standard input")
     kind = options.tokenizer
     if not tokenizers.is_kind(kind) and not Path(kind).is_file():
         kind = str(find_run(kind) / "best" / "tokenizer.json")
-    learned = corpora.load(options.data) if tokenizers.learns(kind) else ""
-    tokenizer = tokenizers.make(kind, [learned], [corpora.cut(learned)["train"]])
+    if tokenizers.learns(kind):
+        with Bar(Console()) as bar:
+            learned = corpora.load(options.data, progress=bar.tell)
+            tokenizer = tokenizer_of(kind, learned, 0.1, bar.tell)
+    else:
+        tokenizer = tokenizers.make(kind, [], [])
     ids = tokenizer.encode(text)
     size = len(text.encode())
     ratio = size / max(1, len(ids))
@@ -123,28 +132,33 @@ def tokenize(args: list[str]) -> None:
 
 def evaluate(args: list[str]) -> None:
     """measure a trained model on a whole split"""
+    from rich.console import Console
+
     from . import corpora
     from .checkpoint import load
-    from .corpora import cut
     from .data import Split
     from .devices import pick_device, use_threads
+    from .encoding import encode
     from .evaluate import Ensemble
     from .evaluate import evaluate as measure
     from .runs import find_run
     from .start import text_of
+    from .terminal import Bar
 
     options = parse(EvalArgs(), args, "nanogpt eval")
     use_threads()
     device = pick_device(options.device)
     runs = [find_run(run) for run in options.runs or (None,)]
     every = [load(run / "best", device) for run in runs]
-    if options.data:
-        text = corpora.load(options.data, None, options.column, options.separator)
-    else:
-        text = text_of(runs[0])
+    with Bar(Console()) as bar:
+        if options.data:
+            corpus = corpora.load(options.data, None, options.column, options.separator, bar.tell)
+            val_fraction = 0.1
+        else:
+            corpus, val_fraction = text_of(runs[0], bar.tell)
     first = every[0]
     for run, one in zip(runs[1:], every[1:], strict=True):
-        if not options.data and text_of(run) != text:
+        if not options.data and text_of(run)[0].facts != corpus.facts:
             raise UserError(f"{runs[0]} and {run} learned from two texts: name one with --data")
         if one.tokenizer.to_json() != first.tokenizer.to_json():
             raise UserError(f"{runs[0]} and {run} have two tokenizers: measure each by itself")
@@ -153,8 +167,9 @@ def evaluate(args: list[str]) -> None:
     name = options.split
     if name == "auto":
         name = "all" if options.data else "val"
-    part = text if name == "all" else cut(text)[name]
-    split = Split(part, first.tokenizer, device)
+    part = None if name == "all" else name
+    with Bar(Console()) as bar:
+        split = Split(encode(corpus, first.tokenizer, part, val_fraction, bar.tell), device)
     split.require(1, name)
     model = first.model if len(every) == 1 else Ensemble([one.model for one in every])
     found = measure(model, split)
@@ -183,9 +198,12 @@ def data(args: list[str]) -> None:
     from . import corpora
     from .display import survey_tables
     from .survey import survey
+    from .terminal import Bar
 
     options = parse(DataArgs(), args, "nanogpt data")
-    found = survey(corpora.load(options.data, None, options.column, options.separator))
+    with Bar(Console()) as bar:
+        load = partial(corpora.load, column=options.column, separator=options.separator)
+        found = survey(load(options.data, progress=bar.tell), bar.tell)
     if options.json:
         print(json.dumps(asdict(found)))
         return

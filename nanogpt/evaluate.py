@@ -51,7 +51,7 @@ def evaluate(model: Model | Ensemble, split: Split) -> Evaluation:
     """The mean loss over every token of a split but the first, which nothing precedes."""
     block_size = model.config.block_size
     # Enough to keep a GPU busy; on a CPU what its caches hold.
-    at_a_time = 2048 if split.tokens.device.type == "cpu" else 8192
+    at_a_time = 2048 if split.device.type == "cpu" else 8192
     batch_size = max(1, at_a_time // block_size)
     was_training = model.training
     model.eval()

@@ -1,17 +1,22 @@
-"""The text in files: one, those of a folder or a pattern, the documents in .jsonl and .parquet."""
+"""The text in files: one, those of a folder or a pattern, the documents in .jsonl and .parquet.
 
+It comes in pieces, so that a file may be larger than the memory.
+"""
+
+import codecs
 import glob
 import json
 import os
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import UserError
 
 TEXTS = (".txt", ".text", ".md", ".rst")
 TABLES = (".jsonl", ".parquet")
+BLOCK = 1 << 20
+"""Bytes that are read at a time."""
 
 
 def is_pattern(data: str) -> bool:
@@ -19,44 +24,59 @@ def is_pattern(data: str) -> bool:
     return not os.path.exists(data) and glob.has_magic(data)
 
 
-def read_texts(data: str, column: str, separator: str) -> str:
-    """The text of a file, of all files below a folder, or of those that match a pattern.
+def files_of(data: str) -> list[Path]:
+    """A file, all files of text below a folder, or those that match a pattern. Raises UserError.
 
-    Files come in the order of their names; of .jsonl and .parquet, every row's text in a column is
-    a document. Documents are joined by the separator. Raises UserError.
+    In the order of their names.
     """
     path = Path(data)
     if is_pattern(data):
         found = sorted(p for p in map(Path, glob.glob(data, recursive=True)) if p.is_file())
         if not found:
             raise UserError(f"no file matches {data}: name another pattern")
-    elif path.is_dir():
-        kinds = TEXTS + TABLES
-        found = sorted(p for p in path.rglob("*") if p.suffix in kinds and p.is_file())
-        if not found:
-            raise UserError(
-                f"{data} is a directory without a text, which would end in {', '.join(kinds)}: "
-                f"name another, or a pattern such as '{path / '*.py'}'"
-            )
-    elif path.suffix not in TABLES:
-        return read_text(path)
-    else:
-        found = [path]
-    return separator.join(chain.from_iterable(_documents(file, column) for file in found))
+        return found
+    if not path.is_dir():
+        return [path]
+    kinds = TEXTS + TABLES
+    found = sorted(p for p in path.rglob("*") if p.suffix in kinds and p.is_file())
+    if not found:
+        raise UserError(
+            f"{data} is a directory without a text, which would end in {', '.join(kinds)}: "
+            f"name another, or a pattern such as '{path / '*.py'}'"
+        )
+    return found
 
 
-def _documents(file: Path, column: str) -> Iterator[str]:
+def read_files(files: Iterable[Path], column: str, separator: str) -> Iterator[str]:
+    """The text of files, in pieces.
+
+    A file is a document; of .jsonl and .parquet, every row's text in a column is one. Between them
+    stands the separator; those without text are left out. Raises UserError.
+    """
+    return joined((d for file in files for d in _documents(file, column)), separator)
+
+
+def joined(documents: Iterable[Iterable[str]], separator: str) -> Iterator[str]:
+    """Documents, each in pieces, as one text in pieces."""
+    begun = False
+    for document in documents:
+        before = separator if begun else ""
+        for piece in filter(None, document):
+            yield before + piece
+            before, begun = "", True
+
+
+def _documents(file: Path, column: str) -> Iterator[Iterable[str]]:
     if file.suffix == ".jsonl":
-        yield from _of_jsonl(file, column)
+        yield from ([row] for row in _of_jsonl(file, column))
     elif file.suffix == ".parquet":
-        yield from _of_parquet(file, column)
+        yield from ([row] for row in _of_parquet(file, column))
     else:
-        yield read_text(file)
+        yield read_file(file)
 
 
 def _of_jsonl(file: Path, column: str) -> Iterator[str]:
-    # A line ends with \n alone: other line breaks may stand within a JSON string.
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
+    for number, line in enumerate(_lines(file), start=1):
         if not line.strip():
             continue
         try:
@@ -65,7 +85,16 @@ def _of_jsonl(file: Path, column: str) -> Iterator[str]:
             raise UserError(f"{file}, line {number}, is no JSON: mend it, or take it out") from None
         if not isinstance(row, dict):
             raise UserError(f"{file}, line {number}, is no JSON object: mend it, or take it out")
-        yield _text(row, column, f"{file}, line {number},", list(row))
+        yield text_in(row, column, f"{file}, line {number},", list(row))
+
+
+def _lines(file: Path) -> Iterator[str]:
+    r"""They end with \n alone: other line breaks may stand within a JSON string."""
+    begun = ""
+    for piece in read_file(file):
+        *whole, begun = (begun + piece).split("\n")
+        yield from whole
+    yield begun
 
 
 def _of_parquet(file: Path, column: str) -> Iterator[str]:
@@ -80,16 +109,17 @@ def _of_parquet(file: Path, column: str) -> Iterator[str]:
         table = parquet.ParquetFile(file)
         names = table.schema_arrow.names
         if column not in names:
-            _text({}, column, str(file), names)
-        for batch in table.iter_batches(columns=[column]):
+            text_in({}, column, str(file), names)
+        for batch in table.iter_batches(batch_size=1024, columns=[column]):
             for number, value in enumerate(batch.column(0).to_pylist()):
-                yield _text({column: value}, column, f"{file}, row {number} of a batch,", names)
+                yield text_in({column: value}, column, f"{file}, row {number} of a batch,", names)
     except (OSError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot read {file}: {reason}; name a text file") from None
 
 
-def _text(row: dict[str, Any], column: str, where: str, names: list[str]) -> str:
+def text_in(row: dict[str, Any], column: str, where: str, names: Iterable[str]) -> str:
+    """The text of a row in a column. Raises UserError."""
     if column not in row:
         raise UserError(
             f"{where} has no column {column}: name one with --column; it has {', '.join(names)}"
@@ -102,26 +132,41 @@ def _text(row: dict[str, Any], column: str, where: str, names: list[str]) -> str
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, not empty, without a byte-order mark. Raises UserError."""
+    if text := "".join(read_file(path)):
+        return text
+    raise empty(str(path))
+
+
+def empty(name: str) -> UserError:
+    """The error of a text without a character."""
+    return UserError(f"{name} is empty: name a file with text in it")
+
+
+def read_file(path: Path, name: str | None = None) -> Iterator[str]:
+    """The text of a UTF-8 file in pieces; name is what errors call it. Raises UserError."""
+    name = name or str(path)
     if path.is_char_device() or path.is_block_device():  # they have no end
         raise UserError(f"{path} is a device: name a text file")
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as opened:
+            yield from decoded(opened, name)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; name a text file") from None
-    except MemoryError:
-        raise UserError(f"{path} is larger than the memory: name a smaller text") from None
-    return decode(raw, str(path))
+        raise UserError(f"cannot read {name}: {error.strerror}; name a text file") from None
 
 
-def decode(raw: bytes, name: str) -> str:
-    """UTF-8 as text, not empty, without a byte-order mark; name is for the error. UserError."""
-    if not raw:
-        raise UserError(f"{name} is empty: name a file with text in it")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        place = error.start + 3 * raw.startswith(b"\xef\xbb\xbf")
-        raise UserError(
-            f"{name} is not UTF-8: byte {place} is 0x{raw[place]:02x}; "
-            f"convert it, for example with: iconv -f latin1 -t utf-8"
-        ) from None
+def decoded(opened: BinaryIO, name: str) -> Iterator[str]:
+    """UTF-8 as text, in pieces, without a byte-order mark. Raises UserError, which has the name."""
+    decoder, read = codecs.getincrementaldecoder("utf-8-sig")(), 0
+    while True:
+        raw = opened.read(BLOCK)
+        read += len(raw)
+        try:
+            yield decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            place = read - len(error.object) + error.start
+            raise UserError(
+                f"{name} is not UTF-8: byte {place} is 0x{error.object[error.start]:02x}; "
+                f"convert it, for example with: iconv -f latin1 -t utf-8"
+            ) from None
+        if not raw:
+            return

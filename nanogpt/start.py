@@ -10,8 +10,8 @@ from filelock import FileLock
 from . import __version__, corpora, tokenizers
 from .checkpoint import Checkpoint, Training, load, load_tensors, load_training
 from .config import RunConfig
-from .corpora import cut
-from .data import Data
+from .corpora import Corpus, Progress, quiet
+from .data import SPLITS, Data
 from .devices import (
     describe,
     pick_device,
@@ -20,6 +20,7 @@ from .devices import (
     use_memory,
     use_threads,
 )
+from .encoding import tokenizer_of
 from .errors import UserError, cannot_write
 from .files import damaged, read_json, regular, settled
 from .journal import Journal
@@ -29,6 +30,9 @@ from .optim import LossScale, build_optimizers
 from .runs import claim, new_run
 from .schema import parse
 from .state import GENERATORS, State
+
+COUNTED = 5_000_000
+"""Tokens, the most that the bigram baseline is counted from."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,10 @@ class Run:
     data: Data
     text_sha256: str
     bigram_loss: float
-    """Validation loss of the bigram counted from the training split: what is to be beaten."""
+    """Validation loss of the bigram counted from the training split: what is to be beaten.
+
+    Of large splits the first COUNTED tokens are counted.
+    """
     state: State
     journal: Journal
 
@@ -137,19 +144,19 @@ class Run:
         return Training({**asdict(facts), "config": self.config.to_json()}, state.tensors())
 
 
-def prepare(config: RunConfig) -> Run:
+def prepare(config: RunConfig, progress: Progress = quiet) -> Run:
     """A new run, everything in it made and checked before its first step. Raises UserError."""
     device = _hardware(config)
     pick_precision(config.precision, device)
-    text = corpora.load(config.data, None, config.column, config.separator)
-    tokenizer = tokenizers.make(config.tokenizer, [text], [cut(text)["train"]])
-    data = Data(text, tokenizer, device)
+    corpus = corpora.load(config.data, None, config.column, config.separator, progress)
+    tokenizer = tokenizer_of(config.tokenizer, corpus, config.val_fraction, progress)
+    data = Data(corpus, tokenizer, device, config.val_fraction, progress)
     data.require(config.model.block_size)
     torch.manual_seed(config.seed)  # the initial weights, then dropout
     model = build(_with_vocabulary(config.model, tokenizer.vocab_size)).to(device)
     out, lock = new_run(config.out, config.name)
-    config = replace(config, out=out, model=model.config, data=corpora.resolve(config.data, text))
-    run = _run(config, lock, model, tokenizer, data, corpora.sha256(text))
+    config = replace(config, out=out, model=model.config, data=corpus.name)
+    run = _run(config, lock, model, tokenizer, data, corpus.facts.sha256)
     try:
         run.journal.begin()
     except OSError as error:
@@ -157,7 +164,7 @@ def prepare(config: RunConfig) -> Run:
     return run
 
 
-def resume(directory: Path, config: RunConfig) -> Run:
+def resume(directory: Path, config: RunConfig, progress: Progress = quiet) -> Run:
     """The run in a directory, as its last checkpoint has it, to go on by config.
 
     Raises UserError where config asks for another run, or where a file is missing or damaged;
@@ -169,7 +176,7 @@ def resume(directory: Path, config: RunConfig) -> Run:
             if (old := settled(directory / checkpoint)) != directory / checkpoint:
                 old.rename(directory / checkpoint)
         try:
-            return _resume(directory, config, lock)
+            return _resume(directory, config, lock, progress)
         except BaseException:
             lock.release()
             raise
@@ -177,12 +184,12 @@ def resume(directory: Path, config: RunConfig) -> Run:
         raise cannot_write(directory, error) from None
 
 
-def _resume(directory: Path, config: RunConfig, lock: FileLock) -> Run:
+def _resume(directory: Path, config: RunConfig, lock: FileLock, progress: Progress) -> Run:
     last = directory / "last"
     facts = load_training(last, Facts)
     config.require_same_run(replace(facts.config, out=directory))
     device = _hardware(config)
-    text = corpora.load(config.data, facts.text_sha256, config.column, config.separator)
+    corpus = corpora.load(config.data, facts.text_sha256, config.column, config.separator, progress)
     checkpoint = load(last, device)
     if checkpoint.model.config != config.model:
         raise damaged(last / "config.json", "its model is not the one in training.json")
@@ -192,9 +199,9 @@ def _resume(directory: Path, config: RunConfig, lock: FileLock) -> Run:
             f"{checkpoint.step}: name a larger number"
         )
     tokenizer, model = checkpoint.tokenizer, checkpoint.model.train()
-    data = Data(text, tokenizer, device)
+    data = Data(corpus, tokenizer, device, config.val_fraction, progress)
     data.require(config.model.block_size)
-    config = replace(config, out=directory, data=corpora.resolve(config.data, text))
+    config = replace(config, out=directory, data=corpus.name)
     run = _run(config, lock, model, tokenizer, data, facts.text_sha256)
     _restore(run, facts, checkpoint)
     return run
@@ -205,8 +212,11 @@ def begun_with(directory: Path) -> RunConfig:
     return replace(load_training(directory / "last", Facts).config, out=directory)
 
 
-def text_of(directory: Path) -> str:
-    """The text that a run learned from. Raises UserError where it is not the same any more."""
+def text_of(directory: Path, progress: Progress = quiet) -> tuple[Corpus, float]:
+    """The text that a run learned from, and the part of it that the run was measured with.
+
+    Raises UserError where it is not the same any more.
+    """
     file = regular(directory, directory / "run.json")
     try:
         description = parse(Description, read_json(file), KINDS)
@@ -215,7 +225,10 @@ def text_of(directory: Path) -> str:
     except (ValueError, RecursionError) as error:
         raise damaged(file, error) from None
     config = description.config
-    return corpora.load(config.data, description.text_sha256, config.column, config.separator)
+    corpus = corpora.load(
+        config.data, description.text_sha256, config.column, config.separator, progress
+    )
+    return corpus, config.val_fraction
 
 
 def _restore(run: Run, facts: Facts, checkpoint: Checkpoint) -> None:
@@ -253,7 +266,7 @@ def _run(
     assert config.out is not None
     device = next(model.parameters()).device
     precision = pick_precision(config.precision, device)
-    train, val = (data.splits[name].tokens.cpu().long() for name in ("train", "val"))
+    train, val = (data.splits[name].tokens[:COUNTED].cpu().long() for name in SPLITS)
     bigram_loss = counted_loss(train, val, tokenizer.vocab_size)
     state = State(
         model=model,

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .data import Order
+from .data import Order, inputs_and_targets
 from .devices import autocast
 from .evaluate import cross_entropy
 from .gpu import CudaGraph, LossFunction, compiled
@@ -39,7 +39,8 @@ def loss_of(run: Run, say: Callable[[str], None]) -> LossFunction:
     if not settings.compile or device.type != "cuda" or not blocks:
         return loss
     starts = torch.zeros(settings.batch_size // settings.accumulation, dtype=torch.long)
-    example = run.data.splits["train"].blocks(starts, model.config.block_size)
+    blocks_of_text = run.data.splits["train"].blocks(starts, model.config.block_size)
+    example = inputs_and_targets(blocks_of_text)
     fast = compiled(partial(score, torch.compile(cross_entropy)), blocks, example, say)
     model.zero_grad()
     return fast or loss
@@ -52,11 +53,12 @@ class Stepper:
         self.run, self.loss = run, loss
         self.parameters = list(run.model.parameters())
         settings, device = run.config.train, run.device
-        block_size, tokens = run.model.config.block_size, len(run.data.splits["train"].tokens)
-        self.order = Order(settings.order, tokens, block_size, run.config.seed)
-        # A row for each of the steps ahead: where its blocks start, the rate of each optimizer, how
-        # far the mean of the weights moves; and the loss and the norms of gradients that it finds.
-        self.starts = torch.zeros(AHEAD, settings.batch_size, dtype=torch.long, device=device)
+        block_size, tokens = run.model.config.block_size, run.data.splits["train"].tokens
+        self.order = Order(settings.order, len(tokens), block_size, run.config.seed)
+        # A row for each of the steps ahead: its blocks, the rate of each optimizer, how far the
+        # mean of the weights moves; and the loss and the norms of gradients that it finds.
+        shape = AHEAD, settings.batch_size, block_size + 1
+        self.blocks = torch.zeros(shape, dtype=tokens.dtype, device=device)
         self.rates = torch.zeros(AHEAD, len(run.state.optimizers), device=device)
         self.moves = torch.zeros(AHEAD, 1, device=device)
         self.found = torch.zeros(AHEAD, 1 + len(self.parameters), device=device)
@@ -80,18 +82,20 @@ class Stepper:
                 self._step()
             taken += 1
             state.step += 1
-            state.tokens += self.starts.shape[1] * self.run.model.config.block_size
+            state.tokens += self.run.config.train.batch_size * self.run.model.config.block_size
         return self.found[:taken].clone()
 
     def _plan(self, steps: int) -> None:
         """Fill the rows of the coming steps."""
         config, state = self.run.config, self.run.state
-        batch_size, coming = config.train.batch_size, range(state.step, state.step + steps)
-        drawn = state.tokens // self.run.model.config.block_size
+        batch_size, block_size = config.train.batch_size, self.run.model.config.block_size
+        coming, split = range(state.step, state.step + steps), self.run.data.splits["train"]
+        drawn = state.tokens // block_size
         starts = [self.order.starts(drawn + i * batch_size, batch_size) for i in range(steps)]
+        for i, of_step in enumerate(torch.stack(starts).to(split.tokens.device)):
+            self.blocks[i] = split.blocks(of_step, block_size)
         planned = [learning_rate(step, config.train.steps, config.optim) for step in coming]
         moves = [[1 - ema_decay(step, config.optim)] for step in coming]
-        self.starts[:steps] = torch.stack(starts)
         self.rates[:steps] = torch.tensor(
             [rate_of_each(state.optimizers, r, config.optim) for r in planned]
         )
@@ -101,10 +105,10 @@ class Stepper:
     def _step(self) -> None:
         """Take the step that row has come to."""
         run, state, optim = self.run, self.run.state, self.run.config.optim
-        starts, rates, move = (
-            table.index_select(0, self.row)[0] for table in (self.starts, self.rates, self.moves)
+        blocks, rates, move = (
+            table[self.row][0] for table in (self.blocks, self.rates, self.moves)
         )
-        inputs, targets = run.data.splits["train"].blocks(starts, run.model.config.block_size)
+        inputs, targets = inputs_and_targets(blocks)
         parts = run.config.train.accumulation
         loss = gradients(self.loss, inputs, targets, parts, state.scale)
         if state.scale:

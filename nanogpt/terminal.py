@@ -1,10 +1,16 @@
 """How a run looks in a terminal, or line by line where the output is no terminal."""
 
+import time
 from functools import partial
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+)
 from rich.table import Table
 
 from .checkpoint import Best
@@ -24,11 +30,52 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{s:02} min" if minutes else f"{s} s"
 
 
+class Bar:
+    """How far it is with a large text: a live line, gone when all is done."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=None)
+        self.what = ""
+        self.made = self.began = time.monotonic()
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """A corpora.Progress."""
+        now = time.monotonic()
+        if what != self.what:
+            self.progress.remove_task(self.task)
+            self.task = self.progress.add_task("", total=total or None)
+            self.what, self.began = what, now
+        rate = done / max(1e-3, now - self.began)
+        text = escape(what)
+        if done:
+            of_all = f" of {total / 1e6:,.0f}" if total else ""
+            text += f"  {done / 1e6:,.0f}{of_all} MB  {rate / 1e6:,.1f} MB/s"
+        if done and total:
+            text += f"  {duration((total - done) / rate)} left"
+        self.progress.update(self.task, completed=done, description=text)
+        if now - self.made > 0.5:  # what is short needs no bar
+            self.progress.start()
+
+
 class TerminalReporter(Reporter):
     """A line for each evaluation, and below them a live one."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.bar = Bar(console)
         self.progress = Progress(
             BarColumn(bar_width=20),
             TextColumn("{task.description}"),
@@ -46,9 +93,14 @@ class TerminalReporter(Reporter):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.bar.progress.stop()
         self.progress.stop()
 
+    def preparing(self, what: str, done: int, total: int) -> None:
+        self.bar.tell(what, done, total)
+
     def started(self, run: Run) -> None:
+        self.bar.progress.stop()
         self.run = run
         if peak := peak_flops(run.device, run.precision):
             self.mfu = flops_per_token(run.model) / peak

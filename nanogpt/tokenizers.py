@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from .byte_pairs import AT_SPACES as AT_SPACES
 from .byte_pairs import HubTokenizer, train_bpe
 from .errors import UserError
 from .files import read_json
@@ -25,6 +29,13 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises UserError where it has none."""
+
+    def encode_array(self, text: str) -> NDArray[Any]:
+        """encode(), as an array (N,): for much text at once."""
+
+    @property
+    def boundary(self) -> str:
+        """Where a text may be cut and encoded in parts, as a regular expression of what follows."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids. Bytes that are no UTF-8, as a model may write them, become U+FFFD."""
@@ -104,25 +115,38 @@ class CharTokenizer:
 
     def __init__(self, alphabet: Iterable[str]) -> None:
         self.alphabet = "".join(sorted(set(alphabet)))
-        self._ids = {character: i for i, character in enumerate(self.alphabet)}
+        points = [ord(character) for character in self.alphabet]
+        # The id of each code point; -1 where it has none, as the one after the last.
+        self._ids = np.full(max(points, default=-1) + 2, -1, dtype=np.int32)
+        self._ids[points] = range(len(points))
 
     @property
     def vocab_size(self) -> int:
         """How many ids there are: 0 up to and not including this."""
         return len(self.alphabet)
 
+    boundary = ""
+    """A text may be cut anywhere."""
+
     def encode(self, text: str) -> list[int]:
         """The id of each character. Characters outside the alphabet are a UserError."""
-        try:
-            return [self._ids[character] for character in text]
-        except KeyError:
-            strangers = sorted(set(text) - self._ids.keys())
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
+
+    def encode_array(self, text: str) -> NDArray[np.int32]:
+        """encode(), as an array (N,)."""
+        # Half a surrogate pair, as the arguments of a program may have, is no character of ours.
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        ids: NDArray[np.int32] = self._ids[points.clip(max=len(self._ids) - 1)]
+        if len(ids) and ids.min() < 0:
+            strangers = sorted(set(text) - set(self.alphabet))
             named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in strangers[:5])
             more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
             raise UserError(
                 f"the tokenizer does not know the character{'s'[: len(strangers) - 1]} "
                 f"{named}{more}; its {self.vocab_size} characters are {self.alphabet!r}"
-            ) from None
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text that encode() made these ids from."""
@@ -160,10 +184,16 @@ class ByteTokenizer:
     """The bytes of UTF-8 as they are: 256 ids, and every text there can be."""
 
     vocab_size = 256
+    boundary = ""
+    """A text may be cut anywhere."""
 
     def encode(self, text: str) -> list[int]:
         """The bytes of a text."""
         return list(utf8(text))
+
+    def encode_array(self, text: str) -> NDArray[np.uint8]:
+        """encode(), as an array (N,)."""
+        return np.frombuffer(utf8(text), dtype=np.uint8)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of bytes; those that are no UTF-8, as a model may write them, become U+FFFD."""

@@ -43,6 +43,9 @@ class Result:
 class Reporter:
     """Hears how a run goes; this one keeps quiet."""
 
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Called while a large text is read and encoded: a corpora.Progress."""
+
     def started(self, run: Run) -> None:
         """Called once, before the first step."""
 
@@ -58,14 +61,15 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
 
     Raises UserError before the first step, Stopped or Interrupted after it.
     """
-    return _fit(prepare(config), reporter or Reporter())
+    reporter = reporter or Reporter()
+    return _fit(prepare(config, reporter.preparing), reporter)
 
 
 def go_on(directory: Path, config: RunConfig, reporter: Reporter | None = None) -> Result:
     """Go on with the run in a directory, from its last checkpoint; raises what train() raises."""
     reporter, steps = reporter or Reporter(), config.train.steps
     planned = begun_with(directory).train.steps
-    run = resume(directory, config)
+    run = resume(directory, config, reporter.preparing)
     if steps != planned and config.optim.decay_steps is None:
         reporter.said(
             f"The learning rate was planned for {planned:,} steps; from here on it follows a plan "

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from .data import inputs_and_targets
 from .errors import Stopped
 from .evaluate import cross_entropy
 from .optim import learning_rate
@@ -47,7 +48,8 @@ class Watch:
             worst = int((~norms.isfinite()).nonzero()[0])
             raise self.stopped(step, self.names[worst], norms[worst].item())
         start = torch.zeros(1, dtype=torch.long)
-        tokens, targets = self.run.data.splits["val"].blocks(start, model.config.block_size)
+        block = self.run.data.splits["val"].blocks(start, model.config.block_size)
+        tokens, targets = inputs_and_targets(block)
         model.eval()
         loss = cross_entropy(model(tokens), targets).item()
         model.train()

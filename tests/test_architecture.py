@@ -8,11 +8,11 @@ import nanogpt
 HOME = Path(nanogpt.__file__).parent
 LAYERS = [
     {"errors", "schema", "interrupts"},
-    {"files", "arguments", "sources", "streams"},
+    {"files", "arguments", "sources", "streams", "plays"},
     {"byte_pairs"},
     {"devices", "tokenizers", "corpora", "optim", "models", "plots"},
-    {"data", "gpu", "runs", "state"},
-    {"generate", "survey"},
+    {"encoding", "gpu", "runs", "state"},
+    {"data", "generate", "survey"},
     {"checkpoint", "writing"},
     {"trained", "display"},
     {"config"},
@@ -93,7 +93,7 @@ def test_each_door_has_one_keeper() -> None:
     assert keepers("tyro") == {"arguments"}
     assert keepers("tokenizers") == keepers("tiktoken") == {"byte_pairs"}
     assert keepers("safetensors") == {"checkpoint"}
-    assert keepers("filelock") == {"runs", "start"}
+    assert keepers("filelock") == {"encoding", "runs", "start"}
     assert keepers("pooch") == {"corpora"}
     assert keepers("matplotlib") == {"plots"}
     for library in ("requests", "urllib", "socket", "http"):

@@ -1,6 +1,7 @@
 """Byte pairs against both libraries for them, over texts of many languages."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from texts import LANGUAGES, streamed, texts
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from nanogpt.byte_pairs import GPT2_PATTERN, HubTokenizer, train_bpe
+from nanogpt.byte_pairs import AT_LINES, AT_SPACES, GPT2_PATTERN, HubTokenizer, train_bpe
 from nanogpt.errors import UserError
 from nanogpt.tokenizers import (
     from_file,
@@ -38,15 +39,14 @@ def test_byte_pairs_are_those_of_both_libraries(bpe: HubTokenizer, text: str) ->
     ranks = {bpe.piece(i): i for i in range(bpe.vocab_size)}
     fast = tiktoken.Encoding("x", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
     assert ids == fast.encode_ordinary(text)
-    assert bpe.encode_batch([text, "the"], 2) == [ids, bpe.encode("the")]
+    assert bpe.encode_array(text).tolist() == ids
 
 
 @given(texts)
 def test_a_cut_before_a_space_changes_nothing(bpe: HubTokenizer, text: str) -> None:
-    assert bpe.cuts_at_spaces
     whole = bpe.encode(text)
-    for i in range(1, len(text)):
-        if text[i].isspace() and not text[i - 1].isspace():
+    for found in re.finditer(bpe.boundary, text):
+        if i := found.start():
             assert bpe.encode(text[:i]) + bpe.encode(text[i:]) == whole
 
 
@@ -59,8 +59,8 @@ def test_byte_pairs_merge_what_comes_most() -> None:
 
 def test_others_of_the_library_are_read_too(word_piece: HubTokenizer, tmp_path: Path) -> None:
     assert word_piece.encode("To being or") == [1, 2, 3, 4]
-    assert not word_piece.cuts_at_spaces
-    assert word_piece.encode_batch(["to", "be"], 2) == [[1], [2]]
+    assert word_piece.boundary == AT_LINES
+    assert word_piece.encode_array("to be").tolist() == [1, 2]
     assert streamed(word_piece, [1, 2, 3, 4]) == word_piece.decode([1, 2, 3, 4]) == "to being or"
     (tmp_path / "tokenizer.json").write_text(json.dumps(word_piece.to_json()))
     assert from_file(tmp_path / "tokenizer.json").encode("be") == [2]
@@ -107,7 +107,7 @@ def test_byte_pairs_that_are_not_gpt2_s_are_those_of_the_library(
 ) -> None:
     saved = bpe.to_json() | change
     other, hub = HubTokenizer(saved), library.Tokenizer.from_str(json.dumps(saved))
-    assert not other.cuts_at_spaces
+    assert other.boundary == AT_LINES
     for text in LANGUAGES:
         assert other.encode(text) == hub.encode(text).ids
 
@@ -115,3 +115,14 @@ def test_byte_pairs_that_are_not_gpt2_s_are_those_of_the_library(
 def test_a_text_without_pairs_gives_bytes() -> None:
     with pytest.raises(UserError, match="or take --tokenizer byte"):
         train_bpe([""], 300)
+
+
+def test_a_special_token_with_a_space_is_not_cut(bpe: HubTokenizer) -> None:
+    """But at the start of a line, which no one is known to have within."""
+    saved = bpe.to_json()
+    added = {"id": bpe.vocab_size, "content": "<|a b|>", "special": True, "normalized": False}
+    added |= {"single_word": False, "lstrip": False, "rstrip": False}
+    with_space = HubTokenizer(saved | {"added_tokens": [added]})
+    assert bpe.boundary == AT_SPACES
+    assert with_space.boundary == AT_LINES
+    assert with_space.encode("<|a b|>") == [bpe.vocab_size]

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt import corpora
+from nanogpt import corpora, plays
 from nanogpt.errors import UserError
 
+ABC = hashlib.sha256(b"abc").hexdigest()
 TINY = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
@@ -27,27 +28,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_plays(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the package with the plays were not installed."""
-    monkeypatch.setattr(corpora, "_plays", dict)
+    monkeypatch.setattr(plays, "installed_plays", dict)
 
 
 def test_tiny_shakespeare_is_rebuilt_byte_for_byte(cache: Path) -> None:
-    text = corpora.load("tinyshakespeare")
+    text = corpora.load("tinyshakespeare").text()
     assert hashlib.sha256(text.encode()).hexdigest() == TINY
     assert (len(text), len(set(text))) == (1_115_394, 65)
     assert (cache / "tinyshakespeare.txt").read_text("utf-8") == text
 
 
-def test_every_correction_is_needed() -> None:
-    plays = corpora._plays()
-    for name, corrections in corpora._errata().items():
-        source = corpora._source(plays[name])
-        for found, put in corrections:
-            assert found in source, found
-            source = source.replace(found, put)
-
-
 def test_the_other_corpora(cache: Path) -> None:
-    whole, rest = corpora.load("shakespeare"), corpora.load("shakespeare-rest")
+    whole, rest = (corpora.load(name).text() for name in ("shakespeare", "shakespeare-rest"))
     assert (len(whole), len(rest)) == (4_688_364, 3_516_500)
     assert "ROMEO:" in whole
     assert "ROMEO:" not in rest  # he is in Tiny Shakespeare
@@ -62,13 +54,13 @@ def test_the_cache_comes_first(
     monkeypatch.setitem(corpora.CORPORA, "tinyshakespeare", known)
     cache.mkdir()
     (cache / "tinyshakespeare.txt").write_bytes(b"hi")
-    assert corpora.load("tinyshakespeare") == "hi"
+    assert corpora.load("tinyshakespeare").text() == "hi"
 
 
 def test_a_damaged_cache_is_replaced(cache: Path) -> None:
     cache.mkdir()
     (cache / "tinyshakespeare.txt").write_bytes(b"damaged")
-    text = corpora.load("tinyshakespeare")
+    text = corpora.load("tinyshakespeare").text()
     assert hashlib.sha256((cache / "tinyshakespeare.txt").read_bytes()).hexdigest() == TINY
     assert len(text) == 1_115_394
 
@@ -78,7 +70,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NANOGPT_CACHE", str(tmp_path / "file" / "below"))
-    assert len(corpora.load("tinyshakespeare")) == 1_115_394
+    assert corpora.load("tinyshakespeare").facts.characters == 1_115_394
 
 
 @pytest.fixture
@@ -115,7 +107,7 @@ def test_without_the_plays_it_is_downloaded(
     cache: Path, no_plays: None, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve("input.txt", b"the text", server, monkeypatch)
-    assert corpora.load("tinyshakespeare") == "the text"
+    assert corpora.load("tinyshakespeare").text() == "the text"
     assert (cache / "tinyshakespeare.txt").read_bytes() == b"the text"
 
 
@@ -138,7 +130,7 @@ def test_without_the_plays_and_an_address_the_error_says_what_to_install(
 
 def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_bytes("né\r\n\x00 終".encode())
-    assert corpora.load(str(tmp_path / "own.txt")) == "né\r\n\x00 終"
+    assert corpora.load(str(tmp_path / "own.txt")).text() == "né\r\n\x00 終"
 
 
 @pytest.mark.parametrize(
@@ -159,9 +151,9 @@ def test_a_file_that_is_no_text_is_named(raw: bytes | None, says: str) -> None:
 def test_an_address_is_fetched_once(cache: Path, server: str) -> None:
     Path("www", "own.txt").write_bytes("né\r\n終".encode())
     digest = hashlib.sha256("né\r\n終".encode()).hexdigest()
-    assert corpora.load(f"{server}/own.txt#sha256={digest.upper()}") == "né\r\n終"
+    assert corpora.load(f"{server}/own.txt#sha256={digest.upper()}").text() == "né\r\n終"
     Path("www", "own.txt").unlink()
-    assert corpora.load(f"{server}/own.txt") == "né\r\n終"  # from the cache
+    assert corpora.load(f"{server}/own.txt").text() == "né\r\n終"  # from the cache
     wrong = "0" * 64
     with pytest.raises(UserError, match=r"cannot get .*own\.txt"):
         corpora.load(f"{server}/own.txt#sha256={wrong}")
@@ -177,7 +169,6 @@ def test_an_address_that_gives_something_else_is_refused(cache: Path, server: st
         corpora.load(f"{server}/nope.txt")
     with pytest.raises(UserError, match=r"cannot get http://127.0.0.1:1/x.txt \(.*\): is the addr"):
         corpora.load("http://127.0.0.1:1/x.txt")
-    assert corpora.resolve(f"{server}/own.txt", "") == f"{server}/own.txt"
 
 
 def test_a_run_fetches_nothing(cache: Path, server: str) -> None:
@@ -185,26 +176,124 @@ def test_a_run_fetches_nothing(cache: Path, server: str) -> None:
     Path("www", "own.txt").write_bytes(b"abc")
     address = f"{server}/own.txt"
     with pytest.raises(UserError, match="is not in the cache: get it with nanogpt data http"):
-        corpora.load(address, corpora.sha256("abc"))
-    assert corpora.load(address) == corpora.load(address, corpora.sha256("abc")) == "abc"
+        corpora.load(address, ABC)
+    assert corpora.load(address).text() == "abc"
+    assert corpora.load(address, ABC).name == address
     with pytest.raises(UserError, match="there is no file -"):
-        corpora.load("-", corpora.sha256("abc"))
+        corpora.load("-", ABC)
 
 
 def test_standard_input_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that learned from it can be resumed, and measured."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("né\n".encode())))
-    text = corpora.load("-")
-    assert text == "né\n"
-    kept = corpora.resolve("-", text)
-    assert Path(kept).parent == cache
-    assert corpora.load(kept, corpora.sha256(text)) == text
+    corpus = corpora.load("-")
+    assert corpus.text() == "né\n"
+    assert Path(corpus.name).parent == cache
+    assert corpora.load(corpus.name, corpus.facts.sha256).text() == "né\n"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     with pytest.raises(UserError, match="standard input is empty"):
+        corpora.load("-")
+    assert os.listdir(cache) == [Path(corpus.name).name]  # nothing half written
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes by name")
+def test_a_pipe_is_kept_too(cache: Path) -> None:
+    """What a shell makes of <(zcat text.gz) can be read only once."""
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=lambda: Path("pipe").write_text("né\n" * 9, "utf-8"))
+    writer.start()
+    corpus = corpora.load("pipe")
+    writer.join()
+    assert corpus.text() == corpus.text() == "né\n" * 9
+    assert Path(corpus.name).parent == cache
+
+
+def test_input_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NANOGPT_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"abc")))
+    with pytest.raises(UserError, match=r"cannot keep standard input in .*file: .*; put it in a"):
         corpora.load("-")
 
 
 def test_a_path_is_found_again_from_elsewhere(tmp_path: Path) -> None:
-    assert corpora.resolve("tinyshakespeare", "") == "tinyshakespeare"
-    assert corpora.resolve("own.txt", "") == os.path.join(os.path.realpath(tmp_path), "own.txt")
-    assert corpora.resolve("*.txt", "") == os.path.join(os.getcwd(), "*.txt")
+    Path("own.txt").write_text("abc")
+    assert corpora.load("tinyshakespeare").name == "tinyshakespeare"
+    assert corpora.load("own.txt").name == os.path.join(os.path.realpath(tmp_path), "own.txt")
+    assert corpora.load("*.txt").name == os.path.join(os.getcwd(), "*.txt")
+
+
+def test_the_split_is_by_characters() -> None:
+    corpus = replace(
+        corpora.corpus_of("é" * 9 + "x"), pieces=lambda: iter(["ééé", "", "éééééé", "x"])
+    )
+    assert [*corpus.part("train")] == ["ééé", "éééééé"]
+    assert [*corpus.part("val")] == ["x"]
+    assert [*corpus.part("train", 0.5)] == ["ééé", "éé"]
+    assert [*corpus.part("val", 0.5)] == ["éééé", "x"]
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A text of 200 bytes, which counts as large, and is not new any more."""
+    monkeypatch.setattr(corpora, "LARGE", 100)
+    Path("large.txt").write_text("to be or " * 20)
+    os.utime("large.txt", (1e9, 1e9))
+    return Path("large.txt")
+
+
+def read(corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[corpora.Facts, bool]:
+    """What is known of a text, and whether it was read for that."""
+    heard: list[int] = []
+    facts = corpora.load(str(corpus_file), progress=lambda *now: heard.append(now[1])).facts
+    return facts, bool(heard)
+
+
+def test_a_large_text_is_read_once(
+    cache: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, was_read = read(large, monkeypatch)
+    assert was_read
+    assert first == corpora.corpus_of("to be or " * 20).facts
+    assert read(large, monkeypatch) == (first, False)
+    assert corpora.load(".", separator="|").facts == first  # other settings, another key
+
+
+def test_a_large_text_that_changed_is_read_again(
+    cache: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = read(large, monkeypatch)
+    large.write_text("to bee or" * 20)  # as many bytes
+    os.utime(large, (1e9, 1e9 + 1))
+    second, was_read = read(large, monkeypatch)
+    assert was_read
+    assert second.sha256 != first.sha256
+    with pytest.raises(UserError, match="is not the text that this run learned from"):
+        corpora.load(str(large), first.sha256)
+
+
+def test_a_text_just_written_is_read_again(
+    cache: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may change once more within the time that its date tells apart."""
+    large.touch()
+    assert read(large, monkeypatch)[1]
+    assert read(large, monkeypatch)[1]
+
+
+def test_damaged_knowledge_of_a_large_text_is_made_anew(
+    cache: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = read(large, monkeypatch)
+    (kept,) = cache.glob("text-*.json")
+    for damage in ("", "{}", '{"sha256": 1, "bytes": 2, "characters": 3}'):
+        kept.write_text(damage)
+        assert read(large, monkeypatch) == (first, True)
+        assert read(large, monkeypatch) == (first, False)
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(cache: Path) -> None:
+    Path("own.txt").write_text("abc")
+
+    with pytest.raises(UserError, match=r"own\.txt changed while it was read: begin again when it"):
+        corpora.load("own.txt", progress=lambda *_: os.utime("own.txt", (0, 0)))

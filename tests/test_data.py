@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nanogpt.data import Data, Order, OrderName
+from nanogpt.corpora import corpus_of
+from nanogpt.data import Data, Order, OrderName, inputs_and_targets
 from nanogpt.errors import UserError
 from nanogpt.tokenizers import CharTokenizer
 
@@ -11,14 +12,15 @@ from nanogpt.tokenizers import CharTokenizer
 def numbered(n: int) -> Data:
     """A text whose token at place i has the id i."""
     text = "".join(chr(256 + i) for i in range(n))
-    return Data(text, CharTokenizer(text))
+    return Data(corpus_of(text), CharTokenizer(text))
 
 
 @pytest.mark.parametrize(
     ("n", "train"), [(100, 90), (1000, 900), (101, 90), (1_115_394, 1_003_854)]
 )
 def test_the_split_is_exactly_90_to_10(n: int, train: int) -> None:
-    data = Data("ab" * (n // 2) + "a" * (n % 2), CharTokenizer("ab"))
+    text = "ab" * (n // 2) + "a" * (n % 2)
+    data = Data(corpus_of(text), CharTokenizer("ab"))
     assert len(data.splits["train"].tokens) == train
     assert len(data.splits["val"].tokens) == n - train
 
@@ -33,7 +35,8 @@ def test_targets_are_inputs_shifted_by_one_and_blocks_stay_in_their_split() -> N
     data, order = numbered(100), Order("random", 90, 16, seed=0)
     seen = set()
     for step in range(200):
-        inputs, targets = data.splits["train"].blocks(order.starts(8 * step, 8), 16)
+        blocks = data.splits["train"].blocks(order.starts(8 * step, 8), 16)
+        inputs, targets = inputs_and_targets(blocks)
         assert inputs.shape == targets.shape == (8, 16)
         assert (targets == inputs + 1).all()  # in this text, what follows i is i + 1
         seen |= set(targets.flatten().tolist()) | set(inputs.flatten().tolist())
@@ -42,7 +45,8 @@ def test_targets_are_inputs_shifted_by_one_and_blocks_stay_in_their_split() -> N
 
 def test_the_smallest_split_has_one_block() -> None:
     data = numbered(50)
-    inputs, targets = data.splits["val"].blocks(Order("random", 5, 4, seed=0).starts(0, 4), 4)
+    blocks = data.splits["val"].blocks(Order("random", 5, 4, seed=0).starts(0, 4), 4)
+    inputs, targets = inputs_and_targets(blocks)
     assert inputs.tolist() == [[45, 46, 47, 48]] * 4
     assert targets.tolist() == [[46, 47, 48, 49]] * 4
 
@@ -132,5 +136,5 @@ def test_a_text_too_short_says_which_split_and_what_to_do() -> None:
 
 
 def test_bytes_per_token() -> None:
-    data = Data("é" * 10, CharTokenizer("é"))
+    data = Data(corpus_of("é" * 10), CharTokenizer("é"))
     assert data.splits["train"].bytes_per_token == 2

@@ -102,6 +102,8 @@ def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) ->
         assert versus.table(json.loads(file.read_text("utf-8"))) in README
     throughput = (ROOT / "benchmarks" / "results" / "throughput.md").read_text("utf-8")
     assert throughput.partition("\n\n")[0] in PAGES["speed.md"]
+    prepared = (ROOT / "benchmarks" / "results" / "corpora.md").read_text("utf-8")
+    assert prepared in PAGES["corpora.md"]
 
 
 def test_the_corpora_are_those_there_are() -> None:

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from nanogpt.errors import UserError
-from nanogpt.sources import read_text, read_texts
+from nanogpt.sources import files_of, read_files, read_text
 
 LANGUAGES = {
     "ar.txt": "أكون أو لا أكون",
@@ -19,6 +19,11 @@ LANGUAGES = {
     "zh.txt": "生存还是毁灭\n",
     "zero.txt": "a\x00b, and no newline at the end",
 }
+
+
+def read_texts(data: str, column: str, separator: str) -> str:
+    """All that data names."""
+    return "".join(read_files(files_of(data), column, separator))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A run that goes on is checked as strictly as one that begins."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.corpora import sha256
+from nanogpt.corpora import corpus_of
 from nanogpt.devices import Precision
 from nanogpt.errors import UserError
 from nanogpt.files import sha256 as sha256_of
@@ -60,7 +61,7 @@ def test_what_run_json_says(config: RunConfig, text: str) -> None:
     run = train(config).run
     saved = json.loads(Path("run/run.json").read_text())
     assert saved == json.loads(json.dumps(run.describe()))
-    assert saved["text_sha256"] == sha256(text)
+    assert saved["text_sha256"] == corpus_of(text).facts.sha256
     assert saved["config"]["model"]["kind"] == "gpt"
 
 
@@ -93,14 +94,16 @@ def test_its_facts_are_read_strictly(config: RunConfig, key: str, value: object,
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     sums = Path("run/last/SHA256SUMS")
     kept = [line for line in sums.read_text().splitlines() if "training.json" not in line]
-    sums.write_text("\n".join([*kept, f"{sha256(file.read_text())}  training.json"]))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    sums.write_text("\n".join([*kept, f"{digest}  training.json"]))
     with pytest.raises(UserError, match=rf"training.json is missing or damaged \({says}"):
         begun_with(Path("run"))
 
 
 def test_the_text_is_the_one_that_was_learned(config: RunConfig, text: str) -> None:
     train(config)
-    assert text_of(Path("run")) == text
+    corpus, val_fraction = text_of(Path("run"))
+    assert (corpus.text(), val_fraction) == (text, 0.1)
     Path(config.data).write_text(text + "x")
     with pytest.raises(UserError, match=r"words\.txt is not the text that this run learned from"):
         text_of(Path("run"))

@@ -12,7 +12,7 @@ from conftest import SMALL
 from torch import Tensor
 
 from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.data import Order, Split
+from nanogpt.data import Order, Split, inputs_and_targets
 from nanogpt.devices import use_deterministic
 from nanogpt.evaluate import cross_entropy
 from nanogpt.models import GPT, GPTConfig, ModernConfig, build
@@ -56,7 +56,9 @@ def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.1)
     order = Order("random", len(run.data.splits["train"].tokens), 16, seed=7)
     for step in range(3):
-        inputs, targets = run.data.splits["train"].blocks(order.starts(8 * step, 8), 16)
+        inputs, targets = inputs_and_targets(
+            run.data.splits["train"].blocks(order.starts(8 * step, 8), 16)
+        )
         cross_entropy(run.model(inputs), targets).backward()
         gradient = [p.grad for p in run.model.parameters() if p.grad is not None]
         norm = torch.cat([g.flatten() for g in gradient]).norm()
@@ -76,7 +78,7 @@ def test_blocks_are_drawn_in_the_order_asked_for(
     """An epoch and the next, eight blocks at a time, then after going on four."""
     drawn: list[int] = []
 
-    def blocks(self: Split, starts: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def blocks(self: Split, starts: Tensor, size: int) -> Tensor:
         if len(starts) > 1:  # not the look at the model before it is saved
             drawn.extend(starts.tolist())
         return original(self, starts, size)
@@ -133,7 +135,7 @@ def test_it_finds_the_loss_and_the_norm_of_every_gradient(config: RunConfig) -> 
     config = replace(config, model=replace(SMALL, dropout=0.0))
     run, steps = stepper(replace(config, optim=replace(config.optim, grad_clip=1e-3)))
     order = Order("random", len(run.data.splits["train"].tokens), 16, config.seed)
-    inputs, targets = run.data.splits["train"].blocks(order.starts(0, 8), 16)
+    inputs, targets = inputs_and_targets(run.data.splits["train"].blocks(order.starts(0, 8), 16))
     loss = cross_entropy(run.model(inputs), targets)
     slopes = torch.autograd.grad(loss, [*run.model.parameters()])
     (found,) = steps.take(1, never)
@@ -183,7 +185,7 @@ def test_the_compiled_loss_is_the_one_that_is_used(
     run, _ = stepper(config)
     run.model.eval()  # no dropout
     loss = loss_of(replace(run, device=torch.device("cuda")), pytest.fail)
-    inputs, targets = run.data.splits["train"].blocks(torch.tensor([0]), 16)
+    inputs, targets = inputs_and_targets(run.data.splits["train"].blocks(torch.tensor([0]), 16))
     if works:
         assert loss(inputs, targets) == 7
     else:

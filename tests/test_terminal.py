@@ -11,7 +11,7 @@ from rich.console import Console
 from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.models import GPTConfig, flops_per_token
 from nanogpt.optim import OptimConfig
-from nanogpt.terminal import TerminalReporter, duration, result_table
+from nanogpt.terminal import Bar, TerminalReporter, duration, result_table
 from nanogpt.train import Result, train
 
 
@@ -91,3 +91,29 @@ def test_the_table_at_the_end_is_what_happened(config: RunConfig) -> None:
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_bar_says_how_far_it_is_and_goes() -> None:
+    screen = io.StringIO()
+    with Bar(Console(file=screen, width=100, force_terminal=True)) as bar:
+        bar.made -= 1  # as if it had taken a second already
+        bar.tell("reading a.txt", 3_000_000, 0)
+        bar.progress.refresh()
+        bar.began -= 2
+        bar.tell("reading a.txt", 8_000_000, 0)
+        bar.progress.refresh()
+        bar.tell("encoding [b]", 1_000_000, 4_000_000)
+        bar.began -= 1
+        bar.tell("encoding [b]", 2_000_000, 4_000_000)
+        bar.progress.refresh()
+    text = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue())
+    assert "reading a.txt  8 MB  4.0 MB/s" in text
+    assert "encoding [b]  2 of 4 MB  2.0 MB/s  1 s left" in text
+    assert text.count("\x1b[2K") > 1
+
+
+def test_a_bar_of_what_is_short_is_not_seen() -> None:
+    screen = io.StringIO()
+    with Bar(Console(file=screen, width=100, force_terminal=True)) as bar:
+        bar.tell("reading a.txt", 3_000_000, 0)
+    assert screen.getvalue() == ""

@@ -13,6 +13,7 @@ from conftest import SMALL
 
 from nanogpt.checkpoint import Best, load
 from nanogpt.config import RunConfig, TrainConfig
+from nanogpt.corpora import corpus_of
 from nanogpt.data import Data
 from nanogpt.errors import UserError
 from nanogpt.evaluate import evaluate
@@ -255,5 +256,5 @@ def test_a_gpu_learns_the_same(config: RunConfig, compile: bool) -> None:
 
 def test_data_is_encoded_by_the_runs_own_tokenizer(config: RunConfig, text: str) -> None:
     run = prepare(config)
-    again = Data(text, CharTokenizer(text))
+    again = Data(corpus_of(text), CharTokenizer(text))
     assert torch.equal(run.data.splits["val"].tokens, again.splits["val"].tokens)

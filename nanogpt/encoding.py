@@ -1,0 +1,222 @@
+"""The tokens of a corpus: encoded piece by piece, in parallel, and kept where they are many.
+
+Those of a large text are written into a file in the cache, under a key of the text, the tokenizer
+and the part of the text, and mapped from there: neither to make them nor to use them takes more
+memory for a larger text.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from . import corpora, tokenizers
+from .corpora import LARGE, Corpus, Progress, SplitName, cache_directory, quiet
+from .devices import cores
+from .errors import UserError
+from .files import read_json, to_json, write_whole
+from .schema import parse
+from .tokenizers import Tokenizer
+
+Ids = NDArray[np.uint16] | NDArray[np.uint32]
+
+CHUNK = 1 << 20
+"""Characters that are encoded at a time, and a little more, up to where a text may be cut."""
+SAMPLE = 8
+"""Chunks of a text, evenly spread, that a tokenizer learns from where there are more."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A part of a text as tokens."""
+
+    ids: Ids
+    """(N,): 16 bits each, or 32 of a tokenizer with more than 65,536."""
+    bytes: int
+    """Of the text that they stand for."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What the cache knows of the tokens in a file beside."""
+
+    tokens: int
+    bytes: int
+
+
+def tokenizer_of(kind: str, corpus: Corpus, val_fraction: float, progress: Progress) -> Tokenizer:
+    """The tokenizer that kind asks for (tokenizers.make), learned from a corpus. Raises UserError.
+
+    char knows every character of the text; bpe learns from the part to train on, from a sample of
+    it where that is large. What was learned from a large text is kept.
+    """
+    kept = _file("tokenizer", [corpus.facts.sha256, kind, val_fraction]).with_suffix(".json")
+    large = tokenizers.learns(kind) and corpus.facts.bytes > LARGE
+    if large and kept.exists():
+        return tokenizers.from_file(kept)
+    if large:
+        progress("learning a tokenizer", 0, 0)
+    sample = cut(_sample(corpus, val_fraction), tokenizers.AT_SPACES, CHUNK // 64)  # in less memory
+    tokenizer = tokenizers.make(kind, corpus.pieces(), sample)
+    corpus.check()
+    if large:
+        with _keeping(kept):
+            write_whole(kept, to_json(tokenizer.to_json()))
+    return tokenizer
+
+
+def _sample(corpus: Corpus, val_fraction: float) -> Iterator[str]:
+    """The part of a corpus to train on; of a large one, chunks that are evenly spread."""
+    chunks = cut(corpus.part("train", val_fraction), tokenizers.AT_SPACES, CHUNK)
+    of_all = corpora.cut_at(corpus.facts.characters, val_fraction) / CHUNK
+    taken = 0
+    for number, chunk in enumerate(chunks):
+        if of_all <= SAMPLE or number >= taken * of_all / SAMPLE:
+            taken += 1
+            yield chunk
+
+
+def encode(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    part: SplitName | None = None,
+    val_fraction: float = 0.1,
+    progress: Progress = quiet,
+) -> Tokens:
+    """The tokens of a part of a corpus, or of all of it. Raises UserError."""
+    pieces = corpus.part(part, val_fraction) if part else corpus.pieces()
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    encoded = _encoded(cut(pieces, tokenizer.boundary, CHUNK), tokenizer, dtype)
+    what, total = f"encoding {part or 'all'} of the text", corpus.facts.bytes
+    if part:
+        at = corpora.cut_at(corpus.facts.characters, val_fraction)
+        characters = at if part == "train" else corpus.facts.characters - at
+        total = round(total * characters / corpus.facts.characters)
+    watched = _watched(encoded, what, total, progress, corpus.check)
+    if corpus.facts.bytes <= LARGE:
+        arrays = [*watched]
+        ids = np.concatenate([each.ids for each in arrays] or [np.empty(0, dtype)])
+        return Tokens(ids, sum(each.bytes for each in arrays))
+    key = [corpus.facts.sha256, tokenizer.to_json(), part, val_fraction]
+    return _mapped(_file("tokens", key), watched, dtype)
+
+
+def cut(pieces: Iterable[str], boundary: str, size: int) -> Iterator[str]:
+    """A text in pieces as chunks of so many characters, and on from there to the next boundary.
+
+    Where the cuts are depends on the text alone, not on the pieces.
+    """
+    pattern, text, searched = re.compile(boundary), "", size
+    for piece in pieces:
+        text += piece
+        while len(text) > size and (found := pattern.search(text, searched)):
+            yield text[: found.start()]
+            text, searched = text[found.start() :], size
+        searched = max(size, len(text))
+    if text:
+        yield text
+
+
+def _encoded(chunks: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> Iterator[Tokens]:
+    """The tokens of each chunk, in their order; several are encoded at a time."""
+
+    def one(chunk: str) -> Tokens:
+        return Tokens(tokenizer.encode_array(chunk).astype(dtype), len(chunk.encode()))
+
+    ahead: deque[Future[Tokens]] = deque()
+    with ThreadPoolExecutor(cores()) as pool:
+        for chunk in chunks:
+            ahead.append(pool.submit(one, chunk))
+            if len(ahead) > 2 * cores():  # no more are in memory
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _watched(
+    encoded: Iterable[Tokens], what: str, total: int, progress: Progress, check: Callable[[], None]
+) -> Iterator[Tokens]:
+    """The same, while somebody hears how far it is; check() comes at the end."""
+    done = 0
+    for tokens in encoded:
+        yield tokens
+        done += tokens.bytes
+        progress(what, done, total)
+    check()
+
+
+# The cache.
+
+
+def _file(kind: str, key: Sequence[object]) -> Path:
+    """Where what follows from a key is kept."""
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return cache_directory() / f"{kind}-{digest}"
+
+
+def _mapped(file: Path, encoded: Iterator[Tokens], dtype: np.dtype[Any]) -> Tokens:
+    """The tokens in a file of the cache, where they are put if they are not there yet.
+
+    A description beside the file, written last, says that it is whole. Who comes while another
+    process writes it waits.
+    """
+    array, about = file.with_suffix(".bin"), file.with_suffix(".json")
+    with _keeping(array):
+        with FileLock(file.with_suffix(".lock")):
+            known = _known(array, about, dtype)
+            if known is None:
+                known = _written(array, encoded)
+                write_whole(about, to_json(asdict(known)))
+        # Nobody writes into a mapping, but torch wants one that could be.
+        ids = np.memmap(array, dtype, mode="c", shape=(known.tokens,))
+    return Tokens(ids, known.bytes)
+
+
+def _known(array: Path, about: Path, dtype: np.dtype[Any]) -> _Kept | None:
+    """What is said of the tokens in a file, if they are there."""
+    with suppress(OSError, UserError, ValueError):
+        kept = parse(_Kept, read_json(about), {})
+        if array.stat().st_size == kept.tokens * dtype.itemsize:
+            return kept
+    return None
+
+
+def _written(array: Path, encoded: Iterator[Tokens]) -> _Kept:
+    """Put tokens in place of a file, whole."""
+    new, tokens, size = array.with_suffix(".new"), 0, 0
+    try:
+        with new.open("wb") as opened:
+            for each in encoded:
+                opened.write(each.ids.data)
+                tokens, size = tokens + len(each.ids), size + each.bytes
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(new, array)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    return _Kept(tokens, size)
+
+
+@contextmanager
+def _keeping(file: Path) -> Iterator[None]:
+    """Make the cache first, and an error of one line where it cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the tokens of a large text in {file.parent} ({error.strerror}): make "
+            f"room, or name another directory with NANOGPT_CACHE"
+        ) from None
