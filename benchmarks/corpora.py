@@ -26,10 +26,10 @@ from typing import Any
 from runs import RESULTS, save
 
 from nanogpt import corpora
-from nanogpt.corpora import quiet
 from nanogpt.devices import describe, pick_device
 from nanogpt.encoding import encode, tokenizer_of
 from nanogpt.presets import PRESETS
+from nanogpt.sources import quiet
 from nanogpt.start import prepare
 from nanogpt.step import Stepper, loss_of
 

@@ -108,12 +108,12 @@ def tokenize(args: list[str]) -> None:
     kind = options.tokenizer
     if not tokenizers.is_kind(kind) and not Path(kind).is_file():
         kind = str(find_run(kind) / "best" / "tokenizer.json")
-    if tokenizers.learns(kind):
-        with Bar(Console()) as bar:
+    with Bar(Console()) as bar:
+        if tokenizers.learns(kind):
             learned = corpora.load(options.data, progress=bar.tell)
             tokenizer = tokenizer_of(kind, learned, 0.1, bar.tell)
-    else:
-        tokenizer = tokenizers.make(kind, [], [])
+        else:
+            tokenizer = tokenizers.make(kind, (), ())
     ids = tokenizer.encode(text)
     size = len(text.encode())
     ratio = size / max(1, len(ids))
@@ -166,7 +166,7 @@ def evaluate(args: list[str]) -> None:
             raise UserError(f"{runs[0]} and {run} have two contexts: measure each by itself")
     name = options.split
     if name == "auto":
-        name = "all" if options.data else "val"
+        name = "all" if options.data and not corpus.tokens else "val"
     part = None if name == "all" else name
     with Bar(Console()) as bar:
         split = Split(encode(corpus, first.tokenizer, part, val_fraction, bar.tell), device)

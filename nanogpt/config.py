@@ -64,7 +64,8 @@ class RunConfig:
     """Names the run's directory, runs/NAME, unless --out does."""
     data: str = "tinyshakespeare"
     """A corpus (tinyshakespeare, shakespeare, shakespeare-rest), a file, a folder or a pattern of
-    texts, .jsonl or .parquet, an address (#sha256=HASH checks it), or - for standard input."""
+    texts, .jsonl or .parquet, an address (#sha256=HASH checks it), hf:NAME or hf:NAME:PART of the
+    Hugging Face Hub, - for standard input, or a folder with nanoGPT's train.bin and val.bin."""
     column: str = "text"
     """Where the texts of .jsonl and .parquet are."""
     separator: str = "\n\n"

@@ -16,18 +16,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from . import plays
 from .errors import UserError
-from .files import read_json, sha256, to_json, write_whole
+from .fetch import address, cache_directory, dataset, download, is_address, stream
+from .files import read_json, to_json, write_whole
 from .schema import parse
-from .sources import empty, files_of, is_pattern, read_file, read_files
+from .sources import BLOCK, Progress, empty, files_of, is_pattern, quiet, read_file, read_files
 
 SplitName = Literal["train", "val"]
-Progress = Callable[[str, int, int], None]
-"""Hears what is being done, how many bytes of text are done, and of how many: 0 if unknown."""
-
 LARGE = 16 << 20
 """Bytes: what is found out about a text larger than this is kept in the cache."""
 
@@ -53,6 +51,8 @@ class Corpus:
     facts: Facts
     check: Callable[[], None] = lambda: None
     """Raises UserError where it is not what it was when it was read first."""
+    tokens: Path | None = None
+    """A folder with train.bin and val.bin, tokens of 16 bits each, instead of a text."""
 
     def text(self) -> str:
         """All of it at once."""
@@ -88,10 +88,6 @@ def corpus_of(text: str, name: str = "text") -> Corpus:
     )
 
 
-def quiet(what: str, done: int, total: int) -> None:
-    """A Progress that keeps it to itself."""
-
-
 def load(
     data: str,
     expected: str | None = None,
@@ -102,21 +98,29 @@ def load(
     """A corpus. Raises UserError.
 
     data is a name in CORPORA, a file, a folder or a pattern of files (sources.py), an address of
-    the web, or - for standard input. With expected, the SHA-256 that the text had, it must still
-    be the same; a run then has named it, maybe a stranger's, so nothing is fetched or waited for.
+    the web, hf:NAME for a dataset of the Hugging Face Hub, - for standard input, or a folder with
+    train.bin and val.bin, tokens as nanoGPT writes them.
+
+    With expected, the SHA-256 that the text had, it must still be the same; a run then has named
+    it, maybe a stranger's, so nothing is fetched or waited for.
     """
     anew = expected is None
     if data in CORPORA:
         corpus = corpus_of(_known(data, CORPORA[data]), data)
-    elif _is_address(data):
-        file, url = _from_address(data, fetch=anew), data.partition("#")[0]
+    elif is_address(data):
+        file, url = address(data, anew), data.partition("#")[0]
         corpus = _read_once(data, partial(read_file, file, url), [file], "", progress)
+    elif data.startswith("hf:"):
+        file = dataset(data, column, separator, anew, progress)
+        corpus = _read_once(data, partial(read_file, file, data), [file], "", progress)
+    elif is_token_folder(data):
+        corpus = _token_folder(Path(data).resolve(), progress)
     else:
         if anew and data == "-":
-            data = str(_kept(sys.stdin.buffer, "standard input"))
+            data = str(stream(sys.stdin.buffer, "standard input"))
         elif anew and Path(data).is_fifo():
             with Path(data).open("rb") as opened:
-                data = str(_kept(opened, data))
+                data = str(stream(opened, data))
         elif not (
             is_pattern(data)
             or os.path.isfile(data)
@@ -136,14 +140,30 @@ def load(
     return corpus
 
 
-def cache_directory() -> Path:
-    """Where corpora are kept: $NANOGPT_CACHE, or the platform's place for caches."""
-    from platformdirs import user_cache_dir
-
-    return Path(os.environ.get("NANOGPT_CACHE") or user_cache_dir("nanogpt"))
+def is_token_folder(data: str) -> bool:
+    """Whether this is a directory with tokens as nanoGPT writes them, not with a text."""
+    return all(os.path.isfile(os.path.join(data, f"{name}.bin")) for name in ("train", "val"))
 
 
-# Large texts are read once to know them; after that, files that look the same are the same.
+def _token_folder(folder: Path, progress: Progress) -> Corpus:
+    def pieces() -> Iterator[str]:
+        raise UserError(
+            f"{folder} holds tokens, train.bin and val.bin, and not their text: name the tokenizer "
+            f"that made them, --tokenizer PATH, or a file with text"
+        )
+
+    def facts() -> Facts:
+        hashed, size = hashlib.sha256(), 0
+        for file in files:
+            with file.open("rb") as opened:
+                while block := opened.read(BLOCK):
+                    hashed.update(block)
+                    size += len(block)
+                    progress(f"reading {folder}", size, 0)
+        return Facts(hashed.hexdigest(), size, 0)
+
+    files = [folder / "train.bin", folder / "val.bin"]
+    return Corpus(str(folder), pieces, *_remembered(files, "", str(folder), facts), folder)
 
 
 def _read_once(
@@ -154,37 +174,50 @@ def _read_once(
     progress: Progress,
     shown: str = "",
 ) -> Corpus:
-    """The corpus that is read from files; what is known of them is looked up, if they are large."""
+    """The corpus that is read from files."""
+    shown = shown or name
+
+    def facts() -> Facts:
+        hashed, size, characters = hashlib.sha256(), 0, 0
+        for piece in read():
+            raw = piece.encode()
+            hashed.update(raw)
+            size, characters = size + len(raw), characters + len(piece)
+            progress(f"reading {shown}", size, 0)
+        if not characters:
+            raise empty(shown)
+        return Facts(hashed.hexdigest(), size, characters)
+
+    return Corpus(name, read, *_remembered(files, settings, shown, facts))
+
+
+def _remembered(
+    files: Sequence[Path], settings: str, name: str, find: Callable[[], Facts]
+) -> tuple[Facts, Callable[[], None]]:
+    """What is known of files, and what raises UserError when they are not those any more.
+
+    Large ones are read once; after that, files that look the same are the same.
+    """
     seen, now = _looks(files), time.time_ns()
 
     def check() -> None:
         if _looks(files) != seen:
-            raise UserError(
-                f"{shown or name} changed while it was read: begin again when it is whole"
-            )
+            raise UserError(f"{name} changed while it was read: begin again when it is whole")
 
     key = hashlib.sha256(json.dumps([seen, settings]).encode()).hexdigest()[:16]
     kept = cache_directory() / f"text-{key}.json"
     with suppress(OSError, UserError, ValueError):
         if kept.exists():
-            return Corpus(name, read, parse(Facts, read_json(kept), {}), check)
-    hashed, size, characters = hashlib.sha256(), 0, 0
-    for piece in read():
-        raw = piece.encode()
-        hashed.update(raw)
-        size, characters = size + len(raw), characters + len(piece)
-        progress(f"reading {shown or name}", size, 0)
-    if not characters:
-        raise empty(shown or name)
-    facts = Facts(hashed.hexdigest(), size, characters)
+            return parse(Facts, read_json(kept), {}), check
+    facts = find()
     check()
     # A file that has only just been written may change once more and still look the same.
     old = all(now - changed > 2e9 for _, _, changed in seen)
-    if size > LARGE and old:
+    if facts.bytes > LARGE and old:
         with suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_whole(kept, to_json(asdict(facts)))
-    return Corpus(name, read, facts, check)
+    return facts, check
 
 
 def _looks(files: Sequence[Path]) -> list[tuple[str, int, int]]:
@@ -195,73 +228,6 @@ def _looks(files: Sequence[Path]) -> list[tuple[str, int, int]]:
             stat = file.stat()
             seen.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
     return seen
-
-
-def _kept(stream: BinaryIO, name: str) -> Path:
-    """A file in the cache with all that comes from a stream, which cannot be read again."""
-    home = cache_directory()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=home, prefix=".input-", delete=False) as file:
-            try:
-                hashed, size = hashlib.sha256(), 0
-                while block := stream.read(1 << 20):
-                    hashed.update(block)
-                    size += file.write(block)
-                file.flush()
-                if not size:
-                    raise empty(name)
-                kept = home / f"input-{hashed.hexdigest()[:16]}.txt"
-                os.replace(file.name, kept)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        raise UserError(
-            f"cannot keep {name} in {home}: {error.strerror}; put it in a file"
-        ) from None
-    return kept
-
-
-# From the web.
-
-
-def _is_address(data: str) -> bool:
-    return data.startswith(("http://", "https://"))
-
-
-def _from_address(address: str, fetch: bool) -> Path:
-    """The file in the cache with what is at an address; #sha256=… may say what it must hash to."""
-    url, _, digest = address.partition("#sha256=")
-    cached = cache_directory() / f"web-{hashlib.sha256(url.encode()).hexdigest()[:16]}.txt"
-    if cached.exists() and (not digest or sha256(cached) == digest.lower()):
-        return cached
-    if not fetch:
-        raise UserError(f"the text of {url} is not in the cache: get it with nanogpt data {url}")
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as directory:
-            file = _get(url, None, directory)
-            if digest and (found := sha256(file)) != digest.lower():
-                raise UserError(
-                    f"{url} has the SHA-256 {found}, not {digest}: look at what it is now"
-                )
-            os.replace(file, cached)
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot get {url} ({reason}): is the address right?") from None
-    return cached
-
-
-def _get(url: str, known_hash: str | None, directory: str) -> Path:
-    """The file in a directory to which an address was downloaded."""
-    import pooch
-
-    pooch.get_logger().setLevel("WARNING")
-    get = pooch.HTTPDownloader(timeout=10)
-    return Path(pooch.retrieve(url, known_hash, path=directory, downloader=get))
 
 
 # By name.
@@ -302,7 +268,7 @@ def _candidates(cached: Path, corpus: Known) -> Iterator[bytes]:
         yield corpus.rebuild(installed).encode()
     if corpus.url:
         with suppress(OSError, ValueError), tempfile.TemporaryDirectory() as directory:
-            yield _get(corpus.url, f"sha256:{corpus.sha256}", directory).read_bytes()
+            yield download(corpus.url, f"sha256:{corpus.sha256}", directory).read_bytes()
 
 
 CORPORA = {

@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .corpora import Corpus, Progress, SplitName, quiet
+from .corpora import Corpus, SplitName
 from .devices import room_for_tokens
 from .encoding import Tokens, encode
 from .errors import UserError
+from .sources import Progress, quiet
 from .tokenizers import Tokenizer
 
 OrderName = Literal["random", "epochs"]

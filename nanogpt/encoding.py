@@ -22,11 +22,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from . import corpora, tokenizers
-from .corpora import LARGE, Corpus, Progress, SplitName, cache_directory, quiet
+from .corpora import LARGE, Corpus, SplitName
 from .devices import cores
 from .errors import UserError
+from .fetch import cache_directory, cannot_keep
 from .files import read_json, to_json, write_whole
 from .schema import parse
+from .sources import Progress, quiet
 from .tokenizers import Tokenizer
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
@@ -61,8 +63,10 @@ def tokenizer_of(kind: str, corpus: Corpus, val_fraction: float, progress: Progr
     char knows every character of the text; bpe learns from the part to train on, from a sample of
     it where that is large. What was learned from a large text is kept.
     """
+    if not tokenizers.learns(kind):
+        return tokenizers.make(kind, (), ())
     kept = _file("tokenizer", [corpus.facts.sha256, kind, val_fraction]).with_suffix(".json")
-    large = tokenizers.learns(kind) and corpus.facts.bytes > LARGE
+    large = corpus.facts.bytes > LARGE
     if large and kept.exists():
         return tokenizers.from_file(kept)
     if large:
@@ -95,6 +99,8 @@ def encode(
     progress: Progress = quiet,
 ) -> Tokens:
     """The tokens of a part of a corpus, or of all of it. Raises UserError."""
+    if corpus.tokens:
+        return _as_they_are(corpus, corpus.tokens, tokenizer, part)
     pieces = corpus.part(part, val_fraction) if part else corpus.pieces()
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     encoded = _encoded(cut(pieces, tokenizer.boundary, CHUNK), tokenizer, dtype)
@@ -110,6 +116,36 @@ def encode(
         return Tokens(ids, sum(each.bytes for each in arrays))
     key = [corpus.facts.sha256, tokenizer.to_json(), part, val_fraction]
     return _mapped(_file("tokens", key), watched, dtype)
+
+
+def _as_they_are(
+    corpus: Corpus, folder: Path, tokenizer: Tokenizer, part: SplitName | None
+) -> Tokens:
+    """The tokens that a folder holds already; how many bytes they stand for is counted once."""
+    if part is None:
+        raise UserError(f"{folder} holds two parts: take one with --split train or --split val")
+    file, dtype = folder / f"{part}.bin", np.dtype("<u2")
+    tokens, rest = divmod(file.stat().st_size, dtype.itemsize)
+    if rest or not tokens:
+        raise UserError(f"{file} is not made of tokens of 16 bits: write it anew")
+    ids = np.memmap(file, dtype, mode="c", shape=(tokens,))
+    about = _file("tokens", [corpus.facts.sha256, tokenizer.to_json(), part]).with_suffix(".json")
+    with suppress(OSError, UserError, ValueError):
+        return Tokens(ids, parse(_Kept, read_json(about), {}).bytes)
+    times = np.zeros(1 << 16, dtype=np.int64)
+    for start in range(0, tokens, CHUNK):
+        times += np.bincount(ids[start : start + CHUNK], minlength=1 << 16)
+    if (highest := int(times.nonzero()[0].max())) >= tokenizer.vocab_size:
+        raise UserError(
+            f"{file} has the token {highest}, and the tokenizer only {tokenizer.vocab_size}: name "
+            f"the one that made it with --tokenizer"
+        )
+    size = sum(int(times[i]) * len(tokenizer.piece(int(i))) for i in times.nonzero()[0])
+    if corpus.facts.bytes > LARGE:
+        with suppress(OSError):
+            about.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(about, to_json(asdict(_Kept(tokens, size))))
+    return Tokens(ids, size)
 
 
 def cut(pieces: Iterable[str], boundary: str, size: int) -> Iterator[str]:
@@ -216,7 +252,4 @@ def _keeping(file: Path) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot keep the tokens of a large text in {file.parent} ({error.strerror}): make "
-            f"room, or name another directory with NANOGPT_CACHE"
-        ) from None
+        raise cannot_keep("the tokens of a large text", error) from None

@@ -7,7 +7,7 @@ import codecs
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,8 +15,15 @@ from .errors import UserError
 
 TEXTS = (".txt", ".text", ".md", ".rst")
 TABLES = (".jsonl", ".parquet")
+Progress = Callable[[str, int, int], None]
+"""Hears what is being done, how many bytes of text are done, and of how many: 0 if unknown."""
+
 BLOCK = 1 << 20
 """Bytes that are read at a time."""
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """A Progress that keeps it to itself."""
 
 
 def is_pattern(data: str) -> bool:

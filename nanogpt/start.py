@@ -10,7 +10,7 @@ from filelock import FileLock
 from . import __version__, corpora, tokenizers
 from .checkpoint import Checkpoint, Training, load, load_tensors, load_training
 from .config import RunConfig
-from .corpora import Corpus, Progress, quiet
+from .corpora import Corpus
 from .data import SPLITS, Data
 from .devices import (
     describe,
@@ -29,6 +29,7 @@ from .models.bigram import counted_loss
 from .optim import LossScale, build_optimizers
 from .runs import claim, new_run
 from .schema import parse
+from .sources import Progress, quiet
 from .state import GENERATORS, State
 
 COUNTED = 5_000_000

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .corpora import Corpus, Progress, cut_at, quiet
+from .corpora import Corpus, cut_at
 from .encoding import CHUNK, cut
+from .sources import Progress, quiet
 from .tokenizers import AT_SPACES
 
 Codes = NDArray[np.int64]

@@ -9,7 +9,7 @@ HOME = Path(nanogpt.__file__).parent
 LAYERS = [
     {"errors", "schema", "interrupts"},
     {"files", "arguments", "sources", "streams", "plays"},
-    {"byte_pairs"},
+    {"byte_pairs", "fetch"},
     {"devices", "tokenizers", "corpora", "optim", "models", "plots"},
     {"encoding", "gpu", "runs", "state"},
     {"data", "generate", "survey"},
@@ -94,7 +94,7 @@ def test_each_door_has_one_keeper() -> None:
     assert keepers("tokenizers") == keepers("tiktoken") == {"byte_pairs"}
     assert keepers("safetensors") == {"checkpoint"}
     assert keepers("filelock") == {"encoding", "runs", "start"}
-    assert keepers("pooch") == {"corpora"}
+    assert keepers("pooch") == keepers("datasets") == {"fetch"}
     assert keepers("matplotlib") == {"plots"}
     for library in ("requests", "urllib", "socket", "http"):
         assert keepers(library) == set()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nanogpt import commands
@@ -193,3 +194,34 @@ def test_how_a_text_is_cut(
         (("--tokenizer", run, "é"), "the tokenizer does not know the character 'é' (U+00E9)"),
     ):
         refused(nanogpt("tokenize", *arguments), says)
+
+
+def test_tokens_of_nanogpt_from_nothing_to_text(
+    nanogpt: Command, small: list[str], text: str
+) -> None:
+    tokenizer = make("bpe:280", [], [text])
+    Path("mine.json").write_text(json.dumps(tokenizer.to_json()))
+    Path("tokens").mkdir()
+    for name, part in (("train", text[:5400]), ("val", text[5400:])):
+        np.array(tokenizer.encode(part), dtype=np.uint16).tofile(f"tokens/{name}.bin")
+    how = ("train", "--data", "tokens", *small, "--out", "mine")
+    refused(nanogpt(*how), "holds tokens, train.bin and val.bin, and not their text")
+    status, out, err = nanogpt(*how, "--tokenizer", "mine.json")
+    assert (status, err) == (0, "")
+    assert "It writes:" in out
+    of_tokens = json.loads(nanogpt("eval", "mine", "--json")[1])
+    Path("words.txt").write_text(text)
+    of_text = json.loads(nanogpt("eval", "mine", "--data", "words.txt", "--split=val", "--json")[1])
+    assert of_tokens == of_text
+    assert json.loads(nanogpt("eval", "mine", "--data", "tokens", "--json")[1]) == of_text
+    assert nanogpt("train", "--resume", "mine", "--train.steps", 30)[::2] == (0, "")
+    refused(nanogpt("data", "tokens"), "holds tokens")
+
+
+def test_another_part_to_measure_with(nanogpt: Command, small: list[str], text_file: Path) -> None:
+    how = ("train", "--data", text_file, "--val-fraction", 0.25, *small, "--out", "mine")
+    assert nanogpt(*how)[::2] == (0, "")
+    assert json.loads(nanogpt("eval", "mine", "--json")[1])["tokens"] == 1500 - 1
+    assert "--val-fraction is 0.1, and this run began with 0.25" in " ".join(
+        nanogpt("train", "--resume", "mine", "--val-fraction", 0.1)[2].split()
+    )

@@ -212,7 +212,7 @@ def test_input_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "file").touch()
     monkeypatch.setenv("NANOGPT_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"abc")))
-    with pytest.raises(UserError, match=r"cannot keep standard input in .*file: .*; put it in a"):
+    with pytest.raises(UserError, match=r"cannot keep standard input in .*file \(.*\): make room"):
         corpora.load("-")
 
 

@@ -21,6 +21,7 @@ from nanogpt.corpora import Corpus, corpus_of
 from nanogpt.data import SPLITS
 from nanogpt.encoding import cut, encode, tokenizer_of
 from nanogpt.errors import UserError
+from nanogpt.sources import quiet
 from nanogpt.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 
 TEXT = "\n\n".join(LANGUAGES) + "".join(f" and word {i} is a word," for i in range(40))
@@ -177,7 +178,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     with pytest.raises(UserError, match=r"cannot keep the tokens of a large text in .*file \(.*N"):
         encode(large, ByteTokenizer())
     with pytest.raises(UserError, match="make room, or name another directory with NANOGPT_CACHE"):
-        tokenizer_of("bpe:300", large, 0.1, corpora.quiet)
+        tokenizer_of("bpe:300", large, 0.1, quiet)
 
 
 def test_it_is_heard_how_far_it_is(large: Corpus) -> None:
@@ -193,15 +194,15 @@ def test_it_is_heard_how_far_it_is(large: Corpus) -> None:
 def test_a_tokenizer_learned_from_a_large_text_is_kept(
     kind: str, large: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = tokenizer_of(kind, large, 0.1, corpora.quiet)
+    first = tokenizer_of(kind, large, 0.1, quiet)
 
     def never() -> Iterator[str]:
         raise AssertionError
 
-    again = tokenizer_of(kind, replace(large, pieces=never), 0.1, corpora.quiet)
+    again = tokenizer_of(kind, replace(large, pieces=never), 0.1, quiet)
     assert again.to_json() == first.to_json()
     monkeypatch.setattr(encoding, "LARGE", 1 << 20)
-    assert tokenizer_of(kind, corpus_of(TEXT), 0.1, corpora.quiet).to_json() == first.to_json()
+    assert tokenizer_of(kind, corpus_of(TEXT), 0.1, quiet).to_json() == first.to_json()
 
 
 def test_byte_pairs_are_learned_from_a_sample_of_the_training_part(
@@ -224,5 +225,51 @@ def test_a_text_that_changed_meanwhile_is_not_kept(large: Corpus, cache: Path) -
         with pytest.raises(UserError, match="changed"):
             encode(changed, ByteTokenizer(), part)
     with pytest.raises(UserError, match="changed"):
-        tokenizer_of("char", changed, 0.1, corpora.quiet)
+        tokenizer_of("char", changed, 0.1, quiet)
     assert {file.suffix for file in cache.iterdir()} == {".lock"}
+
+
+@pytest.fixture
+def folder(cache: Path, bpe: HubTokenizer) -> Path:
+    """Tokens as nanoGPT writes them: numpy's uint16, one file for each part."""
+    home = Path("tokens")
+    home.mkdir()
+    for name, text in (("train", TEXT), ("val", "生存 and no more")):
+        np.array(bpe.encode(text), dtype=np.uint16).tofile(home / f"{name}.bin")
+    (home / "meta.pkl").write_bytes(b"never read")
+    return home
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 20])
+def test_tokens_that_nanogpt_wrote(
+    folder: Path, bpe: HubTokenizer, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "LARGE", limit)
+    for _ in range(2):
+        corpus = corpora.load(str(folder))
+        train, val = encode(corpus, bpe, "train"), encode(corpus, bpe, "val")
+        assert train.ids.tolist() == bpe.encode(TEXT)
+        assert val.ids.tolist() == bpe.encode("生存 and no more")
+        assert (train.bytes, val.bytes) == (len(TEXT.encode()), len("生存 and no more".encode()))
+    first = corpus.facts.sha256
+    (folder / "val.bin").write_bytes(b"a\0b\0")
+    assert corpora.load(str(folder)).facts.sha256 != first
+
+
+def test_tokens_need_their_tokenizer(folder: Path, bpe: HubTokenizer) -> None:
+    corpus = corpora.load(str(folder))
+    for kind in ("char", "bpe:300"):
+        with pytest.raises(UserError, match=r"holds tokens, train\.bin and val\.bin, and not"):
+            tokenizer_of(kind, corpus, 0.1, quiet)
+    with pytest.raises(
+        UserError, match=r"train\.bin has the token \d+, and the tokenizer only 3: n"
+    ):
+        encode(corpus, CharTokenizer("abc"), "train")
+    with pytest.raises(
+        UserError, match="holds two parts: take one with --split train or --split v"
+    ):
+        encode(corpus, bpe)
+    for raw in (b"abc", b""):
+        (folder / "val.bin").write_bytes(raw)
+        with pytest.raises(UserError, match=r"val\.bin is not made of tokens of 16 bits: write it"):
+            encode(corpora.load(str(folder)), bpe, "val")
