@@ -4,6 +4,7 @@ Targets are inputs shifted by one: at every position the model has to guess the 
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -29,6 +30,10 @@ class Split:
         ids = torch.from_numpy(tokens.ids)
         self.tokens = ids.to(device) if ids.nbytes < room_for_tokens(self.device) else ids
         self.bytes_per_token = tokens.bytes / max(1, len(self.tokens))
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A loss in nats per token as bits per byte of text: comparable between tokenizers."""
+        return loss / math.log(2) / self.bytes_per_token
 
     def require(self, block_size: int, name: str) -> None:
         """Raise UserError, with the split's name, unless it holds a block and its last target."""

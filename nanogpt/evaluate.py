@@ -61,4 +61,4 @@ def evaluate(model: Model | Ensemble, split: Split) -> Evaluation:
         tokens += targets.numel()
     model.train(was_training)
     loss = total / tokens
-    return Evaluation(loss, loss / math.log(2) / split.bytes_per_token, tokens)
+    return Evaluation(loss, split.bits_per_byte(loss), tokens)

@@ -18,6 +18,7 @@ from .devices import describe, peak_flops
 from .journal import Record
 from .models import flops_per_token
 from .start import Run
+from .tokenizers import CharTokenizer
 from .train import Reporter, Result
 
 
@@ -116,7 +117,7 @@ class TerminalReporter(Reporter):
             f"{escape(run.config.data)}: {len(data['train'].tokens):,} tokens to train on, "
             f"{len(data['val'].tokens):,} to measure with, {run.tokenizer.vocab_size} different"
         )
-        say(f"bigram baseline: validation loss {run.bigram_loss:.4f}")
+        say(f"bigram baseline: validation loss {run.bigram_loss:.4f}{self._bits(run.bigram_loss)}")
         if run.state.step:
             say(f"going on from step {run.state.step:,}")
         self.progress.start()
@@ -130,8 +131,9 @@ class TerminalReporter(Reporter):
         if record.val_loss is not None:
             train = f"{record.train_loss:7.4f}" if record.train_loss is not None else "      –"
             line = f"step {record.step:>6,}  train {train}  val {record.val_loss:7.4f}"
+            line += self._bits(record.val_loss)
             if record.ema_val_loss is not None:
-                line += f"  averaged {record.ema_val_loss:7.4f}"
+                line += f"  averaged {record.ema_val_loss:7.4f}{self._bits(record.ema_val_loss)}"
             line += "  [bold]best[/]" if best and record.step == best.step else "      "
             if not self.console.is_terminal and record.step:
                 line += f"  {rate}  {duration(left)} left"
@@ -144,6 +146,13 @@ class TerminalReporter(Reporter):
                 + (f"best {best.val_loss:.4f}  " if best else "")
                 + f"{rate}  {duration(left)} left",
             )
+
+    def _bits(self, loss: float) -> str:
+        """A validation loss in bits per byte, where a token is not a character."""
+        assert self.run is not None
+        if isinstance(self.run.tokenizer, CharTokenizer):
+            return ""
+        return f" ({self.run.data.splits['val'].bits_per_byte(loss):.4f} bits/byte)"
 
     def _rate(self, record: Record) -> str:
         """Tokens a second since the last line, evaluations left out."""
@@ -166,7 +175,8 @@ def result_table(result: Result) -> Table:
         "best validation loss": f"{best.val_loss:.4f} nats per token, at step {best.step:,}"
         + (", of the averaged weights" if best.averaged else ""),
         "bits per byte": f"{best.bits_per_byte:.4f}",
-        "bigram": f"{run.bigram_loss:.4f} nats per token on the same text",
+        "bigram": f"{run.bigram_loss:.4f} nats per token, "
+        f"{run.data.splits['val'].bits_per_byte(run.bigram_loss):.4f} bits per byte",
         "training": f"{duration(last.seconds)}, {last.tokens:,} tokens; ended: {result.ended}",
         "kept in": escape(f"{run.out}; more text with: nanogpt sample {run.out}"),
     }

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on, in a terminal and in a file."""
 
 import io
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,19 @@ def test_in_a_file_there_is_a_line_for_each_evaluation(config: RunConfig) -> Non
     assert [int(line.split()[1]) for line in steps] == [0, 20, 40]
     assert re.search(r"val  2\.\d{4}  best  [\d,]+ tokens/s  \d+ s left$", steps[1])
     assert len(lines) == 3 + 3
+
+
+def test_where_a_token_is_no_character_bits_per_byte_stand_beside(config: RunConfig) -> None:
+    result, text = shown(replace(config, tokenizer="byte"), terminal=False)
+    assert "bits/byte" not in shown(replace(config, out=Path("other")), terminal=False)[1]
+    bits = result.run.bigram_loss / math.log(2)
+    assert (
+        f"bigram baseline: validation loss {result.run.bigram_loss:.4f} ({bits:.4f} bits/" in text
+    )
+    lines = re.findall(r"val +(\d\.\d{4}) \((\d\.\d{4}) bits/byte\)", text)
+    assert len(lines) == 3
+    for loss, found in lines:
+        assert float(found) == pytest.approx(float(loss) / math.log(2), abs=2e-4)
 
 
 def test_the_loss_of_the_averaged_weights_stands_beside(config: RunConfig) -> None:
