@@ -27,7 +27,8 @@ class Split:
 
     def __init__(self, tokens: Tokens, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        ids = torch.from_numpy(tokens.ids)
+        # torch does little with numbers without a sign: widened() takes the sign away again.
+        ids = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
         self.tokens = ids.to(device) if ids.nbytes < room_for_tokens(self.device) else ids
         self.bytes_per_token = tokens.bytes / max(1, len(self.tokens))
 
@@ -63,17 +64,20 @@ class Split:
             targets[:whole].view(-1, block_size).split(batch_size),
             strict=True,
         ):
-            yield x.to(self.device).long(), y.to(self.device).long()
+            yield widened(x.to(self.device)), widened(y.to(self.device))
         if whole < len(targets):
-            yield (
-                inputs[None, whole:].to(self.device).long(),
-                targets[None, whole:].to(self.device).long(),
-            )
+            rest = self.tokens[None, whole:].to(self.device)
+            yield inputs_and_targets(rest)
+
+
+def widened(tokens: Tensor) -> Tensor:
+    """Tokens of 16 or 32 bits as the 64 that an embedding takes."""
+    return tokens.long() & 0xFFFF if tokens.dtype == torch.int16 else tokens.long()
 
 
 def inputs_and_targets(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Of blocks (B, T + 1) all but the last, and all but the first of each: (B, T) both."""
-    blocks = blocks.long()
+    blocks = widened(blocks)
     return blocks[:, :-1], blocks[:, 1:]
 
 

@@ -11,7 +11,7 @@ from . import __version__, corpora, tokenizers
 from .checkpoint import Checkpoint, Training, load, load_tensors, load_training
 from .config import RunConfig
 from .corpora import Corpus
-from .data import SPLITS, Data
+from .data import SPLITS, Data, widened
 from .devices import (
     describe,
     pick_device,
@@ -267,7 +267,7 @@ def _run(
     assert config.out is not None
     device = next(model.parameters()).device
     precision = pick_precision(config.precision, device)
-    train, val = (data.splits[name].tokens[:COUNTED].cpu().long() for name in SPLITS)
+    train, val = (widened(data.splits[name].tokens[:COUNTED].cpu()) for name in SPLITS)
     bigram_loss = counted_loss(train, val, tokenizer.vocab_size)
     state = State(
         model=model,

@@ -123,6 +123,23 @@ def test_windows_cover_every_target_once(block_size: int, batch_size: int) -> No
     assert covered == list(range(451, 500))
 
 
+@pytest.mark.parametrize("more", [0, 30_000, 60_000, 100_000])
+def test_tokens_are_what_they_are_however_many_there_are(more: int) -> None:
+    """Up to 65,536 in 16 bits, beyond in 32."""
+    alphabet = "".join(
+        chr(i) for i in range(0x3400, 0x3400 + 40 + more) if not 0xD800 <= i < 0xE000
+    )
+    tokenizer, text = CharTokenizer(alphabet), alphabet[-40:]
+    data, highest = Data(corpus_of(text), tokenizer, val_fraction=0.5), len(alphabet)
+    assert data.splits["train"].tokens.element_size() == (2 if highest <= 1 << 16 else 4)
+    expected = list(range(highest - 40, highest - 20))
+    inputs, targets = inputs_and_targets(data.splits["train"].blocks(torch.tensor([0, 1]), 15))
+    assert inputs.tolist() == [expected[:15], expected[1:16]]
+    assert targets.tolist() == [expected[1:16], expected[2:17]]
+    seen = [x for _, targets in data.splits["train"].windows(1, 6) for x in targets[0].tolist()]
+    assert seen == expected[1:]
+
+
 def test_a_text_too_short_says_which_split_and_what_to_do() -> None:
     data = numbered(100)
     data.require(9)
