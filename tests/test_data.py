@@ -128,8 +128,6 @@ def test_tokens_are_what_they_are_however_many_there_are(more: int) -> None:
     """Up to 65,536 in 16 bits, beyond in 32."""
     points = (i for i in range(0x3400, 0x3440 + more) if not 0xD800 <= i < 0xE000)
     alphabet = "".join(map(chr, points))
-        chr(i) for i in range(0x3400, 0x3400 + 40 + more) if not 0xD800 <= i < 0xE000
-    )
     tokenizer, text = CharTokenizer(alphabet), alphabet[-40:]
     data, highest = Data(corpus_of(text), tokenizer, val_fraction=0.5), len(alphabet)
     assert data.splits["train"].tokens.element_size() == (2 if highest <= 1 << 16 else 4)
