@@ -10,7 +10,7 @@ and this way it happens seldom. Until then, greedy tokens are those of the model
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,6 +109,20 @@ def generators(seed: int, rows: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int.from_bytes(m[:4], "little")) for m in mixed]
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """The tokens of some steps on their way from the device."""
+
+    tokens: Tensor
+    """(steps, B)."""
+    logprobs: Tensor
+    """The same."""
+    finite: Tensor
+    """Whether all logits were, up to here: ()."""
+    sent: torch.cuda.Event | None
+    """When they are here, if it is not now."""
+
+
 class Sampler:
     """Writes on with B texts at once. What a step needs and finds stays on the device."""
 
@@ -148,6 +162,8 @@ class Sampler:
             self.seen = seen.to(device)
         captures = cuda_graph and device.type == "cuda"
         self.graph = CudaGraph(device, warmup=1) if captures else None
+        self.in_flight = 0
+        """Tokens of each text that are on their way from the device to the contexts."""
         self.is_read = False
         """Whether all of each context but its last token is in the cache."""
 
@@ -155,41 +171,60 @@ class Sampler:
         """Write so many tokens; gives the next token of each text, and its logprob if asked for.
 
         A logprob is the model's own, before the filters, in nats. Raises Stopped where logits are
-        not finite.
+        not finite. Only if all of it is taken can more be taken later.
         """
-        ahead = AHEAD if self.graph else 1  # without a GPU, each token is shown as it comes
-        while steps > 0:
-            if self.place == AHEAD:
-                self._draw_numbers()
-            first = self.place
-            left = self.block_size - max(map(len, self.contexts))
-            if self.is_read and left >= 0:
-                n = min(steps, ahead, AHEAD - first, left + 1)
-                for _ in range(n):
-                    self._take_one()
-            else:
-                n = 1
-                self._read()
-            self.place += n
-            if not self.finite:
-                raise Stopped(
-                    "the model's logits are not finite, so there is nothing to choose from: its "
-                    "weights are damaged, or its training went wrong; sample another run"
-                )
-            tokens = self.drawn[first : self.place].tolist()
-            logprobs = self.logprobs[first : self.place].tolist() if self.asks_logprobs else None
-            for i in range(n):
-                for context, token in zip(self.contexts, tokens[i], strict=True):
-                    context.append(token)
-            for i in range(n):
-                yield tokens[i], logprobs and logprobs[i]
-            steps -= n
+        coming: _Drawn | None = None  # a GPU does the next steps while these are looked at
+        while steps > 0 or coming:
+            left = self.block_size - max(map(len, self.contexts)) - self.in_flight
+            drawn, coming = coming, None
+            if steps > 0 and self.is_read and left >= 0:
+                coming = self._launch(min(steps, AHEAD if self.graph else 1, left + 1))
+            elif steps > 0 and not drawn:  # all that is to be read is here
+                coming = self._launch(1, self._read)
+            if coming:
+                steps -= len(coming.tokens)
+            if coming and not self.graph:  # each token is shown as it comes
+                drawn, coming = coming, None
+            if drawn:
+                yield from self._arrived(drawn)
 
-    def _draw_numbers(self) -> None:
-        numbers = [torch.rand(AHEAD, generator=generator) for generator in self.numbers]
-        self.uniform.copy_(torch.stack(numbers, dim=1))
-        self.place = 0
-        self.row.zero_()
+    def _launch(self, steps: int, work: Callable[[], None] | None = None) -> "_Drawn":
+        """Begin with some steps, or with other work that draws one token of each text."""
+        if self.place == AHEAD:
+            numbers = torch.stack([torch.rand(AHEAD, generator=each) for each in self.numbers], 1)
+            if self.tokens.is_cuda:
+                numbers = numbers.pin_memory()  # nobody waits for the copy
+            self.uniform.copy_(numbers, non_blocking=True)
+            self.row.zero_()
+            self.place = 0
+        first, self.place = self.place, min(AHEAD, self.place + steps)
+        for _ in range(first, self.place):
+            (work or self._take_one)()
+        self.in_flight += self.place - first
+        rows = slice(first, self.place)
+        return _Drawn(
+            self.drawn[rows].to("cpu", non_blocking=True, copy=True),
+            self.logprobs[rows].to("cpu", non_blocking=True, copy=True),
+            self.finite.to("cpu", non_blocking=True, copy=True),
+            torch.cuda.current_stream().record_event() if self.tokens.is_cuda else None,
+        )
+
+    def _arrived(self, drawn: "_Drawn") -> Iterator[tuple[list[int], list[float] | None]]:
+        """The tokens that were drawn, when they are here."""
+        if drawn.sent:
+            drawn.sent.synchronize()
+        if not drawn.finite:
+            raise Stopped(
+                "the model's logits are not finite, so there is nothing to choose from: its "
+                "weights are damaged, or its training went wrong; sample another run"
+            )
+        tokens, logprobs = drawn.tokens.tolist(), drawn.logprobs.tolist()
+        self.in_flight -= len(tokens)
+        for of_step in tokens:
+            for context, token in zip(self.contexts, of_step, strict=True):
+                context.append(token)
+        for i, of_step in enumerate(tokens):
+            yield of_step, logprobs[i] if self.asks_logprobs else None
 
     @torch.no_grad()
     def _read(self) -> None:
