@@ -80,8 +80,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     # Relative to the largest logit: nothing overflows, however low the temperature.
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
-    if sampling.top_k is not None:
-        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[..., -1:]  # (B, 1)
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        kth = logits.topk(sampling.top_k).values[..., -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth, -math.inf)
     p = logits.softmax(-1)
     if sampling.top_p is not None:

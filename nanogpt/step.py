@@ -92,8 +92,12 @@ class Stepper:
         coming, split = range(state.step, state.step + steps), self.run.data.splits["train"]
         drawn = state.tokens // block_size
         starts = [self.order.starts(drawn + i * batch_size, batch_size) for i in range(steps)]
-        for i, of_step in enumerate(torch.stack(starts).to(split.tokens.device)):
-            self.blocks[i] = split.blocks(of_step, block_size)
+        # Of several steps at once, up to so many tokens that their places take 32 MB.
+        at_once = max(1, (1 << 22) // self.blocks[0].numel())
+        for first in range(0, steps, at_once):
+            some = torch.cat(starts[first : first + at_once])
+            rows = self.blocks[first : first + len(some) // batch_size]
+            rows.copy_(split.blocks(some, block_size).view_as(rows))
         planned = [learning_rate(step, config.train.steps, config.optim) for step in coming]
         moves = [[1 - ema_decay(step, config.optim)] for step in coming]
         self.rates[:steps] = torch.tensor(

@@ -42,7 +42,11 @@ def test_piece_by_piece_is_all_at_once(config: GPTConfig | ModernConfig | Bigram
 
 def test_nothing_but_what_came_is_seen() -> None:
     cache = Cache(2, 20, torch.device("cpu"))
+    assert cache.place(2, torch.float32).tolist() == [[0, 1], [0, 1]]
+    assert cache.mask is None
     cache.length.copy_(torch.tensor([3, 0]))
-    assert cache.place(2, torch.float32).tolist() == [[3, 4], [0, 1]]
-    assert cache.mask.shape == (2, 1, 2, 32)
-    assert (cache.mask == 0).sum(-1)[:, 0].tolist() == [[4, 5], [1, 2]]
+    assert cache.place(1, torch.float32).tolist() == [[3], [0]]
+    assert cache.mask is not None
+    assert cache.mask.shape == (2, 1, 1, 32)
+    assert (cache.mask == 0).sum(-1).flatten().tolist() == [4, 1]
+    assert set(cache.mask.unique().tolist()) == {0, -torch.inf}

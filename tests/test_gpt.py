@@ -182,9 +182,9 @@ def test_dropout_is_in_its_four_places(monkeypatch: pytest.MonkeyPatch) -> None:
     for output in (model.embed(tokens(8)), block.attention(x), block.feed_forward(x)):
         assert (output == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_causal: bool) -> Tensor:
-        asked.append(dropout_p)
-        return fused(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
+    def attend(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        asked.append(how["dropout_p"])
+        return fused(q, k, v, **how)
 
     asked: list[float] = []
     fused = F.scaled_dot_product_attention

@@ -222,9 +222,9 @@ def test_dropout_is_in_its_three_places(monkeypatch: pytest.MonkeyPatch) -> None
     asked: list[float] = []
     fused = F.scaled_dot_product_attention
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_causal: bool) -> Tensor:
-        asked.append(dropout_p)
-        return fused(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
+    def attend(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        asked.append(how["dropout_p"])
+        return fused(q, k, v, **how)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     block(x, cos, sin)

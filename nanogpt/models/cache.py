@@ -17,31 +17,38 @@ class Cache:
         """Tokens of each text that are in here (B,)."""
         self.coming = torch.ones_like(self.length)
         """How many come next (B,). A row of tokens may be longer, to be as long as the others."""
-        self.positions = self.mask = torch.empty(0)
+        self.positions = torch.empty(0)
+        self.mask: Tensor | None = None
+        """Added to scores (B, 1, 1, S). None while a text is read from its start: nothing is hidden
+        but the future."""
         self._places = torch.arange(-(-size // 16) * 16, device=device)  # kernels like a round S
-        self._kept: dict[nn.Module, list[Tensor]] = {}
+        self._kept: dict[nn.Module, Tensor] = {}
 
     def place(self, T: int, dtype: torch.dtype) -> Tensor:
-        """Where the next T tokens of each text stand (B, T). The model begins with this."""
+        """Where the next T tokens of each text stand (B, T). The model begins with this.
+
+        There is one, or there are all from the start of the text.
+        """
         self.positions = self.length[:, None] + self._places[:T]
-        hidden = self._places > self.positions[:, :, None]  # (B, T, S)
-        zero = torch.zeros((), dtype=dtype, device=hidden.device)
-        self.mask = zero.masked_fill(hidden, -torch.inf)[:, None]  # (B, 1, T, S), added to scores
+        self.mask = None
+        if T == 1:
+            hidden = self._places > self.positions[:, None, None]  # (B, 1, 1, S)
+            zero = torch.zeros((), dtype=dtype, device=hidden.device)
+            self.mask = zero.masked_fill(hidden, -torch.inf)
         return self.positions
 
-    def keep(self, part: nn.Module, *new: Tensor, before: int = 0) -> list[Tensor]:
-        """What a part of the model has to remember: new (B, …, T, D) to all so far (B, …, S, D).
+    def keep(self, part: nn.Module, new: Tensor, before: int = 0) -> Tensor:
+        """What a part of the model has to remember: new (…, T, D) to all there is (…, S, D).
 
-        The place of position p is p + before; what comes before all is zero.
+        … is B, or 2, B, H. The place of position p is p + before; what comes before all is zero.
         """
         if part not in self._kept:
             S = len(self._places) + before
-            self._kept[part] = [x.new_zeros(*x.shape[:-2], S, x.shape[-1]) for x in new]
-        for all_so_far, x in zip(self._kept[part], new, strict=True):
-            places = (self.positions + before)[:, :, None]  # (B, T, 1)
-            if x.dim() == 4:
-                places = places[:, None]
-            all_so_far.scatter_(-2, places.expand_as(x), x)
+            self._kept[part] = new.new_zeros(*new.shape[:-2], S, new.shape[-1])
+        places = (self.positions + before)[:, :, None]  # (B, T, 1)
+        if new.dim() == 5:
+            places = places[:, None]
+        self._kept[part].scatter_(-2, places.expand_as(new), new)
         return self._kept[part]
 
     def last(self, x: Tensor) -> Tensor:

@@ -75,22 +75,23 @@ class CausalSelfAttention(nn.Module):
         self.projection = nn.Linear(C, C, bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of every head: x (B, T, C) to three of (B, H, T, D)."""
+    def heads(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of every head: x (B, T, C) to (3, B, H, T, D)."""
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        return q, k, v
+        qkv: Tensor = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        return qkv.permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        q, k, v = self.heads(x)
+        q, k, v = qkv = self.heads(x)
+        mask, dropout = None, self.dropout.p if self.training else 0.0
+        if cache is not None:
+            k_and_v = cache.keep(self, qkv[1:])  # (2, B, H, S, D): of the tokens before, too
+            if (mask := cache.mask) is not None:
+                k, v = k_and_v
         # The same as causal_attention above, in one fused kernel that never stores the weights.
-        if cache is None:
-            dropout = self.dropout.p if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        else:
-            k, v = cache.keep(self, k, v)  # (B, H, S, D): of the tokens before, too
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
+        )
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): the heads side by side
         out: Tensor = self.dropout(self.projection(y))
         return out

@@ -103,12 +103,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None) -> Tensor:
         q, k, v = self.heads(x, cos, sin)
-        if cache is None:
-            dropout = self.dropout.p if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        else:
-            k, v = cache.keep(self, k, v)  # (B, H, S, D): of the tokens before, too
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask)
+        mask, dropout = None, self.dropout.p if self.training else 0.0
+        if cache is not None:
+            k_and_v = cache.keep(self, torch.stack((k, v)))  # (2, B, H, S, D): of those before, too
+            if (mask := cache.mask) is not None:
+                k, v = k_and_v
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
+        )
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): the heads side by side
         out: Tensor = self.dropout(self.projection(y))
         return out
@@ -178,7 +180,7 @@ class LookBack(nn.Module):
             past = F.pad(x, (0, 0, 2, 0))[:, :-1]  # (B, T + 1, C): nothing comes before the text
             before, before_that = past[:, 1:], past[:, :-1]
         else:
-            (past,) = cache.keep(self, x, before=2)  # (B, 2 + S, C)
+            past = cache.keep(self, x, before=2)  # (B, 2 + S, C)
             places = cache.positions[:, :, None].expand_as(x)
             before, before_that = past.gather(1, places + 1), past.gather(1, places)
         return torch.addcmul(torch.addcmul(x, near, before), far, before_that)
