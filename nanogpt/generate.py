@@ -15,12 +15,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import Stopped, UserError
 from .gpu import CannotCapture, CudaGraph
 from .models import Model
 from .models.cache import Cache
 
+READING = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels of attention for contexts: cuDNN's take a tenth of a second for every new length."""
 AHEAD = 16
 """Steps that a GPU takes before anybody looks at the tokens; drawn numbers come in as many, too."""
 
@@ -90,7 +93,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         p = p.scatter(-1, order, sorted_p.masked_fill(before >= sampling.top_p, 0.0))
     if sampling.min_p is not None:
         p = p.masked_fill(p < sampling.min_p * p.amax(-1, keepdim=True), 0.0)
-    return p / p.sum(-1, keepdim=True)
+    filtered = sampling.top_k or sampling.top_p or sampling.min_p
+    return p / p.sum(-1, keepdim=True) if filtered else p
 
 
 def draw(p: Tensor, uniform: Tensor) -> Tensor:
@@ -100,7 +104,7 @@ def draw(p: Tensor, uniform: Tensor) -> Tensor:
     """
     total = p.cumsum(-1)
     passed = (total > uniform[:, None] * total[:, -1:]) & (p > 0)
-    return passed.byte().argmax(-1)  # the first
+    return passed.view(torch.uint8).argmax(-1)  # the first
 
 
 def generators(seed: int, rows: int) -> list[torch.Generator]:
@@ -118,7 +122,7 @@ class _Drawn:
     logprobs: Tensor
     """The same."""
     finite: Tensor
-    """Whether all logits were, up to here: ()."""
+    """0 if all logits were, up to here: ()."""
     sent: torch.cuda.Event | None
     """When they are here, if it is not now."""
 
@@ -149,7 +153,8 @@ class Sampler:
         self.drawn = torch.zeros(AHEAD, B, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(AHEAD, B, device=device)
         self.asks_logprobs = logprobs
-        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.finite = torch.zeros((), device=device)
+        """0, and NaN since a logit was not finite."""
         self.row = torch.zeros(1, dtype=torch.long, device=device)
         self.place = AHEAD
         """The same on the host."""
@@ -213,7 +218,7 @@ class Sampler:
         """The tokens that were drawn, when they are here."""
         if drawn.sent:
             drawn.sent.synchronize()
-        if not drawn.finite:
+        if drawn.finite != 0:
             raise Stopped(
                 "the model's logits are not finite, so there is nothing to choose from: its "
                 "weights are damaged, or its training went wrong; sample another run"
@@ -235,7 +240,8 @@ class Sampler:
         rows = [c + [0] * (max(counts) - len(c)) for c in self.contexts]  # no text: not looked at
         self.cache.length.zero_()
         self.cache.coming.copy_(torch.tensor(counts))
-        logits = self.model(torch.tensor(rows, device=self.tokens.device), self.cache)
+        with sdpa_kernel(READING):
+            logits = self.model(torch.tensor(rows, device=self.tokens.device), self.cache)
         self.cache.advance()
         self.cache.coming.fill_(1)
         self._choose(logits)
@@ -263,7 +269,7 @@ class Sampler:
     def _choose(self, logits: Tensor) -> None:
         """Draw the tokens that follow, from logits (B, 1, V)."""
         logits = logits[:, -1].float()  # (B, V)
-        self.finite.logical_and_(logits.isfinite().all())
+        self.finite.add_(logits.sum(), alpha=0)  # 0 × NaN and 0 × ∞ are NaN
         penalty = self.sampling.repetition_penalty
         allowed = penalised(logits, self.seen, penalty) if penalty != 1 else logits
         p = probabilities(allowed, self.sampling)

@@ -22,6 +22,7 @@ class Cache:
         """Added to scores (B, 1, 1, S). None while a text is read from its start: nothing is hidden
         but the future."""
         self._places = torch.arange(-(-size // 16) * 16, device=device)  # kernels like a round S
+        self._zero = torch.zeros((), device=device)
         self._kept: dict[nn.Module, Tensor] = {}
 
     def place(self, T: int, dtype: torch.dtype) -> Tensor:
@@ -33,8 +34,8 @@ class Cache:
         self.mask = None
         if T == 1:
             hidden = self._places > self.positions[:, None, None]  # (B, 1, 1, S)
-            zero = torch.zeros((), dtype=dtype, device=hidden.device)
-            self.mask = zero.masked_fill(hidden, -torch.inf)
+            self._zero = self._zero.to(dtype)
+            self.mask = self._zero.masked_fill(hidden, -torch.inf)
         return self.positions
 
     def keep(self, part: nn.Module, new: Tensor, before: int = 0) -> Tensor:
