@@ -104,6 +104,11 @@ def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) ->
     assert throughput.partition("\n\n")[0] in PAGES["speed.md"]
     prepared = (ROOT / "benchmarks" / "results" / "corpora.md").read_text("utf-8")
     assert prepared in PAGES["corpora.md"]
+    studied = (ROOT / "benchmarks" / "results" / "vocabularies.md").read_text("utf-8")
+    assert studied in PAGES["tokenizers.md"]
+    for device in ("cpu", "cuda"):
+        written = (ROOT / "benchmarks" / "results" / f"sampling_{device}.md").read_text("utf-8")
+        assert written.strip() in PAGES["sampling.md"]
 
 
 def test_the_corpora_are_those_there_are() -> None:
