@@ -23,7 +23,17 @@ from .errors import UserError
 from .fetch import address, cache_directory, dataset, download, is_address, stream
 from .files import read_json, to_json, write_whole
 from .schema import parse
-from .sources import BLOCK, Progress, empty, files_of, is_pattern, quiet, read_file, read_files
+from .sources import (
+    BLOCK,
+    Progress,
+    cannot_read,
+    empty,
+    files_of,
+    is_pattern,
+    quiet,
+    read_file,
+    read_files,
+)
 
 SplitName = Literal["train", "val"]
 LARGE = 16 << 20
@@ -155,11 +165,14 @@ def _token_folder(folder: Path, progress: Progress) -> Corpus:
     def facts() -> Facts:
         hashed, size = hashlib.sha256(), 0
         for file in files:
-            with file.open("rb") as opened:
-                while block := opened.read(BLOCK):
-                    hashed.update(block)
-                    size += len(block)
-                    progress(f"reading {folder}", size, 0)
+            try:
+                with file.open("rb") as opened:
+                    while block := opened.read(BLOCK):
+                        hashed.update(block)
+                        size += len(block)
+                        progress(f"reading {folder}", size, 0)
+            except OSError as error:
+                raise cannot_read(str(file), error) from None
         return Facts(hashed.hexdigest(), size, 0)
 
     files = [folder / "train.bin", folder / "val.bin"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from . import corpora, tokenizers
@@ -67,9 +67,9 @@ def tokenizer_of(kind: str, corpus: Corpus, val_fraction: float, progress: Progr
         return tokenizers.make(kind, (), ())
     kept = _file("tokenizer", [corpus.facts.sha256, kind, val_fraction]).with_suffix(".json")
     large = corpus.facts.bytes > LARGE
-    if large and kept.exists():
-        return tokenizers.from_file(kept)
     if large:
+        with suppress(UserError):  # it is not there, or damaged
+            return tokenizers.from_file(kept)
         progress("learning a tokenizer", 0, 0)
     sample = cut(_sample(corpus, val_fraction), tokenizers.AT_SPACES, CHUNK // 64)  # in less memory
     tokenizer = tokenizers.make(kind, corpus.pieces(), sample)
@@ -115,7 +115,7 @@ def encode(
         ids = np.concatenate([each.ids for each in arrays] or [np.empty(0, dtype)])
         return Tokens(ids, sum(each.bytes for each in arrays))
     key = [corpus.facts.sha256, tokenizer.to_json(), part, val_fraction]
-    return _mapped(_file("tokens", key), watched, dtype)
+    return _mapped(_file("tokens", key), watched, dtype, progress)
 
 
 def _as_they_are(
@@ -201,22 +201,40 @@ def _file(kind: str, key: Sequence[object]) -> Path:
     return cache_directory() / f"{kind}-{digest}"
 
 
-def _mapped(file: Path, encoded: Iterator[Tokens], dtype: np.dtype[Any]) -> Tokens:
+def _mapped(
+    file: Path, encoded: Iterator[Tokens], dtype: np.dtype[Any], progress: Progress
+) -> Tokens:
     """The tokens in a file of the cache, where they are put if they are not there yet.
 
     A description beside the file, written last, says that it is whole. Who comes while another
     process writes it waits.
     """
     array, about = file.with_suffix(".bin"), file.with_suffix(".json")
-    with _keeping(array):
-        with FileLock(file.with_suffix(".lock")):
-            known = _known(array, about, dtype)
+    known = _known(array, about, dtype)
+    if known is None:
+        with _keeping(array), _alone(file.with_suffix(".lock"), progress):
+            known = _known(array, about, dtype)  # what somebody else wrote meanwhile
             if known is None:
                 known = _written(array, encoded)
                 write_whole(about, to_json(asdict(known)))
-        # Nobody writes into a mapping, but torch wants one that could be.
-        ids = np.memmap(array, dtype, mode="c", shape=(known.tokens,))
+    # Nobody writes into a mapping, but torch wants one that could be.
+    ids = np.memmap(array, dtype, mode="c", shape=(known.tokens,))
     return Tokens(ids, known.bytes)
+
+
+@contextmanager
+def _alone(file: Path, progress: Progress) -> Iterator[None]:
+    """Held by one process at a time; another waits, and says so."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress("waiting for another process, which encodes the same", 0, 0)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _known(array: Path, about: Path, dtype: np.dtype[Any]) -> _Kept | None:

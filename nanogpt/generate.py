@@ -206,13 +206,14 @@ class Sampler:
         for _ in range(first, self.place):
             (work or self._take_one)()
         self.in_flight += self.place - first
-        rows = slice(first, self.place)
-        return _Drawn(
-            self.drawn[rows].to("cpu", non_blocking=True, copy=True),
-            self.logprobs[rows].to("cpu", non_blocking=True, copy=True),
-            self.finite.to("cpu", non_blocking=True, copy=True),
-            torch.cuda.current_stream().record_event() if self.tokens.is_cuda else None,
+        device, rows = self.tokens.device, slice(first, self.place)
+        beside = device.type == "cuda"  # the copies are on their way while more is asked for
+        tokens, logprobs, finite = (
+            x.to("cpu", non_blocking=beside, copy=True)
+            for x in (self.drawn[rows], self.logprobs[rows], self.finite)
         )
+        sent = torch.cuda.current_stream(device).record_event() if beside else None
+        return _Drawn(tokens, logprobs, finite, sent)
 
     def _arrived(self, drawn: "_Drawn") -> Iterator[tuple[list[int], list[float] | None]]:
         """The tokens that were drawn, when they are here."""

@@ -158,7 +158,12 @@ def read_file(path: Path, name: str | None = None) -> Iterator[str]:
         with path.open("rb") as opened:
             yield from decoded(opened, name)
     except OSError as error:
-        raise UserError(f"cannot read {name}: {error.strerror}; name a text file") from None
+        raise cannot_read(name, error) from None
+
+
+def cannot_read(name: str, error: OSError) -> UserError:
+    """The error of a file that is not there, or not to be read."""
+    return UserError(f"cannot read {name}: {error.strerror}; name a text file")
 
 
 def decoded(opened: BinaryIO, name: str) -> Iterator[str]:

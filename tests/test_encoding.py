@@ -158,16 +158,19 @@ def test_who_comes_while_it_is_written_waits(large: Corpus) -> None:
             time.sleep(0.001)
             return super().encode_array(text)
 
-    tokenizer, found = Slow(), []
-    threads = [
-        threading.Thread(target=lambda: found.append(encode(large, tokenizer))) for _ in range(3)
-    ]
+    tokenizer, found, heard = Slow(), [], []
+
+    def one() -> None:
+        found.append(encode(large, tokenizer, progress=lambda what, *_: heard.append(what)))
+
+    threads = [threading.Thread(target=one) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert [tokens.ids.tolist() for tokens in found] == [[*TEXT.encode()]] * 3
     assert tokenizer.asked == len([*cut([TEXT], "", 40)])
+    assert heard.count("waiting for another process, which encodes the same") == 2
 
 
 def test_a_cache_that_cannot_be_written_is_named(
@@ -201,6 +204,9 @@ def test_a_tokenizer_learned_from_a_large_text_is_kept(
 
     again = tokenizer_of(kind, replace(large, pieces=never), 0.1, quiet)
     assert again.to_json() == first.to_json()
+    (kept,) = cache.glob("tokenizer-*.json")
+    kept.write_text(kept.read_text()[:-9])  # damaged
+    assert tokenizer_of(kind, large, 0.1, quiet).to_json() == first.to_json()
     monkeypatch.setattr(encoding, "LARGE", 1 << 20)
     assert tokenizer_of(kind, corpus_of(TEXT), 0.1, quiet).to_json() == first.to_json()
 
