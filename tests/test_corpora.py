@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -257,6 +258,17 @@ def test_a_large_text_is_read_once(
     assert first == corpora.corpus_of("to be or " * 20).facts
     assert read(large, monkeypatch) == (first, False)
     assert corpora.load(".", separator="|").facts == first  # other settings, another key
+
+
+def test_what_is_known_of_a_large_text_is_of_one_column(cache: Path, large: Path) -> None:
+    row = json.dumps({"one": "1" * 200, "other": "2" * 200})
+    Path("large.jsonl").write_text(f"{row}\n{row}")
+    os.utime("large.jsonl", (1e9, 1e9))
+    for column, digit in (("one", "1"), ("other", "2"), ("one", "1")):
+        for separator in ("|", ", "):
+            found = corpora.load("large.jsonl", column=column, separator=separator)
+            expected = separator.join([digit * 200] * 2)
+            assert found.facts == corpora.corpus_of(expected).facts
 
 
 def test_a_large_text_that_changed_is_read_again(

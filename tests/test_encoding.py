@@ -19,6 +19,7 @@ from nanogpt import corpora, encoding
 from nanogpt.byte_pairs import AT_LINES, AT_SPACES, HubTokenizer
 from nanogpt.corpora import Corpus, corpus_of
 from nanogpt.data import SPLITS
+from nanogpt.devices import cores
 from nanogpt.encoding import cut, encode, tokenizer_of
 from nanogpt.errors import UserError
 from nanogpt.sources import quiet
@@ -211,6 +212,27 @@ def test_a_tokenizer_learned_from_a_large_text_is_kept(
     assert tokenizer_of(kind, corpus_of(TEXT), 0.1, quiet).to_json() == first.to_json()
 
 
+def test_what_byte_pairs_learn_from_depends_on_the_part_to_measure_with(large: Corpus) -> None:
+    text = "zz " * 60 + "yy " * 150
+    corpus = replace(corpus_of(text), pieces=lambda: iter([text]))
+    for part, pair in ((0.7, b"zz"), (0.01, b"yy")):
+        assert tokenizer_of("bpe:257", corpus, part, quiet).piece(256) == pair
+
+
+def test_no_more_chunks_are_in_memory_than_are_worked_on(bpe: HubTokenizer) -> None:
+    taken = 0
+
+    def chunks() -> Iterator[str]:
+        nonlocal taken
+        for taken in range(1, 1000):
+            yield f"chunk {taken}"
+
+    encoded = encoding._encoded(chunks(), bpe, np.dtype("<u2"))
+    for number in range(1, 10):
+        next(encoded)
+        assert taken <= number + 2 * cores() + 1
+
+
 def test_byte_pairs_are_learned_from_a_sample_of_the_training_part(
     large: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +293,9 @@ def test_tokens_need_their_tokenizer(folder: Path, bpe: HubTokenizer) -> None:
         UserError, match=r"train\.bin has the token \d+, and the tokenizer only 3: n"
     ):
         encode(corpus, CharTokenizer("abc"), "train")
+    np.array([1, 3], dtype=np.uint16).tofile(folder / "val.bin")  # the highest of three is 2
+    with pytest.raises(UserError, match=r"val\.bin has the token 3, and the tokenizer only 3"):
+        encode(corpora.load(str(folder)), CharTokenizer("abc"), "val")
     with pytest.raises(
         UserError, match="holds two parts: take one with --split train or --split v"
     ):

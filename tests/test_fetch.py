@@ -44,6 +44,7 @@ def test_a_dataset_is_fetched_once(cache: Path, dataset: str, tmp_path: Path) ->
     with pytest.raises(UserError, match="is not in the cache: get it with nanogpt data hf:"):
         corpora.load(dataset, "0" * 64)  # for a run, which may be a stranger's
     known = corpora.load(dataset).facts.sha256
+    assert corpora.load(dataset, separator="|").text() == "né\nx|终"  # is another text
     (tmp_path / "texts" / "train.jsonl").unlink()
     assert corpora.load(dataset, known).text() == "né\nx\n\n终"
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -179,6 +180,32 @@ def test_greedy_is_the_model_without_a_cache(model: Model, start: int) -> None:
     """Until the context is full, and past it, where the oldest quarter is forgotten at a time."""
     tokens = [i * i % 7 for i in range(start)]
     assert write(model, tokens, 50, temperature=0) == written_out(model, tokens[-12:], 50)
+
+
+def test_top_k_leaves_out_the_least_likely_alone() -> None:
+    p = probabilities(torch.tensor([[3.0, 1.0, 2.0]]), Sampling(top_k=2))[0]
+    assert (p > 0).tolist() == [True, False, True]
+    assert probabilities(torch.tensor([[3.0, 1.0, 2.0]]), Sampling(top_k=3)).min() > 0
+
+
+class _Eager:
+    """What a CudaGraph does, done at once."""
+
+    def run(self, work: Callable[[], None]) -> None:
+        work()
+
+
+@pytest.mark.parametrize("steps", [[100], [1, 15, 17, 67], [100] * 2])
+def test_steps_ahead_of_what_was_looked_at_draw_the_same(model: Model, steps: list[int]) -> None:
+    """As on a GPU, and past the end of the context."""
+    texts, sampling = [[1, 2, 3], [4], list(range(6)) * 3], Sampling(repetition_penalty=1.1)
+    straight = Sampler(model, texts, sampling, generators(1, 3), logprobs=True)
+    ahead = Sampler(model, texts, sampling, generators(1, 3), logprobs=True)
+    ahead.graph = _Eager()  # type: ignore[assignment]
+    found = [step for n in steps for step in ahead.take(n)]
+    assert found == [*straight.take(sum(steps))]
+    assert ahead.contexts == straight.contexts
+    assert ahead.in_flight == 0
 
 
 def test_every_text_of_a_batch_goes_its_own_way(model: Model) -> None:

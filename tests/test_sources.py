@@ -46,6 +46,15 @@ def test_a_folder_is_all_of_its_texts(folder: Path) -> None:
     assert read_texts(str(folder), "text", "|") == "|".join(expected)
 
 
+def test_a_file_without_text_is_no_document(folder: Path) -> None:
+    whole = read_texts(str(folder), "text", "|")
+    for name in ("a.txt", "j.txt", "zzz.txt"):
+        (folder / name).touch()
+    (folder / "below" / "bom.txt").write_bytes(b"\xef\xbb\xbf")
+    (folder / "k.jsonl").write_text('{"text": ""}\n')
+    assert read_texts(str(folder), "text", "|") == whole
+
+
 def test_a_pattern_is_what_matches_it(folder: Path) -> None:
     assert (
         read_texts(f"{folder}/*h*.txt", "text", "|")
