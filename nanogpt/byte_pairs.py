@@ -6,6 +6,7 @@ They are learned by the library tokenizers, and encoded by tiktoken where it doe
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -80,18 +81,19 @@ class HubTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; what marks the beginning or the end of one is not added."""
-        utf8(text)
-        if self._fast:
-            return self._fast.encode(text, allowed_special=self._special, disallowed_special=())
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
         """encode(), as an array (N,); several threads can do it at a time."""
+        utf8(text)
         if self._fast:
-            return self._fast.encode_to_numpy(
-                text, allowed_special=self._special, disallowed_special=()
-            )
-        return np.array(self.encode(text), dtype=np.uint32)
+            with suppress(ValueError):  # a million spaces in a row are too many for it
+                return self._fast.encode_to_numpy(
+                    text, allowed_special=self._special, disallowed_special=()
+                )
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return np.array(ids, dtype=np.uint32)
 
     @property
     def boundary(self) -> str:

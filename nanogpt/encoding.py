@@ -35,6 +35,8 @@ Ids = NDArray[np.uint16] | NDArray[np.uint32]
 
 CHUNK = 1 << 20
 """Characters that are encoded at a time, and a little more, up to where a text may be cut."""
+LESSON = 1 << 14
+"""Characters that a tokenizer learns from at a time: the library keeps 256 of them in memory."""
 SAMPLE = 8
 """Chunks of a text, evenly spread, that a tokenizer learns from where there are more."""
 
@@ -65,18 +67,25 @@ def tokenizer_of(kind: str, corpus: Corpus, val_fraction: float, progress: Progr
     """
     if not tokenizers.learns(kind):
         return tokenizers.make(kind, (), ())
-    kept = _file("tokenizer", [corpus.facts.sha256, kind, val_fraction]).with_suffix(".json")
-    large = corpus.facts.bytes > LARGE
-    if large:
-        with suppress(UserError):  # it is not there, or damaged
+    if corpus.facts.bytes <= LARGE:
+        return _learned(kind, corpus, val_fraction)
+    key = [corpus.facts.sha256, kind, None if kind == "char" else val_fraction]
+    kept = _file("tokenizer", key).with_suffix(".json")
+    with suppress(UserError):  # it is not there, or damaged
+        return tokenizers.from_file(kept)
+    with _keeping(kept), _alone(kept.with_suffix(".lock"), progress):
+        with suppress(UserError):  # what somebody else wrote meanwhile
             return tokenizers.from_file(kept)
         progress("learning a tokenizer", 0, 0)
-    sample = cut(_sample(corpus, val_fraction), tokenizers.AT_SPACES, CHUNK // 64)  # in less memory
+        tokenizer = _learned(kind, corpus, val_fraction)
+        write_whole(kept, to_json(tokenizer.to_json()))
+    return tokenizer
+
+
+def _learned(kind: str, corpus: Corpus, val_fraction: float) -> Tokenizer:
+    sample = cut(_sample(corpus, val_fraction), tokenizers.AT_SPACES, LESSON)
     tokenizer = tokenizers.make(kind, corpus.pieces(), sample)
     corpus.check()
-    if large:
-        with _keeping(kept):
-            write_whole(kept, to_json(tokenizer.to_json()))
     return tokenizer
 
 
@@ -114,7 +123,7 @@ def encode(
         arrays = [*watched]
         ids = np.concatenate([each.ids for each in arrays] or [np.empty(0, dtype)])
         return Tokens(ids, sum(each.bytes for each in arrays))
-    key = [corpus.facts.sha256, tokenizer.to_json(), part, val_fraction]
+    key = [corpus.facts.sha256, tokenizer.to_json(), part, val_fraction if part else None]
     return _mapped(_file("tokens", key), watched, dtype, progress)
 
 
@@ -151,15 +160,20 @@ def _as_they_are(
 def cut(pieces: Iterable[str], boundary: str, size: int) -> Iterator[str]:
     """A text in pieces as chunks of so many characters, and on from there to the next boundary.
 
-    Where the cuts are depends on the text alone, not on the pieces.
+    But of four times as many at most. Where the cuts are depends on the text alone, not on the
+    pieces.
     """
-    pattern, text, searched = re.compile(boundary), "", size
+    pattern, text, searched, most = re.compile(boundary), "", size, 4 * size
     for piece in pieces:
         text += piece
-        while len(text) > size and (found := pattern.search(text, searched)):
-            yield text[: found.start()]
-            text, searched = text[found.start() :], size
-        searched = max(size, len(text))
+        while len(text) > searched:
+            found = pattern.search(text, searched, most + 1)
+            if not found and len(text) <= most:
+                searched = len(text)
+                break
+            at = found.start() if found else most
+            yield text[:at]
+            text, searched = text[at:], size
     if text:
         yield text
 
@@ -217,6 +231,8 @@ def _mapped(
             if known is None:
                 known = _written(array, encoded)
                 write_whole(about, to_json(asdict(known)))
+    if not known.tokens:  # there is nothing to map
+        return Tokens(np.empty(0, dtype), known.bytes)
     # Nobody writes into a mapping, but torch wants one that could be.
     ids = np.memmap(array, dtype, mode="c", shape=(known.tokens,))
     return Tokens(ids, known.bytes)

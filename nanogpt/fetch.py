@@ -50,7 +50,7 @@ def address(data: str, fetch: bool) -> Path:
     """The file with what is at an address; #sha256=… may say what it must hash to. UserError."""
     url, _, digest = data.partition("#sha256=")
     kept = cache_directory() / f"web-{_digest(url)}.txt"
-    if kept.exists() and (not digest or sha256(kept) == digest.lower()):
+    if os.path.exists(kept) and (not digest or sha256(kept) == digest.lower()):
         return kept
     if not fetch:
         raise _not_here(url)
@@ -80,7 +80,7 @@ def dataset(name: str, column: str, separator: str, fetch: bool, progress: Progr
     Its rows' texts in a column, joined by the separator; they are written as they come.
     """
     kept = cache_directory() / f"hf-{_digest(json.dumps([name, column, separator]))}.txt"
-    if kept.exists():
+    if os.path.exists(kept):
         return kept
     if not fetch:
         raise _not_here(name)

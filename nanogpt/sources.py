@@ -7,7 +7,10 @@ import codecs
 import glob
 import json
 import os
+import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,20 +41,40 @@ def files_of(data: str) -> list[Path]:
     """
     path = Path(data)
     if is_pattern(data):
-        found = sorted(p for p in map(Path, glob.glob(data, recursive=True)) if p.is_file())
+        found = sorted(p for p in map(Path, glob.glob(data, recursive=True)) if os.path.isfile(p))
         if not found:
             raise UserError(f"no file matches {data}: name another pattern")
         return found
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path]
     kinds = TEXTS + TABLES
-    found = sorted(p for p in path.rglob("*") if p.suffix in kinds and p.is_file())
+    # One that is not there, or that nobody may look at, stays in: whoever reads it will say so.
+    found = sorted(
+        p
+        for p in _all_below(path)
+        if p.suffix in kinds and (os.path.isfile(p) or not os.path.exists(p))
+    )
     if not found:
         raise UserError(
             f"{data} is a directory without a text, which would end in {', '.join(kinds)}: "
             f"name another, or a pattern such as '{path / '*.py'}'"
         )
     return found
+
+
+def _all_below(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise cannot_read(error.filename, error)
+
+    for home, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(home, name) for name in names)
+
+
+def is_pipe(data: str) -> bool:
+    """Whether this is a pipe with a name, as a shell makes of <(zcat text.gz)."""
+    with suppress(OSError, ValueError):
+        return stat.S_ISFIFO(os.stat(data).st_mode)
+    return False
 
 
 def read_files(files: Iterable[Path], column: str, separator: str) -> Iterator[str]:
@@ -120,7 +143,7 @@ def _of_parquet(file: Path, column: str) -> Iterator[str]:
         for batch in table.iter_batches(batch_size=1024, columns=[column]):
             for number, value in enumerate(batch.column(0).to_pylist()):
                 yield text_in({column: value}, column, f"{file}, row {number} of a batch,", names)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot read {file}: {reason}; name a text file") from None
 
@@ -134,7 +157,20 @@ def text_in(row: dict[str, Any], column: str, where: str, names: Iterable[str]) 
     if not isinstance(row[column], str):
         raise UserError(f"{where} has no text in {column}: name another with --column")
     text: str = row[column]
+    if not is_utf8(text):
+        raise UserError(
+            f"{where} has half a surrogate pair, which is no character: mend it, or take it out"
+        )
     return text
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written: JSON, and the names of files, can have what is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_text(path: Path) -> str:
@@ -152,13 +188,20 @@ def empty(name: str) -> UserError:
 def read_file(path: Path, name: str | None = None) -> Iterator[str]:
     """The text of a UTF-8 file in pieces; name is what errors call it. Raises UserError."""
     name = name or str(path)
-    if path.is_char_device() or path.is_block_device():  # they have no end
-        raise UserError(f"{path} is a device: name a text file")
     try:
+        if path.is_char_device() or path.is_block_device():  # they have no end
+            raise UserError(f"{path} is a device: name a text file")
         with path.open("rb") as opened:
             yield from decoded(opened, name)
     except OSError as error:
         raise cannot_read(name, error) from None
+
+
+def standard_input() -> BinaryIO:
+    """Standard input as bytes. Raises UserError where it was closed."""
+    if sys.stdin is None:
+        raise empty("standard input")
+    return sys.stdin.buffer
 
 
 def cannot_read(name: str, error: OSError) -> UserError:

@@ -10,8 +10,8 @@ from filelock import FileLock
 from . import __version__, corpora, tokenizers
 from .checkpoint import Checkpoint, Training, load, load_tensors, load_training
 from .config import RunConfig
-from .corpora import Corpus
-from .data import SPLITS, Data, widened
+from .corpora import SPLITS, Corpus
+from .data import Data, widened
 from .devices import (
     describe,
     pick_device,
@@ -218,18 +218,23 @@ def text_of(directory: Path, progress: Progress = quiet) -> tuple[Corpus, float]
 
     Raises UserError where it is not the same any more.
     """
-    file = regular(directory, directory / "run.json")
-    try:
-        description = parse(Description, read_json(file), KINDS)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise damaged(file, error) from None
+    description = described(directory)
     config = description.config
     corpus = corpora.load(
         config.data, description.text_sha256, config.column, config.separator, progress
     )
     return corpus, config.val_fraction
+
+
+def described(directory: Path) -> Description:
+    """What the run.json of a run says. Raises UserError."""
+    file = regular(directory, directory / "run.json")
+    try:
+        return parse(Description, read_json(file), KINDS)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise damaged(file, error) from None
 
 
 def _restore(run: Run, facts: Facts, checkpoint: Checkpoint) -> None:

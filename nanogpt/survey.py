@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .corpora import Corpus, cut_at
+from .corpora import SPLITS, Corpus, cut_at
 from .encoding import CHUNK, cut
 from .sources import Progress, quiet
 from .tokenizers import AT_SPACES
@@ -80,7 +80,8 @@ def survey(corpus: Corpus, progress: Progress = quiet) -> Survey:
     ngrams, alphabet = [], ""
     for n in (1, 2, 3):
         train, val = (
-            count(heard(corpus.part(name), f"counting {n}-grams"), n) for name in ("train", "val")
+            count(cut(heard(corpus.part(name), f"counting {n}-grams"), "", CHUNK), n)
+            for name in SPLITS
         )
         both = merged([train, val])
         alphabet = alphabet or "".join(map(chr, both.codes))

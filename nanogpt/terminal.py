@@ -59,6 +59,7 @@ class Bar:
             self.progress.remove_task(self.task)
             self.task = self.progress.add_task("", total=total or None)
             self.what, self.began = what, now
+        done = min(done, total or done)
         rate = done / max(1e-3, now - self.began)
         text = escape(what)
         if done:

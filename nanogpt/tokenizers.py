@@ -1,5 +1,6 @@
 """Text to ids and back: by characters, by bytes, or by byte pairs that were learned from a text."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def make(kind: str, whole: Iterable[str], training: Iterable[str]) -> Tokenizer:
         return ByteTokenizer()
     if size := bpe_size(kind):
         return train_bpe(training, size)
-    if not Path(kind).exists():
+    if not os.path.exists(kind):
         raise UserError(
             f"there is no tokenizer {kind}: take char, byte, bpe, bpe:N, or the path of a "
             f"tokenizer.json"

@@ -126,3 +126,8 @@ def test_a_special_token_with_a_space_is_not_cut(bpe: HubTokenizer) -> None:
     assert bpe.boundary == AT_SPACES
     assert with_space.boundary == AT_LINES
     assert with_space.encode("<|a b|>") == [bpe.vocab_size]
+
+
+def test_more_spaces_than_tiktoken_can_take(bpe: HubTokenizer) -> None:
+    text = "a" + " " * 1_100_000 + "b"
+    assert bpe.decode(bpe.encode(text)) == text

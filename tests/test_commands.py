@@ -222,6 +222,10 @@ def test_another_part_to_measure_with(nanogpt: Command, small: list[str], text_f
     how = ("train", "--data", text_file, "--val-fraction", 0.25, *small, "--out", "mine")
     assert nanogpt(*how)[::2] == (0, "")
     assert json.loads(nanogpt("eval", "mine", "--json")[1])["tokens"] == 1500 - 1
+    again = ("eval", "mine", "--data", text_file, "--split", "val", "--json")
+    assert json.loads(nanogpt(*again)[1])["tokens"] == 1500 - 1
+    assert nanogpt("train", "--data", text_file, *small, "--out", "other")[0] == 0
+    refused(nanogpt("eval", "mine", "other"), "mine and other learned from two texts: name one")
     assert "--val-fraction is 0.1, and this run began with 0.25" in " ".join(
         nanogpt("train", "--resume", "mine", "--val-fraction", 0.1)[2].split()
     )

@@ -222,6 +222,27 @@ def test_a_path_is_found_again_from_elsewhere(tmp_path: Path) -> None:
     assert corpora.load("tinyshakespeare").name == "tinyshakespeare"
     assert corpora.load("own.txt").name == os.path.join(os.path.realpath(tmp_path), "own.txt")
     assert corpora.load("*.txt").name == os.path.join(os.getcwd(), "*.txt")
+    Path("a[1]").mkdir()
+    os.chdir("a[1]")
+    Path("own.txt").write_text("abc")
+    name = corpora.load("*.txt").name
+    os.chdir("/")
+    assert corpora.load(name, ABC).text() == "abc"
+
+
+def test_a_path_that_cannot_be_written_down_is_named() -> None:
+    name = os.fsdecode(b"bad\xff.txt")
+    Path(name).write_text("abc")
+    with pytest.raises(UserError, match=r"bad\\udcff.txt' is not UTF-8: give it another name"):
+        corpora.load(name)
+    with pytest.raises(UserError, match="there is no file aaaa"):
+        corpora.load("a" * 5000)
+
+
+def test_closed_standard_input_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UserError, match="standard input is empty"):
+        corpora.load("-")
 
 
 def test_the_split_is_by_characters() -> None:
@@ -265,7 +286,7 @@ def test_what_is_known_of_a_large_text_is_of_one_column(cache: Path, large: Path
     Path("large.jsonl").write_text(f"{row}\n{row}")
     os.utime("large.jsonl", (1e9, 1e9))
     for column, digit in (("one", "1"), ("other", "2"), ("one", "1")):
-        for separator in ("|", ", "):
+        for separator in ("|", ", ", "r"):
             found = corpora.load("large.jsonl", column=column, separator=separator)
             expected = separator.join([digit * 200] * 2)
             assert found.facts == corpora.corpus_of(expected).facts

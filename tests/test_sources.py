@@ -1,9 +1,11 @@
 """Texts out of files of all kinds, in all languages, and files that have none."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -55,6 +57,23 @@ def test_a_file_without_text_is_no_document(folder: Path) -> None:
     assert read_texts(str(folder), "text", "|") == whole
 
 
+def test_a_link_to_nothing_is_named(folder: Path) -> None:
+    (folder / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"cannot read .*gone.txt: No such file"):
+        read_texts(str(folder), "text", "|")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_nobody_may_read_is_named(folder: Path) -> None:
+    for path in (folder / "below", folder / "zh.txt"):
+        path.chmod(0)
+        try:
+            with pytest.raises(UserError, match=rf"cannot read .*{path.name}: Permission denied"):
+                read_texts(str(folder), "text", "|")
+        finally:
+            path.chmod(0o700)
+
+
 def test_a_pattern_is_what_matches_it(folder: Path) -> None:
     assert (
         read_texts(f"{folder}/*h*.txt", "text", "|")
@@ -97,6 +116,10 @@ def test_documents_of_jsonl(tmp_path: Path) -> None:
             '{"body": "x", "n": 1}',
             "line 2, has no column text: name one with --column; it has b",
         ),
+        (
+            r'{"text": "\ud800"}',
+            "a.jsonl, line 2, has half a surrogate pair, which is no",
+        ),
         ('{"text": 7}', "a.jsonl, line 2, has no text in text: name another with --column"),
     ],
 )
@@ -114,6 +137,12 @@ def test_documents_of_parquet(tmp_path: Path) -> None:
         read_texts(str(file), "text", "|")
     with pytest.raises(UserError, match="row 0 of a batch, has no text in n: name another"):
         read_texts(str(file), "n", "|")
+    bad = pyarrow.StringArray.from_buffers(
+        1, pyarrow.py_buffer(np.array([0, 2], dtype=np.int32)), pyarrow.py_buffer(b"a\xff")
+    )
+    parquet.write_table(pyarrow.table({"text": bad}), file)
+    with pytest.raises(UserError, match=r"cannot read .*a.parquet: .*utf-8.*; name a text file"):
+        read_texts(str(file), "text", "|")
     file.write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match=r"cannot read .*a.parquet: .*; name a text file"):
         read_texts(str(file), "body", "|")
