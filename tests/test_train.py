@@ -254,6 +254,20 @@ def test_a_gpu_learns_the_same(config: RunConfig, compile: bool) -> None:
     assert load(there.run.out / "best").step == there.best.step
 
 
+@pytest.mark.gpu
+def test_tokens_that_a_gpu_has_no_room_for_stay_with_the_host(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(config.train, compile=False)
+    config = replace(config, device="cuda", deterministic=True, train=settings)
+    there = train(config)
+    monkeypatch.setattr("nanogpt.data.room_for_tokens", lambda device: 0)
+    here = train(replace(config, out=Path("other")))
+    assert there.run.data.splits["train"].tokens.is_cuda
+    assert not here.run.data.splits["train"].tokens.is_cuda
+    assert lines(here) == lines(there)
+
+
 def test_data_is_encoded_by_the_runs_own_tokenizer(config: RunConfig, text: str) -> None:
     run = prepare(config)
     again = Data(corpus_of(text), CharTokenizer(text))
