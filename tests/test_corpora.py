@@ -282,11 +282,11 @@ def test_a_large_text_is_read_once(
 
 
 def test_what_is_known_of_a_large_text_is_of_one_column(cache: Path, large: Path) -> None:
-    row = json.dumps({"one": "1" * 200, "other": "2" * 200})
+    row = json.dumps({"one": "1" * 200, "oner": "2" * 200})
     Path("large.jsonl").write_text(f"{row}\n{row}")
     os.utime("large.jsonl", (1e9, 1e9))
-    for column, digit in (("one", "1"), ("other", "2"), ("one", "1")):
-        for separator in ("|", ", ", "r"):
+    for column, digit in (("one", "1"), ("oner", "2"), ("one", "1")):
+        for separator in ("|", "r|"):
             found = corpora.load("large.jsonl", column=column, separator=separator)
             expected = separator.join([digit * 200] * 2)
             assert found.facts == corpora.corpus_of(expected).facts
