@@ -31,17 +31,22 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{s:02} min" if minutes else f"{s} s"
 
 
+def _live_line(console: Console) -> Progress:
+    """A bar with a text, gone at the end; nothing where the output is no terminal."""
+    return Progress(
+        BarColumn(bar_width=20),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
 class Bar:
     """How far it is with a large text: a live line, gone when all is done."""
 
     def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self.progress = _live_line(console)
         self.task = self.progress.add_task("", total=None)
         self.what = ""
         self.made = self.began = time.monotonic()
@@ -78,13 +83,7 @@ class TerminalReporter(Reporter):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar = Bar(console)
-        self.progress = Progress(
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self.progress = _live_line(console)
         self.task: TaskID | None = None
         self.run: Run | None = None
         self.previous: Record | None = None

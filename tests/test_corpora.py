@@ -20,13 +20,6 @@ TINY = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache."""
-    monkeypatch.setenv("NANOGPT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def no_plays(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the package with the plays were not installed."""
     monkeypatch.setattr(plays, "installed_plays", dict)

@@ -28,13 +28,6 @@ TEXT = "\n\n".join(LANGUAGES) + "".join(f" and word {i} is a word," for i in ran
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache."""
-    monkeypatch.setenv("NANOGPT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short text has many."""
     monkeypatch.setattr(encoding, "CHUNK", 40)

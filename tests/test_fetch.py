@@ -13,12 +13,9 @@ from nanogpt import corpora
 from nanogpt.errors import UserError
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache."""
-    monkeypatch.setenv("NANOGPT_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return tmp_path / "cache"
 
 
 @pytest.fixture
