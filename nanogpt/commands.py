@@ -238,12 +238,59 @@ def presets(args: list[str]) -> None:
     Console().print(table)
 
 
+def explain(args: list[str]) -> None:
+    """tell what a run takes before it is begun: parameters, memory, operations, time"""
+    from rich.console import Console
+
+    from .devices import measured_rates, pick_device, pick_precision, use_threads
+    from .display import explanation_tables
+    from .explain import explain as explained
+    from .models import BigramConfig
+    from .presets import PRESETS
+    from .runs import RUNS, find_run
+    from .start import described
+
+    as_json = "--json" in args
+    args = [arg for arg in args if arg != "--json"]
+    size = args.pop(0) if args and not args[0].startswith("-") else _preset_for(args)
+    here = any((place / "run.json").exists() for place in (Path(size), RUNS / size))
+    if size in PRESETS or (nearest(size, PRESETS) and not here):
+        default = _preset(size).config
+    else:
+        default = described(find_run(size)).config
+    about = (
+        f"Tell what a run takes, before it is begun. SIZE is a preset or a run, here {size}; its "
+        f"values are the defaults below. --json prints one JSON object instead."
+    )
+    config = parse(default, args, "nanogpt explain [SIZE]", about)
+    use_threads()
+    device = pick_device(config.device)
+    precision = pick_precision(config.precision, device)
+    model, training = config.model, config.train
+    n = training.batch_size // training.accumulation * model.block_size
+    width = model.vocab_size if isinstance(model, BigramConfig) else model.n_embd
+    found = explained(config, device, precision, measured_rates(device, precision, n, width))
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    console = Console(highlight=False)
+    for table in explanation_tables(found):
+        console.print(table)
+        console.print()
+    console.print(
+        "L layers, C channels, H heads, T context, V vocabulary; n tokens worked through at a time."
+        if not isinstance(model, BigramConfig)
+        else "V vocabulary; n tokens worked through at a time."
+    )
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "sample": sample,
     "eval": evaluate,
     "data": data,
     "tokenize": tokenize,
+    "explain": explain,
     "presets": presets,
 }
 

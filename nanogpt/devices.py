@@ -3,13 +3,16 @@
 import ctypes
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import UserError
@@ -125,6 +128,50 @@ def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
     if "MIG" in named:  # a part of a GPU
         return None
     return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", named)), None)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a device is at work of some shape."""
+
+    products: float
+    """Operations a second in matrix products."""
+    memory: float
+    """Bytes a second, read or written, by everything else."""
+
+
+def measured_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
+    """Time products (n, C) × (C, 4C) and GELUs (n, 4C), for about half a second."""
+    n = max(1, min(n, (1 << 28) // C))
+    x = torch.randn(n, C, device=device, dtype=precision)
+    w = torch.randn(C, 4 * C, device=device, dtype=precision)
+    product = x @ w
+    gelu = partial(nn.functional.gelu, product, approximate="tanh")
+    return Rates(
+        products=8 * n * C * C / _seconds(lambda: torch.mm(x, w, out=product), device),
+        memory=2 * product.nbytes / _seconds(gelu, device),
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The least time that work takes, over a quarter of a second."""
+
+    def once(times: int) -> float:
+        began = time.perf_counter()
+        for _ in range(times):
+            work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - began) / times
+
+    once(3)
+    times = max(1, round(0.025 / max(once(3), 1e-7)))
+    return min(once(times) for _ in range(8))
+
+
+def workspace(device: torch.device) -> int:
+    """Bytes that cuBLAS works in on each stream of a CUDA device."""
+    return (32 << 20) if torch.cuda.get_device_capability(device)[0] == 9 else 8519680
 
 
 def use_deterministic(wanted: bool) -> None:

@@ -1,6 +1,6 @@
 """Tokens, and what a text is like, on a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.cells import cell_len
 from rich.markup import escape
@@ -8,6 +8,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from .explain import Explanation, Line
 from .survey import Survey, bits
 from .tokenizers import Tokenizer
 
@@ -72,3 +73,38 @@ def survey_tables(found: Survey) -> list[Table]:
         numbers = (f"{each.entropy:.4f}", f"{bits(each.entropy):.4f}", f"{each.val_loss:.4f}")
         ngrams.add_row(name, *numbers)
     return [facts, ngrams] if found.ngrams else [facts]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42 s, 3:07 min or 1:02:03 h."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{s:02} h"
+    return f"{minutes}:{s:02} min" if minutes else f"{s} s"
+
+
+def explanation_tables(found: Explanation) -> list[Table]:
+    """What a run takes: parameters, memory, operations, time."""
+
+    def table(title: str, lines: Sequence[Line], shown: Callable[[float], str]) -> Table:
+        drawn = Table(title, "by", "", box=None, padding=(0, 2, 0, 0), header_style="bold")
+        drawn.columns[2].justify = "right"
+        for line in lines:
+            style = "bold" if line.total else ""
+            drawn.add_row(line.part, line.formula, shown(line.value), style=style)
+        return drawn
+
+    return [
+        table("parameters", found.parameters, lambda value: f"{value:,.0f}"),
+        table("memory", found.memory, lambda value: f"{value / 1e6:,.1f} MB"),
+        table("operations", found.operations, lambda value: scaled(value, "")),
+        table("time", found.time, lambda s: duration(s) if s >= 60 else scaled(s, "s")),
+    ]
+
+
+def scaled(value: float, unit: str) -> str:
+    """A number in the unit of which there are at least one and less than a thousand: 1.23 ms."""
+    prefixes = {1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "µ"}
+    size = next((size for size in prefixes if value >= size), 1.0)
+    return f"{value / size:.3g} {prefixes[size]}{unit}".strip()

@@ -15,20 +15,12 @@ from rich.table import Table
 
 from .checkpoint import Best
 from .devices import describe, peak_flops
+from .display import duration
 from .journal import Record
 from .models import flops_per_token
 from .start import Run
 from .tokenizers import CharTokenizer
 from .train import Reporter, Result
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 42 s, 3:07 min or 1:02:03 h."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{s:02} h"
-    return f"{minutes}:{s:02} min" if minutes else f"{s} s"
 
 
 def _live_line(console: Console) -> Progress:

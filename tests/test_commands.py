@@ -229,3 +229,26 @@ def test_another_part_to_measure_with(nanogpt: Command, small: list[str], text_f
     assert "--val-fraction is 0.1, and this run began with 0.25" in " ".join(
         nanogpt("train", "--resume", "mine", "--val-fraction", 0.1)[2].split()
     )
+
+
+def test_explain_says_the_same_in_a_table_and_as_json(nanogpt: Command) -> None:
+    status, table, _ = nanogpt("explain", "tiny", "--device", "cpu", "--model.n-layer", 2)
+    assert status == 0
+    status, out, _ = nanogpt("explain", "tiny", "--device", "cpu", "--model.n-layer", 2, "--json")
+    found = json.loads(out)
+    assert set(found) == {"parameters", "memory", "operations", "time"}
+    for line in found["parameters"]:
+        assert re.search(rf"{re.escape(line['part'])}.*{line['value']:,}", table)
+    most = found["memory"][-1]["value"]
+    assert f"{most / 1e6:,.1f} MB" in table
+
+
+def test_explain_takes_a_run(nanogpt: Command, text_file: Path, small: list[str]) -> None:
+    assert nanogpt("train", "tiny", "--data", text_file, *small)[0] == 0
+    described = json.loads(Path("runs/tiny/run.json").read_text())
+    _, out, _ = nanogpt("explain", "runs/tiny", "--json")
+    assert json.loads(out)["parameters"][-1]["value"] == described["parameters"]
+    status, _, err = nanogpt("explain", "tinny")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "did you mean tiny" in err
+    assert nanogpt("explain", "nowhere")[0] == 2

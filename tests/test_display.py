@@ -1,6 +1,8 @@
 """Tokens as a terminal shows them."""
 
-from nanogpt.display import drawn_tokens, readable
+import pytest
+
+from nanogpt.display import drawn_tokens, duration, readable, scaled
 from nanogpt.tokenizers import ByteTokenizer, CharTokenizer
 
 
@@ -28,3 +30,19 @@ def test_what_cannot_be_seen_is_made_visible() -> None:
     assert readable(b"\xf0") == "\\xf0"
     above = drawn_tokens(CharTokenizer(" \t\x1b"), [2, 1, 0], 80).plain.split("\n")[0]
     assert above.split() == ["·", "\\u001b", "→"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (187, "3:07 min"), (3723, "1:02:03 h")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0, "0 s"), (1.5e-6, "1.5 µs"), (0.0234, "23.4 ms"), (1, "1 s"), (12_345, "12.3 ks")],
+)
+def test_numbers_have_a_unit_of_their_size(value: float, words: str) -> None:
+    assert scaled(value, "s") == words

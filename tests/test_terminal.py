@@ -12,7 +12,7 @@ from rich.console import Console
 from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.models import GPTConfig, flops_per_token
 from nanogpt.optim import OptimConfig
-from nanogpt.terminal import Bar, TerminalReporter, duration, result_table
+from nanogpt.terminal import Bar, TerminalReporter, result_table
 from nanogpt.train import Result, train
 
 
@@ -95,14 +95,6 @@ def test_the_table_at_the_end_is_what_happened(config: RunConfig) -> None:
     assert f"bits per byte         {best.bits_per_byte:.4f}" in text
     assert f"bigram                {result.run.bigram_loss:.4f}" in text
     assert "3:07 min, 640 tokens; ended: all 40 steps done" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (187, "3:07 min"), (3723, "1:02:03 h")],
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 def test_a_bar_says_how_far_it_is_and_goes() -> None:
