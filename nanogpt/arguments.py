@@ -109,6 +109,51 @@ class EvalArgs:
     """auto, cpu, cuda, cuda:N or mps."""
 
 
+@dataclass(frozen=True)
+class LadderArgs:
+    """Climb from counting characters to a GPT, and see what each step buys.
+
+    What is done already is not done again. Writes ladder.json, ladder.md and ladder.svg.
+    """
+
+    data: str = "tinyshakespeare"
+    """What train takes as --data."""
+    out: Path = Path("runs/ladder")
+    """Directory of the study, with one for each rung in it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; on a GPU the rungs are larger, and trained for longer."""
+    steps: int | None = None
+    """Optimizer steps of every rung; without it 1,000, on a GPU 2,000."""
+    seed: int = 1337
+    """Decides the initial weights, the order of the batches, dropout and the samples."""
+    json: Flag = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
+class ScalingArgs:
+    """Train models of many sizes on many amounts of text, and fit a law to their losses.
+
+    L(N, D) = E + A / N^α + B / D^β, for N parameters and D characters. Meant for a GPU. What is
+    done already is not done again. Writes scaling.json, scaling.md and three pictures.
+    """
+
+    out: Path = Path("runs/scaling")
+    """Directory of the study, with one for each run in it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; cuda is all the GPUs that there are."""
+    at_a_time: int = 3
+    """Runs at a time on each GPU."""
+    sizes: int = 7
+    """How many sizes, from the smallest: 7 end at 28 million parameters."""
+    steps: int = 2500
+    """Optimizer steps of each run, at most; it ends when it gets no better."""
+    seed: int = 1337
+    """Decides the initial weights, the order of the batches and dropout."""
+    json: Flag = False
+    """Print one JSON object instead of tables."""
+
+
 def nearest(word: str, known: Sequence[str] | dict[str, T]) -> str:
     close = get_close_matches(word, known)
     return f"did you mean {' or '.join(close)}?" if close else ""

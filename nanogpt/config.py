@@ -108,7 +108,7 @@ class RunConfig:
 
         How long it goes on, how fast, and on what hardware may change; what it is may not.
         """
-        now, then = _settings(self), _settings(begun)
+        now, then = settings(self), settings(begun)
         for name in sorted(now.keys() | then.keys()):
             if now.get(name) != then.get(name) and not name.startswith(MAY_CHANGE):
                 raise UserError(
@@ -130,8 +130,8 @@ MAY_CHANGE = (
 """Settings that may be others when a run goes on."""
 
 
-def _settings(config: RunConfig) -> dict[str, Any]:
-    """Every setting by its name on the command line."""
+def settings(config: RunConfig) -> dict[str, Any]:
+    """Every setting of a run, by its name on the command line."""
     found: dict[str, Any] = {}
     for name, value in config.to_json().items():
         inner = value if isinstance(value, dict) else {None: value}

@@ -1,6 +1,6 @@
 """Tokens, and what a text is like, on a terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from rich.cells import cell_len
 from rich.markup import escape
@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .explain import Explanation, Line
+from .studies.ladder import Rung
 from .survey import Survey, bits
 from .tokenizers import Tokenizer
 
@@ -82,6 +83,26 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02}:{s:02} h"
     return f"{minutes}:{s:02} min" if minutes else f"{s} s"
+
+
+def ladder_rows() -> Generator[str, Rung, None]:
+    """First the names of columns, then for each rung that is sent a row."""
+    form = "{:13} {:>8} {:>8} {:>9} {:>11} {:>9}  {}"
+    row = form.format("rung", "val loss", "gain", "bits/byte", "parameters", "time", "writes")
+    before = None
+    while True:
+        rung = yield row
+        gain = "" if before is None else f"{before - rung.val_loss:+.4f}"
+        before = rung.val_loss
+        row = form.format(
+            rung.name,
+            f"{rung.val_loss:.4f}",
+            gain,
+            f"{rung.bits_per_byte:.4f}",
+            f"{rung.parameters:,}",
+            duration(rung.seconds),
+            rung.sample,
+        )
 
 
 def explanation_tables(found: Explanation) -> list[Table]:

@@ -34,10 +34,9 @@ def cannot_write(run: Path, error: OSError) -> Stopped:
 class Interrupted(KeyboardInterrupt):
     """A signal asked the run to end, and it has saved where it is. Exit status 128 + signal."""
 
-    def __init__(self, number: signal.Signals, step: int, run: Path) -> None:
-        super().__init__(
-            f"interrupted and saved at step {step:,}; go on with: nanogpt train --resume {run}"
-        )
+    def __init__(self, number: signal.Signals, saved: str, command: str) -> None:
+        super().__init__(f"interrupted and saved {saved}; go on with: {command}")
+        self.number, self.saved = number, saved
         self.status = 128 + number
 
 

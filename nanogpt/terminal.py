@@ -159,6 +159,43 @@ class TerminalReporter(Reporter):
         self.console.print(line, style="yellow", soft_wrap=True, markup=False)
 
 
+class LiveReporter(Reporter):
+    """A live line, for one run after the other; what they came to is told elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.bar = Bar(console)
+        self.progress = _live_line(console)
+        self.task = self.progress.add_task("")
+        self.run: Run | None = None
+
+    def __enter__(self) -> "LiveReporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.progress.stop()
+        self.progress.stop()
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        self.bar.tell(what, done, total)
+
+    def started(self, run: Run) -> None:
+        self.bar.progress.stop()
+        self.run = run
+        self.progress.reset(self.task, total=run.config.train.steps)
+        self.progress.start()
+
+    def recorded(self, record: Record, best: Best | None) -> None:
+        assert self.run is not None
+        steps = self.run.config.train.steps
+        left = record.seconds / record.step * (steps - record.step) if record.step else 0.0
+        text = f"{self.run.config.name}  step {record.step:,}/{steps:,}"
+        if record.train_loss is not None:
+            text += f"  loss {record.train_loss:.4f}  {duration(left)} left"
+        self.progress.update(self.task, completed=record.step, description=text)
+        if record.step == steps:
+            self.progress.stop()
+
+
 def result_table(result: Result) -> Table:
     """What a run came to."""
     run, best, last = result.run, result.best, result.last

@@ -132,7 +132,9 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
             weights, saved = save(), step  # before the evaluation: a resume makes it again
         if interrupts.received:
             writer.wait()
-            raise Interrupted(interrupts.received, step, run.out)
+            raise Interrupted(
+                interrupts.received, f"at step {step:,}", f"nanogpt train --resume {run.out}"
+            )
 
         if due or step % settings.log_every == 0:
             evaluation = evaluate(model, run.data.splits["val"]) if due else None

@@ -20,6 +20,7 @@ LAYERS = [
     {"start"},
     {"watch", "step"},
     {"train", "explain"},
+    {"studies"},
     {"display"},
     {"terminal"},
     {"commands"},

@@ -6,9 +6,10 @@ from typing import Any
 from .bigram import Bigram, BigramConfig
 from .gpt import GPT, GPTConfig
 from .modern import Modern, ModernConfig
+from .plain import Plain, PlainConfig
 
-ModelConfig = GPTConfig | ModernConfig | BigramConfig
-Model = GPT | Modern | Bigram
+ModelConfig = GPTConfig | ModernConfig | PlainConfig | BigramConfig
+Model = GPT | Modern | Plain | Bigram
 
 __all__ = [
     "GPT",
@@ -20,6 +21,8 @@ __all__ = [
     "ModelConfig",
     "Modern",
     "ModernConfig",
+    "Plain",
+    "PlainConfig",
     "build",
     "flops_per_token",
     "to_json",
@@ -28,6 +31,7 @@ __all__ = [
 KINDS: dict[str, type[ModelConfig]] = {
     "gpt": GPTConfig,
     "modern": ModernConfig,
+    "plain": PlainConfig,
     "bigram": BigramConfig,
 }
 """The name under which a run on disk records each kind of model."""
@@ -36,6 +40,8 @@ KINDS: dict[str, type[ModelConfig]] = {
 def build(config: ModelConfig) -> Model:
     """A freshly initialised model of the shape that config describes, on the CPU in float32."""
     match config:
+        case PlainConfig():  # it is a GPTConfig, too
+            return Plain(config)
         case GPTConfig():
             return GPT(config)
         case ModernConfig():
@@ -46,7 +52,7 @@ def build(config: ModelConfig) -> Model:
 
 def to_json(config: ModelConfig) -> dict[str, Any]:
     """What a run on disk records of a model: its kind, and every field of its configuration."""
-    kind = next(name for name, cls in KINDS.items() if isinstance(config, cls))
+    kind = next(name for name, cls in KINDS.items() if type(config) is cls)
     return {"kind": kind, **asdict(config)}
 
 

@@ -1,0 +1,118 @@
+"""One run of a study: made once, gone on with when it was interrupted, and read when it is done."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ..config import RunConfig, settings
+from ..devices import describe
+from ..errors import Interrupted, UserError
+from ..files import damaged, read_json, to_json, write_whole
+from ..models import KINDS
+from ..schema import parse
+from ..start import begun_with
+from ..train import Reporter, Result, go_on, train
+
+FILE = "trial.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation on the way."""
+
+    tokens: int
+    seconds: float
+    loss: float
+    """Nats per token on the validation split; of the averaged weights where there are any."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a run."""
+
+    config: RunConfig
+    """As it was asked for."""
+    val_loss: float
+    """The lowest, in nats per token."""
+    bits_per_byte: float
+    parameters: int
+    train_tokens: int
+    """Tokens of the training split."""
+    tokens: int
+    """Tokens trained on when the loss was lowest."""
+    seconds: float
+    """Of training, evaluations included."""
+    device: str
+    points: list[Point]
+
+
+def trial(config: RunConfig, study: str, reporter: Reporter | None = None) -> Trial:
+    """The run that config describes, in config.out: begun, gone on with, or read.
+
+    study is the command that goes on after an interruption. Raises UserError where the directory
+    holds another run, Stopped or Interrupted where this one had to end.
+    """
+    assert config.out is not None
+    if found := finished(config):
+        return found
+    try:
+        if (config.out / "last").exists():
+            vocab_size = begun_with(config.out).model.vocab_size  # which follows from the text
+            model = replace(config.model, vocab_size=vocab_size)
+            result = go_on(config.out, replace(config, model=model), reporter)
+        else:
+            result = train(config, reporter)
+    except Interrupted as error:
+        raise Interrupted(error.number, f"{config.name} {error.saved}", study) from None
+    found = _of(config, result)
+    saved = {**asdict(found), "config": config.to_json()}
+    write_whole(config.out / FILE, to_json(saved))
+    return found
+
+
+def finished(config: RunConfig) -> Trial | None:
+    """What came of the run in config.out, if it is done. UserError where that was another."""
+    assert config.out is not None
+    file = config.out / FILE
+    if not file.exists():
+        return None
+    try:
+        found = parse(Trial, read_json(file), KINDS)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise damaged(file, error) from None
+    asked, begun = settings(config), settings(found.config)
+    for name in sorted(asked.keys() | begun.keys()):
+        if asked.get(name) != begun.get(name) and name not in ("out", "device"):
+            raise UserError(
+                f"{config.out} holds a run with {name} {begun.get(name)}, and this study asks for "
+                f"{asked.get(name)}: name another directory with --out"
+            )
+    return found
+
+
+def _of(config: RunConfig, result: Result) -> Trial:
+    run, best = result.run, result.best
+    evaluated = [(record, record.best()) for record in run.journal.evaluations]
+    return Trial(
+        config=config,
+        val_loss=best.val_loss,
+        bits_per_byte=best.bits_per_byte,
+        parameters=run.parameters,
+        train_tokens=len(run.data.splits["train"].tokens),
+        tokens=next(r.tokens for r, found in evaluated if found and r.step == best.step),
+        seconds=result.last.seconds,
+        device=describe(run.device),
+        points=[Point(r.tokens, r.seconds, found.val_loss) for r, found in evaluated if found],
+    )
+
+
+def made(out: Path) -> Path:
+    """The directory of a study, made if it is not there. Raises UserError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {out}: {error.strerror}; name another directory with --out"
+        ) from None

@@ -1,0 +1,79 @@
+"""GPT without some of its parts, against GPT, and against its formulas written out."""
+
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanogpt.generate import Sampler, Sampling, generators
+from nanogpt.models import GPT, GPTConfig, Plain, PlainConfig, build
+from nanogpt.models.gpt import causal_attention
+
+SHAPE = PlainConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=11)
+TOKENS = torch.arange(32).remainder(11).view(2, 16)
+
+
+def written_out(model: Plain, tokens: Tensor) -> Tensor:
+    """The logits of a model, by its weights and plain formulas."""
+    config, w = model.config, dict(model.named_parameters())
+    assert isinstance(config, PlainConfig)
+    x = w["token_embedding.weight"][tokens] + w["position_embedding.weight"][: tokens.shape[1]]
+    for i in range(config.n_layer):
+
+        def linear(name: str, x: Tensor, i: int = i) -> Tensor:
+            return x @ w[f"blocks.{i}.{name}.weight"].T + w[f"blocks.{i}.{name}.bias"]
+
+        heads = linear("attention.qkv", x).split(16, dim=-1)  # q, q, k, k, v, v
+        mixed = [causal_attention(*heads[h::2])[0] for h in range(2)]
+        a = linear("attention.projection", torch.cat(mixed, dim=-1))
+        x = x + a if config.residual else a
+        if config.feed_forward:
+            h = linear("feed_forward.0", x)
+            h = 0.5 * h * (1 + (math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)).tanh())
+            f = linear("feed_forward.2", h)
+            x = x + f if config.residual else f
+    return x @ w["token_embedding.weight"].T
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("feed_forward", [False, True])
+def test_it_is_its_formulas(feed_forward: bool, residual: bool) -> None:
+    model = build(replace(SHAPE, feed_forward=feed_forward, residual=residual))
+    assert isinstance(model, Plain)
+    torch.testing.assert_close(model(TOKENS), written_out(model, TOKENS))
+    assert any("feed_forward" in name for name, _ in model.named_parameters()) == feed_forward
+    assert not any("norm" in name for name, _ in model.named_parameters())
+
+
+def test_without_norms_gpt_is_the_same() -> None:
+    plain = build(replace(SHAPE, feed_forward=True, residual=True))
+    shape = {k: v for k, v in asdict(SHAPE).items() if k not in ("feed_forward", "residual")}
+    whole = GPT(GPTConfig(**shape))
+    whole.load_state_dict(plain.state_dict(), strict=False)
+    for module in whole.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.forward = lambda input: input  # type: ignore[method-assign]
+    torch.testing.assert_close(plain(TOKENS), whole(TOKENS))
+
+
+def test_variance_survives_blocks_that_nothing_goes_past() -> None:
+    config = PlainConfig(n_layer=1, n_head=1, n_embd=256, block_size=1, feed_forward=True)
+    block = build(config).get_submodule("blocks.0")
+    x = torch.randn(500, 1, 256)
+    assert block(x).std().item() == pytest.approx(math.sqrt(0.35), rel=0.3)  # GELU takes some
+
+
+def test_it_writes_the_same_with_a_cache_and_tells_where_it_looks() -> None:
+    model = build(replace(SHAPE, feed_forward=True)).eval()
+    sampler = Sampler(model, [[1, 2, 3]], Sampling(temperature=0.0), generators(1, 1))
+    written = [tokens[0] for tokens, _ in sampler.take(8)]
+    text = [1, 2, 3]
+    for _ in range(8):
+        text.append(int(model(torch.tensor([text]))[0, -1].argmax()))
+    assert written == text[3:]
+    assert isinstance(model, Plain)
+    weights = model.attention_weights(TOKENS)
+    assert weights.shape == (2, 2, 2, 16, 16)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 2, 16))

@@ -1,0 +1,95 @@
+"""A run of a study: made once, gone on with, read."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nanogpt.checkpoint import Best
+from nanogpt.config import RunConfig
+from nanogpt.errors import Interrupted, UserError
+from nanogpt.journal import Record
+from nanogpt.start import Run
+from nanogpt.studies import trial as module
+from nanogpt.studies.trial import finished, made, trial
+from nanogpt.train import Reporter
+
+
+class Sigint(Reporter):
+    """Interrupts a run at a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def recorded(self, record: Record, best: Best | None) -> None:
+        if record.step == self.step:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def asked(config: RunConfig) -> RunConfig:
+    return replace(config, out=Path("study/one"))
+
+
+def test_it_says_what_came_of_the_run(asked: RunConfig) -> None:
+    found = trial(asked, "again")
+    lines = [json.loads(line) for line in Path("study/one/metrics.jsonl").read_text().splitlines()]
+    losses = [line["val_loss"] for line in lines if "val_loss" in line]
+    assert found.val_loss == min(losses)
+    assert [point.loss for point in found.points] == losses
+    assert found.points[-1].tokens == 60 * 8 * 16
+    assert found.train_tokens == 5400
+    best = losses.index(min(losses))
+    assert found.tokens == found.points[best].tokens
+    assert found.parameters == json.loads(Path("study/one/run.json").read_text())["parameters"]
+
+
+def test_what_is_done_is_read(asked: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert finished(asked) is None
+    found = trial(asked, "again")
+    monkeypatch.setattr(module, "train", None)
+    assert trial(asked, "again") == found
+    assert trial(replace(asked, device="cuda:7"), "again").val_loss == found.val_loss
+
+
+def test_interrupted_it_goes_on_and_is_the_same(asked: RunConfig) -> None:
+    whole = trial(replace(asked, out=Path("study/whole")), "again")
+    with pytest.raises(Interrupted, match=r"small at step 2\d; go on with: nanogpt study x$"):
+        trial(asked, "nanogpt study x", Sigint(25))
+    assert finished(asked) is None
+    parts = trial(asked, "nanogpt study x")
+    assert (parts.val_loss, parts.tokens) == (whole.val_loss, whole.tokens)
+    assert [p.loss for p in parts.points] == [p.loss for p in whole.points]
+
+
+def test_another_run_is_refused(asked: RunConfig) -> None:
+    trial(asked, "again")
+    with pytest.raises(UserError, match="holds a run with seed 1337, and this study asks for 7"):
+        trial(replace(asked, seed=7), "again")
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"val_loss": 1}', "[]"])
+def test_a_damaged_file_is_said(asked: RunConfig, content: str) -> None:
+    made(Path("study/one"))
+    Path("study/one/trial.json").write_text(content)
+    with pytest.raises(UserError, match="missing or damaged"):
+        trial(asked, "again")
+
+
+def test_a_directory_that_cannot_be(text_file: Path) -> None:
+    with pytest.raises(UserError, match="name another directory with --out"):
+        made(text_file / "study")
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(asked: RunConfig) -> None:
+    class Killed(Reporter):
+        def started(self, run: Run) -> None:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        trial(asked, "again", Killed())
+    assert not Path("study/one/last").exists()
+    assert trial(asked, "again").points
