@@ -87,6 +87,24 @@ class DataArgs:
 
 
 @dataclass(frozen=True)
+class InspectArgs:
+    """Show what a model does with a text, on a web page that needs no network.
+
+    Where every head looks, what is expected at every position, what each layer would say, and where
+    the tokens lie.
+    """
+
+    run: Run = None
+    """Directory of a run, or its name below runs/; without it, the newest."""
+    prompt: str = ""
+    """The text; without it, one that the model writes."""
+    out: Path | None = None
+    """The page; without it, inspect.html in the run."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+
+@dataclass(frozen=True)
 class EvalArgs:
     """Measure a trained model on a whole split of a text.
 

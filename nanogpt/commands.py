@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from .arguments import (
     DataArgs,
     EvalArgs,
+    InspectArgs,
     LadderArgs,
     SampleArgs,
     ScalingArgs,
@@ -346,6 +347,36 @@ def presets(args: list[str]) -> None:
     Console().print(table)
 
 
+def inspect(args: list[str]) -> None:
+    """show where a model looks and what it expects, on a web page"""
+    from .devices import use_threads
+    from .files import write_whole
+    from .inspection import MOST, page
+    from .inspection import inspect as inspected
+    from .runs import find_run
+    from .trained import load
+
+    options = parse(InspectArgs(), args, "nanogpt inspect")
+    use_threads()
+    run = find_run(options.run)
+    trained = load(run, options.device, "float32")
+    shown = min(MOST, trained.model.config.block_size)
+    text = options.prompt or trained.generate(max_new_tokens=min(64, shown))
+    tokens = len(trained.tokenizer.encode(text))
+    if tokens > shown:
+        note(f"the page shows the last {shown} of the prompt's {tokens} tokens")
+    title = f"{run}: {type(trained.model).__name__}, step {trained.step:,}"
+    found = inspected(trained.model, trained.tokenizer, text, title)
+    out = options.out or run / "inspect.html"
+    try:
+        write_whole(out, page(found).encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out}: {error.strerror}; name another file with --out"
+        ) from None
+    print(out)
+
+
 def explain(args: list[str]) -> None:
     """tell what a run takes before it is begun: parameters, memory, operations, time"""
     from rich.console import Console
@@ -398,6 +429,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "data": data,
     "tokenize": tokenize,
+    "inspect": inspect,
     "explain": explain,
     "study": study,
     "presets": presets,

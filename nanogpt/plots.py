@@ -70,7 +70,13 @@ def draw_ladder(file: Path, rungs: Sequence[tuple[str, float]]) -> None:
     axes.scatter(losses, places, color="black", s=24, zorder=2)
     for place, loss in zip(places, losses, strict=True):
         axes.annotate(
-            f"{loss:.3f}", (loss, place), (8, 0), textcoords="offset points", va="center", size=8
+            f"{loss:.3f}",
+            (loss, place),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            size=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
     axes.set_yticks(places, names)
     axes.invert_yaxis()

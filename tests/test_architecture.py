@@ -12,7 +12,7 @@ LAYERS = [
     {"byte_pairs", "fetch"},
     {"devices", "tokenizers", "corpora", "optim", "models", "plots"},
     {"encoding", "gpu", "runs", "state"},
-    {"data", "generate", "survey"},
+    {"data", "generate", "survey", "inspection"},
     {"checkpoint", "writing"},
     {"trained"},
     {"config"},

@@ -66,8 +66,9 @@ def test_every_flag_mentioned_anywhere_exists(nanogpt: Command) -> None:
     for benchmark in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r"(?<=add_argument\(\")--[a-z-]+", benchmark.read_text("utf-8")))
     known |= {"--train.stps"}  # a mistake, in errors.md
-    for command in ("train", "sample", "eval"):
-        known |= set(re.findall(r"--[a-z][\w.-]+", nanogpt(command, "--help")[1]))
+    studies = (("study", "ladder"), ("study", "scaling"))
+    for command in (("train",), ("sample",), ("eval",), ("inspect",), *studies):
+        known |= set(re.findall(r"--[a-z][\w.-]+", nanogpt(*command, "--help")[1]))
     for text in (README, *PAGES.values()):
         assert set(re.findall(r"(?<=[\s`])--[a-z][\w.-]+", text)) <= known
 
@@ -106,6 +107,7 @@ def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) ->
     assert prepared in PAGES["corpora.md"]
     studied = (ROOT / "benchmarks" / "results" / "vocabularies.md").read_text("utf-8")
     assert studied in PAGES["tokenizers.md"]
+    assert (ROOT / "benchmarks" / "results" / "ladder.md").read_text("utf-8") in README
     for device in ("cpu", "cuda"):
         written = (ROOT / "benchmarks" / "results" / f"sampling_{device}.md").read_text("utf-8")
         assert written.strip() in PAGES["sampling.md"]

@@ -179,8 +179,12 @@ class GPT(nn.Module):
             x = block(x, cache)
         if cache is not None:
             x = cache.last(x)
+        return self.unembed(x)
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """The stream at its end (B, T, C) as logits (B, T, V)."""
         # The head is the token embedding again (Press & Wolf 2017, arXiv:1608.05859).
-        return F.linear(self.norm(x), self.token_embedding.weight)  # (B, T, V)
+        return F.linear(self.norm(x), self.token_embedding.weight)
 
     @torch.no_grad()
     def attention_weights(self, tokens: Tensor) -> Tensor:

@@ -241,7 +241,11 @@ class Modern(nn.Module):
             x = block(x, cos, sin, cache)
         if cache is not None:
             x = cache.last(x)
-        logits = self.head(norm(x)).float()  # (B, T, V)
+        return self.unembed(x)
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """The stream at its end (B, T, C) as logits (B, T, V)."""
+        logits: Tensor = self.head(norm(x)).float()
         # Between -15 and 15, nearly linear in the middle (Gemma 2, 2024, arXiv:2408.00118): no
         # confidence is so great that one surprise costs hundreds of nats.
         return 15 * torch.tanh(logits / 15)
