@@ -60,7 +60,7 @@ def fit(N: Sequence[float], D: Sequence[float], L: Sequence[float]) -> Law:
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     lowest = float(logs.min())
     starts = []
-    for alpha, beta, part in product((0.1, 0.3, 0.6, 1.0), (0.1, 0.3, 0.6, 1.0), (0.3, 0.6, 0.9)):
+    for alpha, beta, part in product((0.2, 0.5, 1.0), (0.2, 0.5, 1.0), (0.5, 0.9)):
         size = float(np.median(alpha * n)) + lowest - 1
         data = float(np.median(beta * d)) + lowest - 1
         starts.append(np.array([size, alpha, data, beta, lowest + np.log(part)]))
