@@ -135,7 +135,7 @@ def change(file: Path, *keys: str, to: object) -> None:
     ("key", "value", "says"),
     [
         ("n_embed", 16, "model: unknown key 'n_embed'"),
-        ("kind", "rnn", "model: its kind must be one of gpt, modern, bigram"),
+        ("kind", "rnn", "model: its kind must be one of gpt, modern, plain, bigram"),
         ("n_head", 3, "model: n_embd is 16, which n_head 3 does not divide"),
         ("n_embd", 32, r"\w+ is F32 .*, not torch.float32"),
         ("n_embd", "16", "model: n_embd cannot be '16'"),

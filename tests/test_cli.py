@@ -235,7 +235,7 @@ def refused(answer: tuple[int, str, str], says: str) -> None:
     ("arguments", "says"),
     [
         ("trian", "there is no command 'trian': did you mean train?"),
-        ("frob", "there is no command 'frob': use one of train, sample, eval, data, tokenize, pre"),
+        ("frob", "there is no command 'frob': use one of train, sample, eval, data, tokenize, ins"),
         (
             "train tinny",
             "no preset 'tinny': did you mean tiny? The presets are bigram, tiny, tiny-fast, baby",
