@@ -4,8 +4,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,19 +15,16 @@ from .arguments import (
     DataArgs,
     EvalArgs,
     InspectArgs,
-    LadderArgs,
     SampleArgs,
-    ScalingArgs,
     TokenizeArgs,
     nearest,
     parse,
 )
 from .errors import UserError, harmless
+from .study import study
 
 if TYPE_CHECKING:
     from .presets import Preset
-    from .studies.ladder import Rung
-    from .studies.trial import Trial
     from .trained import Trained
     from .writing import Writing
 
@@ -228,125 +225,6 @@ def data(args: list[str]) -> None:
         console.print()
 
 
-def study(args: list[str]) -> None:
-    """answer a question by training many models: study ladder, study scaling"""
-    studies = {"ladder": _ladder, "scaling": _scaling}
-    name = args.pop(0) if args and not args[0].startswith("-") else ""
-    if not name and args[:1] in (["--help"], ["-h"]):
-        print(f"usage: nanogpt study {' | '.join(studies)} [OPTIONS]")
-    elif name not in studies:
-        known = f"use one of {', '.join(studies)}"
-        raise UserError(f"there is no study {name!r}: {nearest(name, studies) or known}")
-    else:
-        studies[name](args)
-
-
-@contextmanager
-def mistakes() -> Iterator[None]:
-    """Within it, a setting that no run can have is the user's mistake."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def _ladder(args: list[str]) -> None:
-    """what each piece of a GPT buys"""
-    from rich.console import Console
-
-    from .config import RunConfig
-    from .devices import pick_device
-    from .display import ladder_rows
-    from .studies.ladder import SIZES
-    from .studies.ladder import study as climb
-    from .terminal import LiveReporter
-
-    options = parse(LadderArgs(), args, "nanogpt study ladder")
-    size = SIZES["cuda" if pick_device(options.device).type == "cuda" else "cpu"]
-    steps = size.train.steps if options.steps is None else options.steps
-    every = max(1, size.train.eval_every * steps // size.train.steps)
-    with mistakes():
-        base = RunConfig(
-            data=options.data,
-            out=options.out,
-            seed=options.seed,
-            device=options.device,
-            train=replace(size.train, steps=steps, eval_every=every),
-        )
-    console = Console(highlight=False, quiet=options.json)
-    rows = ladder_rows()
-    console.print(next(rows), style="bold", no_wrap=True, overflow="ellipsis")
-
-    def told(rung: "Rung") -> None:
-        console.print(rows.send(rung), markup=False, no_wrap=True, overflow="ellipsis")
-
-    with LiveReporter(console) as reporter:
-        ladder = climb(base, size, reporter, told)
-    if options.json:
-        print(json.dumps(asdict(ladder)))
-    console.print(f"\nkept in {options.out}: ladder.json, ladder.md, ladder.svg", soft_wrap=True)
-
-
-def _scaling(args: list[str]) -> None:
-    """what size and data buy"""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from .config import RunConfig, TrainConfig
-    from .devices import pick_device
-    from .display import duration
-    from .studies.scaling import SHAPES, Grid, tables
-    from .studies.scaling import study as scale
-
-    options = parse(ScalingArgs(), args, "nanogpt study scaling")
-    if not 2 <= options.sizes <= len(SHAPES):
-        raise UserError(f"sizes is {options.sizes}: it must be at least 2, at most {len(SHAPES)}")
-    if options.at_a_time < 1:
-        raise UserError(f"at-a-time is {options.at_a_time}: it must be at least 1")
-    pick_device(options.device)
-    with mistakes():
-        base = RunConfig(out=options.out, seed=options.seed, device=options.device)
-        TrainConfig(steps=options.steps)
-    grid = Grid(shapes=SHAPES[: options.sizes], steps=options.steps)
-    console = Console(highlight=False, quiet=options.json)
-
-    def told(run: RunConfig, came: "Trial", done: int, of: int) -> None:
-        console.print(
-            f"{done:>3} of {of}  {run.name:28} val loss {came.val_loss:.4f}  "
-            f"{came.tokens:>11,} tokens  {duration(came.seconds)}",
-            soft_wrap=True,
-        )
-
-    found = scale(base, grid, options.at_a_time, told)
-    if options.json:
-        print(json.dumps(asdict(found)))
-    console.print()
-    console.print(Markdown(tables(found)))
-    console.print(f"kept in {options.out}: scaling.json, scaling.md, pictures", soft_wrap=True)
-
-
-def presets(args: list[str]) -> None:
-    """list the runs that train knows by name"""
-    from rich.console import Console
-    from rich.table import Table
-
-    from .models import BigramConfig, ModernConfig
-    from .presets import PRESETS
-
-    if args:
-        raise UserError(f"presets takes no arguments, and got {args[0]}: leave it out")
-    table = Table("preset", "model", "steps", "batch", "for", box=None, header_style="bold")
-    for name, preset in PRESETS.items():
-        model, training = preset.config.model, preset.config.train
-        shape = f"context {model.block_size}"
-        if not isinstance(model, BigramConfig):
-            shape = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, " + shape
-        if isinstance(model, ModernConfig):
-            shape = "modern, " + shape
-        table.add_row(name, shape, f"{training.steps:,}", str(training.batch_size), preset.purpose)
-    Console().print(table)
-
-
 def inspect(args: list[str]) -> None:
     """show where a model looks and what it expects, on a web page"""
     from .devices import use_threads
@@ -384,7 +262,7 @@ def explain(args: list[str]) -> None:
     from .devices import measured_rates, pick_device, pick_precision, use_threads
     from .display import explanation_tables
     from .explain import explain as explained
-    from .models import BigramConfig
+    from .models import BigramConfig, PlainConfig
     from .presets import PRESETS
     from .runs import RUNS, find_run
     from .start import described
@@ -402,6 +280,8 @@ def explain(args: list[str]) -> None:
         f"values are the defaults below. --json prints one JSON object instead."
     )
     config = parse(default, args, "nanogpt explain [SIZE]", about)
+    if isinstance(config.model, PlainConfig):
+        raise UserError(f"{size} is a GPT with parts left out, and only whole ones are explained")
     use_threads()
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
@@ -421,6 +301,28 @@ def explain(args: list[str]) -> None:
         if not isinstance(model, BigramConfig)
         else "V vocabulary; n tokens worked through at a time."
     )
+
+
+def presets(args: list[str]) -> None:
+    """list the runs that train knows by name"""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .models import BigramConfig, ModernConfig
+    from .presets import PRESETS
+
+    if args:
+        raise UserError(f"presets takes no arguments, and got {args[0]}: leave it out")
+    table = Table("preset", "model", "steps", "batch", "for", box=None, header_style="bold")
+    for name, preset in PRESETS.items():
+        model, training = preset.config.model, preset.config.train
+        shape = f"context {model.block_size}"
+        if not isinstance(model, BigramConfig):
+            shape = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, " + shape
+        if isinstance(model, ModernConfig):
+            shape = "modern, " + shape
+        table.add_row(name, shape, f"{training.steps:,}", str(training.batch_size), preset.purpose)
+    Console().print(table)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -2,13 +2,13 @@
 
 import time
 from functools import partial
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
-    TaskID,
     TextColumn,
 )
 from rich.table import Table
@@ -69,20 +69,17 @@ class Bar:
             self.progress.start()
 
 
-class TerminalReporter(Reporter):
-    """A line for each evaluation, and below them a live one."""
+class LiveReporter(Reporter):
+    """A live line, for one run after the other; what they came to is told elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar = Bar(console)
         self.progress = _live_line(console)
-        self.task: TaskID | None = None
+        self.task = self.progress.add_task("")
         self.run: Run | None = None
-        self.previous: Record | None = None
-        self.mfu: float | None = None
-        """Of a token a second: the part of the device's peak that it takes, where that is known."""
 
-    def __enter__(self) -> "TerminalReporter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,6 +88,33 @@ class TerminalReporter(Reporter):
 
     def preparing(self, what: str, done: int, total: int) -> None:
         self.bar.tell(what, done, total)
+
+    def started(self, run: Run) -> None:
+        self.bar.progress.stop()
+        self.run = run
+        self.progress.reset(self.task, total=run.config.train.steps)
+        self.progress.start()
+
+    def recorded(self, record: Record, best: Best | None) -> None:
+        assert self.run is not None
+        steps = self.run.config.train.steps
+        left = record.seconds / record.step * (steps - record.step) if record.step else 0.0
+        text = f"{self.run.config.name}  step {record.step:,}/{steps:,}"
+        if record.train_loss is not None:
+            text += f"  loss {record.train_loss:.4f}  {duration(left)} left"
+        self.progress.update(self.task, completed=record.step, description=text)
+        if record.step == steps:
+            self.progress.stop()
+
+
+class TerminalReporter(LiveReporter):
+    """A line for each evaluation, and below them a live one."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.previous: Record | None = None
+        self.mfu: float | None = None
+        """Of a token a second: the part of the device's peak that it takes, where that is known."""
 
     def started(self, run: Run) -> None:
         self.bar.progress.stop()
@@ -112,8 +136,7 @@ class TerminalReporter(Reporter):
         say(f"bigram baseline: validation loss {run.bigram_loss:.4f}{self._bits(run.bigram_loss)}")
         if run.state.step:
             say(f"going on from step {run.state.step:,}")
-        self.progress.start()
-        self.task = self.progress.add_task("", total=run.config.train.steps)
+        super().started(run)
 
     def recorded(self, record: Record, best: Best | None) -> None:
         assert self.run is not None
@@ -130,7 +153,7 @@ class TerminalReporter(Reporter):
             if not self.console.is_terminal and record.step:
                 line += f"  {rate}  {duration(left)} left"
             self.console.print(line, soft_wrap=True)
-        if self.task is not None and record.train_loss is not None:
+        if record.train_loss is not None:
             self.progress.update(
                 self.task,
                 completed=record.step,
@@ -157,43 +180,6 @@ class TerminalReporter(Reporter):
 
     def said(self, line: str) -> None:
         self.console.print(line, style="yellow", soft_wrap=True, markup=False)
-
-
-class LiveReporter(Reporter):
-    """A live line, for one run after the other; what they came to is told elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self.bar = Bar(console)
-        self.progress = _live_line(console)
-        self.task = self.progress.add_task("")
-        self.run: Run | None = None
-
-    def __enter__(self) -> "LiveReporter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.progress.stop()
-        self.progress.stop()
-
-    def preparing(self, what: str, done: int, total: int) -> None:
-        self.bar.tell(what, done, total)
-
-    def started(self, run: Run) -> None:
-        self.bar.progress.stop()
-        self.run = run
-        self.progress.reset(self.task, total=run.config.train.steps)
-        self.progress.start()
-
-    def recorded(self, record: Record, best: Best | None) -> None:
-        assert self.run is not None
-        steps = self.run.config.train.steps
-        left = record.seconds / record.step * (steps - record.step) if record.step else 0.0
-        text = f"{self.run.config.name}  step {record.step:,}/{steps:,}"
-        if record.train_loss is not None:
-            text += f"  loss {record.train_loss:.4f}  {duration(left)} left"
-        self.progress.update(self.task, completed=record.step, description=text)
-        if record.step == steps:
-            self.progress.stop()
 
 
 def result_table(result: Result) -> Table:

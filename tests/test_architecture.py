@@ -23,6 +23,7 @@ LAYERS = [
     {"studies"},
     {"display"},
     {"terminal"},
+    {"study"},
     {"commands"},
     {"cli"},
 ]

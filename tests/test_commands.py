@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ import pytest
 
 from nanogpt import commands
 from nanogpt.checkpoint import load
+from nanogpt.config import RunConfig
+from nanogpt.models import PlainConfig
+from nanogpt.start import Description, Versions
 from nanogpt.tokenizers import make
 
 Command = Callable[..., tuple[int, str, str]]
@@ -252,3 +256,13 @@ def test_explain_takes_a_run(nanogpt: Command, text_file: Path, small: list[str]
     assert (status, err.count("\n")) == (2, 1)
     assert "did you mean tiny" in err
     assert nanogpt("explain", "nowhere")[0] == 2
+
+
+def test_only_whole_models_are_explained(nanogpt: Command) -> None:
+    config = PlainConfig(n_layer=1, n_head=1, n_embd=8, block_size=8)
+    Path("runs/one/best").mkdir(parents=True)
+    described = Description(RunConfig(model=config), "", 0, 0.0, "cpu", "float32", Versions())
+    written = {**asdict(described), "config": described.config.to_json()}
+    Path("runs/one/run.json").write_text(json.dumps(written))
+    status, out, err = nanogpt("explain", "runs/one")
+    refused((status, out, err), "runs/one is a GPT with parts left out")

@@ -127,24 +127,6 @@ def test_the_command(nanogpt: Command, text_file: Path, monkeypatch: pytest.Monk
     assert json.loads(as_json) == json.loads(Path("runs/ladder/ladder.json").read_text())
 
 
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        ("laddr", "there is no study 'laddr': did you mean ladder?"),
-        ("", "there is no study '': use one of ladder, scaling"),
-        ("ladder --steps 0", "steps is 0: it must be at least 1"),
-        ("ladder --seed -1", "seed is -1"),
-        ("ladder --device cuda:99", "cuda"),
-        ("ladder --data nowhere.txt", "nowhere.txt"),
-    ],
-)
-def test_mistakes_are_one_line(nanogpt: Command, flags: str, says: str) -> None:
-    status, _, err = nanogpt("study", *flags.split())
-    assert (status, err.count("\n")) == (2, 1)
-    assert says in err
-    assert not list(Path().rglob("trial.json"))
-
-
 def test_the_line_shown_is_the_longest() -> None:
     assert line_of("a\n  bcd ef \ng") == "bcd ef"
     assert line_of("") == ""

@@ -93,3 +93,11 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(asked: RunConfig)
         trial(asked, "again", Killed())
     assert not Path("study/one/last").exists()
     assert trial(asked, "again").points
+
+
+def test_killed_after_its_last_step_nothing_is_lost(asked: RunConfig) -> None:
+    found = trial(asked, "again")
+    Path("study/one/trial.json").unlink()
+    again = trial(asked, "again")
+    assert (again.val_loss, again.tokens) == (found.val_loss, found.tokens)
+    assert [p.loss for p in again.points] == [p.loss for p in found.points]

@@ -220,10 +220,8 @@ def _spread(runs: Sequence[RunConfig], at_a_time: int) -> Iterator[tuple[RunConf
                         killed.add(worker.run.name)
                         waiting.insert(0, worker.run)
                 if interrupts.received:
-                    ended = len(runs) - len(waiting) - len(working)
-                    raise Interrupted(
-                        interrupts.received, f"with {ended} of {len(runs)} runs done", COMMAND
-                    )
+                    left = len(waiting) + len(working)
+                    raise Interrupted(interrupts.received, f"with {left} runs left", COMMAND)
         finally:
             for worker in working.values():
                 worker.process.terminate()  # it saves where it is

@@ -1,0 +1,111 @@
+"""The command that answers a question by training many models: nanogpt study."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from .arguments import LadderArgs, ScalingArgs, nearest, parse
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .studies.ladder import Rung
+    from .studies.trial import Trial
+
+
+def study(args: list[str]) -> None:
+    """answer a question by training many models: study ladder, study scaling"""
+    studies = {"ladder": _ladder, "scaling": _scaling}
+    name = args.pop(0) if args and not args[0].startswith("-") else ""
+    if not name and args[:1] in (["--help"], ["-h"]):
+        print(f"usage: nanogpt study {' | '.join(studies)} [OPTIONS]")
+    elif name not in studies:
+        known = f"use one of {', '.join(studies)}"
+        raise UserError(f"there is no study {name!r}: {nearest(name, studies) or known}")
+    else:
+        studies[name](args)
+
+
+@contextmanager
+def mistakes() -> Iterator[None]:
+    """Within it, a setting that no run can have is the user's mistake."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _ladder(args: list[str]) -> None:
+    """what each piece of a GPT buys"""
+    from rich.console import Console
+
+    from .config import RunConfig
+    from .devices import pick_device
+    from .display import ladder_rows
+    from .studies.ladder import SIZES
+    from .studies.ladder import study as climb
+    from .terminal import LiveReporter
+
+    options = parse(LadderArgs(), args, "nanogpt study ladder")
+    size = SIZES["cuda" if pick_device(options.device).type == "cuda" else "cpu"]
+    steps = size.train.steps if options.steps is None else options.steps
+    every = max(1, size.train.eval_every * steps // size.train.steps)
+    with mistakes():
+        base = RunConfig(
+            data=options.data,
+            out=options.out,
+            seed=options.seed,
+            device=options.device,
+            train=replace(size.train, steps=steps, eval_every=every),
+        )
+    console = Console(highlight=False, quiet=options.json)
+    rows = ladder_rows()
+    console.print(next(rows), style="bold", no_wrap=True, overflow="ellipsis")
+
+    def told(rung: "Rung") -> None:
+        console.print(rows.send(rung), markup=False, no_wrap=True, overflow="ellipsis")
+
+    with LiveReporter(console) as reporter:
+        ladder = climb(base, size, reporter, told)
+    if options.json:
+        print(json.dumps(asdict(ladder)))
+    console.print(f"\nkept in {options.out}: ladder.json, ladder.md, ladder.svg", soft_wrap=True)
+
+
+def _scaling(args: list[str]) -> None:
+    """what size and data buy"""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from .config import RunConfig, TrainConfig
+    from .devices import pick_device
+    from .display import duration
+    from .studies.scaling import SHAPES, Grid, tables
+    from .studies.scaling import study as scale
+
+    options = parse(ScalingArgs(), args, "nanogpt study scaling")
+    if not 2 <= options.sizes <= len(SHAPES):
+        raise UserError(f"sizes is {options.sizes}: it must be at least 2, at most {len(SHAPES)}")
+    if options.at_a_time < 1:
+        raise UserError(f"at-a-time is {options.at_a_time}: it must be at least 1")
+    pick_device(options.device)
+    with mistakes():
+        base = RunConfig(out=options.out, seed=options.seed, device=options.device)
+        TrainConfig(steps=options.steps)
+    grid = Grid(shapes=SHAPES[: options.sizes], steps=options.steps)
+    console = Console(highlight=False, quiet=options.json)
+
+    def told(run: RunConfig, came: "Trial", done: int, of: int) -> None:
+        console.print(
+            f"{done:>3} of {of}  {run.name:28} val loss {came.val_loss:.4f}  "
+            f"{came.tokens:>11,} tokens  {duration(came.seconds)}",
+            soft_wrap=True,
+        )
+
+    found = scale(base, grid, options.at_a_time, told)
+    if options.json:
+        print(json.dumps(asdict(found)))
+    console.print()
+    console.print(Markdown(tables(found)))
+    console.print(f"kept in {options.out}: scaling.json, scaling.md, pictures", soft_wrap=True)

@@ -1,0 +1,35 @@
+"""The command nanogpt study: what it refuses. What it does is tested with each study."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("laddr", "there is no study 'laddr': did you mean ladder?"),
+        ("", "there is no study '': use one of ladder, scaling"),
+        ("ladder --steps 0", "steps is 0: it must be at least 1"),
+        ("ladder --seed -1", "seed is -1"),
+        ("ladder --device cuda:99", "cuda"),
+        ("ladder --data nowhere.txt", "nowhere.txt"),
+        ("scaling --sizes 1", "sizes is 1: it must be at least 2, at most 7"),
+        ("scaling --at-a-time 0", "at-a-time is 0: it must be at least 1"),
+        ("scaling --steps 0", "steps is 0"),
+        ("scaling --device tpu", "there is no device 'tpu'"),
+    ],
+)
+def test_mistakes_are_one_line(nanogpt: Command, flags: str, says: str) -> None:
+    status, _, err = nanogpt("study", *flags.split())
+    assert (status, err.count("\n")) == (2, 1)
+    assert says in err
+    assert not list(Path().rglob("trial.json"))
+
+
+def test_help_names_the_studies(nanogpt: Command) -> None:
+    assert nanogpt("study", "--help")[1] == "usage: nanogpt study ladder | scaling [OPTIONS]\n"
+    assert "--at-a-time" in nanogpt("study", "scaling", "--help")[1]
