@@ -103,7 +103,10 @@ def _scaling(args: list[str]) -> None:
             soft_wrap=True,
         )
 
-    found = scale(base, grid, options.at_a_time, told)
+    def said(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    found = scale(base, grid, options.at_a_time, told, said)
     if options.json:
         print(json.dumps(asdict(found)))
     console.print()

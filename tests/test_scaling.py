@@ -2,8 +2,11 @@
 
 import json
 import math
+import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +16,7 @@ import pytest
 
 from nanogpt import corpora
 from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.errors import Interrupted
+from nanogpt.errors import Interrupted, Stopped
 from nanogpt.models import ModernConfig, build
 from nanogpt.studies import scaling as module
 from nanogpt.studies.law import Law
@@ -24,6 +27,7 @@ from nanogpt.studies.scaling import (
     Grid,
     cells,
     conclude,
+    drawn,
     frontier,
     growth,
     plan,
@@ -35,7 +39,8 @@ from nanogpt.studies.trial import Point, Trial, finished
 
 Command = Callable[..., tuple[int, str, str]]
 RUNS = 9
-SMALL = Grid(((1, 1, 8), (2, 1, 16), (2, 2, 32)), (1, 2), (0.0, 0.3), 12, 4, 16)
+TRIED = {0.0: (0.0, 4.0), 0.3: (0.25, math.inf)}
+SMALL = Grid(((1, 1, 8), (2, 1, 16), (2, 2, 32)), (1, 2), TRIED, 12, 4, 16)
 
 
 @pytest.fixture
@@ -61,6 +66,7 @@ def test_the_texts_are_those_of_tiny_shakespeare_and_the_rest() -> None:
     tiny = corpora.load("tinyshakespeare")
     assert val == "".join(tiny.part("val"))
     text, train = "".join(pieces), "".join(tiny.part("train"))
+    assert text.startswith(train)
     assert len(text) > len(train) + 3_500_000
     assert set(text) <= set(tiny.text())
     rest = corpora.load("shakespeare-rest").text()
@@ -71,10 +77,21 @@ def test_the_texts_are_those_of_tiny_shakespeare_and_the_rest() -> None:
     assert val[:2000] not in text
 
 
+def test_a_part_is_from_everywhere_and_within_a_larger_one() -> None:
+    pieces = [f"{i:04}\n" for i in range(1000)]
+    assert drawn(pieces, 1) == "".join(pieces)
+    halves, quarter = (drawn(pieces, part).splitlines() for part in (2, 4))
+    assert (len(halves), len(quarter)) == (500, 250)
+    assert set(quarter) < set(halves)
+    assert quarter == sorted(quarter)
+    for hundred in range(10):
+        assert 30 < sum(int(line) // 100 == hundred for line in halves) < 70
+
+
 def test_every_run_has_the_same_text_to_measure_with(base: RunConfig, text: str) -> None:
     (Path("runs/scaling")).mkdir(parents=True)
     runs = plan(base, SMALL)
-    # With dropout where N > D / 4, without where N < 4 D: all three sizes are near that.
+    # 0.15 to 10 parameters for a character: of the six cells, three are tried both ways.
     assert len(runs) == RUNS
     assert len({run.name for run in runs}) == len(runs)
     for run in runs:
@@ -93,13 +110,13 @@ def test_it_runs_in_processes_and_goes_on_where_it_was_interrupted(base: RunConf
 
     says = r"saved with \d runs left; go on with: nanogpt study scaling"
     with pytest.raises(Interrupted, match=says) as raised:
-        study(base, SMALL, 2, interrupt)
+        study(base, SMALL, 2, interrupt, print)
     assert raised.value.status == 128 + signal.SIGTERM
     done = {file: file.stat().st_mtime_ns for file in Path("runs").rglob("trial.json")}
     assert 2 <= len(done) < RUNS
 
     told: list[tuple[str, int, int]] = []
-    found = study(base, SMALL, 2, lambda run, came, n, of: told.append((run.name, n, of)))
+    found = study(base, SMALL, 2, lambda run, came, n, of: told.append((run.name, n, of)), print)
     assert all(file.stat().st_mtime_ns == at for file, at in done.items())
     assert [n for _, n, _ in told] == list(range(1, RUNS + 1))
     assert {of for *_, of in told} == {RUNS}
@@ -125,6 +142,28 @@ def test_it_runs_in_processes_and_goes_on_where_it_was_interrupted(base: RunConf
     assert found.cells[-1].loss == best
 
 
+def test_a_run_that_is_killed_goes_on(base: RunConfig) -> None:
+    grid = replace(SMALL, shapes=SMALL.shapes[:1], parts=(1,), steps=10_000)
+    saves, says = iter((0, 400, 800)), []
+
+    def kill(step: int) -> None:
+        """Kill the process of the one run as soon as it has saved this step or a later one."""
+        saved = Path("runs/scaling/1x8-1-of-1-dropout-0.0/last/config.json")
+        while not saved.exists() or json.loads(saved.read_text())["step"] < step:
+            time.sleep(0.05)
+        (process,) = multiprocessing.active_children()
+        process.kill()
+
+    def said(line: str) -> None:
+        says.append(line)
+        threading.Thread(target=kill, args=(next(saves),)).start()
+
+    threading.Thread(target=kill, args=(next(saves),)).start()
+    with pytest.raises(Stopped, match=r"dropout-0.0 was killed three times, .*: go on with fewer"):
+        study(base, grid, 1, lambda *_: None, said)
+    assert says == 2 * ["1x8-1-of-1-dropout-0.0 was killed (exit code -9), and goes on."]
+
+
 TRUE = Law(E=1.1, A=20.0, alpha=0.4, B=120.0, beta=0.35)
 
 
@@ -135,7 +174,7 @@ def made_up(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
     loss = TRUE.loss(N, D) + dropout
     points = [Point(k * 1000, k, loss + 1 / k) for k in range(1, 11)]
     config = RunConfig(model=model, train=TrainConfig())
-    return Trial(config, loss + 0.1, 0, N, D, 10_000, 10.0, "cpu", points)
+    return Trial(config, loss + 0.1, 0, N, D, 9_000, 10.0, "cpu", points)
 
 
 def test_it_concludes_the_law_that_losses_follow() -> None:
@@ -160,13 +199,16 @@ def test_a_cell_is_its_better_run() -> None:
     two = [replace(made_up(SHAPES[0], 1000, p), val_loss=loss) for p, loss in losses.items()]
     (cell,) = cells(two)
     assert (cell.loss, cell.dropout, cell.seconds) == (1.9, 0.3, 20.0)
+    assert not cell.falling
+    (best_at_the_end,) = cells([replace(two[0], tokens=10_000)])
+    assert best_at_the_end.falling
     each = cell.compute / cell.tokens
     assert cell.curve[0][0] == pytest.approx(1000 * each)
 
 
 def test_nothing_is_below_the_frontier() -> None:
     def cell(N: int, curve: list[tuple[float, float]]) -> Cell:
-        return Cell(1, 1, 8, N, 100, 1.0, 0.0, 10, 1.0, 1.0, curve)
+        return Cell(1, 1, 8, N, 100, 1.0, 0.0, 10, 1.0, 1.0, False, curve)
 
     small = cell(10, [(1.0, 3.0), (2.0, 2.5), (8.0, 2.4)])
     large = cell(1000, [(2.0, 2.9), (4.0, 2.0), (8.0, 1.5)])

@@ -5,17 +5,18 @@ the loss with endless both (Kaplan et al. 2020, arXiv:2001.08361, has the questi
 2022, arXiv:2203.15556, section 3.3, the formula and how it is fitted). Every model is trained until
 it gets no better, at a constant learning rate, and measured by the average of its weights, which
 stands for a rate that falls (Hägele et al. 2024, arXiv:2405.18392). Where there are many more
-characters than parameters, nothing is learned by heart, and no dropout is tried; where there are
-many fewer, nothing else is; between the two both, of which the better counts.
+characters than parameters, little is learned by heart, and no dropout is tried; the fewer there
+are, the more of it. What looks best, and what is near that, is run, and the best of them counts.
 """
 
 import math
 import multiprocessing
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 
@@ -42,8 +43,14 @@ SHAPES = ((1, 1, 24), (3, 1, 32), (3, 2, 64), (5, 3, 96), (6, 3, 168), (7, 6, 28
 the one before."""
 PARTS = (1, 2, 4, 8, 16)
 """All of the text to learn from, a half of it, …"""
-DROPOUTS = (0.0, 0.3)
-PIECE = 10_000
+DROPOUTS = {0.0: (0.0, 16.0), 0.15: (0.5, math.inf), 0.3: (16.0, math.inf)}
+"""What is tried, and from how many to how many parameters for a character."""
+LARGE = 1_000_000
+"""Parameters from which on rates are half as high: a large model learns fast enough with them, and
+its weights move about less at the end."""
+COMPILED = 5_000_000
+"""Parameters from which on compiling takes less time than it saves."""
+PIECE = 1_000
 """Characters, at least, that stay together when parts of the text are drawn."""
 
 
@@ -53,7 +60,7 @@ class Grid:
 
     shapes: Sequence[tuple[int, int, int]] = SHAPES
     parts: Sequence[int] = PARTS
-    dropouts: Sequence[float] = DROPOUTS
+    dropouts: Mapping[float, tuple[float, float]] = field(default_factory=lambda: DROPOUTS)
     steps: int = 2500
     batch_size: int = 64
     block_size: int = 256
@@ -79,12 +86,14 @@ class Cell:
     """Operations until then."""
     seconds: float
     """Of training of all runs of the cell."""
+    falling: bool
+    """Whether its loss was lowest at the end: it would have gained from more steps."""
     curve: list[tuple[float, float]]
     """(operations, loss) on the way, evaluation by evaluation."""
 
 
 def texts() -> tuple[list[str], str]:
-    """What there is to learn from, in pieces in random order; and what is measured with.
+    """What there is to learn from, in pieces; and what is measured with.
 
     Tiny Shakespeare's training part and all plays that it does not have, without the few characters
     that are not in it; and its validation part. Pieces end where a speech does.
@@ -98,8 +107,16 @@ def texts() -> tuple[list[str], str]:
         end = end if end > 1 else len(text)
         pieces.append(text[start:end])
         start = end
-    random.Random(0).shuffle(pieces)
     return pieces, val
+
+
+def drawn(pieces: Sequence[str], part: int) -> str:
+    """One of so many parts of a text: pieces from everywhere in it, in its order.
+
+    A smaller part is contained in a larger one.
+    """
+    order = random.Random(0).sample(range(len(pieces)), len(pieces))
+    return "".join(pieces[i] for i in sorted(order[: len(pieces) // part]))
 
 
 def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
@@ -110,11 +127,10 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
     assert base.out is not None
     out = base.out
     pieces, val = texts()
-    text, runs = "".join(pieces), []
-    tokenizer = CharTokenizer(text + val)
+    tokenizer, runs = CharTokenizer("".join([*pieces, val])), []
     write_whole(out / "tokenizer.json", to_json(tokenizer.to_json()))
     for part in grid.parts:
-        train = text[: len(text) // part]
+        train = drawn(pieces, part)
         file = out / f"text-1-of-{part}.txt"
         if not file.exists() or file.stat().st_size != len((train + val).encode()):
             write_whole(file, (train + val).encode())
@@ -122,7 +138,10 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
         val_fraction = (len(val) - 0.5) / total
         assert cut_at(total, val_fraction) == len(train)
         for L, H, C in grid.shapes:
-            for dropout in worth_trying(grid.dropouts, 12 * L * C * C, len(train)):
+            N = 12 * L * C * C
+            for dropout, (low, high) in grid.dropouts.items():
+                if not low <= N / len(train) < high:
+                    continue
                 name = f"{L}x{C}-1-of-{part}-dropout-{dropout}"
                 model = ModernConfig(L, H, C, grid.block_size, tokenizer.vocab_size, dropout)
                 runs.append(
@@ -134,7 +153,7 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
                         val_fraction=val_fraction,
                         tokenizer=str(out / "tokenizer.json"),
                         model=model,
-                        optim=OPTIM,
+                        optim=LARGE_OPTIM if N >= LARGE else OPTIM,
                         train=TrainConfig(
                             steps=grid.steps,
                             batch_size=grid.batch_size,
@@ -142,17 +161,12 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
                             eval_every=max(1, grid.steps // (25 if part < 4 else 50)),
                             eval_first=False,
                             log_every=max(1, grid.steps // 50),
-                            patience=5,
-                            compile=False,
+                            patience=10,
+                            compile=N >= COMPILED,
                         ),
                     )
                 )
     return sorted(runs, key=lambda run: -flops_per_token(build(run.model)))
-
-
-def worth_trying(dropouts: Sequence[float], N: int, D: int) -> list[float]:
-    """The dropouts that can be best for so many parameters and characters."""
-    return [p for p in dropouts if (N > D / 4 if p else N < 4 * D)] or [*dropouts]
 
 
 OPTIM = OptimConfig(
@@ -167,38 +181,45 @@ OPTIM = OptimConfig(
     grad_clip=0.0,
     ema=0.995,
 )
+LARGE_OPTIM = replace(OPTIM, lr=2e-3, muon_lr=0.01, min_lr=2e-3)
 
 
 def run_all(
-    runs: Sequence[RunConfig], at_a_time: int, told: Callable[[RunConfig, Trial, int], None]
+    runs: Sequence[RunConfig],
+    at_a_time: int,
+    told: Callable[[RunConfig, Trial, int], None],
+    said: Callable[[str], None],
 ) -> list[Trial]:
     """What came of runs, in their order: those that are not done yet are made, several at once.
 
     Spread over all GPUs, at_a_time on each. told hears of every run that is done, and how many
-    are. Raises Interrupted or Stopped, after which those under way are saved.
+    are; said of what went wrong. Raises Interrupted or Stopped, after which those under way are
+    saved.
     """
     found = {run.name: trial for run in runs if (trial := finished(run))}
     left = [run for run in runs if run.name not in found]
     for done, run in enumerate((run for run in runs if run.name in found), 1):
         told(run, found[run.name], done)
     if left:
-        for run, came in _spread(left, at_a_time):
+        for run, came in _spread(left, at_a_time, said):
             found[run.name] = came
             told(run, came, len(found))
     return [found[run.name] for run in runs]
 
 
-def _spread(runs: Sequence[RunConfig], at_a_time: int) -> Iterator[tuple[RunConfig, Trial]]:
+def _spread(
+    runs: Sequence[RunConfig], at_a_time: int, said: Callable[[str], None]
+) -> Iterator[tuple[RunConfig, Trial]]:
     """Runs in processes of their own, each on a device: those that are done, as they get done.
 
-    One that is killed is gone on with, once: a study takes too long to lose it.
+    One that is killed is gone on with, twice: a study takes too long to lose it.
     """
     device = pick_device(runs[0].device)
     several = device.type == "cuda" and device.index is None
     count = torch.cuda.device_count() if several else 1
     free = [f"cuda:{i}" if several else runs[0].device for i in range(count)] * at_a_time
     threads = max(1, cores() // len(free))
-    waiting, killed, working = [*runs], set[str](), dict[int, _Worker]()
+    waiting, killed, working = [*runs], Counter[str](), dict[int, _Worker]()
     with Interrupts() as interrupts:
         try:
             while waiting or working:
@@ -211,13 +232,15 @@ def _spread(runs: Sequence[RunConfig], at_a_time: int) -> Iterator[tuple[RunConf
                     free.append(worker.device)
                     if came := worker.result():
                         yield worker.run, came
-                    elif worker.run.name in killed:
+                    elif killed[worker.run.name] == 2:
                         raise Stopped(
-                            f"the process of {worker.run.name} was killed twice, for want of "
+                            f"the process of {worker.run.name} was killed three times, for want of "
                             f"memory perhaps: go on with fewer at a time: {COMMAND} --at-a-time 1"
                         )
                     else:
-                        killed.add(worker.run.name)
+                        code = worker.process.exitcode
+                        said(f"{worker.run.name} was killed (exit code {code}), and goes on.")
+                        killed[worker.run.name] += 1
                         waiting.insert(0, worker.run)
                 if interrupts.received:
                     left = len(waiting) + len(working)
@@ -291,6 +314,7 @@ def cells(trials: Sequence[Trial]) -> list[Cell]:
                 tokens=best.tokens,
                 compute=float(each_token) * best.tokens,
                 seconds=round(sum(trial.seconds for trial in several), 3),
+                falling=best.points[-1].tokens == best.tokens,
                 curve=[(float(each_token) * p.tokens, p.loss) for p in best.points],
             )
         )
@@ -383,17 +407,19 @@ def study(
     grid: Grid,
     at_a_time: int,
     told: Callable[[RunConfig, Trial, int, int], None],
+    said: Callable[[str], None],
 ) -> Scaling:
     """Make every run of the grid that is not there yet, below base.out, and conclude.
 
-    told hears of each run that is done, how many are, and of how many. Writes scaling.json,
-    scaling.md, fit.svg, residuals.svg and frontier.svg. Raises UserError, Stopped or Interrupted.
+    told hears of each run that is done, how many are, and of how many; said of what went wrong.
+    Writes scaling.json, scaling.md, fit.svg, residuals.svg and frontier.svg. Raises UserError,
+    Stopped or Interrupted.
     """
     assert base.out is not None
     require_scipy()
     out = made(base.out)
     runs = plan(base, grid)
-    trials = run_all(runs, at_a_time, lambda run, came, n: told(run, came, n, len(runs)))
+    trials = run_all(runs, at_a_time, lambda run, came, n: told(run, came, n, len(runs)), said)
     found = conclude(trials)
     write_whole(out / "scaling.json", to_json(asdict(found)))
     write_whole(out / "scaling.md", tables(found).encode())
@@ -416,10 +442,13 @@ def tables(found: Scaling) -> str:
     ]
     for size in found.sizes:
         losses = [by_cell.get((size.N, D)) for D in amounts]
-        shown = " | ".join(f"{cell.loss:.4f}" if cell else "" for cell in losses)
+        shown = " | ".join(
+            f"{cell.loss:.4f}{'*' if cell.falling else ''}" if cell else "" for cell in losses
+        )
         lines.append(f"| {size.N:,} | {shown} |")
     law, bounds = found.law, found.bounds
-    lines += ["", "| | fitted | 95% of bootstraps |", "| --- | --- | --- |"]
+    lines += ["", "\\* still falling when the steps were used up.", ""]
+    lines += ["| | fitted | 95% of bootstraps |", "| --- | --- | --- |"]
     for name, sign in (("E", "E"), ("A", "A"), ("alpha", "α"), ("B", "B"), ("beta", "β")):
         low, high = bounds[name]
         lines.append(f"| {sign} | {getattr(law, name):.4g} | {low:.4g} to {high:.4g} |")
