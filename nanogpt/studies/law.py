@@ -1,5 +1,7 @@
-"""A law of scaling, fitted: L(N, D) = E + A / N^α + B / D^β (Hoffmann et al. 2022, eq. 2)."""
+"""Laws of scaling, fitted: L(N, D) = E + A / N^α + B / D^β (Hoffmann et al. 2022, eq. 2), and one
+in which what is missing does not add up."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +18,13 @@ DELTA = 1e-3
 
 @dataclass(frozen=True)
 class Law:
-    """Its five numbers."""
+    """L(N, D) = E + ((A / N^α)^p + (B / D^β)^p)^(1/p).
+
+    With p of 1 that is the sum of Hoffmann et al., for text of which nothing is read twice. Where a
+    small text is read again and again, what is scarcer hides the other: the larger p, the more
+    only the larger of the two counts. With p of 1 / β and E of 0 it is equation 1.5 of Kaplan et
+    al. 2020 (arXiv:2001.08361), for models whose training ends before they learn by heart.
+    """
 
     E: float
     """Nats a token that are left with endless parameters and data."""
@@ -24,18 +32,20 @@ class Law:
     alpha: float
     B: float
     beta: float
+    p: float = 1.0
 
     def of_size(self, N: float) -> float:
-        """A / N^α: what more parameters could gain."""
+        """A / N^α: what more parameters could gain, had they all the data that they want."""
         return float(self.A / N**self.alpha)
 
     def of_data(self, D: float) -> float:
-        """B / D^β: what more data could gain."""
+        """B / D^β: what more data could gain, were there all the parameters that it wants."""
         return float(self.B / D**self.beta)
 
     def loss(self, N: float, D: float) -> float:
         """L(N, D)."""
-        return self.E + self.of_size(N) + self.of_data(D)
+        size, data = self.of_size(N), self.of_data(D)
+        return float(self.E + (size**self.p + data**self.p) ** (1 / self.p))
 
     def enough_data(self, N: float) -> float:
         """The D at which more data gains as little as more parameters: with less, N is starved."""
@@ -52,10 +62,11 @@ def require_scipy() -> None:
         ) from None
 
 
-def fit(N: Sequence[float], D: Sequence[float], L: Sequence[float]) -> Law:
-    """The law that is nearest to losses L of sizes N and data D: five or more of each.
+def fit(N: Sequence[float], D: Sequence[float], L: Sequence[float], free: bool = False) -> Law:
+    """The law that is nearest to losses L of sizes N and data D: six or more of each.
 
     By the sum of Huber losses of the errors of log L, from many starts (Hoffmann et al., eq. 3).
+    p is 1, or free.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     lowest = float(logs.min())
@@ -63,7 +74,8 @@ def fit(N: Sequence[float], D: Sequence[float], L: Sequence[float]) -> Law:
     for alpha, beta, part in product((0.2, 0.5, 1.0), (0.2, 0.5, 1.0), (0.5, 0.9)):
         size = float(np.median(alpha * n)) + lowest - 1
         data = float(np.median(beta * d)) + lowest - 1
-        starts.append(np.array([size, alpha, data, beta, lowest + np.log(part)]))
+        start = [size, alpha, data, beta, lowest + math.log(part)]
+        starts.append(np.array([*start, math.log(4)] if free else start))
     return _law(_best(n, d, logs, starts))
 
 
@@ -72,39 +84,42 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Between which bounds each number of the law is in 95% of fits to drawn sets of the same runs.
 
-    Each set has as many, drawn with replacement (Efron 1979).
+    Each set has as many, drawn with replacement (Efron 1979). p is free where that of law is not 1.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
-    start = np.array([np.log(law.A), law.alpha, np.log(law.B), law.beta, np.log(law.E)])
-    near = [start, start * 0.8]
+    start = [math.log(law.A), law.alpha, math.log(law.B), law.beta, math.log(law.E)]
+    free = [math.log(law.p)] if law.p != 1 else []
+    near = [np.array([*start, *free]), np.array([*(0.8 * number for number in start), *free])]
     draw, found = np.random.default_rng(seed), []
     for _ in range(times):
         which = draw.integers(len(n), size=len(n))
         found.append(_law(_best(n[which], d[which], logs[which], near)))
     bounds = {}
-    for name in ("E", "A", "alpha", "B", "beta"):
+    for name in ("E", "A", "alpha", "B", "beta", *(["p"] if free else [])):
         low, high = np.percentile([getattr(one, name) for one in found], (2.5, 97.5))
         bounds[name] = (float(low), float(high))
     return bounds
 
 
 def _best(n: Numbers, d: Numbers, logs: Numbers, starts: Sequence[Numbers]) -> Numbers:
-    """The best of the fits from starts: log A, α, log B, β, log E."""
+    """The best of the fits from starts: log A, α, log B, β, log E, and log p where it is free."""
     from scipy.optimize import least_squares
 
     def errors(x: Numbers) -> Numbers:
-        a, alpha, b, beta, e = x
-        terms = np.stack([a - alpha * n, b - beta * d, np.full_like(n, e)])
-        off: Numbers = np.logaddexp.reduce(terms, axis=0) - logs
+        a, alpha, b, beta, e = x[:5]
+        p = np.exp(x[5:].sum())  # 1 if there is none
+        missing = np.logaddexp(p * (a - alpha * n), p * (b - beta * d)) / p
+        off: Numbers = np.logaddexp(missing, e) - logs
         return off
 
-    low, high = [-20, 0.01, -20, 0.01, -10], [40, 3, 40, 3, 3]
-    how = {"bounds": (low, high), "loss": "huber", "f_scale": DELTA}
-    fits = [least_squares(errors, start.clip(low, high), **how) for start in starts]
+    low, high = [-20, 0.01, -20, 0.01, -10, 0], [40, 3, 40, 3, 3, 4]
+    bounds = low[: len(starts[0])], high[: len(starts[0])]
+    how = {"bounds": bounds, "loss": "huber", "f_scale": DELTA}
+    fits = [least_squares(errors, start.clip(*bounds), **how) for start in starts]
     best: Numbers = min(fits, key=lambda fit: float(fit.cost)).x
     return best
 
 
 def _law(x: Numbers) -> Law:
-    a, alpha, b, beta, e = (float(number) for number in x)
-    return Law(E=np.exp(e).item(), A=np.exp(a).item(), alpha=alpha, B=np.exp(b).item(), beta=beta)
+    a, alpha, b, beta, e, *p = (float(number) for number in x)
+    return Law(math.exp(e), math.exp(a), alpha, math.exp(b), beta, math.exp(sum(p)))

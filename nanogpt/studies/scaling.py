@@ -1,8 +1,8 @@
-"""What size and data buy: L(N, D) = E + A / N^α + B / D^β, measured on a grid of both.
+"""What size and data buy: a law L(N, D) of parameters and text, measured on a grid of both.
 
 N are the parameters, D the characters of text that there are to learn from, E what would be left of
 the loss with endless both (Kaplan et al. 2020, arXiv:2001.08361, has the question; Hoffmann et al.
-2022, arXiv:2203.15556, section 3.3, the formula and how it is fitted). Every model is trained until
+2022, arXiv:2203.15556, section 3.3, a formula and how it is fitted). Every model is trained until
 it gets no better, at a constant learning rate, and measured by the average of its weights, which
 stands for a rate that falls (Hägele et al. 2024, arXiv:2405.18392). Where there are many more
 characters than parameters, little is learned by heart, and no dropout is tried; the fewer there
@@ -64,6 +64,36 @@ class Grid:
     steps: int = 2500
     batch_size: int = 64
     block_size: int = 256
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run of the study."""
+
+    name: str
+    N: int
+    D: int
+    dropout: float
+    loss: float
+    """The lowest on the validation text, in nats per character."""
+    tokens: int
+    """Characters trained on until then."""
+    seconds: float
+
+    @staticmethod
+    def of(trial: Trial) -> "Made":
+        """The run that a trial is."""
+        model = trial.config.model
+        assert isinstance(model, ModernConfig)
+        return Made(
+            trial.config.name,
+            trial.parameters,
+            trial.train_tokens,
+            model.dropout,
+            trial.val_loss,
+            trial.tokens,
+            trial.seconds,
+        )
 
 
 @dataclass(frozen=True)
@@ -322,14 +352,27 @@ def cells(trials: Sequence[Trial]) -> list[Cell]:
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """A law, and how well it holds."""
+
+    law: Law
+    bounds: dict[str, tuple[float, float]]
+    """95% intervals of its numbers."""
+    error: float
+    """Root of the mean square of predicted over measured loss, less one."""
+    held_out: list[tuple[int, float, float]]
+    """(D, measured, predicted) of the largest size by the law that the smaller ones have."""
+
+
+@dataclass(frozen=True)
 class Size:
     """What holds back a size of model, with all the data that there is."""
 
     N: int
     of_size: float
-    """A / N^α in nats: what more parameters could gain."""
+    """A / N^α in nats."""
     of_data: float
-    """B / D^β in nats: what more data could gain."""
+    """B / D^β in nats."""
     enough: float
     """Characters with which the two would be equal."""
 
@@ -344,15 +387,15 @@ class Scaling:
     """What came of the study."""
 
     device: str
+    runs: list[Made]
     cells: list[Cell]
-    law: Law
-    bounds: dict[str, tuple[float, float]]
-    """95% intervals of the law's numbers."""
-    error: float
-    """Root of the mean square of predicted over measured loss, less one."""
-    held_out: list[tuple[int, float, float]]
-    """(D, measured, predicted) of the largest size by the law that the smaller ones have."""
+    """The best run of each size on each amount of data."""
+    sum: Fitted
+    """With p of 1: what is missing adds up."""
+    free: Fitted
+    """With p as it fits."""
     sizes: list[Size]
+    """By the latter."""
     frontier: list[tuple[float, float, int]]
     """(operations, lowest loss with so many, parameters of the model that has it)."""
     exponent: float
@@ -362,25 +405,40 @@ class Scaling:
 def conclude(trials: Sequence[Trial], bootstraps: int = 300) -> Scaling:
     """What runs of a grid say."""
     grid = cells(trials)
-    N, D, L = ([getattr(cell, name) for cell in grid] for name in ("N", "D", "loss"))
-    law = fit(N, D, L)
-    errors = [law.loss(cell.N, cell.D) / cell.loss - 1 for cell in grid]
-    largest, most = max(N), max(D)
-    others = [cell for cell in grid if largest > cell.N]
-    known = fit(*([getattr(cell, name) for cell in others] for name in ("N", "D", "loss")))
+    most = max(cell.D for cell in grid)
+    free = fitted(grid, True, bootstraps)
+    law = free.law
     edge = frontier([cell for cell in grid if most == cell.D])
     return Scaling(
         device=trials[0].device,
+        runs=[Made.of(trial) for trial in trials],
         cells=grid,
-        law=law,
-        bounds=bootstrap(N, D, L, law, bootstraps),
-        error=math.sqrt(sum(error**2 for error in errors) / len(errors)),
-        held_out=[(c.D, c.loss, known.loss(c.N, c.D)) for c in grid if largest == c.N],
+        sum=fitted(grid, False, bootstraps),
+        free=free,
         sizes=[
-            Size(n, law.of_size(n), law.of_data(most), law.enough_data(n)) for n in sorted({*N})
+            Size(n, law.of_size(n), law.of_data(most), law.enough_data(n))
+            for n in sorted({cell.N for cell in grid})
         ],
         frontier=edge,
         exponent=growth(edge),
+    )
+
+
+def fitted(grid: Sequence[Cell], free: bool, bootstraps: int) -> Fitted:
+    """The law that a grid follows, with p free or 1."""
+
+    def numbers(some: Sequence[Cell]) -> tuple[list[float], list[float], list[float]]:
+        return [c.N for c in some], [c.D for c in some], [c.loss for c in some]
+
+    law = fit(*numbers(grid), free)
+    errors = [law.loss(cell.N, cell.D) / cell.loss - 1 for cell in grid]
+    largest = max(cell.N for cell in grid)
+    known = fit(*numbers([cell for cell in grid if largest > cell.N]), free)
+    return Fitted(
+        law=law,
+        bounds=bootstrap(*numbers(grid), law, bootstraps),
+        error=math.sqrt(sum(error**2 for error in errors) / len(errors)),
+        held_out=[(c.D, c.loss, known.loss(c.N, c.D)) for c in grid if largest == c.N],
     )
 
 
@@ -420,12 +478,13 @@ def study(
     out = made(base.out)
     runs = plan(base, grid)
     trials = run_all(runs, at_a_time, lambda run, came, n: told(run, came, n, len(runs)), said)
+    said("Fitting, to all of them and to many draws of them: half a minute.")
     found = conclude(trials)
     write_whole(out / "scaling.json", to_json(asdict(found)))
     write_whole(out / "scaling.md", tables(found).encode())
     measured = [(float(c.N), float(c.D), c.loss) for c in found.cells]
-    draw_fit(out / "fit.svg", measured, found.law.loss)
-    draw_residuals(out / "residuals.svg", measured, found.law.loss)
+    draw_fit(out / "fit.svg", measured, found.free.law.loss)
+    draw_residuals(out / "residuals.svg", measured, found.free.law.loss)
     most = max(cell.D for cell in found.cells)
     curves = {cell.N: cell.curve for cell in found.cells if most == cell.D}
     draw_frontier(out / "frontier.svg", curves, [(C, loss) for C, loss, _ in found.frontier])
@@ -446,15 +505,15 @@ def tables(found: Scaling) -> str:
             f"{cell.loss:.4f}{'*' if cell.falling else ''}" if cell else "" for cell in losses
         )
         lines.append(f"| {size.N:,} | {shown} |")
-    law, bounds = found.law, found.bounds
     lines += ["", "\\* still falling when the steps were used up.", ""]
-    lines += ["| | fitted | 95% of bootstraps |", "| --- | --- | --- |"]
-    for name, sign in (("E", "E"), ("A", "A"), ("alpha", "α"), ("B", "B"), ("beta", "β")):
-        low, high = bounds[name]
-        lines.append(f"| {sign} | {getattr(law, name):.4g} | {low:.4g} to {high:.4g} |")
+    lines += ["| | p of 1: a sum | 95% | p free | 95% |", "| --- | --- | --- | --- | --- |"]
+    for name, sign in (*zip(("E", "A", "alpha", "B", "beta", "p"), "EAαBβp", strict=True),):
+        shown = " | ".join(_number(one, name) for one in (found.sum, found.free))
+        lines.append(f"| {sign} | {shown} |")
     lines += [
+        f"| error | {found.sum.error:.2%} | | {found.free.error:.2%} | |",
         "",
-        "| parameters | more of them could gain | more text could gain | wants | text enough |",
+        "| parameters | A / N^α | B / D^β, with all text | wants | text enough |",
         "| --- | --- | --- | --- | --- |",
     ]
     for size in found.sizes:
@@ -463,11 +522,25 @@ def tables(found: Scaling) -> str:
             f"| {size.N:,} | {size.of_size:.3f} | {size.of_data:.3f} | {wants} "
             f"| {size.enough:,.0f} |"
         )
-    held = "; ".join(f"{L:.4f} measured, {said:.4f}" for _, L, said in found.held_out)
     lines += [
         "",
-        f"Errors of the fit: {found.error:.2%} (root mean square). The largest size as the smaller "
-        f"ones predict it, by data: {held}. Along the frontier the best size grows like "
-        f"operations^{found.exponent:.2f}. {found.device}.",
+        "| text | the largest size, measured | predicted from the smaller, a sum | p free |",
+        "| --- | --- | --- | --- |",
+    ]
+    for (D, L, a), (*_, b) in zip(found.sum.held_out, found.free.held_out, strict=True):
+        lines.append(f"| {D:,} | {L:.4f} | {a:.4f} | {b:.4f} |")
+    lines += [
+        "",
+        f"Along the frontier the best size grows like operations^{found.exponent:.2f}. "
+        f"{found.device}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _number(fitted: Fitted, name: str) -> str:
+    """A number of a law, and its interval if it was fitted, as two cells of a table."""
+    value = f"{getattr(fitted.law, name):.3g}"
+    if name not in fitted.bounds:
+        return f"{value} |"
+    low, high = fitted.bounds[name]
+    return f"{value} | {low:.3g} to {high:.3g}"
