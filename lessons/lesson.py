@@ -7,6 +7,7 @@ trainings so short that a lesson takes seconds: its numbers mean nothing then.
 import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from nanogpt import corpora
 
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 FAST = os.environ.get("NANOGPT_FAST") == "1"
 
 text = corpora.load("tinyshakespeare").text()
@@ -53,12 +55,12 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def validation(model: nn.Module, length: int = T, part: float = 1.0) -> float:
+def validation(model: nn.Module, length: int = T, part: float = 1.0, text: Tensor = val) -> float:
     """Nats per character over the validation text, or the first part of it, block after block."""
     model.eval()
-    blocks = int(part * (len(val) - 1)) // length
-    inputs = val[: blocks * length].view(blocks, length)
-    targets = val[1 : blocks * length + 1].view(blocks, length)
+    blocks = int(part * (len(text) - 1)) // length
+    inputs = text[: blocks * length].view(blocks, length)
+    targets = text[1 : blocks * length + 1].view(blocks, length)
     losses = [
         cross_entropy(model(x), y).item() * len(x)
         for x, y in zip(inputs.split(64), targets.split(64), strict=True)
@@ -74,6 +76,7 @@ def fit(
     size: int = 32,
     length: int = T,
     warmup: int = 0,
+    text: Tensor = train,
     watch: Callable[[int, float], None] | None = None,
 ) -> float:
     """Train a model with Adam on batches of size blocks; gives its validation loss.
@@ -88,7 +91,7 @@ def fit(
         optimizer.param_groups[0]["lr"] = (
             lr * min(1, (step + 1) / (warmup + 1)) * (1 - step / steps)
         )
-        inputs, targets = batch(train, size, length)
+        inputs, targets = batch(text, size, length)
         loss = cross_entropy(model(inputs), targets)
         optimizer.zero_grad()
         loss.backward()
