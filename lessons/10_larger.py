@@ -180,9 +180,9 @@ plt.show()
 
 # %% [markdown]
 # Read it from the left. A model of 10 thousand parameters does not care how much text there is: it
-# cannot make use of it. From 0.28 million characters a model learns up to some 500 thousand
-# parameters, and more of them do not help, even do some harm. With 0.57 million, the line goes on a
-# little longer before it becomes level. With all the text, the largest model is still the best.
+# cannot make use of it. With 0.28 million characters a model is as good as it gets at some 500
+# thousand parameters, as these were trained. With 1.13 million, the line goes on a little longer
+# before it becomes level. With all the text, the largest model is still the best.
 #
 # So there are two ways to be held back: by size, and by text. Hoffmann et al. 2022
 # (arXiv:2203.15556, "Chinchilla") add both up,

@@ -108,6 +108,8 @@ def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) ->
     studied = (ROOT / "benchmarks" / "results" / "vocabularies.md").read_text("utf-8")
     assert studied in PAGES["tokenizers.md"]
     assert (ROOT / "benchmarks" / "results" / "ladder.md").read_text("utf-8") in README
+    scaling = (ROOT / "benchmarks" / "results" / "scaling" / "scaling.md").read_text("utf-8")
+    assert scaling in (ROOT / "docs" / "studies.md").read_text("utf-8")
     for device in ("cpu", "cuda"):
         written = (ROOT / "benchmarks" / "results" / f"sampling_{device}.md").read_text("utf-8")
         assert written.strip() in PAGES["sampling.md"]
