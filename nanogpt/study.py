@@ -1,13 +1,14 @@
 """The command that answers a question by training many models: nanogpt study."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from .arguments import LadderArgs, ScalingArgs, nearest, parse
-from .errors import UserError
+from .errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from .studies.ladder import Rung
@@ -24,7 +25,11 @@ def study(args: list[str]) -> None:
         known = f"use one of {', '.join(studies)}"
         raise UserError(f"there is no study {name!r}: {nearest(name, studies) or known}")
     else:
-        studies[name](args)
+        command = shlex.join(["nanogpt", "study", name, *args])
+        try:
+            studies[name](args)
+        except Interrupted as error:
+            raise Interrupted(error.number, error.saved, command) from None
 
 
 @contextmanager

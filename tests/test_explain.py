@@ -1,3 +1,5 @@
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,13 +162,17 @@ def test_memory_is_within_5_percent_of_what_a_gpu_needs(
         model=replace(config.model, **model),
         train=replace(config.train, **training),
     )
-    torch._C._cuda_clearCublasWorkspaces()
-    before = torch.cuda.memory_allocated()
+    # What a run before it left in memory, or compiled for another shape, would be measured, too.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        said, most = fresh.submit(said_and_measured, config).result()
+    assert said == pytest.approx(most, rel=0.05)
+
+
+def said_and_measured(config: RunConfig) -> tuple[float, int]:
+    """The bytes that a run is said to need on a GPU, and the most that its first steps did need."""
     made = prepare(config)
     loss = loss_of(made, print)
     torch.cuda.reset_peak_memory_stats()
     Stepper(made, loss).take(3, lambda: False)
-    most = torch.cuda.max_memory_allocated() - before
     said = memory_of(made.config, CUDA, pick_precision("auto", CUDA))[-1].value
-    made.lock.release()
-    assert said == pytest.approx(most, rel=0.05)
+    return said, torch.cuda.max_memory_allocated()

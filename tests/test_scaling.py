@@ -159,7 +159,7 @@ def test_a_run_that_is_killed_goes_on(base: RunConfig) -> None:
         threading.Thread(target=kill, args=(next(saves),)).start()
 
     threading.Thread(target=kill, args=(next(saves),)).start()
-    with pytest.raises(Stopped, match=r"dropout-0.0 was killed three times, .*: go on with fewer"):
+    with pytest.raises(Stopped, match=r"dropout-0.0 was killed three times, .*: the same command"):
         study(base, grid, 1, lambda *_: None, said)
     assert says == 2 * ["1x8-1-of-1-dropout-0.0 was killed (exit code -9), and goes on."]
 

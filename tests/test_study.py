@@ -1,11 +1,17 @@
 """The command nanogpt study: what it refuses. What it does is tested with each study."""
 
+import shlex
+import signal
+import subprocess
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 Command = Callable[..., tuple[int, str, str]]
+Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +34,21 @@ def test_mistakes_are_one_line(nanogpt: Command, flags: str, says: str) -> None:
     assert (status, err.count("\n")) == (2, 1)
     assert says in err
     assert not list(Path().rglob("trial.json"))
+
+
+@pytest.mark.parametrize("name", ["ladder", "scaling"])
+def test_an_interrupted_study_says_how_to_go_on(
+    process: Process, text_file: Path, name: str
+) -> None:
+    flags = ["--steps", "100000", "--device", "cpu", "--out", "a study"]
+    flags += ["--data", str(text_file)] if name == "ladder" else ["--sizes", "2"]
+    with process("study", name, *flags) as studying:
+        while not list(Path("a study").rglob("last")):
+            time.sleep(0.1)
+        studying.send_signal(signal.SIGINT)
+        _, err = studying.communicate()
+    assert studying.returncode == 128 + signal.SIGINT
+    assert err.splitlines()[-1].endswith(f"; go on with: nanogpt study {name} {shlex.join(flags)}")
 
 
 def test_help_names_the_studies(nanogpt: Command) -> None:

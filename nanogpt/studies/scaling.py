@@ -265,7 +265,7 @@ def _spread(
                     elif killed[worker.run.name] == 2:
                         raise Stopped(
                             f"the process of {worker.run.name} was killed three times, for want of "
-                            f"memory perhaps: go on with fewer at a time: {COMMAND} --at-a-time 1"
+                            f"memory perhaps: the same command with --at-a-time 1 goes on with it"
                         )
                     else:
                         code = worker.process.exitcode
