@@ -86,7 +86,8 @@ def _scaling(args: list[str]) -> None:
     from .config import RunConfig, TrainConfig
     from .devices import pick_device
     from .display import duration
-    from .studies.scaling import SHAPES, Grid, tables
+    from .studies.findings import tables
+    from .studies.scaling import SHAPES, Grid
     from .studies.scaling import study as scale
 
     options = parse(ScalingArgs(), args, "nanogpt study scaling")

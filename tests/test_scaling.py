@@ -1,41 +1,23 @@
-"""The study of scaling: its grid, its processes, and what it concludes."""
+"""The study of scaling: its grid, and that it goes on where it was interrupted."""
 
 import json
 import math
-import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nanogpt import corpora
-from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.errors import Interrupted, Stopped
+from nanogpt.config import RunConfig
+from nanogpt.errors import Interrupted
 from nanogpt.models import ModernConfig, build
 from nanogpt.studies import scaling as module
-from nanogpt.studies.law import Law
-from nanogpt.studies.scaling import (
-    PARTS,
-    SHAPES,
-    Cell,
-    Grid,
-    cells,
-    conclude,
-    drawn,
-    frontier,
-    growth,
-    plan,
-    study,
-    tables,
-    texts,
-)
-from nanogpt.studies.trial import Point, Trial, finished
+from nanogpt.studies.findings import tables
+from nanogpt.studies.scaling import SHAPES, Grid, drawn, plan, study, texts
+from nanogpt.studies.trial import Trial, finished
 
 Command = Callable[..., tuple[int, str, str]]
 RUNS = 9
@@ -140,83 +122,3 @@ def test_it_runs_in_processes_and_goes_on_where_it_was_interrupted(base: RunConf
         if "2x32-1-of-1-" in run.name
     )
     assert found.cells[-1].loss == best
-
-
-def test_a_run_that_is_killed_goes_on(base: RunConfig) -> None:
-    grid = replace(SMALL, shapes=SMALL.shapes[:1], parts=(1,), steps=10_000)
-    saves, says = iter((0, 400, 800)), []
-
-    def kill(step: int) -> None:
-        """Kill the process of the one run as soon as it has saved this step or a later one."""
-        saved = Path("runs/scaling/1x8-1-of-1-dropout-0.0/last/config.json")
-        while not saved.exists() or json.loads(saved.read_text())["step"] < step:
-            time.sleep(0.05)
-        (process,) = multiprocessing.active_children()
-        process.kill()
-
-    def said(line: str) -> None:
-        says.append(line)
-        threading.Thread(target=kill, args=(next(saves),)).start()
-
-    threading.Thread(target=kill, args=(next(saves),)).start()
-    with pytest.raises(Stopped, match=r"dropout-0.0 was killed three times, .*: the same command"):
-        study(base, grid, 1, lambda *_: None, said)
-    assert says == 2 * ["1x8-1-of-1-dropout-0.0 was killed (exit code -9), and goes on."]
-
-
-TRUE = Law(E=1.1, A=20.0, alpha=0.4, B=120.0, beta=0.35)
-
-
-def made_up(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
-    """A run whose loss is that of a law, the higher the more dropout."""
-    model = ModernConfig(*shape, 256, 65, dropout)
-    N = sum(p.numel() for p in build(model).parameters())
-    loss = TRUE.loss(N, D) + dropout
-    points = [Point(k * 1000, k, loss + 1 / k) for k in range(1, 11)]
-    config = RunConfig(model=model, train=TrainConfig())
-    return Trial(config, loss + 0.1, 0, N, D, 9_000, 10.0, "cpu", points)
-
-
-def test_it_concludes_the_law_that_losses_follow() -> None:
-    amounts = [4_500_000 // part for part in PARTS]
-    trials = [made_up(s, D, p) for s in SHAPES[:6] for D in amounts for p in (0.0, 0.3)]
-    for trial in trials:
-        object.__setattr__(trial, "val_loss", trial.val_loss - 0.1)
-    found = conclude(trials, bootstraps=3)
-    for fitted in (found.sum, found.free):
-        assert fitted.law.alpha == pytest.approx(0.4, rel=1e-2)
-        assert fitted.law.beta == pytest.approx(0.35, rel=1e-2)
-        assert fitted.law.p == pytest.approx(1, rel=1e-2)
-        assert fitted.error < 1e-3
-        assert all(said == pytest.approx(L, rel=1e-3) for _, L, said in fitted.held_out)
-    assert found.sum.bounds.keys() == {"E", "A", "alpha", "B", "beta"}
-    assert len(found.runs) == len(trials) == 2 * len(found.cells)
-    assert all(cell.dropout == 0 for cell in found.cells)
-    for size in found.sizes:
-        assert size.of_size == pytest.approx(TRUE.of_size(size.N), rel=1e-2)
-        assert size.starved == (size.enough > 4_500_000)
-    assert [size.starved for size in found.sizes] == sorted(size.starved for size in found.sizes)
-
-
-def test_a_cell_is_its_better_run() -> None:
-    losses = {0.0: 2.0, 0.3: 1.9}
-    two = [replace(made_up(SHAPES[0], 1000, p), val_loss=loss) for p, loss in losses.items()]
-    (cell,) = cells(two)
-    assert (cell.loss, cell.dropout, cell.seconds) == (1.9, 0.3, 20.0)
-    assert not cell.falling
-    (best_at_the_end,) = cells([replace(two[0], tokens=10_000)])
-    assert best_at_the_end.falling
-    each = cell.compute / cell.tokens
-    assert cell.curve[0][0] == pytest.approx(1000 * each)
-
-
-def test_nothing_is_below_the_frontier() -> None:
-    def cell(N: int, curve: list[tuple[float, float]]) -> Cell:
-        return Cell(1, 1, 8, N, 100, 1.0, 0.0, 10, 1.0, 1.0, False, curve)
-
-    small = cell(10, [(1.0, 3.0), (2.0, 2.5), (8.0, 2.4)])
-    large = cell(1000, [(2.0, 2.9), (4.0, 2.0), (8.0, 1.5)])
-    edge = frontier([small, large])
-    assert edge == [(1.0, 3.0, 10), (2.0, 2.5, 10), (4.0, 2.0, 1000), (8.0, 1.5, 1000)]
-    assert growth([(10.0**k, 1.0, 10 ** (2 * k)) for k in range(1, 6)]) == pytest.approx(2)
-    assert math.isnan(growth(edge[:2]))

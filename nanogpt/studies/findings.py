@@ -1,0 +1,261 @@
+"""What the runs of a study of scaling say: the best of each cell, laws, and who is starved."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..models import ModernConfig, build, flops_per_token
+from .law import Law, bootstrap, fit
+from .trial import Trial
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run of the study."""
+
+    name: str
+    N: int
+    D: int
+    dropout: float
+    loss: float
+    """The lowest on the validation text, in nats per character."""
+    tokens: int
+    """Characters trained on until then."""
+    seconds: float
+
+    @staticmethod
+    def of(trial: Trial) -> "Made":
+        """The run that a trial is."""
+        model = trial.config.model
+        assert isinstance(model, ModernConfig)
+        return Made(
+            trial.config.name,
+            trial.parameters,
+            trial.train_tokens,
+            model.dropout,
+            trial.val_loss,
+            trial.tokens,
+            trial.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A size on an amount of data: the better of its runs."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    N: int
+    """Parameters."""
+    D: int
+    """Characters to learn from."""
+    loss: float
+    """The lowest on the validation text, in nats per character."""
+    dropout: float
+    tokens: int
+    """Characters trained on until then."""
+    compute: float
+    """Operations until then."""
+    seconds: float
+    """Of training of all runs of the cell."""
+    falling: bool
+    """Whether its loss was lowest at the end: it would have gained from more steps."""
+    curve: list[tuple[float, float]]
+    """(operations, loss) on the way, evaluation by evaluation."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A law, and how well it holds."""
+
+    law: Law
+    bounds: dict[str, tuple[float, float]]
+    """95% intervals of its numbers."""
+    error: float
+    """Root of the mean square of predicted over measured loss, less one."""
+    held_out: list[tuple[int, float, float]]
+    """(D, measured, predicted) of the largest size by the law that the smaller ones have."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What holds back a size of model, with all the data that there is."""
+
+    N: int
+    of_size: float
+    """A / N^α in nats."""
+    of_data: float
+    """B / D^β in nats."""
+    enough: float
+    """Characters with which the two would be equal."""
+
+    @property
+    def starved(self) -> bool:
+        """Whether data is what it wants."""
+        return self.of_data > self.of_size
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What came of the study."""
+
+    device: str
+    runs: list[Made]
+    cells: list[Cell]
+    """The best run of each size on each amount of data."""
+    sum: Fitted
+    """With p of 1: what is missing adds up."""
+    free: Fitted
+    """With p as it fits."""
+    sizes: list[Size]
+    """By the latter."""
+    frontier: list[tuple[float, float, int]]
+    """(operations, lowest loss with so many, parameters of the model that has it)."""
+    exponent: float
+    """a, where the best size grows like operations^a."""
+
+
+def conclude(trials: Sequence[Trial], bootstraps: int = 300) -> Scaling:
+    """What runs of a grid say."""
+    grid = cells(trials)
+    most = max(cell.D for cell in grid)
+    free = fitted(grid, True, bootstraps)
+    law = free.law
+    edge = frontier([cell for cell in grid if most == cell.D])
+    return Scaling(
+        device=trials[0].device,
+        runs=[Made.of(trial) for trial in trials],
+        cells=grid,
+        sum=fitted(grid, False, bootstraps),
+        free=free,
+        sizes=[
+            Size(n, law.of_size(n), law.of_data(most), law.enough_data(n))
+            for n in sorted({cell.N for cell in grid})
+        ],
+        frontier=edge,
+        exponent=growth(edge),
+    )
+
+
+def fitted(grid: Sequence[Cell], free: bool, bootstraps: int) -> Fitted:
+    """The law that a grid follows, with p free or 1."""
+
+    def numbers(some: Sequence[Cell]) -> tuple[list[float], list[float], list[float]]:
+        return [c.N for c in some], [c.D for c in some], [c.loss for c in some]
+
+    law = fit(*numbers(grid), free)
+    errors = [law.loss(cell.N, cell.D) / cell.loss - 1 for cell in grid]
+    largest = max(cell.N for cell in grid)
+    known = fit(*numbers([cell for cell in grid if largest > cell.N]), free)
+    return Fitted(
+        law=law,
+        bounds=bootstrap(*numbers(grid), law, bootstraps),
+        error=math.sqrt(sum(error**2 for error in errors) / len(errors)),
+        held_out=[(c.D, c.loss, known.loss(c.N, c.D)) for c in grid if largest == c.N],
+    )
+
+
+def frontier(grid: Sequence[Cell]) -> list[tuple[float, float, int]]:
+    """(operations, loss, N) of all evaluations that no run had reached with fewer operations."""
+    points = sorted((C, loss, cell.N) for cell in grid for C, loss in cell.curve)
+    found: list[tuple[float, float, int]] = []
+    for point in points:
+        if not found or point[1] < found[-1][1]:
+            found.append(point)
+    return found
+
+
+def growth(edge: Sequence[tuple[float, float, int]]) -> float:
+    """The slope of log N over log operations along the frontier."""
+    operations, _, sizes = zip(*edge, strict=True)
+    if len({*sizes}) < 2:
+        return math.nan
+    return float(np.polyfit(np.log(operations), np.log(sizes), 1)[0])
+
+
+def cells(trials: Sequence[Trial]) -> list[Cell]:
+    """The grid: of the runs that differ in dropout alone the best, by size and data."""
+    by_cell: dict[tuple[int, int], list[Trial]] = {}
+    for each in trials:
+        by_cell.setdefault((each.parameters, each.train_tokens), []).append(each)
+    found = []
+    for (N, D), several in sorted(by_cell.items()):
+        best = min(several, key=lambda trial: trial.val_loss)
+        model = best.config.model
+        assert isinstance(model, ModernConfig)
+        each_token = flops_per_token(build(model))
+        found.append(
+            Cell(
+                n_layer=model.n_layer,
+                n_head=model.n_head,
+                n_embd=model.n_embd,
+                N=N,
+                D=D,
+                loss=best.val_loss,
+                dropout=model.dropout,
+                tokens=best.tokens,
+                compute=float(each_token) * best.tokens,
+                seconds=round(sum(trial.seconds for trial in several), 3),
+                falling=best.points[-1].tokens == best.tokens,
+                curve=[(float(each_token) * p.tokens, p.loss) for p in best.points],
+            )
+        )
+    return found
+
+
+def tables(found: Scaling) -> str:
+    """The study in Markdown: losses, the law, who is starved."""
+    amounts = sorted({cell.D for cell in found.cells})
+    by_cell = {(cell.N, cell.D): cell for cell in found.cells}
+    lines = [
+        "| parameters | " + " | ".join(f"{D:,} characters" for D in amounts) + " |",
+        "| --- |" + " --- |" * len(amounts),
+    ]
+    for size in found.sizes:
+        losses = [by_cell.get((size.N, D)) for D in amounts]
+        shown = " | ".join(
+            f"{cell.loss:.4f}{'*' if cell.falling else ''}" if cell else "" for cell in losses
+        )
+        lines.append(f"| {size.N:,} | {shown} |")
+    lines += ["", "\\* still falling when the steps were used up.", ""]
+    lines += ["| | p of 1: a sum | 95% | p free | 95% |", "| --- | --- | --- | --- | --- |"]
+    for name, sign in (*zip(("E", "A", "alpha", "B", "beta", "p"), "EAαBβp", strict=True),):
+        shown = " | ".join(_number(one, name) for one in (found.sum, found.free))
+        lines.append(f"| {sign} | {shown} |")
+    lines += [
+        f"| error | {found.sum.error:.2%} | | {found.free.error:.2%} | |",
+        "",
+        "| parameters | A / N^α | B / D^β, with all text | wants | text enough |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for size in found.sizes:
+        wants = "text" if size.starved else "parameters"
+        lines.append(
+            f"| {size.N:,} | {size.of_size:.3f} | {size.of_data:.3f} | {wants} "
+            f"| {size.enough:,.0f} |"
+        )
+    lines += [
+        "",
+        "| text | the largest size, measured | predicted from the smaller, a sum | p free |",
+        "| --- | --- | --- | --- |",
+    ]
+    for (D, L, a), (*_, b) in zip(found.sum.held_out, found.free.held_out, strict=True):
+        lines.append(f"| {D:,} | {L:.4f} | {a:.4f} | {b:.4f} |")
+    lines += [
+        "",
+        f"Along the frontier the best size grows like operations^{found.exponent:.2f}. "
+        f"{found.device}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _number(fitted: Fitted, name: str) -> str:
+    """A number of a law, and its interval if it was fitted, as two cells of a table."""
+    value = f"{getattr(fitted.law, name):.3g}"
+    if name not in fitted.bounds:
+        return f"{value} |"
+    low, high = fitted.bounds[name]
+    return f"{value} | {low:.3g} to {high:.3g}"

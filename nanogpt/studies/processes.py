@@ -1,0 +1,127 @@
+"""Many runs at once, each in a process of its own, spread over the GPUs that there are."""
+
+import multiprocessing
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+
+import torch
+
+from ..config import RunConfig
+from ..devices import cores, pick_device
+from ..errors import Interrupted, Stopped, UserError
+from ..files import remove
+from ..interrupts import Interrupts
+from .trial import Trial, finished, trial
+
+
+def run_all(
+    runs: Sequence[RunConfig],
+    at_a_time: int,
+    study: str,
+    told: Callable[[RunConfig, Trial, int], None],
+    said: Callable[[str], None],
+) -> list[Trial]:
+    """What came of runs, in their order: those that are not done yet are made, several at once.
+
+    Spread over all GPUs, at_a_time on each. study is the command that goes on with them. told hears
+    of every run that is done, and how many are; said of what went wrong. Raises UserError,
+    Interrupted or Stopped, after which those under way are saved.
+    """
+    found = {run.name: trial for run in runs if (trial := finished(run))}
+    left = [run for run in runs if run.name not in found]
+    for done, run in enumerate((run for run in runs if run.name in found), 1):
+        told(run, found[run.name], done)
+    if left:
+        for run, came in _spread(left, at_a_time, study, said):
+            found[run.name] = came
+            told(run, came, len(found))
+    return [found[run.name] for run in runs]
+
+
+def _spread(
+    runs: Sequence[RunConfig], at_a_time: int, study: str, said: Callable[[str], None]
+) -> Iterator[tuple[RunConfig, Trial]]:
+    """Runs in processes of their own, each on a device: those that are done, as they get done.
+
+    One that is killed is gone on with, twice: a study takes too long to lose it.
+    """
+    device = pick_device(runs[0].device)
+    several = device.type == "cuda" and device.index is None
+    count = torch.cuda.device_count() if several else 1
+    free = [f"cuda:{i}" if several else runs[0].device for i in range(count)] * at_a_time
+    threads = max(1, cores() // len(free))
+    waiting, killed, working = [*runs], Counter[str](), dict[int, _Worker]()
+    with Interrupts() as interrupts:
+        try:
+            while waiting or working:
+                while waiting and free:
+                    worker = _Worker(waiting.pop(0), free.pop(), threads)
+                    working[worker.process.sentinel] = worker
+                for sentinel in connection.wait([*working], timeout=0.2):
+                    assert isinstance(sentinel, int)
+                    worker = working.pop(sentinel)
+                    free.append(worker.device)
+                    if came := worker.result():
+                        yield worker.run, came
+                    elif killed[worker.run.name] == 2:
+                        raise Stopped(
+                            f"the process of {worker.run.name} was killed three times, for want of "
+                            f"memory perhaps: the same command with --at-a-time 1 goes on with it"
+                        )
+                    else:
+                        code = worker.process.exitcode
+                        said(f"{worker.run.name} was killed (exit code {code}), and goes on.")
+                        killed[worker.run.name] += 1
+                        waiting.insert(0, worker.run)
+                if interrupts.received:
+                    left = len(waiting) + len(working)
+                    raise Interrupted(interrupts.received, f"with {left} runs left", study)
+        finally:
+            for worker in working.values():
+                worker.process.terminate()  # it saves where it is
+            for worker in working.values():
+                worker.process.join()
+
+
+class _Worker:
+    """A process that makes a run."""
+
+    def __init__(self, run: RunConfig, device: str, threads: int) -> None:
+        self.run, self.device = run, device
+        spawn = multiprocessing.get_context("spawn")
+        self.problem, end = spawn.Pipe(duplex=False)
+        self.process = spawn.Process(target=_make, args=(run, device, threads, end))
+        self.process.start()
+        end.close()
+
+    def result(self) -> Trial | None:
+        """What came of the run, when the process has ended; None where it was killed.
+
+        Raises UserError or Stopped where the process did.
+        """
+        self.process.join()
+        if self.problem.poll():
+            with suppress(EOFError):
+                error: UserError | Stopped = self.problem.recv()
+                raise error
+        return finished(self.run)
+
+
+def _make(run: RunConfig, device: str, threads: int, problem: Connection) -> None:
+    """Make a run, in a process of its own."""
+    assert run.out is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)  # more than there are cores would wait for each other
+    try:
+        trial(replace(run, device=device), study="")  # its parent says how to go on
+        for directory in ("best", "last"):  # the weights: nobody asks for them
+            remove(run.out / directory)
+    except Interrupted:
+        pass
+    except (UserError, Stopped) as error:
+        problem.send(error)
