@@ -41,7 +41,7 @@ def test_each_is_what_it_would_be_by_itself(run: RunConfig) -> None:
     assert {name for name, _ in told} == {run.name for run in runs}
     for one, came in zip(runs, found, strict=True):
         assert came.config == one
-        by_itself = trial(named(one, f"{one.name}-again"), "")
+        by_itself = trial(named(one, f"{one.name}-again", one.seed), "")
         assert came.val_loss == pytest.approx(by_itself.val_loss, rel=1e-5)
     assert not list(Path().glob("seed?/**/*.safetensors"))
     told.clear()
