@@ -4,8 +4,8 @@
 # A *language model* answers one question: given what was written so far, how likely is each thing
 # that could come next? Whoever can answer it can write: pick something likely, append it, ask
 # again. This lesson builds the smallest such model, twice, once by counting and once by gradient
-# descent. Both find the same table, which is how we know that the second way works before we use it
-# for models whose answer nobody can count.
+# descent. Both find nearly the same table, which is how we know that the second way works before we
+# use it for models whose answer nobody can count.
 
 # %%
 import math
@@ -143,8 +143,10 @@ plt.show()
 # %% [markdown]
 # ## Do they agree?
 #
-# For the rows of frequent characters the two tables are all but the same. Rows of rare ones, such
-# as `$` and `3`, had hardly any batch to learn from; they also hardly ever matter.
+# They aim at slightly different tables. Counting added one to everything, so after a `q`, which is
+# always followed by a `u`, it keeps a tenth for letters that never came; gradient descent learns
+# that nothing else comes. Rows of frequent characters agree. Rows of rare ones differ, and hardly
+# ever matter.
 
 # %%
 learned = model.table.detach().softmax(dim=1)  # (V, V)
@@ -208,7 +210,8 @@ for smoothing in (1.0, 0.1, 0.01):
     rows = times.view(V * V, V) + smoothing
     trigram = -(rows / rows.sum(dim=1, keepdim=True)).flatten()[asked].log().mean().item()
     print(f"1. trigrams, {smoothing} added to each count: {trigram:.3f}")
-assert trigram < counted_loss  # less is better here: most of a row never occurs
+assert trigram < counted_loss
+# 0.1 is best: more gives chances to what never comes, less makes what does come a surprise.
 
 certain_or_lost = 0.5 * 0 + 0.5 * math.log(V)
 print(f"2. {certain_or_lost:.2f} nats")

@@ -75,8 +75,8 @@ torch.testing.assert_close(scores.softmax(dim=1), equal)
 # be mutual: a vowel may look for the consonant before it, and a consonant for the last space.
 #
 # All of it in one line (Vaswani et al. 2017, arXiv:1706.03762, equation 1; the mask is in their
-# section 3.2.3), with $D$ the length of a query and $M$ the mask, 0 in the past and $-\infty$ in
-# the future:
+# section 3.2.3), with $D$ the number of channels of a query and $M$ the mask, 0 in the past and
+# $-\infty$ in the future:
 #
 # $$\text{softmax}\left(\frac{q k^\top}{\sqrt{D}} + M\right) v$$
 
@@ -104,7 +104,7 @@ assert (weights.triu(diagonal=1) == 0).all()
 # ## Why divide by the root of D?
 #
 # If the numbers in $q$ and $k$ are independent, with mean 0 and variance 1, each product of two
-# has variance 1, and their sum over $D$ channels has variance $D$. The longer the vectors, the
+# has variance 1, and their sum over $D$ channels has variance $D$. The more channels, the
 # further apart the scores. Softmax turns differences of scores into ratios of weights: with $D =
 # 256$ a typical difference is about 20, a ratio of $e^{20}$. Nearly all weight is then on one
 # position, picked by chance before anything was learned.
@@ -147,8 +147,8 @@ assert slopes["not scaled"][-1] < 0.2 < 0.8 < slopes["scaled"][-1]
 # that makes $V$ logits after it. A second table has a vector for each place in the block, which
 # is added. Without it a head could not tell near from far: lesson 4 says why.
 #
-# The models of this lesson differ in `mix` alone. A bigram does not mix. It is lesson 1's table
-# again, now as a product of two, $V \times C$ and $C \times V$.
+# The models of this lesson differ in `mix` alone. A bigram does not mix. It is close to lesson
+# 1's table, now as a product of two, $V \times C$ and $C \times V$.
 
 
 # %%
@@ -254,7 +254,7 @@ assert abs(found["one head"] - asked["one head"].mean()) < 0.1
 # Row by row, the weights that the trained head gives to the characters of a line that it never
 # saw.
 
-# %% alt="Weights of the head over a line: nearly all on a character itself or the one before"
+# %% alt="Weights of the head over a line: most on a character itself or the one before"
 line = "Good morrow, neighbour Baptista."
 head = trained["one head"]
 with torch.no_grad():
@@ -338,9 +338,10 @@ plt.show()
 #
 # The average is far worse than the bigram although it sees more. The longer its past, the less is
 # left of the last character, the one that matters most: seeing is not enough, one has to choose.
+# And what comes out has to suit long averages, so even a single character is of little use to it.
 # The head chooses, and is 0.17 nats better than the bigram. It has twice the parameters, but they
 # are not the reason: the bigram is already as good as counting made it. Without the division by
-# $\sqrt D$ all of that is lost.
+# $\sqrt D$ all of that is lost, at this learning rate.
 #
 # The picture shows the price as well. With a single character to see the head is worse than the
 # bigram, as its value matrix has to suit all other places, too. And from about the third

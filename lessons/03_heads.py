@@ -127,10 +127,10 @@ def microseconds(model):
 print(f"one by one {microseconds(one_by_one):.0f} µs, all in one {microseconds(heads):.0f} µs")
 
 # %% [markdown]
-# More heads cost no more multiplications: the matrices are as large as before, and the scores
-# take $T^2 D$ for each of $H$ heads, $T^2 C$ for all. Only the weights are more, $H T^2$ numbers
-# to take the softmax of. All in one product is faster as few large operations are faster than
-# many small ones.
+# More heads cost no more multiplications: the matrices are as large as before, and the scores take
+# $T^2 D$ for each of $H$ heads, $T^2 C$ for all. Only the weights are more, $H T^2$ numbers to take
+# the softmax of, which takes time without any product. All in one product is faster as few large
+# operations are faster than many small ones.
 #
 # ## What they look at
 #
@@ -227,7 +227,7 @@ print("layer 1, heads 1 to 4: this a to the B       ", row(weights[0, :, a, B]))
 # What there is to see, in this model:
 #
 # - The first layer stays near, 1.5 to 2.7 characters back on average. Three of its heads give
-#   most weight to the previous character, but none gives it as much as half.
+#   the previous character more than their own, but none gives it as much as half.
 # - In the picture, head 3 of the first layer holds on to letters: the three characters after the
 #   `m` of `morrow` give it 0.92, 0.79 and 0.70.
 # - All heads of the first layer give the last space or line break more than an average would,
@@ -277,10 +277,10 @@ found = measure({f"H = {H}": lambda H=H: Model(H) for H in (1, 2, 4, 8)}, **how)
 # | 8 | 8 | 2.13 |
 #
 # Four heads are 0.21 nats better than one, with the same parameters: they can look at the last
-# character and at the two before it at once, and the projection knows which is which. Eight are
-# no better than four. A narrower head has fewer channels to tell its queries apart, and at some
-# width that costs what another head brings. GPT-2 (Radford et al. 2019) has heads of 64 channels
-# in all its sizes, and takes more of them for more width.
+# character and at the two before it at once, and the output layer finds each in channels of its
+# own. Eight are no better than four. A narrower head has fewer channels to tell its queries apart,
+# and at some width that costs what another head brings. GPT-2 as it was released has heads of 64
+# channels in all its sizes, and takes more of them for more width.
 #
 # All this time a table of positions was added to the characters, on credit. Why a head needs it,
 # and what else it could have, is lesson 4.
@@ -327,7 +327,7 @@ merged.weight.data = model.output.weight @ model.heads.projection.weight  # (V, 
 merged.bias.data = model.output.bias
 model.output, model.heads.projection = merged, nn.Identity()
 torch.testing.assert_close(model(tokens), logits)
-print("2. one matrix does it; the projection is for what is added or normed in between")
+print("2. one matrix does it; it matters once a sum or a norm stands in between")
 
 # %% tags=["solution"]
 with torch.no_grad():

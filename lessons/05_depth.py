@@ -35,8 +35,9 @@ torch.testing.assert_close((weights @ values) @ head, weights @ votes, atol=1e-4
 
 # %% [markdown]
 # So each character in the context casts its votes for what comes next, and attention adds them up.
-# `t` votes for what likes to follow a `t`, `h` for what likes to follow an `h`. That `t` *and* `h`
-# together call for an `e` is not a sum of two votes.
+# `t` votes for what likes to follow a `t`, `h` for what likes to follow an `h`. How much a vote
+# counts depends on who asks; what it says does not. That `t` *and* `h` together call for an `e` is
+# more than a sum of votes.
 #
 # ## Out, bend, and back
 #
@@ -184,7 +185,8 @@ assert max(residual[1]) < 3 * min(residual[1])
 # to 39, and no wonder. torch draws the weights of a layer with $n$ inputs between $\pm 1/\sqrt n$,
 # with variance $1/3n$, which makes vectors shorter: the two layers on the way through attention
 # together divide by 3, the two of the feed-forward by 3 again, and GELU has slope 1/2 around zero.
-# That makes 18 a block, up or down, and $18^8$ is $10^{10}$.
+# That makes 18 a block, up or down, and $18^8$ is $10^{10}$. What attention averages over positions
+# shrinks differences between them further.
 #
 # At the top all contexts look the same, to more digits than float32 has. At the bottom no gradient
 # is left.
@@ -216,7 +218,8 @@ assert max(residual[1]) < 3 * min(residual[1])
 # [arXiv:1512.03385](https://arxiv.org/abs/1512.03385)) saw deeper networks do *worse*, on their
 # training data, too. Yet a deeper one could do as well as a shallow one by copying what it gets in
 # its additional layers. Apparently copying is hard to learn. With $x + f(x)$ it is what happens
-# when $f$ does nothing. Their networks had normalisation against shrinking, which is lesson 6.
+# when $f$ does nothing. Their networks had batch normalisation, and they
+# doubted that gradients vanished in them; our failure is the cruder one.
 #
 # ## What it bought
 

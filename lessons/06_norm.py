@@ -4,7 +4,7 @@
 # Lesson 5 stacked layers, each adding to a stream that runs past them. Three pieces keep such a
 # stack well: *layer norm* keeps the size of what the layers read, *initialisation* lets the
 # training start from a sensible place, and *dropout* makes it harder to learn a text by heart. None
-# of them lets a model say anything new. This lesson asks when each of them is worth having.
+# is meant to let a model say anything new. This lesson asks when each of them is worth having.
 
 # %%
 import math
@@ -83,7 +83,8 @@ class Model(nn.Module):
 #
 # How large are the numbers in the stream? We take their standard deviation (std) after each of
 # eight untrained blocks, for weights drawn in three ways: as `torch` does by default, the same
-# times three, and all from a normal distribution of std 0.02, which is GPT-2's choice.
+# times three, and all from a normal distribution of std 0.02, which is GPT-2's choice
+# but for its positions, which have 0.01.
 
 
 # %%
@@ -210,11 +211,12 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# It shows. At the usual rate all three learn, and no norm at all is slightly ahead: with torch's
-# default nothing was out of hand, so there was nothing to mend. At ten times the rate, training
-# without norms ends with a loss in the millions, which fits no picture. Post-norm pays 3.35. We
-# know that price from lesson 1: it is what the frequencies alone cost, so the model ignores what it
-# reads. Pre-norm learns, and gets further than at the usual rate.
+# It shows, though not for the paper's reason (exercise 4). At the usual rate all three learn, and
+# no norm at all is slightly ahead: with torch's default nothing was out of hand, so there was
+# nothing to mend. At ten times the rate, training without norms ends with a loss in the millions,
+# which fits no picture. Post-norm pays 3.35. We know that price from lesson 1: it is what the
+# frequencies alone cost, so the model ignores what it reads. Pre-norm learns, and gets further than
+# at the usual rate.
 #
 # In pre-norm nothing norms the stream itself, and it may grow as it likes. But what is *added* no
 # longer depends on it. Sizes do not multiply any more; they add up.
@@ -246,7 +248,7 @@ plt.show()
 # Why 0.02? The constant is from the first GPT (Radford et al. 2018), where it was found to be
 # enough, given norms. A linear layer with weights of std $s$ makes of $n$ inputs of size 1 outputs
 # of size $s\sqrt{n}$. Torch draws with $s = 1/\sqrt{3n}$, so that this is 0.58 at any width. At
-# GPT-2's width of 768, that $s$ is 0.021, all but the constant. Our width is 64, where torch draws
+# GPT-2's width of 768, that $s$ is 0.021, almost the constant. Our width is 64, where torch draws
 # with 0.072, so here 0.02 is on the small side.
 #
 # There is one more reason to start small. The first logits are an opinion that nobody has asked
@@ -312,7 +314,7 @@ torch.testing.assert_close(drop.eval()(x), x, rtol=0, atol=0)
 # %% [markdown]
 # Now a model of two blocks reads the first 20,000 characters, again and again, and another all of
 # the training text, each with and without dropout of 0.2. Every hundred steps we ask for the loss
-# on 20,000 characters that were trained on, and on 20,000 that were not.
+# on 20,000 characters from the training part, and on 20,000 that are not in it.
 
 
 # %%
@@ -474,7 +476,7 @@ for after in (True, False):
     print("4. after: " if after else "4. before:", " ".join(f"{norm:.2f}" for norm in norms))
     assert max(norms) < 2 * min(norms)
 
-# 5. Yes, though less well than pre-norm, which does not need it. GPT-2's initialisation does, too.
+# 5. Yes, though less well than pre-norm, which needs none. GPT-2's initialisation learns, too.
 slow_starts = {"after": Model(4, LayerNorm, after=True), "before, GPT-2's": gpt2(4)}
 for name, model in slow_starts.items():
     optimizer, steps = torch.optim.Adam(model.parameters()), 30 if FAST else 300

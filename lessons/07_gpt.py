@@ -5,7 +5,7 @@
 # from the past to the present, feed-forward layers work on it, residual connections and layer norm
 # keep all of that trainable. Here they are put together, and nothing new is needed. The result is
 # GPT-2 (Radford et al. 2019), smaller; and it is the model in `nanogpt/models/gpt.py`, number for
-# number, which the end of this lesson proves.
+# number, which is proved below.
 
 # %%
 import math
@@ -93,7 +93,7 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # what is added to the stream, the smaller the more is added
+        for block in self.blocks:  # what is added to the stream: smaller, the more blocks add to it
             for last in (block.attention.projection, block.down):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * L))
 
@@ -169,8 +169,8 @@ print("same logits, to", f"{(model(inputs) - theirs(inputs)).abs().max():.0e}")
 # ## What it bought
 #
 # The whole, with one block and with four, at the same budget: 1,500 batches of 32 blocks, at a
-# learning rate that first rises for 100 steps and then falls: without the rise, four blocks come
-# out worse than one. For comparison, the bigram of lesson 1 has 2.48.
+# learning rate that rises for 100 steps and falls all the way to nothing. For comparison, the
+# bigram of lesson 1 has 2.48.
 
 # %%
 trained = {}
@@ -213,8 +213,8 @@ print(write(trained["four blocks"].eval(), "ROMEO:", 300))
 # | four blocks | 1.90 |
 #
 # One block with all its pieces is worth more than half a nat. The other three buy little here: they
-# look back at the same 32 characters, and 1,500 batches are few. Depth pays with training and
-# context. The preset `tiny`, four blocks of twice the width that see 64 characters for 2,400
+# look back at the same 32 characters, and 1,500 batches are few. Size, context and training pay
+# together. The preset `tiny`, four blocks of twice the width that see 64 characters for 2,400
 # batches, gets to 1.73; `baby`, six blocks of six times the width and 256 characters, to 1.45.
 
 # %%
@@ -227,8 +227,8 @@ assert FAST or losses["four blocks"] < losses["one block"] < 2.2
 #    50,257, which is GPT-2's? Count by the formulas of this lesson first.
 # 2. Show that nothing looks ahead: change the last character of a text, and see which logits
 #    change.
-# 3. Untie the head: give the model a matrix of its own for it. How many parameters more is that
-#    here, and for GPT-2?
+# 3. If the head had a matrix of its own: how many parameters more would that be here, and for
+#    GPT-2?
 # 4. Swap the order in a block: first the feed-forward layer, then attention. Is it the same model?
 
 # %% tags=["solution"]
@@ -259,4 +259,4 @@ swapped = Swapped(64, 4)
 swapped.load_state_dict(model.blocks[0].state_dict())
 x = torch.randn(2, T, 64)
 assert not torch.allclose(swapped(x), model.blocks[0](x))
-print("4. no: attention then sees what the feed-forward layer added, and the other way round")
+print("4. no: the feed-forward layer no longer sees what attention of the same block gathered")

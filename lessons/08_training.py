@@ -168,15 +168,16 @@ plt.ylabel("second weight")
 plt.legend(loc="upper right")
 plt.show()
 # %% [markdown]
-# Descent swings across the valley at every step and creeps along it. Momentum damps the swing and
-# gathers speed. Adam, which sees two directions and scales both, sets off diagonally as if the
-# valley were round. But its steps keep their length, so it runs past the lowest point and has to
-# come back. We shall need that below.
+# Descent swings across the valley at every step and creeps along it. Momentum, at less than half
+# the rate, swings more slowly and gathers speed along the valley. Adam, which sees two directions
+# and scales both, sets off diagonally as if the valley were round. But its steps keep their length,
+# so it runs past the lowest point and has to come back. We shall need that below.
 #
 # ## Are they torch's?
 #
-# Here is the model for the rest of this lesson, the GPT of lesson 7 with two blocks. Twenty steps
-# with our optimizers and twenty with torch's have to leave the same weights.
+# Here is the model for the rest of this lesson: a GPT like that of lesson 7, of two blocks, and
+# shorter, with torch's initialisation and a head of its own, with a bias. Twenty steps with our
+# optimizers and twenty with torch's have to leave the same weights.
 
 
 # %%
@@ -235,7 +236,7 @@ for name, (ours, theirs) in pairs.items():
 # %% [markdown]
 # ## SGD against Adam
 #
-# Does a GPT need a rate for each weight? Look at the gradients of an untrained one:
+# Does such a model need a rate for each weight? Look at the gradients of an untrained one:
 
 # %%
 torch.manual_seed(1)
@@ -389,9 +390,9 @@ print(f"as many from anywhere: {runs['falling', 0.01][0]:.3f}")
 #
 # ## When to stop
 #
-# With less text, epochs pass quickly. Of 10,000 characters, 800 steps are 41. Lesson 6 had such a
-# case, and held it off with dropout. *Early stopping* does not prevent overfitting; it looks at
-# unseen text now and then, and keeps the weights that did best.
+# With less text, epochs pass quickly. Of 10,000 characters, 800 steps are 41 epochs. Lesson 6 had
+# such a case, and held it off with dropout. *Early stopping* does not prevent overfitting; it looks
+# at unseen text now and then, and keeps the weights that did best.
 
 # %%
 seen, kept = [], {"loss": math.inf}
@@ -451,10 +452,10 @@ for name in ("SGD", "momentum", "momentum, falling", "Adam", "falling"):
 # | Adam | 0.01 | 2.13 |
 # | Adam, falling | 0.01 | 2.10 |
 #
-# The optimizer alone is worth almost 0.3 nats, with the same model and the same text. Most of that
+# The optimizer alone is worth 0.26 nats, with the same model and the same text. Most of that
 # is already in momentum, once somebody has found its rate. Adam adds almost 0.1, and a range of
-# rates that is wide enough to hit. The falling rate adds 0.02 to 0.03, for nothing. After a
-# quarter of an epoch there may not be much to settle yet.
+# rates that is wide enough to hit. The falling rate adds 0.02 to 0.03, which is hardly more
+# than two seeds differ by. After a quarter of an epoch there may not be much to settle yet.
 
 # %%
 sgd, heavy, heavy_falling, adam, falling = (

@@ -33,7 +33,7 @@ model = model.eval().requires_grad_(False)
 # We keep to one place: what follows `ROMEO:`, a new line and `What s`. The model gives 65 logits
 # $z$, and $p = \text{softmax}(z)$. How much of a choice is there? The entropy
 # $H = -\sum p_i \ln p_i$ from lesson 1 tells, and $e^H$ is easier to imagine: drawing from $p$ is
-# as uncertain as drawing from so many characters that are all equally likely.
+# as uncertain as drawing from $e^H$ characters that are all equally likely.
 
 # %%
 prompt = encode("ROMEO:\nWhat s")
@@ -162,7 +162,7 @@ for name, written in texts.items():
 
 # %%
 def new_pieces(written, length=8):
-    pieces = [written[i : i + length] for i in range(len(written) - length)]
+    pieces = [written[i : i + length] for i in range(len(written) - length + 1)]
     return len(set(pieces)) / len(pieces)
 
 
@@ -361,10 +361,10 @@ assert write_cached(greedy, 4 * T) == expected
 # ## What it bought
 #
 # A cache changes the speed and nothing else. A way to choose makes no model better either, and the
-# loss of a written text tells nothing good: greedy text is what the model expects most. So we count
-# something that one can see in the text: which part of the written words occurs anywhere in the
-# training text? And to see the price, how many of 2,000 words in a row differ from each other? All
-# from 40 texts, and beside them Shakespeare's own words from the unseen text.
+# loss of a written text tells nothing good: greedy text surprises the model least of all. So we
+# count something that one can see in the text: which part of the written words occurs anywhere in
+# the training text? And to see the price, how many of 2,000 words in a row differ from each other?
+# All from 40 texts, and beside them Shakespeare's own words from the unseen text.
 
 
 # %%
@@ -430,10 +430,10 @@ plt.show()
 # the count promised more than a hundred times. The difference is what a processor spends on a
 # single token besides multiplying.
 #
-# Temperature trades safe for wild: at 0.5 nine words of ten are English, though the same few again
-# and again; at 1.3 the text is varied because more than half of it is made up. The last column
-# tells the two apart. Words that are both distinct and known are most frequent between 0.8 and 1;
-# all that more heat adds is invention.
+# Temperature trades safe for wild: at 0.5 nine words of ten occur in the training text, though the
+# same few again and again; at 1.3 the text is varied because more than half of it is made up. The
+# last column tells the two apart. Words that are both distinct and known are the most between 0.8
+# and 1; all that more heat adds is invention.
 #
 # Top-p lies on the same line as temperature. On a model this small we measure no advantage of one
 # over the other. Shakespeare is above the line, known and varied at once. A way to choose only

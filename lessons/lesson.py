@@ -81,8 +81,8 @@ def fit(
 ) -> float:
     """Train a model with Adam on batches of size blocks; gives its validation loss.
 
-    The rate rises to lr for warmup steps, then falls to nothing. watch(step, loss) is told the loss
-    of every batch.
+    The rate falls from lr to nothing, and for warmup steps it also rises. text is what batches come
+    from; watch(step, loss) is told the loss of each.
     """
     steps = min(steps, 30) if FAST else steps
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)

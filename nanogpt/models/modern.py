@@ -195,7 +195,7 @@ class Modern(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.look_back = LookBack(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        # A head of its own, where GPT-2 reads the embedding backwards: the two want other rates.
+        # A head of its own, where GPT-2 reads the embedding backwards: it can begin at zero.
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._initialise)
 
