@@ -8,10 +8,11 @@
 
 # %%
 import math
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
-from lesson import FAST, T, V, batch, cross_entropy, measure, train, val, validation
+from lesson import FAST, T, V, batch, cross_entropy, measure, train, val
 from torch import nn
 from torch.nn import functional as F
 
@@ -195,19 +196,59 @@ kinds = {
     "before": lambda: Model(4, LayerNorm),
 }
 how = {"steps": 300, "size": 4 if FAST else 16}
-losses, seen = {}, []
+losses = {}
 for lr in (0.002, 0.01, 0.02):
     print(f"rate {lr}")
-    losses[lr] = measure(kinds, **how, lr=lr, watch=lambda step, loss: seen.append(loss))
+    losses[lr] = measure(kinds, **how, lr=lr)
 
-# %% alt="Loss over steps at the highest rate: after stays at 3.3, before falls to 2.3"
-at_highest = torch.tensor(seen).view(3, 3, -1)[-1]  # (3, steps)
-curves = dict(zip(kinds, at_highest.unfold(1, 10, 5).mean(dim=2), strict=True))
-for name, style in (("after", "--"), ("before", "-")):
-    plt.plot(torch.arange(len(curves[name])) * 5 + 5, curves[name], style, color="k", label=name)
-plt.xlabel("step")
-plt.ylabel("loss (nats per character)")
-plt.legend()
+# %% [markdown]
+# And on the way? Here is a loop that asks now and then for the loss on 20,000 characters from the
+# training part, and on 20,000 that are not in it. Its rate does not fall.
+
+
+# %%
+@torch.no_grad()
+def loss_on(model, tokens):
+    length = T * (50 if FAST else 625)
+    inputs, targets = tokens[:length].view(-1, T), tokens[1 : length + 1].view(-1, T)  # (625, T)
+    model.eval()
+    loss = cross_entropy(model(inputs), targets).item()
+    model.train()
+    return loss
+
+
+def learn(make, tokens=train, lr=5e-3, steps=1200, every=100):
+    torch.manual_seed(1)
+    model = make()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    losses = []
+    for step in range(min(steps, 2 * every if FAST else steps) + 1):
+        if step % every == 0:
+            losses.append((loss_on(model, train), loss_on(model, val)))
+        inputs, targets = batch(tokens, 4 if FAST else 16)
+        loss = cross_entropy(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return torch.tensor(losses).T  # (2, steps / every + 1): known text, unseen text
+
+
+curves = {
+    lr: {name: learn(make, lr=lr, steps=300, every=20) for name, make in kinds.items()}
+    for lr in (0.002, 0.02)
+}
+
+# %% alt="Losses over steps: three close together at the usual rate, far apart at the high"
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True)
+for axis, (lr, found) in zip(axes, curves.items(), strict=True):
+    for (name, (known, unseen)), colour in zip(found.items(), ("0.7", "0.45", "0"), strict=True):
+        steps = 20 * torch.arange(len(known))
+        axis.plot(steps, known, ":", color=colour)
+        axis.plot(steps, unseen, "-", color=colour, label=name)
+    axis.set(xlabel="step", title=f"rate {lr}", ylim=(2, 4.5))
+axes[0].set_ylabel("loss (nats per character)")
+axes[0].plot([], [], ":", color="0", label="dotted: known text")
+axes[0].legend()
 plt.show()
 
 # %% [markdown]
@@ -216,7 +257,8 @@ plt.show()
 # nothing to mend. At ten times the rate, training without norms ends with a loss in the millions,
 # which fits no picture. Post-norm pays 3.35. We know that price from lesson 1: it is what the
 # frequencies alone cost, so the model ignores what it reads. Pre-norm learns, and gets further than
-# at the usual rate.
+# at the usual rate. Known and unseen text cost the same all along: in 300 steps nothing is learned
+# by heart, and norms are about whether anything is learned at all.
 #
 # In pre-norm nothing norms the stream itself, and it may grow as it likes. But what is *added* no
 # longer depends on it. Sizes do not multiply any more; they add up.
@@ -313,40 +355,14 @@ torch.testing.assert_close(drop.eval()(x), x, rtol=0, atol=0)
 
 # %% [markdown]
 # Now a model of two blocks reads the first 20,000 characters, again and again, and another all of
-# the training text, each with and without dropout of 0.2. Every hundred steps we ask for the loss
-# on 20,000 characters from the training part, and on 20,000 that are not in it.
+# the training text, each with and without dropout of 0.2.
 
 
 # %%
-@torch.no_grad()
-def loss_on(model, tokens):
-    length = T * (50 if FAST else 625)
-    inputs, targets = tokens[:length].view(-1, T), tokens[1 : length + 1].view(-1, T)  # (625, T)
-    model.eval()
-    loss = cross_entropy(model(inputs), targets).item()
-    model.train()
-    return loss
-
-
-def learn(tokens, drop, steps=20 if FAST else 1200):
-    torch.manual_seed(1)
-    model = Model(2, LayerNorm, drop=drop)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    losses = []
-    for step in range(steps + 1):
-        if step % 100 == 0:
-            losses.append((loss_on(model, train), loss_on(model, val)))
-        inputs, targets = batch(tokens, 16)
-        loss = cross_entropy(model(inputs), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return torch.tensor(losses).T  # (2, steps / 100 + 1): trained on, not trained on
-
-
 small = train[:20_001]
+drops = {0: nn.Identity, 0.2: lambda: Dropout(0.2)}
 runs = {
-    (name, p): learn(tokens, (lambda: Dropout(0.2)) if p else nn.Identity)
+    (name, p): learn(partial(Model, 2, LayerNorm, drop=drops[p]), tokens)
     for name, tokens in (("20,000 characters", small), ("all", train))
     for p in (0, 0.2)
 }
@@ -381,7 +397,7 @@ plt.show()
 
 # %%
 good = {"before, GPT-2's": lambda: gpt2(4)}
-for lr in (0.002, 0.02):
+for lr in (0.002, 0.01, 0.02):
     print(f"rate {lr}")
     losses[lr] |= measure(good, **how, lr=lr)
 
@@ -391,7 +407,7 @@ for lr in (0.002, 0.02):
 # | none | torch's | 2.35 | 2.22 | millions |
 # | after | torch's | 2.38 | 2.39 | 3.35 |
 # | before | torch's | 2.41 | 2.24 | 2.28 |
-# | before | GPT-2's | 2.41 | – | 3.08 |
+# | before | GPT-2's | 2.41 | 2.63 | 3.08 |
 #
 # The table has nats a character on unseen text. Norms did not buy the lowest of them: in four
 # blocks whose first weights suit their width, no norm is slightly ahead wherever it works at all.
@@ -418,7 +434,7 @@ for lr in (0.002, 0.02):
 
 # %%
 usual, five, ten = losses.values()
-assert FAST or all(2.1 < loss < 2.55 for loss in [*usual.values(), *five.values()])
+assert FAST or all(2.1 < loss < 2.7 for loss in [*usual.values(), *five.values()])
 assert FAST or usual["no norm"] < usual["before"]
 assert FAST or ten["no norm"] > 100
 assert FAST or abs(ten["after"] - 3.35) < 0.1
@@ -477,16 +493,7 @@ for after in (True, False):
     assert max(norms) < 2 * min(norms)
 
 # 5. Yes, though less well than pre-norm, which needs none. GPT-2's initialisation learns, too.
-slow_starts = {"after": Model(4, LayerNorm, after=True), "before, GPT-2's": gpt2(4)}
-for name, model in slow_starts.items():
-    optimizer, steps = torch.optim.Adam(model.parameters()), 30 if FAST else 300
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 2e-2 * min((step + 1) / 100, 1 - step / steps)
-        inputs, targets = batch(train, 16)
-        loss = cross_entropy(model(inputs), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    warm = validation(model, part=0.1 if FAST else 1.0)
+slow_starts = {"after": kinds["after"], "before, GPT-2's": lambda: gpt2(4)}
+for name, warm in measure(slow_starts, **how, lr=0.02, warmup=100).items():
     print(f"5. {name}: {warm:.2f} on unseen text; without a warm-up {ten[name]:.2f}")
     assert FAST or warm < ten[name] - 0.2
