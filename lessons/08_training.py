@@ -109,7 +109,11 @@ class Descent:
 # $$m \leftarrow \beta_1 m + (1 - \beta_1) g \qquad v \leftarrow \beta_2 v + (1 - \beta_2) g^2$$
 #
 # Both begin at 0, so at first they are too small. After $t$ steps, their weights sum to
-# $1 - \beta^t$; divided by that, they are means again, $\hat m$ and $\hat v$. The step is
+# $1 - \beta^t$; divided by that, they are means again:
+#
+# $$\hat m = \frac{m}{1 - \beta_1^t} \qquad \hat v = \frac{v}{1 - \beta_2^t}$$
+#
+# The step is
 #
 # $$w \leftarrow w - \eta\, \frac{\hat m}{\sqrt{\hat v} + \varepsilon}$$
 #
@@ -121,7 +125,8 @@ class Descent:
 # asks for fades. Adding $\lambda w$ to the gradient, the old way, puts it through Adam's division:
 # weights with large gradients would then hardly decay. AdamW (Loshchilov & Hutter 2017,
 # [arXiv:1711.05101](https://arxiv.org/abs/1711.05101)) takes it out again, and shrinks the weights
-# by themselves. That is one line. The trainings below leave it at 0.
+# by themselves, $w \leftarrow (1 - \eta \lambda)\, w$. That is one line. The trainings below leave
+# $\lambda$ at 0.
 
 
 # %%
