@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +18,12 @@ from .arguments import (
     nearest,
     parse,
 )
-from .errors import UserError, harmless
+from .errors import UserError, note
+from .sampling import sample, write, writing_of
 from .study import study
 
 if TYPE_CHECKING:
     from .presets import Preset
-    from .trained import Trained
-    from .writing import Writing
 
 
 def train(args: list[str]) -> None:
@@ -63,7 +60,7 @@ def train(args: list[str]) -> None:
     console.print(result_table(result))
     console.print("\n[bold]It writes:[/]")
     best = load(result.run.out, str(result.run.device))
-    _write(best, [""], _how(SampleArgs(seed=config.seed, cuda_graph=config.train.cuda_graph)))
+    write(best, [""], writing_of(SampleArgs(seed=config.seed, cuda_graph=config.train.cuda_graph)))
 
 
 def _resumed(args: list[str]) -> tuple[Path | None, list[str]]:
@@ -78,24 +75,6 @@ def _resumed(args: list[str]) -> tuple[Path | None, list[str]]:
                 run, *rest = rest
             return find_run(run or None, "last"), args[:i] + rest
     return None, args
-
-
-def sample(args: list[str]) -> None:
-    """write text with a trained model"""
-    from .devices import use_threads
-    from .trained import load
-
-    options = parse(SampleArgs(), args, "nanogpt sample")
-    how = _how(options)
-    if options.interactive and (options.prompt or options.prompt_file or options.json):
-        raise UserError("--interactive asks for its prompts: leave the other options for them out")
-    use_threads()
-    trained = load(options.run, options.device, options.precision)
-    if options.interactive:
-        _interactive(trained, how)
-    else:
-        prompts = _prompts(options, trained)
-        (_write_json if options.json else _write)(trained, prompts, how)
 
 
 def tokenize(args: list[str]) -> None:
@@ -355,101 +334,3 @@ def _preset_for(args: list[str]) -> str:
 
     asked = re.search(r"--device[= ](\S+)", " ".join(args))
     return default_preset(pick_device(asked[1] if asked else "auto").type)
-
-
-def _how(options: SampleArgs) -> "Writing":
-    from .generate import Sampling
-    from .writing import Writing
-
-    return Writing(
-        max_new_tokens=options.max_new_tokens,
-        samples=options.samples,
-        stop=options.stop,
-        seed=options.seed,
-        logprobs=options.json,
-        cuda_graph=options.cuda_graph,
-        sampling=Sampling(
-            repetition_penalty=options.repetition_penalty,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-        ),
-    )
-
-
-def _write(trained: "Trained", prompts: Sequence[str], how: "Writing") -> None:
-    """Print continuations of prompts: the first as it is written, the others behind it."""
-    completions = trained.complete(prompts, how)
-    several = len(completions.texts) > 1
-
-    def begin(number: int) -> None:
-        if several:
-            print(f"--- {number + 1} of {len(completions.texts)} ---")
-        _print(completions.texts[number].prompt)
-
-    begin(0)
-    for number, piece in completions:
-        if number == 0:
-            _print(piece)
-    print()
-    for number in range(1, len(completions.texts)):
-        begin(number)
-        _print(completions.texts[number].text)
-        print()
-
-
-def _print(text: str) -> None:
-    print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
-
-
-def _write_json(trained: "Trained", prompts: Sequence[str], how: "Writing") -> None:
-    for text in trained.complete(prompts, how).finish():
-        print(json.dumps(asdict(text)))
-
-
-def _interactive(trained: "Trained", how: "Writing") -> None:
-    """Ask for prompts until there are no more. Ctrl-C ends the text, or clears the line."""
-    with suppress(ImportError):
-        import readline  # noqa: F401  input() has a history then
-
-    note("Ctrl-C ends a text, Ctrl-D all")
-    while True:
-        try:
-            prompt = input("> ")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print()
-            continue
-        try:
-            _write(trained, [prompt], how)
-        except KeyboardInterrupt:
-            print()
-        except UserError as error:  # a character that the tokenizer does not know
-            note(str(error))
-        how = replace(how, seed=how.seed + 1)  # the same prompt again goes on another way
-
-
-def _prompts(options: SampleArgs, trained: "Trained") -> list[str]:
-    """The prompts asked for, and what the user should know of them."""
-    from .sources import read_text
-    from .writing import begin
-
-    prompts = list(options.prompt)
-    if options.prompt_file is not None:
-        prompts.append(read_text(options.prompt_file))
-    block_size = trained.model.config.block_size
-    for prompt in prompts or [""]:
-        tokens = len(begin(trained.tokenizer, prompt))
-        if not prompt:
-            note("no prompt: the text begins at the start of a line")
-        elif tokens > block_size:
-            note(f"the model sees the last {block_size} of the prompt's {tokens} tokens")
-    return prompts or [""]
-
-
-def note(line: str) -> None:
-    """Tell the user something that is no error and no answer."""
-    print(f"nanogpt: {harmless(line)}", file=sys.stderr)

@@ -1,6 +1,10 @@
-"""How a command can end early: the user's mistake, a run that had to stop, an interruption."""
+"""How a command can end early, and notes: what goes to standard error.
+
+The user's mistake, a run that had to stop, an interruption.
+"""
 
 import signal
+import sys
 from pathlib import Path
 from unicodedata import category
 
@@ -46,3 +50,8 @@ def harmless(text: str) -> str:
         c if category(c) != "Cc" or c in "\n\t" else c.encode("unicode_escape").decode()
         for c in text
     )
+
+
+def note(line: str) -> None:
+    """Tell the user something that is no error and no answer."""
+    print(f"nanogpt: {harmless(line)}", file=sys.stderr)

@@ -136,3 +136,11 @@ def config(text_file: Path) -> RunConfig:
         optim=OptimConfig(lr=1e-2, warmup=10),
         train=TrainConfig(steps=60, batch_size=8, eval_every=20, log_every=5),
     )
+
+
+@pytest.fixture
+def run(nanogpt: Callable[..., Answer], small: list[str], text_file: Path) -> Path:
+    """A run, trained by the command."""
+    status, _, err = nanogpt("train", "--data", text_file, "--out", "mine", *small)
+    assert (status, err) == (0, "")
+    return Path("mine")

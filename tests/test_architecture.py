@@ -23,7 +23,7 @@ LAYERS = [
     {"studies"},
     {"display"},
     {"terminal"},
-    {"study"},
+    {"study", "sampling"},
     {"commands"},
     {"cli"},
 ]

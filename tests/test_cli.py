@@ -14,23 +14,12 @@ import pytest
 import torch
 
 from nanogpt import __version__
-from nanogpt.checkpoint import Checkpoint, load, save
+from nanogpt.checkpoint import load, save
 from nanogpt.commands import COMMANDS
-from nanogpt.errors import harmless
-from nanogpt.models import GPT, GPTConfig
 from nanogpt.presets import PRESETS
-from nanogpt.tokenizers import CharTokenizer
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
-
-
-@pytest.fixture
-def run(nanogpt: Command, small: list[str], text_file: Path) -> Path:
-    """A run, trained by the command."""
-    status, _, err = nanogpt("train", "--data", text_file, "--out", "mine", *small)
-    assert (status, err) == (0, "")
-    return Path("mine")
 
 
 def test_from_nothing_to_text(nanogpt: Command, small: list[str], text_file: Path) -> None:
@@ -139,48 +128,6 @@ def test_runs_that_cannot_be_measured_together_are_named(
     Path("one.txt").write_text("a")
     says = "the text is too short: its all split has 1 tokens; give more text"
     assert nanogpt("eval", run, "--data", "one.txt") == (2, "", f"nanogpt: {says}\n")
-
-
-def test_the_same_seed_writes_the_same_text(nanogpt: Command, run: Path) -> None:
-    def text(*options: object) -> str:
-        return nanogpt("sample", run, "--max-new-tokens", 60, *options)[1]
-
-    assert text("--seed", 1) == text("--seed", 1) != text("--seed", 2)
-    assert text("--temperature", 0, "--seed", 1) == text("--temperature", 0, "--seed", 2)
-    assert text("--top-k", 1, "--seed", 1) == text("--temperature", 0)
-
-
-def test_the_prompt_is_continued(nanogpt: Command, run: Path) -> None:
-    _, out, _ = nanogpt("sample", run, "--prompt", "bad,", "--max-new-tokens", 10)
-    assert out.startswith("bad,")
-    assert len(out) == 4 + 10 + 1
-    Path("prompt.txt").write_text("bad,")
-    assert nanogpt("sample", run, "--prompt-file", "prompt.txt", "--max-new-tokens", 10)[1] == out
-
-
-def test_several_samples(nanogpt: Command, run: Path) -> None:
-    _, out, _ = nanogpt("sample", run, "--samples", 3, "--max-new-tokens", 40)
-    first, *others = re.split(r"--- \d of 3 ---\n", out)[1:]
-    assert len(others) == 2
-    assert len({first, *others}) == 3
-    assert first == nanogpt("sample", run, "--max-new-tokens", 40)[1]
-
-
-def test_an_alphabet_without_line_breaks_can_be_sampled(nanogpt: Command) -> None:
-    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=2))
-    save(Path("runs/ab/best"), Checkpoint(model, CharTokenizer("ab"), 1))
-    status, out, _ = nanogpt("sample", "ab", "--max-new-tokens", 20)
-    assert status == 0
-    assert re.fullmatch("[ab]{20}\n", out)
-
-
-def test_what_steers_a_terminal_is_written_out(nanogpt: Command, run: Path) -> None:
-    """The text of a stranger's alphabet on a screen; piped, it is what it is."""
-    assert harmless("a\tb\n\x1b]0;title\x07é\x9b") == "a\tb\n\\x1b]0;title\\x07é\\x9b"
-    _, _, err = nanogpt("sample", "\x1b[2J")
-    assert err.startswith("nanogpt: there is no run \\x1b[2J; the runs in runs/: ")
-    _, _, err = nanogpt("sample", "two\nlines")
-    assert err.startswith("nanogpt: there is no run two\\nlines; ")
 
 
 def test_names_are_no_markup(nanogpt: Command, small: list[str], text_file: Path) -> None:

@@ -1,17 +1,16 @@
-"""The commands that write, cut and count texts, as a user runs them."""
+"""The commands that cut, count and explain, as a user runs them."""
 
 import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nanogpt import commands
 from nanogpt.checkpoint import load
 from nanogpt.config import RunConfig
 from nanogpt.models import PlainConfig
@@ -21,92 +20,11 @@ from nanogpt.tokenizers import make
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(nanogpt: Command, small: list[str], text_file: Path) -> Path:
-    """A run, trained by the command."""
-    status, _, err = nanogpt("train", "--data", text_file, "--out", "mine", *small)
-    assert (status, err) == (0, "")
-    return Path("mine")
-
-
 def refused(answer: tuple[int, str, str], says: str) -> None:
     status, out, err = answer
     assert (status, out) == (2, "")
     assert re.fullmatch(r"nanogpt: [^\n]+\n", err), err
     assert says in err
-
-
-def test_several_prompts_are_continued_at_once(nanogpt: Command, run: Path) -> None:
-    prompts = ("--prompt", "bad,", "--prompt", "a", "--samples", 2)
-    _, out, err = nanogpt("sample", run, *prompts, "--max-new-tokens", 12)
-    parts = re.split(r"--- \d of 4 ---\n", out)[1:]
-    assert [len(part) for part in parts] == [17, 17, 14, 14]
-    assert [part[:1] for part in parts] == ["b", "b", "a", "a"]
-    assert err == ""
-
-
-def test_a_sample_for_programs(nanogpt: Command, run: Path) -> None:
-    how = ("--prompt", "bad,", "--max-new-tokens", 12)
-    _, out, _ = nanogpt("sample", run, *how, "--samples", 2, "--json")
-    answers = [json.loads(line) for line in out.splitlines()]
-    assert [len(a["text"]) for a in answers] == [12, 12]
-    assert [len(a["logprobs"]) for a in answers] == [12, 12]
-    assert all(a["prompt"] == "bad," and max(a["logprobs"]) <= 0 for a in answers)
-    text, stop, _ = answers[0]["text"].partition(answers[0]["text"][5])
-    answer = json.loads(nanogpt("sample", run, *how, "--stop", stop, "--json")[1])
-    assert (answer["text"], answer["stopped"]) == (text, True)
-
-
-def test_what_the_user_should_know_of_a_prompt(nanogpt: Command, run: Path) -> None:
-    _, _, err = nanogpt("sample", run, "--max-new-tokens", 1)
-    assert err == "nanogpt: no prompt: the text begins at the start of a line\n"
-    _, out, err = nanogpt("sample", run, "--prompt", "bad, " * 5, "--max-new-tokens", 1)
-    assert err == "nanogpt: the model sees the last 16 of the prompt's 25 tokens\n"
-    assert out.startswith("bad, " * 5)
-
-
-def test_prompts_from_a_terminal(
-    nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each is continued, another way when it comes again; a mistake costs a line, no more."""
-    typed = iter(["bad,", "bad,", "bad ü", "bad,"])
-
-    def answer(_: str) -> str:
-        if (line := next(typed, None)) is None:
-            raise EOFError
-        return line
-
-    monkeypatch.setattr("builtins.input", answer)
-    status, out, err = nanogpt("sample", run, "--interactive", "--max-new-tokens", 10)
-    texts = re.findall(r"bad,([^|]{10})\n", out)
-    assert status == 0
-    assert len(set(texts)) == len(texts) == 3
-    assert err.startswith("nanogpt: Ctrl-C ends a text, Ctrl-D all\n")
-    assert "nanogpt: the tokenizer does not know the character 'ü' (U+00FC)" in err
-    answer_ = nanogpt("sample", run, "--interactive", "--prompt", "a")
-    refused(answer_, "--interactive asks for its prompts")
-
-
-def test_ctrl_c_ends_the_text_and_not_the_program(
-    nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    typed: Iterator[str | BaseException] = iter(["a", KeyboardInterrupt(), "a", EOFError()])
-    texts = []
-
-    def answer(_: str) -> str:
-        given = next(typed)
-        if isinstance(given, str):
-            return given
-        raise given
-
-    def interrupted(*_: object) -> None:
-        texts.append(1)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("builtins.input", answer)
-    monkeypatch.setattr(commands, "_write", interrupted)
-    assert nanogpt("sample", run, "--interactive")[0] == 0
-    assert len(texts) == 2
 
 
 @pytest.mark.parametrize("kind", ["byte", "bpe:300", "hub"])
