@@ -35,6 +35,7 @@ def run_all(
     found = {run.name: trial for run in runs if (trial := finished(run))}
     left = [run for run in runs if run.name not in found]
     for done, run in enumerate((run for run in runs if run.name in found), 1):
+        _remove_weights(run)  # where the process was killed before it could
         told(run, found[run.name], done)
     if left:
         for run, came in _spread(left, at_a_time, study, said):
@@ -114,14 +115,19 @@ class _Worker:
 
 def _make(run: RunConfig, device: str, threads: int, problem: Connection) -> None:
     """Make a run, in a process of its own."""
-    assert run.out is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)  # more than there are cores would wait for each other
     try:
         trial(replace(run, device=device), study="")  # its parent says how to go on
-        for directory in ("best", "last"):  # the weights: nobody asks for them
-            remove(run.out / directory)
+        _remove_weights(run)
     except Interrupted:
         pass
     except (UserError, Stopped) as error:
         problem.send(error)
+
+
+def _remove_weights(run: RunConfig) -> None:
+    """Leave what was measured: of many runs, nobody asks for the weights."""
+    assert run.out is not None
+    for directory in ("best", "last"):
+        remove(run.out / directory)
