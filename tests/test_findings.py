@@ -38,6 +38,7 @@ def test_it_concludes_the_law_that_losses_follow() -> None:
         assert fitted.error < 1e-3
         assert all(said == pytest.approx(L, rel=1e-3) for _, L, said in fitted.held_out)
     assert found.sum.bounds.keys() == {"E", "A", "alpha", "B", "beta"}
+    assert found.free.bounds.keys() == {*found.sum.bounds, "p"}
     assert len(found.runs) == len(trials) == 2 * len(found.cells)
     assert all(cell.dropout == 0 for cell in found.cells)
     for size in found.sizes:

@@ -47,7 +47,7 @@ def test_a_free_p_is_found_and_helps_where_losses_do_not_add_up() -> None:
         assert getattr(found, name) == pytest.approx(getattr(law, name), rel=1e-3)
     assert added.p == 1
     assert max(abs(added.loss(n, d) / law.loss(n, d) - 1) for n, d in CELLS) > 0.02
-    assert bootstrap(N, D, losses, law, 5)["p"] == pytest.approx((3, 3), rel=1e-2)
+    assert bootstrap(N, D, losses, law, 5, free=True)["p"] == pytest.approx((3, 3), rel=1e-2)
 
 
 def test_one_outlier_changes_little() -> None:

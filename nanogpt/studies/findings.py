@@ -152,7 +152,7 @@ def fitted(grid: Sequence[Cell], free: bool, bootstraps: int) -> Fitted:
     known = fit(*numbers([cell for cell in grid if largest > cell.N]), free)
     return Fitted(
         law=law,
-        bounds=bootstrap(*numbers(grid), law, bootstraps),
+        bounds=bootstrap(*numbers(grid), law, bootstraps, free),
         error=math.sqrt(sum(error**2 for error in errors) / len(errors)),
         held_out=[(c.D, c.loss, known.loss(c.N, c.D)) for c in grid if largest == c.N],
     )
@@ -222,7 +222,7 @@ def tables(found: Scaling) -> str:
         lines.append(f"| {size.N:,} | {shown} |")
     lines += ["", "\\* still falling when the steps were used up.", ""]
     lines += ["| | p of 1: a sum | 95% | p free | 95% |", "| --- | --- | --- | --- | --- |"]
-    for name, sign in (*zip(("E", "A", "alpha", "B", "beta", "p"), "EAαBβp", strict=True),):
+    for name, sign in zip(("E", "A", "alpha", "B", "beta", "p"), "EAαBβp", strict=True):
         shown = " | ".join(_number(one, name) for one in (found.sum, found.free))
         lines.append(f"| {sign} | {shown} |")
     lines += [

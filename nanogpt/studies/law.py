@@ -80,22 +80,29 @@ def fit(N: Sequence[float], D: Sequence[float], L: Sequence[float], free: bool =
 
 
 def bootstrap(
-    N: Sequence[float], D: Sequence[float], L: Sequence[float], law: Law, times: int, seed: int = 0
+    N: Sequence[float],
+    D: Sequence[float],
+    L: Sequence[float],
+    law: Law,
+    times: int,
+    free: bool = False,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Between which bounds each number of the law is in 95% of fits to drawn sets of the same runs.
 
-    Each set has as many, drawn with replacement (Efron 1979). p is free where that of law is not 1.
+    Each set has as many, drawn with replacement (Efron 1979). law is the fit to all, with p of 1 or
+    free.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     start = [math.log(law.A), law.alpha, math.log(law.B), law.beta, math.log(law.E)]
-    free = [math.log(law.p)] if law.p != 1 else []
-    near = [np.array([*start, *free]), np.array([*(0.8 * number for number in start), *free])]
+    p = [math.log(law.p)] if free else []
+    near = [np.array([*start, *p]), np.array([*(0.8 * number for number in start), *p])]
     draw, found = np.random.default_rng(seed), []
     for _ in range(times):
         which = draw.integers(len(n), size=len(n))
         found.append(_law(_best(n[which], d[which], logs[which], near)))
     bounds = {}
-    for name in ("E", "A", "alpha", "B", "beta", *(["p"] if free else [])):
+    for name in ("E", "A", "alpha", "B", "beta", *["p"] * free):
         low, high = np.percentile([getattr(one, name) for one in found], (2.5, 97.5))
         bounds[name] = (float(low), float(high))
     return bounds
