@@ -118,11 +118,13 @@ def memory_of(config: RunConfig, device: torch.device, precision: torch.dtype) -
 
     gradients = Line("gradients", "4 N", 4 * N)
     activations = activations_of(config, device, precision)
-    larger = max(gradients.value, sum(line.value for line in activations))
+    sizes = gradients.value, sum(line.value for line in activations)
+    # Gradients come as activations go, but those of the first part are there in the second.
+    parts = training.accumulation > 1
     most = Line(
         "most at a time",
-        "all of it; gradients or activations",
-        sum(line.value for line in kept) + larger,
+        "all of it" if parts else "all of it; gradients or activations",
+        sum(line.value for line in kept) + (sum(sizes) if parts else max(sizes)),
         total=True,
     )
     return [*kept, gradients, *activations, most]

@@ -7,7 +7,7 @@ import pytest
 
 from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.models import ModernConfig, build
-from nanogpt.studies.findings import Cell, cells, conclude, frontier, growth
+from nanogpt.studies.findings import cells, conclude, curve_of, frontier, growth
 from nanogpt.studies.law import Law
 from nanogpt.studies.scaling import PARTS, SHAPES
 from nanogpt.studies.trial import Point, Trial
@@ -21,7 +21,7 @@ def made_up(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
     N = sum(p.numel() for p in build(model).parameters())
     loss = TRUE.loss(N, D) + dropout
     points = [Point(k * 1000, k, loss + 1 / k) for k in range(1, 11)]
-    config = RunConfig(model=model, train=TrainConfig())
+    config = RunConfig(name=f"{N} {D} {dropout}", model=model, train=TrainConfig())
     return Trial(config, loss + 0.1, 0, N, D, 9_000, 10.0, "cpu", points)
 
 
@@ -40,7 +40,9 @@ def test_it_concludes_the_law_that_losses_follow() -> None:
     assert found.sum.bounds.keys() == {"E", "A", "alpha", "B", "beta"}
     assert found.free.bounds.keys() == {*found.sum.bounds, "p"}
     assert len(found.runs) == len(trials) == 2 * len(found.cells)
-    assert all(cell.dropout == 0 for cell in found.cells)
+    assert all(cell.run == f"{cell.N} {cell.D} 0.0" for cell in found.cells)
+    assert [N for N, _ in found.curves] == [size.N for size in found.sizes]
+    assert found.curves[0][1] == curve_of(next(t for t in trials if t.train_tokens == amounts[0]))
     for size in found.sizes:
         assert size.of_size == pytest.approx(TRUE.of_size(size.N), rel=1e-2)
         assert size.starved == (size.enough > 4_500_000)
@@ -51,20 +53,19 @@ def test_a_cell_is_its_better_run() -> None:
     losses = {0.0: 2.0, 0.3: 1.9}
     two = [replace(made_up(SHAPES[0], 1000, p), val_loss=loss) for p, loss in losses.items()]
     (cell,) = cells(two)
-    assert (cell.loss, cell.dropout, cell.seconds) == (1.9, 0.3, 20.0)
+    assert (cell.loss, cell.run, cell.seconds) == (1.9, two[1].config.name, 20.0)
     assert not cell.falling
     (best_at_the_end,) = cells([replace(two[0], tokens=10_000)])
     assert best_at_the_end.falling
-    each = cell.compute / cell.tokens
-    assert cell.curve[0][0] == pytest.approx(1000 * each)
+    each = cell.compute / two[1].tokens
+    operations, loss = curve_of(two[1])[0]
+    assert operations == pytest.approx(1000 * each)
+    assert loss == two[1].points[0].loss
 
 
 def test_nothing_is_below_the_frontier() -> None:
-    def cell(N: int, curve: list[tuple[float, float]]) -> Cell:
-        return Cell(1, 1, 8, N, 100, 1.0, 0.0, 10, 1.0, 1.0, False, curve)
-
-    small = cell(10, [(1.0, 3.0), (2.0, 2.5), (8.0, 2.4)])
-    large = cell(1000, [(2.0, 2.9), (4.0, 2.0), (8.0, 1.5)])
+    small = 10, [(1.0, 3.0), (2.0, 2.5), (8.0, 2.4)]
+    large = 1000, [(2.0, 2.9), (4.0, 2.0), (8.0, 1.5)]
     edge = frontier([small, large])
     assert edge == [(1.0, 3.0, 10), (2.0, 2.5, 10), (4.0, 2.0, 1000), (8.0, 1.5, 1000)]
     assert growth([(10.0**k, 1.0, 10 ** (2 * k)) for k in range(1, 6)]) == pytest.approx(2)

@@ -19,31 +19,41 @@ class Made:
     N: int
     D: int
     dropout: float
+    weight_decay: float
+    lr: float
+    """Adam's learning rate."""
+    muon_lr: float
     loss: float
     """The lowest on the validation text, in nats per character."""
     tokens: int
     """Characters trained on until then."""
     seconds: float
+    falling: bool
+    """Whether its loss was lowest at the end: it would have gained from more steps."""
 
     @staticmethod
     def of(trial: Trial) -> "Made":
         """The run that a trial is."""
-        model = trial.config.model
+        model, optim = trial.config.model, trial.config.optim
         assert isinstance(model, ModernConfig)
         return Made(
-            trial.config.name,
-            trial.parameters,
-            trial.train_tokens,
-            model.dropout,
-            trial.val_loss,
-            trial.tokens,
-            trial.seconds,
+            name=trial.config.name,
+            N=trial.parameters,
+            D=trial.train_tokens,
+            dropout=model.dropout,
+            weight_decay=optim.weight_decay,
+            lr=optim.lr,
+            muon_lr=optim.muon_lr,
+            loss=trial.val_loss,
+            tokens=trial.tokens,
+            seconds=trial.seconds,
+            falling=trial.points[-1].tokens == trial.tokens,
         )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A size on an amount of data: the better of its runs."""
+    """A size on an amount of data: the best of its runs."""
 
     n_layer: int
     n_head: int
@@ -54,17 +64,18 @@ class Cell:
     """Characters to learn from."""
     loss: float
     """The lowest on the validation text, in nats per character."""
-    dropout: float
-    tokens: int
-    """Characters trained on until then."""
+    run: str
+    """The name of the run that has it."""
     compute: float
     """Operations until then."""
     seconds: float
     """Of training of all runs of the cell."""
     falling: bool
-    """Whether its loss was lowest at the end: it would have gained from more steps."""
-    curve: list[tuple[float, float]]
-    """(operations, loss) on the way, evaluation by evaluation."""
+    """Whether that run's loss was lowest at the end."""
+
+
+Curve = list[tuple[float, float]]
+"""(operations, loss) of a run, evaluation by evaluation."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,8 @@ class Scaling:
     """With p as it fits."""
     sizes: list[Size]
     """By the latter."""
+    curves: list[tuple[int, Curve]]
+    """Of the best run of each size on all the data, with its parameters."""
     frontier: list[tuple[float, float, int]]
     """(operations, lowest loss with so many, parameters of the model that has it)."""
     exponent: float
@@ -124,7 +137,10 @@ def conclude(trials: Sequence[Trial], bootstraps: int = 300) -> Scaling:
     most = max(cell.D for cell in grid)
     free = fitted(grid, True, bootstraps)
     law = free.law
-    edge = frontier([cell for cell in grid if most == cell.D])
+    best = {cell.run for cell in grid if most == cell.D}
+    curves = [(t.parameters, curve_of(t)) for t in trials if t.config.name in best]
+    curves.sort()
+    edge = frontier(curves)
     return Scaling(
         device=trials[0].device,
         runs=[Made.of(trial) for trial in trials],
@@ -135,6 +151,7 @@ def conclude(trials: Sequence[Trial], bootstraps: int = 300) -> Scaling:
             Size(n, law.of_size(n), law.of_data(most), law.enough_data(n))
             for n in sorted({cell.N for cell in grid})
         ],
+        curves=curves,
         frontier=edge,
         exponent=growth(edge),
     )
@@ -158,9 +175,15 @@ def fitted(grid: Sequence[Cell], free: bool, bootstraps: int) -> Fitted:
     )
 
 
-def frontier(grid: Sequence[Cell]) -> list[tuple[float, float, int]]:
+def curve_of(trial: Trial) -> Curve:
+    """How the loss fell in a run."""
+    each_token = flops_per_token(build(trial.config.model))
+    return [(float(each_token) * point.tokens, point.loss) for point in trial.points]
+
+
+def frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float, int]]:
     """(operations, loss, N) of all evaluations that no run had reached with fewer operations."""
-    points = sorted((C, loss, cell.N) for cell in grid for C, loss in cell.curve)
+    points = sorted((C, loss, N) for N, curve in curves for C, loss in curve)
     found: list[tuple[float, float, int]] = []
     for point in points:
         if not found or point[1] < found[-1][1]:
@@ -177,16 +200,15 @@ def growth(edge: Sequence[tuple[float, float, int]]) -> float:
 
 
 def cells(trials: Sequence[Trial]) -> list[Cell]:
-    """The grid: of the runs that differ in dropout alone the best, by size and data."""
+    """The grid: of the runs of each size and amount of data, the best."""
     by_cell: dict[tuple[int, int], list[Trial]] = {}
     for each in trials:
         by_cell.setdefault((each.parameters, each.train_tokens), []).append(each)
     found = []
     for (N, D), several in sorted(by_cell.items()):
-        best = min(several, key=lambda trial: trial.val_loss)
-        model = best.config.model
+        trial = min(several, key=lambda trial: trial.val_loss)
+        best, model = Made.of(trial), trial.config.model
         assert isinstance(model, ModernConfig)
-        each_token = flops_per_token(build(model))
         found.append(
             Cell(
                 n_layer=model.n_layer,
@@ -194,13 +216,11 @@ def cells(trials: Sequence[Trial]) -> list[Cell]:
                 n_embd=model.n_embd,
                 N=N,
                 D=D,
-                loss=best.val_loss,
-                dropout=model.dropout,
-                tokens=best.tokens,
-                compute=float(each_token) * best.tokens,
+                loss=best.loss,
+                run=best.name,
+                compute=float(flops_per_token(build(model))) * best.tokens,
                 seconds=round(sum(trial.seconds for trial in several), 3),
-                falling=best.points[-1].tokens == best.tokens,
-                curve=[(float(each_token) * p.tokens, p.loss) for p in best.points],
+                falling=best.falling,
             )
         )
     return found

@@ -73,10 +73,10 @@ SIZES = {
         small=GPTConfig(n_layer=4, n_head=6, n_embd=192, block_size=256),
         whole=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256),
         dropout=0.2,
-        optim=replace(_optim, lr=1e-3),
-        muon=replace(_muon, lr=5e-3, muon_lr=0.02, weight_decay=1.0),
+        optim=_optim,
+        muon=replace(_muon, lr=5e-3, muon_lr=0.02, weight_decay=1.2),
         train=TrainConfig(
-            steps=2000, batch_size=64, eval_every=200, eval_first=False, compile=False
+            steps=1000, batch_size=64, eval_every=100, eval_first=False, compile=False
         ),
     ),
 }

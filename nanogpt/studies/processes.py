@@ -22,15 +22,16 @@ from .trial import Trial, finished, trial
 def run_all(
     runs: Sequence[RunConfig],
     at_a_time: int,
+    alone: Callable[[RunConfig], bool],
     study: str,
     told: Callable[[RunConfig, Trial, int], None],
     said: Callable[[str], None],
 ) -> list[Trial]:
     """What came of runs, in their order: those that are not done yet are made, several at once.
 
-    Spread over all GPUs, at_a_time on each. study is the command that goes on with them. told hears
-    of every run that is done, and how many are; said of what went wrong. Raises UserError,
-    Interrupted or Stopped, after which those under way are saved.
+    Spread over all GPUs, at_a_time on each, or one that wants to be alone. study is the command
+    that goes on with them. told hears of every run that is done, and how many are; said of what
+    went wrong. Raises UserError, Interrupted or Stopped, after which those under way are saved.
     """
     found = {run.name: trial for run in runs if (trial := finished(run))}
     left = [run for run in runs if run.name not in found]
@@ -38,14 +39,18 @@ def run_all(
         _remove_weights(run)  # where the process was killed before it could
         told(run, found[run.name], done)
     if left:
-        for run, came in _spread(left, at_a_time, study, said):
+        for run, came in _spread(left, at_a_time, alone, study, said):
             found[run.name] = came
             told(run, came, len(found))
     return [found[run.name] for run in runs]
 
 
 def _spread(
-    runs: Sequence[RunConfig], at_a_time: int, study: str, said: Callable[[str], None]
+    runs: Sequence[RunConfig],
+    at_a_time: int,
+    alone: Callable[[RunConfig], bool],
+    study: str,
+    said: Callable[[str], None],
 ) -> Iterator[tuple[RunConfig, Trial]]:
     """Runs in processes of their own, each on a device: those that are done, as they get done.
 
@@ -54,19 +59,24 @@ def _spread(
     device = pick_device(runs[0].device)
     several = device.type == "cuda" and device.index is None
     count = torch.cuda.device_count() if several else 1
-    free = [f"cuda:{i}" if several else runs[0].device for i in range(count)] * at_a_time
-    threads = max(1, cores() // len(free))
+    free = {f"cuda:{i}" if several else runs[0].device: at_a_time for i in range(count)}
+    threads = max(1, cores() // (count * at_a_time))
     waiting, killed, working = [*runs], Counter[str](), dict[int, _Worker]()
     with Interrupts() as interrupts:
         try:
             while waiting or working:
-                while waiting and free:
-                    worker = _Worker(waiting.pop(0), free.pop(), threads)
+                while waiting:
+                    places = at_a_time if alone(waiting[0]) else 1
+                    emptiest = max(free, key=lambda name: free[name])
+                    if free[emptiest] < places:
+                        break
+                    free[emptiest] -= places
+                    worker = _Worker(waiting.pop(0), emptiest, places, threads * places)
                     working[worker.process.sentinel] = worker
                 for sentinel in connection.wait([*working], timeout=0.2):
                     assert isinstance(sentinel, int)
                     worker = working.pop(sentinel)
-                    free.append(worker.device)
+                    free[worker.device] += worker.places
                     if came := worker.result():
                         yield worker.run, came
                     elif killed[worker.run.name] == 2:
@@ -92,8 +102,8 @@ def _spread(
 class _Worker:
     """A process that makes a run."""
 
-    def __init__(self, run: RunConfig, device: str, threads: int) -> None:
-        self.run, self.device = run, device
+    def __init__(self, run: RunConfig, device: str, places: int, threads: int) -> None:
+        self.run, self.device, self.places = run, device, places
         spawn = multiprocessing.get_context("spawn")
         self.problem, end = spawn.Pipe(duplex=False)
         self.process = spawn.Process(target=_make, args=(run, device, threads, end))

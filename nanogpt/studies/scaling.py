@@ -4,9 +4,9 @@ N are the parameters, D the characters of text that there are to learn from, E w
 the loss with endless both (Kaplan et al. 2020, arXiv:2001.08361, has the question; Hoffmann et al.
 2022, arXiv:2203.15556, section 3.3, a formula and how it is fitted). Every model is trained until
 it gets no better, at a constant learning rate, and measured by the average of its weights, which
-stands for a rate that falls (Hägele et al. 2024, arXiv:2405.18392). Where there are many more
-characters than parameters, little is learned by heart, and no dropout is tried; the fewer there
-are, the more of it. What looks best, and what is near that, is run, and the best of them counts.
+stands for a rate that falls (Hägele et al. 2024, arXiv:2405.18392). How much a model has to be held
+back from learning the text by heart goes with how many parameters it has for a character, and how
+often it reads each. What looks best, and what is near that, is run, and the best of them counts.
 """
 
 import math
@@ -33,15 +33,40 @@ SHAPES = ((1, 1, 24), (3, 1, 32), (3, 2, 64), (5, 3, 96), (6, 3, 168), (7, 6, 28
 the one before."""
 PARTS = (1, 2, 4, 8, 16)
 """All of the text to learn from, a half of it, …"""
-DROPOUTS = {0.0: (0.0, 16.0), 0.15: (0.5, math.inf), 0.3: (16.0, math.inf)}
-"""What is tried, and from how many to how many parameters for a character."""
 LARGE = 1_000_000
-"""Parameters from which on rates are half as high: a large model learns fast enough with them, and
-its weights move about less at the end."""
+"""Parameters from which on a recipe's lower rates hold: so large a model learns fast enough with
+them, and its weights move about less at the end."""
 COMPILED = 5_000_000
 """Parameters from which on compiling takes less time than it saves."""
+ALONE = 20_000_000
+"""Parameters from which on a model has a GPU for itself: it keeps that busy, and beside others it
+crashes now and then (docs/log.md)."""
 PIECE = 1_000
 """Characters, at least, that stay together when parts of the text are drawn."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is kept from learning the text by heart, and where that is tried."""
+
+    dropout: float
+    weight_decay: float
+    rate: float
+    """For large models, times that for small ones."""
+    low: float
+    """Tried from so many parameters for a character, times epochs, …"""
+    high: float
+    """… to so many."""
+
+
+RECIPES = {
+    "free": Recipe(0.0, 0.3, 0.5, 0, 100),
+    "light": Recipe(0.15, 0.3, 0.5, 60, 300),
+    "medium": Recipe(0.15, 0.3, 1.0, 150, 1000),
+    "strong": Recipe(0.3, 0.6, 1.0, 250, 4000),
+    "stronger": Recipe(0.3, 1.2, 1.0, 1500, 10_000),
+    "strongest": Recipe(0.3, 2.4, 1.0, 10_000, math.inf),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +75,7 @@ class Grid:
 
     shapes: Sequence[tuple[int, int, int]] = SHAPES
     parts: Sequence[int] = PARTS
-    dropouts: Mapping[float, tuple[float, float]] = field(default_factory=lambda: DROPOUTS)
+    recipes: Mapping[str, Recipe] = field(default_factory=lambda: RECIPES)
     steps: int = 2500
     batch_size: int = 64
     block_size: int = 256
@@ -101,12 +126,16 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
         total = len(train) + len(val)
         val_fraction = (len(val) - 0.5) / total
         assert cut_at(total, val_fraction) == len(train)
+        epochs = grid.steps * grid.batch_size * grid.block_size / len(train)
         for L, H, C in grid.shapes:
-            N = 12 * L * C * C
-            for dropout, (low, high) in grid.dropouts.items():
-                if not low <= N / len(train) < high:
+            N, tried = 12 * L * C * C, set()
+            for recipe_name, recipe in grid.recipes.items():
+                setting = recipe.dropout, _optim(N, recipe)
+                if not recipe.low <= N / len(train) * epochs < recipe.high or setting in tried:
                     continue
-                name = f"{L}x{C}-1-of-{part}-dropout-{dropout}"
+                tried.add(setting)
+                dropout, optim = setting
+                name = f"{L}x{C}-1-of-{part}-{recipe_name}"
                 model = ModernConfig(L, H, C, grid.block_size, tokenizer.vocab_size, dropout)
                 runs.append(
                     replace(
@@ -117,7 +146,7 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
                         val_fraction=val_fraction,
                         tokenizer=str(out / "tokenizer.json"),
                         model=model,
-                        optim=LARGE_OPTIM if N >= LARGE else OPTIM,
+                        optim=optim,
                         train=TrainConfig(
                             steps=grid.steps,
                             batch_size=grid.batch_size,
@@ -133,19 +162,26 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
     return sorted(runs, key=lambda run: -flops_per_token(build(run.model)))
 
 
-OPTIM = OptimConfig(
-    optimizer="muon",
-    lr=4e-3,
-    muon_lr=0.02,
-    schedule="linear",
-    min_lr=4e-3,  # it does not fall
-    warmup=50,
-    beta2=0.95,
-    weight_decay=0.3,
-    grad_clip=0.0,
-    ema=0.995,
-)
-LARGE_OPTIM = replace(OPTIM, lr=2e-3, muon_lr=0.01, min_lr=2e-3)
+def _optim(N: int, recipe: Recipe) -> OptimConfig:
+    rate = recipe.rate if N >= LARGE else 1.0
+    return OptimConfig(
+        optimizer="muon",
+        lr=4e-3 * rate,
+        muon_lr=0.02 * rate,
+        schedule="linear",
+        min_lr=4e-3 * rate,  # it does not fall
+        warmup=50,
+        beta2=0.95,
+        weight_decay=recipe.weight_decay,
+        grad_clip=0.0,
+        ema=0.995,
+    )
+
+
+def _alone(run: RunConfig) -> bool:
+    model = run.model
+    assert isinstance(model, ModernConfig)
+    return 12 * model.n_layer * model.n_embd**2 >= ALONE
 
 
 def study(
@@ -166,7 +202,7 @@ def study(
     out = made(base.out)
     runs = plan(base, grid)
     trials = run_all(
-        runs, at_a_time, COMMAND, lambda run, came, n: told(run, came, n, len(runs)), said
+        runs, at_a_time, _alone, COMMAND, lambda run, came, n: told(run, came, n, len(runs)), said
     )
     said("Fitting, to all of them and to many draws of them: half a minute.")
     found = conclude(trials)
@@ -175,7 +211,6 @@ def study(
     measured = [(float(c.N), float(c.D), c.loss) for c in found.cells]
     draw_fit(out / "fit.svg", measured, found.free.law.loss)
     draw_residuals(out / "residuals.svg", measured, found.free.law.loss)
-    most = max(cell.D for cell in found.cells)
-    curves = {cell.N: cell.curve for cell in found.cells if most == cell.D}
-    draw_frontier(out / "frontier.svg", curves, [(C, loss) for C, loss, _ in found.frontier])
+    edge = [(C, loss) for C, loss, _ in found.frontier]
+    draw_frontier(out / "frontier.svg", dict(found.curves), edge)
     return found
