@@ -152,9 +152,9 @@ assert FAST or shown[3][1] < shown[0][1]
 
 # %% [markdown]
 # The loss on what it read falls, the loss on what it did not read rises. A model with some 250
-# thousand parameters can keep a page of text in them. It is not that it has learned less; it has
-# learned something else, which is of no use for other text. More parameters would make that worse,
-# and more text, or stopping earlier, better.
+# thousand parameters has begun to keep a few pages of text in them. It is not that it has learned
+# less; it has learned something else, which is of no use for other text. More parameters would make
+# that worse, and more text, or stopping earlier, better.
 #
 # ## The study
 #
@@ -184,9 +184,9 @@ plt.show()
 
 # %% [markdown]
 # Read it from the left. A model of 10 thousand parameters does not care how much text there is: it
-# cannot make use of it. With 0.28 million characters a model is as good as it gets at some 500
-# thousand parameters, with 1.13 million at 7 million, as these were trained. With all the text, the
-# largest model is still the best.
+# cannot make use of it. With 0.28 million characters a model is about as good as it gets at some
+# 500 thousand parameters, with 1.13 million at 7 million, as these were trained. With all the text,
+# the largest model is still the best.
 #
 # So there are two ways to be held back: by size, and by text. Hoffmann et al. 2022
 # (arXiv:2203.15556, "Chinchilla") add both up,
@@ -244,7 +244,7 @@ for n in models:
 
 # %% [markdown]
 # With all that we have of Shakespeare's text, 4.5 million characters, text is the scarcer of the
-# two from about 13 million parameters on, and gains from size shrink. With Tiny Shakespeare's
+# two from about 14 million parameters on, and gains from size shrink. With Tiny Shakespeare's
 # million it is from half a million on. The 10 million of `baby` have to be kept from learning by
 # heart, with dropout and decay. That is why these matter so much in this project, and so little for
 # the large models of industry, which see most of their text once. How well it is done matters, too:
@@ -270,15 +270,16 @@ plt.show()
 
 # %% [markdown]
 # Every size has its time. A small one is ahead at first, as it takes more steps with the same
-# operations. Then it is level, and a larger one takes over. So the more one has to spend, the
-# larger the model should be; and no model should be trained until it is done, if a larger one could
-# be bought for the same.
+# operations. Long before it has learned all that it can, a larger one gets ahead. So the more one
+# has to spend, the larger the model should be; and a model that is trained until it is done has
+# used up what would have made a larger one better. (It is cheaper to use, though.)
 #
 # How much larger? If $N$ should grow like $F^a$, Kaplan et al. found $a$ = 0.73, Hoffmann et al.
-# about 0.5: as much more text as parameters, some 20 tokens for each. The study finds 0.88 along
-# its frontier. That is a lesson in caution more than a result. Its models all read the same text
-# again and again, its rates are not chosen for each budget, and with seven sizes the line has six
-# steps. The difference between Kaplan et al. and Hoffmann et al. came from less: how the head was
+# about 0.5: as much more text as parameters, some 20 tokens for each. The study finds 0.86
+# through the four places where a size gets ahead of the next smaller one. That is a lesson in
+# caution more than a result. Its models all read the same text again and again, at rates that are
+# not chosen for each budget, and for at most 2,500 steps: the same steps for all would make it 1.
+# The difference between Kaplan et al. and Hoffmann et al. came from less: how the head was
 # counted, how long rates rose, how they were chosen (Porian et al. 2024, arXiv:2406.19146).
 #
 # ## From here to GPT-3
@@ -331,11 +332,11 @@ assert 174e9 < N3 < 176e9
 # ## How far this carries
 #
 # Not far, in numbers. One author, one alphabet, contexts of 256 characters, one seed for each run,
-# three orders of magnitude in $N$ and little more than one in $D$, and half of the models would
-# have gained from more steps. $E$ above is no property of English: another law gives another $E$,
-# and the study's intervals for it are wide. What carries is the method, and three things that were
-# found at every scale so far: loss falls smoothly, like a power; parameters are of use only with
-# text for them; and the best size grows with the budget.
+# three orders of magnitude in $N$ and little more than one in $D$, and two models in three would
+# have gained from more steps. $E$ above is no property of English: another law gives another $E$.
+# What carries is the method, and three things that were found at every scale so far: loss falls
+# smoothly, like a power; parameters are of use only with text for them; and the best size grows
+# with the budget.
 
 # %% [markdown]
 # ## Exercises

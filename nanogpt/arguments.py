@@ -139,9 +139,9 @@ class LadderArgs:
     out: Path = Path("runs/ladder")
     """Directory of the study, with one for each rung in it."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; on a GPU the rungs are larger, and trained for longer."""
+    """auto, cpu, cuda, cuda:N or mps; on a GPU the rungs and the batches are larger."""
     steps: int | None = None
-    """Optimizer steps of every rung; without it 1,000, on a GPU 2,000."""
+    """Optimizer steps of every rung; without it 1,000."""
     seed: int = 1337
     """Decides the initial weights, the order of the batches, dropout and the samples."""
     json: Flag = False

@@ -20,19 +20,20 @@ class UserError(ValueError):
 class Stopped(RuntimeError):
     """Something that nobody asked for made it impossible to go on: a full disk, a NaN.
 
-    The message is one line: what happened, what is safe, what usually helps. Exit status 1.
+    The message is one line: what happened, then what is safe and what usually helps. Exit status 1.
     """
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(what + advice)
+        self.what = what
 
 
 def cannot_write(run: Path, error: OSError) -> Stopped:
     """The error of a disk that is full, or that a run may not write on any more."""
-    reason = error.strerror or error
+    what = f"cannot write in {run} ({error.strerror or error})"
     if not (run / "last").exists():
-        return Stopped(f"cannot write in {run} ({reason}): make room, then begin again")
-    return Stopped(
-        f"cannot write in {run} ({reason}): make room, then go on with: "
-        f"nanogpt train --resume {run}"
-    )
+        return Stopped(what, ": make room, then begin again")
+    return Stopped(what, f": make room, then go on with: nanogpt train --resume {run}")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from .arguments import LadderArgs, ScalingArgs, nearest, parse
-from .errors import Interrupted, UserError
+from .errors import Interrupted, Stopped, UserError
 
 if TYPE_CHECKING:
     from .studies.ladder import Rung
@@ -30,6 +30,8 @@ def study(args: list[str]) -> None:
             studies[name](args)
         except Interrupted as error:
             raise Interrupted(error.number, error.saved, command) from None
+        except Stopped as error:
+            raise Stopped(error.what, f"; what is done is kept, go on with: {command}") from None
 
 
 @contextmanager
@@ -91,8 +93,8 @@ def _scaling(args: list[str]) -> None:
     from .studies.scaling import study as scale
 
     options = parse(ScalingArgs(), args, "nanogpt study scaling")
-    if not 2 <= options.sizes <= len(SHAPES):
-        raise UserError(f"sizes is {options.sizes}: it must be at least 2, at most {len(SHAPES)}")
+    if not 4 <= options.sizes <= len(SHAPES):
+        raise UserError(f"sizes is {options.sizes}: it must be at least 4, at most {len(SHAPES)}")
     if options.at_a_time < 1:
         raise UserError(f"at-a-time is {options.at_a_time}: it must be at least 1")
     pick_device(options.device)

@@ -91,8 +91,8 @@ def _fit(run: Run, reporter: Reporter) -> Result:
         raise cannot_write(run.out, error) from None
     except CannotCapture as error:
         raise Stopped(
-            f"a step cannot be captured in a CUDA graph ({error}); without, it is slower: "
-            f"nanogpt train --resume {run.out} --train.no-cuda-graph"
+            f"a step cannot be captured in a CUDA graph ({error})",
+            f"; without, it is slower: nanogpt train --resume {run.out} --train.no-cuda-graph",
         ) from None
     except RuntimeError as error:
         if asked := memory_asked_for(error):
@@ -189,13 +189,14 @@ def _out_of_memory(run: Run, asked: str) -> Stopped:
     size, parts = settings.batch_size, settings.accumulation
     if parts == size:
         return Stopped(
-            f"out of memory: {asked} more were asked for, with a batch in as many parts as can be; "
-            f"a smaller --model.n-embd or --model.block-size needs less"
+            f"out of memory: {asked} more were asked for, with a batch in as many parts as can be",
+            "; a smaller --model.n-embd or --model.block-size needs less",
         )
     more = next((n for n in range(parts + 1, min(size, 10_000)) if size % n == 0), size)
     return Stopped(
-        f"out of memory: {asked} more were asked for; the same batch in smaller parts needs less: "
-        f"nanogpt train --resume {run.out} --train.batch-size {size} --train.accumulation {more}"
+        f"out of memory: {asked} more were asked for",
+        f"; the same batch in smaller parts needs less: "
+        f"nanogpt train --resume {run.out} --train.batch-size {size} --train.accumulation {more}",
     )
 
 

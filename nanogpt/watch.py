@@ -69,8 +69,8 @@ class Watch:
         if run.precision == torch.float16:
             helps += ", --precision float32"
         return Stopped(
-            f"{name} became {value:g} in step {step + 1:,}, at learning rate {lr:.3g}; {run.out} "
-            f"is as its last checkpoint has it. What usually helps: {helps}; for example: "
-            f"nanogpt train --resume {run.out} "
-            + " ".join(f"{flag} {rate / 4:.2g}" for flag, rate in rates.items())
+            f"{name} became {value:g} in step {step + 1:,}, at learning rate {lr:.3g}",
+            f"; {run.out} is as its last checkpoint has it. What usually helps: {helps}; for "
+            f"example: nanogpt train --resume {run.out} "
+            + " ".join(f"{flag} {rate / 4:.2g}" for flag, rate in rates.items()),
         )

@@ -97,6 +97,7 @@ def process() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # so that it is the first of a group, as in a terminal
             # Tests started in the background of a shell ignore SIGINT, as would their children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         ) as started:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,9 @@ def raised(*calls: str) -> Iterator[str]:
     for file in sorted(HOME.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in calls:
-                # damaged(file, reason) has the message last, exceptions have nothing else
-                yield from patterns(node.args[-1])
+                # damaged(file, reason) has the message last, Stopped(what, advice) two parts of it
+                parts = node.args if ast.unparse(node.func) == "Stopped" else node.args[-1:]
+                yield from map("".join, product(*map(patterns, parts)))
 
 
 OWN = {

@@ -66,6 +66,7 @@ def test_every_rung_adds_one_thing(size: Size) -> None:
     assert different[6] <= {"n_layer", "n_embd", "n_head"}
     assert different[7] == {"n_head"}  # and the kind of model
     assert "optimizer" in different[8]
+    assert different[8] <= asdict(size.muon).keys()  # the model is the same
     kinds = [type(build(model)).__name__ for _, _, model, _ in models(size)]
     assert kinds == ["Plain"] * 5 + ["GPT"] * 3 + ["Modern"] * 2
 

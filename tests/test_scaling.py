@@ -16,7 +16,7 @@ from nanogpt.errors import Interrupted
 from nanogpt.models import ModernConfig, build
 from nanogpt.studies import scaling as module
 from nanogpt.studies.findings import tables
-from nanogpt.studies.scaling import SHAPES, Grid, Recipe, drawn, plan, study, texts
+from nanogpt.studies.scaling import PARTS, SHAPES, Grid, Recipe, drawn, plan, study, texts
 from nanogpt.studies.trial import Trial, finished
 
 Command = Callable[..., tuple[int, str, str]]
@@ -103,6 +103,20 @@ def test_every_run_has_the_same_text_to_measure_with(base: RunConfig, text: str)
         assert len("".join(corpus.part("train", run.val_fraction))) == 5000 // part
     sizes = [run.model.n_embd for run in runs if isinstance(run.model, ModernConfig)]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_whole_grid_has_a_recipe_for_every_cell(tmp_path: Path) -> None:
+    runs = plan(RunConfig(out=tmp_path, device="cpu"), Grid())
+    cells = Counter(run.name.rsplit("-", 1)[0] for run in runs)
+    assert len(cells) == len(SHAPES) * len(PARTS)
+    assert len(runs) == 47
+    rates = {run.name: run.optim.muon_lr for run in runs}
+    assert rates["5x96-1-of-1-free"] == rates["7x288-1-of-4-medium"] == 0.02
+    assert rates["6x168-1-of-1-free"] == rates["9x512-1-of-1-free"] == 0.01
+    assert {run.name[:5] for run in runs if module._alone(run)} == {"9x512"}
+    for run in runs:
+        assert isinstance(run.model, ModernConfig)
+        assert (run.model.dropout == 0) == run.name.endswith("free")
 
 
 def test_it_runs_in_processes_and_goes_on_where_it_was_interrupted(base: RunConfig) -> None:

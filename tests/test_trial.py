@@ -8,7 +8,7 @@ import pytest
 
 from nanogpt.checkpoint import Best
 from nanogpt.config import RunConfig
-from nanogpt.errors import Interrupted, UserError
+from nanogpt.errors import Interrupted, Stopped, UserError
 from nanogpt.journal import Record
 from nanogpt.start import Run
 from nanogpt.studies import trial as module
@@ -69,6 +69,41 @@ def test_another_run_is_refused(asked: RunConfig) -> None:
     trial(asked, "again")
     with pytest.raises(UserError, match="holds a run with seed 1337, and this study asks for 7"):
         trial(replace(asked, seed=7), "again")
+
+
+def test_another_run_that_was_interrupted_is_refused(asked: RunConfig) -> None:
+    with pytest.raises(Interrupted):
+        trial(asked, "again", Sigint(25))
+    decays = replace(asked, optim=replace(asked.optim, weight_decay=2.4))
+    with pytest.raises(UserError, match=r"holds a run with optim\.weight_decay 0\.1, .* 2\.4"):
+        trial(decays, "again")
+    with pytest.raises(UserError, match=r"holds a run with train\.steps 60, .* asks for 90"):
+        trial(replace(asked, train=replace(asked.train, steps=90)), "again")
+
+
+def test_where_the_text_is_does_not_matter_but_what_it_is(asked: RunConfig) -> None:
+    found = trial(asked, "again")
+    elsewhere = Path("elsewhere.txt").absolute()
+    elsewhere.write_bytes(Path(asked.data).read_bytes())
+    assert trial(replace(asked, data=str(elsewhere)), "again") == found
+    elsewhere.write_text(elsewhere.read_text()[::-1])
+    with pytest.raises(UserError, match=r"elsewhere\.txt is not the text"):
+        trial(replace(asked, data=str(elsewhere)), "again")
+
+
+def test_what_stops_a_run_stops_the_study_without_advice_for_it(
+    asked: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_whole", full)
+    with pytest.raises(Stopped, match=r"^cannot write in study/one \(No space left on device\)$"):
+        trial(asked, "again")
+    monkeypatch.undo()
+    hot = replace(asked, name="hot", out=Path("study/hot"), optim=replace(asked.optim, lr=1e30))
+    with pytest.raises(Stopped, match=r"^hot: .* at learning rate [\de+.]+$"):
+        trial(hot, "again")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"val_loss": 1}', "[]"])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -87,6 +88,7 @@ class Fitted:
     """95% intervals of its numbers."""
     error: float
     """Root of the mean square of predicted over measured loss, less one."""
+    largest_error: float
     held_out: list[tuple[int, float, float]]
     """(D, measured, predicted) of the largest size by the law that the smaller ones have."""
 
@@ -102,11 +104,15 @@ class Size:
     """B / D^β in nats."""
     enough: float
     """Characters with which the two would be equal."""
+    more_size: float
+    """Nats that twice the parameters would gain."""
+    more_data: float
+    """Nats that twice the data would gain."""
 
     @property
     def starved(self) -> bool:
         """Whether data is what it wants."""
-        return self.of_data > self.of_size
+        return self.more_data > self.more_size
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,11 @@ class Scaling:
     """Of the best run of each size on all the data, with its parameters."""
     frontier: list[tuple[float, float, int]]
     """(operations, lowest loss with so many, parameters of the model that has it)."""
-    exponent: float
-    """a, where the best size grows like operations^a."""
+    takeovers: list[tuple[float, float]]
+    """(operations, parameters) where a size gets ahead of the next smaller one while that is still
+    trained; the parameters are the geometric mean of both."""
+    exponent: float | None
+    """a, where the best size grows like operations^a: the slope through the takeovers."""
 
 
 def conclude(trials: Sequence[Trial], bootstraps: int = 300) -> Scaling:
@@ -140,7 +149,7 @@ def conclude(trials: Sequence[Trial], bootstraps: int = 300) -> Scaling:
     best = {cell.run for cell in grid if most == cell.D}
     curves = [(t.parameters, curve_of(t)) for t in trials if t.config.name in best]
     curves.sort()
-    edge = frontier(curves)
+    ahead = takeovers(curves)
     return Scaling(
         device=trials[0].device,
         runs=[Made.of(trial) for trial in trials],
@@ -148,12 +157,20 @@ def conclude(trials: Sequence[Trial], bootstraps: int = 300) -> Scaling:
         sum=fitted(grid, False, bootstraps),
         free=free,
         sizes=[
-            Size(n, law.of_size(n), law.of_data(most), law.enough_data(n))
+            Size(
+                N=n,
+                of_size=law.of_size(n),
+                of_data=law.of_data(most),
+                enough=law.enough_data(n),
+                more_size=law.loss(n, most) - law.loss(2 * n, most),
+                more_data=law.loss(n, most) - law.loss(n, 2 * most),
+            )
             for n in sorted({cell.N for cell in grid})
         ],
         curves=curves,
-        frontier=edge,
-        exponent=growth(edge),
+        frontier=frontier(curves),
+        takeovers=ahead,
+        exponent=growth(ahead),
     )
 
 
@@ -171,6 +188,7 @@ def fitted(grid: Sequence[Cell], free: bool, bootstraps: int) -> Fitted:
         law=law,
         bounds=bootstrap(*numbers(grid), law, bootstraps, free),
         error=math.sqrt(sum(error**2 for error in errors) / len(errors)),
+        largest_error=max(map(abs, errors)),
         held_out=[(c.D, c.loss, known.loss(c.N, c.D)) for c in grid if largest == c.N],
     )
 
@@ -191,11 +209,30 @@ def frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float, in
     return found
 
 
-def growth(edge: Sequence[tuple[float, float, int]]) -> float:
-    """The slope of log N over log operations along the frontier."""
-    operations, _, sizes = zip(*edge, strict=True)
-    if len({*sizes}) < 2:
-        return math.nan
+def takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float]]:
+    """(operations, parameters) where a size gets ahead of the next smaller one.
+
+    Only where both are trained then: past its last step a size cannot be ahead any more.
+    """
+    found = []
+    for (small, one), (large, other) in pairwise(curves):
+        (x, losses), (y, theirs) = (np.array(curve).T for curve in (one, other))
+        both = np.union1d(np.log(x), np.log(y))
+        both = both[(both >= np.log(y[0])) & (both <= np.log(x[-1]))]
+        behind = np.interp(both, np.log(y), theirs) - np.interp(both, np.log(x), losses)
+        ahead = np.flatnonzero(behind < 0)
+        if len(ahead) and (i := ahead[0]):
+            share = behind[i - 1] / (behind[i - 1] - behind[i])
+            at = both[i - 1] + share * (both[i] - both[i - 1])
+            found.append((float(np.exp(at)), math.sqrt(small * large)))
+    return found
+
+
+def growth(ahead: Sequence[tuple[float, float]]) -> float | None:
+    """The slope of log N over log operations, if there are two places to lay it through."""
+    if len(ahead) < 2:
+        return None
+    operations, sizes = zip(*ahead, strict=True)
     return float(np.polyfit(np.log(operations), np.log(sizes), 1)[0])
 
 
@@ -247,15 +284,17 @@ def tables(found: Scaling) -> str:
         lines.append(f"| {sign} | {shown} |")
     lines += [
         f"| error | {found.sum.error:.2%} | | {found.free.error:.2%} | |",
+        f"| largest | {found.sum.largest_error:.2%} | | {found.free.largest_error:.2%} | |",
         "",
-        "| parameters | A / N^α | B / D^β, with all text | wants | text enough |",
-        "| --- | --- | --- | --- | --- |",
+        "| parameters | A / N^α | B / D^β, all text | text where equal | twice the parameters "
+        "| twice the text | wants |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for size in found.sizes:
         wants = "text" if size.starved else "parameters"
         lines.append(
-            f"| {size.N:,} | {size.of_size:.3f} | {size.of_data:.3f} | {wants} "
-            f"| {size.enough:,.0f} |"
+            f"| {size.N:,} | {size.of_size:.3f} | {size.of_data:.3f} | {size.enough:,.0f} "
+            f"| {-size.more_size:.4f} | {-size.more_data:.4f} | {wants} |"
         )
     lines += [
         "",
@@ -264,11 +303,10 @@ def tables(found: Scaling) -> str:
     ]
     for (D, L, a), (*_, b) in zip(found.sum.held_out, found.free.held_out, strict=True):
         lines.append(f"| {D:,} | {L:.4f} | {a:.4f} | {b:.4f} |")
-    lines += [
-        "",
-        f"Along the frontier the best size grows like operations^{found.exponent:.2f}. "
-        f"{found.device}.",
-    ]
+    if found.exponent is not None:
+        grow = f"parameters grow like operations^{found.exponent:.2f}"
+        lines += ["", f"Where a size gets ahead of the next smaller one, {grow}."]
+    lines += ["", f"{found.device}."]
     return "\n".join(lines) + "\n"
 
 

@@ -22,8 +22,9 @@ from ..plots import draw_ladder
 from ..train import Reporter
 from ..trained import load
 from .ngrams import NGrams
-from .trial import made, trial
+from .trial import made, trial, writing
 
+COMMAND = "nanogpt study ladder"
 COUNTED = ("unigram", "bigram", "trigram")
 LINE = 60
 """Characters of a sample, at most."""
@@ -58,7 +59,7 @@ _muon = OptimConfig(
 )
 
 SIZES = {
-    # In ten minutes on two cores; for longer, see the second.
+    # Made for two cores; for a GPU see the second.
     "cpu": Size(
         small=GPTConfig(n_layer=4, n_head=4, n_embd=64, block_size=64),
         whole=GPTConfig(n_layer=6, n_head=4, n_embd=128, block_size=64),
@@ -175,7 +176,7 @@ def study(
         )
     for name, adds, model, optim in models(size):
         config = replace(base, name=name, out=out / name, model=model, optim=optim)
-        found = trial(config, "nanogpt study ladder", reporter)
+        found = trial(config, COMMAND, reporter)
         best = load(out / name, "cpu")
         text = best.generate("", max_new_tokens=4 * LINE, temperature=1.0, seed=base.seed)
         add(
@@ -196,9 +197,10 @@ def study(
         budget=f"{base.train.steps:,} steps of {base.train.batch_size} × {T} tokens",
         rungs=rungs,
     )
-    write_whole(out / "ladder.json", to_json(asdict(ladder)))
-    write_whole(out / "ladder.md", table(ladder).encode())
-    draw_ladder(out / "ladder.svg", [(rung.name, rung.val_loss) for rung in rungs])
+    with writing(out):
+        write_whole(out / "ladder.json", to_json(asdict(ladder)))
+        write_whole(out / "ladder.md", table(ladder).encode())
+        draw_ladder(out / "ladder.svg", [(rung.name, rung.val_loss) for rung in rungs])
     return ladder
 
 

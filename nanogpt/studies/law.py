@@ -48,7 +48,7 @@ class Law:
         return float(self.E + (size**self.p + data**self.p) ** (1 / self.p))
 
     def enough_data(self, N: float) -> float:
-        """The D at which more data gains as little as more parameters: with less, N is starved."""
+        """The D at which B / D^β is A / N^α: with less, most of what is missing is data."""
         return float((self.B / self.of_size(N)) ** (1 / self.beta))
 
 

@@ -1,7 +1,9 @@
 """Many runs at once, each in a process of its own, spread over the GPUs that there are."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -60,7 +62,6 @@ def _spread(
     several = device.type == "cuda" and device.index is None
     count = torch.cuda.device_count() if several else 1
     free = {f"cuda:{i}" if several else runs[0].device: at_a_time for i in range(count)}
-    threads = max(1, cores() // (count * at_a_time))
     waiting, killed, working = [*runs], Counter[str](), dict[int, _Worker]()
     with Interrupts() as interrupts:
         try:
@@ -71,24 +72,27 @@ def _spread(
                     if free[emptiest] < places:
                         break
                     free[emptiest] -= places
-                    worker = _Worker(waiting.pop(0), emptiest, places, threads * places)
+                    threads = max(1, cores() * places // (count * at_a_time))
+                    worker = _Worker(waiting.pop(0), emptiest, places, threads)
                     working[worker.process.sentinel] = worker
                 for sentinel in connection.wait([*working], timeout=0.2):
                     assert isinstance(sentinel, int)
                     worker = working.pop(sentinel)
                     free[worker.device] += worker.places
-                    if came := worker.result():
+                    came = worker.result()
+                    if isinstance(came, Trial):
                         yield worker.run, came
-                    elif killed[worker.run.name] == 2:
+                        continue
+                    waiting.insert(0, worker.run)
+                    if interrupts.received:
+                        break
+                    killed[worker.run.name] += 1
+                    if killed[worker.run.name] == 3:
                         raise Stopped(
-                            f"the process of {worker.run.name} was killed three times, for want of "
-                            f"memory perhaps: the same command with --at-a-time 1 goes on with it"
+                            f"{worker.run.name} {came} three times, for want of memory perhaps, "
+                            f"of which there is more with --at-a-time 1"
                         )
-                    else:
-                        code = worker.process.exitcode
-                        said(f"{worker.run.name} was killed (exit code {code}), and goes on.")
-                        killed[worker.run.name] += 1
-                        waiting.insert(0, worker.run)
+                    said(f"{worker.run.name} {came}, and goes on.")
                 if interrupts.received:
                     left = len(waiting) + len(working)
                     raise Interrupted(interrupts.received, f"with {left} runs left", study)
@@ -107,25 +111,35 @@ class _Worker:
         spawn = multiprocessing.get_context("spawn")
         self.problem, end = spawn.Pipe(duplex=False)
         self.process = spawn.Process(target=_make, args=(run, device, threads, end))
-        self.process.start()
+        # Ctrl-C reaches the child, too, which inherits what is blocked: it is for the parent.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         end.close()
 
-    def result(self) -> Trial | None:
-        """What came of the run, when the process has ended; None where it was killed.
+    def result(self) -> Trial | str:
+        """What came of the run, when the process has ended, or what became of the process.
 
         Raises UserError or Stopped where the process did.
         """
         self.process.join()
+        problem: UserError | Stopped | str | None = None
         if self.problem.poll():
             with suppress(EOFError):
-                error: UserError | Stopped = self.problem.recv()
-                raise error
-        return finished(self.run)
+                problem = self.problem.recv()
+        if isinstance(problem, Exception):
+            raise problem
+        if problem is None and self.process.exitcode == 1:  # a bug of ours, with its traceback
+            raise Stopped(f"{self.run.name} failed, as is said above")
+        code = self.process.exitcode
+        return finished(self.run) or problem or f"was killed (exit code {code})"
 
 
 def _make(run: RunConfig, device: str, threads: int, problem: Connection) -> None:
     """Make a run, in a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)  # more than there are cores would wait for each other
     try:
         trial(replace(run, device=device), study="")  # its parent says how to go on
@@ -134,6 +148,18 @@ def _make(run: RunConfig, device: str, threads: int, problem: Connection) -> Non
         pass
     except (UserError, Stopped) as error:
         problem.send(error)
+    except RuntimeError as error:
+        if "CUDA error" not in str(error):
+            raise
+        problem.send(f"had a {str(error).splitlines()[0]}")
+
+
+def _end_with_parent() -> None:
+    """Save and end when the parent is killed: nobody would know of this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _remove_weights(run: RunConfig) -> None:

@@ -25,7 +25,7 @@ from ..tokenizers import CharTokenizer
 from .findings import Scaling, conclude, tables
 from .law import require_scipy
 from .processes import run_all
-from .trial import Trial, made
+from .trial import Trial, made, writing
 
 COMMAND = "nanogpt study scaling"
 SHAPES = ((1, 1, 24), (3, 1, 32), (3, 2, 64), (5, 3, 96), (6, 3, 168), (7, 6, 288), (9, 8, 512))
@@ -200,17 +200,19 @@ def study(
     assert base.out is not None
     require_scipy()
     out = made(base.out)
-    runs = plan(base, grid)
+    with writing(out):
+        runs = plan(base, grid)
     trials = run_all(
         runs, at_a_time, _alone, COMMAND, lambda run, came, n: told(run, came, n, len(runs)), said
     )
     said("Fitting, to all of them and to many draws of them: half a minute.")
     found = conclude(trials)
-    write_whole(out / "scaling.json", to_json(asdict(found)))
-    write_whole(out / "scaling.md", tables(found).encode())
     measured = [(float(c.N), float(c.D), c.loss) for c in found.cells]
-    draw_fit(out / "fit.svg", measured, found.free.law.loss)
-    draw_residuals(out / "residuals.svg", measured, found.free.law.loss)
     edge = [(C, loss) for C, loss, _ in found.frontier]
-    draw_frontier(out / "frontier.svg", dict(found.curves), edge)
+    with writing(out):
+        write_whole(out / "scaling.json", to_json(asdict(found)))
+        write_whole(out / "scaling.md", tables(found).encode())
+        draw_fit(out / "fit.svg", measured, found.free.law.loss)
+        draw_residuals(out / "residuals.svg", measured, found.free.law.loss)
+        draw_frontier(out / "frontier.svg", dict(found.curves), edge)
     return found

@@ -1,11 +1,14 @@
 """One run of a study: made once, gone on with when it was interrupted, and read when it is done."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from .. import corpora
 from ..config import RunConfig, settings
 from ..devices import describe
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted, Stopped, UserError, cannot_write
 from ..files import damaged, read_json, to_json, write_whole
 from ..models import KINDS
 from ..schema import parse
@@ -31,6 +34,7 @@ class Trial:
 
     config: RunConfig
     """As it was asked for."""
+    text_sha256: str
     val_loss: float
     """The lowest, in nats per token."""
     bits_per_byte: float
@@ -48,29 +52,38 @@ class Trial:
 def trial(config: RunConfig, study: str, reporter: Reporter | None = None) -> Trial:
     """The run that config describes, in config.out: begun, gone on with, or read.
 
-    study is the command that goes on after an interruption. Raises UserError where the directory
-    holds another run, Stopped or Interrupted where this one had to end.
+    study is the command that goes on with all runs. Raises UserError where the directory holds
+    another run, Stopped or Interrupted where this one had to end.
     """
     assert config.out is not None
     if found := finished(config):
         return found
     try:
         if (config.out / "last").exists():
-            vocab_size = begun_with(config.out).model.vocab_size  # which follows from the text
-            model = replace(config.model, vocab_size=vocab_size)
-            result = go_on(config.out, replace(config, model=model), reporter)
+            begun = begun_with(config.out)
+            # It follows from the text.
+            model = replace(config.model, vocab_size=begun.model.vocab_size)
+            asked = replace(config, model=model)
+            _require_same(asked, begun)
+            result = go_on(config.out, asked, reporter)
         else:
             result = train(config, reporter)
     except Interrupted as error:
         raise Interrupted(error.number, f"{config.name} {error.saved}", study) from None
+    except Stopped as error:  # its advice would make another run of it
+        raise Stopped(f"{config.name}: {error.what}") from None
     found = _of(config, result)
     saved = {**asdict(found), "config": config.to_json()}
-    write_whole(config.out / FILE, to_json(saved))
+    with writing(config.out):
+        write_whole(config.out / FILE, to_json(saved))
     return found
 
 
 def finished(config: RunConfig) -> Trial | None:
-    """What came of the run in config.out, if it is done. UserError where that was another."""
+    """What came of the run in config.out, if it is done.
+
+    Raises UserError where that was another, or learned from another text.
+    """
     assert config.out is not None
     file = config.out / FILE
     if not file.exists():
@@ -81,14 +94,27 @@ def finished(config: RunConfig) -> Trial | None:
         raise
     except (ValueError, RecursionError) as error:
         raise damaged(file, error) from None
-    asked, begun = settings(config), settings(found.config)
-    for name in sorted(asked.keys() | begun.keys()):
-        if asked.get(name) != begun.get(name) and name not in ("out", "device"):
-            raise UserError(
-                f"{config.out} holds a run with {name} {begun.get(name)}, and this study asks for "
-                f"{asked.get(name)}: name another directory with --out"
-            )
+    _require_same(config, found.config)
+    corpora.load(config.data, found.text_sha256, config.column, config.separator)
     return found
+
+
+def _require_same(asked: RunConfig, begun: RunConfig) -> None:
+    """Raise UserError unless the settings are those that the run in the directory has.
+
+    But for where files are: that the text is the same is for its hash to say.
+    """
+    want, has = settings(asked), settings(begun)
+    for name in sorted(want.keys() | has.keys()):
+        a, b = str(want.get(name)), str(has.get(name))
+        if name in ("out", "device", "data") or a == b:
+            continue
+        if name == "tokenizer" and Path(a).name == Path(b).name:
+            continue
+        raise UserError(
+            f"{asked.out} holds a run with {name} {b}, and this study asks for {a}: "
+            f"name another directory with --out"
+        )
 
 
 def _of(config: RunConfig, result: Result) -> Trial:
@@ -96,6 +122,7 @@ def _of(config: RunConfig, result: Result) -> Trial:
     evaluated = [(record, record.best()) for record in run.journal.evaluations]
     return Trial(
         config=config,
+        text_sha256=run.text_sha256,
         val_loss=best.val_loss,
         bits_per_byte=best.bits_per_byte,
         parameters=run.parameters,
@@ -105,6 +132,15 @@ def _of(config: RunConfig, result: Result) -> Trial:
         device=describe(run.device),
         points=[Point(r.tokens, r.seconds, found.val_loss) for r, found in evaluated if found],
     )
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Within it, a disk that is full is a reason to stop. Raises Stopped."""
+    try:
+        yield
+    except OSError as error:
+        raise Stopped(cannot_write(out, error).what) from None
 
 
 def made(out: Path) -> Path:
