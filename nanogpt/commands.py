@@ -217,14 +217,21 @@ def inspect(args: list[str]) -> None:
     use_threads()
     run = find_run(options.run)
     trained = load(run, options.device, "float32")
-    shown = min(MOST, trained.model.config.block_size)
-    text = options.prompt or trained.generate(max_new_tokens=min(64, shown))
-    tokens = len(trained.tokenizer.encode(text))
-    if tokens > shown:
-        note(f"the page shows the last {shown} of the prompt's {tokens} tokens")
-    title = f"{run}: {type(trained.model).__name__}, step {trained.step:,}"
+    context = trained.model.config.block_size
+    text = options.prompt or trained.generate(max_new_tokens=min(64, context))
+    if (tokens := len(trained.tokenizer.encode(text))) > context:
+        note(f"the model reads the last {context} of the prompt's {tokens:,} tokens")
+    if min(tokens, context) > MOST:
+        note(f"the page shows the last {MOST} of these")
+    parameters = sum(p.numel() for p in trained.model.parameters())
+    title = f"{run}: {type(trained.model).__name__}, {parameters:,} parameters, "
+    title += f"step {trained.step:,}"
+    title += f", validation loss {trained.best.val_loss:.4f}" if trained.best else ""
+    title += "" if options.prompt else "; a text of its own"
     found = inspected(trained.model, trained.tokenizer, text, title)
     out = options.out or run / "inspect.html"
+    if out.is_dir() or not out.name:
+        raise UserError(f"{out} is a directory: name a file with --out")
     try:
         write_whole(out, page(found).encode())
     except OSError as error:

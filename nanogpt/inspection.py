@@ -16,6 +16,8 @@ MOST = 128
 """Tokens of a text that are shown: with more, nobody could read the pictures of attention."""
 LIKELIEST = 12
 """Tokens shown of those that could come next."""
+CROWD = 200
+"""Tokens of a vocabulary from which on only some are shown in the plane."""
 DIGITS = 4
 """Behind the point, of the numbers on the page."""
 
@@ -44,49 +46,76 @@ class Inspection:
     title: str
     tokens: list[str]
     """T of them."""
+    hidden: int
+    """How many before these the model had read, too."""
     attention: list[list[list[list[float]]]]
     """Of every layer and head, for each position where it looks: at 1, 2, … T positions."""
+    earlier: list[list[list[float]]]
+    """Of every layer and head, for each position how much goes to what is hidden."""
     following: list[list[Guess]]
     """For each position the likeliest that come next."""
     given: list[float]
     """The probability that each token but the first had."""
+    ranks: list[int]
+    """How many tokens had at least as high a one, itself included."""
+    loss: float
+    """The mean of -ln of these probabilities, in nats per token."""
     lens: list[list[Guess]]
-    """For the embedding and each layer, the likeliest at each position if it were the last."""
+    """For what goes into the first layer and what comes out of each, the likeliest at each position
+    if that layer were the last."""
+    lens_given: list[list[float]]
+    """And the probability of the token that came, for every position but the last."""
+    vocabulary: int
+    """How many tokens there are."""
     embedding: list[Place]
-    """Each token of the vocabulary, by the two directions in which embeddings differ most."""
+    """Tokens by the two directions in which their embeddings differ most: all, or where there are
+    many those of the text and the likeliest."""
     explained: float
     """The part of the variance of the embeddings that these two have."""
 
 
 @torch.no_grad()
 def inspect(model: Model, tokenizer: Tokenizer, text: str, title: str) -> Inspection:
-    """What a model does with a text, of which the last MOST tokens count, or block_size of them.
+    """What a model does with a text: it reads the last block_size tokens, of which MOST are shown.
 
     Raises UserError for a text that the tokenizer cannot read.
     """
-    ids = tokenizer.encode(text)[-min(MOST, model.config.block_size) :]
+    ids = tokenizer.encode(text)[-model.config.block_size :]
+    hidden = max(0, len(ids) - MOST)
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
     names = [_shown(tokenizer.piece(i)) for i in range(tokenizer.vocab_size)]
     model.eval()
     with _streams(model) as streams:
-        p = model(tokens).float().softmax(-1)[0].cpu()  # (T, V)
+        p = model(tokens).float().softmax(-1)[0, hidden:].cpu()  # (T, V)
     if isinstance(model, Bigram):
-        attention, vectors, lens = torch.empty(0, 1, 1, 1, 1), model.table.weight, [p]
+        attention, vectors, lens = torch.empty(0, 1, 1, 1), model.table.weight, [p]
     else:
-        attention, vectors = model.attention_weights(tokens), model.token_embedding.weight
-        lens = [model.unembed(x).float().softmax(-1)[0].cpu() for x in streams]  # each (T, V)
-    places, explained = plane(vectors.float().cpu())
+        attention, vectors = model.attention_weights(tokens)[:, 0], model.token_embedding.weight
+        lens = [model.unembed(x).float().softmax(-1)[0, hidden:].cpu() for x in streams]
+    attention = attention[..., hidden:, :].float().cpu()  # (L, H, T, hidden + T)
+    ids = ids[hidden:]
+    came = torch.tensor(ids[1:], dtype=torch.long)[:, None]
+    given = p[:-1].gather(1, came)  # (T - 1, 1)
+    likely = p.topk(min(LIKELIEST, len(names))).indices
+    some = sorted({*ids, *likely.flatten().tolist()}) if len(names) > CROWD else range(len(names))
+    places, explained = plane(vectors.float().cpu()[list(some)])
     return Inspection(
         title=title,
         tokens=[names[i] for i in ids],
+        hidden=hidden,
         attention=[
-            [[_rounded(row[: t + 1]) for t, row in enumerate(head)] for head in layer[0]]
-            for layer in attention.float().cpu()
+            [[_rounded(row[hidden : hidden + t + 1]) for t, row in enumerate(h)] for h in layer]
+            for layer in attention
         ],
+        earlier=[[_rounded(h) for h in layer] for layer in attention[..., :hidden].sum(-1)],
         following=[_guesses(row, names, LIKELIEST) for row in p],
-        given=_rounded(p[torch.arange(len(ids) - 1), torch.tensor(ids[1:], dtype=torch.long)]),
+        given=_rounded(given[:, 0]),
+        ranks=(p[:-1] >= given).sum(-1).tolist(),
+        loss=-given.clamp(min=1e-30).log().mean().item() if len(ids) > 1 else 0.0,
         lens=[[_guesses(row, names, 1)[0] for row in layer] for layer in lens],
-        embedding=[Place(name, *_rounded(xy)) for name, xy in zip(names, places, strict=True)],
+        lens_given=[_rounded(layer[:-1].gather(1, came)[:, 0]) for layer in lens],
+        vocabulary=len(names),
+        embedding=[Place(names[i], *_rounded(xy)) for i, xy in zip(some, places, strict=True)],
         explained=round(explained, DIGITS),
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nanogpt import inspection
 from nanogpt.checkpoint import Checkpoint, save
 from nanogpt.errors import UserError
 from nanogpt.inspection import Inspection, inspect, page, plane
@@ -64,6 +65,12 @@ def test_its_numbers_are_those_of_the_model(model: Model) -> None:
         assert guesses[0]["token"] == top
     given = [p[t, ids[0, t + 1]].item() for t in range(len(TEXT) - 1)]
     assert data["given"] == pytest.approx(given, abs=1e-4)
+    loss = torch.nn.functional.cross_entropy(model(ids)[0, :-1], ids[0, 1:])
+    assert data["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    order = p[:-1].argsort(descending=True)
+    ranks = [row.tolist().index(came) + 1 for row, came in zip(order, ids[0, 1:], strict=True)]
+    assert data["ranks"] == ranks
+    assert data["lens_given"][-1] == data["given"]
     assert [guess["p"] for guess in data["lens"][-1]] == pytest.approx(
         p.max(-1).values.tolist(), abs=1e-4
     )
@@ -90,8 +97,11 @@ def test_the_lens_is_the_model_cut_short() -> None:
     for layer in range(3, -1, -1):
         assert isinstance(blocks, torch.nn.ModuleList)
         model.blocks = blocks[:layer]
-        expected = model(ids)[0].softmax(-1).max(-1).values.tolist()
+        p = model(ids)[0].softmax(-1)
+        expected = p.max(-1).values.tolist()
         assert [guess.p for guess in found.lens[layer]] == pytest.approx(expected, abs=1e-4)
+        came = p[:-1].gather(1, ids[0, 1:, None])[:, 0].tolist()
+        assert found.lens_given[layer] == pytest.approx(came, abs=1e-4)
 
 
 def test_the_plane_is_that_of_the_largest_variance() -> None:
@@ -112,9 +122,29 @@ def test_no_text_can_end_the_script() -> None:
     assert "".join(data["tokens"]) == "</script>"
 
 
-def test_only_the_end_of_a_long_text_is_shown() -> None:
-    found = inspect(build(MODELS["gpt"]), LETTERS, "abcdefgh" * 9, "")
-    assert "".join(found.tokens) == "abcdefgh" * 2
+def test_what_is_not_shown_is_read(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "abcdefgh bad cab"
+    whole = inspect(model, LETTERS, "head" + text, "")  # it has a context of 16
+    assert ("".join(whole.tokens), whole.hidden) == (text.replace(" ", "␣"), 0)
+    assert not any(weight for layer in whole.earlier for head in layer for weight in head)
+    monkeypatch.setattr(inspection, "MOST", 6)
+    end = inspect(model, LETTERS, "head" + text, "")
+    assert (end.tokens, end.hidden) == (whole.tokens[10:], 10)
+    assert (end.following, end.lens) == (whole.following[10:], [row[10:] for row in whole.lens])
+    assert (end.given, end.ranks) == (whole.given[10:], whole.ranks[10:])
+    for layers in zip(end.attention, end.earlier, whole.attention, strict=True):
+        for rows, earlier, expected in zip(*layers, strict=True):
+            assert rows == [row[10:] for row in expected[10:]]
+            sums = [sum(row[:10]) for row in expected[10:]]
+            assert earlier == pytest.approx(sums, abs=2e-3)
+
+
+def test_of_many_tokens_those_of_the_text_and_the_likely_are_in_the_plane() -> None:
+    model = build(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=256))
+    found = inspect(model, ByteTokenizer(), "cab", "")
+    shown = {place.token for place in found.embedding}
+    assert shown == {*"cab"} | {guess.token for row in found.following for guess in row}
+    assert (found.vocabulary, len(found.embedding) < 40) == (256, True)
 
 
 def test_half_characters_are_shown() -> None:
@@ -137,14 +167,16 @@ def test_the_command_writes_a_page(nanogpt: Command, run: Path) -> None:
     status, out, err = nanogpt("inspect", "one", "--prompt", TEXT, "--device", "cpu")
     assert (status, out, err) == (0, "runs/one/inspect.html\n", "")
     trained = load(run, "cpu")
-    found = inspect(trained.model, trained.tokenizer, TEXT, "runs/one: GPT, step 7")
+    N = sum(p.numel() for p in trained.model.parameters())
+    title = f"runs/one: GPT, {N:,} parameters, step 7"
+    found = inspect(trained.model, trained.tokenizer, TEXT, title)
     written = (run / "inspect.html").read_text("utf-8")
     assert written == page(found)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|src=|@import", written)
     status, out, _ = nanogpt("inspect", "--out", "other.html", "--device", "cpu")
     assert (status, out) == (0, "other.html\n")
     _, _, err = nanogpt("inspect", "one", "--prompt", "abc" * 9, "--device", "cpu")
-    assert err == "nanogpt: the page shows the last 16 of the prompt's 27 tokens\n"
+    assert err == "nanogpt: the model reads the last 16 of the prompt's 27 tokens\n"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +185,8 @@ def test_the_command_writes_a_page(nanogpt: Command, run: Path) -> None:
         (("one", "--prompt", "Q"), "'Q'"),
         (("two",), "there is no run two"),
         (("one", "--out", "no/where.html"), "cannot write no/where.html"),
+        (("one", "--out", "."), ". is a directory: name a file with --out"),
+        (("one", "--out", "runs"), "runs is a directory"),
     ],
 )
 def test_mistakes_are_one_line(
