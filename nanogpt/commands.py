@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -245,12 +245,15 @@ def explain(args: list[str]) -> None:
     """tell what a run takes before it is begun: parameters, memory, operations, time"""
     from rich.console import Console
 
+    from . import corpora
     from .devices import measured_rates, pick_device, pick_precision, use_threads
     from .display import explanation_tables
+    from .encoding import tokenizer_of
     from .explain import explain as explained
     from .models import BigramConfig, PlainConfig
     from .presets import PRESETS
     from .runs import RUNS, find_run
+    from .sources import quiet
     from .start import described
 
     as_json = "--json" in args
@@ -260,7 +263,11 @@ def explain(args: list[str]) -> None:
     if size in PRESETS or (nearest(size, PRESETS) and not here):
         default = _preset(size).config
     else:
-        default = described(find_run(size)).config
+        try:
+            default = described(find_run(size)).config
+        except UserError as error:
+            known = "" if here else f"; the presets: {', '.join(PRESETS)}"
+            raise UserError(f"{error}{known}") from None
     about = (
         f"Tell what a run takes, before it is begun. SIZE is a preset or a run, here {size}; its "
         f"values are the defaults below. --json prints one JSON object instead."
@@ -271,6 +278,11 @@ def explain(args: list[str]) -> None:
     use_threads()
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
+    if (config.data, config.tokenizer) != (default.data, default.tokenizer):
+        corpus = corpora.load(config.data, None, config.column, config.separator)
+        tokenizer = tokenizer_of(config.tokenizer, corpus, config.val_fraction, quiet)
+        model = replace(config.model, vocab_size=tokenizer.vocab_size)
+        config = replace(config, model=model)
     model, training = config.model, config.train
     n = training.batch_size // training.accumulation * model.block_size
     width = model.vocab_size if isinstance(model, BigramConfig) else model.n_embd
@@ -282,10 +294,18 @@ def explain(args: list[str]) -> None:
     for table in explanation_tables(found):
         console.print(table)
         console.print()
+    letters = {"V": ("vocabulary", model.vocab_size), "n": ("tokens at a time", n)}
+    if not isinstance(model, BigramConfig):
+        letters = {
+            "L": ("layers", model.n_layer),
+            "C": ("channels", model.n_embd),
+            "H": ("heads", model.n_head),
+            "T": ("context", model.block_size),
+        } | letters
+    values = ", ".join(f"{sign} = {value:,} ({name})" for sign, (name, value) in letters.items())
     console.print(
-        "L layers, C channels, H heads, T context, V vocabulary; n tokens worked through at a time."
-        if not isinstance(model, BigramConfig)
-        else "V vocabulary; n tokens worked through at a time."
+        f"{size} on {device.type} in {str(precision).removeprefix('torch.')}: {values}. The rates "
+        f"are this machine's, measured just now; evaluations come on top."
     )
 
 

@@ -118,14 +118,21 @@ def explanation_tables(found: Explanation) -> list[Table]:
 
     return [
         table("parameters", found.parameters, lambda value: f"{value:,.0f}"),
-        table("memory", found.memory, lambda value: f"{value / 1e6:,.1f} MB"),
+        table("memory", found.memory, bytes_like(max(line.value for line in found.memory))),
         table("operations", found.operations, lambda value: scaled(value, "")),
         table("time", found.time, lambda s: duration(s) if s >= 60 else scaled(s, "s")),
     ]
 
 
+def bytes_like(largest: float) -> Callable[[float], str]:
+    """How to write bytes, in one unit for all of which none is more than this."""
+    size, unit = (1e3, "kB") if largest < 1e6 else (1e6, "MB")
+    return lambda value: f"{value / size:,.1f} {unit}"
+
+
 def scaled(value: float, unit: str) -> str:
     """A number in the unit of which there are at least one and less than a thousand: 1.23 ms."""
     prefixes = {1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "µ"}
+    value = float(f"{value:.3g}")  # before its unit is chosen: 999,600 are 1 M
     size = next((size for size in prefixes if value >= size), 1.0)
     return f"{value / size:.3g} {prefixes[size]}{unit}".strip()

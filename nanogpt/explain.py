@@ -178,7 +178,7 @@ def operations_of(config: RunConfig) -> list[Line]:
         products = each // 3 - scores
         lines = [
             Line("products", f"2 for each of {products // 2:,} parameters", products),
-            Line("attention", "4 L C T", scores),
+            Line("attention", "4 L C T, what the mask hides too", scores),
             Line("backward", "twice as many", 2 * (products + scores)),
             Line("a token", "their sum", each, True),
         ]
@@ -186,7 +186,7 @@ def operations_of(config: RunConfig) -> list[Line]:
     return [
         *lines,
         Line("a step", f"× {batch:,} tokens", each * batch),
-        Line("the run", f"× {training.steps:,} steps", each * batch * training.steps, True),
+        Line("all steps", f"× {training.steps:,}", each * batch * training.steps, True),
     ]
 
 
@@ -207,10 +207,10 @@ def time_of(
     passes = 8 if training.compile and device.type == "cuda" else 12
     moved = passes * training.accumulation * activations + 7 * value["weights"]
     step = products + moved / rates.memory
-    fast, wide = f"{rates.products / 1e12:.3g} T", f"{rates.memory / 1e9:,.0f} GB"
+    fast, wide = f"{rates.products / 1e9:,.0f} G", f"{rates.memory / 1e6:,.0f} MB"
     return [
         Line("products", f"a step's operations / {fast} a second", products),
         Line("the rest", f"({passes} activations + 28 N) / {wide} a second", step - products),
         Line("a step", "their sum", step, True),
-        Line("the run", f"× {training.steps:,} steps", step * training.steps, True),
+        Line("all steps", f"× {training.steps:,}", step * training.steps, True),
     ]

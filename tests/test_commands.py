@@ -165,6 +165,22 @@ def test_explain_says_the_same_in_a_table_and_as_json(nanogpt: Command) -> None:
     assert f"{most / 1e6:,.1f} MB" in table
 
 
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe:300"])
+def test_explain_knows_how_many_tokens_there_are(
+    nanogpt: Command, text_file: Path, small: list[str], tokenizer: str
+) -> None:
+    flags = "--data", text_file, "--tokenizer", tokenizer, "--model.n-embd", 16
+    _, out, _ = nanogpt("explain", "tiny", *flags, "--json")
+    assert nanogpt("train", "tiny", *flags, "--train.steps", 1)[0] == 0
+    described = json.loads(Path("runs/tiny/run.json").read_text())
+    assert json.loads(out)["parameters"][-1]["value"] == described["parameters"]
+    _, table, _ = nanogpt("explain", "tiny", *flags)
+    V = described["config"]["model"]["vocab_size"]
+    assert "tiny on cpu in float32: L = 4 (layers), C = 16 (channels)" in " ".join(table.split())
+    assert f"V = {V} (vocabulary)" in " ".join(table.split())
+    refused(nanogpt("explain", "tiny", "--data", "nowhere.txt"), "nowhere.txt")
+
+
 def test_explain_takes_a_run(nanogpt: Command, text_file: Path, small: list[str]) -> None:
     assert nanogpt("train", "tiny", "--data", text_file, *small)[0] == 0
     described = json.loads(Path("runs/tiny/run.json").read_text())
@@ -173,7 +189,8 @@ def test_explain_takes_a_run(nanogpt: Command, text_file: Path, small: list[str]
     status, _, err = nanogpt("explain", "tinny")
     assert (status, err.count("\n")) == (2, 1)
     assert "did you mean tiny" in err
-    assert nanogpt("explain", "nowhere")[0] == 2
+    says = "there is no run nowhere; the runs in runs/: runs/tiny; the presets: bigram, tiny, "
+    refused(nanogpt("explain", "nowhere"), says)
 
 
 def test_only_whole_models_are_explained(nanogpt: Command) -> None:

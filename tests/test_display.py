@@ -42,7 +42,14 @@ def test_durations(seconds: float, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0, "0 s"), (1.5e-6, "1.5 µs"), (0.0234, "23.4 ms"), (1, "1 s"), (12_345, "12.3 ks")],
+    [
+        (0, "0 s"),
+        (1.5e-6, "1.5 µs"),
+        (0.0234, "23.4 ms"),
+        (1, "1 s"),
+        (12_345, "12.3 ks"),
+        (999_600, "1 Ms"),
+    ],
 )
 def test_numbers_have_a_unit_of_their_size(value: float, words: str) -> None:
     assert scaled(value, "s") == words

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 
 import torch
@@ -112,6 +112,7 @@ class _Worker:
         self.problem, end = spawn.Pipe(duplex=False)
         self.process = spawn.Process(target=_make, args=(run, device, threads, end))
         # Ctrl-C reaches the child, too, which inherits what is blocked: it is for the parent.
+        resource_tracker.ensure_running()  # otherwise the first start begins it, which unblocks
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self.process.start()
