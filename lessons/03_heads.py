@@ -248,6 +248,9 @@ print("layer 1, heads 1 to 4: this a to the B       ", row(weights[0, :, a, B]))
 # they came out otherwise and in another order; that the first layer looks near and the second far
 # was the same.
 #
+# `nanogpt inspect tiny --prompt "…"` writes a page with every head of a model that you trained,
+# over any text.
+#
 # ## What it bought
 #
 # Lesson 2's model with $H$ heads of $64 / H$ channels, and the same budget for all.

@@ -121,7 +121,8 @@ assert abs(first - math.log(V)) < 0.1
 # Attention has four matrices of $C \times C$: queries, keys, values and the projection. The
 # feed-forward layer has two of $C \times 4C$. So a block has about $12 C^2$ parameters, two thirds
 # of them in the feed-forward layer, and the whole about $12 L C^2$, whatever the context. The
-# tables matter in small models only, or with large vocabularies.
+# tables matter in small models only, or with large vocabularies. (`nanogpt explain tiny` counts the
+# parts of any size like that, and says what memory and time a training takes.)
 
 # %% alt="Parameters of the model by part: the feed-forward layers have two thirds"
 parts = {
