@@ -272,11 +272,14 @@ class Known:
 
 
 def _known(name: str, corpus: Known) -> str:
+    def known(raw: bytes) -> bool:
+        return hashlib.sha256(raw).hexdigest() == corpus.sha256
+
     cached = cache_directory() / f"{name}.txt"
-    for raw in _candidates(cached, corpus):
-        if hashlib.sha256(raw).hexdigest() == corpus.sha256:
-            break
-    else:
+    with suppress(OSError):
+        if known(raw := cached.read_bytes()):
+            return raw.decode()
+    if not (raw := next(filter(known, _sources(corpus)), b"")):
         by_hand = f", or save {corpus.url} as {cached}" if corpus.url else ""
         raise UserError(
             f"cannot get the corpus {name}: install the plays with "
@@ -288,10 +291,8 @@ def _known(name: str, corpus: Known) -> str:
     return raw.decode()
 
 
-def _candidates(cached: Path, corpus: Known) -> Iterator[bytes]:
+def _sources(corpus: Known) -> Iterator[bytes]:
     """What may be the corpus, the cheapest to get first."""
-    with suppress(OSError):
-        yield cached.read_bytes()
     if installed := plays.installed_plays():
         yield corpus.rebuild(installed).encode()
     if corpus.url:

@@ -51,6 +51,14 @@ def test_the_cache_comes_first(
     assert corpora.load("tinyshakespeare").text() == "hi"
 
 
+def test_what_is_in_the_cache_is_only_read(cache: Path) -> None:
+    """Somebody else may be reading it, and would see that it changed."""
+    corpora.load("tinyshakespeare")
+    written = (cache / "tinyshakespeare.txt").stat()
+    corpora.load("tinyshakespeare")
+    assert (cache / "tinyshakespeare.txt").stat() == written
+
+
 def test_a_damaged_cache_is_replaced(cache: Path) -> None:
     cache.mkdir()
     (cache / "tinyshakespeare.txt").write_bytes(b"damaged")
