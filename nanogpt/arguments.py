@@ -5,7 +5,6 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -170,11 +169,6 @@ class ScalingArgs:
     """Decides the initial weights, the order of the batches and dropout."""
     json: Flag = False
     """Print one JSON object instead of tables."""
-
-
-def nearest(word: str, known: Sequence[str] | dict[str, T]) -> str:
-    close = get_close_matches(word, known)
-    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def parse(default: T, args: Sequence[str], prog: str, description: str | None = None) -> T:

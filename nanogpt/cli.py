@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .arguments import nearest
 from .commands import COMMANDS
-from .errors import Interrupted, Stopped, UserError, harmless
+from .errors import Interrupted, Stopped, UserError, harmless, nearest
 
 
 def _usage() -> str:

@@ -2,35 +2,29 @@
 
 import json
 import os
-import re
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .arguments import (
     DataArgs,
     EvalArgs,
-    InspectArgs,
     SampleArgs,
     TokenizeArgs,
-    nearest,
     parse,
 )
-from .errors import UserError, note
+from .errors import UserError
+from .insight import explain, inspect
 from .sampling import sample, write, writing_of
 from .study import study
-
-if TYPE_CHECKING:
-    from .presets import Preset
 
 
 def train(args: list[str]) -> None:
     """train a model, from nothing to text"""
     from rich.console import Console
 
-    from .presets import PRESETS
+    from .presets import PRESETS, preset_for, preset_named
     from .start import begun_with
     from .terminal import TerminalReporter, result_table
     from .train import go_on
@@ -46,8 +40,8 @@ def train(args: list[str]) -> None:
         default = begun_with(run)
         about = f"Go on with {run}, from its last checkpoint; its settings are the defaults below."
     else:
-        name = name or _preset_for(args)
-        default = _preset(name).config
+        name = name or preset_for(args)
+        default = preset_named(name).config
         about = (
             f"Train a model. Without PRESET, the one that suits the machine, here {name}; its "
             f"values are the defaults below. Presets: {others}. --resume RUN goes on with a run."
@@ -204,111 +198,6 @@ def data(args: list[str]) -> None:
         console.print()
 
 
-def inspect(args: list[str]) -> None:
-    """show where a model looks and what it expects, on a web page"""
-    from .devices import use_threads
-    from .files import write_whole
-    from .inspection import MOST, page
-    from .inspection import inspect as inspected
-    from .runs import find_run
-    from .trained import load
-
-    options = parse(InspectArgs(), args, "nanogpt inspect")
-    use_threads()
-    run = find_run(options.run)
-    trained = load(run, options.device, "float32")
-    context = trained.model.config.block_size
-    text = options.prompt or trained.generate(max_new_tokens=min(64, context))
-    if (tokens := len(trained.tokenizer.encode(text))) > context:
-        note(f"the model reads the last {context} of the prompt's {tokens:,} tokens")
-    if min(tokens, context) > MOST:
-        note(f"the page shows the last {MOST} of these")
-    parameters = sum(p.numel() for p in trained.model.parameters())
-    title = f"{run}: {type(trained.model).__name__}, {parameters:,} parameters, "
-    title += f"step {trained.step:,}"
-    title += f", validation loss {trained.best.val_loss:.4f}" if trained.best else ""
-    title += "" if options.prompt else "; a text of its own"
-    found = inspected(trained.model, trained.tokenizer, text, title)
-    out = options.out or run / "inspect.html"
-    if out.is_dir() or not out.name:
-        raise UserError(f"{out} is a directory: name a file with --out")
-    try:
-        write_whole(out, page(found).encode())
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error.strerror}; name another file with --out"
-        ) from None
-    print(out)
-
-
-def explain(args: list[str]) -> None:
-    """tell what a run takes before it is begun: parameters, memory, operations, time"""
-    from rich.console import Console
-
-    from . import corpora
-    from .devices import measured_rates, pick_device, pick_precision, use_threads
-    from .display import explanation_tables
-    from .encoding import tokenizer_of
-    from .explain import explain as explained
-    from .models import BigramConfig, PlainConfig
-    from .presets import PRESETS
-    from .runs import RUNS, find_run
-    from .sources import quiet
-    from .start import described
-
-    as_json = "--json" in args
-    args = [arg for arg in args if arg != "--json"]
-    size = args.pop(0) if args and not args[0].startswith("-") else _preset_for(args)
-    here = any((place / "run.json").exists() for place in (Path(size), RUNS / size))
-    if size in PRESETS or (nearest(size, PRESETS) and not here):
-        default = _preset(size).config
-    else:
-        try:
-            default = described(find_run(size)).config
-        except UserError as error:
-            known = "" if here else f"; the presets: {', '.join(PRESETS)}"
-            raise UserError(f"{error}{known}") from None
-    about = (
-        f"Tell what a run takes, before it is begun. SIZE is a preset or a run, here {size}; its "
-        f"values are the defaults below. --json prints one JSON object instead."
-    )
-    config = parse(default, args, "nanogpt explain [SIZE]", about)
-    if isinstance(config.model, PlainConfig):
-        raise UserError(f"{size} is a GPT with parts left out, and only whole ones are explained")
-    use_threads()
-    device = pick_device(config.device)
-    precision = pick_precision(config.precision, device)
-    if (config.data, config.tokenizer) != (default.data, default.tokenizer):
-        corpus = corpora.load(config.data, None, config.column, config.separator)
-        tokenizer = tokenizer_of(config.tokenizer, corpus, config.val_fraction, quiet)
-        model = replace(config.model, vocab_size=tokenizer.vocab_size)
-        config = replace(config, model=model)
-    model, training = config.model, config.train
-    n = training.batch_size // training.accumulation * model.block_size
-    width = model.vocab_size if isinstance(model, BigramConfig) else model.n_embd
-    found = explained(config, device, precision, measured_rates(device, precision, n, width))
-    if as_json:
-        print(json.dumps(asdict(found)))
-        return
-    console = Console(highlight=False)
-    for table in explanation_tables(found):
-        console.print(table)
-        console.print()
-    letters = {"V": ("vocabulary", model.vocab_size), "n": ("tokens at a time", n)}
-    if not isinstance(model, BigramConfig):
-        letters = {
-            "L": ("layers", model.n_layer),
-            "C": ("channels", model.n_embd),
-            "H": ("heads", model.n_head),
-            "T": ("context", model.block_size),
-        } | letters
-    values = ", ".join(f"{sign} = {value:,} ({name})" for sign, (name, value) in letters.items())
-    console.print(
-        f"{size} on {device.type} in {str(precision).removeprefix('torch.')}: {values}. The rates "
-        f"are this machine's, measured just now; evaluations come on top."
-    )
-
-
 def presets(args: list[str]) -> None:
     """list the runs that train knows by name"""
     from rich.console import Console
@@ -342,22 +231,3 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "study": study,
     "presets": presets,
 }
-
-
-def _preset(name: str) -> "Preset":
-    from .presets import PRESETS
-
-    if name not in PRESETS:
-        close, known = nearest(name, PRESETS), f"he presets are {', '.join(PRESETS)}"
-        advice = f"{close} T{known}" if close else f"t{known}"
-        raise UserError(f"there is no preset {name!r}: {advice}")
-    return PRESETS[name]
-
-
-def _preset_for(args: list[str]) -> str:
-    """The preset that suits the device that args ask for."""
-    from .devices import pick_device
-    from .presets import default_preset
-
-    asked = re.search(r"--device[= ](\S+)", " ".join(args))
-    return default_preset(pick_device(asked[1] if asked else "auto").type)

@@ -5,6 +5,8 @@ The user's mistake, a run that had to stop, an interruption.
 
 import signal
 import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from unicodedata import category
 
@@ -51,6 +53,12 @@ def harmless(text: str) -> str:
         c if category(c) != "Cc" or c in "\n\t" else c.encode("unicode_escape").decode()
         for c in text
     )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The question whether another word was meant; empty where none is near."""
+    close = get_close_matches(word, list(known))
+    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def note(line: str) -> None:

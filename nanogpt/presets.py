@@ -1,8 +1,12 @@
 """Runs by name, each derived from another."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .config import RunConfig, TrainConfig
+from .devices import pick_device
+from .errors import UserError, nearest
 from .models import BigramConfig, GPTConfig, ModernConfig
 from .optim import OptimConfig
 
@@ -111,3 +115,18 @@ PRESETS = {
 def default_preset(device_type: str) -> str:
     """The preset that suits a kind of device: cuda, mps or cpu."""
     return "baby" if device_type == "cuda" else "tiny"
+
+
+def preset_named(name: str) -> Preset:
+    """The preset of that name. Raises UserError."""
+    if name not in PRESETS:
+        close, known = nearest(name, PRESETS), f"he presets are {', '.join(PRESETS)}"
+        advice = f"{close} T{known}" if close else f"t{known}"
+        raise UserError(f"there is no preset {name!r}: {advice}")
+    return PRESETS[name]
+
+
+def preset_for(args: Sequence[str]) -> str:
+    """The name of the preset that suits the device that args ask for. Raises UserError."""
+    asked = re.search(r"--device[= ](\S+)", " ".join(args))
+    return default_preset(pick_device(asked[1] if asked else "auto").type)

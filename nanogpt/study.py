@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from .arguments import LadderArgs, ScalingArgs, nearest, parse
-from .errors import Interrupted, Stopped, UserError
+from .arguments import LadderArgs, ScalingArgs, parse
+from .errors import Interrupted, Stopped, UserError, nearest
 
 if TYPE_CHECKING:
     from .studies.ladder import Rung

@@ -23,7 +23,7 @@ LAYERS = [
     {"studies"},
     {"display"},
     {"terminal"},
-    {"study", "sampling"},
+    {"study", "sampling", "insight"},
     {"commands"},
     {"cli"},
 ]

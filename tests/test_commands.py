@@ -5,16 +5,12 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nanogpt.checkpoint import load
-from nanogpt.config import RunConfig
-from nanogpt.models import PlainConfig
-from nanogpt.start import Description, Versions
 from nanogpt.tokenizers import make
 
 Command = Callable[..., tuple[int, str, str]]
@@ -151,53 +147,3 @@ def test_another_part_to_measure_with(nanogpt: Command, small: list[str], text_f
     assert "--val-fraction is 0.1, and this run began with 0.25" in " ".join(
         nanogpt("train", "--resume", "mine", "--val-fraction", 0.1)[2].split()
     )
-
-
-def test_explain_says_the_same_in_a_table_and_as_json(nanogpt: Command) -> None:
-    status, table, _ = nanogpt("explain", "tiny", "--device", "cpu", "--model.n-layer", 2)
-    assert status == 0
-    status, out, _ = nanogpt("explain", "tiny", "--device", "cpu", "--model.n-layer", 2, "--json")
-    found = json.loads(out)
-    assert set(found) == {"parameters", "memory", "operations", "time"}
-    for line in found["parameters"]:
-        assert re.search(rf"{re.escape(line['part'])}.*{line['value']:,}", table)
-    most = found["memory"][-1]["value"]
-    assert f"{most / 1e6:,.1f} MB" in table
-
-
-@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe:300"])
-def test_explain_knows_how_many_tokens_there_are(
-    nanogpt: Command, text_file: Path, small: list[str], tokenizer: str
-) -> None:
-    flags = "--data", text_file, "--tokenizer", tokenizer, "--model.n-embd", 16
-    _, out, _ = nanogpt("explain", "tiny", *flags, "--json")
-    assert nanogpt("train", "tiny", *flags, "--train.steps", 1)[0] == 0
-    described = json.loads(Path("runs/tiny/run.json").read_text())
-    assert json.loads(out)["parameters"][-1]["value"] == described["parameters"]
-    _, table, _ = nanogpt("explain", "tiny", *flags)
-    V = described["config"]["model"]["vocab_size"]
-    assert "tiny on cpu in float32: L = 4 (layers), C = 16 (channels)" in " ".join(table.split())
-    assert f"V = {V} (vocabulary)" in " ".join(table.split())
-    refused(nanogpt("explain", "tiny", "--data", "nowhere.txt"), "nowhere.txt")
-
-
-def test_explain_takes_a_run(nanogpt: Command, text_file: Path, small: list[str]) -> None:
-    assert nanogpt("train", "tiny", "--data", text_file, *small)[0] == 0
-    described = json.loads(Path("runs/tiny/run.json").read_text())
-    _, out, _ = nanogpt("explain", "runs/tiny", "--json")
-    assert json.loads(out)["parameters"][-1]["value"] == described["parameters"]
-    status, _, err = nanogpt("explain", "tinny")
-    assert (status, err.count("\n")) == (2, 1)
-    assert "did you mean tiny" in err
-    says = "there is no run nowhere; the runs in runs/: runs/tiny; the presets: bigram, tiny, "
-    refused(nanogpt("explain", "nowhere"), says)
-
-
-def test_only_whole_models_are_explained(nanogpt: Command) -> None:
-    config = PlainConfig(n_layer=1, n_head=1, n_embd=8, block_size=8)
-    Path("runs/one/best").mkdir(parents=True)
-    described = Description(RunConfig(model=config), "", 0, 0.0, "cpu", "float32", Versions())
-    written = {**asdict(described), "config": described.config.to_json()}
-    Path("runs/one/run.json").write_text(json.dumps(written))
-    status, out, err = nanogpt("explain", "runs/one")
-    refused((status, out, err), "runs/one is a GPT with parts left out")

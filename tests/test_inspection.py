@@ -3,13 +3,11 @@
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
 from nanogpt import inspection
-from nanogpt.checkpoint import Checkpoint, save
 from nanogpt.errors import UserError
 from nanogpt.inspection import Inspection, inspect, page, plane
 from nanogpt.models import (
@@ -22,7 +20,6 @@ from nanogpt.models import (
     build,
 )
 from nanogpt.tokenizers import ByteTokenizer, CharTokenizer
-from nanogpt.trained import load
 
 Command = Callable[..., tuple[int, str, str]]
 LETTERS = CharTokenizer("\n abcdefgh</script>")
@@ -155,46 +152,6 @@ def test_half_characters_are_shown() -> None:
 def test_one_token_is_enough() -> None:
     found = inspect(build(MODELS["gpt"]), LETTERS, "a", "")
     assert (found.given, found.attention[0][0]) == ([], [[1.0]])
-
-
-@pytest.fixture
-def run() -> Path:
-    save(Path("runs/one/best"), Checkpoint(build(MODELS["gpt"]), LETTERS, 7))
-    return Path("runs/one")
-
-
-def test_the_command_writes_a_page(nanogpt: Command, run: Path) -> None:
-    status, out, err = nanogpt("inspect", "one", "--prompt", TEXT, "--device", "cpu")
-    assert (status, out, err) == (0, "runs/one/inspect.html\n", "")
-    trained = load(run, "cpu")
-    N = sum(p.numel() for p in trained.model.parameters())
-    title = f"runs/one: GPT, {N:,} parameters, step 7"
-    found = inspect(trained.model, trained.tokenizer, TEXT, title)
-    written = (run / "inspect.html").read_text("utf-8")
-    assert written == page(found)
-    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|src=|@import", written)
-    status, out, _ = nanogpt("inspect", "--out", "other.html", "--device", "cpu")
-    assert (status, out) == (0, "other.html\n")
-    _, _, err = nanogpt("inspect", "one", "--prompt", "abc" * 9, "--device", "cpu")
-    assert err == "nanogpt: the model reads the last 16 of the prompt's 27 tokens\n"
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (("one", "--prompt", "Q"), "'Q'"),
-        (("two",), "there is no run two"),
-        (("one", "--out", "no/where.html"), "cannot write no/where.html"),
-        (("one", "--out", "."), ". is a directory: name a file with --out"),
-        (("one", "--out", "runs"), "runs is a directory"),
-    ],
-)
-def test_mistakes_are_one_line(
-    nanogpt: Command, run: Path, flags: tuple[str, ...], says: str
-) -> None:
-    status, out, err = nanogpt("inspect", *flags)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert says in err
 
 
 def test_an_unknown_character_is_the_users_mistake() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from nanogpt.config import RunConfig
 from nanogpt.errors import Interrupted
 from nanogpt.models import ModernConfig, build
 from nanogpt.studies import scaling as module
-from nanogpt.studies.findings import tables
+from nanogpt.studies.findings import conclude, tables
 from nanogpt.studies.scaling import PARTS, SHAPES, Grid, Recipe, drawn, plan, study, texts
 from nanogpt.studies.trial import Trial, finished
 
@@ -35,6 +36,7 @@ def base(text: str, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A study of a small text."""
     pieces = [text[i : i + 100] for i in range(0, 5000, 100)]
     monkeypatch.setattr(module, "texts", lambda: (pieces, text[5000:]))
+    monkeypatch.setattr(module, "conclude", partial(conclude, bootstraps=5))
     return RunConfig(out=Path("runs/scaling"), device="cpu", precision="float32")
 
 
