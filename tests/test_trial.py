@@ -97,10 +97,11 @@ def test_what_stops_a_run_stops_the_study_without_advice_for_it(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_whole", full)
-    with pytest.raises(Stopped, match=r"^cannot write in study/one \(No space left on device\)$"):
-        trial(asked, "again")
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_whole", full)
+        says = r"^cannot write in study/one \(No space left on device\)$"
+        with pytest.raises(Stopped, match=says):
+            trial(asked, "again")
     hot = replace(asked, name="hot", out=Path("study/hot"), optim=replace(asked.optim, lr=1e30))
     with pytest.raises(Stopped, match=r"^hot: .* at learning rate [\de+.]+$"):
         trial(hot, "again")
