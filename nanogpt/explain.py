@@ -120,11 +120,11 @@ def memory_of(config: RunConfig, device: torch.device, precision: torch.dtype) -
     activations = activations_of(config, device, precision)
     sizes = gradients.value, sum(line.value for line in activations)
     # Gradients come as activations go, but those of the first part are there in the second.
-    parts = training.accumulation > 1
+    in_parts = training.accumulation > 1
     most = Line(
         "most at a time",
-        "all of it" if parts else "all of it; gradients or activations",
-        sum(line.value for line in kept) + (sum(sizes) if parts else max(sizes)),
+        "all of it" if in_parts else "all of it; gradients or activations",
+        sum(line.value for line in kept) + (sum(sizes) if in_parts else max(sizes)),
         total=True,
     )
     return [*kept, gradients, *activations, most]

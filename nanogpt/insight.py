@@ -20,6 +20,9 @@ def inspect(args: list[str]) -> None:
     options = parse(InspectArgs(), args, "nanogpt inspect")
     use_threads()
     run = find_run(options.run)
+    out = options.out or run / "inspect.html"
+    if out.is_dir():
+        raise UserError(f"{out} is a directory: name a file with --out")
     trained = load(run, options.device, "float32")
     context = trained.model.config.block_size
     text = options.prompt or trained.generate(max_new_tokens=min(64, context))
@@ -28,14 +31,11 @@ def inspect(args: list[str]) -> None:
     if min(tokens, context) > MOST:
         note(f"the page shows the last {MOST} of these")
     parameters = sum(p.numel() for p in trained.model.parameters())
-    title = f"{run}: {type(trained.model).__name__}, {parameters:,} parameters, "
-    title += f"step {trained.step:,}"
+    kind = type(trained.model).__name__
+    title = f"{run}: {kind}, {parameters:,} parameters, step {trained.step:,}"
     title += f", validation loss {trained.best.val_loss:.4f}" if trained.best else ""
     title += "" if options.prompt else "; a text of its own"
     found = inspected(trained.model, trained.tokenizer, text, title)
-    out = options.out or run / "inspect.html"
-    if out.is_dir() or not out.name:
-        raise UserError(f"{out} is a directory: name a file with --out")
     try:
         write_whole(out, page(found).encode())
     except OSError as error:

@@ -118,6 +118,10 @@ def test_most_at_a_time_is_the_sum() -> None:
         rest, gradients = sum(line.value for line in lines[:at]), lines[at].value
         activations = sum(line.value for line in lines[at + 1 :])
         assert most.value == rest + max(gradients, activations)
+        in_parts = replace(config, train=replace(config.train, accumulation=4))
+        *_, most = memory_of(in_parts, CPU, torch.bfloat16)
+        several = sum(line.value for line in activations_of(in_parts, CPU, torch.bfloat16))
+        assert most.value == rest + gradients + several
 
 
 def test_time_follows_from_the_rates() -> None:

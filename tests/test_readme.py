@@ -15,6 +15,7 @@ from nanogpt.commands import COMMANDS
 from nanogpt.corpora import CORPORA
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.presets import PRESETS
+from nanogpt.studies.scaling import RECIPES
 from nanogpt.tokenizers import CharTokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +111,8 @@ def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) ->
     assert (ROOT / "benchmarks" / "results" / "ladder.md").read_text("utf-8") in README
     scaling = (ROOT / "benchmarks" / "results" / "scaling" / "scaling.md").read_text("utf-8")
     assert scaling in (ROOT / "docs" / "studies.md").read_text("utf-8")
+    for name, recipe in RECIPES.items():
+        assert f"| {name} | {recipe.dropout:g} | {recipe.weight_decay:g} |" in PAGES["studies.md"]
     for device in ("cpu", "cuda"):
         written = (ROOT / "benchmarks" / "results" / f"sampling_{device}.md").read_text("utf-8")
         assert written.strip() in PAGES["sampling.md"]

@@ -286,15 +286,15 @@ def tables(found: Scaling) -> str:
         f"| error | {found.sum.error:.2%} | | {found.free.error:.2%} | |",
         f"| largest | {found.sum.largest_error:.2%} | | {found.free.largest_error:.2%} | |",
         "",
-        "| parameters | A / N^α | B / D^β, all text | text where equal | twice the parameters "
-        "| twice the text | wants |",
+        "| parameters | A / N^α | B / D^β, all text | text where equal "
+        "| twice the parameters gain | twice the text gains | wants |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for size in found.sizes:
         wants = "text" if size.starved else "parameters"
         lines.append(
             f"| {size.N:,} | {size.of_size:.3f} | {size.of_data:.3f} | {size.enough:,.0f} "
-            f"| {-size.more_size:.4f} | {-size.more_data:.4f} | {wants} |"
+            f"| {size.more_size:.4f} | {size.more_data:.4f} | {wants} |"
         )
     lines += [
         "",
