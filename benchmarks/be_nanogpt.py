@@ -44,11 +44,11 @@ def measure(
     from runs import unseen_text
     from torch import Tensor, nn
 
-    from nanogpt import corpora
     from nanogpt.data import Data, Split
-    from nanogpt.encoding import encode
     from nanogpt.evaluate import evaluate
-    from nanogpt.tokenizers import CharTokenizer
+    from nanogpt.text import corpora
+    from nanogpt.text.encoding import encode
+    from nanogpt.text.tokenizers import CharTokenizer
 
     class Logits(nn.Module):
         """nanoGPT's model behind our contract: it gives all logits only when given targets."""
@@ -61,7 +61,7 @@ def measure(
             logits: Tensor = self.model(tokens, tokens)[0]
             return logits
 
-    corpus, device = corpora.load("tinyshakespeare"), program["device"]
+    corpus, device = corpora.load_corpus("tinyshakespeare"), program["device"]
     tokenizer, evaluations, lowest = CharTokenizer(corpus.text()), [], math.inf
     val = Data(corpus, tokenizer, device).splits["val"]
     other = Split(encode(unseen_text(), tokenizer), device)

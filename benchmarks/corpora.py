@@ -25,20 +25,20 @@ from typing import Any
 
 from runs import RESULTS, save
 
-from nanogpt import corpora
-from nanogpt.devices import describe, pick_device
-from nanogpt.encoding import encode, tokenizer_of
-from nanogpt.presets import PRESETS
-from nanogpt.sources import quiet
-from nanogpt.start import prepare
-from nanogpt.step import Stepper, loss_of
+from nanogpt.runs.presets import PRESETS
+from nanogpt.runs.start import prepare_run
+from nanogpt.step import Stepper, make_loss
+from nanogpt.system.devices import describe, pick_device
+from nanogpt.text import corpora
+from nanogpt.text.encoding import encode, get_tokenizer
+from nanogpt.text.readers import quiet
 
 VAL_FRACTION = 0.001
 
 
 def make_text(file: Path, megabytes: int) -> None:
     """Write so many million bytes of lines of Shakespeare."""
-    lines = corpora.load("shakespeare").text().splitlines()
+    lines = corpora.load_corpus("shakespeare").text().splitlines()
     draw, size = random.Random(0), 0
     with file.open("w", encoding="utf-8") as opened:
         while size < megabytes * 10**6:
@@ -53,9 +53,9 @@ def peak() -> float:
 def start(file: Path, kind: str) -> dict[str, float]:
     """What it takes from a text to tokens that can be trained on."""
     imported, began = peak(), time.perf_counter()
-    corpus = corpora.load(str(file))
+    corpus = corpora.load_corpus(str(file))
     read = time.perf_counter()
-    tokenizer = tokenizer_of(kind, corpus, VAL_FRACTION, quiet)
+    tokenizer = get_tokenizer(kind, corpus, VAL_FRACTION, quiet)
     learned = time.perf_counter()
     tokens = [encode(corpus, tokenizer, name, VAL_FRACTION) for name in ("train", "val")]
     ended = time.perf_counter()
@@ -74,10 +74,10 @@ def start(file: Path, kind: str) -> dict[str, float]:
 def rates(file: Path, kind: str, repeats: int, out: Path) -> dict[str, float]:
     """Tokens a second of training, mapped and in memory: medians."""
     config = replace(PRESETS["tiny"].config, data=str(file), tokenizer=kind, out=out)
-    run = prepare(replace(config, val_fraction=VAL_FRACTION))
+    run = prepare_run(replace(config, val_fraction=VAL_FRACTION))
     split = run.data.splits["train"]
     mapped, in_memory = split.tokens, split.tokens.clone()
-    stepper, found = Stepper(run, loss_of(run, print)), {"mapped": [0.0], "in_memory": [0.0]}
+    stepper, found = Stepper(run, make_loss(run, print)), {"mapped": [0.0], "in_memory": [0.0]}
     for _ in range(repeats + 1):  # the first is not counted
         for name, tokens in (("mapped", mapped), ("in_memory", in_memory)):
             split.tokens, before, began = tokens, run.state.tokens, time.perf_counter()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from runs import RESULTS, nanogpt_train, save, write_readme
 
-from nanogpt.presets import PRESETS
+from nanogpt.runs.presets import PRESETS
 
 
 def hardware() -> str:

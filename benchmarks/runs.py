@@ -15,11 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nanogpt import corpora, load
-from nanogpt.corpora import Corpus, corpus_of
+from nanogpt import load
 from nanogpt.data import Split
-from nanogpt.encoding import encode
 from nanogpt.evaluate import evaluate
+from nanogpt.text import corpora
+from nanogpt.text.corpora import Corpus, make_corpus
+from nanogpt.text.encoding import encode
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -42,10 +43,10 @@ def unseen_text() -> Corpus:
 
     The beginning of the plays that are not in Tiny Shakespeare, without what it has no symbol for.
     """
-    known = corpora.load("tinyshakespeare")
+    known = corpora.load_corpus("tinyshakespeare")
     symbols, size = set(known.text()), len("".join(known.part("val")))
-    kept = (c for c in corpora.load("shakespeare-rest").text() if c in symbols)
-    return corpus_of("".join(islice(kept, size)))
+    kept = (c for c in corpora.load_corpus("shakespeare-rest").text() if c in symbols)
+    return make_corpus("".join(islice(kept, size)))
 
 
 def nanogpt_train(
@@ -65,7 +66,7 @@ def nanogpt_train(
         print(output, file=sys.stderr)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         written = (out / "best" / "SHA256SUMS").stat().st_mtime - began
-        described = json.loads((out / "run.json").read_text())
+        read_description = json.loads((out / "run.json").read_text())
         kept = load(out)
         tokens = Split(encode(unseen_text(), kept.tokenizer), next(kept.model.parameters()).device)
         unseen = evaluate(kept.model, tokens).loss
@@ -90,9 +91,9 @@ def nanogpt_train(
         "unseen": unseen,
         "seconds": wall,
         "megabytes": memory,
-        "parameters": described["parameters"],
-        "device": described["device"],
-        "precision": described["precision"],
+        "parameters": read_description["parameters"],
+        "device": read_description["device"],
+        "precision": read_description["precision"],
         "sample": output.partition("It writes:\n")[2],
     }
 

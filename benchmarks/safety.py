@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nanogpt import train as loop
-from nanogpt.checkpoint import Writer
-from nanogpt.devices import describe, pick_device
-from nanogpt.presets import PRESETS
-from nanogpt.watch import Watch
+from nanogpt.runs.background import BackgroundWriter
+from nanogpt.runs.finite import FiniteCheck
+from nanogpt.runs.presets import PRESETS
+from nanogpt.system.devices import describe, pick_device
 
 T = TypeVar("T")
 
@@ -47,9 +47,9 @@ def pause(preset: str, device: str, steps: int) -> dict[str, Any]:
 
     loop.snapshot = clocked(loop.snapshot)  # type: ignore[attr-defined]
     loop.contents = clocked(loop.contents)  # type: ignore[attr-defined]
-    Writer.submit = clocked(Writer.submit)  # type: ignore[method-assign]
-    Writer.__exit__ = clocked(Writer.__exit__)  # type: ignore[method-assign]
-    Watch.check_model = clocked(Watch.check_model)  # type: ignore[method-assign]
+    BackgroundWriter.submit = clocked(BackgroundWriter.submit)  # type: ignore[method-assign]
+    BackgroundWriter.__exit__ = clocked(BackgroundWriter.__exit__)  # type: ignore[method-assign]
+    FiniteCheck.check_model = clocked(FiniteCheck.check_model)  # type: ignore[method-assign]
     config = PRESETS[preset].config
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory, "run")

@@ -29,10 +29,10 @@ import torch
 from runs import RESULTS, save
 from torch import Tensor, nn
 
-from nanogpt.devices import describe, pick_device, pick_precision, use_threads
 from nanogpt.generate import Sampling, generate
 from nanogpt.models import GPT, GPTConfig
-from nanogpt.presets import PRESETS
+from nanogpt.runs.presets import PRESETS
+from nanogpt.system.devices import describe, pick_device, pick_precision, use_threads
 
 TOKENS = 500
 SAMPLING = Sampling(temperature=0.8, top_k=200)

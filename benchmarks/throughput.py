@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from runs import RESULTS, save
 
-from nanogpt.devices import describe, peak_flops
 from nanogpt.models import GPTConfig, build, flops_per_token
-from nanogpt.presets import PRESETS
+from nanogpt.runs.presets import PRESETS
+from nanogpt.system.devices import describe, peak_flops
 
 CHARACTERS = 50_304
 GPT2 = GPTConfig(

@@ -16,7 +16,7 @@ from statistics import mean, median
 
 from runs import nanogpt_train
 
-from nanogpt.presets import PRESETS
+from nanogpt.runs.presets import PRESETS
 
 
 def main() -> None:

@@ -34,8 +34,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from runs import RESULTS, nanogpt_train, save, timed, write_readme
 
-from nanogpt import corpora
-from nanogpt.devices import describe
+from nanogpt.system.devices import describe
+from nanogpt.text import corpora
 
 Result = dict[str, Any]
 
@@ -72,7 +72,9 @@ def theirs(checkout: Path, flags: str) -> Result:
         copy = Path(directory) / "nanoGPT"
         shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git"))
         folder = copy / "data" / "shakespeare_char"
-        (folder / "input.txt").write_text(corpora.load("tinyshakespeare").text(), encoding="utf-8")
+        (folder / "input.txt").write_text(
+            corpora.load_corpus("tinyshakespeare").text(), encoding="utf-8"
+        )
         subprocess.run([sys.executable, "prepare.py"], cwd=folder, check=True, stdout=sys.stderr)
         child = Path(__file__).with_name("be_nanogpt.py")
         command = [sys.executable, str(child), str(copy), str(time.time()), f"--flags={flags}"]

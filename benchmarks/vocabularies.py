@@ -23,13 +23,13 @@ from typing import Any
 
 from runs import RESULTS, save
 
-from nanogpt import corpora
-from nanogpt.config import RunConfig
-from nanogpt.devices import describe, pick_device
-from nanogpt.encoding import tokenizer_of
 from nanogpt.models import GPTConfig, build, flops_per_token
-from nanogpt.presets import PRESETS
-from nanogpt.sources import quiet
+from nanogpt.runs.config import RunConfig
+from nanogpt.runs.presets import PRESETS
+from nanogpt.system.devices import describe, pick_device
+from nanogpt.text import corpora
+from nanogpt.text.encoding import get_tokenizer
+from nanogpt.text.readers import quiet
 from nanogpt.train import train
 
 KINDS = ("char", "byte", "bpe:512", "bpe:2048", "bpe:8192")
@@ -44,8 +44,8 @@ def parameters(model: GPTConfig) -> int:
 def planned(kind: str, same: str) -> RunConfig:
     """The run of a tokenizer, with the same body or the same size as tiny."""
     assert isinstance(TINY.model, GPTConfig)
-    corpus = corpora.load(TINY.data)
-    vocab_size = tokenizer_of(kind, corpus, TINY.val_fraction, quiet).vocab_size
+    corpus = corpora.load_corpus(TINY.data)
+    vocab_size = get_tokenizer(kind, corpus, TINY.val_fraction, quiet).vocab_size
     model = replace(TINY.model, vocab_size=vocab_size)
     tiny = replace(TINY.model, vocab_size=65)
     if same == "size":

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nanogpt import corpora
+from nanogpt.text import corpora
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 FAST = os.environ.get("NANOGPT_FAST") == "1"
 
-text = corpora.load("tinyshakespeare").text()
+text = corpora.load_corpus("tinyshakespeare").text()
 alphabet = "".join(sorted(set(text)))
 V = len(alphabet)
 """Size of the vocabulary."""

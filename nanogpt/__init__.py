@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .api import load as load
     from .models import GPT as GPT
     from .models import Bigram as Bigram
     from .models import BigramConfig as BigramConfig
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from .models import Modern as Modern
     from .models import ModernConfig as ModernConfig
     from .models import build as build
-    from .presets import PRESETS as PRESETS
-    from .tokenizers import CharTokenizer as CharTokenizer
-    from .trained import load as load
+    from .runs.presets import PRESETS as PRESETS
+    from .text.tokenizers import CharTokenizer as CharTokenizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used: `nanogpt --help` does not wait for torch."""
     if name in __all__:
-        for home in ("models", "trained", "presets", "tokenizers"):
+        for home in ("models", "api", "runs.presets", "text.tokenizers"):
             module = import_module(f".{home}", __name__)
             if hasattr(module, name):
                 return getattr(module, name)

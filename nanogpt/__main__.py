@@ -1,5 +1,5 @@
 """python -m nanogpt: the same as the command nanogpt."""
 
-from .cli import main
+from .cli.main import main
 
 main()

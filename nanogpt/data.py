@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .corpora import SPLITS, Corpus
-from .devices import room_for_tokens
-from .encoding import Tokens, encode
 from .errors import UserError
-from .sources import Progress, quiet
-from .tokenizers import Tokenizer
+from .system.devices import free_token_memory
+from .text.corpora import SPLITS, Corpus
+from .text.encoding import Tokens, encode
+from .text.readers import Progress, quiet
+from .text.tokenizers import Tokenizer
 
 OrderName = Literal["random", "epochs"]
 
@@ -28,7 +28,7 @@ class Split:
         self.device = torch.device(device)
         # torch does little with numbers without a sign: widened() takes the sign away again.
         ids = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
-        self.tokens = ids.to(device) if ids.nbytes < room_for_tokens(self.device) else ids
+        self.tokens = ids.to(device) if ids.nbytes < free_token_memory(self.device) else ids
         self.bytes_per_token = tokens.bytes / max(1, len(self.tokens))
 
     def bits_per_byte(self, loss: float) -> float:
@@ -63,20 +63,20 @@ class Split:
             targets[:whole].view(-1, block_size).split(batch_size),
             strict=True,
         ):
-            yield widened(x.to(self.device)), widened(y.to(self.device))
+            yield to_int64(x.to(self.device)), to_int64(y.to(self.device))
         if whole < len(targets):
             rest = self.tokens[None, whole:].to(self.device)
             yield inputs_and_targets(rest)
 
 
-def widened(tokens: Tensor) -> Tensor:
+def to_int64(tokens: Tensor) -> Tensor:
     """Tokens of 16 or 32 bits as the 64 that an embedding takes."""
     return tokens.long() & 0xFFFF if tokens.dtype == torch.int16 else tokens.long()
 
 
 def inputs_and_targets(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Of blocks (B, T + 1) all but the last, and all but the first of each: (B, T) both."""
-    blocks = widened(blocks)
+    blocks = to_int64(blocks)
     return blocks[:, :-1], blocks[:, 1:]
 
 
@@ -102,7 +102,7 @@ class Data:
             split.require(block_size, name)
 
 
-class Order:
+class BatchOrder:
     """Where the blocks of each batch start: it follows from the seed and how many were drawn.
 
     random: anywhere, as if no block had been drawn before. epochs: the text is cut into blocks, and

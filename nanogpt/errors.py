@@ -30,7 +30,7 @@ class Stopped(RuntimeError):
         self.what = what
 
 
-def cannot_write(run: Path, error: OSError) -> Stopped:
+def write_error(run: Path, error: OSError) -> Stopped:
     """The error of a disk that is full, or that a run may not write on any more."""
     what = f"cannot write in {run} ({error.strerror or error})"
     if not (run / "last").exists():
@@ -47,7 +47,7 @@ class Interrupted(KeyboardInterrupt):
         self.status = 128 + number
 
 
-def harmless(text: str) -> str:
+def escape_control(text: str) -> str:
     """Text with the signs that steer a terminal written out, but for line breaks and tabs."""
     return "".join(
         c if category(c) != "Cc" or c in "\n\t" else c.encode("unicode_escape").decode()
@@ -55,12 +55,12 @@ def harmless(text: str) -> str:
     )
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggest_nearest(word: str, known: Iterable[str]) -> str:
     """The question whether another word was meant; empty where none is near."""
     close = get_close_matches(word, list(known))
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
-def note(line: str) -> None:
+def print_note(line: str) -> None:
     """Tell the user something that is no error and no answer."""
-    print(f"nanogpt: {harmless(line)}", file=sys.stderr)
+    print(f"nanogpt: {escape_control(line)}", file=sys.stderr)

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import Stopped, UserError
-from .gpu import CannotCapture, CudaGraph
 from .models import Model
 from .models.cache import Cache
+from .system.gpu import CannotCapture, CudaGraph
 
 READING = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Kernels of attention for contexts: cuDNN's take a tenth of a second for every new length."""
-AHEAD = 16
+DECODE_AHEAD = 16
 """Steps that a GPU takes before anybody looks at the tokens; drawn numbers come in as many, too."""
 
 
@@ -149,14 +149,14 @@ class Sampler:
         self.cache = Cache(B, self.block_size, device)
         self.tokens = torch.zeros(B, 1, dtype=torch.long, device=device)
         # A row for each step ahead: the numbers to draw with; the tokens, and their logprobs.
-        self.uniform = torch.zeros(AHEAD, B, device=device)
-        self.drawn = torch.zeros(AHEAD, B, dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(AHEAD, B, device=device)
+        self.uniform = torch.zeros(DECODE_AHEAD, B, device=device)
+        self.drawn = torch.zeros(DECODE_AHEAD, B, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(DECODE_AHEAD, B, device=device)
         self.asks_logprobs = logprobs
         self.finite = torch.zeros((), device=device)
         """0, and NaN since a logit was not finite."""
         self.row = torch.zeros(1, dtype=torch.long, device=device)
-        self.place = AHEAD
+        self.place = DECODE_AHEAD
         """The same on the host."""
         self.seen = torch.empty(0)
         """The tokens that each text has (B, V), where there is a penalty for it."""
@@ -183,7 +183,7 @@ class Sampler:
             left = self.block_size - max(map(len, self.contexts)) - self.in_flight
             drawn, coming = coming, None
             if steps > 0 and self.is_read and left >= 0:
-                coming = self._launch(min(steps, AHEAD if self.graph else 1, left + 1))
+                coming = self._launch(min(steps, DECODE_AHEAD if self.graph else 1, left + 1))
             elif steps > 0 and not drawn:  # all that is to be read is here
                 coming = self._launch(1, self._read)
             if coming:
@@ -195,14 +195,16 @@ class Sampler:
 
     def _launch(self, steps: int, work: Callable[[], None] | None = None) -> "_Drawn":
         """Begin with some steps, or with other work that draws one token of each text."""
-        if self.place == AHEAD:
-            numbers = torch.stack([torch.rand(AHEAD, generator=each) for each in self.numbers], 1)
+        if self.place == DECODE_AHEAD:
+            numbers = torch.stack(
+                [torch.rand(DECODE_AHEAD, generator=each) for each in self.numbers], 1
+            )
             if self.tokens.is_cuda:
                 numbers = numbers.pin_memory()  # nobody waits for the copy
             self.uniform.copy_(numbers, non_blocking=True)
             self.row.zero_()
             self.place = 0
-        first, self.place = self.place, min(AHEAD, self.place + steps)
+        first, self.place = self.place, min(DECODE_AHEAD, self.place + steps)
         for _ in range(first, self.place):
             (work or self._take_one)()
         self.in_flight += self.place - first

@@ -234,14 +234,14 @@ def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> T
 
 
 @torch.no_grad()
-def follow(means: Sequence[Tensor], weights: Sequence[Tensor], part: Tensor) -> None:
+def update_average(means: Sequence[Tensor], weights: Sequence[Tensor], part: Tensor) -> None:
     """Move running means this part () of the way to weights."""
     off = torch._foreach_sub(list(weights), list(means))
     torch._foreach_mul_(off, part)
     torch._foreach_add_(list(means), off)
 
 
-def ema_decay(step: int, config: OptimConfig) -> float:
+def get_ema_decay(step: int, config: OptimConfig) -> float:
     """How much of the running mean of the weights is kept in the step after so many.
 
     An average over 1 / (1 - ema) steps; at the start over fewer, about a ninth of those taken: the
@@ -250,7 +250,7 @@ def ema_decay(step: int, config: OptimConfig) -> float:
     return min(config.ema, (1 + step) / (10 + step))
 
 
-def gradient_norms(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     """The norm of each parameter's gradient (P,), before all are scaled down to max_norm.
 
     Together they get at most that norm, as torch.nn.utils.clip_grad_norm_ does it; 0 leaves them.
@@ -262,7 +262,7 @@ def gradient_norms(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
     return norms
 
 
-def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+def get_learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     """The rate of step 0 ... steps - 1: a linear rise, then down to min_lr as the schedule says."""
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
@@ -275,7 +275,7 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * left
 
 
-def rate_of_each(optimizers: Sequence[Optimizer], rate: float, config: OptimConfig) -> list[float]:
+def scale_rates(optimizers: Sequence[Optimizer], rate: float, config: OptimConfig) -> list[float]:
     """The learning rate of each: Adam's is rate, Muon's as much of muon_lr as rate is of lr."""
     return [
         rate / config.lr * config.muon_lr if isinstance(optimizer, Muon) else rate

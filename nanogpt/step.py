@@ -11,18 +11,25 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .data import Order, inputs_and_targets
-from .devices import autocast
+from .data import BatchOrder, inputs_and_targets
 from .evaluate import cross_entropy
-from .gpu import CudaGraph, LossFunction, compiled
-from .optim import LossScale, ema_decay, follow, gradient_norms, learning_rate, rate_of_each
-from .start import Run
+from .optim import (
+    LossScale,
+    clip_gradients,
+    get_ema_decay,
+    get_learning_rate,
+    scale_rates,
+    update_average,
+)
+from .runs.run import Run
+from .system.devices import autocast
+from .system.gpu import CudaGraph, LossFunction, compiled
 
-AHEAD = 100
+STEPS_AHEAD = 100
 """The most steps that are planned at once, and taken before anybody looks at what they found."""
 
 
-def loss_of(run: Run, say: Callable[[str], None]) -> LossFunction:
+def make_loss(run: Run, say: Callable[[str], None]) -> LossFunction:
     """The mean loss () of inputs and targets, each (B, T), that a run's model is to make small.
 
     At the run's precision. On a GPU the blocks are compiled, and what follows the logits: with a
@@ -54,15 +61,15 @@ class Stepper:
         self.parameters = list(run.model.parameters())
         settings, device = run.config.train, run.device
         block_size, tokens = run.model.config.block_size, run.data.splits["train"].tokens
-        self.order = Order(settings.order, len(tokens), block_size, run.config.seed)
+        self.order = BatchOrder(settings.order, len(tokens), block_size, run.config.seed)
         # A row for each of the steps ahead: its blocks, the rate of each optimizer, how far the
         # mean of the weights moves; and the loss and the norms of gradients that it finds.
-        shape = AHEAD, settings.batch_size, block_size + 1
+        shape = STEPS_AHEAD, settings.batch_size, block_size + 1
         self.blocks = torch.zeros(shape, dtype=tokens.dtype, device=device)
-        self.rates = torch.zeros(AHEAD, len(run.state.optimizers), device=device)
-        self.moves = torch.zeros(AHEAD, 1, device=device)
-        self.found = torch.zeros(AHEAD, 1 + len(self.parameters), device=device)
-        self.numbers = torch.arange(AHEAD, device=device)[:, None]
+        self.rates = torch.zeros(STEPS_AHEAD, len(run.state.optimizers), device=device)
+        self.moves = torch.zeros(STEPS_AHEAD, 1, device=device)
+        self.found = torch.zeros(STEPS_AHEAD, 1 + len(self.parameters), device=device)
+        self.numbers = torch.arange(STEPS_AHEAD, device=device)[:, None]
         self.row = torch.zeros(1, dtype=torch.long, device=device)
         # In float16 the host decides whether to take a step, and a graph holds no decisions.
         captures = settings.cuda_graph and device.type == "cuda" and not run.state.scale
@@ -98,10 +105,10 @@ class Stepper:
             some = torch.cat(starts[first : first + at_once])
             rows = self.blocks[first : first + len(some) // batch_size]
             rows.copy_(split.blocks(some, block_size).view_as(rows))
-        planned = [learning_rate(step, config.train.steps, config.optim) for step in coming]
-        moves = [[1 - ema_decay(step, config.optim)] for step in coming]
+        planned = [get_learning_rate(step, config.train.steps, config.optim) for step in coming]
+        moves = [[1 - get_ema_decay(step, config.optim)] for step in coming]
         self.rates[:steps] = torch.tensor(
-            [rate_of_each(state.optimizers, r, config.optim) for r in planned]
+            [scale_rates(state.optimizers, r, config.optim) for r in planned]
         )
         self.moves[:steps] = torch.tensor(moves)
         self.row.zero_()
@@ -117,7 +124,7 @@ class Stepper:
         loss = gradients(self.loss, inputs, targets, parts, state.scale)
         if state.scale:
             state.scale.unscale(self.parameters)
-        norms = gradient_norms(self.parameters, optim.grad_clip)
+        norms = clip_gradients(self.parameters, optim.grad_clip)
         row = torch.cat([loss[None], norms])
         self.found.copy_(torch.where(self.numbers == self.row, row, self.found))
         # Scaled gradients may overflow: then no optimizer takes the step, and the scale is lowered.
@@ -129,7 +136,7 @@ class Stepper:
             state.scale.update(overflowed)
         run.model.zero_grad()
         if state.average:
-            follow(state.average, self.parameters, move[0])
+            update_average(state.average, self.parameters, move[0])
         self.row += 1
 
 

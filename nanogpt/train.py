@@ -13,19 +13,21 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import Best, Contents, Writer, contents, write
-from .config import RunConfig, TrainConfig
-from .devices import memory_asked_for
-from .errors import Interrupted, Stopped, cannot_write
+from .errors import Interrupted, Stopped, write_error
 from .evaluate import evaluate
-from .files import to_json, write_whole
-from .gpu import CannotCapture, Snapshot, snapshot
-from .interrupts import Interrupts
-from .journal import Journal, Record, overfits
-from .optim import learning_rate
-from .start import Run, begun_with, prepare, resume
-from .step import AHEAD, Stepper, loss_of
-from .watch import Watch
+from .optim import get_learning_rate
+from .runs.background import BackgroundWriter
+from .runs.checkpoint import Best, Contents, checkpoint_files, write_checkpoint
+from .runs.config import RunConfig, TrainConfig
+from .runs.finite import FiniteCheck
+from .runs.journal import Journal, Record, is_overfitting
+from .runs.run import Run, read_run_config
+from .runs.start import prepare_run, resume_run
+from .step import STEPS_AHEAD, Stepper, make_loss
+from .system.devices import requested_memory
+from .system.files import to_json, write_whole
+from .system.gpu import CannotCapture, Snapshot, snapshot
+from .system.interrupts import Interrupts
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,14 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
     Raises UserError before the first step, Stopped or Interrupted after it.
     """
     reporter = reporter or Reporter()
-    return _fit(prepare(config, reporter.preparing), reporter)
+    return _fit(prepare_run(config, reporter.preparing), reporter)
 
 
-def go_on(directory: Path, config: RunConfig, reporter: Reporter | None = None) -> Result:
+def resume_training(directory: Path, config: RunConfig, reporter: Reporter | None = None) -> Result:
     """Go on with the run in a directory, from its last checkpoint; raises what train() raises."""
     reporter, steps = reporter or Reporter(), config.train.steps
-    planned = begun_with(directory).train.steps
-    run = resume(directory, config, reporter.preparing)
+    planned = read_run_config(directory).train.steps
+    run = resume_run(directory, config, reporter.preparing)
     if steps != planned and config.optim.decay_steps is None:
         reporter.said(
             f"The learning rate was planned for {planned:,} steps; from here on it follows a plan "
@@ -81,21 +83,21 @@ def go_on(directory: Path, config: RunConfig, reporter: Reporter | None = None) 
 def _fit(run: Run, reporter: Reporter) -> Result:
     beside = run.device.type != "cpu"  # a CPU is busy enough
     try:
-        with Interrupts() as interrupts, Writer(beside) as writer:
+        with Interrupts() as interrupts, BackgroundWriter(beside) as writer:
             reporter.started(run)
             ended = _loop(run, reporter, interrupts, writer)
         run.journal.draw()
     except BrokenPipeError:  # of the reporter's reader
         raise
     except OSError as error:
-        raise cannot_write(run.out, error) from None
+        raise write_error(run.out, error) from None
     except CannotCapture as error:
         raise Stopped(
             f"a step cannot be captured in a CUDA graph ({error})",
             f"; without, it is slower: nanogpt train --resume {run.out} --train.no-cuda-graph",
         ) from None
     except RuntimeError as error:
-        if asked := memory_asked_for(error):
+        if asked := requested_memory(error):
             raise _out_of_memory(run, asked) from None
         raise
     finally:
@@ -106,24 +108,24 @@ def _fit(run: Run, reporter: Reporter) -> Result:
     return Result(run, run.journal.best, run.journal.records[-1], ended)
 
 
-def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) -> str:
+def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: BackgroundWriter) -> str:
     """From where the run is to a reason to stop, which it gives."""
     settings, model, state, journal = run.config.train, run.model, run.state, run.journal
     began = time.perf_counter() - state.seconds
-    watch, warned = Watch(run), False
+    watch, warned = FiniteCheck(run), False
 
     def save() -> Snapshot:
         watch.check_model()  # what is wrong never gets to the disk
         state.seconds = round(time.perf_counter() - began, 3)
         weights = snapshot(model.state_dict())
-        files = contents(run.checkpoint(), weights, run.training())
+        files = checkpoint_files(run.checkpoint(), weights, run.training())
         writer.submit(partial(_write_last, run, files))
         return weights
 
     weights, saved = save(), state.step
     writer.submit(lambda: write_whole(run.out / "run.json", to_json(run.describe())))
 
-    stepper = Stepper(run, loss_of(run, reporter.said))
+    stepper = Stepper(run, make_loss(run, reporter.said))
 
     while True:
         step = state.step
@@ -148,7 +150,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
                 step=step,
                 tokens=state.tokens,
                 seconds=round(time.perf_counter() - began, 3),
-                lr=learning_rate(step, settings.steps, run.config.optim),
+                lr=get_learning_rate(step, settings.steps, run.config.optim),
                 train_loss=state.losses.mean().item() if len(state.losses) else None,
                 val_loss=evaluation.loss if evaluation else None,
                 bits_per_byte=evaluation.bits_per_byte if evaluation else None,
@@ -161,18 +163,18 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
                 if journal.best.averaged:
                     with state.averaged():
                         weights = snapshot(model.state_dict())
-                files = contents(run.checkpoint(), weights)
-                writer.submit(partial(write, run.out / "best", files))
+                files = checkpoint_files(run.checkpoint(), weights)
+                writer.submit(partial(write_checkpoint, run.out / "best", files))
             if due:
-                journal.draw_at_times()
+                journal.draw_if_due()
             reporter.recorded(record, journal.best)
-        if due and not warned and overfits(journal.records):
-            reporter.said(OVERFITS)
+        if due and not warned and is_overfitting(journal.records):
+            reporter.said(OVERFITTING)
             warned = True
         if due and (ended := reason_to_stop(journal, settings)):
             return ended
 
-        until = (settings.eval_every, settings.log_every, AHEAD)
+        until = (settings.eval_every, settings.log_every, STEPS_AHEAD)
         coming = min(settings.steps - step, *(every - step % every for every in until))
         found = stepper.take(coming, lambda: interrupts.received)
         watch.check(found)
@@ -181,7 +183,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: Writer) 
 
 def _write_last(run: Run, files: Contents) -> None:
     run.journal.flush()  # first the lines that the checkpoint counts on
-    write(run.out / "last", files)
+    write_checkpoint(run.out / "last", files)
 
 
 def _out_of_memory(run: Run, asked: str) -> Stopped:
@@ -200,7 +202,7 @@ def _out_of_memory(run: Run, asked: str) -> Stopped:
     )
 
 
-OVERFITS = (
+OVERFITTING = (
     "Training loss keeps falling while validation loss rises: the model has begun to learn the "
     "training text by heart. More text, more dropout or a smaller model would help."
 )

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from texts import LANGUAGES
 
-from nanogpt.byte_pairs import HubTokenizer, train_bpe
-from nanogpt.cli import main
-from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.models import GPTConfig
+from nanogpt.cli.main import main
 from nanogpt.optim import OptimConfig
+from nanogpt.runs.config import RunConfig, TrainConfig
+from nanogpt.text.bpe import HubTokenizer, train_bpe
+from tests.small import SMALL
+from tests.texts import LANGUAGES
 
 settings.register_profile("nanogpt", deadline=None)  # how long something takes is no test
 settings.load_profile("nanogpt")
@@ -120,9 +120,6 @@ def small() -> list[str]:
     for name, value in training.items():
         flags += [f"--train.{name}", str(value)]
     return flags
-
-
-SMALL = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1)
 
 
 @pytest.fixture

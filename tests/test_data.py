@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from nanogpt.corpora import corpus_of
-from nanogpt.data import Data, Order, OrderName, inputs_and_targets
+from nanogpt.data import BatchOrder, Data, OrderName, inputs_and_targets
 from nanogpt.errors import UserError
-from nanogpt.tokenizers import CharTokenizer
+from nanogpt.text.corpora import make_corpus
+from nanogpt.text.tokenizers import CharTokenizer
 
 
 def numbered(n: int) -> Data:
     """A text whose token at place i has the id i."""
     text = "".join(chr(256 + i) for i in range(n))
-    return Data(corpus_of(text), CharTokenizer(text))
+    return Data(make_corpus(text), CharTokenizer(text))
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def numbered(n: int) -> Data:
 )
 def test_the_split_is_exactly_90_to_10(n: int, train: int) -> None:
     text = "ab" * (n // 2) + "a" * (n % 2)
-    data = Data(corpus_of(text), CharTokenizer("ab"))
+    data = Data(make_corpus(text), CharTokenizer("ab"))
     assert len(data.splits["train"].tokens) == train
     assert len(data.splits["val"].tokens) == n - train
 
@@ -32,7 +32,7 @@ def test_the_split_is_in_order() -> None:
 
 
 def test_targets_are_inputs_shifted_by_one_and_blocks_stay_in_their_split() -> None:
-    data, order = numbered(100), Order("random", 90, 16, seed=0)
+    data, order = numbered(100), BatchOrder("random", 90, 16, seed=0)
     seen = set()
     for step in range(200):
         blocks = data.splits["train"].blocks(order.starts(8 * step, 8), 16)
@@ -45,7 +45,7 @@ def test_targets_are_inputs_shifted_by_one_and_blocks_stay_in_their_split() -> N
 
 def test_the_smallest_split_has_one_block() -> None:
     data = numbered(50)
-    blocks = data.splits["val"].blocks(Order("random", 5, 4, seed=0).starts(0, 4), 4)
+    blocks = data.splits["val"].blocks(BatchOrder("random", 5, 4, seed=0).starts(0, 4), 4)
     inputs, targets = inputs_and_targets(blocks)
     assert inputs.tolist() == [[45, 46, 47, 48]] * 4
     assert targets.tolist() == [[46, 47, 48, 49]] * 4
@@ -56,19 +56,19 @@ ORDERS: list[OrderName] = ["random", "epochs"]
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_order_follows_from_the_seed_and_what_was_drawn(name: OrderName) -> None:
-    order = Order(name, 1000, 8, seed=5)
+    order = BatchOrder(name, 1000, 8, seed=5)
     in_turn = [order.starts(4 * step, 4).tolist() for step in range(100)]
     torch.rand(3)  # other random numbers drawn meanwhile change nothing
-    again = Order(name, 1000, 8, seed=5)
+    again = BatchOrder(name, 1000, 8, seed=5)
     for step in (99, 3, 40, 41):
         assert again.starts(4 * step, 4).tolist() == in_turn[step]
-    for other in (Order(name, 1000, 8, seed=6), Order(name, 1000, 8, seed=4)):
+    for other in (BatchOrder(name, 1000, 8, seed=6), BatchOrder(name, 1000, 8, seed=4)):
         theirs = [other.starts(4 * step, 4).tolist() for step in range(100)]
         assert not any(batch in in_turn for batch in theirs)  # not even at another step
 
 
 def test_random_blocks_begin_anywhere_with_the_same_chance() -> None:
-    order = Order("random", 26, 16, seed=0)
+    order = BatchOrder("random", 26, 16, seed=0)
     starts = torch.cat([order.starts(10 * step, 10) for step in range(1000)])
     counts = starts.bincount(minlength=10)
     assert len(counts) == 10  # the last place leaves one target
@@ -77,7 +77,7 @@ def test_random_blocks_begin_anywhere_with_the_same_chance() -> None:
 
 
 def test_an_epoch_has_every_block_once_and_the_next_other_blocks() -> None:
-    order = Order("epochs", 1000, 8, seed=0)
+    order = BatchOrder("epochs", 1000, 8, seed=0)
     assert order.per_epoch == 124
     starts = torch.cat([order.starts(31 * step, 31) for step in range(40)])  # ten epochs
     epochs = starts.view(10, 124)
@@ -92,7 +92,7 @@ def test_an_epoch_has_every_block_once_and_the_next_other_blocks() -> None:
 @pytest.mark.parametrize("batch_size", [1, 7, 124, 300])
 @pytest.mark.parametrize("drawn", [0, 100, 124, 299])
 def test_a_batch_has_the_next_blocks_whatever_the_epoch(drawn: int, batch_size: int) -> None:
-    one, other = (Order("epochs", 1000, 8, seed=0) for _ in range(2))
+    one, other = (BatchOrder("epochs", 1000, 8, seed=0) for _ in range(2))
     in_turn = torch.cat([one.starts(before, 1) for before in range(600)])
     expected = in_turn[drawn : drawn + batch_size]
     assert torch.equal(other.starts(drawn, batch_size), expected)
@@ -103,7 +103,7 @@ def test_a_batch_has_the_next_blocks_whatever_the_epoch(drawn: int, batch_size: 
 def test_blocks_of_the_smallest_splits_stay_inside(
     name: OrderName, tokens: int, block_size: int
 ) -> None:
-    order = Order(name, tokens, block_size, seed=0)
+    order = BatchOrder(name, tokens, block_size, seed=0)
     starts = torch.cat([order.starts(3 * step, 3) for step in range(50)])
     assert starts.min() == 0
     assert starts.max() == tokens - block_size - 1
@@ -129,7 +129,7 @@ def test_tokens_are_what_they_are_however_many_there_are(more: int) -> None:
     points = (i for i in range(0x3400, 0x3440 + more) if not 0xD800 <= i < 0xE000)
     alphabet = "".join(map(chr, points))
     tokenizer, text = CharTokenizer(alphabet), alphabet[-40:]
-    data, highest = Data(corpus_of(text), tokenizer, val_fraction=0.5), len(alphabet)
+    data, highest = Data(make_corpus(text), tokenizer, val_fraction=0.5), len(alphabet)
     assert data.splits["train"].tokens.element_size() == (2 if highest <= 1 << 16 else 4)
     expected = list(range(highest - 40, highest - 20))
     inputs, targets = inputs_and_targets(data.splits["train"].blocks(torch.tensor([0, 1]), 15))
@@ -152,5 +152,5 @@ def test_a_text_too_short_says_which_split_and_what_to_do() -> None:
 
 
 def test_bytes_per_token() -> None:
-    data = Data(corpus_of("é" * 10), CharTokenizer("é"))
+    data = Data(make_corpus("é" * 10), CharTokenizer("é"))
     assert data.splits["train"].bytes_per_token == 2

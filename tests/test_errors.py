@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nanogpt
-from nanogpt.cli import TOO_LARGE
+from nanogpt.cli.main import TOO_LARGE
 
 HOME = Path(nanogpt.__file__).parent
 PAGE = (HOME.parent / "docs" / "errors.md").read_text("utf-8")
@@ -57,7 +57,7 @@ OWN = {
     for pattern in raised("UserError", "Stopped", "ValueError", "super().__init__")
     if pattern.replace("(.*)", "").strip("\\ :") and "tokens\\ are\\ more" not in pattern
 }
-IN_BRACKETS = {p for p in raised("damaged", "self.damaged", "files.damaged") if p != "(.*)"}
+IN_BRACKETS = {p for p in raised("damaged_error", "self.damaged", "files.damaged") if p != "(.*)"}
 TOO_LARGE_ROW = TOO_LARGE.format(asked="372.53 GiB")
 PARSER = "Unrecognized options: ", "Missing value for argument ", "interrupted", TOO_LARGE_ROW
 

@@ -6,18 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanogpt.corpora import corpus_of
 from nanogpt.data import Data, Split
 from nanogpt.evaluate import Ensemble, cross_entropy, evaluate
 from nanogpt.models import GPT, GPTConfig
-from nanogpt.tokenizers import CharTokenizer
+from nanogpt.text.corpora import make_corpus
+from nanogpt.text.tokenizers import CharTokenizer
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=11, dropout=0.5)
 
 
 @pytest.fixture
 def data(text: str) -> Data:
-    return Data(corpus_of(text), CharTokenizer(text))
+    return Data(make_corpus(text), CharTokenizer(text))
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_neither_batch_size_nor_dropout_matter(
 
 def test_bits_per_byte_count_bytes() -> None:
     text = "é" * 40 + "à" * 40
-    data = Data(corpus_of(text), CharTokenizer(text))
+    data = Data(make_corpus(text), CharTokenizer(text))
     found = evaluate(GPT(replace(CONFIG, vocab_size=2, block_size=4)), data.splits["train"])
     assert found.bits_per_byte == pytest.approx(found.loss / math.log(2) / 2)
 

@@ -22,13 +22,15 @@ from typing import Any
 import pytest
 import torch
 
-from nanogpt.checkpoint import SUMS, load, load_tensors, load_training
-from nanogpt.config import RunConfig, TrainConfig
 from nanogpt.errors import UserError
-from nanogpt.files import remove
 from nanogpt.models import GPTConfig, ModernConfig
 from nanogpt.optim import OptimConfig
-from nanogpt.start import Facts, begun_with, prepare, resume, text_of
+from nanogpt.runs.checkpoint import load_checkpoint, load_tensors, load_training
+from nanogpt.runs.config import RunConfig, TrainConfig
+from nanogpt.runs.reading import SUMS
+from nanogpt.runs.run import ResumeInfo, load_run_text, read_run_config
+from nanogpt.runs.start import prepare_run, resume_run
+from nanogpt.system.files import remove
 from nanogpt.train import train
 
 Files = dict[str, bytes]
@@ -189,20 +191,22 @@ def mutate(draw: random.Random, files: Files, directory: Path) -> str:
 def fuzz(base: Path, seed: int, mutants: int) -> dict[str, Any]:
     """Read mutants of the checkpoint base/run/last; counts how they ended."""
     files = {file.name: file.read_bytes() for file in (base / "run/last").iterdir()}
-    original = load(base / "run/last")
+    original = load_checkpoint(base / "run/last")
     tensors = original.model.state_dict()
-    state = prepare(replace(load_training(base / "run/last", Facts).config, out=base / "x")).state
+    state = prepare_run(
+        replace(load_training(base / "run/last", ResumeInfo).config, out=base / "x")
+    ).state
     state.step = original.step
-    pending = load_training(base / "run/last", Facts).losses
+    pending = load_training(base / "run/last", ResumeInfo).losses
     needed = state.expected(pending)
     saved = load_tensors(base / "run/last", needed)
 
     def read(directory: Path) -> None:
-        loaded = load(directory)
+        loaded = load_checkpoint(directory)
         assert loaded.model.state_dict().keys() == tensors.keys()
         for name, tensor in loaded.model.state_dict().items():
             assert torch.equal(tensor, tensors[name]), name
-        load_training(directory, Facts)
+        load_training(directory, ResumeInfo)
         for name, tensor in load_tensors(directory, needed).items():
             assert torch.equal(tensor, saved[name]), name
 
@@ -255,15 +259,15 @@ def odd_run(draw: random.Random, run: Path) -> None:
 def fuzz_runs(base: Path, seed: int) -> dict[str, int]:
     """Go on with mutants of the run base/run; counts how they ended."""
     draw, ended = random.Random(seed), Counter[str]()
-    tensors = load(base / "run/last").model.state_dict()
+    tensors = load_checkpoint(base / "run/last").model.state_dict()
     for _ in range(RUNS):
         remove(base / "mutant")
         remove(base / "outside")
         shutil.copytree(base / "run", base / "mutant")
         odd_run(draw, base / "mutant")
         try:
-            text_of(base / "mutant")
-            run = resume(base / "mutant", begun_with(base / "mutant"))
+            load_run_text(base / "mutant")
+            run = resume_run(base / "mutant", read_run_config(base / "mutant"))
             run.lock.release()
             for name, tensor in run.model.state_dict().items():
                 assert torch.equal(tensor, tensors[name]), name
@@ -302,8 +306,8 @@ def test_whatever_it_was_it_is_the_same_or_our_error(
     errors = sum(n for how, n in found["ended"].items() if how.endswith("our error"))
     assert errors > mutants / 2
     for mutation in ANYHOW:  # what nobody signed is found out, but for the odd harmless one
-        harmless = found["ended"].get(f"{mutation.__name__}: the same", 0)
-        assert harmless <= found["ended"][f"{mutation.__name__}: our error"] / 4
+        escape_control = found["ended"].get(f"{mutation.__name__}: the same", 0)
+        assert escape_control <= found["ended"][f"{mutation.__name__}: our error"] / 4
     assert found["ended"]["signed unchanged: the same"] > 0
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nanogpt.errors import Stopped, UserError
 from nanogpt.generate import (
-    AHEAD,
+    DECODE_AHEAD,
     Sampler,
     Sampling,
     draw,
@@ -23,15 +23,7 @@ from nanogpt.generate import (
     penalised,
     probabilities,
 )
-from nanogpt.models import (
-    GPT,
-    Bigram,
-    BigramConfig,
-    GPTConfig,
-    Model,
-    Modern,
-    ModernConfig,
-)
+from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig, Model, Modern, ModernConfig
 
 SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 7}
 
@@ -308,8 +300,8 @@ def test_a_gpu_writes_what_a_cpu_writes(kind: str) -> None:
     """Captured and replayed, past the context, with all filters; the same numbers are drawn."""
     how = Sampling(1.1, 0.9, 6, 0.95, 0.01)
     starts = [[1, 2], [3, 4, 5], [6] * 12]
-    here = [*generate(random_model(kind), starts, 3 * AHEAD + 5, how)]
-    assert [*generate(random_model(kind).cuda(), starts, 3 * AHEAD + 5, how)] == here
+    here = [*generate(random_model(kind), starts, 3 * DECODE_AHEAD + 5, how)]
+    assert [*generate(random_model(kind).cuda(), starts, 3 * DECODE_AHEAD + 5, how)] == here
     greedy = Sampling(temperature=0)
     here = [*generate(random_model(kind), starts, 50, greedy)]
     assert [*generate(random_model(kind).cuda(), starts, 50, greedy)] == here

@@ -16,12 +16,12 @@ from nanogpt.optim import (
     Muon,
     OptimConfig,
     build_optimizers,
-    ema_decay,
-    follow,
-    gradient_norms,
-    learning_rate,
+    clip_gradients,
+    get_ema_decay,
+    get_learning_rate,
     orthogonalise,
-    rate_of_each,
+    scale_rates,
+    update_average,
 )
 
 GPT_CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=7)
@@ -220,7 +220,7 @@ def test_the_mean_of_the_weights_is_what_is_written_out() -> None:
     for _ in range(10):
         for p in weights:
             p.data.normal_()
-        follow(means, weights, torch.tensor(0.3))
+        update_average(means, weights, torch.tensor(0.3))
         expected = [0.7 * m + 0.3 * p.double() for m, p in zip(expected, weights, strict=True)]
     for mean, e in zip(means, expected, strict=True):
         torch.testing.assert_close(mean.double(), e.detach())
@@ -228,7 +228,7 @@ def test_the_mean_of_the_weights_is_what_is_written_out() -> None:
 
 
 def test_the_first_weights_are_soon_forgotten() -> None:
-    decays = [ema_decay(step, OptimConfig(ema=0.7)) for step in range(100)]
+    decays = [get_ema_decay(step, OptimConfig(ema=0.7)) for step in range(100)]
     assert decays == [min(0.7, (1 + step) / (10 + step)) for step in range(100)]
     assert math.prod(decays[:20]) < 1e-5
 
@@ -236,7 +236,7 @@ def test_the_first_weights_are_soon_forgotten() -> None:
 def test_the_rate_of_muon_follows_that_of_adam() -> None:
     config = OptimConfig("muon", lr=0.1, muon_lr=0.02)
     optimizers = build_optimizers(MODELS["modern"], config)
-    assert rate_of_each(optimizers, 0.05, config) == [0.05, 0.01]
+    assert scale_rates(optimizers, 0.05, config) == [0.05, 0.01]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_the_scale_of_the_loss_is_that_of_torch() -> None:
 @pytest.mark.parametrize("cooldown", [1.0, 0.6, 0.1])
 def test_a_linear_schedule_is_constant_and_then_falls_in_a_line(cooldown: float) -> None:
     config = OptimConfig(lr=1.0, min_lr=0.2, warmup=10, schedule="linear", cooldown=cooldown)
-    rates = [learning_rate(step, 110, config) for step in range(120)]
+    rates = [get_learning_rate(step, 110, config) for step in range(120)]
     bend = round(110 - 100 * cooldown)
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10 : bend + 1] == pytest.approx([1.0] * (bend - 9))
@@ -286,7 +286,7 @@ def test_a_linear_schedule_is_constant_and_then_falls_in_a_line(cooldown: float)
 
 def test_the_rate_rises_then_follows_a_cosine_down() -> None:
     config = OptimConfig(lr=1.0, min_lr=0.2, warmup=10)
-    rates = [learning_rate(step, 110, config) for step in range(111)]
+    rates = [get_learning_rate(step, 110, config) for step in range(111)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1.0
     assert rates[60] == pytest.approx(0.6)  # half way
@@ -299,8 +299,10 @@ def test_the_cosine_may_end_before_the_run_or_after_it() -> None:
     planned = OptimConfig(lr=1.0, min_lr=0.2, warmup=10, decay_steps=110)
     as_long = OptimConfig(lr=1.0, min_lr=0.2, warmup=10)
     for steps in (50, 110, 300):
-        rates = [learning_rate(step, steps, planned) for step in range(steps)]
-        assert rates[:110] == [learning_rate(step, 110, as_long) for step in range(min(steps, 110))]
+        rates = [get_learning_rate(step, steps, planned) for step in range(steps)]
+        assert rates[:110] == [
+            get_learning_rate(step, 110, as_long) for step in range(min(steps, 110))
+        ]
         assert rates[110:] == [pytest.approx(0.2)] * (steps - len(rates[:110]))
 
 
@@ -311,7 +313,7 @@ def test_gradients_are_measured_and_then_scaled_as_torch_does_it() -> None:
             p.grad = torch.randn_like(p)
             q.grad = p.grad.clone()
         expected = torch.stack([p.grad.norm() for p in one.parameters() if p.grad is not None])
-        assert torch.equal(gradient_norms(list(one.parameters()), max_norm), expected)
+        assert torch.equal(clip_gradients(list(one.parameters()), max_norm), expected)
         if max_norm:
             nn.utils.clip_grad_norm_(other.parameters(), max_norm)
         for p, q in zip(one.parameters(), other.parameters(), strict=True):
@@ -322,7 +324,7 @@ def test_gradients_are_measured_and_then_scaled_as_torch_does_it() -> None:
 
 def test_a_run_shorter_than_its_warm_up_only_rises() -> None:
     config = OptimConfig(lr=1.0, warmup=100)
-    assert learning_rate(0, 5, config) < learning_rate(5, 5, config) < 1.0
+    assert get_learning_rate(0, 5, config) < get_learning_rate(5, 5, config) < 1.0
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from nanogpt.checkpoint import Checkpoint, save
-from nanogpt.commands import COMMANDS
-from nanogpt.corpora import CORPORA
+from nanogpt.cli.main import COMMANDS
 from nanogpt.models import GPT, GPTConfig
-from nanogpt.presets import PRESETS
+from nanogpt.runs.checkpoint import Checkpoint, save_checkpoint
+from nanogpt.runs.presets import PRESETS
 from nanogpt.studies.scaling import RECIPES
-from nanogpt.tokenizers import CharTokenizer
+from nanogpt.text.corpora import CORPORA
+from nanogpt.text.tokenizers import CharTokenizer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -129,7 +129,7 @@ def test_the_corpora_are_those_there_are() -> None:
 def test_the_python_runs(code: str) -> None:
     alphabet = "\n :" + "".join(map(chr, range(ord("A"), ord("Z") + 1)))
     config = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=len(alphabet))
-    save(Path("runs/tiny/best"), Checkpoint(GPT(config), CharTokenizer(alphabet), 1))
+    save_checkpoint(Path("runs/tiny/best"), Checkpoint(GPT(config), CharTokenizer(alphabet), 1))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert len(done.stdout) == 200
 

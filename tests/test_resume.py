@@ -12,18 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from same import assert_same, metrics
 
-from nanogpt.checkpoint import Best, load
-from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.devices import Precision
 from nanogpt.errors import Interrupted, UserError
-from nanogpt.journal import Record
 from nanogpt.models import BigramConfig, GPTConfig, ModernConfig
 from nanogpt.optim import OptimConfig
-from nanogpt.runs import claim
-from nanogpt.start import begun_with
-from nanogpt.train import Reporter, go_on, train
+from nanogpt.runs.checkpoint import Best, load_checkpoint
+from nanogpt.runs.config import RunConfig, TrainConfig
+from nanogpt.runs.directory import claim
+from nanogpt.runs.journal import Record
+from nanogpt.runs.run import read_run_config
+from nanogpt.system.devices import Precision
+from nanogpt.train import Reporter, resume_training, train
+from tests.same import assert_same, metrics
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
@@ -59,8 +59,8 @@ def interrupted(config: RunConfig, out: Path, *steps: int) -> None:
         train(replace(config, out=out), Stop(steps[0]))
     for step in steps[1:]:
         with pytest.raises(Interrupted):
-            go_on(out, begun_with(out), Stop(step))
-    go_on(out, begun_with(out))
+            resume_training(out, read_run_config(out), Stop(step))
+    resume_training(out, read_run_config(out))
 
 
 VARIANTS = {
@@ -96,7 +96,7 @@ def test_going_further_is_exact_too(config: RunConfig) -> None:
     train(replace(config, out=Path("straight")))
     train(replace(config, out=Path("half"), train=replace(config.train, steps=30)))
     assert metrics(Path("half"))[-1]["step"] == 30
-    go_on(Path("half"), replace(begun_with(Path("half")), train=config.train))
+    resume_training(Path("half"), replace(read_run_config(Path("half")), train=config.train))
     assert_same(Path("straight"), Path("half"))
 
 
@@ -113,10 +113,10 @@ def test_a_plan_that_changes_is_said(
 
     optim = replace(config.optim, decay_steps=decay_steps)
     train(replace(config, out=Path("run"), optim=optim, train=replace(config.train, steps=20)))
-    begun, ears = begun_with(Path("run")), Ears()
-    go_on(Path("run"), begun, ears)
+    begun, ears = read_run_config(Path("run")), Ears()
+    resume_training(Path("run"), begun, ears)
     assert ears.heard == []
-    go_on(Path("run"), replace(begun, train=config.train), ears)
+    resume_training(Path("run"), replace(begun, train=config.train), ears)
     says = "The learning rate was planned for 20 steps; from here on it follows a plan for 60."
     assert ears.heard == [says] * times
 
@@ -137,17 +137,17 @@ def test_it_is_the_same_when_it_ends_anywhere_else(config: RunConfig) -> None:
         train(replace(config, out=Path("pulled")), Pull(0))
     for step in (15, 20, 55, 60):  # best/ of step 20 is written by then, its line is not
         with pytest.raises(KeyboardInterrupt):
-            go_on(Path("pulled"), begun_with(Path("pulled")), Pull(step))
+            resume_training(Path("pulled"), read_run_config(Path("pulled")), Pull(step))
     with Path("pulled/metrics.jsonl").open("a") as file:
         file.write('{"step": 60, "tok')  # half a line
-    go_on(Path("pulled"), begun_with(Path("pulled")))
+    resume_training(Path("pulled"), read_run_config(Path("pulled")))
     assert_same(Path("straight"), Path("pulled"))
 
 
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(config: RunConfig) -> None:
     first = train(replace(config, out=Path("run")))
     before = metrics(Path("run"))
-    again = go_on(Path("run"), begun_with(Path("run")))
+    again = resume_training(Path("run"), read_run_config(Path("run")))
     assert again.ended == first.ended == "all 60 steps done"
     assert again.best == first.best
     assert metrics(Path("run")) == before
@@ -158,26 +158,26 @@ def test_it_can_move_house(config: RunConfig) -> None:
     with pytest.raises(Interrupted):
         train(replace(config, out=Path("old")), Stop(35))
     shutil.move("old", "new")
-    go_on(Path("new"), begun_with(Path("new")))
+    resume_training(Path("new"), read_run_config(Path("new")))
     assert_same(Path("straight"), Path("new"))
     assert json.loads(Path("new/run.json").read_text())["config"]["out"] == "new"
 
 
 def test_the_best_is_kept_though_what_follows_is_worse(config: RunConfig) -> None:
     train(replace(config, out=Path("run"), train=replace(config.train, steps=30)))
-    best = load("run/best")
-    worse = replace(begun_with(Path("run")), optim=replace(config.optim, lr=10.0))
-    result = go_on(Path("run"), replace(worse, train=config.train))
+    best = load_checkpoint("run/best")
+    worse = replace(read_run_config(Path("run")), optim=replace(config.optim, lr=10.0))
+    result = resume_training(Path("run"), replace(worse, train=config.train))
     assert result.best == best.best
-    assert load("run/best").step == best.step
+    assert load_checkpoint("run/best").step == best.step
 
 
 def test_the_best_may_have_been_deleted(config: RunConfig) -> None:
     with pytest.raises(Interrupted):
         train(replace(config, out=Path("run")), Stop(25))
     shutil.rmtree("run/best")
-    result = go_on(Path("run"), begun_with(Path("run")))
-    assert load("run/best").best == result.best
+    result = resume_training(Path("run"), read_run_config(Path("run")))
+    assert load_checkpoint("run/best").best == result.best
     assert result.best.step in (40, 60)
 
 
@@ -207,7 +207,7 @@ def test_another_run_is_refused(config: RunConfig, change: dict[str, object], sa
         train(replace(config, out=Path("run")), Stop(20))
     before = {file: file.read_bytes() for file in Path("run").rglob("[!.]*") if file.is_file()}
     with pytest.raises(UserError, match=says) as _error:  # keeps what the run held alive
-        go_on(Path("run"), replace(begun_with(Path("run")), **change))  # type: ignore[arg-type]
+        resume_training(Path("run"), replace(read_run_config(Path("run")), **change))  # type: ignore[arg-type]
     claim(Path("run")).release()  # it is free for another try
     assert before == {f: f.read_bytes() for f in Path("run").rglob("[!.]*") if f.is_file()}
 
@@ -229,7 +229,7 @@ def test_metrics_that_were_changed_are_named(
     kept = file.read_text().splitlines(keepends=True)[:lines] if lines is not None else ["x\n"] * 9
     file.write_text("".join(kept) if lines != -1 else "".join(kept)[:-1])  # the last one cut
     with pytest.raises(UserError, match=rf"run.metrics\.jsonl is missing or damaged \({says}"):
-        go_on(Path("run"), begun_with(Path("run")))
+        resume_training(Path("run"), read_run_config(Path("run")))
 
 
 # By signals, from outside.
@@ -275,7 +275,7 @@ def test_a_run_goes_on_on_another_device(config: RunConfig) -> None:
     config = replace(config, device="cuda", train=replace(config.train, compile=False))
     with pytest.raises(Interrupted):
         train(replace(config, out=Path("run")), Stop(20))
-    result = go_on(Path("run"), replace(begun_with(Path("run")), device="cpu"))
+    result = resume_training(Path("run"), replace(read_run_config(Path("run")), device="cpu"))
     assert result.last.step == 60
     assert result.best.val_loss < 2.4
 

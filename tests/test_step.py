@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
 from torch import Tensor
 
-from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.data import Order, Split, inputs_and_targets
-from nanogpt.devices import use_deterministic
+from nanogpt.data import BatchOrder, Split, inputs_and_targets
 from nanogpt.evaluate import cross_entropy
 from nanogpt.models import GPT, GPTConfig, ModernConfig, build
-from nanogpt.optim import OptimConfig, ema_decay, learning_rate
-from nanogpt.start import Run, begun_with, prepare
-from nanogpt.step import AHEAD, Stepper, gradients, loss_of
-from nanogpt.train import go_on, train
+from nanogpt.optim import OptimConfig, get_ema_decay, get_learning_rate
+from nanogpt.runs.config import RunConfig, TrainConfig
+from nanogpt.runs.run import Run, read_run_config
+from nanogpt.runs.start import prepare_run
+from nanogpt.step import STEPS_AHEAD, Stepper, gradients, make_loss
+from nanogpt.system.devices import use_deterministic
+from nanogpt.train import resume_training, train
+from tests.small import SMALL
 
 
 def test_four_parts_of_16_are_a_batch_of_64() -> None:
@@ -45,7 +46,7 @@ def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
     config = replace(config, seed=7, model=replace(SMALL, dropout=0.0), train=settings)
     trained = train(config).run.model
 
-    run = prepare(config)
+    run = prepare_run(config)
     torch.manual_seed(7)
     for fresh, p in zip(build(run.model.config).parameters(), run.model.parameters(), strict=True):
         assert torch.equal(fresh, p)
@@ -54,7 +55,7 @@ def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
     groups: list[dict[str, object]] = [{"params": matrices}]
     groups += [{"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.1)
-    order = Order("random", len(run.data.splits["train"].tokens), 16, seed=7)
+    order = BatchOrder("random", len(run.data.splits["train"].tokens), 16, seed=7)
     for step in range(3):
         inputs, targets = inputs_and_targets(
             run.data.splits["train"].blocks(order.starts(8 * step, 8), 16)
@@ -89,17 +90,17 @@ def test_blocks_are_drawn_in_the_order_asked_for(
     model = replace(SMALL, block_size=32)
     run = train(replace(config, model=model, train=settings)).run
     settings = replace(settings, steps=63, batch_size=4)
-    go_on(run.out, replace(begun_with(run.out), train=settings))
-    order = Order("epochs", len(run.data.splits["train"].tokens), 32, config.seed)
+    resume_training(run.out, replace(read_run_config(run.out), train=settings))
+    order = BatchOrder("epochs", len(run.data.splits["train"].tokens), 32, config.seed)
     assert order.per_epoch == 167
     assert len(drawn) == 21 * 8 + 42 * 4
     assert torch.equal(torch.tensor(drawn), order.starts(0, len(drawn)))
 
 
 def stepper(config: RunConfig) -> tuple[Run, Stepper]:
-    run = prepare(config)
+    run = prepare_run(config)
     run.lock.release()
-    return run, Stepper(run, loss_of(run, pytest.fail))
+    return run, Stepper(run, make_loss(run, pytest.fail))
 
 
 def never() -> bool:
@@ -134,7 +135,7 @@ def test_it_finds_the_loss_and_the_norm_of_every_gradient(config: RunConfig) -> 
     """Before they are made smaller."""
     config = replace(config, model=replace(SMALL, dropout=0.0))
     run, steps = stepper(replace(config, optim=replace(config.optim, grad_clip=1e-3)))
-    order = Order("random", len(run.data.splits["train"].tokens), 16, config.seed)
+    order = BatchOrder("random", len(run.data.splits["train"].tokens), 16, config.seed)
     inputs, targets = inputs_and_targets(run.data.splits["train"].blocks(order.starts(0, 8), 16))
     loss = cross_entropy(run.model(inputs), targets)
     slopes = torch.autograd.grad(loss, [*run.model.parameters()])
@@ -158,18 +159,22 @@ def test_it_stops_between_two_steps(muon: RunConfig) -> None:
 
 def test_every_step_has_its_own_rates(muon: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of Adam, of Muon and of the mean of the weights; the plan has as many rows as may be."""
-    muon = replace(muon, train=replace(muon.train, steps=2 * AHEAD))
+    muon = replace(muon, train=replace(muon.train, steps=2 * STEPS_AHEAD))
     run, steps = stepper(muon)
     used: list[list[float]] = [[], [], []]
     for optimizer, rates in zip(run.state.optimizers, used[:2], strict=True):
         monkeypatch.setattr(optimizer, "step", lambda rate, rates=rates: rates.append(float(rate)))
     monkeypatch.setattr("nanogpt.step.follow", lambda m, w, part: used[2].append(float(part)))
-    for n in (3, AHEAD):
+    for n in (3, STEPS_AHEAD):
         steps.take(n, never)
-    planned = [learning_rate(step, 2 * AHEAD, muon.optim) for step in range(AHEAD + 3)]
+    planned = [
+        get_learning_rate(step, 2 * STEPS_AHEAD, muon.optim) for step in range(STEPS_AHEAD + 3)
+    ]
     assert used[0] == pytest.approx(planned)
     assert used[1] == pytest.approx([3 * rate for rate in planned])
-    assert used[2] == pytest.approx([1 - ema_decay(step, muon.optim) for step in range(AHEAD + 3)])
+    assert used[2] == pytest.approx(
+        [1 - get_ema_decay(step, muon.optim) for step in range(STEPS_AHEAD + 3)]
+    )
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -184,12 +189,12 @@ def test_the_compiled_loss_is_the_one_that_is_used(
     monkeypatch.setattr("nanogpt.step.compiled", lambda *_: fast if works else None)
     run, _ = stepper(config)
     run.model.eval()  # no dropout
-    loss = loss_of(replace(run, device=torch.device("cuda")), pytest.fail)
+    loss = make_loss(replace(run, device=torch.device("cuda")), pytest.fail)
     inputs, targets = inputs_and_targets(run.data.splits["train"].blocks(torch.tensor([0]), 16))
     if works:
         assert loss(inputs, targets) == 7
     else:
-        loss = loss_of(run, pytest.fail)
+        loss = make_loss(run, pytest.fail)
         torch.testing.assert_close(loss(inputs, targets), cross_entropy(run.model(inputs), targets))
 
 

@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from same import assert_same
 
-from nanogpt.checkpoint import load
+from nanogpt.runs.checkpoint import load_checkpoint
+from tests.same import assert_same
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
@@ -53,14 +53,14 @@ def test_a_signal_saves_and_says_how_to_go_on(
         training.send_signal(number)
         _, err = training.communicate(timeout=60)
         assert training.returncode == 128 + number
-    step = load("mine/last").step
+    step = load_checkpoint("mine/last").step
     assert step > 10
     says = f"interrupted and saved at step {step:,}; go on with: nanogpt train --resume mine"
     assert err == f"\nnanogpt: {says}\n"
     status, out, err = nanogpt("train", "--resume", "mine", "--train.steps", step + 5)
     assert (status, err) == (0, "")
     assert f"going on from step {step:,}" in out
-    assert load("mine/last").step == step + 5
+    assert load_checkpoint("mine/last").step == step + 5
 
 
 def test_a_second_signal_leaves_at_once(process: Process, text_file: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_second_signal_leaves_at_once(process: Process, text_file: Path) -> No
         _, err = training.communicate(timeout=60)
         assert training.returncode == 130
         assert err == "\nnanogpt: interrupted\n"
-    assert load("mine/last").step == 0
+    assert load_checkpoint("mine/last").step == 0
 
 
 def is_writing(run: Path) -> bool:
@@ -98,7 +98,7 @@ def kill_and_go_on(process: Process, text_file: Path, kills: int, steps: int, se
         writing += is_writing(out)
         for checkpoint in ("last", "best"):  # whole at every instant
             if (out / "run.json").exists() and (out / checkpoint).exists():
-                load(out / checkpoint)
+                load_checkpoint(out / checkpoint)
         if (out / "run.json").exists():
             arguments = ["train", "--resume", "killed"]
     with process(*arguments) as training:
@@ -135,7 +135,7 @@ def test_two_processes_do_not_train_in_one_directory(
         assert err.startswith(f"nanogpt: process {training.pid} is training in mine: wait for it")
         training.kill()
         training.wait()
-    step = load("mine/last").step
+    step = load_checkpoint("mine/last").step
     assert nanogpt("train", "--resume", "mine", "--train.steps", step + 5)[0] == 0
 
 
@@ -150,8 +150,8 @@ def stopped_by_a_full_disk(answer: tuple[int, str, str], run: Path, reason: str)
         f"nanogpt: cannot write in {run} ({reason}): make room, then go on with: "
         f"nanogpt train --resume {run}\n"
     )
-    assert load(run / "last").step >= 20
-    assert load(run / "best").step >= 20
+    assert load_checkpoint(run / "last").step >= 20
+    assert load_checkpoint(run / "best").step >= 20
     assert not list(run.glob(".*.new"))
 
 

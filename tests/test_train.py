@@ -9,25 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
 
-from nanogpt.checkpoint import Best, load
-from nanogpt.config import RunConfig, TrainConfig
-from nanogpt.corpora import corpus_of
 from nanogpt.data import Data
 from nanogpt.errors import UserError
 from nanogpt.evaluate import evaluate
-from nanogpt.journal import Journal, Record
 from nanogpt.models import BigramConfig
 from nanogpt.optim import OptimConfig
-from nanogpt.start import prepare
-from nanogpt.tokenizers import CharTokenizer
-from nanogpt.train import (
-    Reporter,
-    Result,
-    reason_to_stop,
-    train,
-)
+from nanogpt.runs.checkpoint import Best, load_checkpoint
+from nanogpt.runs.config import RunConfig, TrainConfig
+from nanogpt.runs.journal import Journal, Record
+from nanogpt.runs.start import prepare_run
+from nanogpt.text.corpora import make_corpus
+from nanogpt.text.tokenizers import CharTokenizer
+from nanogpt.train import Reporter, Result, reason_to_stop, train
+from tests.small import SMALL
 
 
 def lines(result: Result) -> list[dict[str, float]]:
@@ -36,9 +31,9 @@ def lines(result: Result) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(s).items() if k != "seconds"} for s in text.splitlines()]
 
 
-def loss_of(result: Result, checkpoint: str) -> float:
+def make_loss(result: Result, checkpoint: str) -> float:
     """The validation loss of a checkpoint, measured anew."""
-    loaded = load(result.run.out / checkpoint)
+    loaded = load_checkpoint(result.run.out / checkpoint)
     return evaluate(loaded.model, result.run.data.splits["val"]).loss
 
 
@@ -70,10 +65,10 @@ def by_heart(config: RunConfig, tmp_path: Path, text: str) -> RunConfig:
 def test_the_best_weights_have_the_best_loss(by_heart: RunConfig) -> None:
     result = train(by_heart)
     assert result.best.step < result.last.step == 300
-    best, last = load(result.run.out / "best"), load(result.run.out / "last")
+    best, last = load_checkpoint(result.run.out / "best"), load_checkpoint(result.run.out / "last")
     assert (best.step, last.step) == (result.best.step, 300)
-    assert loss_of(result, "best") == pytest.approx(result.best.val_loss)
-    assert loss_of(result, "last") == pytest.approx(result.last.val_loss)
+    assert make_loss(result, "best") == pytest.approx(result.best.val_loss)
+    assert make_loss(result, "last") == pytest.approx(result.last.val_loss)
 
 
 def test_the_mean_of_the_weights_is_kept_where_it_is_better(config: RunConfig) -> None:
@@ -88,8 +83,8 @@ def test_the_mean_of_the_weights_is_kept_where_it_is_better(config: RunConfig) -
     )
     assert record.val_loss is not None
     assert record.val_loss > result.best.val_loss
-    assert loss_of(result, "best") == pytest.approx(result.best.val_loss)
-    assert loss_of(result, "last") == pytest.approx(result.last.val_loss)
+    assert make_loss(result, "best") == pytest.approx(result.best.val_loss)
+    assert make_loss(result, "last") == pytest.approx(result.last.val_loss)
     assert lines(result)[-1]["val_loss"] == result.last.val_loss
 
 
@@ -98,7 +93,7 @@ def test_a_mean_that_is_worse_is_not_kept(config: RunConfig) -> None:
     result = train(replace(config, optim=optim, train=replace(config.train, steps=20)))
     assert not result.best.averaged
     assert evaluate(
-        load(result.run.out / "best").model, result.run.data.splits["val"]
+        load_checkpoint(result.run.out / "best").model, result.run.data.splits["val"]
     ).loss == pytest.approx(result.best.val_loss)
     without = train(config=replace(config, train=replace(config.train, steps=20)))
     assert without.best.val_loss == result.best.val_loss  # the mean only looks on
@@ -133,7 +128,7 @@ def test_the_baseline_is_counted_on_the_training_split(config: RunConfig, text: 
     pairs, firsts = Counter(pairwise(train_text)), Counter(train_text[:-1])
     V = len(set(text))
     losses = [-math.log((pairs[a, b] + 1) / (firsts[a] + V)) for a, b in pairwise(val_text)]
-    assert prepare(config).bigram_loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert prepare_run(config).bigram_loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_a_run_in_parts_is_the_same_run(config: RunConfig) -> None:
@@ -208,9 +203,9 @@ def test_overfitting_is_said_once(by_heart: RunConfig) -> None:
 
 
 def test_the_alphabet_decides_the_vocabulary(config: RunConfig, text: str) -> None:
-    assert prepare(config).model.config.vocab_size == len(set(text))
+    assert prepare_run(config).model.config.vocab_size == len(set(text))
     with pytest.raises(UserError, match=r"--model.vocab-size is 99, but this text has \d+ diff"):
-        prepare(replace(config, model=replace(SMALL, vocab_size=99)))
+        prepare_run(replace(config, model=replace(SMALL, vocab_size=99)))
 
 
 def test_nothing_is_written_for_a_run_that_cannot_begin(config: RunConfig) -> None:
@@ -238,7 +233,7 @@ def test_bfloat16_learns_as_well(config: RunConfig) -> None:
     assert {p.dtype for p in coarse.run.model.parameters()} == {torch.float32}
     assert lines(coarse)[1]["train_loss"] != lines(exact)[1]["train_loss"]
     # The measure is the same for both: float32.
-    last = evaluate(load(coarse.run.out / "last").model, coarse.run.data.splits["val"])
+    last = evaluate(load_checkpoint(coarse.run.out / "last").model, coarse.run.data.splits["val"])
     assert last.loss == pytest.approx(coarse.last.val_loss, abs=1e-7)
 
 
@@ -251,7 +246,7 @@ def test_a_gpu_learns_the_same(config: RunConfig, compile: bool) -> None:
     there = train(replace(config, device="cuda", precision="float32", train=settings))
     assert lines(there)[0] == pytest.approx(lines(here)[0], abs=1e-3)  # the same start
     assert there.best.val_loss == pytest.approx(here.best.val_loss, abs=0.05)
-    assert load(there.run.out / "best").step == there.best.step
+    assert load_checkpoint(there.run.out / "best").step == there.best.step
 
 
 @pytest.mark.gpu
@@ -269,6 +264,6 @@ def test_tokens_that_a_gpu_has_no_room_for_stay_with_the_host(
 
 
 def test_data_is_encoded_by_the_runs_own_tokenizer(config: RunConfig, text: str) -> None:
-    run = prepare(config)
-    again = Data(corpus_of(text), CharTokenizer(text))
+    run = prepare_run(config)
+    again = Data(make_corpus(text), CharTokenizer(text))
     assert torch.equal(run.data.splits["val"].tokens, again.splits["val"].tokens)

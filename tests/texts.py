@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from nanogpt.tokenizers import Tokenizer
+from nanogpt.text.tokenizers import Tokenizer
 
 LANGUAGES = [
     "To be, or not to be: that's the question.\n\n  We'll see 1,234 things.",

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..models import ModernConfig, build, flops_per_token
-from .law import Law, bootstrap, fit
+from .law import ScalingLaw, bootstrap, fit
 from .trial import Trial
 
 
@@ -83,7 +83,7 @@ Curve = list[tuple[float, float]]
 class Fitted:
     """A law, and how well it holds."""
 
-    law: Law
+    law: ScalingLaw
     bounds: dict[str, tuple[float, float]]
     """95% intervals of its numbers."""
     error: float
@@ -94,7 +94,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Size:
+class Bottleneck:
     """What holds back a size of model, with all the data that there is."""
 
     N: int
@@ -127,7 +127,7 @@ class Scaling:
     """With p of 1: what is missing adds up."""
     free: Fitted
     """With p as it fits."""
-    sizes: list[Size]
+    sizes: list[Bottleneck]
     """By the latter."""
     curves: list[tuple[int, Curve]]
     """Of the best run of each size on all the data, with its parameters."""
@@ -147,7 +147,7 @@ def conclude(trials: Sequence[Trial], bootstraps: int = 300) -> Scaling:
     free = fitted(grid, True, bootstraps)
     law = free.law
     best = {cell.run for cell in grid if most == cell.D}
-    curves = [(t.parameters, curve_of(t)) for t in trials if t.config.name in best]
+    curves = [(t.parameters, loss_curve(t)) for t in trials if t.config.name in best]
     curves.sort()
     ahead = takeovers(curves)
     return Scaling(
@@ -157,7 +157,7 @@ def conclude(trials: Sequence[Trial], bootstraps: int = 300) -> Scaling:
         sum=fitted(grid, False, bootstraps),
         free=free,
         sizes=[
-            Size(
+            Bottleneck(
                 N=n,
                 of_size=law.of_size(n),
                 of_data=law.of_data(most),
@@ -193,7 +193,7 @@ def fitted(grid: Sequence[Cell], free: bool, bootstraps: int) -> Fitted:
     )
 
 
-def curve_of(trial: Trial) -> Curve:
+def loss_curve(trial: Trial) -> Curve:
     """How the loss fell in a run."""
     each_token = flops_per_token(build(trial.config.model))
     return [(float(each_token) * point.tokens, point.loss) for point in trial.points]

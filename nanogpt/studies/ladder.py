@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from .. import corpora
-from ..config import RunConfig, TrainConfig
-from ..corpora import SPLITS
-from ..data import Data, widened
-from ..encoding import tokenizer_of
-from ..files import to_json, write_whole
+from ..api import load
+from ..data import Data, to_int64
 from ..models import GPTConfig, ModelConfig, ModernConfig, PlainConfig
 from ..optim import OptimConfig
-from ..plots import draw_ladder
+from ..runs.config import RunConfig, TrainConfig
+from ..system.files import to_json, write_whole
+from ..text import corpora
+from ..text.corpora import SPLITS
+from ..text.encoding import get_tokenizer
 from ..train import Reporter
-from ..trained import load
 from .ngrams import NGrams
-from .trial import made, trial, writing
+from .plots import draw_ladder
+from .trial import made, stop_on_disk_error, trial
 
 COMMAND = "nanogpt study ladder"
 COUNTED = ("unigram", "bigram", "trigram")
@@ -31,7 +31,7 @@ LINE = 60
 
 
 @dataclass(frozen=True)
-class Size:
+class LadderConfig:
     """What the rungs are made of, and how long they are trained."""
 
     small: GPTConfig
@@ -60,7 +60,7 @@ _muon = OptimConfig(
 
 SIZES = {
     # Made for two cores; for a GPU see the second.
-    "cpu": Size(
+    "cpu": LadderConfig(
         small=GPTConfig(n_layer=4, n_head=4, n_embd=64, block_size=64),
         whole=GPTConfig(n_layer=6, n_head=4, n_embd=128, block_size=64),
         dropout=0.1,
@@ -70,7 +70,7 @@ SIZES = {
             steps=1000, batch_size=12, eval_every=500, eval_first=False, compile=False
         ),
     ),
-    "cuda": Size(
+    "cuda": LadderConfig(
         small=GPTConfig(n_layer=4, n_head=6, n_embd=192, block_size=256),
         whole=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256),
         dropout=0.2,
@@ -109,7 +109,7 @@ class Ladder:
     rungs: list[Rung]
 
 
-def models(size: Size) -> Iterator[tuple[str, str, ModelConfig, OptimConfig]]:
+def models(size: LadderConfig) -> Iterator[tuple[str, str, ModelConfig, OptimConfig]]:
     """The rungs that are trained: name, what is new, model, optimizer."""
     small, whole, optim = size.small, size.whole, size.optim
     plain = PlainConfig(**{**asdict(small), "n_layer": 1, "n_head": 1})
@@ -133,9 +133,9 @@ def models(size: Size) -> Iterator[tuple[str, str, ModelConfig, OptimConfig]]:
     yield "muon", "Muon instead of Adam", modern, size.muon
 
 
-def study(
+def run_ladder(
     base: RunConfig,
-    size: Size,
+    size: LadderConfig,
     reporter: Reporter,
     told: Callable[[Rung], None],
 ) -> Ladder:
@@ -151,11 +151,11 @@ def study(
         rungs.append(rung)
         told(rung)
 
-    corpus = corpora.load(base.data, progress=reporter.preparing)
-    tokenizer = tokenizer_of(base.tokenizer, corpus, base.val_fraction, reporter.preparing)
+    corpus = corpora.load_corpus(base.data, progress=reporter.preparing)
+    tokenizer = get_tokenizer(base.tokenizer, corpus, base.val_fraction, reporter.preparing)
     data = Data(corpus, tokenizer, "cpu", base.val_fraction, reporter.preparing)
     data.require(size.small.block_size)
-    train, val = (widened(data.splits[name].tokens) for name in SPLITS)
+    train, val = (to_int64(data.splits[name].tokens) for name in SPLITS)
     start = int(val[0])
     for n, name in enumerate(COUNTED, 1):
         began = time.perf_counter()
@@ -171,7 +171,7 @@ def study(
                 bits_per_byte=data.splits["val"].bits_per_byte(loss),
                 parameters=ngrams.parameters,
                 seconds=round(seconds, 3),
-                sample=line_of(tokenizer.decode(written)),
+                sample=longest_line(tokenizer.decode(written)),
             )
         )
     for name, adds, model, optim in models(size):
@@ -187,7 +187,7 @@ def study(
                 bits_per_byte=found.bits_per_byte,
                 parameters=found.parameters,
                 seconds=found.seconds,
-                sample=line_of(text),
+                sample=longest_line(text),
             )
         )
     T = size.small.block_size
@@ -197,14 +197,14 @@ def study(
         budget=f"{base.train.steps:,} steps of {base.train.batch_size} × {T} tokens",
         rungs=rungs,
     )
-    with writing(out):
+    with stop_on_disk_error(out):
         write_whole(out / "ladder.json", to_json(asdict(ladder)))
         write_whole(out / "ladder.md", table(ladder).encode())
         draw_ladder(out / "ladder.svg", [(rung.name, rung.val_loss) for rung in rungs])
     return ladder
 
 
-def line_of(text: str) -> str:
+def longest_line(text: str) -> str:
     """The longest line of a text, cut to LINE characters."""
     return max((line.strip() for line in text.splitlines()), key=len, default="")[:LINE]
 

@@ -17,7 +17,7 @@ DELTA = 1e-3
 
 
 @dataclass(frozen=True)
-class Law:
+class ScalingLaw:
     """L(N, D) = E + ((A / N^α)^p + (B / D^β)^p)^(1/p).
 
     With p of 1 that is the sum of Hoffmann et al., for text of which nothing is read twice. Where a
@@ -62,7 +62,9 @@ def require_scipy() -> None:
         ) from None
 
 
-def fit(N: Sequence[float], D: Sequence[float], L: Sequence[float], free: bool = False) -> Law:
+def fit(
+    N: Sequence[float], D: Sequence[float], L: Sequence[float], free: bool = False
+) -> ScalingLaw:
     """The law that is nearest to losses L of sizes N and data D: six or more of each.
 
     By the sum of Huber losses of the errors of log L, from many starts (Hoffmann et al., eq. 3).
@@ -83,7 +85,7 @@ def bootstrap(
     N: Sequence[float],
     D: Sequence[float],
     L: Sequence[float],
-    law: Law,
+    law: ScalingLaw,
     times: int,
     free: bool = False,
     seed: int = 0,
@@ -127,6 +129,6 @@ def _best(n: Numbers, d: Numbers, logs: Numbers, starts: Sequence[Numbers]) -> N
     return best
 
 
-def _law(x: Numbers) -> Law:
+def _law(x: Numbers) -> ScalingLaw:
     a, alpha, b, beta, e, *p = (float(number) for number in x)
-    return Law(math.exp(e), math.exp(a), alpha, math.exp(b), beta, math.exp(sum(p)))
+    return ScalingLaw(math.exp(e), math.exp(a), alpha, math.exp(b), beta, math.exp(sum(p)))

@@ -13,11 +13,12 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from ..config import RunConfig
-from ..devices import cores, pick_device
 from ..errors import Interrupted, Stopped, UserError
-from ..files import remove
-from ..interrupts import Interrupts
+from ..runs.config import RunConfig
+from ..system.cores import cores
+from ..system.devices import pick_device
+from ..system.files import remove
+from ..system.interrupts import Interrupts
 from .trial import Trial, finished, trial
 
 

@@ -14,18 +14,18 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from .. import corpora
-from ..config import RunConfig, TrainConfig
-from ..corpora import cut_at
-from ..files import to_json, write_whole
 from ..models import ModernConfig, build, flops_per_token
 from ..optim import OptimConfig
-from ..plots import draw_fit, draw_frontier, draw_residuals
-from ..tokenizers import CharTokenizer
+from ..runs.config import RunConfig, TrainConfig
+from ..system.files import to_json, write_whole
+from ..text import corpora
+from ..text.corpora import cut_at
+from ..text.tokenizers import CharTokenizer
 from .findings import Scaling, conclude, tables
 from .law import require_scipy
+from .plots import draw_fit, draw_frontier, draw_residuals
 from .processes import run_all
-from .trial import Trial, made, writing
+from .trial import Trial, made, stop_on_disk_error
 
 COMMAND = "nanogpt study scaling"
 SHAPES = ((1, 1, 24), (3, 1, 32), (3, 2, 64), (5, 3, 96), (6, 3, 168), (7, 6, 288), (9, 8, 512))
@@ -33,7 +33,7 @@ SHAPES = ((1, 1, 24), (3, 1, 32), (3, 2, 64), (5, 3, 96), (6, 3, 168), (7, 6, 28
 the one before."""
 PARTS = (1, 2, 4, 8, 16)
 """All of the text to learn from, a half of it, …"""
-LARGE = 1_000_000
+LARGE_MODEL = 1_000_000
 """Parameters from which on a recipe's lower rates hold: so large a model learns fast enough with
 them, and its weights move about less at the end."""
 COMPILED = 5_000_000
@@ -87,9 +87,9 @@ def texts() -> tuple[list[str], str]:
     Tiny Shakespeare's training part and all plays that it does not have, without the few characters
     that are not in it; and its validation part. Pieces end where a speech does.
     """
-    tiny = corpora.load("tinyshakespeare")
+    tiny = corpora.load_corpus("tinyshakespeare")
     val, known = "".join(tiny.part("val")), set(tiny.text())
-    rest = "".join(c for c in corpora.load("shakespeare-rest").text() if c in known)
+    rest = "".join(c for c in corpora.load_corpus("shakespeare-rest").text() if c in known)
     text, pieces, start = "".join(tiny.part("train")) + rest, [], 0
     while start < len(text):
         end = text.find("\n\n", start + PIECE) + 2
@@ -163,7 +163,7 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
 
 
 def _optim(N: int, recipe: Recipe) -> OptimConfig:
-    rate = recipe.rate if N >= LARGE else 1.0
+    rate = recipe.rate if N >= LARGE_MODEL else 1.0
     return OptimConfig(
         optimizer="muon",
         lr=4e-3 * rate,
@@ -184,7 +184,7 @@ def _alone(run: RunConfig) -> bool:
     return 12 * model.n_layer * model.n_embd**2 >= ALONE
 
 
-def study(
+def run_scaling(
     base: RunConfig,
     grid: Grid,
     at_a_time: int,
@@ -200,7 +200,7 @@ def study(
     assert base.out is not None
     require_scipy()
     out = made(base.out)
-    with writing(out):
+    with stop_on_disk_error(out):
         runs = plan(base, grid)
     trials = run_all(
         runs, at_a_time, _alone, COMMAND, lambda run, came, n: told(run, came, n, len(runs)), said
@@ -209,7 +209,7 @@ def study(
     found = conclude(trials)
     measured = [(float(c.N), float(c.D), c.loss) for c in found.cells]
     edge = [(C, loss) for C, loss, _ in found.frontier]
-    with writing(out):
+    with stop_on_disk_error(out):
         write_whole(out / "scaling.json", to_json(asdict(found)))
         write_whole(out / "scaling.md", tables(found).encode())
         draw_fit(out / "fit.svg", measured, found.free.law.loss)

@@ -5,15 +5,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .. import corpora
-from ..config import RunConfig, settings
-from ..devices import describe
-from ..errors import Interrupted, Stopped, UserError, cannot_write
-from ..files import damaged, read_json, to_json, write_whole
+from ..errors import Interrupted, Stopped, UserError, write_error
 from ..models import KINDS
-from ..schema import parse
-from ..start import begun_with
-from ..train import Reporter, Result, go_on, train
+from ..runs.config import RunConfig, settings
+from ..runs.run import read_run_config
+from ..system.devices import describe
+from ..system.files import damaged_error, read_json, to_json, write_whole
+from ..system.schema import parse_dataclass
+from ..text import corpora
+from ..train import Reporter, Result, resume_training, train
 
 FILE = "trial.json"
 
@@ -60,12 +60,12 @@ def trial(config: RunConfig, study: str, reporter: Reporter | None = None) -> Tr
         return found
     try:
         if (config.out / "last").exists():
-            begun = begun_with(config.out)
+            begun = read_run_config(config.out)
             # It follows from the text.
             model = replace(config.model, vocab_size=begun.model.vocab_size)
             asked = replace(config, model=model)
             _require_same(asked, begun)
-            result = go_on(config.out, asked, reporter)
+            result = resume_training(config.out, asked, reporter)
         else:
             result = train(config, reporter)
     except Interrupted as error:
@@ -74,7 +74,7 @@ def trial(config: RunConfig, study: str, reporter: Reporter | None = None) -> Tr
         raise Stopped(f"{config.name}: {error.what}") from None
     found = _of(config, result)
     saved = {**asdict(found), "config": config.to_json()}
-    with writing(config.out):
+    with stop_on_disk_error(config.out):
         write_whole(config.out / FILE, to_json(saved))
     return found
 
@@ -89,13 +89,13 @@ def finished(config: RunConfig) -> Trial | None:
     if not file.exists():
         return None
     try:
-        found = parse(Trial, read_json(file), KINDS)
+        found = parse_dataclass(Trial, read_json(file), KINDS)
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise damaged(file, error) from None
+        raise damaged_error(file, error) from None
     _require_same(config, found.config)
-    corpora.load(config.data, found.text_sha256, config.column, config.separator)
+    corpora.load_corpus(config.data, found.text_sha256, config.column, config.separator)
     return found
 
 
@@ -135,12 +135,12 @@ def _of(config: RunConfig, result: Result) -> Trial:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
+def stop_on_disk_error(out: Path) -> Iterator[None]:
     """Within it, a disk that is full is a reason to stop. Raises Stopped."""
     try:
         yield
     except OSError as error:
-        raise Stopped(cannot_write(out, error).what) from None
+        raise Stopped(write_error(out, error).what) from None
 
 
 def made(out: Path) -> Path:

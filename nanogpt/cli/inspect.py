@@ -1,0 +1,41 @@
+"""nanogpt inspect."""
+
+from ..errors import UserError, print_note
+from .arguments import InspectArgs, parse_arguments
+
+
+def inspect(args: list[str]) -> None:
+    """show where a model looks and what it expects, on a web page"""
+    from ..api import load
+    from ..reports.inspection import MOST, page
+    from ..reports.inspection import inspect as inspected
+    from ..runs.directory import find_run
+    from ..system.devices import use_threads
+    from ..system.files import write_whole
+
+    options = parse_arguments(InspectArgs(), args, "nanogpt inspect")
+    use_threads()
+    run = find_run(options.run)
+    out = options.out or run / "inspect.html"
+    if out.is_dir():
+        raise UserError(f"{out} is a directory: name a file with --out")
+    trained = load(run, options.device, "float32")
+    context = trained.model.config.block_size
+    text = options.prompt or trained.generate(max_new_tokens=min(64, context))
+    if (tokens := len(trained.tokenizer.encode(text))) > context:
+        print_note(f"the model reads the last {context} of the prompt's {tokens:,} tokens")
+    if min(tokens, context) > MOST:
+        print_note(f"the page shows the last {MOST} of these")
+    parameters = sum(p.numel() for p in trained.model.parameters())
+    kind = type(trained.model).__name__
+    title = f"{run}: {kind}, {parameters:,} parameters, step {trained.step:,}"
+    title += f", validation loss {trained.best.val_loss:.4f}" if trained.best else ""
+    title += "" if options.prompt else "; a text of its own"
+    found = inspected(trained.model, trained.tokenizer, text, title)
+    try:
+        write_whole(out, page(found).encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out}: {error.strerror}; name another file with --out"
+        ) from None
+    print(out)

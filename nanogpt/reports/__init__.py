@@ -1,0 +1,1 @@
+"""What a model or a text is like."""

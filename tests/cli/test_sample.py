@@ -1,0 +1,132 @@
+"""The command nanogpt sample, as a user runs it."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nanogpt.cli import sample as sampling
+from nanogpt.errors import escape_control
+from nanogpt.models import GPT, GPTConfig
+from nanogpt.runs.checkpoint import Checkpoint, save_checkpoint
+from nanogpt.text.tokenizers import CharTokenizer
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_the_same_seed_writes_the_same_text(nanogpt: Command, run: Path) -> None:
+    def text(*options: object) -> str:
+        return nanogpt("sample", run, "--max-new-tokens", 60, *options)[1]
+
+    assert text("--seed", 1) == text("--seed", 1) != text("--seed", 2)
+    assert text("--temperature", 0, "--seed", 1) == text("--temperature", 0, "--seed", 2)
+    assert text("--top-k", 1, "--seed", 1) == text("--temperature", 0)
+
+
+def test_the_prompt_is_continued(nanogpt: Command, run: Path) -> None:
+    _, out, _ = nanogpt("sample", run, "--prompt", "bad,", "--max-new-tokens", 10)
+    assert out.startswith("bad,")
+    assert len(out) == 4 + 10 + 1
+    Path("prompt.txt").write_text("bad,")
+    assert nanogpt("sample", run, "--prompt-file", "prompt.txt", "--max-new-tokens", 10)[1] == out
+
+
+def test_several_samples(nanogpt: Command, run: Path) -> None:
+    _, out, _ = nanogpt("sample", run, "--samples", 3, "--max-new-tokens", 40)
+    first, *others = re.split(r"--- \d of 3 ---\n", out)[1:]
+    assert len(others) == 2
+    assert len({first, *others}) == 3
+    assert first == nanogpt("sample", run, "--max-new-tokens", 40)[1]
+
+
+def test_an_alphabet_without_line_breaks_can_be_sampled(nanogpt: Command) -> None:
+    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=2))
+    save_checkpoint(Path("runs/ab/best"), Checkpoint(model, CharTokenizer("ab"), 1))
+    status, out, _ = nanogpt("sample", "ab", "--max-new-tokens", 20)
+    assert status == 0
+    assert re.fullmatch("[ab]{20}\n", out)
+
+
+def test_what_steers_a_terminal_is_written_out(nanogpt: Command, run: Path) -> None:
+    """The text of a stranger's alphabet on a screen; piped, it is what it is."""
+    assert escape_control("a\tb\n\x1b]0;title\x07é\x9b") == "a\tb\n\\x1b]0;title\\x07é\\x9b"
+    _, _, err = nanogpt("sample", "\x1b[2J")
+    assert err.startswith("nanogpt: there is no run \\x1b[2J; the runs in runs/: ")
+    _, _, err = nanogpt("sample", "two\nlines")
+    assert err.startswith("nanogpt: there is no run two\\nlines; ")
+
+
+def test_several_prompts_are_continued_at_once(nanogpt: Command, run: Path) -> None:
+    prompts = ("--prompt", "bad,", "--prompt", "a", "--samples", 2)
+    _, out, err = nanogpt("sample", run, *prompts, "--max-new-tokens", 12)
+    parts = re.split(r"--- \d of 4 ---\n", out)[1:]
+    assert [len(part) for part in parts] == [17, 17, 14, 14]
+    assert [part[:1] for part in parts] == ["b", "b", "a", "a"]
+    assert err == ""
+
+
+def test_a_sample_for_programs(nanogpt: Command, run: Path) -> None:
+    how = ("--prompt", "bad,", "--max-new-tokens", 12)
+    _, out, _ = nanogpt("sample", run, *how, "--samples", 2, "--json")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [len(a["text"]) for a in answers] == [12, 12]
+    assert [len(a["logprobs"]) for a in answers] == [12, 12]
+    assert all(a["prompt"] == "bad," and max(a["logprobs"]) <= 0 for a in answers)
+    text, stop, _ = answers[0]["text"].partition(answers[0]["text"][5])
+    answer = json.loads(nanogpt("sample", run, *how, "--stop", stop, "--json")[1])
+    assert (answer["text"], answer["stopped"]) == (text, True)
+
+
+def test_what_the_user_should_know_of_a_prompt(nanogpt: Command, run: Path) -> None:
+    _, _, err = nanogpt("sample", run, "--max-new-tokens", 1)
+    assert err == "nanogpt: no prompt: the text begins at the start of a line\n"
+    _, out, err = nanogpt("sample", run, "--prompt", "bad, " * 5, "--max-new-tokens", 1)
+    assert err == "nanogpt: the model sees the last 16 of the prompt's 25 tokens\n"
+    assert out.startswith("bad, " * 5)
+
+
+def test_prompts_from_a_terminal(
+    nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is continued, another way when it comes again; a mistake costs a line, no more."""
+    typed = iter(["bad,", "bad,", "bad ü", "bad,"])
+
+    def answer(_: str) -> str:
+        if (line := next(typed, None)) is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    status, out, err = nanogpt("sample", run, "--interactive", "--max-new-tokens", 10)
+    texts = re.findall(r"bad,([^|]{10})\n", out)
+    assert status == 0
+    assert len(set(texts)) == len(texts) == 3
+    assert err.startswith("nanogpt: Ctrl-C ends a text, Ctrl-D all\n")
+    assert "nanogpt: the tokenizer does not know the character 'ü' (U+00FC)" in err
+    status, _, err = nanogpt("sample", run, "--interactive", "--prompt", "a")
+    assert status == 2
+    assert err.startswith("nanogpt: --interactive asks for its prompts")
+
+
+def test_ctrl_c_ends_the_text_and_not_the_program(
+    nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed: Iterator[str | BaseException] = iter(["a", KeyboardInterrupt(), "a", EOFError()])
+    texts = []
+
+    def answer(_: str) -> str:
+        given = next(typed)
+        if isinstance(given, str):
+            return given
+        raise given
+
+    def interrupted(*_: object) -> None:
+        texts.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr(sampling, "write", interrupted)
+    assert nanogpt("sample", run, "--interactive")[0] == 0
+    assert len(texts) == 2

@@ -1,0 +1,331 @@
+"""A checkpoint gives back what was saved, and says what is wrong with one that is damaged."""
+
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from nanogpt.errors import UserError
+from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig, Model, Modern, ModernConfig
+from nanogpt.runs.background import BackgroundWriter
+from nanogpt.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nanogpt.runs.reading import SUMS
+from nanogpt.system import files
+from nanogpt.text.tokenizers import CharTokenizer
+
+CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3)
+
+
+@pytest.fixture(params=["gpt", "bigram"])
+def model(request: pytest.FixtureRequest) -> Model:
+    return GPT(CONFIG) if request.param == "gpt" else Bigram(BigramConfig(3, 8))
+
+
+@pytest.fixture
+def best(model: Model) -> Path:
+    """A saved checkpoint, in a run of its own."""
+    directory = Path("runs/one/best")
+    save_checkpoint(directory, Checkpoint(model, CharTokenizer("abc"), 7))
+    return directory
+
+
+def test_it_gives_back_what_was_saved(model: Model, best: Path) -> None:
+    loaded = load_checkpoint(best)
+    assert loaded.step == 7
+    assert loaded.model.config == model.config
+    assert loaded.tokenizer.to_json() == {"kind": "char", "alphabet": "abc"}
+    assert not loaded.model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor)
+
+
+def test_the_next_one_replaces_it_whole(model: Model, best: Path) -> None:
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    save_checkpoint(best, Checkpoint(model, CharTokenizer("abc"), 8))
+    loaded = load_checkpoint(best)
+    assert loaded.step == 8
+    torch.testing.assert_close(next(loaded.model.parameters()), next(model.parameters()))
+    assert [file.name for file in best.parent.iterdir()] == ["best"]
+
+
+def test_it_is_safetensors_and_json(best: Path) -> None:
+    names = {file.name for file in best.iterdir()}
+    assert names == {"model.safetensors", "config.json", "tokenizer.json", "SHA256SUMS"}
+
+
+def test_its_files_can_be_read_by_whom_other_files_can(best: Path) -> None:
+    Path("other").touch()
+    modes = {file.stat().st_mode & 0o777 for file in [*best.iterdir(), Path("other")]}
+    assert len(modes) == 1
+
+
+def test_all_is_on_the_disk_before_it_replaces_the_one_before(
+    best: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, exchange = os.fsync, files._exchange
+
+    def flushed(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def exchanged(one: Path, other: Path) -> None:
+        events.append("exchanged")
+        exchange(one, other)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(files, "_exchange", exchanged)
+    save_checkpoint(best, Checkpoint(model, CharTokenizer("abc"), 8))
+    before, after = events[: events.index("exchanged")], events[events.index("exchanged") + 1 :]
+    assert {file.name for file in best.iterdir()} | {".best.new"} == set(before)
+    assert after == ["one"]  # the directory that now lists the new one
+
+
+def damage(file: Path, how: str) -> None:
+    if how == "missing":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif how == "empty":
+        file.write_bytes(b"")
+    else:
+        file.write_text("[1, 2]")
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "empty", "a list"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_file_is_named(best: Path, name: str, how: str) -> None:
+    damage(best / name, how)
+    with pytest.raises(UserError, match=r"is missing or damaged \(.*\): restore it") as error:
+        load_checkpoint(best)
+    assert str(error.value).startswith(str(best / name))
+    assert "\n" not in str(error.value)
+
+
+def sign(directory: Path) -> None:
+    """Make the checksums right again: what a stranger would do."""
+    files = sorted(file for file in directory.iterdir() if file.name != SUMS)
+    sums = (f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files)
+    (directory / SUMS).write_text("".join(sums))
+
+
+def change(file: Path, *keys: str, to: object) -> None:
+    """Put another value into a JSON file, where the keys lead."""
+    value = whole = json.loads(file.read_text())
+    for key in keys[:-1]:
+        value = value[key]
+    value[keys[-1]] = to
+    file.write_text(json.dumps(whole))
+    sign(file.parent)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("n_embed", 16, "model: unknown key 'n_embed'"),
+        ("kind", "rnn", "model: its kind must be one of gpt, modern, plain, bigram"),
+        ("n_head", 3, "model: n_embd is 16, which n_head 3 does not divide"),
+        ("n_embd", 32, r"\w+ is F32 .*, not torch.float32"),
+        ("n_embd", "16", "model: n_embd cannot be '16'"),
+        ("n_embd", 10**30, "config.json is missing or damaged"),
+        ("block_size", 10**12, r"position_embedding.weight is F32 \(8, 16\)"),
+        ("n_layer", 2, "not the number of tensors of GPT"),
+        ("n_layer", 10**9, "not the number of tensors of GPT"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(key: str, value: object, says: str) -> None:
+    save_checkpoint(Path("best"), Checkpoint(GPT(CONFIG), CharTokenizer("abc"), 7))
+    change(Path("best/config.json"), "model", key, to=value)
+    with pytest.raises(UserError, match=says):
+        load_checkpoint("best")
+
+
+@pytest.mark.parametrize("length", [10**9, 10**12, 10**30])
+def test_no_memory_is_taken_for_a_context_that_no_tensor_has(length: int) -> None:
+    """The modern model has no table of positions that could contradict."""
+    model = Modern(ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3))
+    save_checkpoint(Path("best"), Checkpoint(model, CharTokenizer("abc"), 7))
+    change(Path("best/config.json"), "model", "block_size", to=length)
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(UserError):
+        load_checkpoint("best")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - taken < 100 << 10  # kilobytes
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("step", -1, "step is -1: it must be at least 0"),
+        ("step", 1.0, "step cannot be 1.0"),
+        ("steps", 1, "unknown key 'steps'"),
+        ("best", {"step": 1, "val_loss": 2.0}, "best: the key 'bits_per_byte' is missing"),
+    ],
+)
+def test_a_configuration_is_read_strictly(best: Path, key: str, value: object, says: str) -> None:
+    change(best / "config.json", key, to=value)
+    with pytest.raises(UserError, match=f"config.json is missing or damaged \\({says}"):
+        load_checkpoint(best)
+
+
+def test_every_file_is_compared_with_its_checksum(best: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", SUMS], cwd=best, capture_output=True, check=True)
+    assert done.stdout.count(b"OK") == 3
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        raw = bytearray((best / name).read_bytes())
+        raw[-2] ^= 1
+        (best / name).write_bytes(raw)
+        with pytest.raises(UserError, match=f"{name} is missing or damaged"):
+            load_checkpoint(best)
+        raw[-2] ^= 1
+        (best / name).write_bytes(raw)
+    assert load_checkpoint(best).step == 7
+
+
+def test_a_header_that_claims_much_takes_no_memory(best: Path) -> None:
+    weights = best / "model.safetensors"
+    raw = weights.read_bytes()
+    for length in (2**20 + 1, 2**40, 2**63):
+        weights.write_bytes(length.to_bytes(8, "little") + raw[8:])
+        sign(best)
+        with pytest.raises(UserError, match=f"a header of {length:,} bytes"):
+            load_checkpoint(best)
+
+
+def test_tensors_of_others_are_refused(best: Path, model: Model) -> None:
+    weights = dict(model.state_dict())
+    save_file(weights | {"more": torch.zeros(1)}, best / "model.safetensors")
+    sign(best)
+    with pytest.raises(UserError, match="not the number of tensors of"):
+        load_checkpoint(best)
+    name = min(weights)
+    others = {("more" if key == name else key): tensor for key, tensor in weights.items()}
+    save_file(others, best / "model.safetensors")
+    sign(best)
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        load_checkpoint(best)
+    save_file(weights | {name: weights[name].double()}, best / "model.safetensors")
+    sign(best)
+    with pytest.raises(UserError, match=rf"{name} is F64 \(.*\), not torch.float32"):
+        load_checkpoint(best)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", SUMS])
+def test_a_link_out_of_it_is_not_followed(best: Path, name: str) -> None:
+    (best / name).rename("elsewhere")
+    (best / name).symlink_to(Path("elsewhere").resolve())
+    with pytest.raises(UserError, match=f"{name} is a link that leads out of runs/one/best"):
+        load_checkpoint(best)
+
+
+def test_the_names_are_plain_whatever_wraps_the_model(model: Model) -> None:
+    checkpoint = Checkpoint(torch.compile(model), CharTokenizer("abc"), 7)  # type: ignore[arg-type]
+    save_checkpoint(Path("compiled"), checkpoint)
+    save_checkpoint(Path("parallel"), replace(checkpoint, model=Wrapped(model)))  # type: ignore[arg-type]
+    for directory in ("compiled", "parallel"):
+        with safe_open(f"{directory}/model.safetensors", "pt") as opened:
+            assert set(opened.keys()) == model.state_dict().keys()
+
+
+class Wrapped(nn.Module):
+    """As DistributedDataParallel keeps a model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_reading_leaves_random_numbers_as_they_were(best: Path) -> None:
+    before = torch.get_rng_state()
+    load_checkpoint(best)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_it_can_be_read_at_every_instant_of_being_replaced(best: Path, model: Model) -> None:
+    """One thread replaces it again and again, the other reads it as often."""
+    steps, done = [7], threading.Event()
+
+    def replace_it() -> None:
+        for step in range(8, 108):
+            save_checkpoint(best, Checkpoint(model, CharTokenizer("abc"), step))
+        done.set()
+
+    thread = threading.Thread(target=replace_it)
+    thread.start()
+    while not done.is_set():
+        steps.append(load_checkpoint(best).step)
+    thread.join()
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 3
+
+
+def test_what_cannot_be_written_leaves_the_one_before(best: Path, model: Model) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = GPT(replace(CONFIG, n_embd=64)) if isinstance(model, GPT) else Bigram(BigramConfig(99))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(best, Checkpoint(big, CharTokenizer("abc"), 8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_checkpoint(best).step == 7
+    assert [file.name for file in best.parent.iterdir()] == ["best"]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_writer_keeps_the_order(beside: bool) -> None:
+    done: list[int] = []
+    with BackgroundWriter(beside) as writer:
+        for i in range(5):
+            writer.submit(partial(done.append, i))
+    assert done == list(range(5))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_writer_raises_what_failed_and_writes_no_more(beside: bool) -> None:
+    done: list[int] = []
+
+    def fail() -> None:
+        time.sleep(0.1)
+        raise OSError("No space left on device")
+
+    def write() -> None:
+        with BackgroundWriter(beside) as writer:
+            writer.submit(fail)
+            writer.submit(partial(done.append, 1))
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    assert not done
+
+
+def test_a_writer_keeps_no_more_than_a_few_jobs_waiting() -> None:
+    done: list[int] = []
+
+    def slow(i: int) -> None:
+        time.sleep(0.02)
+        done.append(i)
+
+    with BackgroundWriter(beside=True) as writer:
+        for i in range(10):
+            writer.submit(partial(slow, i))
+            assert i - len(done) <= 5
+
+
+def test_a_tokenizer_of_another_run_is_refused() -> None:
+    save_checkpoint(Path("best"), Checkpoint(GPT(CONFIG), CharTokenizer("abcdef"), 7))
+    with pytest.raises(UserError, match="6 tokens and the model 3: they are not of one run"):
+        load_checkpoint("best")

@@ -1,0 +1,245 @@
+"""A number that is not finite stops the run, and is named, before anything is overwritten."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nanogpt.errors import Stopped
+from nanogpt.models import GPT, GPTConfig, ModernConfig
+from nanogpt.optim import OptimConfig
+from nanogpt.runs.checkpoint import Best, load_checkpoint
+from nanogpt.runs.config import RunConfig, TrainConfig
+from nanogpt.runs.journal import Record
+from nanogpt.runs.run import Run, read_run_config
+from nanogpt.train import Reporter, resume_training, train
+
+
+@pytest.fixture
+def config(text_file: Path) -> RunConfig:
+    return RunConfig(
+        data=str(text_file),
+        out=Path("run"),
+        device="cpu",
+        precision="float32",
+        model=GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16),
+        optim=OptimConfig(lr=1e-2, warmup=10),
+        train=TrainConfig(steps=60, batch_size=8, eval_every=20, log_every=5),
+    )
+
+
+class Saboteur(Reporter):
+    """Makes the gradient of a parameter, or the loss, or a weight wrong in the step after one."""
+
+    def __init__(self, step: int, name: str, value: float) -> None:
+        self.step, self.name, self.value = step, name, value
+
+    def started(self, run: Run) -> None:
+        self.run = run
+
+    def recorded(self, record: Record, best: Best | None) -> None:
+        if record.step != self.step:
+            return
+        parameter = dict(self.run.model.named_parameters())[self.name]
+        parameter.register_hook(lambda gradient: torch.full_like(gradient, self.value))
+
+
+class Poison(Saboteur):
+    def recorded(self, record: Record, best: Best | None) -> None:
+        if record.step == self.step:
+            with torch.no_grad():
+                dict(self.run.model.named_parameters())[self.name].fill_(self.value)
+
+
+def stopped(config: RunConfig, reporter: Reporter) -> str:
+    with pytest.raises(Stopped) as error:
+        train(config, reporter)
+    assert Path("run/loss.png").exists()  # how it came to that
+    return str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("step", [0, 5, 20, 30])
+def test_the_first_gradient_that_is_not_finite_is_named(
+    config: RunConfig, step: int, value: float
+) -> None:
+    says = stopped(config, Saboteur(step, "blocks.1.feed_forward.2.weight", value))
+    rate = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[step // 5])["lr"]
+    assert says == (
+        f"the gradient of blocks.1.feed_forward.2.weight became {value:g} in step {step + 1}, at "
+        f"learning rate {rate:.3g}; run is as its last checkpoint has it. What usually helps: a "
+        f"lower --optim.lr or a longer --optim.warmup; for example: nanogpt train --resume run "
+        f"--optim.lr 0.0025"
+    )
+
+
+def test_of_several_gradients_the_first_of_the_backward_pass_is_named(config: RunConfig) -> None:
+    class Several(Saboteur):
+        def recorded(self, record: Record, best: Best | None) -> None:
+            for self.name in (
+                "blocks.0.norm1.bias",
+                "blocks.1.norm1.bias",
+                "position_embedding.weight",
+            ):
+                super().recorded(record, best)
+
+    says = stopped(config, Several(20, "", float("nan")))
+    assert says.startswith("the gradient of blocks.1.norm1.bias became nan in step 21, at learning")
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_the_loss_comes_before_every_gradient(config: RunConfig, step: int) -> None:
+    says = stopped(config, Poison(step, "norm.weight", float("nan")))
+    assert says.startswith(f"the loss became nan in step {step + 1}, at learning rate ")
+
+
+def test_nothing_that_is_not_finite_is_saved(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step before a checkpoint: no loss has told yet."""
+
+    class Late(Poison):
+        def recorded(self, record: Record, best: Best | None) -> None:
+            if record.step == 20:
+                optimizer = self.run.state.optimizers[0]
+                monkeypatch.setattr(optimizer, "step", partial(self.spoil, optimizer.step))
+
+        def spoil(self, step: Callable[[Tensor], None], rate: Tensor) -> None:
+            step(rate)
+            if self.run.state.step == 39:
+                with torch.no_grad():
+                    dict(self.run.model.named_parameters())[self.name].fill_(self.value)
+
+    says = stopped(config, Late(0, "token_embedding.weight", float("inf")))
+    assert says.startswith("token_embedding.weight became inf in step 40, at learning rate ")
+    for checkpoint, step in (("last", 20), ("best", 20)):
+        loaded = load_checkpoint(Path("run", checkpoint))
+        assert loaded.step == step
+        assert all(p.isfinite().all() for p in loaded.model.parameters())
+    advised = re.search(r"--optim.lr (\S+)$", says)
+    assert advised
+    lower = replace(config.optim, lr=float(advised[1]))
+    assert (
+        resume_training(Path("run"), replace(read_run_config(Path("run")), optim=lower)).last.step
+        == 60
+    )
+
+
+def test_a_rate_that_is_far_too_high_is_explained(config: RunConfig) -> None:
+    wild = OptimConfig(lr=1e30, warmup=0, grad_clip=0.0)
+    says = stopped(replace(config, optim=wild), Reporter())
+    assert re.match(r".* became (nan|inf|-inf) in step 2, at learning rate 9\.99e\+29; ", says)
+    assert "a longer --optim.warmup, --optim.grad-clip 1; for example" in says
+    assert load_checkpoint("run/last").step == 0
+
+
+class Blind(Reporter):
+    """Training sees finite numbers; without dropout, as in validation, they are not."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def started(self, run: Run) -> None:
+        self.run = run
+
+    def recorded(self, record: Record, best: Best | None) -> None:
+        if record.step == self.step:
+            assert isinstance(self.run.model, GPT)
+            self.run.model.register_forward_hook(
+                lambda model, _, out: out if model.training else out * float("nan")
+            )
+
+
+def test_weights_whose_loss_is_not_finite_are_not_saved(config: RunConfig) -> None:
+    """Though each of them is, and so was the loss of the last step."""
+    says = stopped(config, Blind(20))
+    assert says.startswith("the validation loss became nan in step 40, at learning rate ")
+    assert load_checkpoint("run/last").step == 20
+
+
+def test_a_validation_loss_that_is_not_finite_stops_too(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a part of the text that was not looked at before saving."""
+    monkeypatch.setattr("nanogpt.runs.finite.FiniteCheck.check_model", lambda _: None)
+    says = stopped(config, Blind(0))
+    assert says.startswith("the validation loss became nan in step 20")
+
+
+def test_it_is_noticed_though_nothing_is_reported_for_long(config: RunConfig) -> None:
+    seldom = TrainConfig(steps=400, batch_size=8, eval_every=400, log_every=400)
+    says = stopped(replace(config, train=seldom), Saboteur(0, "norm.weight", float("nan")))
+    assert says.startswith("the gradient of norm.weight became nan in step 1, ")
+    assert load_checkpoint("run/last").step == 0
+
+
+def test_float16_leaves_out_steps_whose_gradient_overflows(config: RunConfig) -> None:
+    class Overflow(Reporter):
+        def started(self, run: Run) -> None:
+            self.run = run
+
+        def recorded(self, record: Record, best: Best | None) -> None:
+            if record.step == 20:
+                assert self.run.state.scale
+                self.run.state.scale.scale = 1e38  # far too much: the next steps overflow
+
+    spoiled = Overflow()
+    result = train(replace(config, precision="float16"), spoiled)
+    assert result.last.step == 60
+    assert result.last.train_loss is not None
+    assert result.last.train_loss < 2.4
+    assert spoiled.run.state.scale
+    assert spoiled.run.state.scale.scale < 1e38
+
+
+def test_an_overflow_in_one_gradient_leaves_out_the_step_of_all(config: RunConfig) -> None:
+    """With two optimizers: neither moves anything, and what they remember stays as it was."""
+
+    class Overflow(Reporter):
+        def started(self, run: Run) -> None:
+            self.run, self.before, self.after = run, tensors(run), tensors(run)
+            block = run.model.get_submodule("blocks.0.attention.qk")
+            assert isinstance(block.weight, nn.Parameter)
+            block.weight.register_hook(self.spoil)
+
+        def spoil(self, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * float("inf") if self.run.state.step == 7 else gradient
+
+        def recorded(self, record: Record, best: Best | None) -> None:
+            if record.step == 7:
+                self.before = tensors(self.run)
+            if record.step == 8:
+                self.after = tensors(self.run)
+
+    def tensors(run: Run) -> dict[str, torch.Tensor]:
+        state = {**run.model.state_dict(), **run.state.tensors()}
+        kept = {name: t.clone() for name, t in state.items()}
+        return {n: t for n, t in kept.items() if not n.startswith(("random", "losses"))}
+
+    model = ModernConfig(n_layer=2, n_head=2, n_embd=32, block_size=16)
+    settings = replace(config.train, steps=20, log_every=1)
+    seen = Overflow()
+    optim = OptimConfig("muon", warmup=0)
+    train(replace(config, precision="float16", model=model, optim=optim, train=settings), seen)
+    assert seen.before.keys() == seen.after.keys()
+    for name, tensor in seen.before.items():
+        assert torch.equal(tensor, seen.after[name]), name
+    for name, tensor in tensors(seen.run).items():
+        assert not torch.equal(tensor, seen.after[name]), name
+
+
+def test_float16_that_never_fits_is_stopped(config: RunConfig) -> None:
+    class Hopeless(Saboteur):
+        def recorded(self, record: Record, best: Best | None) -> None:
+            super().recorded(record, best)
+
+    config = replace(config, precision="float16", train=replace(config.train, eval_every=60))
+    says = stopped(config, Hopeless(5, "norm.weight", float("inf")))
+    assert says.startswith("the scale that the gradients need became ")
+    assert "--precision float32" in says

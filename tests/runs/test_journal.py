@@ -1,0 +1,98 @@
+"""What a run writes down as it goes."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nanogpt.runs.checkpoint import Best
+from nanogpt.runs.journal import Journal, Record, is_overfitting
+
+
+def record(step: int, train: float | None, val: float | None = None) -> Record:
+    return Record(step, step * 10, step / 2, 0.1, train, val, val)
+
+
+def test_every_record_is_a_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a run", 2.5)
+    for r in (record(0, None, 4.0), record(1, 3.0), record(2, 2.5, 2.75)):
+        journal.add(r)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    clock = {"lr": 0.1}
+    assert lines == [
+        {"step": 0, "tokens": 0, "seconds": 0, **clock, "val_loss": 4.0, "bits_per_byte": 4.0},
+        {"step": 1, "tokens": 10, "seconds": 0.5, **clock, "train_loss": 3.0},
+        {"step": 2, "tokens": 20, "seconds": 1.0, **clock, "train_loss": 2.5}
+        | {"val_loss": 2.75, "bits_per_byte": 2.75},
+    ]
+
+
+def test_the_best_is_the_first_of_the_lowest(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a run", 2.5)
+    for step, val in enumerate([4.0, 3.0, 2.0, 2.0, 2.5]):
+        journal.add(record(step, 1.0, val))
+        journal.add(record(step, 0.5))  # a lower training loss is not what counts
+    assert journal.best is not None
+    assert journal.best.step == 2
+
+
+def test_the_best_may_be_that_of_the_averaged_weights(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a run", 2.5)
+    assert journal.add(replace(record(1, 1.0, 3.0), ema_val_loss=3.5, ema_bits_per_byte=5.0))
+    assert journal.best == Best(1, 3.0, 3.0, averaged=False)
+    assert journal.add(replace(record(2, 1.0, 3.2), ema_val_loss=2.5, ema_bits_per_byte=4.0))
+    assert journal.best == Best(2, 2.5, 4.0, averaged=True)
+    assert not journal.add(replace(record(3, 1.0, 2.6), ema_val_loss=2.7, ema_bits_per_byte=4.1))
+
+
+def test_the_curve_is_drawn_as_the_run_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First when there is something to see, then as often as costs next to nothing."""
+    now, curve = time.perf_counter(), tmp_path / "loss.png"
+    journal = Journal(tmp_path, "a run", 2.5)
+    journal.add(record(0, None, 4.0))
+    journal.draw_if_due()
+    assert not curve.exists()
+    monkeypatch.setattr("nanogpt.runs.journal.time.perf_counter", lambda: now + 60)
+    journal.draw_if_due()
+    first = curve.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    journal.add(record(1, 3.0, 3.0))
+    journal.draw()
+    assert curve.read_bytes() != first
+
+
+def test_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a run", 2.5)
+    journal.add(record(0, None, 4.0))
+    journal.draw()
+    (tmp_path / "loss.png").unlink()
+    journal.draw()
+    assert not (tmp_path / "loss.png").exists()
+    journal.add(record(1, 3.0))
+    journal.draw()
+    assert (tmp_path / "loss.png").exists()
+
+
+def test_a_curve_without_a_point_can_be_drawn(tmp_path: Path) -> None:
+    Journal(tmp_path, "a run", 2.5).draw()
+    assert (tmp_path / "loss.png").exists()
+
+
+def test_overfitting_is_falling_training_and_rising_validation_loss() -> None:
+    def run(train: list[float], val: list[float]) -> bool:
+        records = [record(0, None, 4.0)]
+        for i, (t, v) in enumerate(zip(train, val, strict=True), start=1):
+            # Three noisy lines between evaluations: only their mean tells.
+            records += [record(3 * i - 2, t - 0.5), record(3 * i - 1, t + 0.5), record(3 * i, t, v)]
+        return is_overfitting(records)
+
+    assert run([2.0, 1.5, 1.4, 1.3], [1.8, 1.5, 1.6, 1.7])
+    assert not run([2.0, 1.5, 1.4, 1.3], [1.8, 1.7, 1.6, 1.5])  # both fall
+    assert not run([2.0, 1.5, 1.4, 1.3], [1.8, 1.7, 1.6, 1.65])  # one rise is noise
+    assert not run([2.0, 1.5, 1.6, 1.7], [1.8, 1.5, 1.6, 1.7])  # both rise: it diverges
+    assert not run([2.0, 1.5], [1.8, 1.9])
+    assert not is_overfitting([])

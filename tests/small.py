@@ -1,0 +1,5 @@
+"""The model of the tests that train: a step takes a millisecond."""
+
+from nanogpt.models import GPTConfig
+
+SMALL = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1)

@@ -1,0 +1,77 @@
+"""A law of scaling, fitted to losses that it made."""
+
+import sys
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from nanogpt.errors import UserError
+from nanogpt.studies.law import ScalingLaw, bootstrap, fit, require_scipy
+
+TRUE = ScalingLaw(E=1.1, A=20.0, alpha=0.4, B=120.0, beta=0.35)
+CELLS = [*product((1e4, 1e5, 1e6, 1e7), (2.5e5, 1e6, 4e6))]
+N, D = (list(values) for values in zip(*CELLS, strict=True))
+LOSSES = [TRUE.loss(n, d) for n, d in CELLS]
+
+
+def test_it_is_its_formula() -> None:
+    assert TRUE.loss(1e6, 1e5) == pytest.approx(1.1 + 20 / 1e6**0.4 + 120 / 1e5**0.35)
+    assert TRUE.of_data(TRUE.enough_data(1e6)) == pytest.approx(TRUE.of_size(1e6))
+
+
+def test_exact_losses_give_the_law_back() -> None:
+    found = fit(N, D, LOSSES)
+    for name in ("E", "A", "alpha", "B", "beta"):
+        assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=1e-4)
+
+
+def test_what_is_scarcer_can_hide_the_rest() -> None:
+    law = replace(TRUE, p=3.0)
+    size, data = law.of_size(1e5), law.of_data(1e6)
+    assert law.loss(1e5, 1e6) == pytest.approx(1.1 + (size**3 + data**3) ** (1 / 3))
+    assert replace(TRUE, p=1000.0).loss(1e5, 1e6) == pytest.approx(1.1 + max(size, data), rel=1e-3)
+    # Kaplan et al. 2020, equation 1.5, with N_c and D_c of A^(1/α) and B^(1/β), and without E.
+    kaplan = replace(TRUE, E=0.0, p=1 / TRUE.beta)
+    N_c, D_c = TRUE.A ** (1 / TRUE.alpha), TRUE.B ** (1 / TRUE.beta)
+    term = (N_c / 1e5) ** (TRUE.alpha / TRUE.beta) + D_c / 1e6
+    assert kaplan.loss(1e5, 1e6) == pytest.approx(term**TRUE.beta)
+
+
+def test_a_free_p_is_found_and_helps_where_losses_do_not_add_up() -> None:
+    law = replace(TRUE, p=3.0)
+    losses = [law.loss(n, d) for n, d in CELLS]
+    found, added = fit(N, D, losses, free=True), fit(N, D, losses)
+    for name in ("E", "A", "alpha", "B", "beta", "p"):
+        assert getattr(found, name) == pytest.approx(getattr(law, name), rel=1e-3)
+    assert added.p == 1
+    assert max(abs(added.loss(n, d) / law.loss(n, d) - 1) for n, d in CELLS) > 0.02
+    assert bootstrap(N, D, losses, law, 5, free=True)["p"] == pytest.approx((3, 3), rel=1e-2)
+
+
+def test_one_outlier_changes_little() -> None:
+    losses = [*LOSSES]
+    losses[5] *= 1.3
+    found = fit(N, D, losses)
+    assert found.alpha == pytest.approx(TRUE.alpha, abs=0.02)
+    assert found.beta == pytest.approx(TRUE.beta, abs=0.02)
+
+
+def test_intervals_hold_the_truth_and_grow_with_the_noise() -> None:
+    draw, widths = np.random.default_rng(0), []
+    for noise in (0.002, 0.02):
+        losses = [loss * np.exp(draw.normal(0, noise)) for loss in LOSSES]
+        bounds = bootstrap(N, D, losses, fit(N, D, losses), 40)
+        low, high = bounds["alpha"]
+        assert low < TRUE.alpha < high
+        widths.append(high - low)
+    assert widths[1] > 3 * widths[0]
+    assert bootstrap(N, D, LOSSES, TRUE, 5)["beta"] == pytest.approx((0.35, 0.35), rel=1e-3)
+
+
+def test_without_scipy_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_scipy()
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(UserError, match="the fit needs scipy: install it"):
+        require_scipy()

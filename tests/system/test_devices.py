@@ -1,0 +1,291 @@
+"""Devices: what is there is found, what is not is refused with a reason."""
+
+import copy
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nanogpt.errors import UserError
+from nanogpt.models import GPTConfig, ModernConfig, build
+from nanogpt.system import cores as system_cores
+from nanogpt.system import devices
+from nanogpt.system.devices import (
+    Precision,
+    autocast,
+    describe,
+    keep_freed_memory,
+    peak_flops,
+    pick_device,
+    pick_precision,
+    requested_memory,
+)
+
+HERE = {
+    "cpu": True,
+    "cuda": torch.cuda.is_available(),
+    "mps": torch.backends.mps.is_available(),
+}
+
+
+def test_auto_takes_what_is_there() -> None:
+    assert HERE[pick_device("auto").type]
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    kind = name.partition(":")[0]
+    if HERE[kind]:
+        pytest.skip("this machine has it")
+    with pytest.raises(UserError, match=f"this machine has no {kind} device: use --device cpu"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "CPU"])
+def test_a_device_that_nobody_has_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"there is no device '{name}': use auto, cpu"):
+        pick_device(name)
+
+
+@pytest.mark.gpu
+def test_a_gpu_too_many_is_refused() -> None:
+    with pytest.raises(UserError, match="there is no cuda:99: this machine's cuda devices are"):
+        pick_device("cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"avx512_f": True}, torch.float32),
+        (None, torch.float32),
+    ],
+)
+def test_the_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
+    capabilities: dict[str, bool] | None,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    if capabilities is None:  # torch 2.11
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert pick_precision("auto", cpu) == expected
+    assert pick_precision("float32", cpu) == torch.float32
+    assert pick_precision("bfloat16", cpu) == torch.bfloat16
+    assert pick_precision("float16", cpu) == torch.float16
+
+
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ones(*_: object, dtype: torch.dtype, **__: object) -> torch.Tensor:
+        raise RuntimeError("not implemented")
+
+    monkeypatch.setattr(torch, "ones", ones)
+    with pytest.raises(UserError, match=r"cpu \(.*\) has no float16: use --precision float32"):
+        pick_precision("float16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_products_run_at_the_precision(precision: torch.dtype) -> None:
+    a = torch.randn(4, 4)
+    with autocast(torch.device("cpu"), precision):
+        assert (a @ a).dtype == precision
+    assert (a @ a).dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_low_precision_changes_no_setting_of_attention(precision: torch.dtype) -> None:
+    """Whichever kernel is taken, it is the same attention; afterwards all may be taken again."""
+    q, k, v = torch.randn(3, 2, 4, 16, 8).unbind()
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    with autocast(torch.device("cpu"), precision):
+        assert not torch.backends.cuda.flash_sdp_enabled()  # slow here; the CPU's, too
+        found = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert found.dtype == precision
+    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+
+
+def test_freed_memory_is_kept_and_used_again() -> None:
+    """32 MB, for which glibc would otherwise ask the system every time: no new pages."""
+    resource = pytest.importorskip("resource")
+    keep_freed_memory()
+    faults = []
+    for _ in range(15):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(8 << 20)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    if hasattr(ctypes.CDLL(None), "mallopt"):
+        assert median(faults) < 100  # of 8,192; another object may lie in the way of some
+
+
+def test_memory_is_kept_by_an_older_glibc_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses more than 32 MB; the other threshold alone would be worse than none."""
+
+    class Old:
+        most = 32 << 20
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def mallopt(self, what: int, size: int) -> int:
+            asked.append((what, size))
+            return int(what != -3 or size <= self.most)
+
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(ctypes, "CDLL", Old)
+    keep_freed_memory()
+    assert asked == [(-3, 1 << 30), (-3, 32 << 20), (-1, 2**31 - 1)]
+    asked.clear()
+    Old.most = 0
+    keep_freed_memory()
+    assert asked == [(-3, 1 << 30), (-3, 32 << 20)]
+
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
+"""Of the logits, relative to the largest: a few roundings of the format."""
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("name", [name for name in HERE if HERE[name]])
+@pytest.mark.parametrize("kind", [GPTConfig, ModernConfig])
+def test_every_device_computes_the_same_logits(
+    kind: type[GPTConfig | ModernConfig], name: str, precision: Precision
+) -> None:
+    """Those of float64 on the CPU, within the tolerance of the precision."""
+    model = build(kind(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65))
+    for parameter in model.parameters():  # livelier than fresh weights
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+    tokens = torch.randint(65, (4, 64))
+    with torch.no_grad():
+        reference = copy.deepcopy(model).double()(tokens)
+        device = torch.device(name)
+        with autocast(device, pick_precision(precision, device)):
+            logits = model.to(device)(tokens.to(device)).cpu().double()
+    error = ((logits - reference).abs().max() / reference.abs().max()).item()
+    assert error < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA GH200 480GB", None),  # not on the list, though its name holds one that is
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_the_peak_is_that_of_the_data_sheet_or_none(
+    monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: name)
+    cuda = torch.device("cuda")
+    assert peak_flops(cuda, torch.bfloat16) == peak_flops(cuda, torch.float16) == peak
+    assert peak_flops(cuda, torch.float32) is None
+    assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
+
+
+def test_a_device_is_described() -> None:
+    assert describe(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
+
+
+def test_nothing_is_asked_of_cuda_where_there_is_none(
+    text_file: Path, small: list[str], tmp_path: Path
+) -> None:
+    """Not even whether there is a device, when the CPU is asked for."""
+    code = f"""
+import torch
+def never(name):
+    def ask(*args, **options):
+        raise AssertionError("CUDA was asked: " + name)
+    return ask
+for name in ("is_available", "device_count", "current_device", "get_device_name", "init",
+             "get_device_properties", "get_device_capability", "is_bf16_supported",
+             "get_rng_state", "set_rng_state", "synchronize", "mem_get_info"):
+    setattr(torch.cuda, name, never(name))
+from nanogpt.cli import main
+main(["train", "tiny", "--data", {str(text_file)!r}, "--out", "mine", *{small!r}])
+main(["train", "--resume", "mine", "--train.steps", "25"])
+main(["sample", "mine", "--device", "cpu", "--max-new-tokens", "5"])
+main(["eval", "mine", "--device", "cpu"])
+assert not torch.cuda.is_initialized()
+import sys
+assert "torch._dynamo" not in sys.modules, "torch's compiler takes longer to import than torch"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# Threads.
+
+
+def threads(**environment: str) -> int:
+    """How many a process with this environment uses."""
+    code = "from nanogpt.system.devices import *; use_threads(); print(torch.get_num_threads())"
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=clean | environment, capture_output=True, check=True)
+    return int(done.stdout)
+
+
+def test_omp_num_threads_is_honoured() -> None:
+    assert threads(OMP_NUM_THREADS="1") == 1
+
+
+def test_what_omp_num_threads_says_is_not_made_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(devices, "cores", lambda: 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+    devices.use_threads()
+    assert torch.get_num_threads() == before
+
+
+def test_no_more_threads_than_cores() -> None:
+    cores = os.sched_getaffinity(0)
+    assert 1 <= threads() <= len(cores)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert threads() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("", 8)]
+)
+def test_a_container_has_the_cores_of_its_quota(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(system_cores, "QUOTA", tmp_path / "cpu.max")
+    assert system_cores.cores() == cores
+
+
+# Memory.
+
+
+def test_how_much_memory_was_asked_for() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(10**14)
+    assert requested_memory(error.value) == "372529.03 GiB"
+    assert requested_memory(ValueError("other")) is None
+    gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a tot")
+    assert requested_memory(gpu) == "2.50 GiB"

@@ -1,0 +1,170 @@
+"""What keeps a GPU busy, against the same without it."""
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt.system.gpu import CudaGraph, compiled, snapshot
+
+# Compilation.
+
+
+class Noisy(torch.nn.Module):
+    """Blocks, alike, with random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(3, 4)
+        layers = [torch.nn.Linear(4, 4), torch.nn.Dropout(0.5)]
+        self.blocks = torch.nn.ModuleList(torch.nn.Sequential(*layers) for _ in range(3))
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        h = self.embedding(x)
+        for block in self.blocks:
+            h = block(h)
+        loss: torch.Tensor = (h * self.embedding(y)).sum()
+        return loss
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_one_block_is_compiled_for_all_or_one_line_says_why_not(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    calls, said, compilations = list[object](), list[str](), list[object]()
+
+    def compile(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        compilations.append(function)
+
+        def call(*args: torch.Tensor) -> torch.Tensor:
+            if not calls:
+                warnings.warn("what only its makers can mend", stacklevel=1)
+            calls.append(args[0])
+            if not works:
+                raise RuntimeError("Failed to find C compiler.\n  Please specify via CC")
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    model, before = Noisy(), torch.get_rng_state()
+    example = torch.tensor([[0, 1]]), torch.tensor([[1, 2]])
+    function = compiled(model.loss, [*model.blocks], example, said.append)
+    assert torch.equal(torch.get_rng_state(), before)
+    expected = model.loss(*example)
+    torch.set_rng_state(before)
+    if function:
+        assert torch.equal(function(*example), expected)
+        assert calls == 2 * [*model.blocks]
+    assert (function is not None) == works
+    assert len(compilations) == 1
+    assert not any("forward" in vars(block) for block in model.blocks)
+    assert (
+        said == []
+        if works
+        else [
+            "The model cannot be compiled here, and trains slower without (Failed to find C "
+            "compiler. Please specify via CC)."
+        ]
+    )
+
+
+@pytest.mark.gpu
+def test_without_a_compiler_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = (
+        "import torch; from nanogpt.system.gpu import *; from nanogpt.models import *;"
+        "model = build(GPTConfig(n_layer=1, n_head=1, n_embd=16, block_size=8)).cuda();"
+        "example = torch.zeros(1, 8, dtype=torch.long, device='cuda');"
+        "loss = compiled(lambda x, y: model(x).sum(), [*model.blocks], (example,) * 2, print);"
+        "print(loss)"
+    )
+    environment = {
+        **os.environ,
+        "CC": "/nowhere/cc",
+        "TRITON_CACHE_DIR": str(tmp_path / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"The model cannot be compiled here, [^\n]+\nNone\n", done.stdout)
+
+
+# CUDA graphs.
+
+
+@pytest.mark.gpu
+def test_captured_work_is_done_at_every_call() -> None:
+    """With new random numbers, the same that it would have drawn without."""
+    cuda, draw, total = torch.device("cuda"), torch.zeros(4, device="cuda"), []
+
+    def work() -> None:
+        draw.copy_(torch.rand(4, device=cuda))
+
+    graph = CudaGraph(cuda)
+    for function in (work, lambda: graph.run(work)):
+        torch.manual_seed(5)
+        for _ in range(7):
+            function()
+            total.append(draw.clone())
+    assert graph.graph
+    assert torch.equal(torch.stack(total[:7]), torch.stack(total[7:]))
+    assert len({tuple(each.tolist()) for each in total[:7]}) == 7
+
+
+# Snapshots.
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_snapshot_is_what_was_there(device: str) -> None:
+    """Asked for by another thread, after the tensors have changed; each has memory of its own."""
+    whole = torch.randn(512, 512, device=device)
+    tensors = {"whole": whole, "part": whole[3:7].mT, "on the cpu": torch.randn(5)}
+    expected = {name: t.cpu().clone() for name, t in tensors.items()}
+    if device == "cuda":  # it has something to do before it comes to the copies
+        torch.cuda._sleep(10**9)
+    taken = snapshot(tensors)
+    for t in tensors.values():
+        t.zero_()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(taken).result()
+    for name, t in found.items():
+        assert torch.equal(t, expected[name])
+        assert t.is_contiguous()
+    assert len({t.untyped_storage().data_ptr() for t in found.values()}) == 3
+    assert taken() is found
+
+
+@pytest.mark.gpu
+def test_a_snapshot_that_was_sent_leaves_the_device() -> None:
+    whole = torch.ones(2**20, device="cuda")
+    before = torch.cuda.memory_allocated()
+    taken = snapshot({"whole": whole})
+    assert torch.cuda.memory_allocated() > before
+    taken()
+    assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.gpu
+def test_without_memory_for_a_snapshot_on_the_device_it_is_sent_at_once() -> None:
+    large = torch.ones(2**30, dtype=torch.uint8, device="cuda")
+    torch.cuda.empty_cache()
+    _, whole = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**29) / whole)
+    before = torch.cuda.memory_allocated()
+    try:
+        taken = snapshot({"large": large})
+        assert torch.cuda.memory_allocated() == before
+        large.zero_()
+        assert taken()["large"].sum() == 2**30
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

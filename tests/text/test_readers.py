@@ -1,0 +1,163 @@
+"""Texts out of files of all kinds, in all languages, and files that have none."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from nanogpt.errors import UserError
+from nanogpt.text.readers import find_files, read_files, read_text
+
+LANGUAGES = {
+    "ar.txt": "أكون أو لا أكون",
+    "emoji.txt": "👩‍👩‍👧 🏴‍☠️",
+    "hi.txt": "होना या न होना",
+    "windows.txt": "one\r\ntwo\r\n",
+    "zh.txt": "生存还是毁灭\n",
+    "zero.txt": "a\x00b, and no newline at the end",
+}
+
+
+def read_texts(data: str, column: str, separator: str) -> str:
+    """All that data names."""
+    return "".join(read_files(find_files(data), column, separator))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Texts of many languages, and what is none."""
+    home = tmp_path / "texts"
+    (home / "below").mkdir(parents=True)
+    for name, text in LANGUAGES.items():
+        (home / name).write_bytes(text.encode())
+    (home / "below" / "a.md").write_bytes(b"# A\n")
+    (home / "picture.png").write_bytes(b"\x89PNG")
+    return home
+
+
+def test_a_folder_is_all_of_its_texts(folder: Path) -> None:
+    """In the order of their names, nothing of them changed."""
+    first, *others = (LANGUAGES[name] for name in sorted(LANGUAGES))
+    expected = [first, "# A\n", *others]
+    assert read_texts(str(folder), "text", "\n\n") == "\n\n".join(expected)
+    assert read_texts(str(folder), "text", "|") == "|".join(expected)
+
+
+def test_a_file_without_text_is_no_document(folder: Path) -> None:
+    whole = read_texts(str(folder), "text", "|")
+    for name in ("a.txt", "j.txt", "zzz.txt"):
+        (folder / name).touch()
+    (folder / "below" / "bom.txt").write_bytes(b"\xef\xbb\xbf")
+    (folder / "k.jsonl").write_text('{"text": ""}\n')
+    assert read_texts(str(folder), "text", "|") == whole
+
+
+def test_a_link_to_nothing_is_named(folder: Path) -> None:
+    (folder / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"cannot read .*gone.txt: No such file"):
+        read_texts(str(folder), "text", "|")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_nobody_may_read_is_named(folder: Path) -> None:
+    for path in (folder / "below", folder / "zh.txt"):
+        path.chmod(0)
+        try:
+            with pytest.raises(UserError, match=rf"cannot read .*{path.name}: Permission denied"):
+                read_texts(str(folder), "text", "|")
+        finally:
+            path.chmod(0o700)
+
+
+def test_a_pattern_is_what_matches_it(folder: Path) -> None:
+    assert (
+        read_texts(f"{folder}/*h*.txt", "text", "|")
+        == LANGUAGES["hi.txt"] + "|" + (LANGUAGES["zh.txt"])
+    )
+    assert read_texts(f"{folder}/**/*.md", "text", "|") == "# A\n"
+    with pytest.raises(UserError, match=r"no file matches .*\*\.rs: name another pattern"):
+        read_texts(f"{folder}/*.rs", "text", "|")
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "a[1].txt").write_text("this one")
+    assert read_texts(str(tmp_path / "a[1].txt"), "text", "|") == "this one"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "bom.txt").write_bytes("\ufeffné\ufeff".encode())
+    assert read_text(tmp_path / "bom.txt") == "né\ufeff"
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfab\xff")
+    with pytest.raises(UserError, match="is not UTF-8: byte 5 is 0xff"):
+        read_text(tmp_path / "bom.txt")
+
+
+def test_documents_of_jsonl(tmp_path: Path) -> None:
+    rows = [{"text": "né\nx", "n": 1}, {"text": "终\u2028", "n": 2}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    file = tmp_path / "a.jsonl"
+    file.write_text(lines[0] + "\n\n" + lines[1], encoding="utf-8")
+    assert read_texts(str(file), "text", "|") == "né\nx|终\u2028"
+    (tmp_path / "b.txt").write_text("end")
+    assert read_texts(str(tmp_path), "text", "|") == "né\nx|终\u2028|end"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "a.jsonl, line 2, is no JSON: mend it, or take it out"),
+        ("[1]", "a.jsonl, line 2, is no JSON object: mend it, or take it out"),
+        (
+            '{"body": "x", "n": 1}',
+            "line 2, has no column text: name one with --column; it has b",
+        ),
+        (
+            r'{"text": "\ud800"}',
+            "a.jsonl, line 2, has half a surrogate pair, which is no",
+        ),
+        ('{"text": 7}', "a.jsonl, line 2, has no text in text: name another with --column"),
+    ],
+)
+def test_jsonl_without_the_text(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + line)
+    with pytest.raises(UserError, match=says):
+        read_texts(str(tmp_path / "a.jsonl"), "text", "|")
+
+
+def test_documents_of_parquet(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"n": [1, 2], "body": ["né", "终"]}), file)
+    assert read_texts(str(file), "body", "|") == "né|终"
+    with pytest.raises(UserError, match=r"a.parquet has no column text: .*; it has n, body"):
+        read_texts(str(file), "text", "|")
+    with pytest.raises(UserError, match="row 0 of a batch, has no text in n: name another"):
+        read_texts(str(file), "n", "|")
+    bad = pyarrow.StringArray.from_buffers(
+        1, pyarrow.py_buffer(np.array([0, 2], dtype=np.int32)), pyarrow.py_buffer(b"a\xff")
+    )
+    parquet.write_table(pyarrow.table({"text": bad}), file)
+    with pytest.raises(UserError, match=r"cannot read .*a.parquet: .*utf-8.*; name a text file"):
+        read_texts(str(file), "text", "|")
+    file.write_bytes(b"PAR1 no more")
+    with pytest.raises(UserError, match=r"cannot read .*a.parquet: .*; name a text file"):
+        read_texts(str(file), "body", "|")
+
+
+def test_without_pyarrow_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match="needs the library pyarrow: install it with `pip install"):
+        read_texts(str(tmp_path / "a.parquet"), "text", "|")
+
+
+def test_a_folder_without_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("print()")
+    with pytest.raises(UserError, match=r"is a directory without a text, .* such as '.*\*\.py'"):
+        read_texts(str(tmp_path), "text", "|")
