@@ -5,10 +5,12 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+
+from .models import Model
 
 
 @dataclass(frozen=True)
@@ -206,8 +208,8 @@ def build_optimizers(
         return [Adam(named, betas, config.weight_decay)]
     if config.optimizer == "adam":
         return [Adam(named, betas)]
-    matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and p.dim() == 2}
-    parts = {n: 3 if "qkv" in n else 2 for n in matrices if ".qk" in n}
+    parts = cast(Model, model).matrices()
+    matrices = {name: named[name] for name in parts}
     return [
         Adam({n: p for n, p in named.items() if n not in matrices}, betas),
         Muon(matrices, config.momentum, config.weight_decay, precision, parts),

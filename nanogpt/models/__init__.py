@@ -64,9 +64,9 @@ def flops_per_token(model: Model) -> int:
     T scores of length C in each of L blocks, and the mean of T values. Tables of which a token only
     reads a row are not in N; the half of the scores that the mask hides is counted, too.
     """
-    config, named = model.config, dict(model.named_parameters())
+    config = model.config
     if isinstance(config, BigramConfig):
         return 0
-    head = "head.weight" if "head.weight" in named else "token_embedding.weight"  # or tied to it
-    N = sum(p.numel() for name, p in named.items() if "embedding" not in name or name == head)
+    parameters = model.named_parameters()
+    N = sum(p.numel() for name, p in parameters if name not in model.lookup_tables)
     return 6 * N + 12 * config.n_layer * config.n_embd * config.block_size

@@ -56,6 +56,13 @@ class Bigram(nn.Module):
         self.table = nn.Embedding(config.vocab_size, config.vocab_size)
         nn.init.zeros_(self.table.weight)  # every follower equally likely: the loss starts at ln V
 
+    lookup_tables = ("table.weight",)
+    """Parameters of which a token reads one row and which no matrix product uses."""
+
+    def matrices(self) -> dict[str, int]:
+        """Empty: a bigram has no blocks."""
+        return {}
+
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """tokens (B, T) to logits (B, T, V); with a cache, of each row's last token (B, 1, V)."""
         logits: Tensor = self.table(tokens)

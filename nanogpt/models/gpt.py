@@ -153,6 +153,19 @@ class GPT(nn.Module):
                 assert isinstance(last, nn.Linear)
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
+    lookup_tables = ("position_embedding.weight",)
+    """Parameters of which a token reads one row and which no matrix product uses."""
+
+    def matrices(self) -> dict[str, int]:
+        """The weight matrices of the blocks, each with how many matrices it stacks as rows."""
+        stacked = {"attention.qkv.weight": 3}
+        return {
+            f"blocks.{i}.{name}": stacked.get(name, 1)
+            for i, block in enumerate(self.blocks)
+            for name, p in block.named_parameters()
+            if p.dim() == 2
+        }
+
     def embed(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """What each token is plus where it stands: (B, T) to (B, T, C)."""
         T = tokens.shape[1]

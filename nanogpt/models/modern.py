@@ -215,6 +215,19 @@ class Modern(nn.Module):
         if isinstance(module, Modern):
             nn.init.zeros_(module.head.weight)
 
+    lookup_tables = ("token_embedding.weight",)
+    """Parameters of which a token reads one row and which no matrix product uses."""
+
+    def matrices(self) -> dict[str, int]:
+        """The weight matrices of the blocks, each with how many matrices it stacks as rows."""
+        stacked = {"attention.qk.weight": 2}
+        return {
+            f"blocks.{i}.{name}": stacked.get(name, 1)
+            for i, block in enumerate(self.blocks)
+            for name, p in block.named_parameters()
+            if p.dim() == 2
+        }
+
     def embed(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The stream at its start (B, T, C), and the rotations of its positions (…, T, 1, D/2)."""
         T, D = tokens.shape[1], self.config.n_embd // self.config.n_head

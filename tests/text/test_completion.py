@@ -14,6 +14,7 @@ from nanogpt.text.bpe import train_bpe
 from nanogpt.text.completion import (
     Completion,
     CompletionDecoder,
+    _overlap,
     encode_prompt,
 )
 from nanogpt.text.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
