@@ -1,8 +1,8 @@
-"""A trained model in Python: `load("runs/tiny").generate("ROMEO:")`."""
+"""Use a trained model from Python: `load("runs/tiny").generate("ROMEO:")`."""
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypedDict, Unpack, overload
@@ -10,7 +10,8 @@ from typing import TypedDict, Unpack, overload
 import torch
 
 from .errors import UserError
-from .generate import Sampler, Sampling, generators
+from .fast import generation as fast
+from .generate import Sampling, generate
 from .models import Model
 from .runs.checkpoint import Best, Checkpoint, load_checkpoint
 from .runs.directory import find_run
@@ -22,107 +23,121 @@ from .text.tokenizers import Tokenizer
 Prompts = list[str] | tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class GenerationConfig:
-    """How much to write, and how."""
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig(Sampling):
+    """How much text to generate, and how. The one declaration of these options."""
 
     max_new_tokens: int = 500
+    """Tokens to generate for each prompt."""
     samples: int = 1
-    """Continuations of each prompt."""
-    stop: tuple[str, ...] = ()
-    """A text ends before the first of these that comes."""
+    """Completions of each prompt."""
+    stop: Sequence[str] = ()
+    """A completion ends before the first of these strings."""
     seed: int = 1337
-    logprobs: bool = False
+    """The same seed generates the same text."""
+    temperature: float = 0.8
+    """Divides the logits: below 1 the text is safer, above 1 more varied; 0 always takes the most
+    likely token."""
     cuda_graph: bool = True
-    """Capture a step once and replay it, on a CUDA device."""
-    sampling: Sampling = field(default_factory=Sampling)
+    """On a CUDA device, capture a decoding step as a CUDA graph and replay it."""
 
     def __post_init__(self) -> None:
-        """Raise UserError, naming the field, where nothing can be written so."""
+        """Raise UserError that names the field with an impossible value."""
+        super().__post_init__()
         for name in ("max_new_tokens", "samples"):
             if (value := getattr(self, name)) < 1:
-                raise UserError(f"{name.replace('_', '-')} is {value}: it must be at least 1")
+                raise UserError(f"{name} is {value}: it must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed is {self.seed}: it must be at least 0 and less than 2**63")
         if "" in self.stop:
-            raise UserError("a stop string is empty: leave it out")
+            raise UserError("stop has an empty string: leave it out")
 
 
-class Completions:
-    """Prompts that are continued, all at once, each as often as asked.
+class GenerationOptions(TypedDict, total=False):
+    """The fields of GenerationConfig as keyword arguments; a test compares the two."""
 
-    Iterated, it writes: the number of each text that grew, and what it grew by. The texts come in
-    the order of the prompts, the samples of one beside each other.
-    """
-
-    def __init__(
-        self, model: Model, tokenizer: Tokenizer, prompts: Sequence[str], how: GenerationConfig
-    ) -> None:
-        """Raises UserError for a prompt that cannot be read, or a stop string that cannot come."""
-        check_stop(tokenizer, how.stop)
-        every = [prompt for prompt in prompts for _ in range(how.samples)]
-        self._growing = [
-            CompletionDecoder(Completion(prompt), tokenizer, how.stop) for prompt in every
-        ]
-        self.texts = [growing.text for growing in self._growing]
-        tokens = [encode_prompt(tokenizer, prompt) for prompt in every]
-        numbers = generators(how.seed, len(tokens))
-        self._sampler = Sampler(model, tokens, how.sampling, numbers, how.logprobs, how.cuda_graph)
-        self._tokens = how.max_new_tokens
-
-    def __iter__(self) -> Iterator[tuple[int, str]]:
-        for tokens, logprobs in self._sampler.take(self._tokens):
-            for i, growing in enumerate(self._growing):
-                if not growing.text.stopped:
-                    if logprobs:
-                        growing.text.logprobs.append(logprobs[i])
-                    if piece := growing.push(tokens[i]):
-                        yield i, piece
-            if all(text.stopped for text in self.texts):
-                return
-        for i, growing in enumerate(self._growing):
-            if not growing.text.stopped and (piece := growing.end()):
-                yield i, piece
-
-    def finish(self) -> list[Completion]:
-        """All of it."""
-        for _ in self:
-            pass
-        return self.texts
-
-
-class Options(TypedDict, total=False):
-    """How to write: the fields of Writing and of Sampling, one beside the other."""
-
-    max_new_tokens: int
-    stop: Sequence[str]
-    seed: int
+    repetition_penalty: float
     temperature: float
     top_k: int | None
     top_p: float | None
     min_p: float | None
-    repetition_penalty: float
+    max_new_tokens: int
+    stop: Sequence[str]
+    seed: int
+    cuda_graph: bool
 
 
 def load(
     run: Path | str | None = None, device: str = "auto", precision: Precision = "auto"
 ) -> "Trained":
-    """The best model of a run: of a directory, or a name below runs/; without it, of the newest.
+    """Load the best model of a run: its directory, its name below runs/, or None for the newest.
 
-    It writes on this device at this precision; auto is bfloat16 on a GPU that has it, and float32
-    elsewhere. The directory of a checkpoint, such as runs/tiny/last, will do, too. UserError.
+    A checkpoint directory such as runs/tiny/last works, too. The model generates on `device` at
+    `precision`; auto is bfloat16 on a GPU that supports it, float32 elsewhere. Raises UserError.
     """
-    found = Path(run) if run is not None else None
-    if found is None or not (found / SUMS).exists():
-        found = find_run(None if run is None else str(run)) / "best"
-    where = pick_device(device)
-    if precision == "auto" and where.type != "cuda":
+    directory = Path(run) if run is not None else None
+    if directory is None or not (directory / SUMS).exists():
+        directory = find_run(None if run is None else str(run)) / "best"
+    found_device = pick_device(device)
+    if precision == "auto" and found_device.type != "cuda":
         precision = "float32"
-    return Trained(load_checkpoint(found, where), pick_precision(precision, where))
+    checkpoint = load_checkpoint(directory, found_device)
+    return Trained(checkpoint, pick_precision(precision, found_device))
+
+
+class Completions:
+    """The completions of several prompts, generated together.
+
+    Iterating yields (index, text): the completion that grew, and the text it grew by. Completions
+    are in the order of the prompts, the samples of one prompt next to each other.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        config: GenerationConfig,
+        logprobs: bool = False,
+    ) -> None:
+        """Raises UserError if a prompt cannot be encoded or a stop string can never occur."""
+        check_stop(tokenizer, config.stop)
+        self.model, self.config, self.logprobs = model, config, logprobs
+        prompts = [prompt for prompt in prompts for _ in range(config.samples)]
+        self._tokens = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        self._decoders = [
+            CompletionDecoder(Completion(prompt), tokenizer, config.stop) for prompt in prompts
+        ]
+        self.texts = [decoder.text for decoder in self._decoders]
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        config, device = self.config, next(self.model.parameters()).device
+        is_captured = device.type == "cuda" and config.cuda_graph
+        steps = (fast.generate if is_captured else generate)(
+            self.model, self._tokens, config.max_new_tokens, config, config.seed, self.logprobs
+        )
+        for step in steps:
+            for i, decoder in enumerate(self._decoders):
+                if not decoder.text.stopped:
+                    if step.logprobs is not None:
+                        decoder.text.logprobs.append(step.logprobs[i])
+                    if piece := decoder.push(step.tokens[i]):
+                        yield i, piece
+            if all(text.stopped for text in self.texts):
+                return
+        for i, decoder in enumerate(self._decoders):
+            if not decoder.text.stopped and (piece := decoder.end()):
+                yield i, piece
+
+    def finish(self) -> list[Completion]:
+        """Generate everything and return the completions."""
+        for _ in self:
+            pass
+        return self.texts
 
 
 class Trained:
-    """A model and its tokenizer, ready to write."""
+    """A trained model and its tokenizer, ready to generate."""
 
     def __init__(self, checkpoint: Checkpoint, precision: torch.dtype = torch.float32) -> None:
         self.model: Model = checkpoint.model
@@ -132,27 +147,29 @@ class Trained:
         self.precision = precision
 
     @cached_property
-    def _writer(self) -> Model:
-        """The model with its weights at the precision to write with."""
+    def _generator(self) -> Model:
+        """The model with its weights at the precision of generation."""
         if self.precision == torch.float32:
             return self.model
         return deepcopy(self.model).to(self.precision)
 
-    def complete(self, prompts: Sequence[str], how: GenerationConfig) -> Completions:
-        """Continue prompts: to be iterated, or finished; with tokens, and logprobs if asked for."""
-        return Completions(self._writer, self.tokenizer, prompts, how)
+    def complete(
+        self, prompts: Sequence[str], config: GenerationConfig, logprobs: bool = False
+    ) -> Completions:
+        """The completions of prompts with their tokens: iterate over them, or finish() them."""
+        return Completions(self._generator, self.tokenizer, prompts, config, logprobs)
 
     @overload
-    def generate(self, prompt: str = "", **how: Unpack[Options]) -> str: ...
+    def generate(self, prompt: str = "", **options: Unpack[GenerationOptions]) -> str: ...
 
     @overload
     def generate(
-        self, prompt: str | Prompts = "", *, samples: int, **how: Unpack[Options]
+        self, prompt: str | Prompts = "", *, samples: int, **options: Unpack[GenerationOptions]
     ) -> list[str]: ...
 
     @overload
     def generate(
-        self, prompt: Prompts, *, samples: int = 1, **how: Unpack[Options]
+        self, prompt: Prompts, *, samples: int = 1, **options: Unpack[GenerationOptions]
     ) -> list[str]: ...
 
     def generate(
@@ -160,31 +177,28 @@ class Trained:
         prompt: str | Prompts = "",
         *,
         samples: int | None = None,
-        **how: Unpack[Options],
+        **options: Unpack[GenerationOptions],
     ) -> str | list[str]:
-        """What follows a prompt. Of several prompts, or with samples, a list, all written at once.
+        """Generate the completion of a prompt; a list for several prompts, or if samples is given.
 
-        Without a prompt it begins at the start of a line. Raises UserError.
+        An empty prompt starts at the beginning of a line. The options are the fields of
+        GenerationConfig. Raises UserError that names a wrong one.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        config = make_config(options, 1 if samples is None else samples)
         if not prompts:
             return []
-        texts = self.complete(prompts, _writing(how, samples or 1)).finish()
-        one = isinstance(prompt, str) and samples is None
-        return texts[0].text if one else [text.text for text in texts]
+        completions = self.complete(prompts, config).finish()
+        is_single = isinstance(prompt, str) and samples is None
+        return completions[0].text if is_single else [each.text for each in completions]
 
-    def stream(self, prompt: str = "", **how: Unpack[Options]) -> Iterator[str]:
-        """The same, as it is written."""
-        return (piece for _, piece in self.complete([prompt], _writing(how)))
+    def stream(self, prompt: str = "", **options: Unpack[GenerationOptions]) -> Iterator[str]:
+        """Generate the same text as generate(), and yield it as it grows."""
+        return (piece for _, piece in self.complete([prompt], make_config(options)))
 
 
-def _writing(options: Options, samples: int = 1) -> GenerationConfig:
-    of_writing = {"max_new_tokens", "seed"}
-    sampling = {k: v for k, v in options.items() if k not in of_writing | {"stop"}}
-    stop = options.get("stop", ())
-    return GenerationConfig(
-        samples=samples,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        sampling=Sampling(**{"temperature": 0.8, **sampling}),  # type: ignore[arg-type]
-        **{k: v for k, v in options.items() if k in of_writing},  # type: ignore[arg-type]
-    )
+def make_config(options: GenerationOptions, samples: int = 1) -> GenerationConfig:
+    """The configuration that keyword arguments describe."""
+    if isinstance(stop := options.get("stop"), str):
+        options["stop"] = (stop,)
+    return GenerationConfig(samples=samples, **options)

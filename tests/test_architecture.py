@@ -15,6 +15,7 @@ LAYERS = [
     {"system"},
     {"text"},
     {"data", "optim", "evaluate", "generate"},
+    {"fast"},
     {"runs"},
     {"step", "train", "api"},
     {"reports"},

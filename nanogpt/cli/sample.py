@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, escape_control, print_note
@@ -35,23 +35,9 @@ def sample(args: list[str]) -> None:
 def generation_config(options: SampleArgs) -> "GenerationConfig":
     """How options ask to write."""
     from ..api import GenerationConfig
-    from ..generate import Sampling
 
-    return GenerationConfig(
-        max_new_tokens=options.max_new_tokens,
-        samples=options.samples,
-        stop=options.stop,
-        seed=options.seed,
-        logprobs=options.json,
-        cuda_graph=options.cuda_graph,
-        sampling=Sampling(
-            repetition_penalty=options.repetition_penalty,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-        ),
-    )
+    names = (field.name for field in fields(GenerationConfig))
+    return GenerationConfig(**{name: getattr(options, name) for name in names})
 
 
 def write(trained: "Trained", prompts: Sequence[str], how: "GenerationConfig") -> None:
@@ -80,7 +66,7 @@ def _print(text: str) -> None:
 
 
 def _write_json(trained: "Trained", prompts: Sequence[str], how: "GenerationConfig") -> None:
-    for text in trained.complete(prompts, how).finish():
+    for text in trained.complete(prompts, how, logprobs=True).finish():
         print(json.dumps(asdict(text)))
 
 

@@ -58,6 +58,16 @@ class Cache:
             return x
         return x.gather(1, (self.coming - 1)[:, None, None].expand(-1, 1, x.shape[2]))
 
+    def begin_prefill(self, lengths: list[int]) -> None:
+        """Empty the cache and expect this many tokens of each text."""
+        self.length.zero_()
+        self.coming.copy_(torch.tensor(lengths))
+
+    def end_prefill(self) -> None:
+        """Count the tokens of the prefill, and expect one token at a time from now on."""
+        self.length.copy_(self.coming)
+        self.coming.fill_(1)
+
     def advance(self) -> None:
-        """What came is in here now."""
+        """Count the token of each text that the model has just read."""
         self.length += self.coming

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanogpt.generate import Sampler, Sampling, generators
+from nanogpt.generate import Sampling, generate
 from nanogpt.models import GPT, GPTConfig, Plain, PlainConfig, build
 from nanogpt.models.gpt import causal_attention
 
@@ -67,8 +67,8 @@ def test_variance_survives_blocks_that_nothing_goes_past() -> None:
 
 def test_it_writes_the_same_with_a_cache_and_tells_where_it_looks() -> None:
     model = build(replace(SHAPE, feed_forward=True)).eval()
-    sampler = Sampler(model, [[1, 2, 3]], Sampling(temperature=0.0), generators(1, 1))
-    written = [tokens[0] for tokens, _ in sampler.take(8)]
+    steps = generate(model, [[1, 2, 3]], 8, Sampling(temperature=0.0))
+    written = [step.tokens[0] for step in steps]
     text = [1, 2, 3]
     for _ in range(8):
         text.append(int(model(torch.tensor([text]))[0, -1].argmax()))

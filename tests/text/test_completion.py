@@ -30,9 +30,9 @@ def parrot(text: str, tokenizer: Tokenizer) -> Bigram:
     return model
 
 
-def complete(text: str, prompts: list[str], **how: Any) -> Completions:
-    tokenizer = CharTokenizer(text)
-    return Completions(parrot(text, tokenizer), tokenizer, prompts, GenerationConfig(**how))
+def complete(text: str, prompts: list[str], logprobs: bool = False, **options: Any) -> Completions:
+    tokenizer, config = CharTokenizer(text), GenerationConfig(**options)
+    return Completions(parrot(text, tokenizer), tokenizer, prompts, config, logprobs)
 
 
 def test_prompts_and_samples_come_in_order() -> None:
@@ -124,10 +124,10 @@ def test_logprobs_only_when_asked() -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ({"max_new_tokens": 0}, "max-new-tokens is 0: it must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0: it must be at least 1"),
         ({"samples": 0}, "samples is 0: it must be at least 1"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
-        ({"stop": ("",)}, "a stop string is empty: leave it out"),
+        ({"stop": ("",)}, "stop has an empty string: leave it out"),
         ({"stop": ("a!",)}, r"the stop string 'a!' can never come: the tokenizer does not know"),
     ],
 )

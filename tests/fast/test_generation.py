@@ -1,0 +1,55 @@
+"""The captured decoder generates what the plain loop generates."""
+
+import math
+
+import pytest
+import torch
+
+from nanogpt.errors import Stopped
+from nanogpt.fast import generation as fast
+from nanogpt.fast.generation import STEPS_AHEAD, CapturedDecoder
+from nanogpt.generate import Sampling, generate
+from nanogpt.models import GPT, Model
+from tests.test_generate import model as model  # a fixture: one model of every kind
+from tests.test_generate import random_model
+
+PROMPTS = [[1, 2, 3], [4], list(range(6)) * 3]
+FILTERS = Sampling(repetition_penalty=1.1, temperature=0.9, top_k=6, top_p=0.95, min_p=0.01)
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.mark.parametrize("sampling", [FILTERS, GREEDY, Sampling()])
+@pytest.mark.parametrize("tokens", [1, STEPS_AHEAD, 100])
+def test_steps_ahead_of_the_host_sample_the_same_tokens(
+    model: Model, sampling: Sampling, tokens: int
+) -> None:
+    """The same code as on a GPU, run on the CPU without a graph, past the end of the context."""
+    decoder = CapturedDecoder(model, PROMPTS, sampling, 1, logprobs=True)
+    assert [*decoder.run(tokens)] == [*generate(model, PROMPTS, tokens, sampling, 1, logprobs=True)]
+    assert decoder.steps_in_flight == 0
+
+
+def test_without_logprobs_none_are_returned(model: Model) -> None:
+    assert {step.logprobs for step in fast.generate(model, PROMPTS, 20)} == {None}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_stop_generation(value: float) -> None:
+    model = random_model("gpt")
+    assert isinstance(model, GPT)
+    with torch.no_grad():
+        model.token_embedding.weight[3] = value
+    with pytest.raises(Stopped, match="the model's logits are not finite"):
+        [*fast.generate(model, [[1]], 1)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["gpt", "modern", "bigram"])
+@pytest.mark.parametrize("sampling", [FILTERS, GREEDY])
+def test_a_gpu_generates_what_a_cpu_generates(kind: str, sampling: Sampling) -> None:
+    """Captured and replayed, past the end of the context, with all filters."""
+    starts = [[1, 2], [3, 4, 5], [6] * 12]
+    expected = [*generate(random_model(kind), starts, 3 * STEPS_AHEAD + 5, sampling)]
+    on_gpu = random_model(kind).cuda()
+    assert [*fast.generate(on_gpu, starts, 3 * STEPS_AHEAD + 5, sampling)] == expected
+    assert [*generate(on_gpu, starts, 3 * STEPS_AHEAD + 5, sampling)] == expected
