@@ -25,9 +25,9 @@ from typing import Any
 
 from runs import RESULTS, save
 
+from nanogpt.fast.training import make_stepper
 from nanogpt.runs.presets import PRESETS
 from nanogpt.runs.start import prepare_run
-from nanogpt.step import Stepper, make_loss
 from nanogpt.system.devices import describe, pick_device
 from nanogpt.text import corpora
 from nanogpt.text.encoding import encode, get_tokenizer
@@ -77,7 +77,7 @@ def rates(file: Path, kind: str, repeats: int, out: Path) -> dict[str, float]:
     run = prepare_run(replace(config, val_fraction=VAL_FRACTION))
     split = run.data.splits["train"]
     mapped, in_memory = split.tokens, split.tokens.clone()
-    stepper, found = Stepper(run, make_loss(run, print)), {"mapped": [0.0], "in_memory": [0.0]}
+    stepper, found = make_stepper(run, print), {"mapped": [0.0], "in_memory": [0.0]}
     for _ in range(repeats + 1):  # the first is not counted
         for name, tokens in (("mapped", mapped), ("in_memory", in_memory)):
             split.tokens, before, began = tokens, run.state.tokens, time.perf_counter()

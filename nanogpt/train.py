@@ -1,38 +1,39 @@
-"""Training: the loop.
+"""The training loop: step, log, checkpoint, evaluate, keep the best, stop.
 
-It knows nothing of GPT. It takes one step after the other (step.py), and every so often saves where
-it is, measures the whole validation split and keeps the best weights.
+The loop knows nothing of GPT. Everything it needs is in a Run (runs/run.py), which prepare_run()
+creates and resume_run() restores.
 """
 
-import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from .errors import Interrupted, Stopped, write_error
-from .evaluate import evaluate
+from .evaluate import Evaluation, evaluate
+from .fast.training import STEPS_AHEAD, make_stepper
 from .optim import get_learning_rate
 from .runs.background import BackgroundWriter
-from .runs.checkpoint import Best, Contents, checkpoint_files, write_checkpoint
+from .runs.checkpoint import Best
 from .runs.config import RunConfig, TrainConfig
+from .runs.failures import explain_failures
 from .runs.finite import FiniteCheck
 from .runs.journal import Journal, Record, is_overfitting
+from .runs.keeper import CheckpointKeeper
 from .runs.run import Run, read_run_config
 from .runs.start import prepare_run, resume_run
-from .step import STEPS_AHEAD, Stepper, make_loss
-from .system.devices import requested_memory
-from .system.files import to_json, write_whole
-from .system.gpu import CannotCapture, Snapshot, snapshot
 from .system.interrupts import Interrupts
+
+OVERFITTING = (
+    "Training loss keeps falling while validation loss rises: the model overfits, it memorises the "
+    "training text. More text, more dropout or a smaller model would help."
+)
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run went."""
+    """How a run ended."""
 
     run: Run
     best: Best
@@ -43,23 +44,23 @@ class Result:
 
 
 class Reporter:
-    """Hears how a run goes; this one keeps quiet."""
+    """Receives the progress of a run; this one ignores it."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """Called while a large text is read and encoded: a corpora.Progress."""
+        """Called while a large text is read and encoded, with bytes done and in total."""
 
     def started(self, run: Run) -> None:
         """Called once, before the first step."""
 
     def recorded(self, record: Record, best: Best | None) -> None:
-        """Called for every line of metrics.jsonl; best is None until there is an evaluation."""
+        """Called for every line of metrics.jsonl; best is None before the first evaluation."""
 
     def said(self, line: str) -> None:
-        """Called with what the user should know."""
+        """Called with a message for the user."""
 
 
 def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
-    """Make a run directory and train in it, from the first step to the last.
+    """Create a run directory and train in it, from the first step to the last.
 
     Raises UserError before the first step, Stopped or Interrupted after it.
     """
@@ -68,152 +69,108 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
 
 
 def resume_training(directory: Path, config: RunConfig, reporter: Reporter | None = None) -> Result:
-    """Go on with the run in a directory, from its last checkpoint; raises what train() raises."""
-    reporter, steps = reporter or Reporter(), config.train.steps
-    planned = read_run_config(directory).train.steps
+    """Resume the run in a directory from its last checkpoint; raises the same as train()."""
+    reporter = reporter or Reporter()
+    planned, steps = read_run_config(directory).train.steps, config.train.steps
     run = resume_run(directory, config, reporter.preparing)
     if steps != planned and config.optim.decay_steps is None:
         reporter.said(
-            f"The learning rate was planned for {planned:,} steps; from here on it follows a plan "
-            f"for {steps:,}."
+            f"The learning-rate schedule was for {planned:,} steps; from here on it is the one for "
+            f"{steps:,} steps."
         )
     return _fit(run, reporter)
 
 
 def _fit(run: Run, reporter: Reporter) -> Result:
-    beside = run.device.type != "cpu"  # a CPU is busy enough
+    """Train a run to its end. Its plot is drawn and its lock released, however it ends."""
+    in_background = run.device.type != "cpu"  # on a CPU, a thread would only slow the training down
     try:
-        with Interrupts() as interrupts, BackgroundWriter(beside) as writer:
-            reporter.started(run)
-            ended = _loop(run, reporter, interrupts, writer)
-        run.journal.draw()
-    except BrokenPipeError:  # of the reporter's reader
-        raise
-    except OSError as error:
-        raise write_error(run.out, error) from None
-    except CannotCapture as error:
-        raise Stopped(
-            f"a step cannot be captured in a CUDA graph ({error})",
-            f"; without, it is slower: nanogpt train --resume {run.out} --train.no-cuda-graph",
-        ) from None
-    except RuntimeError as error:
-        if asked := requested_memory(error):
-            raise _out_of_memory(run, asked) from None
-        raise
+        with explain_failures(run):
+            with Interrupts() as interrupts, BackgroundWriter(in_background) as writer:
+                reporter.started(run)
+                ended = _loop(run, reporter, interrupts, CheckpointKeeper(run, writer))
+            run.journal.draw()
     finally:
         with suppress(OSError):
-            run.journal.draw()  # where it has not been
+            run.journal.draw()
         run.lock.release()
     assert run.journal.best is not None
     return Result(run, run.journal.best, run.journal.records[-1], ended)
 
 
-def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, writer: BackgroundWriter) -> str:
-    """From where the run is to a reason to stop, which it gives."""
-    settings, model, state, journal = run.config.train, run.model, run.state, run.journal
-    began = time.perf_counter() - state.seconds
-    watch, warned = FiniteCheck(run), False
-
-    def save() -> Snapshot:
-        watch.check_model()  # what is wrong never gets to the disk
-        state.seconds = round(time.perf_counter() - began, 3)
-        weights = snapshot(model.state_dict())
-        files = checkpoint_files(run.checkpoint(), weights, run.training())
-        writer.submit(partial(_write_last, run, files))
-        return weights
-
-    weights, saved = save(), state.step
-    writer.submit(lambda: write_whole(run.out / "run.json", to_json(run.describe())))
-
-    stepper = Stepper(run, make_loss(run, reporter.said))
+def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, keeper: CheckpointKeeper) -> str:
+    """Train until there is a reason to stop; returns the reason."""
+    settings, state, journal = run.config.train, run.state, run.journal
+    start = time.perf_counter() - state.seconds
+    check, has_warned = FiniteCheck(run), False
+    keeper.save_last(start)
+    keeper.describe_run()
+    stepper = make_stepper(run, reporter.said)
 
     while True:
-        step = state.step
-        due = settings.evaluates_at(step)
-        if (due or interrupts.received) and step != saved:
-            weights, saved = save(), step  # before the evaluation: a resume makes it again
+        is_evaluation = settings.evaluates_at(state.step)
+        if is_evaluation or interrupts.received:
+            keeper.save_last(start)  # before the evaluation, so that a resume repeats it
         if interrupts.received:
-            writer.wait()
-            raise Interrupted(
-                interrupts.received, f"at step {step:,}", f"nanogpt train --resume {run.out}"
-            )
+            raise keeper.interrupted(interrupts.received)
 
-        if due or step % settings.log_every == 0:
-            evaluation = evaluate(model, run.data.splits["val"]) if due else None
-            if evaluation and not math.isfinite(evaluation.loss):
-                raise watch.stopped(step - 1, "the validation loss", evaluation.loss)
-            of_average = None
-            if due and state.average:
-                with state.averaged():
-                    of_average = evaluate(model, run.data.splits["val"])
-            record = Record(
-                step=step,
-                tokens=state.tokens,
-                seconds=round(time.perf_counter() - began, 3),
-                lr=get_learning_rate(step, settings.steps, run.config.optim),
-                train_loss=state.losses.mean().item() if len(state.losses) else None,
-                val_loss=evaluation.loss if evaluation else None,
-                bits_per_byte=evaluation.bits_per_byte if evaluation else None,
-                ema_val_loss=of_average.loss if of_average else None,
-                ema_bits_per_byte=of_average.bits_per_byte if of_average else None,
-            )
-            state.losses = state.losses[:0]
+        if is_evaluation or state.step % settings.log_every == 0:
+            record = _measure(run, check, is_evaluation, start)
             if journal.add(record):
-                assert journal.best is not None
-                if journal.best.averaged:
-                    with state.averaged():
-                        weights = snapshot(model.state_dict())
-                files = checkpoint_files(run.checkpoint(), weights)
-                writer.submit(partial(write_checkpoint, run.out / "best", files))
-            if due:
-                journal.draw_if_due()
+                keeper.save_best()
             reporter.recorded(record, journal.best)
-        if due and not warned and is_overfitting(journal.records):
-            reporter.said(OVERFITTING)
-            warned = True
-        if due and (ended := reason_to_stop(journal, settings)):
-            return ended
+        if is_evaluation:
+            journal.draw_if_due()
+            if not has_warned and is_overfitting(journal.records):
+                reporter.said(OVERFITTING)
+                has_warned = True
+            if reason := reason_to_stop(journal, settings):
+                return reason
 
-        until = (settings.eval_every, settings.log_every, STEPS_AHEAD)
-        coming = min(settings.steps - step, *(every - step % every for every in until))
-        found = stepper.take(coming, lambda: interrupts.received)
-        watch.check(found)
-        state.losses = torch.cat([state.losses, found[:, 0]])
-
-
-def _write_last(run: Run, files: Contents) -> None:
-    run.journal.flush()  # first the lines that the checkpoint counts on
-    write_checkpoint(run.out / "last", files)
+        steps = steps_until_next_event(state.step, settings)
+        results = stepper.take(steps, lambda: interrupts.received)
+        check.check(results)
+        state.losses = torch.cat([state.losses, results[:, 0]])
 
 
-def _out_of_memory(run: Run, asked: str) -> Stopped:
-    settings = run.config.train
-    size, parts = settings.batch_size, settings.accumulation
-    if parts == size:
-        return Stopped(
-            f"out of memory: {asked} more were asked for, with a batch in as many parts as can be",
-            "; a smaller --model.n-embd or --model.block-size needs less",
-        )
-    more = next((n for n in range(parts + 1, min(size, 10_000)) if size % n == 0), size)
-    return Stopped(
-        f"out of memory: {asked} more were asked for",
-        f"; the same batch in smaller parts needs less: "
-        f"nanogpt train --resume {run.out} --train.batch-size {size} --train.accumulation {more}",
+def _measure(run: Run, check: FiniteCheck, is_evaluation: bool, start: float) -> Record:
+    """The next line of metrics.jsonl; an evaluation covers the whole validation split."""
+    state, validation = run.state, run.data.splits["val"]
+    loss: Evaluation | None = None
+    averaged_loss: Evaluation | None = None
+    if is_evaluation:
+        loss = evaluate(run.model, validation)
+        check.check_validation(loss.loss)
+        if state.average:
+            with state.averaged():
+                averaged_loss = evaluate(run.model, validation)
+    train_loss = state.losses.mean().item() if len(state.losses) else None
+    state.losses = state.losses[:0]
+    return Record(
+        step=state.step,
+        tokens=state.tokens,
+        seconds=round(time.perf_counter() - start, 3),
+        lr=get_learning_rate(state.step, run.config.train.steps, run.config.optim),
+        train_loss=train_loss,
+        val_loss=loss.loss if loss else None,
+        bits_per_byte=loss.bits_per_byte if loss else None,
+        ema_val_loss=averaged_loss.loss if averaged_loss else None,
+        ema_bits_per_byte=averaged_loss.bits_per_byte if averaged_loss else None,
     )
 
 
-OVERFITTING = (
-    "Training loss keeps falling while validation loss rises: the model has begun to learn the "
-    "training text by heart. More text, more dropout or a smaller model would help."
-)
+def steps_until_next_event(step: int, settings: TrainConfig) -> int:
+    """Steps until the next log line, evaluation or end, at most STEPS_AHEAD."""
+    intervals = settings.eval_every, settings.log_every, STEPS_AHEAD
+    return min(settings.steps - step, *(interval - step % interval for interval in intervals))
 
 
 def reason_to_stop(journal: Journal, settings: TrainConfig) -> str | None:
-    """Why training ends with the evaluation just made; None where it goes on."""
+    """Why training ends with the latest evaluation; None if it continues."""
     last, best = journal.records[-1], journal.best
     assert best is not None
     target, patience = settings.stop_at_val_loss, settings.patience
-    if target is not None and (found := last.best()) and found.val_loss <= target:
+    if target is not None and (lowest := last.best()) and lowest.val_loss <= target:
         return f"validation loss reached {target}"
     if patience and sum(record.step > best.step for record in journal.evaluations) >= patience:
         return f"no better validation loss in {patience} evaluations"

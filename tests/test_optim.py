@@ -10,16 +10,14 @@ import torch
 from torch import nn
 
 from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig, Modern, ModernConfig
+from nanogpt.muon import Muon, orthogonalise
 from nanogpt.optim import (
     Adam,
-    LossScale,
-    Muon,
     OptimConfig,
     build_optimizers,
     clip_gradients,
     get_ema_decay,
     get_learning_rate,
-    orthogonalise,
     scale_rates,
     update_average,
 )
@@ -169,7 +167,9 @@ def test_matrices_in_one_parameter_are_moved_as_if_they_were_apart() -> None:
     qkv = [nn.Parameter(torch.cat([*pieces[i : i + 3]]).detach()) for i in (0, 3)]
     together = {"qkv": qkv[0], "whole": nn.Parameter(whole.detach().clone()), "other": qkv[1]}
     one = Muon(apart, weight_decay=0.1, precision=torch.float32)
-    other = Muon(together, weight_decay=0.1, precision=torch.float32, parts={"qkv": 3, "other": 3})
+    other = Muon(
+        together, weight_decay=0.1, precision=torch.float32, stacked={"qkv": 3, "other": 3}
+    )
     for _ in range(3):
         for p in apart.values():
             p.grad = torch.randn_like(p)
@@ -195,6 +195,22 @@ def test_queries_keys_and_values_are_matrices_of_their_own_to_muon(
     assert parts
     for key, found in parts.items():
         assert found == (n if f".{fused}." in named[key] else 1), named[key]
+
+
+def test_a_name_with_qkv_in_it_is_not_split_unless_the_model_says_so() -> None:
+    class OwnModel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.my_qkv_layer = nn.Linear(4, 12, bias=False)
+            self.head = nn.Linear(12, 3)
+
+        def matrices(self) -> dict[str, int]:
+            return {"my_qkv_layer.weight": 1}
+
+    adam, muon = build_optimizers(OwnModel(), OptimConfig("muon"))
+    assert isinstance(muon, Muon)
+    assert dict(muon.stacks) == {(12, 4): {0: 1}}
+    assert [p.shape for p in adam.parameters] == [(3, 12), (3,)]
 
 
 def test_muon_is_that_of_torch() -> None:
@@ -237,39 +253,6 @@ def test_the_rate_of_muon_follows_that_of_adam() -> None:
     config = OptimConfig("muon", lr=0.1, muon_lr=0.02)
     optimizers = build_optimizers(MODELS["modern"], config)
     assert scale_rates(optimizers, 0.05, config) == [0.05, 0.01]
-
-
-@pytest.mark.parametrize(
-    ("scale", "says"),
-    [
-        ((-1.0, 0), r"scale is -1\.0: it must be more than 0"),
-        ((math.inf, 0), "scale is inf: it must be more than 0 and less than"),
-        ((1.0, 2000), "steps is 2000: it must be at least 0 and less than 2000"),
-    ],
-)
-def test_an_impossible_scale_is_refused(scale: tuple[float, int], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        LossScale(*scale)
-
-
-def test_the_scale_of_the_loss_is_that_of_torch() -> None:
-    """A gradient of some size, or none that fits into a number, for 4,100 steps."""
-    (weight,) = parameters = [nn.Parameter(torch.ones(3))]
-    ours, theirs = LossScale(), torch.amp.GradScaler("cpu", enabled=True)
-    sgd = torch.optim.SGD(parameters)
-    overflows = {0, 5, 6, 2050}
-    for step in range(4100):
-        gradient = torch.randn(3)
-        theirs.scale(torch.ones(()))  # where torch makes its scale
-        weight.grad = gradient * ours.scale * (math.inf if step in overflows else 1)
-        theirs.unscale_(sgd)
-        theirs.update()
-        weight.grad = gradient * ours.scale
-        ours.unscale(parameters)
-        torch.testing.assert_close(weight.grad, gradient)
-        ours.update(step in overflows)
-        assert ours.scale == theirs.get_scale(), step
-    assert ours.scale == 2.0**14
 
 
 @pytest.mark.parametrize("cooldown", [1.0, 0.6, 0.1])

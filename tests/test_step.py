@@ -1,10 +1,6 @@
 """A step is what is written out, whatever it is taken together with."""
 
-import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +8,13 @@ from torch import Tensor
 
 from nanogpt.data import BatchOrder, Split, inputs_and_targets
 from nanogpt.evaluate import cross_entropy
+from nanogpt.fast.training import STEPS_AHEAD, make_loss
 from nanogpt.models import GPT, GPTConfig, ModernConfig, build
 from nanogpt.optim import OptimConfig, get_ema_decay, get_learning_rate
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.run import Run, read_run_config
 from nanogpt.runs.start import prepare_run
-from nanogpt.step import STEPS_AHEAD, Stepper, gradients, make_loss
-from nanogpt.system.devices import use_deterministic
+from nanogpt.step import Stepper, compute_gradients
 from nanogpt.train import resume_training, train
 from tests.small import SMALL
 
@@ -30,10 +26,10 @@ def test_four_parts_of_16_are_a_batch_of_64() -> None:
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(model(x), y)
 
-    whole = gradients(loss, inputs, targets)
+    whole = compute_gradients(loss, inputs, targets)
     reference = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    parts = gradients(loss, inputs, targets, parts=4)
+    parts = compute_gradients(loss, inputs, targets, accumulation=4)
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
     torch.testing.assert_close(whole, loss(inputs, targets))
     for parameter, expected in zip(model.parameters(), reference, strict=True):
@@ -97,10 +93,10 @@ def test_blocks_are_drawn_in_the_order_asked_for(
     assert torch.equal(torch.tensor(drawn), order.starts(0, len(drawn)))
 
 
-def stepper(config: RunConfig) -> tuple[Run, Stepper]:
+def stepper(config: RunConfig, kind: type[Stepper] = Stepper) -> tuple[Run, Stepper]:
     run = prepare_run(config)
     run.lock.release()
-    return run, Stepper(run, make_loss(run, pytest.fail))
+    return run, kind(run, make_loss(run, pytest.fail))
 
 
 def never() -> bool:
@@ -164,7 +160,9 @@ def test_every_step_has_its_own_rates(muon: RunConfig, monkeypatch: pytest.Monke
     used: list[list[float]] = [[], [], []]
     for optimizer, rates in zip(run.state.optimizers, used[:2], strict=True):
         monkeypatch.setattr(optimizer, "step", lambda rate, rates=rates: rates.append(float(rate)))
-    monkeypatch.setattr("nanogpt.step.follow", lambda m, w, part: used[2].append(float(part)))
+    monkeypatch.setattr(
+        "nanogpt.step.update_average", lambda m, w, part: used[2].append(float(part))
+    )
     for n in (3, STEPS_AHEAD):
         steps.take(n, never)
     planned = [
@@ -175,118 +173,3 @@ def test_every_step_has_its_own_rates(muon: RunConfig, monkeypatch: pytest.Monke
     assert used[2] == pytest.approx(
         [1 - get_ema_decay(step, muon.optim) for step in range(STEPS_AHEAD + 3)]
     )
-
-
-@pytest.mark.parametrize("works", [True, False])
-def test_the_compiled_loss_is_the_one_that_is_used(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, works: bool
-) -> None:
-    """And where nothing can be compiled, the other."""
-
-    def fast(inputs: Tensor, targets: Tensor) -> Tensor:
-        return torch.tensor(7.0)
-
-    monkeypatch.setattr("nanogpt.step.compiled", lambda *_: fast if works else None)
-    run, _ = stepper(config)
-    run.model.eval()  # no dropout
-    loss = make_loss(replace(run, device=torch.device("cuda")), pytest.fail)
-    inputs, targets = inputs_and_targets(run.data.splits["train"].blocks(torch.tensor([0]), 16))
-    if works:
-        assert loss(inputs, targets) == 7
-    else:
-        loss = make_loss(run, pytest.fail)
-        torch.testing.assert_close(loss(inputs, targets), cross_entropy(run.model(inputs), targets))
-
-
-# On a GPU.
-
-
-def on_a_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Tensor]:
-    """50 steps, and what they found."""
-    settings = replace(config.train, steps=50, cuda_graph=captures, compile=compile)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        run, steps = stepper(replace(config, device="cuda", train=settings))
-        assert all(p.grad is None for p in run.model.parameters())
-        torch.manual_seed(3)
-        found = torch.cat([steps.take(n, never) for n in (1, 2, 2, 45)])
-    assert (steps.graph is not None and steps.graph.graph is not None) == captures
-    # One for all blocks, one for what follows the logits.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * compile
-    return run, found
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("compile", [False, True])
-def test_a_captured_step_is_the_step(
-    muon: RunConfig, compile: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the bit, where no sum depends on which thread comes first, dropout included."""
-    for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"):
-        monkeypatch.setenv(name, "")  # put back as it was, in the end
-    muon = replace(muon, deterministic=True)
-    try:
-        (eager, expected), (captured, found) = (
-            on_a_gpu(muon, captures, compile) for captures in (False, True)
-        )
-    finally:
-        use_deterministic(False)
-    assert torch.equal(found, expected)
-    first, second = eager.state.tensors(), captured.state.tensors()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
-    for p, q in zip(eager.model.parameters(), captured.model.parameters(), strict=True):
-        assert torch.equal(p, q)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_compiled_and_captured_step_is_the_step(muon: RunConfig, parts: int) -> None:
-    """Within what another order of sums makes of 50 steps; compiled once."""
-    assert isinstance(muon.model, ModernConfig)
-    muon = replace(
-        muon,
-        model=replace(muon.model, dropout=0.0),
-        train=replace(muon.train, accumulation=parts),
-    )
-    (_, expected), (_, found) = on_a_gpu(muon, False, False), on_a_gpu(muon, True, True)
-    torch.testing.assert_close(found[:, 0], expected[:, 0], rtol=1e-3, atol=0)
-
-
-@pytest.mark.gpu
-def test_a_step_that_waits_for_the_host_is_not_captured(text_file: Path, small: list[str]) -> None:
-    """One line says so, and how to go on: in another process, as torch is of no use after it."""
-    flags = ["train", "tiny", "--data", str(text_file), "--out", "mine", *small]
-    flags += ["--device", "cuda", "--train.no-compile"]
-    code = """
-import sys
-from nanogpt.cli import main
-from nanogpt.models import GPT
-original = GPT.forward
-def forward(self, tokens, *cache):
-    tokens.sum().item()
-    return original(self, tokens, *cache)
-GPT.forward = forward
-main(sys.argv[1:])
-"""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True)
-    says = re.fullmatch(
-        r"nanogpt: a step cannot be captured in a CUDA graph \(.+\); without, it is slower: "
-        r"nanogpt (train --resume mine --train.no-cuda-graph)\n",
-        done.stderr,
-    )
-    assert says, done.stderr
-    assert done.returncode == 1
-    done = subprocess.run([*command, *says[1].split()], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    written = ["sample", "mine", "--prompt", "a", "--device", "cuda"]
-    done = subprocess.run([*command, *written], capture_output=True, text=True)
-    assert re.fullmatch(
-        r"nanogpt: writing cannot be captured in a CUDA graph \(.+\); without, it is slower: "
-        r"nanogpt sample --no-cuda-graph\n",
-        done.stderr,
-    ), done.stderr
-    done = subprocess.run([*command, *written, "--no-cuda-graph"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..fast.training import STEPS_AHEAD
 from ..models import BigramConfig, GPTConfig, Model, build, flops_per_token
 from ..runs.config import RunConfig
-from ..step import STEPS_AHEAD
 from .rates import Rates, workspace
 
 

@@ -56,6 +56,11 @@ class FiniteCheck:
         if not math.isfinite(loss):
             raise self.stopped(step, "the validation loss", loss)
 
+    def check_validation(self, loss: float) -> None:
+        """Raise Stopped if the validation loss of this step is not finite."""
+        if not math.isfinite(loss):
+            raise self.stopped(self.run.state.step - 1, "the validation loss", loss)
+
     def stopped(self, step: int, name: str, value: float) -> Stopped:
         """The error that says what was not finite in the step after so many, and what to do."""
         run, optim = self.run, self.run.config.optim

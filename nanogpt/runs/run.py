@@ -11,7 +11,6 @@ from .. import __version__
 from ..data import Data
 from ..errors import UserError
 from ..models import KINDS, Model
-from ..optim import LossScale
 from ..system.devices import describe
 from ..system.files import damaged_error, read_json, regular
 from ..system.schema import parse_dataclass
@@ -21,6 +20,7 @@ from ..text.readers import Progress, quiet
 from .checkpoint import Checkpoint, Training, load_training
 from .config import RunConfig
 from .journal import Journal
+from .loss_scale import LossScale
 from .state import State
 
 

@@ -10,7 +10,7 @@ from ..data import Data, to_int64
 from ..errors import UserError, write_error
 from ..models import Model, ModelConfig, build
 from ..models.bigram import counted_loss
-from ..optim import LossScale, build_optimizers
+from ..optim import build_optimizers
 from ..system.devices import (
     keep_freed_memory,
     pick_device,
@@ -27,6 +27,7 @@ from .checkpoint import Checkpoint, load_checkpoint, load_tensors, load_training
 from .config import RunConfig
 from .directory import claim, new_run
 from .journal import Journal
+from .loss_scale import LossScale
 from .run import ResumeInfo, Run
 from .state import GENERATORS, State
 

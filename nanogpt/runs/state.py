@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..models import Model
-from ..optim import LossScale, Optimizer
+from ..optim import Optimizer
 from ..system.devices import get_random_states, set_random_states
+from .loss_scale import LossScale
 
 GENERATORS = ("random.cuda", "random.mps")
 """Names in State.tensors() that depend on the device."""

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanogpt.evaluate import cross_entropy
+from nanogpt.fast.training import make_stepper
 from nanogpt.models import BigramConfig, GPTConfig, ModelConfig, ModernConfig, build
 from nanogpt.optim import OptimConfig, build_optimizers
 from nanogpt.reports.explain import activations_of, explain, memory_of, operations_of, parameters_of
@@ -18,7 +19,6 @@ from nanogpt.reports.rates import Rates, measure_rates
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.presets import PRESETS
 from nanogpt.runs.start import prepare_run
-from nanogpt.step import Stepper, make_loss
 from nanogpt.system.devices import pick_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -176,8 +176,8 @@ def test_memory_is_within_5_percent_of_what_a_gpu_needs(
 def said_and_measured(config: RunConfig) -> tuple[float, int]:
     """The bytes that a run is said to need on a GPU, and the most that its first steps did need."""
     made = prepare_run(config)
-    loss = make_loss(made, print)
+    stepper = make_stepper(made, print)
     torch.cuda.reset_peak_memory_stats()
-    Stepper(made, loss).take(3, lambda: False)
+    stepper.take(3, lambda: False)
     said = memory_of(made.config, CUDA, pick_precision("auto", CUDA))[-1].value
     return said, torch.cuda.max_memory_allocated()

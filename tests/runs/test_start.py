@@ -11,7 +11,8 @@ import torch
 
 from nanogpt.errors import UserError
 from nanogpt.models import GPTConfig, ModernConfig
-from nanogpt.optim import Muon, OptimConfig
+from nanogpt.muon import Muon
+from nanogpt.optim import OptimConfig
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.run import load_run_text, read_run_config
 from nanogpt.runs.start import prepare_run, resume_run

@@ -1,0 +1,140 @@
+"""Training steps made fast: compiled, planned ahead, captured as a CUDA graph; float16 scaled.
+
+On a GPU, everything that a step needs is on the device before it starts, and its results stay
+there. So no step waits for the host, and every step is the same work for the device, which is
+captured once and replayed.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..data import inputs_and_targets
+from ..evaluate import cross_entropy
+from ..optim import clip_gradients
+from ..runs.run import Run
+from ..step import LossFunction, Stepper, compute_gradients, update_weights
+from ..system.devices import autocast
+from ..system.gpu import CudaGraph, compiled
+
+STEPS_AHEAD = 100
+"""The most steps that are planned, and taken, before the host looks at their results."""
+
+
+def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
+    """The fastest stepper for a run's device and precision; on_message hears what is not possible.
+
+    In float16 the host decides after each step whether to use it, so it cannot be captured.
+    """
+    mean_loss = make_loss(run, on_message)
+    if run.state.scale:
+        return ScaledStepper(run, mean_loss)
+    if run.config.train.cuda_graph and run.device.type == "cuda":
+        return CapturedStepper(run, mean_loss)
+    return Stepper(run, mean_loss)
+
+
+def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
+    """The loss that a run minimises, at its precision.
+
+    On a GPU the blocks are compiled, and also the cross-entropy: it reads and writes all logits,
+    which are many with a large vocabulary.
+    """
+    model, settings, device = run.model, run.config.train, run.device
+
+    def score(mean_loss: LossFunction, inputs: Tensor, targets: Tensor) -> Tensor:
+        with autocast(device, run.precision):
+            return mean_loss(model(inputs), targets)
+
+    loss = partial(score, cross_entropy)
+    blocks = [*model.get_submodule("blocks").children()] if hasattr(model, "blocks") else []
+    if not settings.compile or device.type != "cuda" or not blocks:
+        return loss
+    starts = torch.zeros(settings.batch_size // settings.accumulation, dtype=torch.long)
+    example = inputs_and_targets(run.data.splits["train"].blocks(starts, model.config.block_size))
+    fast = compiled(partial(score, torch.compile(cross_entropy)), blocks, example, on_message)
+    model.zero_grad()
+    return fast or loss
+
+
+class CapturedStepper(Stepper):
+    """Plans up to STEPS_AHEAD steps, and replays one captured step for each of them."""
+
+    def __init__(self, run: Run, mean_loss: LossFunction) -> None:
+        super().__init__(run, mean_loss)
+        device, tokens = run.device, self.split.tokens
+        # One row for each step ahead: its batch and rates, then its loss and gradient norms.
+        shape = STEPS_AHEAD, self.batch_size, self.block_size + 1
+        self.blocks = torch.zeros(shape, dtype=tokens.dtype, device=device)
+        self.rates = torch.zeros(STEPS_AHEAD, len(run.state.optimizers), device=device)
+        self.average_rates = torch.zeros(STEPS_AHEAD, 1, device=device)
+        self.results = torch.zeros(STEPS_AHEAD, 1 + len(self.parameters), device=device)
+        self.row_numbers = torch.arange(STEPS_AHEAD, device=device)[:, None]
+        self.row = torch.zeros(1, dtype=torch.long, device=device)
+        is_cuda = device.type == "cuda"  # a test runs the same code on a CPU, without a graph
+        self.graph = CudaGraph(device) if is_cuda else None
+
+    def take(self, steps: int, should_stop: Callable[[], object]) -> Tensor:
+        """The same as Stepper.take(), for at most STEPS_AHEAD steps. Raises CannotCapture."""
+        self._fill_rows(steps)
+        taken = 0
+        while taken == 0 or (taken < steps and not should_stop()):
+            if self.graph:
+                self.graph.run(self._step_in_row)
+            else:
+                self._step_in_row()
+            self.count_step()
+            taken += 1
+        return self.results[:taken].clone()
+
+    def _fill_rows(self, steps: int) -> None:
+        """Put the batches and rates of the coming steps into their rows."""
+        starts = [self.draw_starts(ahead) for ahead in range(steps)]
+        # Several batches at once, but their indices take at most 32 MB.
+        at_once = max(1, (1 << 22) // self.blocks[0].numel())
+        for first in range(0, steps, at_once):
+            some = torch.cat(starts[first : first + at_once])
+            rows = self.blocks[first : first + len(some) // self.batch_size]
+            rows.copy_(self.split.blocks(some, self.block_size).view_as(rows))
+        rates, average_rates = zip(*(self.plan(ahead) for ahead in range(steps)), strict=True)
+        self.rates[:steps] = torch.tensor(rates)
+        self.average_rates[:steps, 0] = torch.tensor(average_rates)
+        self.row.zero_()
+
+    def _step_in_row(self) -> None:
+        """Take the step of the current row, and move on to the next row."""
+        blocks, rates, average_rate = (
+            table[self.row][0] for table in (self.blocks, self.rates, self.average_rates)
+        )
+        result = self.step(blocks, rates, average_rate[0])
+        self.results.copy_(torch.where(self.row_numbers == self.row, result, self.results))
+        self.row += 1
+
+
+class ScaledStepper(Stepper):
+    """Scales the loss, so that small gradients do not vanish in float16; skips overflowing steps.
+
+    Micikevicius et al. 2018 (arXiv:1710.03740), section 3.2; runs/loss_scale.py adapts the scale.
+    """
+
+    def update(self, inputs: Tensor, targets: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as Stepper.update(); an overflow leaves the weights as they are."""
+        state, config, scale = self.run.state, self.run.config, self.run.state.scale
+        assert scale is not None
+        loss = compute_gradients(
+            self.mean_loss,
+            inputs,
+            targets,
+            config.train.accumulation,
+            backward=lambda loss: (loss * scale.scale).backward(),
+        )
+        scale.unscale(self.parameters)
+        norms = clip_gradients(self.parameters, config.optim.grad_clip)
+        has_overflowed = not norms.isfinite().all()
+        if not has_overflowed:
+            update_weights(state.optimizers, rates.unbind())
+        scale.update(has_overflowed)
+        self.run.model.zero_grad()
+        return loss, norms

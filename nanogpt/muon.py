@@ -1,0 +1,91 @@
+"""Muon: momentum, orthogonalised, for the weight matrices of the blocks. Complete in this file.
+
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with Nesterov momentum, and with
+decoupled weight decay (Liu et al. 2025, arXiv:2502.16982).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Muon:
+    """Updates matrices so that every direction of a matrix moves equally far.
+
+    The gradient of a matrix is usually dominated by a few directions. Muon replaces the matrix of
+    averaged gradients U Σ Vᵀ by U Vᵀ, in which all directions have the same length.
+    """
+
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        precision: torch.dtype = torch.bfloat16,
+        stacked: Mapping[str, int] | None = None,
+    ) -> None:
+        """`stacked` says how many matrices a parameter stacks as rows, by name; 1 if left out.
+
+        For example, one parameter holds the matrices of the queries and of the keys.
+        """
+        self.parameters: list[Tensor] = [*named.values()]
+        self.averages = [torch.zeros_like(p) for p in self.parameters]
+        """The running mean of each gradient."""
+        self.momentum, self.weight_decay = momentum, weight_decay
+        # float16 could overflow; bfloat16 is exact enough (Jordan et al.).
+        self.precision = torch.float32 if precision == torch.float32 else torch.bfloat16
+        self._names = list(named)
+        self.stacks: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+        """For each shape (rows, columns): the parameters, and how many such matrices each has.
+
+        Matrices of one shape are orthogonalised together, as one batch.
+        """
+        for i, (name, p) in enumerate(named.items()):
+            count = (stacked or {}).get(name, 1)
+            self.stacks[p.shape[0] // count, p.shape[1]][i] = count
+
+    @torch.no_grad()
+    def step(self, rate: Tensor) -> None:
+        """Update every matrix at this learning rate ()."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        assert len(gradients) == len(self.parameters)
+        torch._foreach_lerp_(self.averages, gradients, 1 - self.momentum)
+        nesterov = torch._foreach_lerp(gradients, self.averages, self.momentum)
+        torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
+        for (rows, columns), counts in self.stacks.items():
+            stack = torch.cat([nesterov[i].view(-1, rows, columns) for i in counts])
+            # A tall matrix maps to more dimensions; this factor lets each of them move as far.
+            distance = rate * math.sqrt(max(1, rows / columns))
+            updates = torch.mul(orthogonalise(stack, self.precision), distance, out=stack)
+            torch._foreach_sub_(
+                [self.parameters[i] for i in counts],
+                [u.reshape(-1, columns) for u in updates.split(list(counts.values()))],
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that a checkpoint needs, by name."""
+        pairs = zip(self._names, self.averages, strict=True)
+        return {f"{name}.momentum": average for name, average in pairs}
+
+
+def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+    """Approximately U Vᵀ of each of the matrices (N, rows, columns) = U Σ Vᵀ.
+
+    Five steps of a Newton-Schulz iteration with a quintic polynomial, whose coefficients let small
+    singular values grow as fast as possible (Jordan et al. 2024). It does not converge to 1: a
+    singular value that is not negligible ends between 0.68 and 1.15.
+    """
+    X = matrices.to(precision)
+    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above 1
+    is_tall = X.shape[-2] > X.shape[-1]
+    if is_tall:
+        X = X.mT  # then X Xᵀ is the smaller of the two products
+    a, b, c = 3.4445, -4.7750, 2.0315
+    for _ in range(5):
+        A = X @ X.mT
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # bA + cA²
+        X = torch.baddbmm(X, B, X, beta=a)  # aX + (bA + cA²)X
+    return X.mT if is_tall else X

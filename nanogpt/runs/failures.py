@@ -1,0 +1,47 @@
+"""Turns the failures of a training run into messages that say what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import Stopped, write_error
+from ..system.devices import requested_memory
+from ..system.gpu import CannotCapture
+from .run import Run
+
+
+@contextmanager
+def explain_failures(run: Run) -> Iterator[None]:
+    """Within it, a full disk, a failed capture or a lack of memory raises Stopped."""
+    try:
+        yield
+    except BrokenPipeError:  # of the reporter's output, not of a file of the run
+        raise
+    except OSError as error:
+        raise write_error(run.out, error) from None
+    except CannotCapture as error:
+        raise Stopped(
+            f"a step cannot be captured as a CUDA graph ({error})",
+            f"; without one it is slower: nanogpt train --resume {run.out} --train.no-cuda-graph",
+        ) from None
+    except RuntimeError as error:
+        if memory := requested_memory(error):
+            raise out_of_memory(run, memory) from None
+        raise
+
+
+def out_of_memory(run: Run, memory: str) -> Stopped:
+    """The error of a run for which memory, an amount in words, was not available."""
+    settings = run.config.train
+    size, accumulation = settings.batch_size, settings.accumulation
+    if accumulation == size:
+        return Stopped(
+            f"out of memory: {memory} more were requested, and the batch is already in single "
+            f"blocks",
+            "; a smaller --model.n-embd or --model.block-size needs less",
+        )
+    divisors = (n for n in range(accumulation + 1, min(size, 10_000)) if size % n == 0)
+    return Stopped(
+        f"out of memory: {memory} more were requested",
+        f"; the same batch in smaller parts needs less: nanogpt train --resume {run.out} "
+        f"--train.batch-size {size} --train.accumulation {next(divisors, size)}",
+    )

@@ -1,0 +1,66 @@
+"""Saves the checkpoints of a run, through a writer that may work in the background."""
+
+import signal
+import time
+from functools import partial
+
+from ..errors import Interrupted
+from ..system.files import to_json, write_whole
+from ..system.gpu import Snapshot, snapshot
+from .background import BackgroundWriter
+from .checkpoint import Contents, checkpoint_files, write_checkpoint
+from .finite import FiniteCheck
+from .run import Run
+
+
+class CheckpointKeeper:
+    """Copies the state of a run and hands it to a writer, so that training can continue."""
+
+    def __init__(self, run: Run, writer: BackgroundWriter) -> None:
+        self.run, self.writer = run, writer
+        self.check = FiniteCheck(run)
+        self.saved_step = -1
+        self.weights: Snapshot | None = None
+        """Those of saved_step."""
+
+    def save_last(self, start: float) -> None:
+        """Save the state of this step as last/, unless that is done; start is when the run began.
+
+        Raises Stopped if a weight is not finite: such a state is never saved.
+        """
+        state = self.run.state
+        if state.step == self.saved_step:
+            return
+        self.check.check_model()
+        state.seconds = round(time.perf_counter() - start, 3)
+        self.weights, self.saved_step = snapshot(self.run.model.state_dict()), state.step
+        files = checkpoint_files(self.run.checkpoint(), self.weights, self.run.training())
+        self.writer.submit(partial(self._write_last, files))
+
+    def save_best(self) -> None:
+        """Save the weights of this step, or their average if that is better, as best/."""
+        best, state = self.run.journal.best, self.run.state
+        assert best is not None
+        weights = self.weights
+        assert weights is not None
+        assert state.step == self.saved_step
+        if best.averaged:
+            with state.averaged():
+                weights = snapshot(self.run.model.state_dict())
+        files = checkpoint_files(self.run.checkpoint(), weights)
+        self.writer.submit(partial(write_checkpoint, self.run.out / "best", files))
+
+    def describe_run(self) -> None:
+        """Write run.json."""
+        description = to_json(self.run.describe())
+        self.writer.submit(lambda: write_whole(self.run.out / "run.json", description))
+
+    def interrupted(self, number: signal.Signals) -> Interrupted:
+        """The error of an interrupted run, once everything is on the disk."""
+        self.writer.wait()
+        command = f"nanogpt train --resume {self.run.out}"
+        return Interrupted(number, f"at step {self.run.state.step:,}", command)
+
+    def _write_last(self, files: Contents) -> None:
+        self.run.journal.flush()  # first the lines of metrics.jsonl that the checkpoint counts
+        write_checkpoint(self.run.out / "last", files)

@@ -1,0 +1,158 @@
+"""Fast training steps are the plain steps."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanogpt.data import inputs_and_targets
+from nanogpt.evaluate import cross_entropy
+from nanogpt.fast.training import CapturedStepper, make_loss, make_stepper
+from nanogpt.models import ModernConfig
+from nanogpt.runs.config import RunConfig
+from nanogpt.runs.run import Run
+from nanogpt.runs.start import prepare_run
+from nanogpt.system.devices import use_deterministic
+from tests.test_step import muon as muon  # a fixture: a run with all that a step can have
+from tests.test_step import never, stepper
+
+
+@pytest.mark.parametrize("counts", [(10,), (1, 4, 5)])
+def test_planned_steps_are_the_plain_steps(muon: RunConfig, counts: tuple[int, ...]) -> None:
+    """The captured stepper's own code, run on the CPU without a graph: equal to the bit."""
+    (one, plain), (other, planned) = stepper(muon), stepper(muon, CapturedStepper)
+    torch.manual_seed(3)
+    expected = plain.take(10, never)
+    torch.manual_seed(3)
+    results = torch.cat([planned.take(n, never) for n in counts])
+    assert torch.equal(results, expected)
+    first, second = one.state.tensors(), other.state.tensors()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_compiled_loss_is_the_one_that_is_used(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """And where nothing can be compiled, the other."""
+
+    def fast(inputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.tensor(7.0)
+
+    monkeypatch.setattr("nanogpt.fast.training.compiled", lambda *_: fast if works else None)
+    run, _ = stepper(config)
+    run.model.eval()  # no dropout
+    loss = make_loss(replace(run, device=torch.device("cuda")), pytest.fail)
+    inputs, targets = inputs_and_targets(run.data.splits["train"].blocks(torch.tensor([0]), 16))
+    if works:
+        assert loss(inputs, targets) == 7
+    else:
+        loss = make_loss(run, pytest.fail)
+        torch.testing.assert_close(loss(inputs, targets), cross_entropy(run.model(inputs), targets))
+
+
+# On a GPU.
+
+
+def on_a_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Tensor]:
+    """50 steps, and what they found."""
+    settings = replace(config.train, steps=50, cuda_graph=captures, compile=compile)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        run = prepare_run(replace(config, device="cuda", train=settings))
+        run.lock.release()
+        steps = make_stepper(run, pytest.fail)
+        assert all(p.grad is None for p in run.model.parameters())
+        torch.manual_seed(3)
+        found = torch.cat([steps.take(n, never) for n in (1, 2, 2, 45)])
+    assert isinstance(steps, CapturedStepper) == captures
+    if isinstance(steps, CapturedStepper):
+        assert steps.graph is not None
+        assert steps.graph.graph is not None
+    # One for all blocks, one for what follows the logits.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * compile
+    return run, found
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_captured_step_is_the_step(
+    muon: RunConfig, compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, where no sum depends on which thread comes first, dropout included."""
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")  # put back as it was, in the end
+    muon = replace(muon, deterministic=True)
+    try:
+        (eager, expected), (captured, found) = (
+            on_a_gpu(muon, captures, compile) for captures in (False, True)
+        )
+    finally:
+        use_deterministic(False)
+    assert torch.equal(found, expected)
+    first, second = eager.state.tensors(), captured.state.tensors()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    for p, q in zip(eager.model.parameters(), captured.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_compiled_and_captured_step_is_the_step(muon: RunConfig, parts: int) -> None:
+    """Within what another order of sums makes of 50 steps; compiled once."""
+    assert isinstance(muon.model, ModernConfig)
+    muon = replace(
+        muon,
+        model=replace(muon.model, dropout=0.0),
+        train=replace(muon.train, accumulation=parts),
+    )
+    (_, expected), (_, found) = on_a_gpu(muon, False, False), on_a_gpu(muon, True, True)
+    torch.testing.assert_close(found[:, 0], expected[:, 0], rtol=1e-3, atol=0)
+
+
+@pytest.mark.gpu
+def test_a_step_that_waits_for_the_host_is_not_captured(text_file: Path, small: list[str]) -> None:
+    """One line says so, and how to go on: in another process, as torch is of no use after it."""
+    flags = ["train", "tiny", "--data", str(text_file), "--out", "mine", *small]
+    flags += ["--device", "cuda", "--train.no-compile"]
+    code = """
+import sys
+from nanogpt.cli.main import main
+from nanogpt.models import GPT
+original = GPT.forward
+def forward(self, tokens, *cache):
+    tokens.sum().item()
+    return original(self, tokens, *cache)
+GPT.forward = forward
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True)
+    says = re.fullmatch(
+        r"nanogpt: a step cannot be captured as a CUDA graph \(.+\); without one it is slower: "
+        r"nanogpt (train --resume mine --train.no-cuda-graph)\n",
+        done.stderr,
+    )
+    assert says, done.stderr
+    assert done.returncode == 1
+    done = subprocess.run([*command, *says[1].split()], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    written = ["sample", "mine", "--prompt", "a", "--device", "cuda"]
+    done = subprocess.run([*command, *written], capture_output=True, text=True)
+    assert re.fullmatch(
+        r"nanogpt: generation cannot be captured as a CUDA graph \(.+\); without one it is slower: "
+        r"nanogpt sample --no-cuda-graph\n",
+        done.stderr,
+    ), done.stderr
+    done = subprocess.run([*command, *written, "--no-cuda-graph"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
