@@ -1,6 +1,8 @@
-"""The tokens of a text: split in two, cut into blocks, drawn in batches.
+"""From tokens to batches: two splits, blocks of fixed length, and the order of the blocks.
 
-Targets are inputs shifted by one: at every position the model has to guess the next token.
+The targets are the inputs shifted by one: at each position, the model predicts the next token.
+
+Dimensions: B blocks, T block_size, N tokens.
 """
 
 import hashlib
@@ -22,21 +24,21 @@ OrderName = Literal["random", "epochs"]
 
 
 class Split:
-    """A stretch of text as tokens (N,), on the device that they are for if it has room for them."""
+    """A part of a text as tokens (N,): on `device` if they fit, otherwise in host memory."""
 
     def __init__(self, tokens: Tokens, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        # torch does little with numbers without a sign: widened() takes the sign away again.
+        # torch has few operations for unsigned integers; to_int64() restores the sign bit's value.
         ids = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
         self.tokens = ids.to(device) if ids.nbytes < free_token_memory(self.device) else ids
         self.bytes_per_token = tokens.bytes / max(1, len(self.tokens))
 
     def bits_per_byte(self, loss: float) -> float:
-        """A loss in nats per token as bits per byte of text: comparable between tokenizers."""
+        """Convert a loss in nats per token to bits per byte, which compare between tokenizers."""
         return loss / math.log(2) / self.bytes_per_token
 
     def require(self, block_size: int, name: str) -> None:
-        """Raise UserError, with the split's name, unless it holds a block and its last target."""
+        """Raise UserError unless the split holds a block and the target of its last token."""
         if (n := len(self.tokens)) <= block_size:
             raise UserError(
                 f"the text is too short: its {name} split has {n} tokens, and block_size "
@@ -47,14 +49,14 @@ class Split:
             )
 
     def blocks(self, starts: Tensor, block_size: int) -> Tensor:
-        """The blocks that start at starts (B,), each with what follows it: (B, block_size + 1)."""
-        places = torch.arange(block_size + 1, device=self.tokens.device)
-        return self.tokens[starts.to(self.tokens.device)[:, None] + places].to(self.device)
+        """The blocks at `starts` (B,), each with the token after it: (B, T + 1)."""
+        offsets = torch.arange(block_size + 1, device=self.tokens.device)
+        return self.tokens[starts.to(self.tokens.device)[:, None] + offsets].to(self.device)
 
     def windows(self, batch_size: int, block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole split in order, in windows that do not overlap; the last may be shorter.
+        """Inputs and targets of the whole split, in non-overlapping windows: (B, T) each.
 
-        Every token but the first is a target exactly once.
+        Every token but the first is a target exactly once; the last window may be shorter.
         """
         inputs, targets = self.tokens[:-1], self.tokens[1:]
         whole = len(targets) // block_size * block_size
@@ -65,23 +67,22 @@ class Split:
         ):
             yield to_int64(x.to(self.device)), to_int64(y.to(self.device))
         if whole < len(targets):
-            rest = self.tokens[None, whole:].to(self.device)
-            yield inputs_and_targets(rest)
+            yield inputs_and_targets(self.tokens[None, whole:].to(self.device))
 
 
 def to_int64(tokens: Tensor) -> Tensor:
-    """Tokens of 16 or 32 bits as the 64 that an embedding takes."""
+    """Token ids stored in 16 or 32 bits as the 64-bit integers that an embedding takes."""
     return tokens.long() & 0xFFFF if tokens.dtype == torch.int16 else tokens.long()
 
 
 def inputs_and_targets(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Of blocks (B, T + 1) all but the last, and all but the first of each: (B, T) both."""
+    """Blocks (B, T + 1) without their last token, and without their first: (B, T) each."""
     blocks = to_int64(blocks)
     return blocks[:, :-1], blocks[:, 1:]
 
 
 class Data:
-    """A text's two splits."""
+    """The training and validation split of a text: by default its first 90% and last 10%."""
 
     def __init__(
         self,
@@ -97,49 +98,50 @@ class Data:
         }
 
     def require(self, block_size: int) -> None:
-        """Raise UserError unless both splits hold at least one block and its last target."""
+        """Raise UserError unless both splits hold a block and the target of its last token."""
         for name, split in self.splits.items():
             split.require(block_size, name)
 
 
 class BatchOrder:
-    """Where the blocks of each batch start: it follows from the seed and how many were drawn.
+    """Where the blocks of each batch start. It depends only on the seed and the blocks so far.
 
-    random: anywhere, as if no block had been drawn before. epochs: the text is cut into blocks, and
-    each is drawn once, in random order, before the text is cut anew at other places.
+    random: each block starts anywhere, independent of all others. epochs: the text is cut into
+    blocks, each is used once, in random order; the next epoch cuts the text at other places.
     """
 
     def __init__(self, name: OrderName, tokens: int, block_size: int, seed: int) -> None:
-        """For a split of so many tokens, at least block_size + 1."""
+        """For a split of `tokens` tokens, at least block_size + 1."""
         self.name, self.block_size, self.seed = name, block_size, seed
         self.places = tokens - block_size
-        """Of all blocks, with the target of their last token."""
+        """Positions at which a block can start."""
         self.per_epoch = max(1, self.places // block_size)
         self._epoch = -1
         self._blocks = torch.empty(0)
 
-    def starts(self, drawn: int, batch_size: int) -> Tensor:
-        """The starts (batch_size,) of the batch after so many blocks."""
+    def starts(self, blocks_so_far: int, batch_size: int) -> Tensor:
+        """The starts (B,) of the batch that follows after so many blocks."""
         if self.name == "random":
-            return torch.randint(self.places, (batch_size,), generator=self._generator(drawn))
-        end, parts = drawn + batch_size, []
-        while drawn < end:
-            epoch, place = divmod(drawn, self.per_epoch)
-            parts.append(self._shuffled(epoch)[place : place + end - drawn])
-            drawn += len(parts[-1])
+            generator = self._generator(blocks_so_far)
+            return torch.randint(self.places, (batch_size,), generator=generator)
+        end, parts = blocks_so_far + batch_size, []
+        while blocks_so_far < end:
+            epoch, i = divmod(blocks_so_far, self.per_epoch)
+            parts.append(self._shuffled(epoch)[i : i + end - blocks_so_far])
+            blocks_so_far += len(parts[-1])
         return torch.cat(parts)
 
     def _shuffled(self, epoch: int) -> Tensor:
-        """The starts (per_epoch,) of all blocks in the order of an epoch."""
+        """The starts (per_epoch,) of all blocks of an epoch in their order."""
         if epoch != self._epoch:
             generator = self._generator(epoch)
-            left_over = self.places - (self.per_epoch - 1) * self.block_size
-            cut = torch.randint(left_over, (1,), generator=generator)
+            spare = self.places - (self.per_epoch - 1) * self.block_size
+            offset = torch.randint(spare, (1,), generator=generator)
             order = torch.randperm(self.per_epoch, generator=generator)
-            self._epoch, self._blocks = epoch, cut + self.block_size * order
+            self._epoch, self._blocks = epoch, offset + self.block_size * order
         return self._blocks
 
     def _generator(self, number: int) -> torch.Generator:
-        """One of its own for every batch or epoch of every seed."""
-        mixed = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
+        """A random generator for each batch or epoch, derived from the seed."""
+        digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))

@@ -1,7 +1,7 @@
-"""How good a model is: its loss over a whole split, one protocol everywhere.
+"""The loss of a model over a whole split. Every loss in this project is measured this way.
 
 Non-overlapping windows of block_size, every position counted, no dropout, float32: the number
-depends on the model and the text alone.
+depends only on the model and the text.
 """
 
 import math
@@ -17,42 +17,45 @@ from .models import Model
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """-log p(target) in nats, from logits (B, T, V) and targets (B, T), in float32."""
+    """-log p(target) in nats, computed in float32 from logits (B, T, V) and targets (B, T)."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluate() found."""
+    """The result of evaluate()."""
 
     loss: float
     """Nats per token."""
     bits_per_byte: float
-    """Bits per byte of UTF-8 text: comparable between tokenizers."""
+    """Bits per byte of UTF-8 text; comparable between tokenizers."""
     tokens: int
-    """How many tokens were predicted."""
+    """Number of predicted tokens."""
 
 
 class Ensemble(nn.Module):
-    """Several models of one context and vocabulary as one: the mean of their probabilities."""
+    """Several models as one: it averages their probabilities.
+
+    The models share a vocabulary and a block_size.
+    """
 
     def __init__(self, models: Sequence[Model]) -> None:
         super().__init__()
         self.models, self.config = nn.ModuleList(models), models[0].config
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) to logits (B, T, V)."""
-        each = torch.stack([model(tokens).float().log_softmax(dim=-1) for model in self.models])
-        return each.logsumexp(dim=0) - math.log(len(each))
+        """Tokens (B, T) to logits (B, T, V): log((p₁ + … + pₙ) / n)."""
+        log_p = torch.stack([model(tokens).float().log_softmax(dim=-1) for model in self.models])
+        return log_p.logsumexp(dim=0) - math.log(len(log_p))
 
 
 @torch.no_grad()
 def evaluate(model: Model | Ensemble, split: Split) -> Evaluation:
-    """The mean loss over every token of a split but the first, which nothing precedes."""
+    """The mean loss over every token of a split, except the first, which has no context."""
     block_size = model.config.block_size
-    # Enough to keep a GPU busy; on a CPU what its caches hold.
-    at_a_time = 2048 if split.device.type == "cpu" else 8192
-    batch_size = max(1, at_a_time // block_size)
+    # Batches that keep a GPU busy, or fit into the caches of a CPU.
+    tokens_per_batch = 2048 if split.device.type == "cpu" else 8192
+    batch_size = max(1, tokens_per_batch // block_size)
     was_training = model.training
     model.eval()
     total, tokens = 0.0, 0

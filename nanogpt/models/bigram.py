@@ -1,7 +1,8 @@
-"""The bigram: a table that guesses the next token from the last one alone.
+"""The bigram model: a table that predicts the next token from the current token alone.
 
-The baseline that every other model has to beat, twice: learned by gradient descent like any
-model, and in closed form by counting. Both reach the same table.
+It is the baseline that every other model has to beat. The table can be trained by gradient descent
+like any model, or computed directly by counting pairs of tokens. Gradient descent approaches the
+counted table.
 """
 
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ from .cache import Cache
 
 @dataclass(frozen=True)
 class BigramConfig:
-    """The size of the table."""
+    """The shape of a bigram model."""
 
     vocab_size: int = 65
-    """Different tokens; a training run takes this from its tokenizer."""
+    """Number of different tokens; a training run takes it from its tokenizer."""
     block_size: int = 64
-    """Length of the blocks it trains on; it looks at one token whatever this is."""
+    """Length of the training blocks; the model itself uses one token only."""
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "block_size"):
@@ -27,8 +28,8 @@ class BigramConfig:
                 raise ValueError(f"{field} is {value}: it must be at least 1")
         if self.vocab_size > 16384:  # a gigabyte
             raise ValueError(
-                f"vocab_size is {self.vocab_size}, and a bigram's table has the square of it: "
-                f"take a tokenizer of at most 16384 tokens"
+                f"vocab_size is {self.vocab_size}, and the table of a bigram has its square: use a "
+                f"tokenizer with at most 16384 tokens"
             )
 
 
@@ -48,13 +49,13 @@ def counted_loss(train: Tensor, val: Tensor, vocab_size: int, smoothing: float =
 
 
 class Bigram(nn.Module):
-    """Row i of the table holds the logits of the token that follows token i."""
+    """Row i of the table holds the logits of the token after token i."""
 
     def __init__(self, config: BigramConfig) -> None:
         super().__init__()
         self.config = config
         self.table = nn.Embedding(config.vocab_size, config.vocab_size)
-        nn.init.zeros_(self.table.weight)  # every follower equally likely: the loss starts at ln V
+        nn.init.zeros_(self.table.weight)  # uniform probabilities: the loss starts at ln V
 
     lookup_tables = ("table.weight",)
     """Parameters of which a token reads one row and which no matrix product uses."""
@@ -64,19 +65,19 @@ class Bigram(nn.Module):
         return {}
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """tokens (B, T) to logits (B, T, V); with a cache, of each row's last token (B, 1, V)."""
+        """Tokens (B, T) to logits (B, T, V); with a cache, for the last token only: (B, 1, V)."""
         logits: Tensor = self.table(tokens)
         return logits if cache is None else cache.last(logits)
 
     @classmethod
     def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":
-        """The closed form: log((count(i, j) + s) / (count(i) + s V)), from tokens (N,).
+        """The model in closed form from tokens (N,): log((count(i, j) + s) / (count(i) + s V)).
 
-        The maximum of the likelihood with s added to every count (Laplace smoothing), which keeps
-        pairs that never occurred possible.
+        These are the maximum-likelihood probabilities after adding s to every count (Laplace
+        smoothing), so that a pair that never occurred does not get probability zero.
         """
         V = config.vocab_size
-        pairs = tokens[:-1] * V + tokens[1:]  # (N - 1,): each pair as one number
+        pairs = tokens[:-1] * V + tokens[1:]  # (N - 1,): each pair as one integer
         counts = torch.bincount(pairs, minlength=V * V).view(V, V) + smoothing
         model = cls(config)
         probabilities = counts.double() / counts.sum(dim=1, keepdim=True)

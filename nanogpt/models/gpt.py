@@ -1,11 +1,11 @@
-"""GPT, as GPT-2 has it: a decoder-only Transformer, complete in this file.
+"""GPT with the architecture of GPT-2: a decoder-only Transformer, complete in this file.
 
-Vaswani et al. 2017, "Attention Is All You Need" (https://arxiv.org/abs/1706.03762), without the
-encoder; layer norm moved in front of each sub-layer, GELU and the initialisation as in Radford et
-al. 2019, "Language Models are Unsupervised Multitask Learners".
+The decoder of Vaswani et al. 2017, "Attention Is All You Need" (https://arxiv.org/abs/1706.03762),
+with layer norm before each sub-layer and GELU, as in Radford et al. 2019, "Language Models are
+Unsupervised Multitask Learners".
 
-Dimensions, named once: B batch, T time (positions), C channels (n_embd), H heads, D = C / H the
-size of a head, V vocabulary.
+Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
+V vocabulary.
 """
 
 import math
@@ -23,22 +23,22 @@ class GPTConfig:
     """The shape of a GPT."""
 
     n_layer: int = 6
-    """Transformer blocks, one after the other."""
+    """Number of Transformer blocks."""
     n_head: int = 6
     """Attention heads in each block; must divide n_embd."""
     n_embd: int = 384
-    """Channels: the width of the stream that runs through the blocks."""
+    """Channels: the width of the residual stream."""
     block_size: int = 256
-    """Context: how many tokens the model can look back at."""
+    """Context window: the largest number of tokens that the model sees."""
     vocab_size: int = 65
-    """Different tokens; a training run takes this from its tokenizer."""
+    """Number of different tokens; a training run takes it from its tokenizer."""
     dropout: float = 0.0
-    """Chance that a value is zeroed while training, against overfitting."""
+    """Probability that a value is set to zero during training, against overfitting."""
     bias: bool = True
-    """Biases in linear layers and norms, as GPT-2 has them; without, a little faster."""
+    """Use biases in linear layers and norms, as in GPT-2; without them it is slightly faster."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the field, where no such model is possible."""
+        """Raise ValueError that names the field with an impossible value."""
         for field in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} is {value}: it must be at least 1")
@@ -52,31 +52,31 @@ class GPTConfig:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention written out, to read and to look at: softmax(q kᵀ / √D + mask) v.
+    """Attention written out: softmax(q kᵀ / √D + mask) v (Vaswani et al. 2017, equation 1).
 
-    Vaswani et al. 2017, equation 1. Takes q, k, v of shape (..., T, D); gives the values
-    (..., T, D) and the weights (..., T, T), in which row t says where position t looks.
+    Takes q, k and v of shape (..., T, D). Returns the output (..., T, D) and the attention weights
+    (..., T, T): row t holds the weights of position t over positions 0 to t.
     """
     T, D = q.shape[-2:]
     scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (..., T, T)
     future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(diagonal=1)
-    weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)  # the past sums to 1
+    weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)  # rows sum to 1
     return weights @ v, weights
 
 
 class CausalSelfAttention(nn.Module):
-    """Every position gathers from itself and the past, H times in parallel."""
+    """Each position attends to itself and all earlier positions, with H heads in parallel."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
         C, bias = config.n_embd, config.bias
-        self.qkv = nn.Linear(C, 3 * C, bias)  # all heads in one product
+        self.qkv = nn.Linear(C, 3 * C, bias)  # queries, keys, values of all heads
         self.projection = nn.Linear(C, C, bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def heads(self, x: Tensor) -> Tensor:
-        """Queries, keys and values of every head: x (B, T, C) to (3, B, H, T, D)."""
+        """Queries, keys and values of all heads: x (B, T, C) to (3, B, H, T, D)."""
         B, T, C = x.shape
         qkv: Tensor = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         return qkv.permute(2, 0, 3, 1, 4)
@@ -85,32 +85,32 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv = self.heads(x)
         mask, dropout = None, self.dropout.p if self.training else 0.0
         if cache is not None:
-            k_and_v = cache.keep(self, qkv[1:])  # (2, B, H, S, D): of the tokens before, too
+            k_and_v = cache.keep(self, qkv[1:])  # (2, B, H, S, D): with all earlier tokens
             if (mask := cache.mask) is not None:
                 k, v = k_and_v
-        # The same as causal_attention above, in one fused kernel that never stores the weights.
+        # The same as causal_attention() in one fused kernel, which never stores the weights.
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
         )
-        y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): the heads side by side
+        y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): concatenate heads
         out: Tensor = self.dropout(self.projection(y))
         return out
 
 
 class FeedForward(nn.Sequential):
-    """Every position thinks for itself: out to 4C channels and back."""
+    """Two linear layers with a GELU in between, applied to each position on its own."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(
             nn.Linear(config.n_embd, 4 * config.n_embd, config.bias),
-            nn.GELU(approximate="tanh"),  # the approximation that GPT-2 was trained with
+            nn.GELU(approximate="tanh"),  # the approximation that GPT-2 uses
             nn.Linear(4 * config.n_embd, config.n_embd, config.bias),
             nn.Dropout(config.dropout),
         )
 
 
 class Block(nn.Module):
-    """Communication, then computation, each added to the stream that runs past them."""
+    """Attention, then feed-forward; each adds its output to the residual stream."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens in, for each position the logits of the token that follows out."""
+    """The whole model: tokens in, and for each position the logits of the next token out."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -139,16 +139,16 @@ class GPT(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Weights from N(0, 0.02²), biases zero, as GPT-2 has it.
+        """Weights from N(0, 0.02²), biases zero. GPT-2's code uses 0.01 for the positions.
 
-        What a block adds to the stream is scaled by 1/√(2·n_layer), so that the stream's variance
-        after all 2·n_layer additions does not depend on the depth (Radford et al. 2019, 2.3).
+        The last layer of each branch is scaled by 1/√(2·n_layer), so that the variance of the
+        residual stream after 2·n_layer additions does not grow with depth (Radford et al., 2.3).
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, Block):  # apply() visits children first: they are initialised by now
+        if isinstance(module, Block):  # apply() visits children before parents
             for last in (module.attention.projection, module.feed_forward[2]):
                 assert isinstance(last, nn.Linear)
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
@@ -167,7 +167,7 @@ class GPT(nn.Module):
         }
 
     def embed(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """What each token is plus where it stands: (B, T) to (B, T, C)."""
+        """Token embedding plus position embedding: (B, T) to (B, T, C)."""
         T = tokens.shape[1]
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size {self.config.block_size}")
@@ -176,16 +176,16 @@ class GPT(nn.Module):
             positions = cache.place(T, self.token_embedding.weight.dtype)  # (B, T)
         x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):  # a stream of half the bytes, not the products alone
+        if torch.is_autocast_enabled(kind):  # half precision for the stream, too
             x = x.to(torch.get_autocast_dtype(kind))
         out: Tensor = self.dropout(x)
         return out
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """tokens (B, T), T at most block_size, to logits (B, T, V).
+        """Tokens (B, T), with T at most block_size, to logits (B, T, V).
 
-        With a cache, they go on where the tokens in it end, and the logits are those of each row's
-        last token (B, 1, V).
+        With a cache, the tokens continue the cached ones, and only the logits after each row's last
+        token are returned: (B, 1, V).
         """
         x = self.embed(tokens, cache)  # (B, T, C)
         for block in self.blocks:
@@ -195,17 +195,17 @@ class GPT(nn.Module):
         return self.unembed(x)
 
     def unembed(self, x: Tensor) -> Tensor:
-        """The stream at its end (B, T, C) as logits (B, T, V)."""
-        # The head is the token embedding again (Press & Wolf 2017, arXiv:1608.05859).
+        """The final residual stream (B, T, C) to logits (B, T, V)."""
+        # The head shares its weights with the token embedding (Press & Wolf, arXiv:1608.05859).
         return F.linear(self.norm(x), self.token_embedding.weight)
 
     @torch.no_grad()
     def attention_weights(self, tokens: Tensor) -> Tensor:
-        """Where every head of every block looks: tokens (B, T) to (n_layer, B, H, T, T)."""
-        x, seen = self.embed(tokens), []
+        """The attention weights of all blocks and heads: tokens (B, T) to (n_layer, B, H, T, T)."""
+        x, weights = self.embed(tokens), []
         for block in self.blocks:
             assert isinstance(block, Block)
             q, k, v = block.attention.heads(block.norm1(x))
-            seen.append(causal_attention(q, k, v)[1])
+            weights.append(causal_attention(q, k, v)[1])
             x = block(x)
-        return torch.stack(seen)
+        return torch.stack(weights)
