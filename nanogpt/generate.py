@@ -57,15 +57,16 @@ def penalise_seen(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def filter_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The probabilities (B, V) to sample from, after temperature, top-k, top-p and min-p.
+def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Apply temperature, top-k, top-p and min-p to logits (B, V); a removed token gets -∞.
 
     The most likely token always survives. On ties, top-k and top-p keep the lower index first, so
     exactly k tokens survive top-k; min-p keeps every token at its threshold.
     """
     if sampling.temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    # Subtracting the largest logit first means that no temperature can overflow.
+        greedy = torch.full_like(logits, -math.inf)
+        return greedy.scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
+    # The largest logit becomes 0, so that no temperature can overflow.
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         kth = logits.topk(sampling.top_k).values[..., -1:]  # (B, 1)
@@ -73,15 +74,15 @@ def filter_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         places_left = sampling.top_k - above.sum(-1, keepdim=True)  # (B, 1)
         kept = above | (tied & (tied.cumsum(-1) <= places_left))
         logits = logits.masked_fill(~kept, -math.inf)
-    p = logits.softmax(-1)
     if sampling.top_p is not None:
-        sorted_p, order = p.sort(descending=True, stable=True)
-        mass_before = sorted_p.cumsum(-1) - sorted_p  # probability of all likelier tokens
-        p = p.scatter(-1, order, sorted_p.masked_fill(mass_before >= sampling.top_p, 0.0))
-    if sampling.min_p is not None:
-        p = p.masked_fill(p < sampling.min_p * p.amax(-1, keepdim=True), 0.0)
-    is_filtered = sampling.top_k or sampling.top_p or sampling.min_p
-    return p / p.sum(-1, keepdim=True) if is_filtered else p
+        p, order = logits.softmax(-1).sort(descending=True, stable=True)
+        mass_before = p.cumsum(-1) - p  # the probability of all tokens that come first
+        is_removed = mass_before >= sampling.top_p  # in sorted order
+        is_removed = is_removed.scatter(-1, order, is_removed)
+        logits = logits.masked_fill(is_removed, -math.inf)
+    if sampling.min_p is not None:  # p / p_max = exp(logit - 0)
+        logits = logits.masked_fill(logits < math.log(sampling.min_p), -math.inf)
+    return logits
 
 
 def sample_token(
@@ -94,7 +95,7 @@ def sample_token(
     """
     if seen is not None:
         logits = penalise_seen(logits, seen, sampling.repetition_penalty)
-    p = filter_probabilities(logits, sampling)
+    p = filter_logits(logits, sampling).softmax(-1)
     cumulative = p.cumsum(-1)
     exceeds = (cumulative > uniform[:, None] * cumulative[:, -1:]) & (p > 0)
     return exceeds.view(torch.uint8).argmax(-1)  # argmax returns the first maximum
@@ -176,7 +177,7 @@ def drop_oldest(context: list[int], block_size: int) -> list[int]:
 def mark_seen(
     prompts: Sequence[Sequence[int]], vocab_size: int, sampling: Sampling, device: torch.device
 ) -> Tensor | None:
-    """The tokens that occur in each prompt (B, V, boolean); None without a repetition penalty."""
+    """The tokens of each prompt (B, V, boolean); None without a repetition penalty."""
     if sampling.repetition_penalty == 1:
         return None
     seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
@@ -198,7 +199,5 @@ def make_generators(seed: int, count: int) -> list[torch.Generator]:
 
 def not_finite() -> Stopped:
     """The error for logits that are NaN or infinite."""
-    return Stopped(
-        "the model's logits are not finite: its weights are damaged or its training diverged; "
-        "use another run"
-    )
+    reason = "its weights are damaged or its training diverged"
+    return Stopped(f"the model's logits are not finite: {reason}; use another run")

@@ -74,9 +74,7 @@ class Adam:
     m = β₁m + (1 - β₁)g and v = β₂v + (1 - β₂)g² are running means of the gradient g and its square.
     weights -= rate · m̂ / (√v̂ + ε), where m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) after t steps
     (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1). AdamW also has weights -= rate · decay ·
-    weights for matrices and tables, not for biases and gains (Loshchilov & Hutter 2019,
-    arXiv:1711.05101, algorithm 2).
-
+    weights for matrices and tables (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2).
     torch.optim.AdamW is not used: importing torch.optim takes longer than starting torch.
     """
 
@@ -140,8 +138,7 @@ def build_optimizers(
 ) -> list[Optimizer]:
     """The optimizers that config describes; each parameter of the model is in exactly one.
 
-    With muon, the model declares its matrices (models/gpt.py), and Muon's own products run at
-    `precision`.
+    Muon gets the matrices that the model declares; its own products run at `precision`.
     """
     named, betas = dict(model.named_parameters()), (config.beta1, config.beta2)
     if config.optimizer == "adamw":
@@ -190,8 +187,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 def get_ema_decay(step: int, config: OptimConfig) -> float:
     """The decay of the weight average in a step.
 
-    The average covers about 1 / (1 - ema) steps. In the first steps it covers only the last ninth
-    of the steps so far, so that the initial weights soon lose their influence.
+    The average covers about 1 / (1 - ema) steps, and at first only the last ninth of the steps.
     """
     return min(config.ema, (1 + step) / (10 + step))
 

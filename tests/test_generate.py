@@ -14,7 +14,7 @@ from torch import Tensor
 from nanogpt.errors import Stopped, UserError
 from nanogpt.generate import (
     Sampling,
-    filter_probabilities,
+    filter_logits,
     generate,
     penalise_seen,
     sample_token,
@@ -41,6 +41,11 @@ def random_model(kind: str) -> Model:
 @pytest.fixture(params=["gpt", "modern", "bigram"])
 def model(request: pytest.FixtureRequest) -> Model:
     return random_model(request.param)
+
+
+def filter_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The probabilities (B, V) to sample from."""
+    return filter_logits(logits, sampling).softmax(-1)
 
 
 def write(model: Model, start: list[int], n: int, seed: int = 0, **how: Any) -> list[int]:

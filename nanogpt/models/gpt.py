@@ -43,10 +43,9 @@ class GPTConfig:
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} is {value}: it must be at least 1")
         if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd is {self.n_embd}, which n_head {self.n_head} does not divide: "
-                f"try n_embd {math.ceil(self.n_embd / self.n_head) * self.n_head}"
-            )
+            problem = f"n_embd is {self.n_embd}, which n_head {self.n_head} does not divide"
+            nearest = math.ceil(self.n_embd / self.n_head) * self.n_head
+            raise ValueError(f"{problem}: try n_embd {nearest}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and less than 1")
 
@@ -89,9 +88,7 @@ class CausalSelfAttention(nn.Module):
             if (mask := cache.mask) is not None:
                 k, v = k_and_v
         # The same as causal_attention() in one fused kernel, which never stores the weights.
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
-        )
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): concatenate heads
         out: Tensor = self.dropout(self.projection(y))
         return out
@@ -154,17 +151,13 @@ class GPT(nn.Module):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     lookup_tables = ("position_embedding.weight",)
-    """Parameters of which a token reads one row and which no matrix product uses."""
+    """Parameters that are read row by row, and never used in a matrix product."""
 
     def matrices(self) -> dict[str, int]:
-        """The weight matrices of the blocks, each with how many matrices it stacks as rows."""
-        stacked = {"attention.qkv.weight": 3}
-        return {
-            f"blocks.{i}.{name}": stacked.get(name, 1)
-            for i, block in enumerate(self.blocks)
-            for name, p in block.named_parameters()
-            if p.dim() == 2
-        }
+        """The weight matrices of the blocks, with the number of matrices that each one stacks."""
+        named = self.blocks.named_parameters(prefix="blocks")
+        names = [name for name, p in named if p.dim() == 2]
+        return {name: 3 if name.endswith("attention.qkv.weight") else 1 for name in names}
 
     def embed(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Token embedding plus position embedding: (B, T) to (B, T, C)."""
