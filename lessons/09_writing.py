@@ -19,7 +19,7 @@ import torch
 from lesson import FAST, V, alphabet, decode, encode, fit, train, val
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanogpt.generate import Sampling, generate, probabilities
+from nanogpt.generate import Sampling, filter_probabilities, generate
 from nanogpt.models.gpt import GPT, GPTConfig
 
 T = 64
@@ -109,7 +109,7 @@ choices = {
 hot = with_temperature(logits, 1.5)
 all_three = top_p(top_k(hot, 10), 0.8), Sampling(temperature=1.5, top_k=10, top_p=0.8)
 for mine, sampling in [*choices.values(), all_three]:
-    torch.testing.assert_close(mine, probabilities(logits[None], sampling)[0])
+    torch.testing.assert_close(mine, filter_probabilities(logits[None], sampling)[0])
 
 for name, (q, _) in choices.items():
     print(f"{name:16} {(q > 0).sum():3} possible, entropy {entropy(q):.2f}")
@@ -354,8 +354,8 @@ def write_cached(choose, length):
     return written
 
 
-expected = [new for (new,) in generate(model, [prompt.tolist()], 4 * T, Sampling(temperature=0))]
-assert write_cached(greedy, 4 * T) == expected
+steps = generate(model, [prompt.tolist()], 4 * T, Sampling(temperature=0))
+assert write_cached(greedy, 4 * T) == [step.tokens[0] for step in steps]
 
 # %% [markdown]
 # ## What it bought
@@ -391,7 +391,7 @@ tried |= {f"top-p {mass}": Sampling(top_p=mass) for mass in (0.6, 0.8, 0.95)}
 shares = {}
 for name, sampling in tried.items():
     steps = generate(model, [prompt.tolist()] * 40, 40 if FAST else 400, sampling)
-    rows = [decode(row) for row in zip(*steps, strict=True)]
+    rows = [decode(row) for row in zip(*(step.tokens for step in steps), strict=True)]
     # The first word begins in the prompt, the last may be cut off.
     shares[name] = judge(name, [word for row in rows for word in words(row)[1:-1]])
 shares["Shakespeare"] = judge("Shakespeare", words(decode(val)))
@@ -473,7 +473,8 @@ def min_p(p, part):
     return scaled(p.where(p >= part * p.max(), 0.0))
 
 
-torch.testing.assert_close(min_p(p, 0.1), probabilities(logits[None], Sampling(min_p=0.1))[0])
+expected = filter_probabilities(logits[None], Sampling(min_p=0.1))[0]
+torch.testing.assert_close(min_p(p, 0.1), expected)
 print(f"2. min-p 0.1 keeps {(min_p(p, 0.1) > 0).sum()}")
 
 heat_first = top_p(with_temperature(logits, 1.5), 0.9)
@@ -507,7 +508,8 @@ unseen = val[: 200 * T].view(200, T)
 starts = [row.tolist() for row in unseen[:, : T // 2]]
 paid = {"Shakespeare": surprise(unseen)}
 for tau in (0, 0.5, 1, 1.5):
-    news = torch.tensor([*generate(model, starts, T // 2, Sampling(temperature=tau))])
+    steps = generate(model, starts, T // 2, Sampling(temperature=tau))
+    news = torch.tensor([step.tokens for step in steps])  # (T / 2, B)
     paid[tau] = surprise(torch.cat([unseen[:, : T // 2], news.T], dim=1))
 print("5.", ", ".join(f"{name}: {nats:.2f}" for name, nats in paid.items()))
 assert FAST or paid[0] < paid[0.5] < paid[1] < paid[1.5]

@@ -19,8 +19,9 @@ from lesson import FAST, T, V, batch, cross_entropy, train, validation
 from torch import nn
 from torch.nn import functional as F
 
-from nanogpt import optim
 from nanogpt.models import GPT, GPTConfig, Modern, ModernConfig
+from nanogpt.muon import Muon, orthogonalise
+from nanogpt.optim import Adam
 
 L, C, H = 4, 64, 2
 D = C // H
@@ -252,7 +253,7 @@ G = torch.randn(C, 4 * C)
 sizes = torch.linalg.svdvals(orthogonalised(G))  # (C,)
 print(f"singular values from {sizes.min():.2f} to {sizes.max():.2f}")
 assert 0.6 < sizes.min() < sizes.max() < 1.3
-torch.testing.assert_close(orthogonalised(G), optim.orthogonalise(G[None])[0], rtol=1e-3, atol=1e-4)
+torch.testing.assert_close(orthogonalised(G), orthogonalise(G[None])[0], rtol=1e-3, atol=1e-4)
 
 # %% [markdown]
 # That was a random matrix. The gradient of a real one is more one-sided. Here is that of `down` in
@@ -297,10 +298,10 @@ def learn(model, seed, lr=8e-3, muon_lr=0.0, steps=360):
     named = dict(model.named_parameters())
     matrices = {n: p for n, p in named.items() if "blocks." in n and p.dim() == 2 and muon_lr}
     rest = {n: p for n, p in named.items() if n not in matrices}
-    movers = [(optim.Adam(rest, betas=(0.9, 0.99)), lr)]
+    movers = [(Adam(rest, betas=(0.9, 0.99)), lr)]
     if matrices:
         halves = {n: 2 for n in matrices if n.endswith("qk.weight")}
-        muon = optim.Muon(matrices, momentum=0.9, precision=torch.float32, parts=halves)
+        muon = Muon(matrices, momentum=0.9, precision=torch.float32, stacked=halves)
         movers.append((muon, muon_lr))
     torch.manual_seed(100 + seed)  # the same batches for every model
     clock, steps = [], 4 if FAST else steps

@@ -107,7 +107,7 @@ def prefill(model: Model, contexts: Sequence[Sequence[int]], cache: Cache) -> Te
     # The padding on the right is never attended to: later tokens overwrite it in the cache.
     rows = [[*context, *[0] * (max(lengths) - len(context))] for context in contexts]
     cache.begin_prefill(lengths)
-    logits: Tensor = model(torch.tensor(rows, device=cache.length.device), cache)  # (B, 1, V)
+    logits: Tensor = model(torch.tensor(rows, device=cache.lengths.device), cache)  # (B, 1, V)
     cache.end_prefill()
     return logits[:, -1].float()
 

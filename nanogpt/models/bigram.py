@@ -67,7 +67,7 @@ class Bigram(nn.Module):
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Tokens (B, T) to logits (B, T, V); with a cache, for the last token only: (B, 1, V)."""
         logits: Tensor = self.table(tokens)
-        return logits if cache is None else cache.last(logits)
+        return logits if cache is None else cache.select_last(logits)
 
     @classmethod
     def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":

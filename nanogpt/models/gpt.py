@@ -84,7 +84,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv = self.heads(x)
         mask, dropout = None, self.dropout.p if self.training else 0.0
         if cache is not None:
-            k_and_v = cache.keep(self, qkv[1:])  # (2, B, H, S, D): with all earlier tokens
+            k_and_v = cache.append(self, qkv[1:])  # (2, B, H, S, D): with all earlier tokens
             if (mask := cache.mask) is not None:
                 k, v = k_and_v
         # The same as causal_attention() in one fused kernel, which never stores the weights.
@@ -166,7 +166,7 @@ class GPT(nn.Module):
             raise ValueError(f"{T} tokens are more than block_size {self.config.block_size}")
         positions = torch.arange(T, device=tokens.device)
         if cache is not None:
-            positions = cache.place(T, self.token_embedding.weight.dtype)  # (B, T)
+            positions = cache.set_positions(T, self.token_embedding.weight.dtype)  # (B, T)
         x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
         kind = x.device.type
         if torch.is_autocast_enabled(kind):  # half precision for the stream, too
@@ -184,7 +184,7 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x, cache)
         if cache is not None:
-            x = cache.last(x)
+            x = cache.select_last(x)
         return self.unembed(x)
 
     def unembed(self, x: Tensor) -> Tensor:

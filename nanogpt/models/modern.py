@@ -105,7 +105,7 @@ class Attention(nn.Module):
         q, k, v = self.heads(x, cos, sin)
         mask, dropout = None, self.dropout.p if self.training else 0.0
         if cache is not None:
-            k_and_v = cache.keep(self, torch.stack((k, v)))  # (2, B, H, S, D): of those before, too
+            k_and_v = cache.append(self, torch.stack((k, v)))  # (2, B, H, S, D): earlier, too
             if (mask := cache.mask) is not None:
                 k, v = k_and_v
         y = F.scaled_dot_product_attention(
@@ -180,7 +180,7 @@ class LookBack(nn.Module):
             past = F.pad(x, (0, 0, 2, 0))[:, :-1]  # (B, T + 1, C): nothing comes before the text
             before, before_that = past[:, 1:], past[:, :-1]
         else:
-            past = cache.keep(self, x, before=2)  # (B, 2 + S, C)
+            past = cache.append(self, x, before=2)  # (B, 2 + S, C)
             places = cache.positions[:, :, None].expand_as(x)
             before, before_that = past.gather(1, places + 1), past.gather(1, places)
         return torch.addcmul(torch.addcmul(x, near, before), far, before_that)
@@ -238,7 +238,7 @@ class Modern(nn.Module):
             table = table.to(torch.get_autocast_dtype(kind))
         positions = torch.arange(T, device=tokens.device)
         if cache is not None:
-            positions = cache.place(T, table.dtype)  # (B, T)
+            positions = cache.set_positions(T, table.dtype)  # (B, T)
         x = norm(self.look_back(F.embedding(tokens, table), cache))
         cos, sin = rotations(positions, D)
         return x, cos.to(x.dtype), sin.to(x.dtype)
@@ -253,7 +253,7 @@ class Modern(nn.Module):
         for block in self.blocks:
             x = block(x, cos, sin, cache)
         if cache is not None:
-            x = cache.last(x)
+            x = cache.select_last(x)
         return self.unembed(x)
 
     def unembed(self, x: Tensor) -> Tensor:

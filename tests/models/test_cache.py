@@ -26,26 +26,26 @@ def test_piece_by_piece_is_all_at_once(config: GPTConfig | ModernConfig | Bigram
     tokens = torch.randint(7, (2, 12))
     expected, counts = model(tokens), torch.tensor([5, 3])
     cache = Cache(2, 12, torch.device("cpu"))
-    cache.coming.copy_(counts)
+    cache.input_lengths.copy_(counts)
     start = tokens[:, :5].clone()
     start[1, 3:] = 6  # no part of the text
     logits = model(start, cache)
     cache.advance()
-    cache.coming.fill_(1)
+    cache.input_lengths.fill_(1)
     rows = torch.arange(2)
     for _ in range(7):
-        torch.testing.assert_close(logits[:, 0], expected[rows, cache.length - 1])
-        logits = model(tokens[rows, cache.length][:, None], cache)
+        torch.testing.assert_close(logits[:, 0], expected[rows, cache.lengths - 1])
+        logits = model(tokens[rows, cache.lengths][:, None], cache)
         cache.advance()
-    torch.testing.assert_close(logits[:, 0], expected[rows, cache.length - 1])
+    torch.testing.assert_close(logits[:, 0], expected[rows, cache.lengths - 1])
 
 
 def test_nothing_but_what_came_is_seen() -> None:
     cache = Cache(2, 20, torch.device("cpu"))
-    assert cache.place(2, torch.float32).tolist() == [[0, 1], [0, 1]]
+    assert cache.set_positions(2, torch.float32).tolist() == [[0, 1], [0, 1]]
     assert cache.mask is None
-    cache.length.copy_(torch.tensor([3, 0]))
-    assert cache.place(1, torch.float32).tolist() == [[3], [0]]
+    cache.lengths.copy_(torch.tensor([3, 0]))
+    assert cache.set_positions(1, torch.float32).tolist() == [[3], [0]]
     assert cache.mask is not None
     assert cache.mask.shape == (2, 1, 1, 32)
     assert (cache.mask == 0).sum(-1).flatten().tolist() == [4, 1]
