@@ -1,13 +1,19 @@
 """The Python API: a run by its name, text in and text out."""
 
+import os
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
 
+import nanogpt
 from nanogpt import api as trained
 from nanogpt import load
-from nanogpt.api import GenerationConfig
+from nanogpt.api import GenerationConfig, GenerationOptions
 from nanogpt.errors import UserError
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.runs.checkpoint import Checkpoint, save_checkpoint
@@ -69,3 +75,40 @@ def test_errors_of_the_api_are_ours(run: Path) -> None:
         load(run).generate("x")
     with pytest.raises(UserError, match="top_p is 2"):
         load(run).generate("a", top_p=2)
+
+
+def test_the_keyword_options_are_the_fields_of_the_configuration() -> None:
+    hints = get_type_hints(GenerationConfig)
+    assert get_type_hints(GenerationOptions) == {
+        name: hint for name, hint in hints.items() if name != "samples"
+    }
+    assert {field.name for field in fields(GenerationConfig)} == set(hints)
+
+
+SCRIPT = """
+from nanogpt import GPT, GPTConfig, PRESETS, CharTokenizer, load
+
+model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8))
+parameters: int = sum(p.numel() for p in model.parameters())
+trained = load("tiny")
+one: str = trained.generate("ROMEO:", max_new_tokens=5, top_k=3, stop=["x"])
+many: list[str] = trained.generate(["a", "b"], temperature=0)
+several: list[str] = trained.generate("a", samples=3)
+for piece in trained.stream("a", seed=1):
+    print(piece.upper())
+ids: list[int] = CharTokenizer("abc").encode("cab")
+steps: int = PRESETS["tiny"].config.train.steps
+"""
+WRONG = SCRIPT + 'load("tiny").generate("a", top_q=3)\nload("tiny").generate("a", top_k="3")\n'
+
+
+@pytest.mark.slow
+def test_a_users_script_passes_a_strict_type_check() -> None:
+    for script, wrong_lines in ((SCRIPT, set()), (WRONG, {"script.py:14", "script.py:15"})):
+        Path("script.py").write_text(script)
+        command = [sys.executable, "-m", "mypy", "--strict", "script.py"]
+        environment = {**os.environ, "MYPYPATH": str(Path(nanogpt.__file__).parent.parent)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        lines = done.stdout.splitlines()
+        errors = {line.partition(": error: ")[0] for line in lines if ": error: " in line}
+        assert errors == wrong_lines, done.stdout
