@@ -18,7 +18,7 @@ from nanogpt.models import BigramConfig, GPTConfig, ModernConfig
 from nanogpt.optim import OptimConfig
 from nanogpt.runs.checkpoint import Best, load_checkpoint
 from nanogpt.runs.config import RunConfig, TrainConfig
-from nanogpt.runs.directory import claim
+from nanogpt.runs.directory import lock_run
 from nanogpt.runs.journal import Record
 from nanogpt.runs.run import read_run_config
 from nanogpt.system.devices import Precision
@@ -208,7 +208,7 @@ def test_another_run_is_refused(config: RunConfig, change: dict[str, object], sa
     before = {file: file.read_bytes() for file in Path("run").rglob("[!.]*") if file.is_file()}
     with pytest.raises(UserError, match=says) as _error:  # keeps what the run held alive
         resume_training(Path("run"), replace(read_run_config(Path("run")), **change))  # type: ignore[arg-type]
-    claim(Path("run")).release()  # it is free for another try
+    lock_run(Path("run")).release()  # it is free for another try
     assert before == {f: f.read_bytes() for f in Path("run").rglob("[!.]*") if f.is_file()}
 
 

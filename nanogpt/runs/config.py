@@ -103,12 +103,12 @@ class RunConfig:
         out = None if self.out is None else str(self.out)
         return {**asdict(self), "out": out, "model": models.to_json(self.model)}
 
-    def require_same_run(self, begun: "RunConfig") -> None:
+    def check_same_run(self, begun: "RunConfig") -> None:
         """Raise UserError where this configuration asks for another run than the one begun.
 
         How long it goes on, how fast, and on what hardware may change; what it is may not.
         """
-        now, then = settings(self), settings(begun)
+        now, then = flatten_settings(self), flatten_settings(begun)
         for name in sorted(now.keys() | then.keys()):
             if now.get(name) != then.get(name) and not name.startswith(MAY_CHANGE):
                 raise UserError(
@@ -130,7 +130,7 @@ MAY_CHANGE = (
 """Settings that may be others when a run goes on."""
 
 
-def settings(config: RunConfig) -> dict[str, Any]:
+def flatten_settings(config: RunConfig) -> dict[str, Any]:
     """Every setting of a run, by its name on the command line."""
     found: dict[str, Any] = {}
     for name, value in config.to_json().items():

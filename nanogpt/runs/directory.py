@@ -20,7 +20,7 @@ from ..system.files import flush, settled, within
 RUNS = Path("runs")
 
 
-def new_run(out: Path | None, name: str) -> tuple[Path, FileLock]:
+def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
     """Make and lock a run directory: out, or the first free of runs/NAME, runs/NAME-2, …
 
     Raises UserError. An out that already holds a run is refused; nothing in it is touched.
@@ -29,7 +29,7 @@ def new_run(out: Path | None, name: str) -> tuple[Path, FileLock]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         flush(directory.parent)
-        lock = claim(directory)
+        lock = lock_run(directory)
     except OSError as error:
         raise UserError(
             f"cannot write in {directory}: {error.strerror}; name another directory with --out"
@@ -51,7 +51,7 @@ def _free(directory: Path) -> Path:
     return free
 
 
-def claim(directory: Path) -> FileLock:
+def lock_run(directory: Path) -> FileLock:
     """Lock a run directory until release(), or until this process ends, however it ends.
 
     Raises UserError where another process holds it, or where something in it is a link: a run

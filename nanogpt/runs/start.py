@@ -25,7 +25,7 @@ from ..text.encoding import get_tokenizer
 from ..text.readers import Progress, quiet
 from .checkpoint import Checkpoint, load_checkpoint, load_tensors, load_training
 from .config import RunConfig
-from .directory import claim, new_run
+from .directory import lock_run, make_run_directory
 from .journal import Journal
 from .loss_scale import LossScale
 from .run import ResumeInfo, Run
@@ -45,7 +45,7 @@ def prepare_run(config: RunConfig, progress: Progress = quiet) -> Run:
     data.require(config.model.block_size)
     torch.manual_seed(config.seed)  # the initial weights, then dropout
     model = build(_with_vocabulary(config.model, tokenizer.vocab_size)).to(device)
-    out, lock = new_run(config.out, config.name)
+    out, lock = make_run_directory(config.out, config.name)
     config = replace(config, out=out, model=model.config, data=corpus.name)
     run = _run(config, lock, model, tokenizer, data, corpus.facts.sha256)
     try:
@@ -62,7 +62,7 @@ def resume_run(directory: Path, config: RunConfig, progress: Progress = quiet) -
     Stopped where nothing can be written.
     """
     try:
-        lock = claim(directory)
+        lock = lock_run(directory)
         for checkpoint in ("last", "best"):  # where a replacement was cut short
             if (old := settled(directory / checkpoint)) != directory / checkpoint:
                 old.rename(directory / checkpoint)
@@ -78,7 +78,7 @@ def resume_run(directory: Path, config: RunConfig, progress: Progress = quiet) -
 def _resume(directory: Path, config: RunConfig, lock: FileLock, progress: Progress) -> Run:
     last = directory / "last"
     facts = load_training(last, ResumeInfo)
-    config.require_same_run(replace(facts.config, out=directory))
+    config.check_same_run(replace(facts.config, out=directory))
     device = _hardware(config)
     corpus = corpora.load_corpus(
         config.data, facts.text_sha256, config.column, config.separator, progress

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import Interrupted, Stopped, UserError, write_error
 from ..models import KINDS
-from ..runs.config import RunConfig, settings
+from ..runs.config import RunConfig, flatten_settings
 from ..runs.run import read_run_config
 from ..system.devices import describe
 from ..system.files import damaged_error, read_json, to_json, write_whole
@@ -104,7 +104,7 @@ def _require_same(asked: RunConfig, begun: RunConfig) -> None:
 
     But for where files are: that the text is the same is for its hash to say.
     """
-    want, has = settings(asked), settings(begun)
+    want, has = flatten_settings(asked), flatten_settings(begun)
     for name in sorted(want.keys() | has.keys()):
         a, b = str(want.get(name)), str(has.get(name))
         if name in ("out", "device", "data") or a == b:

@@ -29,7 +29,7 @@ def test_how_long_how_fast_and_on_what_may_change() -> None:
         {"device": "cpu", "precision": "float16", "deterministic": True},
     ]
     for change in changes:
-        replace(begun, **change).require_same_run(begun)
+        replace(begun, **change).check_same_run(begun)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_how_long_how_fast_and_on_what_may_change() -> None:
 )
 def test_what_it_is_may_not(change: dict[str, Any], flag: str) -> None:
     with pytest.raises(UserError, match=flag):
-        replace(RunConfig(), **change).require_same_run(RunConfig())
+        replace(RunConfig(), **change).check_same_run(RunConfig())
 
 
 def test_it_evaluates_where_it_is_due_and_at_the_end() -> None:

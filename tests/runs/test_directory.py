@@ -11,7 +11,7 @@ import pytest
 from nanogpt.errors import UserError
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nanogpt.runs.directory import claim, find_run, new_run
+from nanogpt.runs.directory import find_run, lock_run, make_run_directory
 from nanogpt.text.tokenizers import CharTokenizer
 
 
@@ -25,29 +25,29 @@ def best() -> Path:
 
 
 def test_runs_get_directories_of_their_own() -> None:
-    made = [new_run(None, "tiny")[0] for _ in range(3)]
+    made = [make_run_directory(None, "tiny")[0] for _ in range(3)]
     assert made == [Path("runs/tiny"), Path("runs/tiny-2"), Path("runs/tiny-3")]
-    assert new_run(Path("here/below"), "tiny")[0] == Path("here/below")
+    assert make_run_directory(Path("here/below"), "tiny")[0] == Path("here/below")
 
 
 def test_a_directory_that_holds_a_run_is_refused() -> None:
-    mine, lock = new_run(Path("mine"), "tiny")
+    mine, lock = make_run_directory(Path("mine"), "tiny")
     lock.release()
     (mine / "run.json").write_text("{}")
     with pytest.raises(UserError, match="mine already holds a run: name another, such as --out"):
-        new_run(Path("mine"), "tiny")
-    claim(mine).release()  # and is not kept locked
+        make_run_directory(Path("mine"), "tiny")
+    lock_run(mine).release()  # and is not kept locked
 
 
 def test_a_directory_that_cannot_be_written_is_refused() -> None:
     Path("file").touch()
     with pytest.raises(UserError, match="cannot write in file/run: Not a directory; name another"):
-        new_run(Path("file/run"), "tiny")
+        make_run_directory(Path("file/run"), "tiny")
 
 
 def test_another_process_that_trains_there_is_named(tmp_path: Path) -> None:
     code = (
-        "from nanogpt.runs.directory import *; lock = claim(Path('.')); "
+        "from nanogpt.runs.directory import *; lock = lock_run(Path('.')); "
         "print('here', flush=True); input()"
     )
     other = subprocess.Popen(
@@ -58,10 +58,10 @@ def test_another_process_that_trains_there_is_named(tmp_path: Path) -> None:
     says = rf"process {other.pid} is training in \.: wait for it, stop it, or name another"
     for _ in range(2):
         with pytest.raises(UserError, match=says):
-            claim(tmp_path.relative_to(Path.cwd()))
+            lock_run(tmp_path.relative_to(Path.cwd()))
     other.send_signal(signal.SIGKILL)
     other.communicate()
-    claim(Path()).release()  # what a dead process held is free
+    lock_run(Path()).release()  # what a dead process held is free
     assert Path(".lock").read_text() == f"{os.getpid()}\n"
 
 
@@ -70,7 +70,7 @@ def test_a_lock_that_leads_elsewhere_is_not_followed() -> None:
     Path("run").mkdir()
     Path("run/.lock").symlink_to("../secret")
     with pytest.raises(UserError, match=r"run/\.lock is a link: to train there, put the file its"):
-        claim(Path("run"))
+        lock_run(Path("run"))
     assert Path("secret").read_text() == "mine"
 
 
@@ -80,7 +80,7 @@ def test_nothing_is_trained_where_a_link_is(best: Path, name: str) -> None:
     (best.parent / "linked").mkdir()
     (best.parent / "linked" / name).symlink_to(Path("elsewhere").resolve())
     with pytest.raises(UserError, match=f"{name} is a link: to train there"):
-        new_run(best.parent / "linked", "tiny")
+        make_run_directory(best.parent / "linked", "tiny")
     assert not list(Path("elsewhere").iterdir())
 
 

@@ -16,7 +16,7 @@ import torch
 from nanogpt.errors import Stopped, UserError
 from nanogpt.models import GPTConfig
 from nanogpt.runs.config import RunConfig, TrainConfig
-from nanogpt.runs.directory import claim
+from nanogpt.runs.directory import lock_run
 from nanogpt.studies import processes
 from nanogpt.studies.processes import run_all
 from nanogpt.studies.trial import Trial, trial
@@ -134,13 +134,13 @@ def test_none_outlives_a_study_that_is_killed(run: RunConfig) -> None:
     while not Path("one/last").exists():
         time.sleep(0.05)
     with pytest.raises(UserError, match="is training in one"):
-        claim(Path("one"))
+        lock_run(Path("one"))
     study.kill()
     study.join()
     deadline = time.monotonic() + 60
     while True:
         try:
-            claim(Path("one")).release()
+            lock_run(Path("one")).release()
             break
         except UserError:
             assert time.monotonic() < deadline
