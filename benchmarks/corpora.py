@@ -28,7 +28,7 @@ from runs import RESULTS, save
 from nanogpt.fast.training import make_stepper
 from nanogpt.runs.presets import PRESETS
 from nanogpt.runs.start import prepare_run
-from nanogpt.system.devices import describe, pick_device
+from nanogpt.system.devices import describe_device, pick_device
 from nanogpt.text import corpora
 from nanogpt.text.encoding import encode, get_tokenizer
 from nanogpt.text.readers import quiet
@@ -127,7 +127,7 @@ def main() -> None:
         found = {
             "megabytes": options.megabytes,
             "tokenizer": options.tokenizer,
-            "device": describe(pick_device("cpu")),
+            "device": describe_device(pick_device("cpu")),
             "repeats": options.repeats,
             "first": first,
             "second": second,

@@ -26,7 +26,7 @@ from nanogpt import train as loop
 from nanogpt.runs.background import BackgroundWriter
 from nanogpt.runs.finite import FiniteCheck
 from nanogpt.runs.presets import PRESETS
-from nanogpt.system.devices import describe, pick_device
+from nanogpt.system.devices import describe_device, pick_device
 
 T = TypeVar("T")
 
@@ -93,7 +93,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     steps = args.steps or PRESETS[args.preset].config.train.steps
-    found: dict[str, Any] = {"preset": args.preset, "device": describe(pick_device(args.device))}
+    device = describe_device(pick_device(args.device))
+    found: dict[str, Any] = {"preset": args.preset, "device": device}
     found["checkpoint"] = pause(args.preset, args.device, steps)
     rates: dict[str, list[float]] = {"as it is": [], "deterministic": []}
     for _ in range(args.repeats):

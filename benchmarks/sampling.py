@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from nanogpt.generate import Sampling, generate
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.runs.presets import PRESETS
-from nanogpt.system.devices import describe, pick_device, pick_precision, use_threads
+from nanogpt.system.devices import describe_device, limit_threads, pick_device, pick_precision
 
 TOKENS = 500
 SAMPLING = Sampling(temperature=0.8, top_k=200)
@@ -203,11 +203,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-large", action="store_true", help="leave GPT-2's shape out")
     args = parser.parse_args()
-    use_threads()
+    limit_threads()
     device = pick_device("auto")
     pick_precision("auto", device)
     torch.manual_seed(0)
-    found: dict[str, Any] = {"device": describe(device), "torch": torch.__version__, "rows": {}}
+    about = {"device": describe_device(device), "torch": torch.__version__}
+    found: dict[str, Any] = {**about, "rows": {}}
     found["rows"] |= small(args.nanogpt, device, args.repeats)
     if device.type == "cuda" and not args.no_large:
         found["rows"] |= large(device, args.repeats)

@@ -30,7 +30,7 @@ from runs import RESULTS, save
 
 from nanogpt.models import GPTConfig, build, flops_per_token
 from nanogpt.runs.presets import PRESETS
-from nanogpt.system.devices import describe, peak_flops
+from nanogpt.system.devices import describe_device, find_peak_flops
 
 CHARACTERS = 50_304
 GPT2 = GPTConfig(
@@ -130,9 +130,9 @@ def main() -> None:
     baby: list[float] = []
     rates: dict[str, dict[str, list[float]]] = {"nanoGPT": {}, "nanogpt": {}}
     record = {
-        "device": describe(device),
+        "device": describe_device(device),
         "torch": torch.__version__,
-        "peak": peak_flops(device, torch.bfloat16),
+        "peak": find_peak_flops(device, torch.bfloat16),
         "baby": {"flops": flops["baby"], "rates": baby},
         "gpt2": {"flops": flops["gpt2"], "rates": rates},
     }

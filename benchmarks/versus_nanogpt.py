@@ -34,7 +34,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from runs import RESULTS, nanogpt_train, save, timed, write_readme
 
-from nanogpt.system.devices import describe
+from nanogpt.system.devices import describe_device
 from nanogpt.text import corpora
 
 Result = dict[str, Any]
@@ -199,7 +199,7 @@ def main() -> None:
     file = RESULTS / f"versus_nanogpt_{args.name or kind}.json"
     runs: dict[str, list[Result]] = {"nanoGPT": []}
     record = {
-        "device": describe(torch.device(kind)),
+        "device": describe_device(torch.device(kind)),
         "torch": torch.__version__,
         "target": contest.target,
         "runs": runs,

@@ -26,7 +26,7 @@ from runs import RESULTS, save
 from nanogpt.models import GPTConfig, build, flops_per_token
 from nanogpt.runs.config import RunConfig
 from nanogpt.runs.presets import PRESETS
-from nanogpt.system.devices import describe, pick_device
+from nanogpt.system.devices import describe_device, pick_device
 from nanogpt.text import corpora
 from nanogpt.text.encoding import get_tokenizer
 from nanogpt.text.readers import quiet
@@ -110,7 +110,7 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.at_a_time, mp_context=spawn) as pool:
         runs = [*pool.map(partial(measured, options.device), every)]
-    device = describe(pick_device(options.device))
+    device = describe_device(pick_device(options.device))
     found = {"device": device, "seeds": options.seeds, "runs": runs}
     save(RESULTS / "vocabularies.json", found)
     (RESULTS / "vocabularies.md").write_text(table(found), encoding="utf-8")

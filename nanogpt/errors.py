@@ -25,9 +25,9 @@ class Stopped(RuntimeError):
     The message is one line: what happened, then what is safe and what usually helps. Exit status 1.
     """
 
-    def __init__(self, what: str, advice: str = "") -> None:
-        super().__init__(what + advice)
-        self.what = what
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason + advice)
+        self.reason = reason
 
 
 def write_error(run: Path, error: OSError) -> Stopped:

@@ -30,7 +30,7 @@ from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.reading import SUMS
 from nanogpt.runs.run import ResumeInfo, load_run_text, read_run_config
 from nanogpt.runs.start import prepare_run, resume_run
-from nanogpt.system.files import remove
+from nanogpt.system.files import remove_if_present
 from nanogpt.train import train
 
 Files = dict[str, bytes]
@@ -261,8 +261,8 @@ def fuzz_runs(base: Path, seed: int) -> dict[str, int]:
     draw, ended = random.Random(seed), Counter[str]()
     tensors = load_checkpoint(base / "run/last").model.state_dict()
     for _ in range(RUNS):
-        remove(base / "mutant")
-        remove(base / "outside")
+        remove_if_present(base / "mutant")
+        remove_if_present(base / "outside")
         shutil.copytree(base / "run", base / "mutant")
         odd_run(draw, base / "mutant")
         try:

@@ -20,7 +20,17 @@ PACKAGE = Path(nanogpt.__file__).parent
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout."""
     directory = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", directory, ROOT]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "-w",
+        str(directory),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True)
     (file,) = directory.glob("*.whl")
     return file

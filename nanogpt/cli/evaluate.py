@@ -16,13 +16,13 @@ def evaluate(args: list[str]) -> None:
     from ..runs.checkpoint import load_checkpoint
     from ..runs.directory import find_run
     from ..runs.run import load_run_text, read_description
-    from ..system.devices import pick_device, use_threads
+    from ..system.devices import limit_threads, pick_device
     from ..text import corpora
     from ..text.encoding import encode
     from .progress import Bar
 
     options = parse_arguments(EvalArgs(), args, "nanogpt eval")
-    use_threads()
+    limit_threads()
     device = pick_device(options.device)
     runs = [find_run(run) for run in options.runs or (None,)]
     every = [load_checkpoint(run / "best", device) for run in runs]

@@ -56,7 +56,7 @@ def explain(args: list[str]) -> None:
     from ..runs.directory import RUNS, find_run
     from ..runs.presets import PRESETS, get_preset, preset_for
     from ..runs.run import read_description
-    from ..system.devices import pick_device, pick_precision, use_threads
+    from ..system.devices import limit_threads, pick_device, pick_precision
     from ..text import corpora
     from ..text.encoding import get_tokenizer
     from ..text.readers import quiet
@@ -80,7 +80,7 @@ def explain(args: list[str]) -> None:
     config = parse_arguments(default, args, "nanogpt explain [SIZE]", about)
     if isinstance(config.model, PlainConfig):
         raise UserError(f"{size} is a GPT with parts left out, and only whole ones are explained")
-    use_threads()
+    limit_threads()
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     if (config.data, config.tokenizer) != (default.data, default.tokenizer):

@@ -10,11 +10,11 @@ def inspect(args: list[str]) -> None:
     from ..reports.inspection import MOST, page
     from ..reports.inspection import inspect as inspected
     from ..runs.directory import find_run
-    from ..system.devices import use_threads
-    from ..system.files import write_whole
+    from ..system.devices import limit_threads
+    from ..system.files import write_atomically
 
     options = parse_arguments(InspectArgs(), args, "nanogpt inspect")
-    use_threads()
+    limit_threads()
     run = find_run(options.run)
     out = options.out or run / "inspect.html"
     if out.is_dir():
@@ -33,7 +33,7 @@ def inspect(args: list[str]) -> None:
     title += "" if options.prompt else "; a text of its own"
     found = inspected(trained.model, trained.tokenizer, text, title)
     try:
-        write_whole(out, page(found).encode())
+        write_atomically(out, page(found).encode())
     except OSError as error:
         raise UserError(
             f"cannot write {out}: {error.strerror}; name another file with --out"

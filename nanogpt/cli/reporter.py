@@ -11,7 +11,7 @@ from ..models import flops_per_token
 from ..runs.checkpoint import Best
 from ..runs.journal import Record
 from ..runs.run import Run
-from ..system.devices import describe, peak_flops
+from ..system.devices import describe_device, find_peak_flops
 from ..text.tokenizers import CharTokenizer
 from ..train import Reporter, Result
 from .progress import Bar, _live_line, duration
@@ -67,7 +67,7 @@ class TerminalReporter(LiveReporter):
     def started(self, run: Run) -> None:
         self.bar.progress.stop()
         self.run = run
-        if peak := peak_flops(run.device, run.precision):
+        if peak := find_peak_flops(run.device, run.precision):
             self.mfu = flops_per_token(run.model) / peak
         data, model = run.data.splits, run.model.config
         precision = str(run.precision).removeprefix("torch.")
@@ -75,7 +75,7 @@ class TerminalReporter(LiveReporter):
         say(
             f"[bold]{escape(str(run.out))}[/]: {type(run.model).__name__}, "
             f"{run.parameters:,} parameters, context {model.block_size}; "
-            f"{describe(run.device)}, {precision}"
+            f"{describe_device(run.device)}, {precision}"
         )
         say(
             f"{escape(run.config.data)}: {len(data['train'].tokens):,} tokens to train on, "

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 def sample(args: list[str]) -> None:
     """write text with a trained model"""
     from ..api import load
-    from ..system.devices import use_threads
+    from ..system.devices import limit_threads
 
     options = parse_arguments(SampleArgs(), args, "nanogpt sample")
     how = generation_config(options)
     if options.interactive and (options.prompt or options.prompt_file or options.json):
         raise UserError("--interactive asks for its prompts: leave the other options for them out")
-    use_threads()
+    limit_threads()
     trained = load(options.run, options.device, options.precision)
     if options.interactive:
         _interactive(trained, how)

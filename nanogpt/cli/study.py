@@ -32,7 +32,7 @@ def study(args: list[str]) -> None:
         except Interrupted as error:
             raise Interrupted(error.number, error.saved, command) from None
         except Stopped as error:
-            raise Stopped(error.what, f"; what is done is kept, go on with: {command}") from None
+            raise Stopped(error.reason, f"; what is done is kept, go on with: {command}") from None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ..optim import clip_gradients
 from ..runs.run import Run
 from ..step import LossFunction, Stepper, compute_gradients, update_weights
 from ..system.devices import autocast
-from ..system.gpu import CudaGraph, compiled
+from ..system.gpu import CudaGraph, compile_loss
 
 STEPS_AHEAD = 100
 """The most steps that are planned, and taken, before the host looks at their results."""
@@ -54,7 +54,7 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
         return loss
     starts = torch.zeros(settings.batch_size // settings.accumulation, dtype=torch.long)
     example = inputs_and_targets(run.data.splits["train"].blocks(starts, model.config.block_size))
-    fast = compiled(partial(score, torch.compile(cross_entropy)), blocks, example, on_message)
+    fast = compile_loss(partial(score, torch.compile(cross_entropy)), blocks, example, on_message)
     model.zero_grad()
     return fast or loss
 

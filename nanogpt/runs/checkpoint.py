@@ -30,14 +30,14 @@ from .. import models
 from ..errors import UserError
 from ..models import BigramConfig, Model, ModelConfig, build
 from ..system.files import (
-    flush,
-    remove,
+    compute_sha256,
+    dump_json,
+    remove_if_present,
     replace_directory,
-    settled,
-    sha256,
-    to_json,
+    resolve_interrupted_swap,
+    sync_to_disk,
 )
-from ..system.gpu import Snapshot, snapshot
+from ..system.gpu import Snapshot, take_snapshot
 from ..text.tokenizers import Tokenizer, from_json
 from .reading import SUMS, Files, _steady
 
@@ -96,7 +96,7 @@ def checkpoint_files(
     }
     if training:
         files |= {
-            "training.safetensors": snapshot(training.tensors),
+            "training.safetensors": take_snapshot(training.tensors),
             "training.json": training.facts,
         }
     return files
@@ -113,23 +113,23 @@ def plain(model: nn.Module) -> Model:
 def write_checkpoint(directory: Path, files: Contents) -> None:
     """Put a checkpoint directory in place of the one there, whole. Raises OSError."""
     new = directory.with_name(f".{directory.name}.new")
-    remove(new)
+    remove_if_present(new)
     try:
         new.mkdir(parents=True)
         for name, content in files.items():
             if isinstance(content, dict):
-                (new / name).write_bytes(to_json(content))
+                (new / name).write_bytes(dump_json(content))
             else:
                 save_file(content(), new / name)
                 shutil.copymode(new / "config.json", new / name)  # as the user's other files
-            flush(new / name)
-        sums = "".join(f"{sha256(new / name)}  {name}\n" for name in files)
+            sync_to_disk(new / name)
+        sums = "".join(f"{compute_sha256(new / name)}  {name}\n" for name in files)
         (new / SUMS).write_text(sums, encoding="ascii")
-        flush(new / SUMS)
-        flush(new)
+        sync_to_disk(new / SUMS)
+        sync_to_disk(new)
         replace_directory(directory, new)
     except BaseException as error:
-        remove(new)
+        remove_if_present(new)
         if isinstance(error, SafetensorError):
             raise _os_error(error) from None
         raise
@@ -147,7 +147,8 @@ def save_checkpoint(
     """Write a checkpoint directory. Raises OSError; what was there before is then still there."""
     checkpoint = replace(checkpoint, model=plain(checkpoint.model))
     write_checkpoint(
-        directory, checkpoint_files(checkpoint, snapshot(checkpoint.model.state_dict()), training)
+        directory,
+        checkpoint_files(checkpoint, take_snapshot(checkpoint.model.state_dict()), training),
     )
 
 
@@ -222,7 +223,8 @@ def load_tensors(
 
     Those that are optional may be there or not, small and of any shape. Raises UserError.
     """
-    return Files(settled(directory)).tensors("training.safetensors", expected, optional)
+    files = Files(resolve_interrupted_swap(directory))
+    return files.tensors("training.safetensors", expected, optional)
 
 
 @dataclass(frozen=True)

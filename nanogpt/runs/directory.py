@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import UserError
-from ..system.files import flush, settled, within
+from ..system.files import require_inside, resolve_interrupted_swap, sync_to_disk
 
 RUNS = Path("runs")
 
@@ -28,7 +28,7 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
     directory = out or _free(RUNS / name)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        flush(directory.parent)
+        sync_to_disk(directory.parent)
         lock = lock_run(directory)
     except OSError as error:
         raise UserError(
@@ -85,10 +85,10 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
             raise UserError(f"there is no run in {RUNS}/ yet: make one with `nanogpt train`")
         return saved[-1].parent.parent
     for directory in (Path(run), RUNS / run):
-        if os.path.isdir(settled(directory / checkpoint)):
-            within(directory, directory / checkpoint)
+        if os.path.isdir(resolve_interrupted_swap(directory / checkpoint)):
+            require_inside(directory, directory / checkpoint)
             return directory
-        if checkpoint == "best" and os.path.isdir(settled(directory / "last")):
+        if checkpoint == "best" and os.path.isdir(resolve_interrupted_swap(directory / "last")):
             raise UserError(
                 f"{directory} was stopped before its first evaluation: go on with "
                 f"nanogpt train --resume {directory}"

@@ -9,7 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..errors import UserError
-from ..system.files import damaged_error, flush, parse_json, regular, write_whole
+from ..system.files import (
+    damaged_error,
+    parse_json,
+    require_regular_file,
+    sync_to_disk,
+    write_atomically,
+)
 from ..system.schema import parse_dataclass
 from .checkpoint import Best
 from .plot import draw_loss
@@ -68,14 +74,14 @@ class Journal:
 
     def begin(self) -> None:
         """Begin with an empty metrics.jsonl."""
-        write_whole(self._file, b"")
+        write_atomically(self._file, b"")
 
     def resume(self, lines: int, step: int, best: Best | None) -> None:
         """Go on after the first lines of metrics.jsonl, of steps up to one; the others are dropped.
 
         Raises UserError where they are not there.
         """
-        file, kept = regular(self.out, self._file), []
+        file, kept = require_regular_file(self.out, self._file), []
         with file.open("rb") if file.exists() else io.BytesIO() as opened:
             for _ in range(lines):
                 kept.append(opened.readline(LONGEST_LINE))
@@ -92,7 +98,7 @@ class Journal:
                 if not 0 <= record.step <= step:
                     raise damaged_error(file, f"a line of step {record.step} before step {step}")
                 self._remember(record)
-        write_whole(file, b"".join(kept))
+        write_atomically(file, b"".join(kept))
         self.best = best
 
     def add(self, record: Record) -> bool:
@@ -115,7 +121,7 @@ class Journal:
     def flush(self) -> None:
         """Wait until metrics.jsonl is on the disk."""
         if self.records:
-            flush(self._file)
+            sync_to_disk(self._file)
 
     def draw_if_due(self) -> None:
         """Draw what is new, if that takes no more than 2% of the time."""

@@ -5,8 +5,8 @@ import time
 from functools import partial
 
 from ..errors import Interrupted
-from ..system.files import to_json, write_whole
-from ..system.gpu import Snapshot, snapshot
+from ..system.files import dump_json, write_atomically
+from ..system.gpu import Snapshot, take_snapshot
 from .background import BackgroundWriter
 from .checkpoint import Contents, checkpoint_files, write_checkpoint
 from .finite import FiniteCheck
@@ -33,7 +33,7 @@ class CheckpointKeeper:
             return
         self.check.check_model()
         state.seconds = round(time.perf_counter() - start, 3)
-        self.weights, self.saved_step = snapshot(self.run.model.state_dict()), state.step
+        self.weights, self.saved_step = take_snapshot(self.run.model.state_dict()), state.step
         files = checkpoint_files(self.run.checkpoint(), self.weights, self.run.training())
         self.writer.submit(partial(self._write_last, files))
 
@@ -46,14 +46,14 @@ class CheckpointKeeper:
         assert state.step == self.saved_step
         if best.averaged:
             with state.averaged():
-                weights = snapshot(self.run.model.state_dict())
+                weights = take_snapshot(self.run.model.state_dict())
         files = checkpoint_files(self.run.checkpoint(), weights)
         self.writer.submit(partial(write_checkpoint, self.run.out / "best", files))
 
     def describe_run(self) -> None:
         """Write run.json."""
-        description = to_json(self.run.describe())
-        self.writer.submit(lambda: write_whole(self.run.out / "run.json", description))
+        description = dump_json(self.run.describe())
+        self.writer.submit(lambda: write_atomically(self.run.out / "run.json", description))
 
     def interrupted(self, number: signal.Signals) -> Interrupted:
         """The error of an interrupted run, once everything is on the disk."""

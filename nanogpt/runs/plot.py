@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..system.files import write_whole
+from ..system.files import write_atomically
 
 Points = Sequence[tuple[int, float]]
 """(step, value) pairs."""
@@ -53,4 +53,4 @@ def draw_loss(
     axes.legend(loc="upper right", edgecolor="none", framealpha=1)  # where no loss is
     png = io.BytesIO()
     figure.savefig(png)
-    write_whole(file, png.getvalue())
+    write_atomically(file, png.getvalue())

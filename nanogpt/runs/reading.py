@@ -12,8 +12,15 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..models import KINDS
-from ..system.files import damaged_error, parse_json, read, regular, settled, sha256
-from ..system.schema import parse_dataclass, shown
+from ..system.files import (
+    compute_sha256,
+    damaged_error,
+    parse_json,
+    read_limited,
+    require_regular_file,
+    resolve_interrupted_swap,
+)
+from ..system.schema import parse_dataclass, shorten
 from ..text.tokenizers import JSON_LIMIT
 
 T = TypeVar("T")
@@ -33,12 +40,12 @@ HEADER_LIMIT = 1 << 20
 def _steady(directory: Path, read: Callable[[Path], T]) -> T:
     """What read gives, again if a training replaced the directory while it was read."""
     while True:
-        found = settled(directory)
+        found = resolve_interrupted_swap(directory)
         before = _identity(found)
         try:
             return read(found)
         except UserError:
-            if _identity(settled(directory)) == before:
+            if _identity(resolve_interrupted_swap(directory)) == before:
                 raise
 
 
@@ -58,7 +65,7 @@ class Files:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        lines = read(self._file(SUMS), limit=4096).decode("ascii", "replace").splitlines()
+        lines = read_limited(self._file(SUMS), limit=4096).decode("ascii", "replace").splitlines()
         self.sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
     def damaged(self, name: str, reason: object) -> UserError:
@@ -66,7 +73,7 @@ class Files:
         return damaged_error(self.directory / name, reason)
 
     def _file(self, name: str) -> Path:
-        return regular(self.directory, self.directory / name)
+        return require_regular_file(self.directory, self.directory / name)
 
     def _compare(self, name: str, digest: str) -> None:
         if self.sums.get(name) != digest:
@@ -74,7 +81,7 @@ class Files:
 
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in a file."""
-        raw = read(self._file(name), JSON_LIMIT)
+        raw = read_limited(self._file(name), JSON_LIMIT)
         self._compare(name, hashlib.sha256(raw).hexdigest())
         return parse_json(raw, self.directory / name)
 
@@ -118,7 +125,7 @@ class Files:
             if missing := expected.keys() - names:
                 raise self.damaged(name, f"{min(missing)} is missing")
             if unknown := names - expected.keys() - set(optional):
-                raise self.damaged(name, f"unknown tensor {shown(min(unknown))}")
+                raise self.damaged(name, f"unknown tensor {shorten(min(unknown))}")
             for tensor in names:
                 found = opened.get_slice(tensor)
                 shape, dtype = tuple(found.get_shape()), found.get_dtype()
@@ -132,5 +139,5 @@ class Files:
                         name, f"{tensor} is {dtype} {shape}, not {like.dtype} {tuple(like.shape)}"
                     )
             # Sizes are right, so that this takes no longer and no more memory than it should.
-            self._compare(name, sha256(self.directory / name))
+            self._compare(name, compute_sha256(self.directory / name))
             return {tensor: opened.get_tensor(tensor) for tensor in names}

@@ -11,8 +11,8 @@ from .. import __version__
 from ..data import Data
 from ..errors import UserError
 from ..models import KINDS, Model
-from ..system.devices import describe
-from ..system.files import damaged_error, read_json, regular
+from ..system.devices import describe_device
+from ..system.files import damaged_error, read_json, require_regular_file
 from ..system.schema import parse_dataclass
 from ..text import corpora, tokenizers
 from ..text.corpora import Corpus
@@ -108,7 +108,7 @@ class Run:
             text_sha256=self.text_sha256,
             parameters=self.parameters,
             bigram_loss=self.bigram_loss,
-            device=describe(self.device),
+            device=describe_device(self.device),
             precision=str(self.precision).removeprefix("torch."),
             versions=Versions(),
         )
@@ -153,7 +153,7 @@ def load_run_text(directory: Path, progress: Progress = quiet) -> tuple[Corpus, 
 
 def read_description(directory: Path) -> Description:
     """What the run.json of a run says. Raises UserError."""
-    file = regular(directory, directory / "run.json")
+    file = require_regular_file(directory, directory / "run.json")
     try:
         return parse_dataclass(Description, read_json(file), KINDS)
     except UserError:

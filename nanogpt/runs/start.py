@@ -13,12 +13,12 @@ from ..models.bigram import counted_loss
 from ..optim import build_optimizers
 from ..system.devices import (
     keep_freed_memory,
+    limit_threads,
     pick_device,
     pick_precision,
     use_deterministic,
-    use_threads,
 )
-from ..system.files import damaged_error, settled
+from ..system.files import damaged_error, resolve_interrupted_swap
 from ..text import corpora, tokenizers
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
@@ -64,7 +64,7 @@ def resume_run(directory: Path, config: RunConfig, progress: Progress = quiet) -
     try:
         lock = lock_run(directory)
         for checkpoint in ("last", "best"):  # where a replacement was cut short
-            if (old := settled(directory / checkpoint)) != directory / checkpoint:
+            if (old := resolve_interrupted_swap(directory / checkpoint)) != directory / checkpoint:
                 old.rename(directory / checkpoint)
         try:
             return _resume(directory, config, lock, progress)
@@ -117,7 +117,7 @@ def _restore(run: Run, facts: ResumeInfo, checkpoint: Checkpoint) -> None:
 
 
 def _hardware(config: RunConfig) -> torch.device:
-    use_threads()
+    limit_threads()
     keep_freed_memory()
     use_deterministic(config.deterministic)
     return pick_device(config.device)

@@ -15,7 +15,7 @@ from ..data import Data, to_int64
 from ..models import GPTConfig, ModelConfig, ModernConfig, PlainConfig
 from ..optim import OptimConfig
 from ..runs.config import RunConfig, TrainConfig
-from ..system.files import to_json, write_whole
+from ..system.files import dump_json, write_atomically
 from ..text import corpora
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
@@ -198,8 +198,8 @@ def run_ladder(
         rungs=rungs,
     )
     with stop_on_disk_error(out):
-        write_whole(out / "ladder.json", to_json(asdict(ladder)))
-        write_whole(out / "ladder.md", table(ladder).encode())
+        write_atomically(out / "ladder.json", dump_json(asdict(ladder)))
+        write_atomically(out / "ladder.md", table(ladder).encode())
         draw_ladder(out / "ladder.svg", [(rung.name, rung.val_loss) for rung in rungs])
     return ladder
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..system.files import write_whole
+from ..system.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,4 +144,4 @@ def _save(figure: "Figure", file: Path) -> None:
             format=file.suffix[1:],
             metadata={"Date": None} if file.suffix == ".svg" else None,
         )
-    write_whole(file, drawn.getvalue())
+    write_atomically(file, drawn.getvalue())

@@ -15,9 +15,9 @@ import torch
 
 from ..errors import Interrupted, Stopped, UserError
 from ..runs.config import RunConfig
-from ..system.cores import cores
+from ..system.cores import count_cores
 from ..system.devices import pick_device
-from ..system.files import remove
+from ..system.files import remove_if_present
 from ..system.interrupts import Interrupts
 from .trial import Trial, finished, trial
 
@@ -73,7 +73,7 @@ def _spread(
                     if free[emptiest] < places:
                         break
                     free[emptiest] -= places
-                    threads = max(1, cores() * places // (count * at_a_time))
+                    threads = max(1, count_cores() * places // (count * at_a_time))
                     worker = _Worker(waiting.pop(0), emptiest, places, threads)
                     working[worker.process.sentinel] = worker
                 for sentinel in connection.wait([*working], timeout=0.2):
@@ -168,4 +168,4 @@ def _remove_weights(run: RunConfig) -> None:
     """Leave what was measured: of many runs, nobody asks for the weights."""
     assert run.out is not None
     for directory in ("best", "last"):
-        remove(run.out / directory)
+        remove_if_present(run.out / directory)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from ..models import ModernConfig, build, flops_per_token
 from ..optim import OptimConfig
 from ..runs.config import RunConfig, TrainConfig
-from ..system.files import to_json, write_whole
+from ..system.files import dump_json, write_atomically
 from ..text import corpora
 from ..text.corpora import cut_at
 from ..text.tokenizers import CharTokenizer
@@ -117,12 +117,12 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
     out = base.out
     pieces, val = texts()
     tokenizer, runs = CharTokenizer("".join([*pieces, val])), []
-    write_whole(out / "tokenizer.json", to_json(tokenizer.to_json()))
+    write_atomically(out / "tokenizer.json", dump_json(tokenizer.to_json()))
     for part in grid.parts:
         train = drawn(pieces, part)
         file = out / f"text-1-of-{part}.txt"
         if not file.exists() or file.stat().st_size != len((train + val).encode()):
-            write_whole(file, (train + val).encode())
+            write_atomically(file, (train + val).encode())
         total = len(train) + len(val)
         val_fraction = (len(val) - 0.5) / total
         assert cut_at(total, val_fraction) == len(train)
@@ -210,8 +210,8 @@ def run_scaling(
     measured = [(float(c.N), float(c.D), c.loss) for c in found.cells]
     edge = [(C, loss) for C, loss, _ in found.frontier]
     with stop_on_disk_error(out):
-        write_whole(out / "scaling.json", to_json(asdict(found)))
-        write_whole(out / "scaling.md", tables(found).encode())
+        write_atomically(out / "scaling.json", dump_json(asdict(found)))
+        write_atomically(out / "scaling.md", tables(found).encode())
         draw_fit(out / "fit.svg", measured, found.free.law.loss)
         draw_residuals(out / "residuals.svg", measured, found.free.law.loss)
         draw_frontier(out / "frontier.svg", dict(found.curves), edge)

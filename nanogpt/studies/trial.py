@@ -9,8 +9,8 @@ from ..errors import Interrupted, Stopped, UserError, write_error
 from ..models import KINDS
 from ..runs.config import RunConfig, flatten_settings
 from ..runs.run import read_run_config
-from ..system.devices import describe
-from ..system.files import damaged_error, read_json, to_json, write_whole
+from ..system.devices import describe_device
+from ..system.files import damaged_error, dump_json, read_json, write_atomically
 from ..system.schema import parse_dataclass
 from ..text import corpora
 from ..train import Reporter, Result, resume_training, train
@@ -71,11 +71,11 @@ def trial(config: RunConfig, study: str, reporter: Reporter | None = None) -> Tr
     except Interrupted as error:
         raise Interrupted(error.number, f"{config.name} {error.saved}", study) from None
     except Stopped as error:  # its advice would make another run of it
-        raise Stopped(f"{config.name}: {error.what}") from None
+        raise Stopped(f"{config.name}: {error.reason}") from None
     found = _of(config, result)
     saved = {**asdict(found), "config": config.to_json()}
     with stop_on_disk_error(config.out):
-        write_whole(config.out / FILE, to_json(saved))
+        write_atomically(config.out / FILE, dump_json(saved))
     return found
 
 
@@ -129,7 +129,7 @@ def _of(config: RunConfig, result: Result) -> Trial:
         train_tokens=len(run.data.splits["train"].tokens),
         tokens=next(r.tokens for r, found in evaluated if found and r.step == best.step),
         seconds=result.last.seconds,
-        device=describe(run.device),
+        device=describe_device(run.device),
         points=[Point(r.tokens, r.seconds, found.val_loss) for r, found in evaluated if found],
     )
 
@@ -140,7 +140,7 @@ def stop_on_disk_error(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Stopped(write_error(out, error).what) from None
+        raise Stopped(write_error(out, error).reason) from None
 
 
 def made(out: Path) -> Path:

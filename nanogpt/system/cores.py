@@ -7,7 +7,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux says how much of the processor a container may use."""
 
 
-def cores() -> int:
+def count_cores() -> int:
     """How many cores this process may use at a time: its affinity, and its container's quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:

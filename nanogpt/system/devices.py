@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
-from .cores import cores
+from .cores import count_cores
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -50,7 +50,7 @@ def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
         name = "bfloat16" if _is_fast(torch.bfloat16, device) else "float32"
     precision: torch.dtype = getattr(torch, name)
     if not _has(precision, device):
-        raise UserError(f"{describe(device)} has no {name}: use --precision float32")
+        raise UserError(f"{describe_device(device)} has no {name}: use --precision float32")
     return precision
 
 
@@ -96,7 +96,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
             cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
-def describe(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """The device in words, for people and for run.json."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -117,7 +117,7 @@ PEAKS = {
 """Dense operations a second in bfloat16 and float16, from NVIDIA's data sheets."""
 
 
-def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
+def find_peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
     """Operations a second that the device is said to reach at a precision; None if not known."""
     if device.type != "cuda" or precision == torch.float32:
         return None
@@ -138,14 +138,14 @@ def use_deterministic(wanted: bool) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def use_threads() -> None:
+def limit_threads() -> None:
     """As many threads as the process has cores, and what OMP_NUM_THREADS says where it is set.
 
     torch by itself counts the cores of the machine, also in a container that may use only some.
     It is only told where it has too many: being told costs 8% of a step (docs/log.md).
     """
-    if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
-        torch.set_num_threads(cores())
+    if "OMP_NUM_THREADS" not in os.environ and count_cores() < torch.get_num_threads():
+        torch.set_num_threads(count_cores())
 
 
 def free_token_memory(device: torch.device) -> int:

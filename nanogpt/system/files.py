@@ -27,7 +27,7 @@ def damaged_error(file: Path, reason: object) -> UserError:
 # Writing.
 
 
-def write_whole(file: Path, raw: bytes) -> None:
+def write_atomically(file: Path, raw: bytes) -> None:
     """Put raw in place of file, whole."""
     new = file.with_name(f".{file.name}.new")
     new.unlink(missing_ok=True)
@@ -40,15 +40,15 @@ def write_whole(file: Path, raw: bytes) -> None:
     except OSError:
         new.unlink(missing_ok=True)
         raise
-    flush(file.parent)
+    sync_to_disk(file.parent)
 
 
-def to_json(value: object) -> bytes:
+def dump_json(value: object) -> bytes:
     """One JSON document, indented for people."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def flush(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Wait until a file, or what a directory lists, is on the disk."""
     with suppress(PermissionError):  # some systems cannot open a directory
         descriptor = os.open(path, os.O_RDONLY)
@@ -67,12 +67,12 @@ def replace_directory(directory: Path, new: Path) -> None:
             _in_two_steps(directory, new)
     else:
         os.replace(new, directory)
-    flush(directory.parent)
-    remove(new)
-    remove(_set_aside(directory))
+    sync_to_disk(directory.parent)
+    remove_if_present(new)
+    remove_if_present(_set_aside(directory))
 
 
-def remove(path: Path) -> None:
+def remove_if_present(path: Path) -> None:
     """Remove a directory with all that is in it, or whatever else is there, if anything."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
@@ -93,7 +93,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 def _in_two_steps(directory: Path, new: Path) -> None:
     """For systems that cannot swap: between the steps the old one has another name."""
-    remove(_set_aside(directory))
+    remove_if_present(_set_aside(directory))
     os.replace(directory, _set_aside(directory))
     os.replace(new, directory)
 
@@ -102,7 +102,7 @@ def _set_aside(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.old")
 
 
-def settled(directory: Path) -> Path:
+def resolve_interrupted_swap(directory: Path) -> Path:
     """Where a directory is: under its other name, if its replacement was cut short in two steps."""
     old = _set_aside(directory)
     return old if os.path.isdir(old) and not os.path.isdir(directory) else directory
@@ -111,7 +111,7 @@ def settled(directory: Path) -> Path:
 # Reading.
 
 
-def within(root: Path, path: Path) -> Path:
+def require_inside(root: Path, path: Path) -> Path:
     """The path, unless a link leads out of root. Raises UserError."""
     inside, outside = os.path.realpath(path), os.path.realpath(root)
     if not Path(inside).is_relative_to(outside):
@@ -119,14 +119,14 @@ def within(root: Path, path: Path) -> Path:
     return path
 
 
-def regular(root: Path, file: Path) -> Path:
+def require_regular_file(root: Path, file: Path) -> Path:
     """The file within root, unless it is a pipe, a device or a directory. Raises UserError."""
-    if os.path.exists(within(root, file)) and not os.path.isfile(file):
+    if os.path.exists(require_inside(root, file)) and not os.path.isfile(file):
         raise damaged_error(file, "not a regular file")
     return file
 
 
-def read(file: Path, limit: int) -> bytes:
+def read_limited(file: Path, limit: int) -> bytes:
     """The bytes of a file, which must not be more than limit. Raises UserError."""
     try:
         with file.open("rb") as opened:
@@ -140,14 +140,14 @@ def read(file: Path, limit: int) -> bytes:
 
 def read_json(file: Path, limit: int = 1 << 20) -> dict[str, Any]:
     """One JSON object, read strictly: no key twice, no NaN. Raises UserError."""
-    return parse_json(read(file, limit), file)
+    return parse_json(read_limited(file, limit), file)
 
 
 def parse_json(raw: bytes, file: Path) -> dict[str, Any]:
     """The JSON object in raw; file is for the error. Raises UserError."""
     try:
         value = json.loads(raw.decode(), object_pairs_hook=_once, parse_constant=_no_constant)
-        to_json(value)  # half a surrogate pair could not be written again
+        dump_json(value)  # half a surrogate pair could not be written again
     except (ValueError, RecursionError) as error:
         raise damaged_error(file, error) from None
     if not isinstance(value, dict):
@@ -168,7 +168,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number")
 
 
-def sha256(file: Path) -> str:
+def compute_sha256(file: Path) -> str:
     """The SHA-256 of a file, in hexadecimal. Raises UserError where it cannot be read."""
     try:
         with file.open("rb") as opened:

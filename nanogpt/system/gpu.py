@@ -14,7 +14,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Inputs and targets, each (B, T), to the mean loss ()."""
 
 
-def compiled(
+def compile_loss(
     loss: LossFunction,
     blocks: Sequence[nn.Module],
     example: tuple[Tensor, Tensor],
@@ -119,7 +119,7 @@ Snapshot = Callable[[], dict[str, Tensor]]
 """Tensors as they were, on the CPU, by name."""
 
 
-def snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:
+def take_snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:
     """Copies of tensors as they are now, each with memory of its own.
 
     From a CUDA device they are sent when they are first asked for, by another thread, beside what

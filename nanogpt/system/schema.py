@@ -20,11 +20,11 @@ def parse_dataclass(cls: type[T], value: object, kinds: Kinds) -> T:
     Raises ValueError that names the key.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"expected an object, found {shown(value)}")
+        raise ValueError(f"expected an object, found {shorten(value)}")
     hints = get_type_hints(cls)
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     if unknown := value.keys() - known.keys():
-        raise ValueError(f"unknown key {shown(min(unknown))}")
+        raise ValueError(f"unknown key {shorten(min(unknown))}")
     for name, field in known.items():
         if name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"the key {name!r} is missing")
@@ -57,7 +57,7 @@ def _as(hint: Any, value: Any, key: str, kinds: Kinds) -> object:
         return number
     if hint in (int, bool, str) and type(value) is hint:
         return value
-    raise ValueError(f"{key} cannot be {shown(value)}")
+    raise ValueError(f"{key} cannot be {shorten(value)}")
 
 
 def _float(value: Any) -> float:
@@ -67,7 +67,7 @@ def _float(value: Any) -> float:
         return math.inf
 
 
-def shown(value: object) -> str:
+def shorten(value: object) -> str:
     """A value of a stranger's, cut to fit into a line."""
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + "…"

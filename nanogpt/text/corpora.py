@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
-from ..system.files import read_json, to_json, write_whole
+from ..system.files import dump_json, read_json, write_atomically
 from ..system.schema import parse_dataclass
 from ..text import shakespeare as plays
 from .download import address, cache_directory, dataset, download, is_url, stream
@@ -244,7 +244,7 @@ def _remembered(
     if facts.bytes > LARGE_TEXT and old:
         with suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(kept, to_json(asdict(facts)))
+            write_atomically(kept, dump_json(asdict(facts)))
     return facts, check
 
 
@@ -287,7 +287,7 @@ def _known(name: str, corpus: Known) -> str:
         )
     with suppress(OSError):  # a cache that cannot be written costs time, nothing else
         cached.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(cached, raw)
+        write_atomically(cached, raw)
     return raw.decode()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UserError
-from ..system.files import sha256
+from ..system.files import compute_sha256
 from .readers import BLOCK, Progress, empty, get_text, joined
 
 
@@ -50,7 +50,7 @@ def address(data: str, fetch: bool) -> Path:
     """The file with what is at an address; #sha256=… may say what it must hash to. UserError."""
     url, _, digest = data.partition("#sha256=")
     kept = cache_directory() / f"web-{_digest(url)}.txt"
-    if os.path.exists(kept) and (not digest or sha256(kept) == digest.lower()):
+    if os.path.exists(kept) and (not digest or compute_sha256(kept) == digest.lower()):
         return kept
     if not fetch:
         raise _not_here(url)
@@ -59,7 +59,7 @@ def address(data: str, fetch: bool) -> Path:
             file = download(url, None, str(directory))
         except (OSError, ValueError) as error:
             raise _cannot_get(url, error, "is the address right?") from None
-        if digest and (found := sha256(file)) != digest.lower():
+        if digest and (found := compute_sha256(file)) != digest.lower():
             raise UserError(f"{url} has the SHA-256 {found}, not {digest}: look at what it is now")
         os.replace(file, kept)
     return kept

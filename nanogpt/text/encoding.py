@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..system.cores import cores
-from ..system.files import read_json, to_json, write_whole
+from ..system.cores import count_cores
+from ..system.files import dump_json, read_json, write_atomically
 from ..system.schema import parse_dataclass
 from ..text import corpora, tokenizers
 from .corpora import LARGE_TEXT, Corpus, SplitName
@@ -78,7 +78,7 @@ def get_tokenizer(kind: str, corpus: Corpus, val_fraction: float, progress: Prog
             return tokenizers.from_file(kept)
         progress("learning a tokenizer", 0, 0)
         tokenizer = _learned(kind, corpus, val_fraction)
-        write_whole(kept, to_json(tokenizer.to_json()))
+        write_atomically(kept, dump_json(tokenizer.to_json()))
     return tokenizer
 
 
@@ -153,7 +153,7 @@ def _as_they_are(
     if corpus.facts.bytes > LARGE_TEXT:
         with suppress(OSError):
             about.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(about, to_json(asdict(_Kept(tokens, size))))
+            write_atomically(about, dump_json(asdict(_Kept(tokens, size))))
     return Tokens(ids, size)
 
 
@@ -185,10 +185,10 @@ def _encoded(chunks: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype[Any]) 
         return Tokens(tokenizer.encode_array(chunk).astype(dtype), len(chunk.encode()))
 
     ahead: deque[Future[Tokens]] = deque()
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         for chunk in chunks:
             ahead.append(pool.submit(one, chunk))
-            if len(ahead) > 2 * cores():  # no more are in memory
+            if len(ahead) > 2 * count_cores():  # no more are in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
@@ -230,7 +230,7 @@ def _mapped(
             known = _known(array, about, dtype)  # what somebody else wrote meanwhile
             if known is None:
                 known = _written(array, encoded)
-                write_whole(about, to_json(asdict(known)))
+                write_atomically(about, dump_json(asdict(known)))
     if not known.tokens:  # there is nothing to map
         return Tokens(np.empty(0, dtype), known.bytes)
     # Nobody writes into a mapping, but torch wants one that could be.

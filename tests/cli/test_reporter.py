@@ -71,7 +71,7 @@ def test_the_loss_of_the_averaged_weights_stands_beside(config: RunConfig) -> No
 def test_where_the_peak_is_known_its_part_is_said(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nanogpt.cli.reporter.peak_flops", lambda device, precision: 1e9)
+    monkeypatch.setattr("nanogpt.cli.reporter.find_peak_flops", lambda device, precision: 1e9)
     result, text = shown(config, terminal=False)
     rate, part = re.findall(r"([\d,]+) tokens/s, MFU (\d+)%", text)[-1]
     flops = flops_per_token(result.run.model)

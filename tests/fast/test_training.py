@@ -47,7 +47,7 @@ def test_the_compiled_loss_is_the_one_that_is_used(
     def fast(inputs: Tensor, targets: Tensor) -> Tensor:
         return torch.tensor(7.0)
 
-    monkeypatch.setattr("nanogpt.fast.training.compiled", lambda *_: fast if works else None)
+    monkeypatch.setattr("nanogpt.fast.training.compile_loss", lambda *_: fast if works else None)
     run, _ = stepper(config)
     run.model.eval()  # no dropout
     loss = make_loss(replace(run, device=torch.device("cuda")), pytest.fail)

@@ -17,7 +17,7 @@ from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.run import load_run_text, read_run_config
 from nanogpt.runs.start import prepare_run, resume_run
 from nanogpt.system.devices import Precision
-from nanogpt.system.files import sha256 as sha256_of
+from nanogpt.system.files import compute_sha256 as sha256_of
 from nanogpt.text.corpora import make_corpus
 from nanogpt.train import train
 

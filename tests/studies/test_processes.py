@@ -170,7 +170,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int, list[str
             return Trial(self.run, "", 1.0, 1.0, 1, 1, 1, 1.0, "", [])
 
     monkeypatch.setattr(processes, "_Worker", Worker)
-    monkeypatch.setattr(processes, "cores", lambda: 12)
+    monkeypatch.setattr(processes, "count_cores", lambda: 12)
     return found
 
 

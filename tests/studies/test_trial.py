@@ -98,7 +98,7 @@ def test_what_stops_a_run_stops_the_study_without_advice_for_it(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "write_whole", full)
+        patched.setattr(module, "write_atomically", full)
         says = r"^cannot write in study/one \(No space left on device\)$"
         with pytest.raises(Stopped, match=says):
             trial(asked, "again")

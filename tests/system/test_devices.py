@@ -19,9 +19,9 @@ from nanogpt.system import devices
 from nanogpt.system.devices import (
     Precision,
     autocast,
-    describe,
+    describe_device,
+    find_peak_flops,
     keep_freed_memory,
-    peak_flops,
     pick_device,
     pick_precision,
     requested_memory,
@@ -197,13 +197,13 @@ def test_the_peak_is_that_of_the_data_sheet_or_none(
 ) -> None:
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: name)
     cuda = torch.device("cuda")
-    assert peak_flops(cuda, torch.bfloat16) == peak_flops(cuda, torch.float16) == peak
-    assert peak_flops(cuda, torch.float32) is None
-    assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
+    assert find_peak_flops(cuda, torch.bfloat16) == find_peak_flops(cuda, torch.float16) == peak
+    assert find_peak_flops(cuda, torch.float32) is None
+    assert find_peak_flops(torch.device("cpu"), torch.bfloat16) is None
 
 
 def test_a_device_is_described() -> None:
-    assert describe(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
+    assert describe_device(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
 
 
 def test_nothing_is_asked_of_cuda_where_there_is_none(
@@ -238,7 +238,7 @@ assert "torch._dynamo" not in sys.modules, "torch's compiler takes longer to imp
 
 def threads(**environment: str) -> int:
     """How many a process with this environment uses."""
-    code = "from nanogpt.system.devices import *; use_threads(); print(torch.get_num_threads())"
+    code = "from nanogpt.system.devices import *; limit_threads(); print(torch.get_num_threads())"
     clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=clean | environment, capture_output=True, check=True)
@@ -251,9 +251,9 @@ def test_omp_num_threads_is_honoured() -> None:
 
 def test_what_omp_num_threads_says_is_not_made_less(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(devices, "cores", lambda: 1)
+    monkeypatch.setattr(devices, "count_cores", lambda: 1)
     monkeypatch.setenv("OMP_NUM_THREADS", str(before))
-    devices.use_threads()
+    devices.limit_threads()
     assert torch.get_num_threads() == before
 
 
@@ -276,7 +276,7 @@ def test_a_container_has_the_cores_of_its_quota(
     (tmp_path / "cpu.max").write_text(quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(system_cores, "QUOTA", tmp_path / "cpu.max")
-    assert system_cores.cores() == cores
+    assert system_cores.count_cores() == cores
 
 
 # Memory.

@@ -10,18 +10,18 @@ import pytest
 from nanogpt.errors import UserError
 from nanogpt.system import files
 from nanogpt.system.files import (
+    compute_sha256,
     damaged_error,
+    dump_json,
     parse_json,
-    read,
     read_json,
-    regular,
-    remove,
+    read_limited,
+    remove_if_present,
     replace_directory,
-    settled,
-    sha256,
-    to_json,
-    within,
-    write_whole,
+    require_inside,
+    require_regular_file,
+    resolve_interrupted_swap,
+    write_atomically,
 )
 
 
@@ -30,21 +30,21 @@ def names() -> set[str]:
 
 
 def test_a_file_is_replaced_whole() -> None:
-    write_whole(Path("file"), b"one")
-    write_whole(Path("file"), b"two")
+    write_atomically(Path("file"), b"one")
+    write_atomically(Path("file"), b"two")
     assert Path("file").read_bytes() == b"two"
     assert names() == {"file"}
 
 
 def test_what_cannot_be_written_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_whole(Path("file"), b"one")
+    write_atomically(Path("file"), b"one")
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_whole(Path("file"), b"two")
+        write_atomically(Path("file"), b"two")
     assert Path("file").read_bytes() == b"one"
     assert names() == {"file"}
 
@@ -53,7 +53,7 @@ def test_a_link_is_replaced_and_never_followed() -> None:
     Path("secret").write_text("mine")
     for name in ("file", ".file.new"):
         Path(name).symlink_to("secret")
-    write_whole(Path("file"), b"two")
+    write_atomically(Path("file"), b"two")
     assert Path("secret").read_text() == "mine"
     assert not Path("file").is_symlink()
 
@@ -98,9 +98,9 @@ def test_a_replacement_cut_short_between_two_steps_is_found(
         with pytest.raises(KeyboardInterrupt):
             replace_directory(Path("best"), make("new", "two"))
     assert not Path("best").exists()
-    assert (settled(Path("best")) / "file").read_text() == "one"
+    assert (resolve_interrupted_swap(Path("best")) / "file").read_text() == "one"
     replace_directory(Path("best"), Path("new"))
-    assert (settled(Path("best")) / "file").read_text() == "two"
+    assert (resolve_interrupted_swap(Path("best")) / "file").read_text() == "two"
     assert names() == {"best"}
 
 
@@ -109,20 +109,20 @@ def test_a_link_out_of_the_directory_is_refused() -> None:
     Path("secret").write_text("other")
     (inside.parent / "out").symlink_to("../secret")
     (inside.parent / "again").symlink_to("file")
-    assert within(inside.parent, inside) == inside
-    assert within(inside.parent, inside.parent / "again").read_text() == "mine"
+    assert require_inside(inside.parent, inside) == inside
+    assert require_inside(inside.parent, inside.parent / "again").read_text() == "mine"
     with pytest.raises(UserError, match="run/out is a link that leads out of run: put the file"):
-        within(inside.parent, inside.parent / "out")
+        require_inside(inside.parent, inside.parent / "out")
     with pytest.raises(UserError, match="leads out of run"):
-        within(inside.parent, inside.parent / "../secret")
+        require_inside(inside.parent, inside.parent / "../secret")
 
 
 def test_what_is_no_regular_file_is_refused() -> None:
     os.mkfifo("pipe")  # reading it would wait for ever
     with pytest.raises(UserError, match=r"pipe is missing or damaged \(not a regular file\)"):
-        regular(Path(), Path("pipe"))
+        require_regular_file(Path(), Path("pipe"))
     Path("itself").symlink_to("itself")
-    assert regular(Path(), Path("itself")) == Path("itself")  # opening it says what is wrong
+    assert require_regular_file(Path(), Path("itself")) == Path("itself")  # open() reports it
 
 
 def test_whatever_it_is_can_be_removed() -> None:
@@ -131,18 +131,18 @@ def test_whatever_it_is_can_be_removed() -> None:
     Path("file").touch()
     Path("link").symlink_to("kept")
     for name in ("directory", "file", "link", "nothing"):
-        remove(Path(name))
+        remove_if_present(Path(name))
     assert names() == {"kept"}
     assert Path("kept/file").exists()
 
 
 def test_no_more_is_read_than_allowed() -> None:
     Path("file").write_bytes(bytes(100))
-    assert read(Path("file"), 100) == bytes(100)
+    assert read_limited(Path("file"), 100) == bytes(100)
     with pytest.raises(UserError, match="larger than 99 bytes"):
-        read(Path("file"), 99)
+        read_limited(Path("file"), 99)
     with pytest.raises(UserError, match="No such file"):
-        read(Path("nothing"), 99)
+        read_limited(Path("nothing"), 99)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_json_is_read_strictly(raw: bytes, says: str) -> None:
 
 def test_json_goes_there_and_back() -> None:
     value = {"text": "é\n\0", "number": 0.1, "none": None, "list": [1, 2]}
-    write_whole(Path("file"), to_json(value))
+    write_atomically(Path("file"), dump_json(value))
     assert read_json(Path("file")) == value == json.loads(Path("file").read_bytes())
 
 
@@ -181,4 +181,4 @@ def test_a_reason_is_one_short_line() -> None:
 
 def test_the_checksum_is_what_sha256sum_says() -> None:
     Path("file").write_bytes(b"abc")
-    assert sha256(Path("file")).startswith("ba7816bf8f01cfea414140de5dae2223")
+    assert compute_sha256(Path("file")).startswith("ba7816bf8f01cfea414140de5dae2223")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt.system.gpu import CudaGraph, compiled, snapshot
+from nanogpt.system.gpu import CudaGraph, compile_loss, take_snapshot
 
 # Compilation.
 
@@ -56,7 +56,7 @@ def test_one_block_is_compiled_for_all_or_one_line_says_why_not(
     monkeypatch.setattr(torch, "compile", compile)
     model, before = Noisy(), torch.get_rng_state()
     example = torch.tensor([[0, 1]]), torch.tensor([[1, 2]])
-    function = compiled(model.loss, [*model.blocks], example, said.append)
+    function = compile_loss(model.loss, [*model.blocks], example, said.append)
     assert torch.equal(torch.get_rng_state(), before)
     expected = model.loss(*example)
     torch.set_rng_state(before)
@@ -84,7 +84,7 @@ def test_without_a_compiler_one_line_says_so(
         "import torch; from nanogpt.system.gpu import *; from nanogpt.models import *;"
         "model = build(GPTConfig(n_layer=1, n_head=1, n_embd=16, block_size=8)).cuda();"
         "example = torch.zeros(1, 8, dtype=torch.long, device='cuda');"
-        "loss = compiled(lambda x, y: model(x).sum(), [*model.blocks], (example,) * 2, print);"
+        "loss = compile_loss(lambda x, y: model(x).sum(), [*model.blocks], (example,) * 2, print);"
         "print(loss)"
     )
     environment = {
@@ -132,7 +132,7 @@ def test_a_snapshot_is_what_was_there(device: str) -> None:
     expected = {name: t.cpu().clone() for name, t in tensors.items()}
     if device == "cuda":  # it has something to do before it comes to the copies
         torch.cuda._sleep(10**9)
-    taken = snapshot(tensors)
+    taken = take_snapshot(tensors)
     for t in tensors.values():
         t.zero_()
     with ThreadPoolExecutor(1) as pool:
@@ -148,7 +148,7 @@ def test_a_snapshot_is_what_was_there(device: str) -> None:
 def test_a_snapshot_that_was_sent_leaves_the_device() -> None:
     whole = torch.ones(2**20, device="cuda")
     before = torch.cuda.memory_allocated()
-    taken = snapshot({"whole": whole})
+    taken = take_snapshot({"whole": whole})
     assert torch.cuda.memory_allocated() > before
     taken()
     assert torch.cuda.memory_allocated() == before
@@ -162,7 +162,7 @@ def test_without_memory_for_a_snapshot_on_the_device_it_is_sent_at_once() -> Non
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**29) / whole)
     before = torch.cuda.memory_allocated()
     try:
-        taken = snapshot({"large": large})
+        taken = take_snapshot({"large": large})
         assert torch.cuda.memory_allocated() == before
         large.zero_()
         assert taken()["large"].sum() == 2**30

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from nanogpt.system.schema import parse_dataclass, shown
+from nanogpt.system.schema import parse_dataclass, shorten
 
 
 @dataclass(frozen=True)
@@ -84,5 +84,5 @@ def test_only_an_object_will_do() -> None:
 
 
 def test_a_long_value_is_cut() -> None:
-    assert shown("ab") == "'ab'"
-    assert len(shown("x" * 1000)) < 50
+    assert shorten("ab") == "'ab'"
+    assert len(shorten("x" * 1000)) < 50

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt.errors import UserError
-from nanogpt.system.cores import cores
+from nanogpt.system.cores import count_cores
 from nanogpt.text import corpora, encoding
 from nanogpt.text.bpe import AT_LINES, AT_SPACES, HubTokenizer
 from nanogpt.text.corpora import SPLITS, Corpus, make_corpus
@@ -260,7 +260,7 @@ def test_no_more_chunks_are_in_memory_than_are_worked_on(bpe: HubTokenizer) -> N
     encoded = encoding._encoded(chunks(), bpe, np.dtype("<u2"))
     for number in range(1, 10):
         next(encoded)
-        assert taken <= number + 2 * cores() + 1
+        assert taken <= number + 2 * count_cores() + 1
 
 
 def test_byte_pairs_are_learned_from_a_sample_of_the_training_part(
