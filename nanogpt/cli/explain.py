@@ -54,7 +54,7 @@ def explain(args: list[str]) -> None:
     from ..reports.explain import explain as explained
     from ..reports.rates import measure_rates
     from ..runs.directory import RUNS, find_run
-    from ..runs.presets import PRESETS, preset_for, preset_named
+    from ..runs.presets import PRESETS, get_preset, preset_for
     from ..runs.run import read_description
     from ..system.devices import pick_device, pick_precision, use_threads
     from ..text import corpora
@@ -66,7 +66,7 @@ def explain(args: list[str]) -> None:
     size = args.pop(0) if args and not args[0].startswith("-") else preset_for(args)
     here = any((place / "run.json").exists() for place in (Path(size), RUNS / size))
     if size in PRESETS or (suggest_nearest(size, PRESETS) and not here):
-        default = preset_named(size).config
+        default = get_preset(size).config
     else:
         try:
             default = read_description(find_run(size)).config

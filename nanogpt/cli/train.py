@@ -12,7 +12,7 @@ def train(args: list[str]) -> None:
     from rich.console import Console
 
     from ..api import load
-    from ..runs.presets import PRESETS, preset_for, preset_named
+    from ..runs.presets import PRESETS, get_preset, preset_for
     from ..runs.run import read_run_config
     from ..train import resume_training
     from ..train import train as begin
@@ -28,7 +28,7 @@ def train(args: list[str]) -> None:
         about = f"Go on with {run}, from its last checkpoint; its settings are the defaults below."
     else:
         name = name or preset_for(args)
-        default = preset_named(name).config
+        default = get_preset(name).config
         about = (
             f"Train a model. Without PRESET, the one that suits the machine, here {name}; its "
             f"values are the defaults below. Presets: {others}. --resume RUN goes on with a run."

@@ -112,12 +112,15 @@ PRESETS = {
 }
 
 
-def default_preset(device_type: str) -> str:
-    """The preset that suits a kind of device: cuda, mps or cpu."""
-    return "baby" if device_type == "cuda" else "tiny"
+def default_preset_name(device: str) -> str:
+    """The name of the preset that suits a device: auto, cpu, cuda, cuda:N or mps.
+
+    Raises UserError if this machine does not have that device.
+    """
+    return "baby" if pick_device(device).type == "cuda" else "tiny"
 
 
-def preset_named(name: str) -> Preset:
+def get_preset(name: str) -> Preset:
     """The preset of that name. Raises UserError."""
     if name not in PRESETS:
         close, known = suggest_nearest(name, PRESETS), f"he presets are {', '.join(PRESETS)}"
@@ -127,6 +130,6 @@ def preset_named(name: str) -> Preset:
 
 
 def preset_for(args: Sequence[str]) -> str:
-    """The name of the preset that suits the device that args ask for. Raises UserError."""
+    """The name of the preset that suits the device in args. Raises UserError."""
     asked = re.search(r"--device[= ](\S+)", " ".join(args))
-    return default_preset(pick_device(asked[1] if asked else "auto").type)
+    return default_preset_name(asked[1] if asked else "auto")

@@ -1,9 +1,11 @@
 """The presets: each builds, and has the size that it is known for."""
 
 import pytest
+import torch
 
+from nanogpt.errors import UserError
 from nanogpt.models import GPTConfig, build
-from nanogpt.runs.presets import PRESETS, default_preset
+from nanogpt.runs.presets import PRESETS, default_preset_name
 
 PARAMETERS = {
     "bigram": 65 * 65,
@@ -29,9 +31,26 @@ def test_baby_is_the_shape_of_nanogpts() -> None:
     assert (config.train.batch_size, config.optim.lr, config.optim.beta2) == (64, 1e-3, 0.99)
 
 
-def test_every_kind_of_device_has_its_default() -> None:
-    assert {kind: default_preset(kind) for kind in ("cpu", "cuda", "mps")} == {
-        "cpu": "tiny",
-        "cuda": "baby",
-        "mps": "tiny",
-    }
+@pytest.mark.parametrize(
+    ("device", "preset"), [("cpu", "tiny"), ("cuda", "baby"), ("cuda:1", "baby"), ("mps", "tiny")]
+)
+def test_the_default_preset_suits_the_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, preset: str
+) -> None:
+    monkeypatch.setattr("nanogpt.runs.presets.pick_device", torch.device)
+    assert default_preset_name(device) == preset
+
+
+def test_the_default_preset_of_auto_suits_the_device_that_is_picked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for kind, preset in (("cpu", "tiny"), ("cuda", "baby"), ("mps", "tiny")):
+        monkeypatch.setattr(
+            "nanogpt.runs.presets.pick_device", {"auto": torch.device(kind)}.__getitem__
+        )
+        assert default_preset_name("auto") == preset
+
+
+def test_the_default_preset_of_an_unknown_device_is_refused() -> None:
+    with pytest.raises(UserError, match="there is no device 'gpu'"):
+        default_preset_name("gpu")
