@@ -20,7 +20,7 @@ class Cache:
         self.positions = torch.empty(0)
         """Position of each token of the input in its text (B, T)."""
         self.mask: Tensor | None = None
-        """Added to the scores (B, 1, 1, S). None in a prefill, which needs only the causal mask."""
+        """Added to the scores (B, 1, 1, S). None in a prefill, which needs the causal mask only."""
         # Attention kernels are faster with a multiple of 16 slots.
         self._slots = torch.arange(-(-size // 16) * 16, device=device)  # (S,)
         self._zero = torch.zeros((), device=device)

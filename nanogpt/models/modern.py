@@ -42,10 +42,8 @@ class ModernConfig:
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} is {value}: it must be at least 1")
         if self.n_embd % (pairs := 2 * self.n_head):  # a rotation turns pairs of channels
-            raise ValueError(
-                f"n_embd is {self.n_embd}, which twice n_head {self.n_head} does not divide: "
-                f"try n_embd {math.ceil(self.n_embd / pairs) * pairs}"
-            )
+            problem = f"n_embd is {self.n_embd}, which twice n_head {self.n_head} does not divide"
+            raise ValueError(f"{problem}: try n_embd {math.ceil(self.n_embd / pairs) * pairs}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and less than 1")
 
@@ -105,9 +103,7 @@ class Attention(nn.Module):
             k_and_v = cache.append(self, torch.stack((k, v)))  # (2, B, H, S, D): all tokens
             if (mask := cache.mask) is not None:
                 k, v = k_and_v
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
-        )
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): concatenate heads
         out: Tensor = self.dropout(self.projection(y))
         return out
