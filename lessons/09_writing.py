@@ -19,7 +19,7 @@ import torch
 from lesson import FAST, V, alphabet, decode, encode, fit, train, val
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanogpt.generate import Sampling, filter_probabilities, generate
+from nanogpt.generate import Sampling, filter_logits, generate
 from nanogpt.models.gpt import GPT, GPTConfig
 
 T = 64
@@ -109,7 +109,8 @@ choices = {
 hot = with_temperature(logits, 1.5)
 all_three = top_p(top_k(hot, 10), 0.8), Sampling(temperature=1.5, top_k=10, top_p=0.8)
 for mine, sampling in [*choices.values(), all_three]:
-    torch.testing.assert_close(mine, filter_probabilities(logits[None], sampling)[0])
+    theirs = filter_logits(logits, sampling).softmax(dim=-1)
+    torch.testing.assert_close(mine, theirs)
 
 for name, (q, _) in choices.items():
     print(f"{name:16} {(q > 0).sum():3} possible, entropy {entropy(q):.2f}")
@@ -473,7 +474,7 @@ def min_p(p, part):
     return scaled(p.where(p >= part * p.max(), 0.0))
 
 
-expected = filter_probabilities(logits[None], Sampling(min_p=0.1))[0]
+expected = filter_logits(logits, Sampling(min_p=0.1)).softmax(dim=-1)
 torch.testing.assert_close(min_p(p, 0.1), expected)
 print(f"2. min-p 0.1 keeps {(min_p(p, 0.1) > 0).sum()}")
 

@@ -1,4 +1,4 @@
-"""The models, and how a configuration becomes one."""
+"""The models: build one from its configuration, describe it, count its operations."""
 
 from dataclasses import asdict
 from typing import Any
@@ -34,13 +34,13 @@ KINDS: dict[str, type[ModelConfig]] = {
     "plain": PlainConfig,
     "bigram": BigramConfig,
 }
-"""The name under which a run on disk records each kind of model."""
+"""The name of each kind of model in a run directory."""
 
 
 def build(config: ModelConfig) -> Model:
-    """A freshly initialised model of the shape that config describes, on the CPU in float32."""
+    """A newly initialised model of the shape `config`, on the current default device."""
     match config:
-        case PlainConfig():  # it is a GPTConfig, too
+        case PlainConfig():  # before GPTConfig, its base class
             return Plain(config)
         case GPTConfig():
             return GPT(config)
@@ -51,18 +51,18 @@ def build(config: ModelConfig) -> Model:
 
 
 def to_json(config: ModelConfig) -> dict[str, Any]:
-    """What a run on disk records of a model: its kind, and every field of its configuration."""
+    """The model in a run directory: its kind and all fields of its configuration."""
     kind = next(name for name, cls in KINDS.items() if type(config) is cls)
     return {"kind": kind, **asdict(config)}
 
 
 def flops_per_token(model: Model) -> int:
-    """Operations of a training step for each token: 6N + 12LCT.
+    """Floating-point operations of a training step per token: 6N + 12LCT.
 
-    Chowdhery et al. 2022 (PaLM), appendix B: every one of N parameters that tokens are multiplied
-    with takes a multiplication and an addition forward and twice as many backward; so does each of
-    T scores of length C in each of L blocks, and the mean of T values. Tables of which a token only
-    reads a row are not in N; the half of the scores that the mask hides is counted, too.
+    Chowdhery et al. 2022 (PaLM), appendix B. N is the number of parameters in matrix products;
+    lookup tables do not count. The forward pass takes 2N operations, a multiplication and an
+    addition for each parameter. In each of L blocks, attention takes 2CT for the scores and 2CT for
+    the mean of the values; masked scores count, too. The backward pass takes twice as many.
     """
     config = model.config
     if isinstance(config, BigramConfig):

@@ -1,34 +1,35 @@
-"""What a model remembers while it writes, so that every token goes through it only once."""
+"""The key/value cache: with it, generation sends each token through the model only once."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Cache:
-    """What B texts have been to a model so far, in memory that stays where it is.
+    """The keys and values of B texts, and other tensors that a model needs from earlier tokens.
 
-    The keys and values of attention, above all: those of a token never change, as no token looks
-    ahead. Shapes are always the same, S places for each text, of which the mask hides those that
-    are not used yet; so the work of a step can be captured once and replayed.
+    The keys and values of a token never change, since no token attends to later ones. All tensors
+    keep their shape and their memory: S slots for each text, and a mask that hides the empty ones.
+    So a CUDA graph can capture a decoding step once and replay it.
     """
 
     def __init__(self, batch_size: int, size: int, device: torch.device) -> None:
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
-        """Tokens of each text that are in here (B,)."""
+        """Cached tokens of each text (B,)."""
         self.input_lengths = torch.ones_like(self.lengths)
-        """How many come next (B,). A row of tokens may be longer, to be as long as the others."""
+        """Tokens of each text in the next input (B,); longer rows are padded on the right."""
         self.positions = torch.empty(0)
+        """Position of each token of the input in its text (B, T)."""
         self.mask: Tensor | None = None
-        """Added to scores (B, 1, 1, S). None while a text is read from its start: nothing is hidden
-        but the future."""
-        self._slots = torch.arange(-(-size // 16) * 16, device=device)  # kernels like a round S
+        """Added to the scores (B, 1, 1, S). None in a prefill, which needs the causal mask only."""
+        # Attention kernels are faster with a multiple of 16 slots.
+        self._slots = torch.arange(-(-size // 16) * 16, device=device)  # (S,)
         self._zero = torch.zeros((), device=device)
         self._memory: dict[nn.Module, Tensor] = {}
 
     def set_positions(self, T: int, dtype: torch.dtype) -> Tensor:
-        """Where the next T tokens of each text stand (B, T). The model begins with this.
+        """Set and return the positions (B, T) of the next T tokens; also set the mask.
 
-        There is one, or there are all from the start of the text.
+        A model calls this first. T is 1, or the tokens are the first T of their texts.
         """
         self.positions = self.lengths[:, None] + self._slots[:T]
         self.mask = None
@@ -38,22 +39,23 @@ class Cache:
             self.mask = self._zero.masked_fill(hidden, -torch.inf)
         return self.positions
 
-    def append(self, part: nn.Module, new: Tensor, before: int = 0) -> Tensor:
-        """What a part of the model has to remember: new (…, T, D) to all there is (…, S, D).
+    def append(self, module: nn.Module, new: Tensor, offset: int = 0) -> Tensor:
+        """Store a module's tensor for the input (..., T, D); return it for all slots (..., S, D).
 
-        … is B, or 2, B, H. The place of position p is p + before; what comes before all is zero.
+        The leading dimensions are B, or 2, B, H. Position p is in slot p + offset; the first
+        `offset` slots stay zero.
         """
-        if part not in self._memory:
-            S = len(self._slots) + before
-            self._memory[part] = new.new_zeros(*new.shape[:-2], S, new.shape[-1])
-        places = (self.positions + before)[:, :, None]  # (B, T, 1)
+        if module not in self._memory:
+            S = len(self._slots) + offset
+            self._memory[module] = new.new_zeros(*new.shape[:-2], S, new.shape[-1])
+        slots = (self.positions + offset)[:, :, None]  # (B, T, 1)
         if new.dim() == 5:
-            places = places[:, None]
-        self._memory[part].scatter_(-2, places.expand_as(new), new)
-        return self._memory[part]
+            slots = slots[:, None]
+        self._memory[module].scatter_(-2, slots.expand_as(new), new)
+        return self._memory[module]
 
     def select_last(self, x: Tensor) -> Tensor:
-        """Of x (B, T, C) the last token that came in each row (B, 1, C): what follows is asked."""
+        """The last token of each text in the input: x (B, T, C) to (B, 1, C), without padding."""
         if x.shape[1] == 1:
             return x
         return x.gather(1, (self.input_lengths - 1)[:, None, None].expand(-1, 1, x.shape[2]))

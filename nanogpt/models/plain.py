@@ -1,6 +1,6 @@
-"""GPT without layer norm, and as far as asked without feed-forward layers and residual connections.
+"""A GPT without layer norm, and optionally without feed-forward layers and residual connections.
 
-The steps on the way to gpt.py, of which it is made, to measure what each buys (studies/ladder.py).
+These models are the steps on the way to gpt.py; studies/ladder.py measures what each step gains.
 """
 
 import math
@@ -14,16 +14,16 @@ from .cache import Cache
 
 @dataclass(frozen=True)
 class PlainConfig(gpt.GPTConfig):
-    """The shape of a GPT, and which of its parts there are."""
+    """The shape of a GPT, and which of its parts it has."""
 
     feed_forward: bool = False
-    """A feed-forward layer behind the attention of each block."""
+    """Use a feed-forward layer after the attention of each block."""
     residual: bool = False
-    """What goes into a part is added to what comes out."""
+    """Add the input of each sub-layer to its output."""
 
 
 class Block(gpt.Block):
-    """One part, or two, each of whose results replaces the stream, or is added to it."""
+    """Attention, then optionally feed-forward; each replaces its input or is added to it."""
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__(config)
@@ -40,7 +40,7 @@ class Block(gpt.Block):
 
 
 class Plain(gpt.GPT):
-    """A GPT of such blocks."""
+    """A GPT of plain blocks, without the final norm."""
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__(config)
@@ -52,7 +52,7 @@ class Plain(gpt.GPT):
             if not config.feed_forward:
                 block.feed_forward = nn.Sequential()  # type: ignore[assignment]
             for module in block.modules():
-                # Where nothing goes past a part, it must not make what goes through it smaller:
-                # products keep the variance of their inputs (Glorot & Bengio 2010, section 4.2).
+                # Without residual connections, small weights would shrink the signal. With these,
+                # a layer keeps the variance of its input (Glorot & Bengio 2010, section 4.2).
                 if isinstance(module, nn.Linear) and not config.residual:
                     nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))

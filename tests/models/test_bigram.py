@@ -1,4 +1,4 @@
-"""The bigram: counting against a plain loop, and gradient descent against counting."""
+"""models/bigram.py: counting compared with a plain loop, gradient descent with counting."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ from nanogpt.models import Bigram, BigramConfig
 from nanogpt.models.bigram import counted_loss
 
 
-def test_counting_is_what_a_plain_loop_counts() -> None:
+def test_counted_probabilities_equal_those_of_a_plain_loop() -> None:
     tokens = torch.randint(5, (200,))
     model = Bigram.counted(tokens, BigramConfig(5), smoothing=0.5)
     pairs = Counter(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
@@ -23,52 +23,52 @@ def test_counting_is_what_a_plain_loop_counts() -> None:
             assert probabilities[i, j].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_what_never_occurred_stays_possible() -> None:
+def test_smoothing_gives_unseen_pairs_a_probability() -> None:
     model = Bigram.counted(torch.tensor([0, 1, 0, 1]), BigramConfig(3))
     assert torch.isfinite(model.table.weight).all()
     torch.testing.assert_close(model.table.weight[2].exp(), torch.full((3,), 1 / 3))
 
 
-def test_it_starts_at_the_uniform_guess() -> None:
+def test_initial_loss_is_the_logarithm_of_the_vocabulary_size() -> None:
     logits = Bigram(BigramConfig(7))(torch.tensor([[3]]))
     loss = F.cross_entropy(logits[0], torch.tensor([5]))
     assert loss.item() == pytest.approx(math.log(7))
 
 
-def test_gradient_descent_converges_to_counting() -> None:
-    draw = torch.Generator().manual_seed(1)
-    chain = torch.rand(6, 6, generator=draw) ** 3 + 0.02  # a language of six tokens
+def test_gradient_descent_converges_to_the_counted_table() -> None:
+    generator = torch.Generator().manual_seed(1)
+    chain = torch.rand(6, 6, generator=generator) ** 3 + 0.02  # a Markov chain of six tokens
     tokens = [0]
     for _ in range(5000):
-        tokens.append(int(torch.multinomial(chain[tokens[-1]], 1, generator=draw)))
+        tokens.append(int(torch.multinomial(chain[tokens[-1]], 1, generator=generator)))
     text = torch.tensor(tokens)
     counted = Bigram.counted(text, BigramConfig(6), smoothing=0.0)
 
-    learned = Bigram(BigramConfig(6))
-    optimizer = torch.optim.Adam(learned.parameters(), lr=0.1)
+    trained = Bigram(BigramConfig(6))
+    optimizer = torch.optim.Adam(trained.parameters(), lr=0.1)
     for _ in range(500):
-        loss = F.cross_entropy(learned(text[:-1]), text[1:])
+        loss = F.cross_entropy(trained(text[:-1]), text[1:])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    everything = torch.arange(6)
+    all_tokens = torch.arange(6)
     torch.testing.assert_close(
-        learned(everything).softmax(-1), counted(everything).softmax(-1), atol=1e-3, rtol=0
+        trained(all_tokens).softmax(-1), counted(all_tokens).softmax(-1), atol=1e-3, rtol=0
     )
-    floor = F.cross_entropy(counted(text[:-1]), text[1:])
-    assert floor.item() - 1e-6 <= loss.item() <= floor.item() + 1e-4
+    lowest = F.cross_entropy(counted(text[:-1]), text[1:])
+    assert lowest.item() - 1e-6 <= loss.item() <= lowest.item() + 1e-4
 
 
 @pytest.mark.parametrize("field", ["vocab_size", "block_size"])
-def test_an_impossible_size_is_named(field: str) -> None:
+def test_config_refuses_an_impossible_size(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} is 0: it must be at least 1"):
         BigramConfig(**{field: 0})
 
 
 @pytest.mark.parametrize("smoothing", [1.0, 0.25])
-def test_the_loss_of_counting_needs_no_table(smoothing: float) -> None:
-    train, val = torch.randint(20, (500,)), torch.randint(23, (300,))  # also what was never seen
+def test_counted_loss_equals_the_loss_of_the_counted_table(smoothing: float) -> None:
+    train, val = torch.randint(20, (500,)), torch.randint(23, (300,))  # val has unseen tokens
     table = Bigram.counted(train, BigramConfig(23, 8), smoothing).table.weight
     expected = F.cross_entropy(table[val[:-1]], val[1:]).item()
     assert counted_loss(train, val, 23, smoothing) == pytest.approx(expected, rel=1e-6)

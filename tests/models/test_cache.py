@@ -1,4 +1,4 @@
-"""A model with a cache says what it says without one, however the text is fed to it."""
+"""models/cache.py: a model with a cache computes the same logits as without one."""
 
 import pytest
 import torch
@@ -18,20 +18,21 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__name__)
 @torch.no_grad()
-def test_piece_by_piece_is_all_at_once(config: GPTConfig | ModernConfig | BigramConfig) -> None:
-    """Rows of two lengths, filled up with other tokens, then one token at a time."""
+def test_cached_logits_equal_those_of_the_whole_text(
+    config: GPTConfig | ModernConfig | BigramConfig,
+) -> None:
+    """A prefill of two lengths with padding, then one token at a time."""
     model = build(config).eval()
     for parameter in model.parameters():
         parameter.normal_(std=0.5)
     tokens = torch.randint(7, (2, 12))
-    expected, counts = model(tokens), torch.tensor([5, 3])
+    expected = model(tokens)
     cache = Cache(2, 12, torch.device("cpu"))
-    cache.input_lengths.copy_(counts)
-    start = tokens[:, :5].clone()
-    start[1, 3:] = 6  # no part of the text
-    logits = model(start, cache)
-    cache.advance()
-    cache.input_lengths.fill_(1)
+    cache.begin_prefill([5, 3])
+    prompts = tokens[:, :5].clone()
+    prompts[1, 3:] = 6  # padding
+    logits = model(prompts, cache)
+    cache.end_prefill()
     rows = torch.arange(2)
     for _ in range(7):
         torch.testing.assert_close(logits[:, 0], expected[rows, cache.lengths - 1])
@@ -40,7 +41,7 @@ def test_piece_by_piece_is_all_at_once(config: GPTConfig | ModernConfig | Bigram
     torch.testing.assert_close(logits[:, 0], expected[rows, cache.lengths - 1])
 
 
-def test_nothing_but_what_came_is_seen() -> None:
+def test_mask_hides_all_later_slots() -> None:
     cache = Cache(2, 20, torch.device("cpu"))
     assert cache.set_positions(2, torch.float32).tolist() == [[0, 1], [0, 1]]
     assert cache.mask is None

@@ -1,4 +1,4 @@
-"""models/gpt.py against the formula written out, against transformers, and against its promises."""
+"""models/gpt.py compared with formulas written out and with transformers."""
 
 import math
 from dataclasses import replace
@@ -22,24 +22,24 @@ def tokens(batch: int = 3, time: int = 16, vocab: int = 11) -> Tensor:
 
 @torch.no_grad()
 def scramble(model: nn.Module) -> None:
-    """Weights far from their small initial values: no term is negligible."""
+    """Replace all weights by large ones, so that no term is negligible."""
     for parameter in model.parameters():
         parameter.normal_(std=0.5)
 
 
-def test_a_later_token_changes_no_earlier_logit() -> None:
+def test_changing_a_token_changes_no_earlier_logit() -> None:
     model = GPT(SMALL).eval()
     scramble(model)
     before = tokens()
-    for place in range(16):
+    for t in range(16):
         after = before.clone()
-        after[:, place] = (after[:, place] + 1) % 11
+        after[:, t] = (after[:, t] + 1) % 11
         same = torch.isclose(model(before), model(after), atol=1e-6).all(-1)
-        assert same[:, :place].all()
-        assert not same[:, place].any()  # and the token itself does matter
+        assert same[:, :t].all()
+        assert not same[:, t].any()
 
 
-def test_attention_is_what_is_written_out() -> None:
+def test_causal_attention_equals_the_fused_kernel() -> None:
     q, k, v = torch.randn(3, 2, 4, 9, 8).unbind()
     values, weights = causal_attention(q, k, v)
     fused = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -48,16 +48,16 @@ def test_attention_is_what_is_written_out() -> None:
     assert (weights.triu(diagonal=1) == 0).all()
 
 
-def test_attention_in_the_model_is_what_is_written_out() -> None:
+def test_attention_layer_equals_the_formula_head_by_head() -> None:
     attention = CausalSelfAttention(SMALL).eval()
     scramble(attention)
     x = torch.randn(2, 9, 32)
     values, _ = causal_attention(*attention.heads(x))
-    written_out = attention.projection(torch.cat(values.unbind(1), dim=-1))
-    torch.testing.assert_close(attention(x), written_out, atol=1e-5, rtol=1e-5)
+    expected = attention.projection(torch.cat(values.unbind(1), dim=-1))
+    torch.testing.assert_close(attention(x), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_attention_is_scaled_by_the_size_of_a_head() -> None:
+def test_scores_are_divided_by_the_root_of_the_head_size() -> None:
     # One query that matches the first of two keys: softmax of (D / √D, 0).
     D = 16
     q = k = torch.stack([torch.ones(D), torch.zeros(D)])
@@ -66,20 +66,20 @@ def test_attention_is_scaled_by_the_size_of_a_head() -> None:
     assert weights[1, 0].item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_attention_weights_are_those_of_the_forward_pass() -> None:
+def test_attention_weights_equal_those_of_the_forward_pass() -> None:
     model = GPT(SMALL).eval()
     scramble(model)
     t = tokens()
     weights = model.attention_weights(t)
     assert weights.shape == (2, 3, 4, 16, 16)
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
     for block in model.blocks:
         attention: Any = block.attention
-        attention.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        attention.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     model(t)
-    for x, block, found in zip(seen, model.blocks, weights, strict=True):
+    for x, block, of_block in zip(inputs, model.blocks, weights, strict=True):
         attention = block.attention
-        torch.testing.assert_close(found, causal_attention(*attention.heads(x))[1])
+        torch.testing.assert_close(of_block, causal_attention(*attention.heads(x))[1])
 
 
 def test_logits_equal_those_of_transformers() -> None:
@@ -109,7 +109,7 @@ def test_logits_equal_those_of_transformers() -> None:
         ]
     with torch.no_grad():
         for their, our in pairs:
-            transposed = type(their).__name__ == "Conv1D"  # it keeps weights as (in, out)
+            transposed = type(their).__name__ == "Conv1D"  # stores weights as (in, out)
             their.weight.copy_(our.weight.T if transposed else our.weight)
             if getattr(our, "bias", None) is not None:
                 their.bias.copy_(our.bias)
@@ -117,7 +117,7 @@ def test_logits_equal_those_of_transformers() -> None:
         torch.testing.assert_close(model(t), reference(t).logits, atol=2e-4, rtol=1e-4)
 
 
-def test_without_biases_it_is_the_same_as_with_zeros() -> None:
+def test_a_model_without_biases_equals_one_with_zero_biases() -> None:
     with_biases, without = GPT(SMALL).eval(), GPT(replace(SMALL, bias=False)).eval()
     scramble(with_biases)
     weights = with_biases.state_dict()
@@ -130,7 +130,7 @@ def test_without_biases_it_is_the_same_as_with_zeros() -> None:
     torch.testing.assert_close(without(t), with_biases(t))
 
 
-def test_the_stream_runs_at_the_precision_of_the_products() -> None:
+def test_residual_stream_has_the_precision_of_autocast() -> None:
     model, t = GPT(SMALL), tokens()
     with autocast(torch.device("cpu"), torch.bfloat16):
         x = model.embed(t)
@@ -138,14 +138,14 @@ def test_the_stream_runs_at_the_precision_of_the_products() -> None:
     assert model.embed(t).dtype == torch.float32
 
 
-def test_the_loss_starts_at_the_logarithm_of_the_vocabulary() -> None:
+def test_initial_loss_is_the_logarithm_of_the_vocabulary_size() -> None:
     model = GPT(GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65))
     t = tokens(64, 65, 65)
     loss = F.cross_entropy(model(t[:, :-1]).flatten(0, 1), t[:, 1:].flatten())
     assert loss.item() == pytest.approx(math.log(65), abs=0.05)
 
 
-def test_initialisation_is_that_of_gpt2() -> None:
+def test_initial_weights_have_the_scales_of_gpt2() -> None:
     model = GPT(GPTConfig(n_layer=8, n_head=4, n_embd=128, block_size=64, vocab_size=65))
     residual = 0.02 / math.sqrt(2 * 8)
     for name, parameter in model.named_parameters():
@@ -158,13 +158,13 @@ def test_initialisation_is_that_of_gpt2() -> None:
             assert parameter.std().item() == pytest.approx(residual if last else 0.02, rel=0.05)
 
 
-def test_the_head_is_the_embedding() -> None:
+def test_head_and_embedding_share_one_table() -> None:
     model = GPT(SMALL)
     shapes = sorted(tuple(p.shape) for p in model.parameters())
     assert shapes.count((11, 32)) == 1
 
 
-def test_dropout_is_active_in_training_only() -> None:
+def test_dropout_is_active_only_in_training_mode() -> None:
     model = GPT(replace(SMALL, dropout=0.5))
     scramble(model)
     t = tokens()
@@ -173,8 +173,10 @@ def test_dropout_is_active_in_training_only() -> None:
     assert torch.equal(model(t), model(t))
 
 
-def test_dropout_is_in_its_four_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the embeddings, on the attention weights, and on what each sub-layer adds."""
+def test_dropout_applies_to_embeddings_weights_and_sublayers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the embeddings, the attention weights, and the output of each sub-layer."""
     model = GPT(replace(SMALL, dropout=0.5))
     scramble(model)
     block: Any = model.blocks[0]
@@ -182,19 +184,21 @@ def test_dropout_is_in_its_four_places(monkeypatch: pytest.MonkeyPatch) -> None:
     for output in (model.embed(tokens(8)), block.attention(x), block.feed_forward(x)):
         assert (output == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
-        asked.append(how["dropout_p"])
-        return fused(q, k, v, **how)
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, **options: Any
+    ) -> Tensor:
+        dropouts.append(dropout)
+        return fused(q, k, v, mask, dropout, **options)
 
-    asked: list[float] = []
+    dropouts: list[float] = []
     fused = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     block(x)
     block.eval()(x)
-    assert asked == [0.5, 0.0]
+    assert dropouts == [0.5, 0.0]
 
 
-def test_a_batch_is_learned_by_heart() -> None:
+def test_training_memorises_one_batch() -> None:
     model = GPT(GPTConfig(n_layer=2, n_head=4, n_embd=64, block_size=32, vocab_size=65))
     t = tokens(8, 33, 65)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -207,7 +211,7 @@ def test_a_batch_is_learned_by_heart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("field", "value", "message"),
     [
         ("n_layer", 0, "n_layer is 0: it must be at least 1"),
         ("vocab_size", -3, "vocab_size is -3"),
@@ -216,21 +220,21 @@ def test_a_batch_is_learned_by_heart() -> None:
         ("dropout", float("nan"), "dropout is nan"),
     ],
 )
-def test_an_impossible_shape_is_named(field: str, value: float, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_config_refuses_an_impossible_shape(field: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         replace(SMALL, **{field: value})  # type: ignore[arg-type]
 
 
-def test_more_tokens_than_the_context_are_refused() -> None:
+def test_forward_refuses_more_tokens_than_block_size() -> None:
     with pytest.raises(ValueError, match="17 tokens are more than block_size 16"):
         GPT(SMALL)(tokens(1, 17))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("time", [1, 16])
-def test_logits_are_the_same_on_a_gpu(time: int) -> None:
+def test_logits_on_a_gpu_equal_those_on_a_cpu(time: int) -> None:
     model = GPT(SMALL).eval()
     scramble(model)
     t = tokens(time=time)
-    here = model(t)
-    torch.testing.assert_close(model.cuda()(t.cuda()).cpu(), here, atol=1e-3, rtol=1e-3)
+    expected = model(t)
+    torch.testing.assert_close(model.cuda()(t.cuda()).cpu(), expected, atol=1e-3, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""What holds for every model."""
+"""nanogpt/models/__init__.py: the operations of every model."""
 
 from dataclasses import replace
 
@@ -25,8 +25,8 @@ MODERN = ModernConfig(n_layer=2, n_head=2, n_embd=64, block_size=128, vocab_size
     "config",
     [SHAPE, replace(SHAPE, vocab_size=4000), replace(SHAPE, block_size=256), MODERN],
 )
-def test_operations_are_those_that_torch_counts(config: ModelConfig) -> None:
-    """But for what it does not count: biases and gains are in our N, and are no products."""
+def test_flops_per_token_agrees_with_the_count_of_torch(config: ModelConfig) -> None:
+    """Within 1%: biases and gains are in N, but torch does not count them."""
     model = build(config)
     inputs, targets = torch.randint(config.vocab_size, (2, 2, config.block_size)).unbind()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -35,12 +35,12 @@ def test_operations_are_those_that_torch_counts(config: ModelConfig) -> None:
     assert flops_per_token(model) == pytest.approx(counted, rel=0.01)
 
 
-def test_a_bigram_multiplies_nothing() -> None:
+def test_a_bigram_has_no_matrix_products() -> None:
     assert flops_per_token(build(BigramConfig())) == 0
 
 
-def test_gpt2_is_what_everybody_counts() -> None:
-    """N of GPT-2 is 124M without its positions."""
+def test_flops_per_token_of_gpt2_has_the_published_parameter_count() -> None:
+    """N of GPT-2 is 124M without its position embedding."""
     config = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257)
     with torch.device("meta"):
         found = flops_per_token(build(config))

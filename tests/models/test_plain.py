@@ -1,4 +1,4 @@
-"""GPT without some of its parts, against GPT, and against its formulas written out."""
+"""models/plain.py compared with formulas written out and with GPT."""
 
 import math
 from dataclasses import asdict, replace
@@ -15,8 +15,8 @@ SHAPE = PlainConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=11
 TOKENS = torch.arange(32).remainder(11).view(2, 16)
 
 
-def written_out(model: Plain, tokens: Tensor) -> Tensor:
-    """The logits of a model, by its weights and plain formulas."""
+def compute_logits(model: Plain, tokens: Tensor) -> Tensor:
+    """The logits of a model, computed from its weights with plain formulas."""
     config, w = model.config, dict(model.named_parameters())
     assert isinstance(config, PlainConfig)
     x = w["token_embedding.weight"][tokens] + w["position_embedding.weight"][: tokens.shape[1]]
@@ -39,40 +39,46 @@ def written_out(model: Plain, tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("feed_forward", [False, True])
-def test_it_is_its_formulas(feed_forward: bool, residual: bool) -> None:
+def test_logits_equal_the_formulas(feed_forward: bool, residual: bool) -> None:
     model = build(replace(SHAPE, feed_forward=feed_forward, residual=residual))
     assert isinstance(model, Plain)
-    torch.testing.assert_close(model(TOKENS), written_out(model, TOKENS))
+    torch.testing.assert_close(model(TOKENS), compute_logits(model, TOKENS))
     assert any("feed_forward" in name for name, _ in model.named_parameters()) == feed_forward
     assert not any("norm" in name for name, _ in model.named_parameters())
 
 
-def test_without_norms_gpt_is_the_same() -> None:
+def test_it_equals_a_gpt_whose_norms_do_nothing() -> None:
     plain = build(replace(SHAPE, feed_forward=True, residual=True))
     shape = {k: v for k, v in asdict(SHAPE).items() if k not in ("feed_forward", "residual")}
-    whole = GPT(GPTConfig(**shape))
-    whole.load_state_dict(plain.state_dict(), strict=False)
-    for module in whole.modules():
+    full = GPT(GPTConfig(**shape))
+    full.load_state_dict(plain.state_dict(), strict=False)
+    for module in full.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.forward = lambda input: input  # type: ignore[method-assign]
-    torch.testing.assert_close(plain(TOKENS), whole(TOKENS))
+    torch.testing.assert_close(plain(TOKENS), full(TOKENS))
 
 
-def test_variance_survives_blocks_that_nothing_goes_past() -> None:
+def test_blocks_without_residual_connections_keep_the_variance() -> None:
     config = PlainConfig(n_layer=1, n_head=1, n_embd=256, block_size=1, feed_forward=True)
     block = build(config).get_submodule("blocks.0")
     x = torch.randn(500, 1, 256)
-    assert block(x).std().item() == pytest.approx(math.sqrt(0.35), rel=0.3)  # GELU takes some
+    assert block(x).std().item() == pytest.approx(
+        math.sqrt(0.35), rel=0.3
+    )  # GELU reduces the variance
 
 
-def test_it_writes_the_same_with_a_cache_and_tells_where_it_looks() -> None:
+def test_generation_with_a_cache_equals_generation_without() -> None:
     model = build(replace(SHAPE, feed_forward=True)).eval()
     steps = generate(model, [[1, 2, 3]], 8, Sampling(temperature=0.0))
-    written = [step.tokens[0] for step in steps]
+    generated = [step.tokens[0] for step in steps]
     text = [1, 2, 3]
     for _ in range(8):
         text.append(int(model(torch.tensor([text]))[0, -1].argmax()))
-    assert written == text[3:]
+    assert generated == text[3:]
+
+
+def test_attention_weights_of_each_position_sum_to_1() -> None:
+    model = build(replace(SHAPE, feed_forward=True)).eval()
     assert isinstance(model, Plain)
     weights = model.attention_weights(TOKENS)
     assert weights.shape == (2, 2, 2, 16, 16)
