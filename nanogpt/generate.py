@@ -32,16 +32,15 @@ class Sampling:
     top_k: int | None = None
     """Sample from the k most likely tokens only."""
     top_p: float | None = None
-    """Sample from the smallest set of most likely tokens with at least this total probability
-    (Holtzman et al. 2020, arXiv:1904.09751)."""
+    """Sample from the fewest most likely tokens with at least this total probability (Holtzman et
+    al. 2020, arXiv:1904.09751)."""
     min_p: float | None = None
-    """Sample from tokens whose probability is at least this fraction of the highest one (Nguyen et
-    al. 2024, arXiv:2407.01082)."""
+    """Sample from tokens with at least this fraction of the highest probability (Nguyen et al.
+    2024, arXiv:2407.01082)."""
 
     def __post_init__(self) -> None:
         """Raise UserError that names the field with an impossible value."""
-        if not 0 < self.repetition_penalty < math.inf:
-            value = self.repetition_penalty
+        if not 0 < (value := self.repetition_penalty) < math.inf:
             raise UserError(f"repetition_penalty is {value}: it must be more than 0 (1 is none)")
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature is {self.temperature}: it must be 0 or more")
@@ -64,8 +63,8 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     exactly k tokens survive top-k; min-p keeps every token at its threshold.
     """
     if sampling.temperature == 0:
-        greedy = torch.full_like(logits, -math.inf)
-        return greedy.scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
+        best = logits.argmax(-1, keepdim=True)
+        return torch.full_like(logits, -math.inf).scatter_(-1, best, 0.0)
     # The largest logit becomes 0, so that no temperature can overflow.
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
@@ -167,10 +166,8 @@ def generate(
 
 
 def drop_oldest(context: list[int], block_size: int) -> list[int]:
-    """The context if it fits, otherwise its last 3/4 block_size tokens.
-
-    All positions change, so it must be read again; dropping a quarter at once makes that rare.
-    """
+    """The context if it fits, otherwise only its newest tokens, as many as 3/4 of block_size."""
+    # It must be read again, since all positions change. Dropping a quarter makes that rare.
     return context if len(context) <= block_size else context[block_size // 4 - block_size :]
 
 
@@ -187,7 +184,7 @@ def mark_seen(
 
 
 def select_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The log-probability (B,) of tokens (B,) under logits (B, V), in nats."""
+    """The log-probability of tokens (B,) under logits (B, V), in nats: (B,)."""
     return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
 
 
@@ -199,5 +196,5 @@ def make_generators(seed: int, count: int) -> list[torch.Generator]:
 
 def not_finite() -> Stopped:
     """The error for logits that are NaN or infinite."""
-    reason = "its weights are damaged or its training diverged"
-    return Stopped(f"the model's logits are not finite: {reason}; use another run")
+    problem = "the model's logits are not finite: its weights are damaged or its training diverged"
+    return Stopped(f"{problem}; use another run")

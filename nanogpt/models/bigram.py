@@ -66,7 +66,7 @@ class Bigram(nn.Module):
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Tokens (B, T) to logits (B, T, V); with a cache, for the last token only: (B, 1, V)."""
-        logits: Tensor = self.table(tokens)
+        logits = self.table(tokens)
         return logits if cache is None else cache.select_last(logits)
 
     @classmethod

@@ -54,6 +54,16 @@ class Cache:
         self._memory[module].scatter_(-2, slots.expand_as(new), new)
         return self._memory[module]
 
+    def extend(self, module: nn.Module, new: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store the keys and values of the input (2, B, H, T, D); return all to attend to.
+
+        In a prefill these are the new ones, and the mask is None: the causal mask is enough. Later
+        they are those in all slots (B, H, S, D), and the mask hides the empty slots.
+        """
+        memory = self.append(module, new)
+        k, v = new if self.mask is None else memory
+        return k, v, self.mask
+
     def select_last(self, x: Tensor) -> Tensor:
         """The last token of each text in the input: x (B, T, C) to (B, 1, C), without padding."""
         if x.shape[1] == 1:

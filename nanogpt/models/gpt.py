@@ -77,21 +77,19 @@ class CausalSelfAttention(nn.Module):
     def heads(self, x: Tensor) -> Tensor:
         """Queries, keys and values of all heads: x (B, T, C) to (3, B, H, T, D)."""
         B, T, C = x.shape
-        qkv: Tensor = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         return qkv.permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        q, k, v = qkv = self.heads(x)
-        mask, dropout = None, self.dropout.p if self.training else 0.0
+        q, k, v = qkv = self.heads(x)  # (B, H, T, D) each
+        mask = None
         if cache is not None:
-            k_and_v = cache.append(self, qkv[1:])  # (2, B, H, S, D): with all earlier tokens
-            if (mask := cache.mask) is not None:
-                k, v = k_and_v
+            k, v, mask = cache.extend(self, qkv[1:])  # (B, H, S, D) each, with earlier tokens
+        dropout = self.dropout.p if self.training else 0.0
         # The same as causal_attention() in one fused kernel, which never stores the weights.
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): concatenate heads
-        out: Tensor = self.dropout(self.projection(y))
-        return out
+        return self.dropout(self.projection(y))
 
 
 class FeedForward(nn.Sequential):
@@ -150,8 +148,7 @@ class GPT(nn.Module):
                 assert isinstance(last, nn.Linear)
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    lookup_tables = ("position_embedding.weight",)
-    """Parameters that are read row by row, and never used in a matrix product."""
+    lookup_tables = ("position_embedding.weight",)  # read row by row, in no matrix product
 
     def matrices(self) -> dict[str, int]:
         """The weight matrices of the blocks, with the number of matrices that each one stacks."""
@@ -171,8 +168,7 @@ class GPT(nn.Module):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):  # half precision for the stream, too
             x = x.to(torch.get_autocast_dtype(kind))
-        out: Tensor = self.dropout(x)
-        return out
+        return self.dropout(x)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Tokens (B, T), with T at most block_size, to logits (B, T, V).

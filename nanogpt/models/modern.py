@@ -97,16 +97,14 @@ class Attention(nn.Module):
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None) -> Tensor:
-        q, k, v = self.heads(x, cos, sin)
-        mask, dropout = None, self.dropout.p if self.training else 0.0
+        q, k, v = self.heads(x, cos, sin)  # (B, H, T, D) each
+        mask = None
         if cache is not None:
-            k_and_v = cache.append(self, torch.stack((k, v)))  # (2, B, H, S, D): all tokens
-            if (mask := cache.mask) is not None:
-                k, v = k_and_v
+            k, v, mask = cache.extend(self, torch.stack((k, v)))  # (B, H, S, D) each
+        dropout = self.dropout.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): concatenate heads
-        out: Tensor = self.dropout(self.projection(y))
-        return out
+        return self.dropout(self.projection(y))
 
 
 class SquaredReLU(torch.autograd.Function):
@@ -138,8 +136,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = SquaredReLU.apply(self.up(x))  # type: ignore[no-untyped-call]
-        out: Tensor = self.dropout(self.down(hidden))
-        return out
+        return self.dropout(self.down(hidden))
 
 
 class Block(nn.Module):
