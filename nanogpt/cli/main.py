@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
-from ..errors import Interrupted, Stopped, UserError, escape_control, suggest_nearest
+from ..errors import (
+    Interrupted,
+    Stopped,
+    UserError,
+    escape_control,
+    is_broken_pipe,
+    suggest_nearest,
+)
 
 COMMANDS = {
     "train": ("train", "train a model, from nothing to text"),
@@ -66,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nnanogpt: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except OSError as error:
+        if not is_broken_pipe(error):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -18,7 +18,7 @@ from ..system.devices import (
     pick_precision,
     use_deterministic,
 )
-from ..system.files import damaged_error, resolve_interrupted_swap
+from ..system.files import damaged_error, replace_path, resolve_interrupted_swap
 from ..text import corpora, tokenizers
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
@@ -65,7 +65,7 @@ def resume_run(directory: Path, config: RunConfig, progress: Progress = quiet) -
         lock = lock_run(directory)
         for checkpoint in ("last", "best"):  # where a replacement was cut short
             if (old := resolve_interrupted_swap(directory / checkpoint)) != directory / checkpoint:
-                old.rename(directory / checkpoint)
+                replace_path(old, directory / checkpoint)
         try:
             return _resume(directory, config, lock, progress)
         except BaseException:

@@ -1,12 +1,11 @@
 """Many runs at once, each in a process of its own, spread over the GPUs that there are."""
 
 import multiprocessing
-import os
 import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
@@ -99,7 +98,7 @@ def _spread(
                     raise Interrupted(interrupts.received, f"with {left} runs left", study)
         finally:
             for worker in working.values():
-                worker.process.terminate()  # it saves where it is
+                worker.stop()
             for worker in working.values():
                 worker.process.join()
 
@@ -110,16 +109,16 @@ class _Worker:
     def __init__(self, run: RunConfig, device: str, places: int, threads: int) -> None:
         self.run, self.device, self.places = run, device, places
         spawn = multiprocessing.get_context("spawn")
-        self.problem, end = spawn.Pipe(duplex=False)
+        self.problem, end = spawn.Pipe()
         self.process = spawn.Process(target=_make, args=(run, device, threads, end))
-        # Ctrl-C reaches the child, too, which inherits what is blocked: it is for the parent.
-        resource_tracker.ensure_running()  # otherwise the first start begins it, which unblocks
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
+        with _block_interrupts():
             self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         end.close()
+
+    def stop(self) -> None:
+        """Ask the process to save a checkpoint and to end."""
+        with suppress(OSError):  # it has ended
+            self.problem.send(None)
 
     def result(self) -> Trial | str:
         """What came of the run, when the process has ended, or what became of the process.
@@ -141,7 +140,8 @@ class _Worker:
 
 def _make(run: RunConfig, device: str, threads: int, problem: Connection) -> None:
     """Make a run, in a process of its own."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which asks to stop
+    threading.Thread(target=_end_when_asked, args=(problem,), daemon=True).start()
     torch.set_num_threads(threads)  # more than there are cores would wait for each other
     try:
         trial(replace(run, device=device), study="")  # its parent says how to go on
@@ -156,12 +156,33 @@ def _make(run: RunConfig, device: str, threads: int, problem: Connection) -> Non
         problem.send(f"had a {str(error).splitlines()[0]}")
 
 
-def _end_with_parent() -> None:
-    """Save and end when the parent is killed: nobody would know of this process."""
+def _end_when_asked(problem: Connection) -> None:
+    """Save a checkpoint and end when the parent asks for it, or when the parent is killed.
+
+    The parent cannot send the signal: on Windows that would end this process at once.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    connection.wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
+    connection.wait([parent.sentinel, problem])
+    signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def _block_interrupts() -> Iterator[None]:
+    """Within it, a process that is started never sees Ctrl-C, where the system can block signals.
+
+    A terminal sends Ctrl-C to all processes. Without this, a process that is still importing torch
+    would end with a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # otherwise the first start does this, and unblocks signals
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _remove_weights(run: RunConfig) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UserError
-from ..system.files import compute_sha256
+from ..system.files import compute_sha256, replace_path
 from .readers import BLOCK, Progress, empty, get_text, joined
 
 
@@ -37,7 +37,7 @@ def stream(opened: BinaryIO, name: str) -> Path:
         if not file.stat().st_size:
             raise empty(name)
         kept = cache_directory() / f"input-{hashed.hexdigest()[:16]}.txt"
-        os.replace(file, kept)
+        replace_path(file, kept)
     return kept
 
 
@@ -61,7 +61,7 @@ def address(data: str, fetch: bool) -> Path:
             raise _cannot_get(url, error, "is the address right?") from None
         if digest and (found := compute_sha256(file)) != digest.lower():
             raise UserError(f"{url} has the SHA-256 {found}, not {digest}: look at what it is now")
-        os.replace(file, kept)
+        replace_path(file, kept)
     return kept
 
 
@@ -90,7 +90,7 @@ def dataset(name: str, column: str, separator: str, fetch: bool, progress: Progr
             for piece in joined(([row] for row in _rows(name, column)), separator):
                 size += new.write(piece.encode())
                 progress(f"getting {name}", size, 0)
-        os.replace(file, kept)
+        replace_path(file, kept)
     return kept
 
 

@@ -7,7 +7,6 @@ memory for a larger text.
 
 import hashlib
 import json
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..system.cores import count_cores
-from ..system.files import dump_json, read_json, write_atomically
+from ..system.files import dump_json, read_json, replace_path, sync_to_disk, write_atomically
 from ..system.schema import parse_dataclass
 from ..text import corpora, tokenizers
 from .corpora import LARGE_TEXT, Corpus, SplitName
@@ -270,9 +269,8 @@ def _written(array: Path, encoded: Iterator[Tokens]) -> _Kept:
             for each in encoded:
                 opened.write(each.ids.data)
                 tokens, size = tokens + len(each.ids), size + each.bytes
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(new, array)
+        sync_to_disk(new)
+        replace_path(new, array)
     except BaseException:
         new.unlink(missing_ok=True)
         raise

@@ -50,7 +50,7 @@ def test_an_interrupted_study_says_how_to_go_on(
         os.killpg(studying.pid, signal.SIGINT)
         _, err = studying.communicate()
     assert studying.returncode == 128 + signal.SIGINT
-    assert err.splitlines()[-1].endswith(f"; go on with: nanogpt study {name} {shlex.join(flags)}")
+    assert err.splitlines()[-1].endswith(f"; resume with: nanogpt study {name} {shlex.join(flags)}")
     assert "Traceback" not in err
 
 

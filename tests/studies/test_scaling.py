@@ -126,7 +126,7 @@ def test_it_runs_in_processes_and_goes_on_where_it_was_interrupted(base: RunConf
         if done == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    says = r"saved with \d runs left; go on with: nanogpt study scaling"
+    says = r"saved with \d runs left; resume with: nanogpt study scaling"
     with pytest.raises(Interrupted, match=says) as raised:
         run_scaling(base, SMALL, 2, interrupt, print)
     assert raised.value.status == 128 + signal.SIGTERM

@@ -57,7 +57,7 @@ def test_what_is_done_is_read(asked: RunConfig, monkeypatch: pytest.MonkeyPatch)
 
 def test_interrupted_it_goes_on_and_is_the_same(asked: RunConfig) -> None:
     whole = trial(replace(asked, out=Path("study/whole")), "again")
-    with pytest.raises(Interrupted, match=r"small at step 2\d; go on with: nanogpt study x$"):
+    with pytest.raises(Interrupted, match=r"small at step 2\d; resume with: nanogpt study x$"):
         trial(asked, "nanogpt study x", Sigint(25))
     assert finished(asked) is None
     parts = trial(asked, "nanogpt study x")

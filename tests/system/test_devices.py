@@ -220,7 +220,7 @@ for name in ("is_available", "device_count", "current_device", "get_device_name"
              "get_device_properties", "get_device_capability", "is_bf16_supported",
              "get_rng_state", "set_rng_state", "synchronize", "mem_get_info"):
     setattr(torch.cuda, name, never(name))
-from nanogpt.cli import main
+from nanogpt.cli.main import main
 main(["train", "tiny", "--data", {str(text_file)!r}, "--out", "mine", *{small!r}])
 main(["train", "--resume", "mine", "--train.steps", "25"])
 main(["sample", "mine", "--device", "cpu", "--max-new-tokens", "5"])

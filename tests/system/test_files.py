@@ -148,7 +148,7 @@ def test_no_more_is_read_than_allowed() -> None:
 @pytest.mark.parametrize(
     ("raw", "says"),
     [
-        (b'{"a": 1, "a": 2}', "the key 'a' is there twice"),
+        (b'{"a": 1, "a": 2}', "the key 'a' appears twice"),
         (b'{"a": NaN}', "NaN is not a number"),
         (b'{"a": -Infinity}', "-Infinity is not a number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "limit"),
