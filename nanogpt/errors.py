@@ -2,9 +2,10 @@
 
 import errno
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from unicodedata import category
@@ -54,6 +55,15 @@ def is_broken_pipe(error: OSError) -> bool:
     if os.name == "nt" and error.errno == errno.EINVAL:
         return error.filename is None
     return isinstance(error, BrokenPipeError)
+
+
+def join_command(arguments: Sequence[str]) -> str:
+    """A command line with these arguments, quoted as the shell of the system expects it."""
+    if os.name == "nt":
+        import subprocess  # takes a while, and most commands need none
+
+        return subprocess.list2cmdline(arguments)
+    return shlex.join(arguments)
 
 
 def escape_control(text: str) -> str:

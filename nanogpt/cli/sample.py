@@ -1,6 +1,7 @@
 """The command that writes with a trained model: nanogpt sample."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -75,7 +76,8 @@ def _interactive(trained: "Trained", how: "GenerationConfig") -> None:
     with suppress(ImportError):
         import readline  # noqa: F401  input() has a history then
 
-    print_note("Ctrl-C ends a text, Ctrl-D all")
+    end = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
+    print_note(f"Ctrl-C ends a text, {end} all")
     while True:
         try:
             prompt = input("> ")

@@ -1,13 +1,12 @@
 """The command that answers a question by training many models: nanogpt study."""
 
 import json
-import shlex
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from ..errors import Interrupted, Stopped, UserError, suggest_nearest
+from ..errors import Interrupted, Stopped, UserError, join_command, suggest_nearest
 from .arguments import LadderArgs, ScalingArgs, parse_arguments
 from .progress import duration
 
@@ -26,7 +25,7 @@ def study(args: list[str]) -> None:
         known = f"use one of {', '.join(studies)}"
         raise UserError(f"there is no study {name!r}: {suggest_nearest(name, studies) or known}")
     else:
-        command = shlex.join(["nanogpt", "study", name, *args])
+        command = join_command(["nanogpt", "study", name, *args])
         try:
             studies[name](args)
         except Interrupted as error:
@@ -120,7 +119,7 @@ def _scaling(args: list[str]) -> None:
     console.print(f"kept in {options.out}: scaling.json, scaling.md, pictures", soft_wrap=True)
 
 
-def ladder_rows() -> Generator[str, Rung, None]:
+def ladder_rows() -> Generator[str, "Rung", None]:
     """First the names of columns, then for each rung that is sent a row."""
     form = "{:13} {:>8} {:>8} {:>9} {:>11} {:>9}  {}"
     row = form.format("rung", "val loss", "gain", "bits/byte", "parameters", "time", "writes")
