@@ -1,7 +1,6 @@
 """A run that was stopped, in whatever way, and went on is the run that it would have been."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -50,7 +49,7 @@ class Stop(Reporter):
 
     def recorded(self, record: Record, best: Best | None) -> None:
         if record.step == self.step:
-            os.kill(os.getpid(), self.how)
+            signal.raise_signal(self.how)
 
 
 def interrupted(config: RunConfig, out: Path, *steps: int) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,6 +14,8 @@ import pytest
 
 from nanogpt.runs.checkpoint import load_checkpoint
 from tests.same import assert_same
+
+resource = pytest.importorskip("resource")  # not on Windows, which has no signals either
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]

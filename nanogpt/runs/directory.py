@@ -71,7 +71,7 @@ def lock_run(directory: Path) -> FileLock:
             f"or name another directory with --out"
         ) from None
     try:
-        file.write_text(f"{os.getpid()}\n", "ascii")
+        file.write_bytes(f"{os.getpid()}\n".encode())
     except OSError:
         lock.release()
         raise

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.platforms import posix_only
+
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
@@ -37,6 +39,7 @@ def test_mistakes_are_one_line(nanogpt: Command, flags: str, says: str) -> None:
     assert not list(Path().rglob("trial.json"))
 
 
+@posix_only
 @pytest.mark.parametrize("name", ["ladder", "scaling"])
 def test_an_interrupted_study_says_how_to_go_on(
     process: Process, text_file: Path, name: str

@@ -91,13 +91,13 @@ def test_it_climbs_and_writes_what_it_found(base: RunConfig) -> None:
         assert read_description["parameters"] == rung.parameters
         assert read_description["bigram_loss"] == pytest.approx(losses["bigram"], rel=1e-3)
         assert load(Path("runs/ladder", rung.name)).best.val_loss == rung.val_loss  # type: ignore[union-attr]
-    assert json.loads(Path("runs/ladder/ladder.json").read_text()) == asdict(ladder)
-    written = Path("runs/ladder/ladder.md").read_text()
+    assert json.loads(Path("runs/ladder/ladder.json").read_text("utf-8")) == asdict(ladder)
+    written = Path("runs/ladder/ladder.md").read_text("utf-8")
     assert written == table(ladder)
     gains = re.findall(r"\| ([+-]\d\.\d{4}) \|", written)
     assert float(gains[0]) == pytest.approx(losses["unigram"] - losses["bigram"], abs=1e-4)
     assert len(gains) == len(NAMES) - 1
-    drawn = Path("runs/ladder/ladder.svg").read_text()
+    drawn = Path("runs/ladder/ladder.svg").read_text("utf-8")
     assert all(f">{name}<" in drawn for name in NAMES)
 
 
@@ -134,7 +134,7 @@ def test_the_command(nanogpt: Command, text_file: Path, monkeypatch: pytest.Monk
     assert all(re.search(rf"^{name} +\d", out, re.M) for name in NAMES)
     assert "kept in runs/ladder: ladder.json, ladder.md, ladder.svg" in out
     _, as_json, _ = nanogpt("run_ladder", "ladder", *flags, "--json")
-    assert json.loads(as_json) == json.loads(Path("runs/ladder/ladder.json").read_text())
+    assert json.loads(as_json) == json.loads(Path("runs/ladder/ladder.json").read_text("utf-8"))
 
 
 def test_the_line_shown_is_the_longest() -> None:

@@ -20,6 +20,7 @@ from nanogpt.runs.directory import lock_run
 from nanogpt.studies import processes
 from nanogpt.studies.processes import run_all
 from nanogpt.studies.trial import Trial, trial
+from tests.platforms import posix_only
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_the_mistake_in_one_is_ours_to_tell(run: RunConfig) -> None:
     assert not multiprocessing.active_children()
 
 
+@posix_only
 def test_one_that_is_killed_goes_on_twice(run: RunConfig) -> None:
     long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100))
     saves, says = iter((0, 100, 200)), []
@@ -147,6 +149,24 @@ def test_none_outlives_a_study_that_is_killed(run: RunConfig) -> None:
             time.sleep(0.1)
 
 
+def test_a_worker_that_is_asked_to_stop_saves_a_checkpoint(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without signals from the parent, which would end it at once on Windows."""
+    monkeypatch.setattr(processes, "signal", SimpleNamespace())  # cannot block signals
+    long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100_000))
+    worker = processes._Worker(long, "cpu", 1, 1)
+    while not Path("one/best").exists():
+        assert worker.process.is_alive()
+        time.sleep(0.05)
+    time.sleep(0.2)
+    worker.stop()
+    worker.process.join(timeout=60)
+    assert worker.process.exitcode == 0
+    assert json.loads(Path("one/last/config.json").read_text())["step"] > 0
+    worker.stop()  # again is no error
+
+
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int, list[str]]]:
     """Which runs begin: name, device, threads, and which others are not done then."""
@@ -174,6 +194,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int, list[str
     return found
 
 
+@posix_only
 def test_one_that_wants_to_be_alone_is(
     run: RunConfig, begun: list[tuple[str, str, int, list[str]]]
 ) -> None:
@@ -187,6 +208,7 @@ def test_one_that_wants_to_be_alone_is(
     ]
 
 
+@posix_only
 def test_runs_spread_over_gpus(
     run: RunConfig,
     begun: list[tuple[str, str, int, list[str]]],

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -124,7 +123,7 @@ def test_the_whole_grid_has_a_recipe_for_every_cell(tmp_path: Path) -> None:
 def test_it_runs_in_processes_and_goes_on_where_it_was_interrupted(base: RunConfig) -> None:
     def interrupt(run: RunConfig, came: Trial, done: int, of: int) -> None:
         if done == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     says = r"saved with \d runs left; resume with: nanogpt study scaling"
     with pytest.raises(Interrupted, match=says) as raised:
@@ -150,10 +149,10 @@ def test_it_runs_in_processes_and_goes_on_where_it_was_interrupted(base: RunConf
         (32, 5000),
     ]
     assert not list(Path("runs").rglob("*.safetensors"))
-    assert json.loads(Path("runs/scaling/scaling.json").read_text())["cells"][0]["D"] == 2500
-    assert Path("runs/scaling/scaling.md").read_text() == tables(found)
+    assert json.loads(Path("runs/scaling/scaling.json").read_text("utf-8"))["cells"][0]["D"] == 2500
+    assert Path("runs/scaling/scaling.md").read_text("utf-8") == tables(found)
     for picture in ("fit", "residuals", "frontier"):
-        assert "loss" in Path(f"runs/scaling/{picture}.svg").read_text()
+        assert "loss" in Path(f"runs/scaling/{picture}.svg").read_text("utf-8")
     best = min(
         finished(run).val_loss  # type: ignore[union-attr]
         for run in plan(base, SMALL)

@@ -135,7 +135,7 @@ def test_memory_is_kept_by_an_older_glibc_too(monkeypatch: pytest.MonkeyPatch) -
     class Old:
         most = 32 << 20
 
-        def __init__(self, *_: object) -> None:
+        def __init__(self, *_: object, **__: object) -> None:
             pass
 
         def mallopt(self, what: int, size: int) -> int:
@@ -289,3 +289,10 @@ def test_how_much_memory_was_asked_for() -> None:
     assert requested_memory(ValueError("other")) is None
     gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a tot")
     assert requested_memory(gpu) == "2.50 GiB"
+    assert requested_memory(torch.OutOfMemoryError("CUDA out of memory.")) == "more"
+    mps = RuntimeError("MPS backend out of memory (...). Tried to allocate 4.00 GB on private pool")
+    assert requested_memory(mps) == "4.00 GB"
+    cpu = RuntimeError(
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 5368709120 bytes."
+    )
+    assert requested_memory(cpu) == "5.00 GiB"  # Windows

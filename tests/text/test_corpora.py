@@ -15,6 +15,7 @@ import pytest
 from nanogpt.errors import UserError
 from nanogpt.text import corpora
 from nanogpt.text import shakespeare as plays
+from tests.platforms import linux_only, posix_only
 
 ABC = hashlib.sha256(b"abc").hexdigest()
 TINY = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -199,7 +200,7 @@ def test_standard_input_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert os.listdir(cache) == [Path(corpus.name).name]  # nothing half written
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes by name")
+@posix_only
 def test_a_pipe_is_kept_too(cache: Path) -> None:
     """What a shell makes of <(zcat text.gz) can be read only once."""
     os.mkfifo("pipe")
@@ -234,6 +235,7 @@ def test_a_path_is_found_again_from_elsewhere(tmp_path: Path) -> None:
     assert corpora.load_corpus(name, ABC).text() == "abc"
 
 
+@linux_only
 def test_a_path_that_cannot_be_written_down_is_named() -> None:
     name = os.fsdecode(b"bad\xff.txt")
     Path(name).write_text("abc")

@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from nanogpt.errors import UserError
 from nanogpt.text.readers import find_files, read_files, read_text
+from tests.platforms import needs_links, posix_only
 
 LANGUAGES = {
     "ar.txt": "أكون أو لا أكون",
@@ -57,13 +58,15 @@ def test_a_file_without_text_is_no_document(folder: Path) -> None:
     assert read_texts(str(folder), "text", "|") == whole
 
 
+@needs_links
 def test_a_link_to_nothing_is_named(folder: Path) -> None:
     (folder / "gone.txt").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"cannot read .*gone.txt: No such file"):
         read_texts(str(folder), "text", "|")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@posix_only
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read all")
 def test_what_nobody_may_read_is_named(folder: Path) -> None:
     for path in (folder / "below", folder / "zh.txt"):
         path.chmod(0)
