@@ -33,7 +33,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"there is no device {name!r}: use auto, {', '.join(available)}")
     kind, index = parts[1], int(parts[3] or 0)
     if kind not in available:
-        raise UserError(f"this machine has no {kind} device: use --device {' or '.join(available)}")
+        raise UserError(f"this machine has no {kind} device: use {' or '.join(available)}")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if index >= count:
         raise UserError(f"there is no {name}: this machine's {kind} devices are 0 to {count - 1}")
@@ -50,7 +50,7 @@ def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
         name = "bfloat16" if _is_fast(torch.bfloat16, device) else "float32"
     precision: torch.dtype = getattr(torch, name)
     if not _supports(precision, device):
-        raise UserError(f"{describe_device(device)} has no {name}: use --precision float32")
+        raise UserError(f"{describe_device(device)} has no {name}: use precision float32")
     return precision
 
 

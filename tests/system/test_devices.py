@@ -46,7 +46,7 @@ def test_a_device_that_this_machine_lacks_is_refused(name: str) -> None:
     kind = name.partition(":")[0]
     if AVAILABLE[kind]:
         pytest.skip("this machine has it")
-    with pytest.raises(UserError, match=f"this machine has no {kind} device: use --device cpu"):
+    with pytest.raises(UserError, match=f"this machine has no {kind} device: use cpu"):
         pick_device(name)
 
 
@@ -92,7 +92,7 @@ def test_an_unsupported_precision_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("not implemented")
 
     monkeypatch.setattr(torch, "ones", ones)
-    with pytest.raises(UserError, match=r"cpu \(.*\) has no float16: use --precision float32"):
+    with pytest.raises(UserError, match=r"cpu \(.*\) has no float16: use precision float32"):
         pick_precision("float16", torch.device("cpu"))
 
 
