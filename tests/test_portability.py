@@ -102,7 +102,7 @@ def test_a_console_without_unicode_shows_escapes(
         patched.setattr(sys, "stdout", console)
         main([command, *arguments[command]])
         console.flush()
-    assert console.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert console.buffer.getvalue().decode(encoding)
 
 
 @pytest.mark.usefixtures("windows")
