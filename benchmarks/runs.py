@@ -20,7 +20,7 @@ from nanogpt.data import Split
 from nanogpt.evaluate import evaluate
 from nanogpt.text import corpora
 from nanogpt.text.corpora import Corpus, make_corpus
-from nanogpt.text.encoding import encode
+from nanogpt.text.encoding import encode_corpus
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -44,7 +44,7 @@ def unseen_text() -> Corpus:
     The beginning of the plays that are not in Tiny Shakespeare, without what it has no symbol for.
     """
     known = corpora.load_corpus("tinyshakespeare")
-    symbols, size = set(known.text()), len("".join(known.part("val")))
+    symbols, size = set(known.text()), len("".join(known.read_split("val")))
     kept = (c for c in corpora.load_corpus("shakespeare-rest").text() if c in symbols)
     return make_corpus("".join(islice(kept, size)))
 
@@ -68,7 +68,9 @@ def nanogpt_train(
         written = (out / "best" / "SHA256SUMS").stat().st_mtime - began
         read_description = json.loads((out / "run.json").read_text())
         kept = load(out)
-        tokens = Split(encode(unseen_text(), kept.tokenizer), next(kept.model.parameters()).device)
+        tokens = Split(
+            encode_corpus(unseen_text(), kept.tokenizer), next(kept.model.parameters()).device
+        )
         unseen = evaluate(kept.model, tokens).loss
         if keep:
             shutil.move(out, keep)

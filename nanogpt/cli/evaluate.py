@@ -18,7 +18,7 @@ def evaluate(args: list[str]) -> None:
     from ..runs.run import load_run_text, read_description
     from ..system.devices import limit_threads, pick_device
     from ..text import corpora
-    from ..text.encoding import encode
+    from ..text.encoding import encode_corpus
     from .progress import Bar
 
     options = parse_arguments(EvalArgs(), args, "nanogpt eval")
@@ -28,9 +28,7 @@ def evaluate(args: list[str]) -> None:
     every = [load_checkpoint(run / "best", device) for run in runs]
     with Bar(Console()) as bar:
         if options.data:
-            corpus = corpora.load_corpus(
-                options.data, None, options.column, options.separator, bar.tell
-            )
+            corpus = corpora.load_corpus(options.data, options.column, options.separator, bar.tell)
             val_fraction = read_description(runs[0]).config.val_fraction
         else:
             corpus, val_fraction = load_run_text(runs[0], bar.tell)
@@ -46,10 +44,10 @@ def evaluate(args: list[str]) -> None:
             raise UserError(f"{runs[0]} and {run} have two contexts: measure each by itself")
     name = options.split
     if name == "auto":
-        name = "all" if options.data and not corpus.tokens else "val"
+        name = "all" if options.data and not corpus.token_folder else "val"
     part = None if name == "all" else name
     with Bar(Console()) as bar:
-        split = Split(encode(corpus, first.tokenizer, part, val_fraction, bar.tell), device)
+        split = Split(encode_corpus(corpus, first.tokenizer, part, val_fraction, bar.tell), device)
     split.require(1, name)
     model = first.model if len(every) == 1 else Ensemble([one.model for one in every])
     found = measure(model, split)

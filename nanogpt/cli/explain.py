@@ -59,7 +59,7 @@ def explain(args: list[str]) -> None:
     from ..system.devices import limit_threads, pick_device, pick_precision
     from ..text import corpora
     from ..text.encoding import get_tokenizer
-    from ..text.readers import quiet
+    from ..text.readers import no_progress
 
     as_json = "--json" in args
     args = [arg for arg in args if arg != "--json"]
@@ -84,8 +84,8 @@ def explain(args: list[str]) -> None:
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     if (config.data, config.tokenizer) != (default.data, default.tokenizer):
-        corpus = corpora.load_corpus(config.data, None, config.column, config.separator)
-        tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, quiet)
+        corpus = corpora.load_corpus(config.data, config.column, config.separator)
+        tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, no_progress)
         model = replace(config.model, vocab_size=tokenizer.vocab_size)
         config = replace(config, model=model)
     model, training = config.model, config.train

@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from ..text.glyphs import make_visible, readable
+from ..text.glyphs import decode_token_bytes, make_visible
 from ..text.tokenizers import Tokenizer
 from .arguments import TokenizeArgs, parse_arguments
 
@@ -28,7 +28,7 @@ def render_tokens(tokenizer: Tokenizer, ids: Sequence[int], width: int) -> Text:
         above, below, used = Text(), Text(), 0
 
     for number, i in enumerate(ids):
-        shown = make_visible(readable(tokenizer.piece(i)))
+        shown = make_visible(decode_token_bytes(tokenizer.token_bytes(i)))
         room = max(cell_len(shown), len(str(i)))
         if used + room + 1 > width:
             end_line()
@@ -36,7 +36,7 @@ def render_tokens(tokenizer: Tokenizer, ids: Sequence[int], width: int) -> Text:
         above.append(shown + " " * (room - cell_len(shown)), style).append(" ")
         below.append(f"{i:<{room}} ", "dim")
         used += room + 1
-        if "\n" in readable(tokenizer.piece(i)):
+        if "\n" in decode_token_bytes(tokenizer.token_bytes(i)):
             end_line()
     end_line()
     drawn.rstrip()
@@ -50,29 +50,29 @@ def tokenize(args: list[str]) -> None:
     from ..runs.directory import find_run
     from ..text import corpora, tokenizers
     from ..text.encoding import get_tokenizer
-    from ..text.readers import decoded, empty, standard_input
+    from ..text.readers import decode_utf8, empty_error, open_standard_input
     from .progress import Bar
 
     options = parse_arguments(TokenizeArgs(), args, "nanogpt tokenize")
     text = options.text
     if text is None:
-        text = "".join(decoded(standard_input(), "standard input"))
+        text = "".join(decode_utf8(open_standard_input(), "standard input"))
         if not text:
-            raise empty("standard input")
+            raise empty_error("standard input")
     kind = options.tokenizer
-    if not tokenizers.is_kind(kind) and not os.path.isfile(kind):
+    if not tokenizers.is_tokenizer_kind(kind) and not os.path.isfile(kind):
         kind = str(find_run(kind) / "best" / "tokenizer.json")
     with Bar(Console()) as bar:
-        if tokenizers.learns(kind):
+        if tokenizers.is_trained_on_text(kind):
             learned = corpora.load_corpus(options.data, progress=bar.tell)
             tokenizer = get_tokenizer(kind, learned, 0.1, bar.tell)
         else:
-            tokenizer = tokenizers.make(kind, (), ())
+            tokenizer = tokenizers.make_tokenizer(kind, (), ())
     ids = tokenizer.encode(text)
     size = len(text.encode())
     ratio = size / max(1, len(ids))
     if options.json:
-        pieces = [readable(tokenizer.piece(i)) for i in ids]
+        pieces = [decode_token_bytes(tokenizer.token_bytes(i)) for i in ids]
         answer = {"ids": ids, "tokens": pieces, "bytes": size, "bytes_per_token": ratio}
         print(json.dumps(answer))
         return

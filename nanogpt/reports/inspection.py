@@ -83,7 +83,7 @@ def inspect(model: Model, tokenizer: Tokenizer, text: str, title: str) -> Inspec
     ids = tokenizer.encode(text)[-model.config.block_size :]
     hidden = max(0, len(ids) - MOST)
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
-    names = [_shown(tokenizer.piece(i)) for i in range(tokenizer.vocab_size)]
+    names = [_shown(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
     model.eval()
     with _streams(model) as streams:
         p = model(tokens).float().softmax(-1)[0, hidden:].cpu()  # (T, V)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..text.corpora import SPLITS, Corpus, cut_at
-from ..text.encoding import CHUNK, cut
-from ..text.readers import Progress, quiet
-from ..text.tokenizers import AT_SPACES
+from ..text.bpe import SPACE_BOUNDARY
+from ..text.corpora import SPLITS, Corpus, count_training_characters
+from ..text.encoding import CHUNK_SIZE, rechunk
+from ..text.readers import Progress, no_progress
 
 Codes = NDArray[np.int64]
 
@@ -62,7 +62,7 @@ class Counts:
     times: Codes
 
 
-def survey(corpus: Corpus, progress: Progress = quiet) -> Survey:
+def survey(corpus: Corpus, progress: Progress = no_progress) -> Survey:
     """What a text of some characters is like. It is read in pieces, some times over."""
 
     done = Counter[str]()
@@ -74,20 +74,23 @@ def survey(corpus: Corpus, progress: Progress = quiet) -> Survey:
             progress(what, done[what], corpus.facts.bytes)
 
     words, breaks, last = Counter[str](), 0, ""
-    for chunk in cut(heard(corpus.pieces(), "counting words"), AT_SPACES, CHUNK):
+    for chunk in rechunk(heard(corpus.chunks(), "counting words"), SPACE_BOUNDARY, CHUNK_SIZE):
         words.update(re.findall(r"\w+(?:['’]\w+)*", chunk.lower()))
         breaks, last = breaks + len(f"-{chunk}-".splitlines()) - 1, chunk[-1]
     ngrams, alphabet = [], ""
     for n in (1, 2, 3):
         train, val = (
-            count(cut(heard(corpus.part(name), f"counting {n}-grams"), "", CHUNK), n)
+            count(
+                rechunk(heard(corpus.read_split(name), f"counting {n}-grams"), "", CHUNK_SIZE),
+                n,
+            )
             for name in SPLITS
         )
         both = merged([train, val])
         alphabet = alphabet or "".join(map(chr, both.codes))
         if corpus.facts.characters >= 30:
             ngrams.append(NGrams(n, entropy(both), counted_loss(train, val, len(alphabet))))
-    at = cut_at(corpus.facts.characters)
+    at = count_training_characters(corpus.facts.characters)
     return Survey(
         bytes=corpus.facts.bytes,
         characters=corpus.facts.characters,

@@ -37,7 +37,7 @@ from ..system.files import (
     sync_to_disk,
 )
 from ..system.gpu import Snapshot, take_snapshot
-from ..text.tokenizers import Tokenizer, from_json
+from ..text.tokenizers import Tokenizer, parse_tokenizer
 from .reading import SUMS, Files, _steady
 
 T = TypeVar("T")
@@ -161,7 +161,7 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
     head = files.parse("config.json", _Head)
     config, weights = head.model, "model.safetensors"
     try:
-        tokenizer = from_json(files.json("tokenizer.json"))
+        tokenizer = parse_tokenizer(files.json("tokenizer.json"))
     except ValueError as error:
         raise files.damaged("tokenizer.json", error) from None
     if tokenizer.vocab_size != config.vocab_size:

@@ -19,7 +19,7 @@ from ..optim import OptimConfig
 from ..runs.config import RunConfig, TrainConfig
 from ..system.files import dump_json, write_atomically
 from ..text import corpora
-from ..text.corpora import cut_at
+from ..text.corpora import count_training_characters
 from ..text.tokenizers import CharTokenizer
 from .findings import Scaling, conclude, tables
 from .law import require_scipy
@@ -88,9 +88,9 @@ def texts() -> tuple[list[str], str]:
     that are not in it; and its validation part. Pieces end where a speech does.
     """
     tiny = corpora.load_corpus("tinyshakespeare")
-    val, known = "".join(tiny.part("val")), set(tiny.text())
+    val, known = "".join(tiny.read_split("val")), set(tiny.text())
     rest = "".join(c for c in corpora.load_corpus("shakespeare-rest").text() if c in known)
-    text, pieces, start = "".join(tiny.part("train")) + rest, [], 0
+    text, pieces, start = "".join(tiny.read_split("train")) + rest, [], 0
     while start < len(text):
         end = text.find("\n\n", start + PIECE) + 2
         end = end if end > 1 else len(text)
@@ -125,7 +125,7 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
             write_atomically(file, (train + val).encode())
         total = len(train) + len(val)
         val_fraction = (len(val) - 0.5) / total
-        assert cut_at(total, val_fraction) == len(train)
+        assert count_training_characters(total, val_fraction) == len(train)
         epochs = grid.steps * grid.batch_size * grid.block_size / len(train)
         for L, H, C in grid.shapes:
             N, tried = 12 * L * C * C, set()

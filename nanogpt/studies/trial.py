@@ -95,7 +95,13 @@ def finished(config: RunConfig) -> Trial | None:
     except (ValueError, RecursionError) as error:
         raise damaged_error(file, error) from None
     _require_same(config, found.config)
-    corpora.load_corpus(config.data, found.text_sha256, config.column, config.separator)
+    corpora.load_corpus(
+        config.data,
+        config.column,
+        config.separator,
+        expected_sha256=found.text_sha256,
+        may_download=False,
+    )
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nanogpt.runs.checkpoint import load_checkpoint
-from nanogpt.text.tokenizers import make
+from nanogpt.text.tokenizers import make_tokenizer
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -33,7 +33,7 @@ def test_with_any_tokenizer_from_nothing_to_text(
     words.write_text(text, encoding="utf-8")
     if kind == "hub":
         kind = "mine.json"
-        Path(kind).write_text(json.dumps(make("bpe:280", [], [text]).to_json()))
+        Path(kind).write_text(json.dumps(make_tokenizer("bpe:280", [], [text]).to_json()))
     status, out, err = nanogpt(
         "train", "--tokenizer", kind, "--data", words, "--out", "mine", *small
     )
@@ -100,7 +100,7 @@ def test_how_a_text_is_cut(
     how = ("--tokenizer", "bpe:300", "--data", text_file, "bad,", "--json")
     text = text_file.read_text() + "bad," * 160  # most of it in the last tenth
     text_file.write_text(text)
-    learned = make("bpe:300", [], [text[: int(0.9 * len(text))]])
+    learned = make_tokenizer("bpe:300", [], [text[: int(0.9 * len(text))]])
     assert json.loads(nanogpt("tokenize", *how)[1])["ids"] == learned.encode("bad,")
     typed = "bad, é".encode()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
@@ -117,13 +117,13 @@ def test_how_a_text_is_cut(
 def test_tokens_of_nanogpt_from_nothing_to_text(
     nanogpt: Command, small: list[str], text: str
 ) -> None:
-    tokenizer = make("bpe:280", [], [text])
+    tokenizer = make_tokenizer("bpe:280", [], [text])
     Path("mine.json").write_text(json.dumps(tokenizer.to_json()))
     Path("tokens").mkdir()
     for name, part in (("train", text[:5400]), ("val", text[5400:])):
         np.array(tokenizer.encode(part), dtype=np.uint16).tofile(f"tokens/{name}.bin")
     how = ("train", "--data", "tokens", *small, "--out", "mine")
-    refused(nanogpt(*how), "holds tokens, train.bin and val.bin, and not their text")
+    refused(nanogpt(*how), "contains tokens (train.bin and val.bin), not text")
     status, out, err = nanogpt(*how, "--tokenizer", "mine.json")
     assert (status, err) == (0, "")
     assert "It writes:" in out
@@ -133,7 +133,7 @@ def test_tokens_of_nanogpt_from_nothing_to_text(
     assert of_tokens == of_text
     assert json.loads(nanogpt("eval", "mine", "--data", "tokens", "--json")[1]) == of_text
     assert nanogpt("train", "--resume", "mine", "--train.steps", 30)[::2] == (0, "")
-    refused(nanogpt("data", "tokens"), "holds tokens")
+    refused(nanogpt("data", "tokens"), "contains tokens")
 
 
 def test_another_part_to_measure_with(nanogpt: Command, small: list[str], text_file: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from nanogpt.cli.explain import scaled
 from nanogpt.cli.progress import duration
 from nanogpt.cli.tokenize import render_tokens
-from nanogpt.text.glyphs import readable
+from nanogpt.text.glyphs import decode_token_bytes
 from nanogpt.text.tokenizers import ByteTokenizer, CharTokenizer
 
 
@@ -30,7 +30,7 @@ def test_wide_signs_have_room_for_their_width() -> None:
 
 
 def test_what_cannot_be_seen_is_made_visible() -> None:
-    assert readable(b"\xf0") == "\\xf0"
+    assert decode_token_bytes(b"\xf0") == "\\xf0"
     above = render_tokens(CharTokenizer(" \t\x1b"), [2, 1, 0], 80).plain.split("\n")[0]
     assert above.split() == ["·", "\\u001b", "→"]
 

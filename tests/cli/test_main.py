@@ -196,7 +196,7 @@ def refused(answer: tuple[int, str, str], says: str) -> None:
         ("train tiny --model.n-layer 0", "n_layer is 0: it must be at least 1"),
         ("train --train.batch-size 0", "batch_size is 0: it must be at least 1"),
         ("train --optim.lr -1", "lr is -1.0: it must be more than 0"),
-        ("train --data nope.txt", "there is no file nope.txt, and the known corpora are tinysha"),
+        ("train --data nope.txt", "there is no file or corpus nope.txt: the corpora are tinysha"),
         ("train --device tpu", "there is no device 'tpu': use auto, cpu"),
         ("sample", "there is no run in runs/ yet: make one with `nanogpt train`"),
         ("sample nope", "there is no run nope"),

@@ -18,7 +18,8 @@ def test_losses_are_those_of_the_bigram_and_the_survey(text: str) -> None:
     corpus = make_corpus(text)
     tokenizer = CharTokenizer(text)
     train, val = (
-        torch.tensor(tokenizer.encode("".join(corpus.part(name)))) for name in ("train", "val")
+        torch.tensor(tokenizer.encode("".join(corpus.read_split(name))))
+        for name in ("train", "val")
     )
     losses = [NGrams(train, n, tokenizer.vocab_size).loss(val) for n in (1, 2, 3)]
     assert losses[1] == pytest.approx(counted_loss(train, val, tokenizer.vocab_size))

@@ -52,8 +52,8 @@ def test_sizes_are_from_10_thousand_to_30_million() -> None:
 def test_the_texts_are_those_of_tiny_shakespeare_and_the_rest() -> None:
     pieces, val = texts()
     tiny = corpora.load_corpus("tinyshakespeare")
-    assert val == "".join(tiny.part("val"))
-    text, train = "".join(pieces), "".join(tiny.part("train"))
+    assert val == "".join(tiny.read_split("val"))
+    text, train = "".join(pieces), "".join(tiny.read_split("train"))
     assert text.startswith(train)
     assert len(text) > len(train) + 3_500_000
     assert set(text) <= set(tiny.text())
@@ -99,9 +99,9 @@ def test_every_run_has_the_same_text_to_measure_with(base: RunConfig, text: str)
         assert isinstance(run.model, ModernConfig)
         assert run.model.dropout == recipe.dropout
         corpus = corpora.load_corpus(run.data)
-        assert "".join(corpus.part("val", run.val_fraction)) == text[5000:]
+        assert "".join(corpus.read_split("val", run.val_fraction)) == text[5000:]
         part = int(run.name.split("-of-")[1][0])
-        assert len("".join(corpus.part("train", run.val_fraction))) == 5000 // part
+        assert len("".join(corpus.read_split("train", run.val_fraction))) == 5000 // part
     sizes = [run.model.n_embd for run in runs if isinstance(run.model, ModernConfig)]
     assert sizes == sorted(sizes, reverse=True)
 
