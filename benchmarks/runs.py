@@ -23,7 +23,6 @@ from nanogpt.text.corpora import Corpus, make_corpus
 from nanogpt.text.encoding import encode_corpus
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
 
 
 def timed(command: Sequence[str]) -> tuple[str, float, float]:
@@ -98,14 +97,6 @@ def nanogpt_train(
         "precision": read_description["precision"],
         "sample": output.partition("It writes:\n")[2],
     }
-
-
-def write_readme(program: str, text: str) -> None:
-    """Put text into the README, in place of what this program wrote there before."""
-    begin, end = f"<!-- written by benchmarks/{program} -->\n", "<!-- end -->\n"
-    before, found, rest = README.read_text("utf-8").partition(begin)
-    assert found, program
-    README.write_text(before + begin + text + end + rest.partition(end)[2], encoding="utf-8")
 
 
 def save(file: Path, record: dict[str, Any]) -> None:
