@@ -7,7 +7,7 @@ wrong argument raises UserError with a message of one line.
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -32,7 +32,7 @@ def _parse_optional_run(values: list[str]) -> str:
     return values[0] if values else ""
 
 
-positional = tyro.conf.Positional
+positional: Any = tyro.conf.Positional
 """Marks a field that is given by its position, without a flag."""
 flat = tyro.conf.arg(name="")
 """Marks a nested dataclass whose options have no prefix."""
@@ -87,36 +87,37 @@ def parse_arguments(
     default: T, args: Sequence[str], prog: str, description: str | None = None
 ) -> T:
     """The dataclass `default` with the values of `args`. Raises UserError for a wrong argument."""
-    kind: Any = type(default)
-    result = _run_parser(kind, args, prog, [kind], default=default, description=description)
+    result = _run_parser(
+        type(default), args, prog, _list_flags(type(default), default),
+        default=default, description=description,
+    )  # fmt: skip
     return cast(T, result)
 
 
-def parse_first_pass(kind: type[T], args: Sequence[str], prog: str) -> T:
-    """The values of `args` before the right defaults are known.
+def parse_with_defaults(
+    kind: type[T], choose_defaults: Callable[[T], tuple[T, str]], args: Sequence[str], prog: str
+) -> T:
+    """A dataclass with the values of `args`, some of which decide the defaults of the others.
 
-    Some arguments, such as a preset, decide the defaults of all others. This pass accepts the
-    options of every kind of model and compares no value with another, so its result has the fields
-    of `kind` but only some of its values are of use. It does not print help: the second pass does.
+    The same parser runs twice. The first pass accepts the options of every kind of model and
+    compares no value with another. `choose_defaults` gets its result, of which only the values that
+    decide are of use, and returns the defaults and the description for the second pass.
     """
     unchecked = _remove_checks(kind)
-    result, unknown = _run_parser(
-        unchecked, args, prog, [unchecked], default=unchecked(), add_help=False,
-        return_unknown_args=True,
-    )  # fmt: skip
-    if wrong := [arg for arg in unknown if arg not in ("-h", "--help")]:
-        raise UserError(_explain_unknown(wrong, [unchecked], {}, prog))
-    return cast(T, result)
+    help_flag = Annotated[Flag, tyro.conf.arg(aliases=["-h"])]
+    first_kind = make_dataclass("FirstPass", [("help", help_flag, False)], bases=(unchecked,))
+    flags = _list_flags(unchecked)
+    first = _run_parser(first_kind, args, prog, flags, default=first_kind(), add_help=False)
+    defaults, description = choose_defaults(first)
+    return parse_arguments(defaults, ["--help"] if first.help else args, prog, description)
 
 
 def parse_command(commands: Mapping[str, type[T]], args: Sequence[str], prog: str) -> T:
     """The dataclass of the command that `args` name, with the values of `args`."""
-    named_kinds = [
-        Annotated[kind, tyro.conf.subcommand(name)]  # type: ignore[valid-type]
-        for name, kind in commands.items()
-    ]
-    kind = Union[tuple(named_kinds)]  # type: ignore[valid-type]  # noqa: UP007  built at run time
-    return cast(T, _run_parser(kind, args, prog, [*commands.values()], commands))
+    kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items()]
+    kind = Union[tuple(kinds)]  # type: ignore[valid-type]  # noqa: UP007  built at run time
+    flags = {k: v for kind in commands.values() for k, v in _list_flags(kind).items()}
+    return cast(T, _run_parser(kind, args, prog, flags, commands))
 
 
 @contextlib.contextmanager
@@ -125,23 +126,26 @@ def report_mistakes(kind: type) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise UserError(_name_flags(str(error), [kind])) from None
+        raise UserError(_name_flags(str(error), _list_flags(kind))) from None
 
 
 def _run_parser(
     kind: Any,
     args: Sequence[str],
     prog: str,
-    kinds: Sequence[Any],
+    flags: Mapping[str, str],
     commands: Mapping[str, type] | None = None,
     **options: Any,
 ) -> Any:
-    """The result of tyro. Raises UserError for a wrong argument, SystemExit after printing help."""
+    """The result of tyro. `flags` has the flag of every field.
+
+    Raises UserError for a wrong argument and SystemExit after printing help.
+    """
 
     def reject(event: Any) -> None:
         message = None
         with contextlib.suppress(Exception):  # another version of tyro has other events
-            message = _explain_event(event, kinds, commands or {}, prog)
+            message = _explain_event(event, flags, commands or (), prog)
         if message:
             raise UserError(message)
 
@@ -161,7 +165,7 @@ def _run_parser(
     except BrokenPipeError:  # the reader of the help has closed it
         raise
     except ValueError as error:
-        raise UserError(_name_flags(str(error), kinds)) from None
+        raise UserError(_name_flags(str(error), flags)) from None
     except SystemExit as exit:
         if not exit.code:
             raise
@@ -172,7 +176,7 @@ def _run_parser(
     )
 
 
-def _listen(reject: Any) -> contextlib.AbstractContextManager[None]:
+def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:
     """Calls `reject` with each error of tyro as an object, if this version of tyro can do so.
 
     The hook is private. Without it, the text that tyro prints is the message.
@@ -185,12 +189,12 @@ def _listen(reject: Any) -> contextlib.AbstractContextManager[None]:
 
 
 def _explain_event(
-    event: Any, kinds: Sequence[Any], commands: Mapping[str, type], prog: str
+    event: Any, flags: Mapping[str, str], commands: Collection[str], prog: str
 ) -> str | None:
     """An error of tyro as one line; None for an error of an unknown kind."""
     match type(event).__name__:
         case "UnrecognizedArgs":
-            return _explain_unknown(event.tokens, kinds, commands, prog)
+            return _explain_unknown(event.tokens, flags.values(), commands, prog)
         case "MissingSubcommand":
             return f"{prog} needs a name: use one of {', '.join(commands)}"
         case "BadValue":
@@ -202,7 +206,7 @@ def _explain_event(
         case "InstantiationFailure" if event.argument is not None:
             return f"{_get_flag(event.argument)} {event.message}"
         case "InstantiationFailure":
-            return _name_flags(event.message, kinds)
+            return _name_flags(event.message, flags)
     return None
 
 
@@ -213,7 +217,7 @@ def _get_flag(argument: Any) -> str:
 
 
 def _explain_unknown(
-    tokens: Sequence[str], kinds: Sequence[Any], commands: Mapping[str, type], prog: str
+    tokens: Sequence[str], flags: Collection[str], commands: Collection[str], prog: str
 ) -> str:
     """A message about arguments that the parser does not know, with the nearest known one."""
     option = next((token for token in tokens if token.startswith("-")), None)
@@ -221,9 +225,8 @@ def _explain_unknown(
         near = suggest_nearest(tokens[0], commands) or f"use one of {', '.join(commands)}"
         return f"there is no {prog.split()[-1]} {tokens[0]!r}: {near}"
     if option is None:
-        return f"there is no use for the argument {tokens[0]!r}: leave it out; see {prog} --help"
+        return f"unexpected argument {tokens[0]!r}; see {prog} --help"
     flag = option.partition("=")[0].replace("_", "-")
-    flags = [each for kind in kinds for each in _list_flags(kind).values()]
     near_flags = [each for each in flags if each.rpartition(".")[2] == flag.lstrip("-")]
     near_flags = near_flags or get_close_matches(flag, flags, n=1, cutoff=0.7)
     if near_flags:
@@ -231,28 +234,31 @@ def _explain_unknown(
     return f"there is no option {flag}; see {prog} --help"
 
 
-def _list_flags(kind: Any, prefix: str = "--") -> dict[str, str]:
-    """The flag of every field of a dataclass and of the dataclasses in it, by the field's name."""
-    flags = {}
+def _list_flags(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, str]:
+    """The flag of every field of a dataclass and of the dataclasses in it, by the field's name.
+
+    A default decides which dataclass of a union counts. A boolean has a second flag: no_NAME.
+    """
+    flags: dict[str, str] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        if name.startswith("_"):
-            continue
-        children = _find_dataclasses(hint)
-        inner = prefix if flat in get_args(hint) else f"{prefix}{name}."
+        value = getattr(default, name, None)
+        children = [type(value)] if is_dataclass(value) else _find_dataclasses(hint)
+        inner_prefix = prefix if flat in get_args(hint) else f"{prefix}{name}."
         for child in children:
-            flags |= _list_flags(child, inner)
+            flags |= _list_flags(child, value, inner_prefix)
         if not children:
             flags[name] = prefix + name.replace("_", "-")
+        if hint is bool:
+            flags[f"no_{name}"] = f"{prefix}no-{name.replace('_', '-')}"
     return flags
 
 
-def _name_flags(message: str, kinds: Sequence[Any]) -> str:
+def _name_flags(message: str, flags: Mapping[str, str]) -> str:
     """A message about fields of a dataclass, with the flags of the fields for their names.
 
     A field is the first word of a message, or any word with an underscore: `n_embd is 128, which
     n_head 3 does not divide`.
     """
-    flags = {name: flag for kind in kinds for name, flag in _list_flags(kind).items()}
     return re.sub(
         r"^\w+|(?<![\w'\"./-])\w+_\w+",
         lambda match: flags.get(match[0], match[0]),

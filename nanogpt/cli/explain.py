@@ -22,7 +22,7 @@ from ..system.devices import limit_threads, pick_device, pick_precision
 from ..text import corpora
 from ..text.encoding import get_tokenizer
 from ..text.readers import quiet
-from .arguments import Flag, flat, parse_arguments, parse_first_pass, placeholder, positional
+from .arguments import Flag, flat, parse_with_defaults, placeholder, positional
 from .progress import duration
 
 
@@ -40,22 +40,17 @@ class ExplainArgs:
 
 def explain(args: list[str]) -> None:
     """Print what a run needs."""
-    prog = "nanogpt explain"
-    first = parse_first_pass(ExplainArgs, args, prog)
-    size = first.size or default_preset_name(first.config.device)
-    default = ExplainArgs(size=size, config=_find_config(size))
-    description = (
-        f"Show what a run needs before it starts: parameters, memory, operations, time. "
-        f"The defaults below are those of {size}. Presets: {', '.join(PRESETS)}."
-    )
-    options = parse_arguments(default, args, prog, description)
+    options = parse_with_defaults(ExplainArgs, _choose_defaults, args, "nanogpt explain")
+    size = options.size
+    assert size is not None
     config = options.config
     if isinstance(config.model, PlainConfig):
         raise UserError(f"{size} is a GPT with parts left out: explain a preset or another run")
     limit_threads()
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
-    if (config.data, config.tokenizer) != (default.config.data, default.config.tokenizer):
+    default = _find_config(size)
+    if (config.data, config.tokenizer) != (default.data, default.tokenizer):
         corpus = corpora.load_corpus(config.data, None, config.column, config.separator)
         tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, quiet)
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
@@ -84,6 +79,16 @@ def explain(args: list[str]) -> None:
         f"{size} on {device.type} in {str(precision).removeprefix('torch.')}: {values}. The times "
         f"follow from rates just measured on this machine; they do not include evaluations."
     )
+
+
+def _choose_defaults(options: ExplainArgs) -> tuple[ExplainArgs, str]:
+    """The settings of a preset or a run, and a description of them."""
+    size = options.size or default_preset_name(options.config.device)
+    description = (
+        f"Show what a run needs before it starts: parameters, memory, operations, time. "
+        f"The defaults below are those of {size}. Presets: {', '.join(PRESETS)}."
+    )
+    return ExplainArgs(size=size, config=_find_config(size)), description
 
 
 def _find_config(size: str) -> RunConfig:

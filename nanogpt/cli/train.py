@@ -13,7 +13,7 @@ from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import read_run_config
 from ..train import resume_training
 from ..train import train as train_model
-from .arguments import OptionalRun, flat, parse_arguments, parse_first_pass, placeholder, positional
+from .arguments import OptionalRun, flat, parse_with_defaults, placeholder, positional
 from .reporter import TerminalReporter, make_result_table
 from .sample import print_completions
 
@@ -33,29 +33,31 @@ class TrainArgs:
 
 def train(args: list[str]) -> None:
     """Train a model or resume a run, then generate text with its best weights."""
-    prog = "nanogpt train"
-    first = parse_first_pass(TrainArgs, args, prog)
-    if first.resume is not None:
-        if first.preset:
-            raise UserError(f"--resume keeps the settings of the run: leave out {first.preset}")
-        run = find_run(first.resume or None, "last")
-        default = TrainArgs(resume=str(run), config=read_run_config(run))
-        description = f"Resume {run} from its last checkpoint. Its settings are the defaults below."
-    else:
-        name = first.preset or default_preset_name(first.config.device)
-        default = TrainArgs(preset=name, config=get_preset(name).config)
-        presets = ", ".join(f"{name} ({preset.purpose})" for name, preset in PRESETS.items())
-        description = f"Train a model. The defaults below are those of {name}. Presets: {presets}."
-    config = parse_arguments(default, args, prog, description).config
+    options = parse_with_defaults(TrainArgs, _choose_defaults, args, "nanogpt train")
+    config = options.config
     console = Console(highlight=False)
     with TerminalReporter(console) as reporter:
-        if first.resume is not None:
-            result = resume_training(run, config, reporter)
-        else:
+        if options.resume is None:
             result = train_model(config, reporter)
+        else:
+            result = resume_training(find_run(options.resume or None, "last"), config, reporter)
     console.print()
     console.print(make_result_table(result))
     console.print("\n[bold]Sample:[/]")
     best = load(result.run.out, str(result.run.device))
-    options = GenerationConfig(seed=config.seed, cuda_graph=config.train.cuda_graph)
-    print_completions(best, [""], options)
+    sampling = GenerationConfig(seed=config.seed, cuda_graph=config.train.cuda_graph)
+    print_completions(best, [""], sampling)
+
+
+def _choose_defaults(options: TrainArgs) -> tuple[TrainArgs, str]:
+    """The settings of the run to resume, or of a preset, and a description of them."""
+    if options.resume is not None:
+        if options.preset:
+            raise UserError(f"--resume keeps the settings of the run: leave out {options.preset}")
+        run = find_run(options.resume or None, "last")
+        description = f"Resume {run} from its last checkpoint. Its settings are the defaults below."
+        return TrainArgs(resume=str(run), config=read_run_config(run)), description
+    name = options.preset or default_preset_name(options.config.device)
+    presets = ", ".join(f"{name} ({preset.purpose})" for name, preset in PRESETS.items())
+    description = f"Train a model. The defaults below are those of {name}. Presets: {presets}."
+    return TrainArgs(preset=name, config=get_preset(name).config), description
