@@ -26,9 +26,14 @@ def placeholder(text: str) -> Any:
     return tyro.conf.arg(metavar=text)
 
 
+def _make_value_error(value: str, requirement: str) -> ValueError:
+    message = f"is {value!r}: it must be {requirement}"  # the flag comes before it
+    return ValueError(message)
+
+
 def _parse_optional_run(values: list[str]) -> str:
     if len(values) > 1:
-        raise ValueError(f"is {' '.join(values)!r}: it must be one run")
+        raise _make_value_error(" ".join(values), "one run")
     return values[0] if values else ""
 
 
@@ -72,7 +77,7 @@ def _parse_numbers(
         try:
             return kind(values[0])
         except ValueError:
-            raise ValueError(f"is {values[0]!r}: it must be {description}") from None
+            raise _make_value_error(values[0], description) from None
 
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
@@ -143,11 +148,11 @@ def _run_parser(
     """
 
     def reject(event: Any) -> None:
-        message = None
+        error = None
         with contextlib.suppress(Exception):  # another version of tyro has other events
-            message = _explain_event(event, flags, commands or (), prog)
-        if message:
-            raise UserError(message)
+            error = _explain_event(event, flags, commands or (), prog)
+        if error:
+            raise error
 
     printed = io.StringIO()
     try:
@@ -171,9 +176,9 @@ def _run_parser(
             raise
     except Exception:  # a bug in the drawing of a message must not hide the message
         pass
-    raise UserError(
-        _remove_drawing(printed.getvalue()) or f"cannot understand the arguments; see {prog} --help"
-    )
+    if text := _remove_drawing(printed.getvalue()):
+        raise UserError(text)
+    raise UserError(f"cannot understand the arguments; see {prog} --help")
 
 
 def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:
@@ -190,23 +195,23 @@ def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[
 
 def _explain_event(
     event: Any, flags: Mapping[str, str], commands: Collection[str], prog: str
-) -> str | None:
-    """An error of tyro as one line; None for an error of an unknown kind."""
+) -> UserError | None:
+    """An error of tyro as a UserError; None for an error of an unknown kind."""
     match type(event).__name__:
         case "UnrecognizedArgs":
             return _explain_unknown(event.tokens, flags.values(), commands, prog)
         case "MissingSubcommand":
-            return f"{prog} needs a name: use one of {', '.join(commands)}"
+            return UserError(f"{prog} needs a name: use one of {', '.join(commands)}")
         case "BadValue":
             flag = _get_flag(event.argument)
-            return f"{flag} needs a value, as in {flag}=VALUE"
+            return UserError(f"{flag} needs a value, as in {flag}=VALUE")
         case "InvalidChoice":
             flag, choices = _get_flag(event.argument), ", ".join(event.choices)
-            return f"{flag} is {event.value!r}: it must be one of {choices}"
+            return UserError(f"{flag} is {event.value!r}: it must be one of {choices}")
         case "InstantiationFailure" if event.argument is not None:
-            return f"{_get_flag(event.argument)} {event.message}"
+            return UserError(f"{_get_flag(event.argument)} {event.message}")
         case "InstantiationFailure":
-            return _name_flags(event.message, flags)
+            return UserError(_name_flags(event.message, flags))
     return None
 
 
@@ -218,20 +223,20 @@ def _get_flag(argument: Any) -> str:
 
 def _explain_unknown(
     tokens: Sequence[str], flags: Collection[str], commands: Collection[str], prog: str
-) -> str:
-    """A message about arguments that the parser does not know, with the nearest known one."""
+) -> UserError:
+    """An error about arguments that the parser does not know, with the nearest known one."""
     option = next((token for token in tokens if token.startswith("-")), None)
     if option is None and commands:
-        near = suggest_nearest(tokens[0], commands) or f"use one of {', '.join(commands)}"
-        return f"there is no {prog.split()[-1]} {tokens[0]!r}: {near}"
+        known = suggest_nearest(tokens[0], commands) or f"use one of {', '.join(commands)}"
+        return UserError(f"there is no {prog.split()[-1]} {tokens[0]!r}: {known}")
     if option is None:
-        return f"unexpected argument {tokens[0]!r}; see {prog} --help"
+        return UserError(f"unexpected argument {tokens[0]!r}; see {prog} --help")
     flag = option.partition("=")[0].replace("_", "-")
-    near_flags = [each for each in flags if each.rpartition(".")[2] == flag.lstrip("-")]
-    near_flags = near_flags or get_close_matches(flag, flags, n=1, cutoff=0.7)
-    if near_flags:
-        return f"there is no option {flag}: did you mean {' or '.join(near_flags)}?"
-    return f"there is no option {flag}; see {prog} --help"
+    near = [each for each in flags if each.rpartition(".")[2] == flag.lstrip("-")]
+    near = near or get_close_matches(flag, flags, n=1, cutoff=0.7)
+    if near:
+        return UserError(f"there is no option {flag}: did you mean {' or '.join(near)}?")
+    return UserError(f"there is no option {flag}; see {prog} --help")
 
 
 def _list_flags(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, str]:

@@ -78,8 +78,9 @@ def study(args: list[str]) -> None:
     except Interrupted as error:
         raise Interrupted(error.number, error.saved, command) from None
     except Stopped as error:
-        advice = f"; finished models are saved; resume with: {command}"
-        raise Stopped(error.reason, advice) from None
+        raise Stopped(
+            error.reason, f"; finished models are saved; resume with: {command}"
+        ) from None
 
 
 def _run_ladder(options: LadderArgs) -> None:
