@@ -12,7 +12,17 @@ from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from types import NoneType
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Optional,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 
@@ -41,10 +51,11 @@ positional: Any = tyro.conf.Positional
 """Marks a field that is given by its position, without a flag."""
 flat = tyro.conf.arg(name="")
 """Marks a nested dataclass whose options have no prefix."""
-Run = Annotated[str | None, positional, placeholder("[RUN]")]
+OptionalString = Optional[str]  # noqa: UP045  for `str | None`, tyro loads another library: 0.1 s
+Run = Annotated[OptionalString, positional, placeholder("[RUN]")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 OptionalRun = Annotated[
-    str | None,
+    OptionalString,
     tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
         metavar="[RUN]",

@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from ..runs.directory import find_run
 from ..text import tokenizers
 from ..text.glyphs import make_visible, readable
 from ..text.readers import decoded, empty, standard_input
 from ..text.tokenizers import Tokenizer
-from .arguments import Flag, parse_arguments, placeholder, positional
+from .arguments import Flag, OptionalString, parse_arguments, placeholder, positional
 from .progress import Bar
 
 COLOURS = ("#b3d9ff", "#ffd9b3", "#c6ecc6", "#f2c6ec", "#fff2b3")
@@ -27,7 +26,7 @@ COLOURS = ("#b3d9ff", "#ffd9b3", "#c6ecc6", "#f2c6ec", "#fff2b3")
 class TokenizeArgs:
     """Show how a tokenizer encodes a text: each token with its id."""
 
-    text: Annotated[str | None, positional, placeholder("[TEXT]")] = None
+    text: Annotated[OptionalString, positional, placeholder("[TEXT]")] = None
     """Text to encode; by default standard input."""
     tokenizer: str = "char"
     """char, byte, bpe, bpe:N, the path of a tokenizer.json, or a run."""
@@ -65,12 +64,15 @@ def tokenize(args: list[str]) -> None:
 def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
     """The tokenizer that the options name, trained on their text if it has to be."""
     kind = options.tokenizer
+    # Imported where they are needed: the other kinds of tokenizers start faster without them.
     if not tokenizers.is_kind(kind) and not os.path.isfile(kind):
+        from ..runs.directory import find_run
+
         kind = str(find_run(kind) / "best" / "tokenizer.json")
     if not tokenizers.learns(kind):
         return tokenizers.make(kind, (), ())
 
-    from ..text import corpora  # slow to import, and only needed here
+    from ..text import corpora
     from ..text.encoding import get_tokenizer
 
     with Bar(Console()) as bar:
