@@ -176,8 +176,6 @@ def _run_parser(
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.UseAppendAction),
                 **options,
             )
-    except UserError:
-        raise
     except BrokenPipeError:  # the reader of the help has closed it
         raise
     except ValueError as error:
