@@ -71,15 +71,19 @@ _registry = tyro.constructors.ConstructorRegistry()
 
 
 @_registry.primitive_rule
-def _parse_numbers(
+def _make_number_spec(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """Integers and numbers, or None; the message for other text names it and what it must be."""
+    """How to parse an integer or a number, perhaps optional; None for any other type.
+
+    The messages of tyro for a wrong number are several lines long.
+    """
     kinds = set(get_args(info.type) or (info.type,))
     is_optional = NoneType in kinds
     kind = next(iter(kinds - {NoneType}), None)
     if len(kinds - {NoneType}) != 1 or kind not in _NUMBERS:
         return None
+    accepted = (int, kind, NoneType) if is_optional else (int, kind)
     description = _NUMBERS[kind] + (" or None" if is_optional else "")
 
     def parse(values: list[str]) -> object:
@@ -94,7 +98,7 @@ def _parse_numbers(
         nargs=1,
         metavar=kind.__name__.upper(),
         instance_from_str=parse,
-        is_instance=lambda value: type(value) is kind or (is_optional and value is None),
+        is_instance=lambda value: isinstance(value, accepted),
         str_from_instance=lambda value: [str(value)],
     )
 
@@ -103,11 +107,10 @@ def parse_arguments(
     default: T, args: Sequence[str], prog: str, description: str | None = None
 ) -> T:
     """The dataclass `default` with the values of `args`. Raises UserError for a wrong argument."""
-    result = _run_parser(
-        type(default), args, prog, _list_flags(type(default), default),
-        default=default, description=description,
-    )  # fmt: skip
-    return cast(T, result)
+    kind: Any = type(default)
+    flags = _list_flags(kind, default)
+    options = {"default": default, "description": description}
+    return cast(T, _run_parser(kind, args, prog, flags, **options))
 
 
 def parse_with_defaults(

@@ -98,6 +98,7 @@ def test_help_has_the_defaults_of_the_preset(nanogpt: Command, preset: str) -> N
     for arguments in ((preset, "--help"), ("-h", preset), ("--help", "--device", "cpu", preset)):
         status, out, _ = nanogpt("train", *arguments)
         assert status == 0
+        assert re.search(r"^\W*\[PRESET\] +Preset to train", out, re.MULTILINE)
         assert f"(default: {preset})" in flatten(out)
         assert f"(default: {config.train.batch_size})" in flatten(out)
         assert f"(default: {config.optim.lr})" in flatten(out)
