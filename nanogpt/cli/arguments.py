@@ -26,7 +26,7 @@ from typing import (
 
 import tyro
 
-from ..errors import UserError, suggest_nearest
+from ..errors import UserError, is_broken_pipe, suggest_nearest
 
 T = TypeVar("T")
 
@@ -109,8 +109,8 @@ def parse_arguments(
     """The dataclass `default` with the values of `args`. Raises UserError for a wrong argument."""
     kind: Any = type(default)
     flags = _list_flags(kind, default)
-    options = {"default": default, "description": description}
-    return cast(T, _run_parser(kind, args, prog, flags, **options))
+    result = _run_parser(kind, args, prog, flags, default=default, description=description)
+    return cast(T, result)
 
 
 def parse_with_defaults(
@@ -179,10 +179,11 @@ def _run_parser(
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.UseAppendAction),
                 **options,
             )
-    except BrokenPipeError:  # the reader of the help has closed it
-        raise
     except ValueError as error:
         raise UserError(_name_flags(str(error), flags)) from None
+    except OSError as error:
+        if is_broken_pipe(error):  # the reader of the help has closed it
+            raise
     except SystemExit as exit:
         if not exit.code:
             raise

@@ -15,7 +15,7 @@ from ..runs.directory import find_run
 from ..runs.run import load_run_text, read_description
 from ..system.devices import limit_threads, pick_device
 from ..text import corpora
-from ..text.encoding import encode
+from ..text.encoding import encode_corpus
 from .arguments import Flag, parse_arguments, placeholder, positional
 from .progress import Bar
 
@@ -54,7 +54,7 @@ def evaluate(args: list[str]) -> None:
     with Bar(Console()) as bar:
         if options.data:
             corpus = corpora.load_corpus(
-                options.data, None, options.column, options.separator, bar.update
+                options.data, options.column, options.separator, bar.update
             )
             val_fraction = read_description(runs[0]).config.val_fraction
         else:
@@ -80,7 +80,9 @@ def evaluate(args: list[str]) -> None:
         name = "all" if options.data and not corpus.token_folder else "val"
     part = None if name == "all" else name
     with Bar(Console()) as bar:
-        split = Split(encode(corpus, first.tokenizer, part, val_fraction, bar.update), device)
+        split = Split(
+            encode_corpus(corpus, first.tokenizer, part, val_fraction, bar.update), device
+        )
     split.require(1, name)
     models = [checkpoint.model for checkpoint in checkpoints]
     evaluation = evaluate_split(models[0] if len(models) == 1 else Ensemble(models), split)

@@ -21,7 +21,7 @@ from ..runs.run import read_description
 from ..system.devices import limit_threads, pick_device, pick_precision
 from ..text import corpora
 from ..text.encoding import get_tokenizer
-from ..text.readers import quiet
+from ..text.readers import no_progress
 from .arguments import Flag, flat, parse_with_defaults, placeholder, positional
 from .progress import duration
 
@@ -51,8 +51,8 @@ def explain(args: list[str]) -> None:
     precision = pick_precision(config.precision, device)
     default = _find_config(size)
     if (config.data, config.tokenizer) != (default.data, default.tokenizer):
-        corpus = corpora.load_corpus(config.data, None, config.column, config.separator)
-        tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, quiet)
+        corpus = corpora.load_corpus(config.data, config.column, config.separator)
+        tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, no_progress)
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     model, training = config.model, config.train
     tokens = training.batch_size // training.accumulation * model.block_size

@@ -28,7 +28,8 @@ class SampleArgs(GenerationConfig):
     prompt_file: Path | None = None
     """File with a text to continue."""
     interactive: Flag = False
-    """Ask for one prompt after another. Ctrl-C ends a text, Ctrl-D the command."""
+    """Ask for one prompt after another. Ctrl-C ends a text; Ctrl-D (Ctrl-Z on
+    Windows) ends the command."""
     json: Flag = False
     """Print a JSON object for each text, one a line: prompt, text, tokens, logprobs, stopped."""
     device: str = "auto"
@@ -86,7 +87,8 @@ def _ask_for_prompts(trained: Trained, options: GenerationConfig) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401  gives input() a history
 
-    print_note("Ctrl-C ends a text, Ctrl-D the command")
+    end = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
+    print_note(f"Ctrl-C ends a text, {end} the command")
     while True:
         try:
             prompt = input("> ")

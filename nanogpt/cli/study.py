@@ -1,13 +1,12 @@
 """nanogpt study: train many models to answer a question."""
 
 import json
-import shlex
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Interrupted, Stopped, UserError
+from ..errors import Interrupted, Stopped, UserError, join_command
 from .arguments import Flag, parse_command, report_mistakes
 
 # The studies import torch: each is imported when it runs, so that the help appears at once.
@@ -69,7 +68,7 @@ STUDIES: dict[str, type[LadderArgs | ScalingArgs]] = {"ladder": LadderArgs, "sca
 def study(args: list[str]) -> None:
     """Run a study, or resume it."""
     options = parse_command(STUDIES, args, "nanogpt study")
-    command = shlex.join(["nanogpt", "study", *args])
+    command = join_command(["nanogpt", "study", *args])
     try:
         if isinstance(options, LadderArgs):
             _run_ladder(options)

@@ -12,8 +12,8 @@ from rich.style import Style
 from rich.text import Text
 
 from ..text import tokenizers
-from ..text.glyphs import make_visible, readable
-from ..text.readers import decoded, empty, standard_input
+from ..text.glyphs import decode_token_bytes, make_visible
+from ..text.readers import decode_utf8, empty_error, open_standard_input
 from ..text.tokenizers import Tokenizer
 from .arguments import Flag, OptionalString, parse_arguments, placeholder, positional
 from .progress import Bar
@@ -43,13 +43,13 @@ def tokenize(args: list[str]) -> None:
     if text is None:
         text = "".join(decode_utf8(open_standard_input(), "standard input"))
         if not text:
-            raise empty("standard input")
+            raise empty_error("standard input")
     tokenizer = _get_tokenizer(options)
     ids = tokenizer.encode(text)
     size = len(text.encode())
     ratio = size / max(1, len(ids))
     if options.json:
-        tokens = [readable(tokenizer.piece(i)) for i in ids]
+        tokens = [decode_token_bytes(tokenizer.token_bytes(i)) for i in ids]
         answer = {"ids": ids, "tokens": tokens, "bytes": size, "bytes_per_token": ratio}
         print(json.dumps(answer))
         return
@@ -65,12 +65,12 @@ def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
     """The tokenizer that the options name, trained on their text if it has to be."""
     kind = options.tokenizer
     # Imported where they are needed: the other kinds of tokenizers start faster without them.
-    if not tokenizers.is_kind(kind) and not os.path.isfile(kind):
+    if not tokenizers.is_tokenizer_kind(kind) and not os.path.isfile(kind):
         from ..runs.directory import find_run
 
         kind = str(find_run(kind) / "best" / "tokenizer.json")
-    if not tokenizers.learns(kind):
-        return tokenizers.make(kind, (), ())
+    if not tokenizers.is_trained_on_text(kind):
+        return tokenizers.make_tokenizer(kind, (), ())
 
     from ..text import corpora
     from ..text.encoding import get_tokenizer
@@ -92,7 +92,7 @@ def render_tokens(tokenizer: Tokenizer, ids: Sequence[int], width: int) -> Text:
         tokens_line, ids_line, columns = Text(), Text(), 0
 
     for index, i in enumerate(ids):
-        token = readable(tokenizer.piece(i))
+        token = decode_token_bytes(tokenizer.token_bytes(i))
         visible = make_visible(token)
         cells = max(cell_len(visible), len(str(i)))
         if columns + cells + 1 > width:

@@ -8,8 +8,8 @@ import pytest
 
 from nanogpt.cli.tokenize import render_tokens
 from nanogpt.runs.checkpoint import load_checkpoint
-from nanogpt.text.glyphs import readable
-from nanogpt.text.tokenizers import ByteTokenizer, CharTokenizer, make
+from nanogpt.text.glyphs import decode_token_bytes
+from nanogpt.text.tokenizers import ByteTokenizer, CharTokenizer, make_tokenizer
 
 from .answers import Command, assert_refused
 
@@ -29,7 +29,7 @@ def test_tokenize_shows_each_token_with_its_id(
     how = ("--tokenizer", "bpe:300", "--data", text_file, "bad,", "--json")
     text = text_file.read_text() + "bad," * 160  # most of it in the last tenth
     text_file.write_text(text)
-    learned = make("bpe:300", [], [text[: int(0.9 * len(text))]])
+    learned = make_tokenizer("bpe:300", [], [text[: int(0.9 * len(text))]])
     assert json.loads(nanogpt("tokenize", *how)[1])["ids"] == learned.encode("bad,")
     typed = "bad, é".encode()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
@@ -64,6 +64,6 @@ def test_wide_characters_take_two_columns() -> None:
 
 
 def test_white_space_and_control_characters_are_visible() -> None:
-    assert readable(b"\xf0") == "\\xf0"
+    assert decode_token_bytes(b"\xf0") == "\\xf0"
     above = render_tokens(CharTokenizer(" \t\x1b"), [2, 1, 0], 80).plain.split("\n")[0]
     assert above.split() == ["·", "\\u001b", "→"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nanogpt.runs.checkpoint import load_checkpoint
-from nanogpt.text.tokenizers import make
+from nanogpt.text.tokenizers import make_tokenizer
 
 from .answers import Command, assert_refused
 
@@ -68,7 +68,7 @@ def test_a_run_contains_its_tokenizer(
     words.write_text(text, encoding="utf-8")
     if kind == "hub":
         kind = "mine.json"
-        Path(kind).write_text(json.dumps(make("bpe:280", [], [text]).to_json()))
+        Path(kind).write_text(json.dumps(make_tokenizer("bpe:280", [], [text]).to_json()))
     status, out, err = nanogpt(
         "train", "--tokenizer", kind, "--data", words, "--out", "mine", *small
     )
@@ -112,13 +112,13 @@ def test_a_run_on_many_documents_can_be_resumed(
 def test_a_run_on_encoded_tokens_needs_their_tokenizer(
     nanogpt: Command, small: list[str], text: str
 ) -> None:
-    tokenizer = make("bpe:280", [], [text])
+    tokenizer = make_tokenizer("bpe:280", [], [text])
     Path("mine.json").write_text(json.dumps(tokenizer.to_json()))
     Path("tokens").mkdir()
     for name, part in (("train", text[:5400]), ("val", text[5400:])):
         np.array(tokenizer.encode(part), dtype=np.uint16).tofile(f"tokens/{name}.bin")
     how = ("train", "--data", "tokens", *small, "--out", "mine")
-    assert_refused(nanogpt(*how), "holds tokens, train.bin and val.bin, and not their text")
+    assert_refused(nanogpt(*how), "contains tokens (train.bin and val.bin), not text")
     status, out, err = nanogpt(*how, "--tokenizer", "mine.json")
     assert (status, err) == (0, "")
     assert "Sample:" in out
@@ -128,7 +128,7 @@ def test_a_run_on_encoded_tokens_needs_their_tokenizer(
     assert of_tokens == of_text
     assert json.loads(nanogpt("eval", "mine", "--data", "tokens", "--json")[1]) == of_text
     assert nanogpt("train", "--resume", "mine", "--train.steps", 30)[::2] == (0, "")
-    assert_refused(nanogpt("data", "tokens"), "holds tokens")
+    assert_refused(nanogpt("data", "tokens"), "contains tokens")
 
 
 def test_the_validation_fraction_can_be_chosen(
