@@ -63,12 +63,12 @@ def mean_loss(name: str) -> float:
 def time_to_target(record: dict[str, Any], program: str) -> float:
     """The median seconds to the target loss, or to the lowest loss if it was not reached."""
     runs = record["runs"][program]
-    return median(versus_nanogpt.seconds_to(record["target"], run) for run in runs)
+    return float(median(versus_nanogpt.seconds_to(record["target"], run) for run in runs))
 
 
 def lowest_loss(record: dict[str, Any], program: str) -> float:
     """The median of the lowest validation losses of a program."""
-    return median(run["best"]["val_loss"] for run in record["runs"][program])
+    return float(median(run["best"]["val_loss"] for run in record["runs"][program]))
 
 
 def summary() -> str:
