@@ -21,8 +21,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import presets as preset_runs
 import versus_nanogpt
 
-from nanogpt.runs.presets import PRESETS
-
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PART = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -48,21 +46,15 @@ def read_table(name: str) -> str:
     return (RESULTS / name).read_text("utf-8").strip() + "\n"
 
 
-def count_parameters(name: str) -> int:
-    """The parameters of a preset, from its result file."""
-    (file,) = RESULTS.glob(f"preset_{name}_*.json")
-    return int(read(file.name)["runs"][0]["parameters"])
-
-
 def mean_loss(name: str) -> float:
     """The mean of the lowest validation losses of a preset's runs."""
     (file,) = RESULTS.glob(f"preset_{name}_*.json")
-    return mean(run["best"]["val_loss"] for run in read(file.name)["runs"])
+    return float(mean(run["best"]["val_loss"] for run in read(file.name)["runs"]))
 
 
 def time_to_target(record: dict[str, Any], program: str) -> float:
     """The median seconds to the target loss, or to the lowest loss if it was not reached."""
-    runs = record["runs"][program]
+    runs: list[dict[str, Any]] = record["runs"][program]
     return float(median(versus_nanogpt.seconds_to(record["target"], run) for run in runs))
 
 
@@ -244,7 +236,6 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one differs")
     args = parser.parse_args()
-    assert len(PRESETS) == len(list(RESULTS.glob("preset_*.json"))) + 1  # baby is in versus
     differing = [
         page for page in find_pages() if render(page.read_text("utf-8")) != page.read_text("utf-8")
     ]
