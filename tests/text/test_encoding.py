@@ -165,9 +165,11 @@ def test_a_second_process_waits_and_says_why(large: Corpus) -> None:
 
     tokenizer, results, tasks = SlowTokenizer(), [], []
 
+    def record_task(task: str, done: int, total: int) -> None:
+        tasks.append(task)
+
     def encode() -> None:
-        progress = lambda task, *_: tasks.append(task)  # noqa: E731
-        results.append(encode_corpus(large, tokenizer, progress=progress))
+        results.append(encode_corpus(large, tokenizer, progress=record_task))
 
     run_together(encode, 3)
     assert [tokens.ids.tolist() for tokens in results] == [[*TEXT.encode()]] * 3
@@ -225,10 +227,12 @@ def test_processes_that_start_together_train_one_tokenizer(large: Corpus) -> Non
         time.sleep(0.01)
         return large.chunks()
 
+    def record_task(task: str, done: int, total: int) -> None:
+        tasks.append(task)
+
     def train() -> None:
-        progress = lambda task, *_: tasks.append(task)  # noqa: E731
         try:
-            get_tokenizer("char", replace(large, chunks=chunks), 0.1, progress)
+            get_tokenizer("char", replace(large, chunks=chunks), 0.1, record_task)
         except Exception as error:
             errors.append(error)
 
