@@ -81,6 +81,8 @@ class DataArgs:
     """Where the texts of .jsonl and .parquet are."""
     separator: str = "\n\n"
     """What stands between documents."""
+    save: Path | None = None
+    """Write the text to this new file, in UTF-8."""
     json: Flag = False
     """Print one JSON object instead."""
 

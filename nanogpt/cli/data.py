@@ -3,11 +3,14 @@
 import json
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
+from ..errors import UserError, print_note
 from ..reports.survey import Survey, bits
+from ..text.corpora import Corpus
 from ..text.glyphs import make_visible
 from .arguments import DataArgs, parse_arguments
 
@@ -47,7 +50,10 @@ def data(args: list[str]) -> None:
     options = parse_arguments(DataArgs(), args, "nanogpt data")
     with Bar(Console()) as bar:
         load = partial(corpora.load_corpus, column=options.column, separator=options.separator)
-        found = survey(load(options.data, progress=bar.tell), bar.tell)
+        corpus = load(options.data, progress=bar.tell)
+        if options.save:
+            save_text(corpus, options.save)
+        found = survey(corpus, bar.tell)
     if options.json:
         print(json.dumps(asdict(found)))
         return
@@ -55,3 +61,24 @@ def data(args: list[str]) -> None:
     for table in survey_tables(found):
         console.print(table)
         console.print()
+
+
+def save_text(corpus: Corpus, file: Path) -> None:
+    """Write the text of a corpus to a new file in UTF-8. Raises UserError if the file exists."""
+    try:
+        with file.open("x", encoding="utf-8", newline="") as opened:  # line endings stay the same
+            try:
+                opened.writelines(corpus.pieces())
+            except BaseException:
+                opened.close()  # Windows cannot delete an open file
+                file.unlink()
+                raise
+    except FileExistsError:
+        raise UserError(
+            f"{file} already exists: name another file with --save, or delete it first"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file}: {error.strerror}; name another file with --save"
+        ) from None
+    print_note(f"the text is in {file}")
