@@ -60,7 +60,7 @@ def decode(tokens, alphabet):
 
 
 def get_batch(tokens, batch_size, block_size):
-    """Return random blocks of the text, and for each position its target: the next token."""
+    """Return blocks from random places in the text, and their targets: the next tokens."""
     starts = torch.randint(len(tokens) - block_size, (batch_size, 1))  # (B, 1)
     blocks = tokens[starts + torch.arange(block_size + 1)]  # (B, T + 1)
     return blocks[:, :-1], blocks[:, 1:]  # (B, T) each: inputs, and targets shifted by one

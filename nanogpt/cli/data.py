@@ -2,14 +2,17 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Optional
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..errors import UserError, print_note
 from ..reports.survey import Survey, bits, survey
 from ..text import corpora
+from ..text.corpora import Corpus
 from ..text.glyphs import make_visible
 from .arguments import Flag, parse_arguments, placeholder, positional
 from .progress import Bar
@@ -28,6 +31,8 @@ class DataArgs:
     """Column of .jsonl and .parquet files that has the text."""
     separator: str = "\n\n"
     """Text between documents."""
+    save: Optional[Path] = None  # noqa: UP045  for `Path | None`, tyro loads another library: 0.1 s
+    """Also write the text to this file, which must not exist yet."""
     json: Flag = False
     """Print one JSON object instead of tables."""
 
@@ -42,6 +47,8 @@ def data(args: list[str]) -> None:
             separator=options.separator,
             progress=bar.update,
         )
+        if options.save:
+            save_text(corpus, options.save)
         result = survey(corpus, bar.update)
     if options.json:
         print(json.dumps(asdict(result)))
@@ -74,3 +81,24 @@ def make_survey_tables(survey: Survey) -> list[Table]:
             name, f"{each.entropy:.4f}", f"{bits(each.entropy):.4f}", f"{each.val_loss:.4f}"
         )
     return [facts, ngrams] if survey.ngrams else [facts]
+
+
+def save_text(corpus: Corpus, file: Path) -> None:
+    """Write the text of a corpus to a new file in UTF-8. Raises UserError if the file exists."""
+    try:
+        with file.open("x", encoding="utf-8", newline="") as opened:  # line endings stay the same
+            try:
+                opened.writelines(corpus.chunks())
+            except BaseException:
+                opened.close()  # Windows cannot delete an open file
+                file.unlink()
+                raise
+    except FileExistsError:
+        raise UserError(
+            f"{file} already exists: name another file with --save, or delete it first"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file}: {error.strerror}; name another file with --save"
+        ) from None
+    print_note(f"the text is in {file}")
