@@ -80,9 +80,8 @@ def evaluate(args: list[str]) -> None:
         name = "all" if options.data and not corpus.token_folder else "val"
     part = None if name == "all" else name
     with Bar(Console()) as bar:
-        split = Split(
-            encode_corpus(corpus, first.tokenizer, part, val_fraction, bar.update), device
-        )
+        tokens = encode_corpus(corpus, first.tokenizer, part, val_fraction, bar.update)
+    split = Split(tokens, device)
     split.require(1, name)
     models = [checkpoint.model for checkpoint in checkpoints]
     evaluation = evaluate_split(models[0] if len(models) == 1 else Ensemble(models), split)

@@ -15,4 +15,4 @@ def test_data_shows_statistics_and_ngrams(nanogpt: Command, text_file: Path, tex
     answer = json.loads(nanogpt("data", text_file, "--json")[1])
     assert answer["alphabet"] == "".join(sorted(set(text)))
     assert [each["n"] for each in answer["ngrams"]] == [1, 2, 3]
-    assert_refused(nanogpt("data", "nope.txt"), "there is no file nope.txt")
+    assert_refused(nanogpt("data", "nope.txt"), "there is no file or corpus nope.txt")
