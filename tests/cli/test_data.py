@@ -63,5 +63,5 @@ def test_save_leaves_no_file_if_the_text_cannot_be_read(nanogpt: Command) -> Non
     folder.mkdir()
     for name in ("train", "val"):
         (folder / f"{name}.bin").write_bytes(bytes(200))
-    assert_refused(nanogpt("data", folder, "--save", "copy.txt"), "holds tokens")
+    assert_refused(nanogpt("data", folder, "--save", "copy.txt"), "contains tokens")
     assert not Path("copy.txt").exists()
