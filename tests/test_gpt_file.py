@@ -221,12 +221,21 @@ def test_greedy_text_equals_that_of_the_package() -> None:
     assert len(set(expected)) > 1
 
 
-def test_generation_sees_the_last_block_and_samples_at_the_temperature() -> None:
+def test_generation_sees_the_last_block() -> None:
     ours, _ = make_models(**SHAPE)
-    prompt = torch.randint(11, (1, 40)).expand(4000, -1)
+    prompts = torch.randint(11, (50, 40))
+    tokens = gpt.generate(ours, prompts, 1, temperature=0)
+    assert torch.equal(tokens[:, :-1], prompts)
     with torch.no_grad():
-        p = (ours(prompt[:1, -16:])[0, -1] / 2).softmax(-1)
-    tokens = gpt.generate(ours, prompt, 1, temperature=2)
-    assert torch.equal(tokens[:, :-1], prompt)
+        expected = ours(prompts[:, -16:])[:, -1].argmax(-1)
+    assert torch.equal(tokens[:, -1], expected)
+
+
+def test_generation_samples_at_the_temperature() -> None:
+    ours, _ = make_models(**SHAPE)
+    prompt = torch.randint(11, (1, 8))
+    with torch.no_grad():
+        p = (ours(prompt)[0, -1] / 2).softmax(-1)
+    tokens = gpt.generate(ours, prompt.expand(4000, -1), 1, temperature=2)
     frequencies = torch.bincount(tokens[:, -1], minlength=11) / 4000
     assert torch.allclose(frequencies, p, atol=0.03)
