@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -157,24 +156,46 @@ def test_a_damaged_file_of_tokens_is_written_again(large: Corpus, cache: Path) -
         assert tokenizer.calls
 
 
+class TaskRecorder:
+    """A Progress that keeps the tasks and knows when all other threads are waiting."""
+
+    def __init__(self, other_threads: int) -> None:
+        self.tasks: list[str] = []
+        self.other_threads, self.all_waiting = other_threads, threading.Event()
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        self.tasks.append(task)
+        if sum(task.startswith("waiting") for task in self.tasks) == self.other_threads:
+            self.all_waiting.set()
+
+
+def run_together(function: Callable[[], None], count: int) -> None:
+    """Call a function in several threads at a time."""
+    threads = [threading.Thread(target=function) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_a_second_process_waits_and_says_why(large: Corpus) -> None:
+    recorder = TaskRecorder(other_threads=2)
+
     class SlowTokenizer(CountingTokenizer):
         def encode_array(self, text: str) -> Any:
-            time.sleep(0.001)
+            assert recorder.all_waiting.wait(30)
             return super().encode_array(text)
 
-    tokenizer, results, tasks = SlowTokenizer(), [], []
-
-    def record_task(task: str, done: int, total: int) -> None:
-        tasks.append(task)
+    tokenizer, results = SlowTokenizer(), []
 
     def encode() -> None:
-        results.append(encode_corpus(large, tokenizer, progress=record_task))
+        results.append(encode_corpus(large, tokenizer, progress=recorder))
 
     run_together(encode, 3)
     assert [tokens.ids.tolist() for tokens in results] == [[*TEXT.encode()]] * 3
     assert tokenizer.calls == len([*rechunk([TEXT], "", 40)])
-    assert tasks.count("waiting for another process that is encoding the same text") == 2
+    waiting = "waiting for another process that is encoding the same text"
+    assert recorder.tasks.count(waiting) == 2
 
 
 def test_the_error_of_an_unwritable_cache_says_what_was_written(
@@ -218,40 +239,26 @@ def test_a_tokenizer_trained_on_a_large_text_is_cached(
 
 
 def test_processes_that_start_together_train_one_tokenizer(large: Corpus) -> None:
+    recorder = TaskRecorder(other_threads=4)
     reads: list[str] = []
-    tasks: list[str] = []
     errors: list[Exception] = []
 
     def chunks() -> Iterator[str]:
         reads.append("")
-        time.sleep(0.01)
+        assert recorder.all_waiting.wait(30)
         return large.chunks()
-
-    def record_task(task: str, done: int, total: int) -> None:
-        tasks.append(task)
 
     def train() -> None:
         try:
-            get_tokenizer("char", replace(large, chunks=chunks), 0.1, record_task)
+            get_tokenizer("char", replace(large, chunks=chunks), 0.1, recorder)
         except Exception as error:
             errors.append(error)
 
     run_together(train, 5)
     assert errors == []
     assert len(reads) <= 2  # once for the alphabet, once for the text that bpe would be trained on
-    assert tasks.count("training a tokenizer") == 1
-    assert set(tasks) - {"training a tokenizer"} == {
-        "waiting for another process that is training the same tokenizer"
-    }
-
-
-def run_together(function: Callable[[], None], count: int) -> None:
-    """Call a function in several threads at a time."""
-    threads = [threading.Thread(target=function) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    waiting = "waiting for another process that is training the same tokenizer"
+    assert sorted(recorder.tasks) == ["training a tokenizer", *[waiting] * 4]
 
 
 def test_bpe_is_trained_on_the_training_split(large: Corpus) -> None:
