@@ -184,19 +184,28 @@ def test_the_best_may_have_been_deleted(config: RunConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"seed": 1}, "--seed is 1, and this run began with 1337: leave it out, or begin another"),
-        ({"name": "other"}, "--name is other, and this run began with gpt"),
-        ({"out": Path("other")}, "--out is other, and this run began with run"),
+        (
+            {"seed": 1},
+            "--seed is 1, but this run was started with 1337: leave the option out, or start",
+        ),
+        ({"name": "other"}, "--name is other, but this run was started with gpt"),
+        ({"out": Path("other")}, "--out is other, but this run was started with run"),
         (
             {"model": GPTConfig(n_layer=3)},
-            r"--model\.block-size is 256, and this run began",
+            r"--model\.block-size is 256, but this run was started",
         ),
         (
             {"model": BigramConfig(12, 16)},
-            r"--model\.bias is None, and this run began",
+            r"--model\.bias is None, but this run was started",
         ),
-        ({"optim": OptimConfig("adam")}, r"--optim\.optimizer is adam, and this run began with ad"),
-        ({"train": TrainConfig(steps=10)}, r"--train\.steps is 10, and run is at step 21: name a"),
+        (
+            {"optim": OptimConfig("adam")},
+            r"--optim\.optimizer is adam, but this run was started with ad",
+        ),
+        (
+            {"train": TrainConfig(steps=10)},
+            r"--train\.steps is 10, but run is already at step 21: ch",
+        ),
         ({"data": "nowhere.txt"}, "there is no file nowhere.txt"),
         ({"data": "other.txt"}, "other.txt is not the text that this run learned from"),
     ],
@@ -215,10 +224,10 @@ def test_another_run_is_refused(config: RunConfig, change: dict[str, object], sa
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        (3, "3 lines, and the checkpoint was made after 4"),
-        (0, "0 lines, and the checkpoint was made after 4"),
+        (3, "3 lines, but the checkpoint was saved after 4"),
+        (0, "0 lines, but the checkpoint was saved after 4"),
         (None, "Expecting"),
-        (-1, "3 lines, and the checkpoint was made after 4"),
+        (-1, "3 lines, but the checkpoint was saved after 4"),
     ],
 )
 def test_metrics_that_were_changed_are_named(

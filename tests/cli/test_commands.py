@@ -51,7 +51,7 @@ def test_with_any_tokenizer_from_nothing_to_text(
     assert answer["bits_per_byte"] == pytest.approx(per_byte)
     resumed = ("train", "--resume", "mine", "--train.steps", 30)
     assert nanogpt(*resumed)[0] == 0
-    says = f"--tokenizer is char, and this run began with {kind}"
+    says = f"--tokenizer is char, but this run was started with {kind}"
     refused(nanogpt(*resumed, "--tokenizer", "char"), says)
     assert nanogpt("sample", "mine", "--prompt", "问é, 😀", "--max-new-tokens", 5)[0] == 0
 
@@ -144,6 +144,6 @@ def test_another_part_to_measure_with(nanogpt: Command, small: list[str], text_f
     assert json.loads(nanogpt(*again)[1])["tokens"] == 1500 - 1
     assert nanogpt("train", "--data", text_file, *small, "--out", "other")[0] == 0
     refused(nanogpt("eval", "mine", "other"), "mine and other learned from two texts: name one")
-    assert "--val-fraction is 0.1, and this run began with 0.25" in " ".join(
+    assert "--val-fraction is 0.1, but this run was started with 0.25" in " ".join(
         nanogpt("train", "--resume", "mine", "--val-fraction", 0.1)[2].split()
     )

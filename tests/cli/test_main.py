@@ -198,11 +198,11 @@ def refused(answer: tuple[int, str, str], says: str) -> None:
         ("train --optim.lr -1", "lr is -1.0: it must be more than 0"),
         ("train --data nope.txt", "there is no file nope.txt, and the known corpora are tinysha"),
         ("train --device tpu", "there is no device 'tpu': use auto, cpu"),
-        ("sample", "there is no run in runs/ yet: make one with `nanogpt train`"),
+        ("sample", "there is no run in runs/ yet: train one with `nanogpt train`"),
         ("sample nope", "there is no run nope"),
         ("train --seed -1", "nanogpt: seed is -1: it must be at least 0 and less than 2**63"),
-        ("train --name a/b", "nanogpt: name is 'a/b': it must be a plain name, without slashes"),
-        ("train --name=", "nanogpt: name is '': it must be a plain name"),
+        ("train --name a/b", "nanogpt: name is 'a/b': it must be a file name without slashes"),
+        ("train --name=", "nanogpt: name is '': it must be a file name"),
         ("sample --samples 0", "samples is 0: it must be at least 1"),
         ("sample --seed 99999999999999999999", "must be at least 0 and less than 2**63"),
         ("eval --split test", "Expected one of ('auto', 'val', 'train', 'all')"),
@@ -234,7 +234,7 @@ def test_a_directory_that_holds_a_run_is_left_alone(
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in run.rglob("[!.]*")}
     again = nanogpt("train", "--data", text_file, "--out", run, *small)
-    refused(again, "mine already holds a run: name another, such as --out mine-2")
+    refused(again, "mine already holds a run: name another directory, such as --out mine-2")
     assert {file: file.stat().st_mtime_ns for file in run.rglob("[!.]*")} == before
 
 
@@ -312,8 +312,11 @@ def test_the_help_of_a_run_that_goes_on_has_its_own_settings(nanogpt: Command, r
         ("tiny --resume mine", "a run that goes on has its settings already: leave tiny out"),
         ("--resume nope", "there is no run nope"),
         ("--resume mine --train.steps 10", "--train.steps is 10, and mine is at step 20: name a"),
-        ("--resume mine --seed 3", "--seed is 3, and this run began with 1337: leave it out, or"),
-        ("--resume mine --out other", "--out is other, and this run began with mine: leave it"),
+        (
+            "--resume mine --seed 3",
+            "--seed is 3, but this run was started with 1337: leave the option",
+        ),
+        ("--resume mine --out other", "--out is other, but this run was started with mine: leave"),
         ("--resume mine --precision float8", "Expected one of ('auto', 'float32'"),
     ],
 )

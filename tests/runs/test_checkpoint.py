@@ -319,7 +319,7 @@ def test_a_writer_keeps_no_more_than_a_few_jobs_waiting() -> None:
         time.sleep(0.02)
         done.append(i)
 
-    with BackgroundWriter(beside=True) as writer:
+    with BackgroundWriter(in_background=True) as writer:
         for i in range(10):
             writer.submit(partial(slow, i))
             assert i - len(done) <= 5
@@ -327,5 +327,5 @@ def test_a_writer_keeps_no_more_than_a_few_jobs_waiting() -> None:
 
 def test_a_tokenizer_of_another_run_is_refused() -> None:
     save_checkpoint(Path("best"), Checkpoint(GPT(CONFIG), CharTokenizer("abcdef"), 7))
-    with pytest.raises(UserError, match="6 tokens and the model 3: they are not of one run"):
+    with pytest.raises(UserError, match="6 tokens, but the model has 3: restore both files"):
         load_checkpoint("best")

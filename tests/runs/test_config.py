@@ -35,12 +35,12 @@ def test_how_long_how_fast_and_on_what_may_change() -> None:
 @pytest.mark.parametrize(
     ("change", "flag"),
     [
-        ({"seed": 1}, "--seed is 1, and this run began with 1337"),
+        ({"seed": 1}, "--seed is 1, but this run was started with 1337"),
         ({"name": "b"}, "--name is b"),
-        ({"model": GPTConfig(n_layer=1)}, "--model.n-layer is 1, and this run began with 6"),
+        ({"model": GPTConfig(n_layer=1)}, "--model.n-layer is 1, but this run was started with 6"),
         ({"model": BigramConfig()}, "--model.bias is None"),
         ({"optim": OptimConfig("adam")}, "--optim.optimizer is adam"),
-        ({"optim": OptimConfig(ema=0.9)}, "--optim.ema is 0.9, and this run began with 0.0"),
+        ({"optim": OptimConfig(ema=0.9)}, "--optim.ema is 0.9, but this run was started with 0.0"),
     ],
 )
 def test_what_it_is_may_not(change: dict[str, Any], flag: str) -> None:
@@ -56,5 +56,5 @@ def test_it_evaluates_where_it_is_due_and_at_the_end() -> None:
 
 
 def test_a_bigram_has_nothing_for_muon() -> None:
-    with pytest.raises(ValueError, match="optimizer is muon, and a bigram has no blocks"):
+    with pytest.raises(ValueError, match="optimizer is muon, but a bigram has no blocks"):
         RunConfig(model=BigramConfig(), optim=OptimConfig("muon"))

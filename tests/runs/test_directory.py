@@ -34,7 +34,7 @@ def test_a_directory_that_holds_a_run_is_refused() -> None:
     mine, lock = make_run_directory(Path("mine"), "tiny")
     lock.release()
     (mine / "run.json").write_text("{}")
-    with pytest.raises(UserError, match="mine already holds a run: name another, such as --out"):
+    with pytest.raises(UserError, match="mine already holds a run: name another directory, such"):
         make_run_directory(Path("mine"), "tiny")
     lock_run(mine).release()  # and is not kept locked
 
@@ -69,7 +69,7 @@ def test_a_lock_that_leads_elsewhere_is_not_followed() -> None:
     Path("secret").write_text("mine")
     Path("run").mkdir()
     Path("run/.lock").symlink_to("../secret")
-    with pytest.raises(UserError, match=r"run/\.lock is a link: to train there, put the file its"):
+    with pytest.raises(UserError, match=r"run/\.lock is a link: replace it with the file"):
         lock_run(Path("run"))
     assert Path("secret").read_text() == "mine"
 
@@ -79,7 +79,7 @@ def test_nothing_is_trained_where_a_link_is(best: Path, name: str) -> None:
     Path("elsewhere").mkdir()
     (best.parent / "linked").mkdir()
     (best.parent / "linked" / name).symlink_to(Path("elsewhere").resolve())
-    with pytest.raises(UserError, match=f"{name} is a link: to train there"):
+    with pytest.raises(UserError, match=f"{name} is a link: replace it"):
         make_run_directory(best.parent / "linked", "tiny")
     assert not list(Path("elsewhere").iterdir())
 
@@ -120,17 +120,17 @@ def test_a_run_that_is_not_there_is_named(best: Path) -> None:
     with pytest.raises(UserError, match="there is no run two; the runs in runs/: runs/one"):
         find_run("two")
     Path("empty").mkdir()
-    with pytest.raises(UserError, match="empty holds no run: it has no best/; train one"):
+    with pytest.raises(UserError, match="empty holds no run: it has no best/; name the dir"):
         find_run("empty")
 
 
 def test_without_any_run_the_way_to_one_is_named() -> None:
-    with pytest.raises(UserError, match="there is no run in runs/ yet: make one with `nanogpt tra"):
+    with pytest.raises(UserError, match="there is no run in runs/ yet: train one with `nanogpt t"):
         find_run(None)
 
 
 def test_a_run_that_was_not_measured_yet_says_so(best: Path) -> None:
     best.rename(best.parent / "last")
-    with pytest.raises(UserError, match="stopped before its first evaluation: go on with nanogpt"):
+    with pytest.raises(UserError, match="stopped before its first evaluation: resume it with nano"):
         find_run(str(best.parent))
     assert find_run(str(best.parent), "last") == best.parent

@@ -73,8 +73,8 @@ def test_the_first_gradient_that_is_not_finite_is_named(
     rate = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[step // 5])["lr"]
     assert says == (
         f"the gradient of blocks.1.feed_forward.2.weight became {value:g} in step {step + 1}, at "
-        f"learning rate {rate:.3g}; run is as its last checkpoint has it. What usually helps: a "
-        f"lower --optim.lr or a longer --optim.warmup; for example: nanogpt train --resume run "
+        f"learning rate {rate:.3g}; the last checkpoint in run is intact. Try a "
+        f"lower --optim.lr or a longer --optim.warmup, for example: nanogpt train --resume run "
         f"--optim.lr 0.0025"
     )
 
@@ -135,7 +135,7 @@ def test_a_rate_that_is_far_too_high_is_explained(config: RunConfig) -> None:
     wild = OptimConfig(lr=1e30, warmup=0, grad_clip=0.0)
     says = stopped(replace(config, optim=wild), Reporter())
     assert re.match(r".* became (nan|inf|-inf) in step 2, at learning rate 9\.99e\+29; ", says)
-    assert "a longer --optim.warmup, --optim.grad-clip 1; for example" in says
+    assert "a longer --optim.warmup, --optim.grad-clip 1, for example" in says
     assert load_checkpoint("run/last").step == 0
 
 
@@ -241,5 +241,5 @@ def test_float16_that_never_fits_is_stopped(config: RunConfig) -> None:
 
     config = replace(config, precision="float16", train=replace(config.train, eval_every=60))
     says = stopped(config, Hopeless(5, "norm.weight", float("inf")))
-    assert says.startswith("the scale that the gradients need became ")
+    assert says.startswith("the loss scale became ")
     assert "--precision float32" in says

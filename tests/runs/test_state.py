@@ -57,7 +57,7 @@ def test_what_is_expected_is_what_there_is(optimizer: str, steps: int) -> None:
     for _ in range(steps):
         step(state)
     state.losses = torch.full((steps,), 2.0)
-    expected, tensors = state.expected(pending=steps), state.tensors()
+    expected, tensors = state.expected_tensors(losses=steps), state.tensors()
     assert expected.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert (tensor.shape, tensor.dtype) == (expected[name].shape, expected[name].dtype), name
