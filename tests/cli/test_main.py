@@ -311,7 +311,7 @@ def test_the_help_of_a_run_that_goes_on_has_its_own_settings(nanogpt: Command, r
     [
         ("tiny --resume mine", "a run that goes on has its settings already: leave tiny out"),
         ("--resume nope", "there is no run nope"),
-        ("--resume mine --train.steps 10", "--train.steps is 10, and mine is at step 20: name a"),
+        ("--resume mine --train.steps 10", "--train.steps is 10, but mine is already at step 2"),
         (
             "--resume mine --seed 3",
             "--seed is 3, but this run was started with 1337: leave the option",

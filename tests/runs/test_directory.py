@@ -1,4 +1,4 @@
-"""Run directories: made, found, and kept to one training at a time."""
+"""Run directories are created, found, and locked by one training at a time."""
 
 import os
 import signal
@@ -17,16 +17,16 @@ from nanogpt.text.tokenizers import CharTokenizer
 
 @pytest.fixture
 def best() -> Path:
-    """A saved checkpoint, in a run of its own."""
+    """The checkpoint best/ of a run."""
     directory = Path("runs/one/best")
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3))
     save_checkpoint(directory, Checkpoint(model, CharTokenizer("abc"), 7))
     return directory
 
 
-def test_runs_get_directories_of_their_own() -> None:
-    made = [make_run_directory(None, "tiny")[0] for _ in range(3)]
-    assert made == [Path("runs/tiny"), Path("runs/tiny-2"), Path("runs/tiny-3")]
+def test_each_new_run_gets_its_own_directory() -> None:
+    directories = [make_run_directory(None, "tiny")[0] for _ in range(3)]
+    assert directories == [Path("runs/tiny"), Path("runs/tiny-2"), Path("runs/tiny-3")]
     assert make_run_directory(Path("here/below"), "tiny")[0] == Path("here/below")
 
 
@@ -36,7 +36,7 @@ def test_a_directory_that_holds_a_run_is_refused() -> None:
     (mine / "run.json").write_text("{}")
     with pytest.raises(UserError, match="mine already holds a run: name another directory, such"):
         make_run_directory(Path("mine"), "tiny")
-    lock_run(mine).release()  # and is not kept locked
+    lock_run(mine).release()  # it is not left locked
 
 
 def test_a_directory_that_cannot_be_written_is_refused() -> None:
@@ -45,7 +45,7 @@ def test_a_directory_that_cannot_be_written_is_refused() -> None:
         make_run_directory(Path("file/run"), "tiny")
 
 
-def test_another_process_that_trains_there_is_named(tmp_path: Path) -> None:
+def test_a_directory_locked_by_another_process_is_refused(tmp_path: Path) -> None:
     code = (
         "from nanogpt.runs.directory import *; lock = lock_run(Path('.')); "
         "print('here', flush=True); input()"
@@ -55,17 +55,17 @@ def test_another_process_that_trains_there_is_named(tmp_path: Path) -> None:
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "here\n"
-    says = rf"process {other.pid} is training in \.: wait for it, stop it, or name another"
+    message = rf"process {other.pid} is training in \.: wait for it, stop it, or name another"
     for _ in range(2):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             lock_run(tmp_path.relative_to(Path.cwd()))
     other.send_signal(signal.SIGKILL)
     other.communicate()
-    lock_run(Path()).release()  # what a dead process held is free
+    lock_run(Path()).release()  # the lock of a dead process is free
     assert Path(".lock").read_text() == f"{os.getpid()}\n"
 
 
-def test_a_lock_that_leads_elsewhere_is_not_followed() -> None:
+def test_a_lock_file_that_is_a_link_is_not_followed() -> None:
     Path("secret").write_text("mine")
     Path("run").mkdir()
     Path("run/.lock").symlink_to("../secret")
@@ -75,7 +75,7 @@ def test_a_lock_that_leads_elsewhere_is_not_followed() -> None:
 
 
 @pytest.mark.parametrize("name", ["last", "best", ".last.new", "metrics.jsonl", "loss.png"])
-def test_nothing_is_trained_where_a_link_is(best: Path, name: str) -> None:
+def test_a_directory_that_contains_a_link_is_refused(best: Path, name: str) -> None:
     Path("elsewhere").mkdir()
     (best.parent / "linked").mkdir()
     (best.parent / "linked" / name).symlink_to(Path("elsewhere").resolve())
@@ -84,39 +84,38 @@ def test_nothing_is_trained_where_a_link_is(best: Path, name: str) -> None:
     assert not list(Path("elsewhere").iterdir())
 
 
-def test_a_checkpoint_that_leads_out_of_the_run_is_not_read(best: Path) -> None:
+def test_a_checkpoint_that_is_a_link_out_of_the_run_is_not_read(best: Path) -> None:
     Path("runs/two").mkdir()
     Path("runs/two/best").symlink_to(best.resolve())
     with pytest.raises(UserError, match=r"best is a link that leads out of runs/two: put the file"):
         find_run("two")
 
 
-def test_a_run_is_found_by_path_by_name_or_by_age(best: Path) -> None:
+def test_a_run_is_found_by_path_or_name_and_the_newest_by_default(best: Path) -> None:
     assert find_run("runs/one") == Path("runs/one")
     assert find_run("one") == Path("runs/one")
     assert find_run(None) == Path("runs/one")
     for name in ("two", "later"):
         save_checkpoint(Path("runs", name, "best"), load_checkpoint(best))
         assert find_run(None) == Path("runs", name)
-    save_checkpoint(
-        Path("runs/begun/last"), load_checkpoint(best)
-    )  # the newest to go on with has no best yet
-    assert find_run(None, "last") == find_run("begun", "last") == Path("runs/begun")
+    # The newest run that can be resumed has no best/ yet.
+    save_checkpoint(Path("runs/started/last"), load_checkpoint(best))
+    assert find_run(None, "last") == find_run("started", "last") == Path("runs/started")
     assert find_run(None) == Path("runs/later")
 
 
-def test_a_name_too_long_for_a_file_is_no_run() -> None:
+def test_a_run_with_a_name_too_long_for_a_file_is_not_found() -> None:
     with pytest.raises(UserError, match="there is no run xxx"):
         find_run("x" * 300)
 
 
-def test_a_run_cut_short_while_it_replaced_best_is_found(best: Path) -> None:
+def test_a_run_is_found_after_an_interrupted_replacement_of_best(best: Path) -> None:
     best.rename(best.with_name(".best.old"))
     assert find_run("one") == Path("runs/one")
     assert load_checkpoint(best).step == 7
 
 
-def test_a_run_that_is_not_there_is_named(best: Path) -> None:
+def test_a_missing_run_is_named(best: Path) -> None:
     with pytest.raises(UserError, match="there is no run two; the runs in runs/: runs/one"):
         find_run("two")
     Path("empty").mkdir()
@@ -124,12 +123,12 @@ def test_a_run_that_is_not_there_is_named(best: Path) -> None:
         find_run("empty")
 
 
-def test_without_any_run_the_way_to_one_is_named() -> None:
+def test_without_any_run_the_error_says_how_to_train_one() -> None:
     with pytest.raises(UserError, match="there is no run in runs/ yet: train one with `nanogpt t"):
         find_run(None)
 
 
-def test_a_run_that_was_not_measured_yet_says_so(best: Path) -> None:
+def test_a_run_without_best_says_how_to_resume_it(best: Path) -> None:
     best.rename(best.parent / "last")
     with pytest.raises(UserError, match="stopped before its first evaluation: resume it with nano"):
         find_run(str(best.parent))
