@@ -1,17 +1,17 @@
-"""Whether two runs are one and the same."""
+"""Compares two runs to the bit."""
 
 import json
 from pathlib import Path
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl without the clock."""
+    """The lines of metrics.jsonl without the times."""
     lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
     return [{name: line[name] for name in line if name != "seconds"} for line in lines]
 
 
 def assert_same(one: Path, other: Path) -> None:
-    """Every weight, every tensor of the optimizer, every random state, every line."""
+    """Assert that all weights, optimizer tensors, random states and lines are equal."""
     assert metrics(one) == metrics(other)
     for checkpoint in ("last", "best"):
         files = {file.name for file in (one / checkpoint).iterdir()}
@@ -19,7 +19,7 @@ def assert_same(one: Path, other: Path) -> None:
         for name in files - {"training.json", "SHA256SUMS"}:
             first, second = one / checkpoint / name, other / checkpoint / name
             assert first.read_bytes() == second.read_bytes(), second
-    facts = [json.loads((run / "last" / "training.json").read_text()) for run in (one, other)]
-    for fact in facts:
-        del fact["seconds"], fact["config"]
-    assert facts[0] == facts[1]
+    infos = [json.loads((run / "last" / "training.json").read_text()) for run in (one, other)]
+    for info in infos:
+        del info["seconds"], info["config"]
+    assert infos[0] == infos[1]

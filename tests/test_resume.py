@@ -1,4 +1,4 @@
-"""A run that was stopped, in whatever way, and went on is the run that it would have been."""
+"""A run that is stopped and resumed gives the same results as one that was not stopped."""
 
 import json
 import re
@@ -30,7 +30,7 @@ Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 @pytest.fixture
 def config(text_file: Path) -> RunConfig:
-    """A run of a second, with everything in it that draws random numbers."""
+    """A run of a second that uses every random generator."""
     return RunConfig(
         data=str(text_file),
         device="cpu",
@@ -41,24 +41,24 @@ def config(text_file: Path) -> RunConfig:
     )
 
 
-class Stop(Reporter):
-    """Asks the run to end, as the user would, when a line of a step is written."""
+class Interrupter(Reporter):
+    """Sends this process a signal when the line of a step is written."""
 
-    def __init__(self, step: int, how: signal.Signals = signal.SIGINT) -> None:
-        self.step, self.how = step, how
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def recorded(self, record: Record, best: Best | None) -> None:
         if record.step == self.step:
-            signal.raise_signal(self.how)
+            signal.raise_signal(signal.SIGINT)
 
 
-def interrupted(config: RunConfig, out: Path, *steps: int) -> None:
-    """A run that is stopped at the steps given, each time going on, and then ends."""
+def train_with_interruptions(config: RunConfig, out: Path, *steps: int) -> None:
+    """Train a run that is interrupted at each of these steps and resumed each time."""
     with pytest.raises(Interrupted):
-        train(replace(config, out=out), Stop(steps[0]))
+        train(replace(config, out=out), Interrupter(steps[0]))
     for step in steps[1:]:
         with pytest.raises(Interrupted):
-            resume_training(out, read_run_config(out), Stop(step))
+            resume_training(out, read_run_config(out), Interrupter(step))
     resume_training(out, read_run_config(out))
 
 
@@ -80,16 +80,16 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_is_exact_to_the_bit(config: RunConfig, variant: str) -> None:
+def test_a_resumed_run_is_exact_to_the_bit(config: RunConfig, variant: str) -> None:
     config = replace(config, **VARIANTS[variant])  # type: ignore[arg-type]
     train(replace(config, out=Path("straight")))
-    # Where a checkpoint is due anyway, just after one, between two lines, and at the first step.
-    interrupted(config, Path("stopped"), 0, 5, 20, 35)
+    # At the first step, just after a checkpoint, at a checkpoint, and between two.
+    train_with_interruptions(config, Path("stopped"), 0, 5, 20, 35)
     assert_same(Path("straight"), Path("stopped"))
 
 
-def test_going_further_is_exact_too(config: RunConfig) -> None:
-    """N steps, and N more, by a schedule that does not depend on where it ends."""
+def test_a_run_with_more_steps_is_exact_too(config: RunConfig) -> None:
+    """N steps and N more, with a schedule that does not depend on the number of steps."""
     settings = replace(config.train, eval_every=30)
     config = replace(config, optim=replace(config.optim, decay_steps=60), train=settings)
     train(replace(config, out=Path("straight")))
@@ -100,30 +100,32 @@ def test_going_further_is_exact_too(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize(("decay_steps", "times"), [(None, 1), (60, 0)])
-def test_a_plan_that_changes_is_said(
+def test_a_changed_schedule_is_reported(
     config: RunConfig, decay_steps: int | None, times: int
 ) -> None:
-    class Ears(Reporter):
+    class Listener(Reporter):
         def __init__(self) -> None:
-            self.heard: list[str] = []
+            self.lines: list[str] = []
 
         def said(self, line: str) -> None:
-            self.heard.append(line)
+            self.lines.append(line)
 
     optim = replace(config.optim, decay_steps=decay_steps)
     train(replace(config, out=Path("run"), optim=optim, train=replace(config.train, steps=20)))
-    begun, ears = read_run_config(Path("run")), Ears()
-    resume_training(Path("run"), begun, ears)
-    assert ears.heard == []
-    resume_training(Path("run"), replace(begun, train=config.train), ears)
-    says = "The learning rate was planned for 20 steps; from here on it follows a plan for 60."
-    assert ears.heard == [says] * times
+    saved, listener = read_run_config(Path("run")), Listener()
+    resume_training(Path("run"), saved, listener)
+    assert listener.lines == []
+    resume_training(Path("run"), replace(saved, train=config.train), listener)
+    message = (
+        "The learning-rate schedule was for 20 steps; from here on it is the one for 60 steps."
+    )
+    assert listener.lines == [message] * times
 
 
-def test_it_is_the_same_when_it_ends_anywhere_else(config: RunConfig) -> None:
-    """An end that saves nothing: as if the plug had been pulled after a line was written."""
+def test_a_run_that_dies_anywhere_is_exact_too(config: RunConfig) -> None:
+    """An end that saves nothing, as if the power failed after a line was written."""
 
-    class Pull(Reporter):
+    class PowerFailure(Reporter):
         def __init__(self, step: int) -> None:
             self.step = step
 
@@ -133,17 +135,17 @@ def test_it_is_the_same_when_it_ends_anywhere_else(config: RunConfig) -> None:
 
     train(replace(config, out=Path("straight")))
     with pytest.raises(KeyboardInterrupt):
-        train(replace(config, out=Path("pulled")), Pull(0))
-    for step in (15, 20, 55, 60):  # best/ of step 20 is written by then, its line is not
+        train(replace(config, out=Path("failed")), PowerFailure(0))
+    for step in (15, 20, 55, 60):  # at 20, best/ is already written
         with pytest.raises(KeyboardInterrupt):
-            resume_training(Path("pulled"), read_run_config(Path("pulled")), Pull(step))
-    with Path("pulled/metrics.jsonl").open("a") as file:
+            resume_training(Path("failed"), read_run_config(Path("failed")), PowerFailure(step))
+    with Path("failed/metrics.jsonl").open("a") as file:
         file.write('{"step": 60, "tok')  # half a line
-    resume_training(Path("pulled"), read_run_config(Path("pulled")))
-    assert_same(Path("straight"), Path("pulled"))
+    resume_training(Path("failed"), read_run_config(Path("failed")))
+    assert_same(Path("straight"), Path("failed"))
 
 
-def test_a_finished_run_can_be_resumed_and_stays_as_it_is(config: RunConfig) -> None:
+def test_resuming_a_finished_run_changes_nothing(config: RunConfig) -> None:
     first = train(replace(config, out=Path("run")))
     before = metrics(Path("run"))
     again = resume_training(Path("run"), read_run_config(Path("run")))
@@ -152,17 +154,17 @@ def test_a_finished_run_can_be_resumed_and_stays_as_it_is(config: RunConfig) -> 
     assert metrics(Path("run")) == before
 
 
-def test_it_can_move_house(config: RunConfig) -> None:
+def test_a_run_can_be_resumed_in_another_directory(config: RunConfig) -> None:
     train(replace(config, out=Path("straight")))
     with pytest.raises(Interrupted):
-        train(replace(config, out=Path("old")), Stop(35))
+        train(replace(config, out=Path("old")), Interrupter(35))
     shutil.move("old", "new")
     resume_training(Path("new"), read_run_config(Path("new")))
     assert_same(Path("straight"), Path("new"))
     assert json.loads(Path("new/run.json").read_text())["config"]["out"] == "new"
 
 
-def test_the_best_is_kept_though_what_follows_is_worse(config: RunConfig) -> None:
+def test_best_is_kept_if_later_evaluations_are_worse(config: RunConfig) -> None:
     train(replace(config, out=Path("run"), train=replace(config.train, steps=30)))
     best = load_checkpoint("run/best")
     worse = replace(read_run_config(Path("run")), optim=replace(config.optim, lr=10.0))
@@ -171,9 +173,9 @@ def test_the_best_is_kept_though_what_follows_is_worse(config: RunConfig) -> Non
     assert load_checkpoint("run/best").step == best.step
 
 
-def test_the_best_may_have_been_deleted(config: RunConfig) -> None:
+def test_a_run_can_be_resumed_without_best(config: RunConfig) -> None:
     with pytest.raises(Interrupted):
-        train(replace(config, out=Path("run")), Stop(25))
+        train(replace(config, out=Path("run")), Interrupter(25))
     shutil.rmtree("run/best")
     result = resume_training(Path("run"), read_run_config(Path("run")))
     assert load_checkpoint("run/best").best == result.best
@@ -181,61 +183,67 @@ def test_the_best_may_have_been_deleted(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
-        ({"seed": 1}, "--seed is 1, and this run began with 1337: leave it out, or begin another"),
-        ({"name": "other"}, "--name is other, and this run began with gpt"),
-        ({"out": Path("other")}, "--out is other, and this run began with run"),
+        (
+            {"seed": 1},
+            "--seed is 1, but this run was started with 1337: leave the option out, or start",
+        ),
+        ({"name": "other"}, "--name is other, but this run was started with gpt"),
+        ({"out": Path("other")}, "--out is other, but this run was started with run"),
         (
             {"model": GPTConfig(n_layer=3)},
-            r"--model\.block-size is 256, and this run began",
+            r"--model\.block-size is 256, but this run was started",
         ),
         (
             {"model": BigramConfig(12, 16)},
-            r"--model\.bias is None, and this run began",
+            r"--model\.bias is None, but this run was started",
         ),
-        ({"optim": OptimConfig("adam")}, r"--optim\.optimizer is adam, and this run began with ad"),
-        ({"train": TrainConfig(steps=10)}, r"--train\.steps is 10, and run is at step 21: name a"),
+        (
+            {"optim": OptimConfig("adam")},
+            r"--optim\.optimizer is adam, but this run was started with ad",
+        ),
+        (
+            {"train": TrainConfig(steps=10)},
+            r"--train\.steps is 10, but run is already at step 21: ch",
+        ),
         ({"data": "nowhere.txt"}, "there is no file nowhere.txt"),
         ({"data": "other.txt"}, "other.txt is not the text that this run was trained on"),
     ],
 )
-def test_another_run_is_refused(config: RunConfig, change: dict[str, object], says: str) -> None:
+def test_settings_of_another_run_are_refused(
+    config: RunConfig, change: dict[str, object], message: str
+) -> None:
     Path("other.txt").write_text("other " * 1000)
     with pytest.raises(KeyboardInterrupt):
-        train(replace(config, out=Path("run")), Stop(20))
+        train(replace(config, out=Path("run")), Interrupter(20))
     before = {file: file.read_bytes() for file in Path("run").rglob("[!.]*") if file.is_file()}
-    with pytest.raises(UserError, match=says) as _error:  # keeps what the run held alive
+    with pytest.raises(UserError, match=message) as _error:  # keeps the run alive, and so its lock
         resume_training(Path("run"), replace(read_run_config(Path("run")), **change))  # type: ignore[arg-type]
-    lock_run(Path("run")).release()  # it is free for another try
+    lock_run(Path("run")).release()  # the lock was released
     assert before == {f: f.read_bytes() for f in Path("run").rglob("[!.]*") if f.is_file()}
 
 
 @pytest.mark.parametrize(
-    ("lines", "says"),
+    ("lines", "message"),
     [
-        (3, "3 lines, and the checkpoint was made after 4"),
-        (0, "0 lines, and the checkpoint was made after 4"),
+        (3, "3 lines, but the checkpoint was saved after 4"),
+        (0, "0 lines, but the checkpoint was saved after 4"),
         (None, "Expecting"),
-        (-1, "3 lines, and the checkpoint was made after 4"),
+        (-1, "3 lines, but the checkpoint was saved after 4"),
     ],
 )
-def test_metrics_that_were_changed_are_named(
-    config: RunConfig, lines: int | None, says: str
-) -> None:
+def test_changed_metrics_are_named(config: RunConfig, lines: int | None, message: str) -> None:
     train(replace(config, out=Path("run"), train=replace(config.train, steps=20)))
     file = Path("run/metrics.jsonl")
     kept = file.read_text().splitlines(keepends=True)[:lines] if lines is not None else ["x\n"] * 9
-    file.write_text("".join(kept) if lines != -1 else "".join(kept)[:-1])  # the last one cut
-    with pytest.raises(UserError, match=rf"run.metrics\.jsonl is missing or damaged \({says}"):
+    file.write_text("".join(kept) if lines != -1 else "".join(kept)[:-1])  # the last line is cut
+    with pytest.raises(UserError, match=rf"run.metrics\.jsonl is missing or damaged \({message}"):
         resume_training(Path("run"), read_run_config(Path("run")))
 
 
-# By signals, from outside.
-
-
 def gpu_flags(out: str, steps: int) -> list[object]:
-    """The shape of baby, compiled, on a text of 6,000 characters."""
+    """Arguments for a run of the size of baby, compiled, on a text of 6,000 characters."""
     return [
         *("train", "baby", "--data", "words.txt", "--out", out, "--device", "cuda"),
         *("--train.steps", steps, "--train.eval-every", 25, "--optim.decay-steps", 100),
@@ -244,8 +252,8 @@ def gpu_flags(out: str, steps: int) -> list[object]:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_is_exact_when_asked(process: Process, text_file: Path) -> None:
-    """In processes of their own, as cuBLAS and the compiler are set up once for each."""
+def test_a_deterministic_run_on_a_gpu_is_exact(process: Process, text_file: Path) -> None:
+    """In separate processes: cuBLAS and the compiler are configured once per process."""
     for arguments in (
         gpu_flags("straight", 100),
         gpu_flags("half", 40),
@@ -259,41 +267,43 @@ def test_on_a_gpu_it_is_exact_when_asked(process: Process, text_file: Path) -> N
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_on_a_gpu_a_stopped_run_learns_as_well(config: RunConfig, precision: Precision) -> None:
+def test_an_interrupted_run_on_a_gpu_has_about_the_same_losses(
+    config: RunConfig, precision: Precision
+) -> None:
     train_config = replace(config.train, compile=False)
     config = replace(config, device="cuda", precision=precision, train=train_config)
     straight = train(replace(config, out=Path("straight")))
-    interrupted(config, Path("stopped"), 20, 35)
+    train_with_interruptions(config, Path("stopped"), 20, 35)
     for one, other in zip(metrics(Path("straight")), metrics(Path("stopped")), strict=True):
         assert one == pytest.approx(other, abs=0.05)
     assert straight.best.val_loss < 2.4
 
 
 @pytest.mark.gpu
-def test_a_run_goes_on_on_another_device(config: RunConfig) -> None:
+def test_a_run_can_be_resumed_on_another_device(config: RunConfig) -> None:
     config = replace(config, device="cuda", train=replace(config.train, compile=False))
     with pytest.raises(Interrupted):
-        train(replace(config, out=Path("run")), Stop(20))
+        train(replace(config, out=Path("run")), Interrupter(20))
     result = resume_training(Path("run"), replace(read_run_config(Path("run")), device="cpu"))
     assert result.last.step == 60
     assert result.best.val_loss < 2.4
 
 
 @pytest.mark.gpu
-def test_out_of_memory_says_what_to_change(
+def test_out_of_memory_suggests_smaller_parts(
     nanogpt: Command, text_file: Path, process: Process
 ) -> None:
     arguments = [*gpu_flags("large", 1)[:-1], "--train.batch-size", 16384, "--train.no-compile"]
     with process(*arguments) as training:
         _, err = training.communicate()
         assert training.returncode == 1
-    says = re.fullmatch(
-        r"nanogpt: out of memory: [\d.]+ GiB more were asked for; the same batch in smaller parts "
+    match = re.fullmatch(
+        r"nanogpt: out of memory: [\d.]+ GiB more were requested; the same batch in smaller parts "
         r"needs less: nanogpt (train --resume large --train.batch-size 16384 "
         r"--train.accumulation 2)\n",
         err,
     )
-    assert says, err
-    with process(*says[1].replace("accumulation 2", "accumulation 64").split()) as training:
+    assert match, err
+    with process(*match[1].replace("accumulation 2", "accumulation 64").split()) as training:
         _, err = training.communicate()
         assert (training.returncode, err) == (0, "")

@@ -1,4 +1,4 @@
-"""Whatever ends a run, a signal, a kill, a full disk, it goes on as if nothing had happened."""
+"""A run that ends by a signal, a kill or a full disk can be resumed exactly."""
 
 import json
 import random
@@ -21,18 +21,18 @@ Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 
-def flags(text_file: Path, out: str, steps: int, every: int = 10) -> list[object]:
-    """A run whose checkpoints take about as long as its steps."""
+def arguments(text_file: Path, out: str, steps: int, eval_every: int = 10) -> list[object]:
+    """Arguments for a run whose checkpoints take about as long as its steps."""
     return [
         *("train", "tiny", "--data", text_file, "--out", out, "--device", "cpu"),
         *("--model.n-layer", 1, "--model.n-head", 2, "--model.n-embd", 32),
         *("--model.block-size", 16, "--model.dropout", 0.1, "--train.log-every", 3),
-        *("--train.steps", steps, "--train.eval-every", every, "--optim.warmup", 20),
+        *("--train.steps", steps, "--train.eval-every", eval_every, "--optim.warmup", 20),
     ]
 
 
-def step_of(run: Path) -> int:
-    """The last step in metrics.jsonl."""
+def get_step(run: Path) -> int:
+    """The last step in metrics.jsonl; -1 if there is none."""
     try:
         lines = (run / "metrics.jsonl").read_text().splitlines()
         return int(json.loads(lines[-1])["step"])
@@ -46,11 +46,11 @@ def wait_for(condition: Callable[[], bool], training: subprocess.Popen[str]) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(
+def test_a_signal_saves_the_run_and_says_how_to_resume_it(
     process: Process, nanogpt: Command, text_file: Path, number: signal.Signals
 ) -> None:
-    with process(*flags(text_file, "mine", 100_000, 100_000)) as training:
-        wait_for(lambda: step_of(Path("mine")) > 10, training)
+    with process(*arguments(text_file, "mine", 100_000, 100_000)) as training:
+        wait_for(lambda: get_step(Path("mine")) > 10, training)
         training.send_signal(number)
         _, err = training.communicate(timeout=60)
         assert training.returncode == 128 + number
@@ -64,10 +64,10 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert load_checkpoint("mine/last").step == step + 5
 
 
-def test_a_second_signal_leaves_at_once(process: Process, text_file: Path) -> None:
-    endless = [*flags(text_file, "mine", 100_000, 100_000), "--train.batch-size", 20_000]
+def test_a_second_signal_ends_the_process_at_once(process: Process, text_file: Path) -> None:
+    endless = [*arguments(text_file, "mine", 100_000, 100_000), "--train.batch-size", 20_000]
     with process(*endless) as training:  # a step takes many seconds
-        wait_for(lambda: step_of(Path("mine")) >= 0, training)
+        wait_for(lambda: get_step(Path("mine")) >= 0, training)
         training.send_signal(signal.SIGINT)
         time.sleep(0.2)
         training.send_signal(signal.SIGINT)
@@ -78,59 +78,59 @@ def test_a_second_signal_leaves_at_once(process: Process, text_file: Path) -> No
 
 
 def is_writing(run: Path) -> bool:
-    """Whether a checkpoint is being written, or was when the process was killed."""
+    """Whether a checkpoint is being written, or was being written when the process died."""
     return any((run / name).exists() for name in (".last.new", ".best.new"))
 
 
-def kill_and_go_on(process: Process, text_file: Path, kills: int, steps: int, seed: int) -> int:
-    """Kill a run at random moments, half of them while it writes; gives how many of those."""
+def kill_and_resume(process: Process, text_file: Path, kills: int, steps: int, seed: int) -> int:
+    """Kill a run at random moments; returns how many kills interrupted a checkpoint."""
     draw, out = random.Random(seed), Path("killed")
-    writing, arguments = 0, flags(text_file, "killed", steps)
+    interrupted, command = 0, arguments(text_file, "killed", steps)
     for kill in range(kills):
-        with process(*arguments) as training:
-            aim = step_of(out) + draw.randint(1, steps // (kills + 1))
-            wait_for(lambda aim=aim: step_of(out) >= aim, training)  # type: ignore[misc]
+        with process(*command) as training:
+            goal = get_step(out) + draw.randint(1, steps // (kills + 1))
+            wait_for(lambda goal=goal: get_step(out) >= goal, training)  # type: ignore[misc]
             if kill % 2:
                 wait_for(lambda: is_writing(out), training)
             time.sleep(draw.uniform(0, 0.01))
             training.kill()
             _, err = training.communicate()
             assert training.returncode == -signal.SIGKILL, err
-        writing += is_writing(out)
-        for checkpoint in ("last", "best"):  # whole at every instant
+        interrupted += is_writing(out)
+        for checkpoint in ("last", "best"):  # complete at every instant
             if (out / "run.json").exists() and (out / checkpoint).exists():
                 load_checkpoint(out / checkpoint)
         if (out / "run.json").exists():
-            arguments = ["train", "--resume", "killed"]
-    with process(*arguments) as training:
+            command = ["train", "--resume", "killed"]
+    with process(*command) as training:
         _, err = training.communicate()
         assert (training.returncode, err) == (0, "")
-    return writing
+    return interrupted
 
 
-def test_killed_twice_it_is_the_same_run(
+def test_a_run_that_is_killed_twice_is_exact(
     process: Process, nanogpt: Command, text_file: Path
 ) -> None:
-    assert nanogpt(*flags(text_file, "straight", 200))[0] == 0
-    kill_and_go_on(process, text_file, kills=2, steps=200, seed=0)
+    assert nanogpt(*arguments(text_file, "straight", 200))[0] == 0
+    kill_and_resume(process, text_file, kills=2, steps=200, seed=0)
     assert_same(Path("straight"), Path("killed"))
 
 
 @pytest.mark.slow
-def test_killed_25_times_it_is_the_same_run(
+def test_a_run_that_is_killed_25_times_is_exact(
     process: Process, nanogpt: Command, text_file: Path
 ) -> None:
-    assert nanogpt(*flags(text_file, "straight", 1500))[0] == 0
-    writing = kill_and_go_on(process, text_file, kills=25, steps=1500, seed=1)
-    assert writing >= 5  # some of the kills fell into the writing of a checkpoint
+    assert nanogpt(*arguments(text_file, "straight", 1500))[0] == 0
+    interrupted = kill_and_resume(process, text_file, kills=25, steps=1500, seed=1)
+    assert interrupted >= 5
     assert_same(Path("straight"), Path("killed"))
 
 
-def test_two_processes_do_not_train_in_one_directory(
+def test_two_processes_cannot_train_in_one_directory(
     process: Process, nanogpt: Command, text_file: Path
 ) -> None:
-    with process(*flags(text_file, "mine", 100_000, 100_000)) as training:
-        wait_for(lambda: step_of(Path("mine")) > 0, training)
+    with process(*arguments(text_file, "mine", 100_000, 100_000)) as training:
+        wait_for(lambda: get_step(Path("mine")) > 0, training)
         status, _, err = nanogpt("train", "--resume", "mine")
         assert status == 2
         assert err.startswith(f"nanogpt: process {training.pid} is training in mine: wait for it")
@@ -140,11 +140,8 @@ def test_two_processes_do_not_train_in_one_directory(
     assert nanogpt("train", "--resume", "mine", "--train.steps", step + 5)[0] == 0
 
 
-# A disk that is full.
-
-
-def stopped_by_a_full_disk(answer: tuple[int, str, str], run: Path, reason: str) -> None:
-    """One line, status 1, and nothing lost."""
+def assert_stopped_by_full_disk(answer: tuple[int, str, str], run: Path, reason: str) -> None:
+    """Assert that a command ended with one line and status 1, and that the run is intact."""
     status, _, err = answer
     assert status == 1
     assert err == (
@@ -157,20 +154,20 @@ def stopped_by_a_full_disk(answer: tuple[int, str, str], run: Path, reason: str)
 
 
 @pytest.mark.parametrize("limit", [0, 200, 20_000, 100_000])
-def test_a_file_that_grows_too_large_is_one_line(
+def test_a_file_size_limit_stops_the_run_with_one_line(
     nanogpt: Command, text_file: Path, limit: int
 ) -> None:
-    """By the system's limit on the size of a file: each time another file is the first."""
+    """With each limit, another file of the run is the first to exceed it."""
     schedule = ("--optim.decay-steps", 40)
-    assert nanogpt(*flags(text_file, "straight", 40), *schedule)[0] == 0
-    assert nanogpt(*flags(text_file, "full", 20), *schedule)[0] == 0
+    assert nanogpt(*arguments(text_file, "straight", 40), *schedule)[0] == 0
+    assert nanogpt(*arguments(text_file, "full", 20), *schedule)[0] == 0
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         answer = nanogpt("train", "--resume", "full", "--train.steps", 40)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    stopped_by_a_full_disk(answer, Path("full"), "File too large")
+    assert_stopped_by_full_disk(answer, Path("full"), "File too large")
     assert nanogpt("train", "--resume", "full", "--train.steps", 40)[0] == 0
     assert_same(Path("straight"), Path("full"))
 
@@ -188,20 +185,17 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("room", [0, 64, 180])
-def test_a_full_disk_is_one_line(
+def test_a_full_disk_stops_the_run_with_one_line(
     nanogpt: Command, text_file: Path, tiny_disk: Path, room: int
 ) -> None:
     schedule = ("--optim.decay-steps", 60)
-    assert nanogpt(*flags(text_file, "straight", 60), *schedule)[0] == 0
+    assert nanogpt(*arguments(text_file, "straight", 60), *schedule)[0] == 0
     run = tiny_disk / "full"
-    assert nanogpt(*flags(text_file, str(run), 20), *schedule)[0] == 0
+    assert nanogpt(*arguments(text_file, str(run), 20), *schedule)[0] == 0
     ballast, left = tiny_disk / "ballast", shutil.disk_usage(tiny_disk).free
     ballast.write_bytes(bytes(left - room * 1024))
     answer = nanogpt("train", "--resume", run, "--train.steps", 60)
-    stopped_by_a_full_disk(answer, run, "No space left on device")
+    assert_stopped_by_full_disk(answer, run, "No space left on device")
     ballast.unlink()
     assert nanogpt("train", "--resume", run, "--train.steps", 60)[0] == 0
     assert_same(Path("straight"), run)
-
-
-# On a GPU.

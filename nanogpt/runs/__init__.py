@@ -1,1 +1,1 @@
-"""A run: its settings, its directory, its state."""
+"""A run: its settings, its directory and its state."""

@@ -6,41 +6,46 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from typing import Self
 
+QUEUE_LENGTH = 3
+"""Most jobs that wait or run: a slow disk slows down training instead of filling the memory."""
+
 
 class BackgroundWriter:
-    """Does what writes checkpoints in order, on a GPU beside the training; raises its errors."""
+    """Runs jobs in order, at once or in a background thread, and raises their errors.
 
-    def __init__(self, beside: bool) -> None:
-        self._pool = ThreadPoolExecutor(1) if beside else None
+    As a context manager, it waits for all jobs at the end.
+    """
+
+    def __init__(self, in_background: bool) -> None:
+        self._pool = ThreadPoolExecutor(1) if in_background else None
         self._pending: deque[Future[None]] = deque()
-        self._failed = False
+        self._has_failed = False
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        with suppress(Exception) if failed else nullcontext():
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        with suppress(Exception) if error else nullcontext():
             self.wait()
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Do a job now, or as soon as those before are done. Raises what one of them raised."""
+        """Run a job now, or after the jobs before it. Raises the error of an earlier job."""
         if self._pool is None:
             job()
         else:
-            # A disk that is too slow for the checkpoints slows the training, not fills the memory.
-            self.wait(leave=3)
-            self._pending.append(self._pool.submit(self._do, job))
+            self.wait(QUEUE_LENGTH)
+            self._pending.append(self._pool.submit(self._run, job))
 
-    def _do(self, job: Callable[[], object]) -> None:
-        """Do a job, unless one before it failed: each counts on those before."""
-        if not self._failed:
+    def _run(self, job: Callable[[], object]) -> None:
+        """Run a job, unless an earlier one failed: each job relies on those before it."""
+        if not self._has_failed:
             try:
                 job()
             except BaseException:
-                self._failed = True
+                self._has_failed = True
                 raise
 
-    def wait(self, leave: int = 0) -> None:
-        """Return when no more than so many jobs are left. Raises what one of them raised."""
-        while self._pending and (len(self._pending) > leave or self._pending[0].done()):
+    def wait(self, pending: int = 0) -> None:
+        """Wait until at most that many jobs are pending. Raises the error of a finished job."""
+        while self._pending and (len(self._pending) > pending or self._pending[0].done()):
             self._pending.popleft().result()

@@ -1,15 +1,14 @@
-"""A checkpoint on disk: a directory that is whole at every instant, and safe to read.
+"""Writes and reads checkpoints: directories that are complete at every instant and safe to read.
 
     best/ or last/
-      model.safetensors      the weights, under their plain names
-      config.json            the model's configuration, its step, the best loss so far
+      config.json            model configuration, step, lowest validation loss so far
       tokenizer.json
-      training.safetensors   in last/ only: optimizer, random generators, losses not yet reported
-      training.json          in last/ only: the run's configuration, counts
-      SHA256SUMS             of all the others; `sha256sum -c SHA256SUMS` checks them, too
+      model.safetensors      the weights, under the parameter names of the plain model
+      training.json          only in last/: configuration of the run, counts
+      training.safetensors   only in last/: optimizers, random generators, losses not yet logged
+      SHA256SUMS             checksums of the other files, for `sha256sum -c SHA256SUMS`
 
-Safetensors and JSON only: nothing in it can execute code. Everything that a file claims is checked
-before memory is taken for it.
+A checkpoint consists of safetensors and JSON, so reading one cannot execute code.
 """
 
 import re
@@ -17,7 +16,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -38,42 +37,56 @@ from ..system.files import (
 )
 from ..system.gpu import Snapshot, take_snapshot
 from ..text.tokenizers import Tokenizer, parse_tokenizer
-from .reading import SUMS, Files, _steady
-
-T = TypeVar("T")
+from .formats import add_header
+from .reading import SUMS, CheckpointFiles, read_consistently
 
 
 @dataclass(frozen=True)
 class Best:
-    """The lowest validation loss of a run."""
+    """The evaluation with the lowest validation loss of a run."""
 
     step: int
+    """Optimizer steps taken."""
     val_loss: float
     """Nats per token."""
     bits_per_byte: float
     averaged: bool = False
-    """Whether that is the loss of the running mean of the weights."""
+    """Whether it is the loss of the averaged weights."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a resume needs beyond the model: start.py has the facts, state.py the tensors."""
+    """The part of a checkpoint that only a resume needs."""
 
-    facts: dict[str, Any]
-    """As in JSON."""
+    info: dict[str, Any]
+    """The content of training.json."""
     tensors: dict[str, Tensor]
+    """The content of training.safetensors."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint directory holds."""
+    """The part of a checkpoint that best/ and last/ have in common."""
 
     model: Model
     tokenizer: Tokenizer
     step: int
     """Optimizer steps taken."""
     best: Best | None = None
-    """The best of the run up to here; in best/, this very checkpoint."""
+    """The best evaluation up to this step; in best/, the evaluation of these weights."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """The content of config.json."""
+
+    model: ModelConfig
+    step: int
+    best: Best | None = None
+
+    def __post_init__(self) -> None:
+        if self.step < 0:
+            raise ValueError(f"step is {self.step}: it must be at least 0")
 
 
 Contents = dict[str, dict[str, Any] | Snapshot]
@@ -83,34 +96,28 @@ Contents = dict[str, dict[str, Any] | Snapshot]
 def checkpoint_files(
     checkpoint: Checkpoint, weights: Snapshot, training: Training | None = None
 ) -> Contents:
-    """A checkpoint as files, copied: training may go on while they are written."""
+    """The files of a checkpoint, copied, so that training can continue while they are written."""
     files: Contents = {
-        "config.json": {
-            "model": models.to_json(checkpoint.model.config),
-            "step": checkpoint.step,
-            "best": checkpoint.best and asdict(checkpoint.best),
-        },
+        "config.json": add_header(
+            {
+                "model": models.to_json(checkpoint.model.config),
+                "step": checkpoint.step,
+                "best": checkpoint.best and asdict(checkpoint.best),
+            }
+        ),
         "tokenizer.json": checkpoint.tokenizer.to_json(),
         "model.safetensors": weights,
     }
     if training:
         files |= {
             "training.safetensors": take_snapshot(training.tensors),
-            "training.json": training.facts,
+            "training.json": add_header(training.info),
         }
     return files
 
 
-def plain(model: nn.Module) -> Model:
-    """The model itself, whatever wraps it: torch.compile, or a parallel module."""
-    while inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None):
-        model = inner
-    assert isinstance(model, Model)
-    return model
-
-
 def write_checkpoint(directory: Path, files: Contents) -> None:
-    """Put a checkpoint directory in place of the one there, whole. Raises OSError."""
+    """Replace a checkpoint directory in one step. Raises OSError; the old one then remains."""
     new = directory.with_name(f".{directory.name}.new")
     remove_if_present(new)
     try:
@@ -120,7 +127,7 @@ def write_checkpoint(directory: Path, files: Contents) -> None:
                 (new / name).write_bytes(dump_json(content))
             else:
                 save_file(content(), new / name)
-                shutil.copymode(new / "config.json", new / name)  # as the user's other files
+                shutil.copymode(new / "config.json", new / name)  # safetensors sets its own mode
             sync_to_disk(new / name)
         sums = "".join(f"{compute_sha256(new / name)}  {name}\n" for name in files)
         (new / SUMS).write_bytes(sums.encode("ascii"))
@@ -130,11 +137,11 @@ def write_checkpoint(directory: Path, files: Contents) -> None:
     except BaseException as error:
         remove_if_present(new)
         if isinstance(error, SafetensorError):
-            raise _os_error(error) from None
+            raise _to_os_error(error) from None
         raise
 
 
-def _os_error(error: SafetensorError) -> OSError:
+def _to_os_error(error: SafetensorError) -> OSError:
     """The message of the operating system, without its number, which differs on Windows."""
     match = re.search(r"([^:]+) \(os error \d+\)", str(error))
     return OSError(match[1].strip() if match else str(error))
@@ -143,55 +150,87 @@ def _os_error(error: SafetensorError) -> OSError:
 def save_checkpoint(
     directory: Path, checkpoint: Checkpoint, training: Training | None = None
 ) -> None:
-    """Write a checkpoint directory. Raises OSError; what was there before is then still there."""
-    checkpoint = replace(checkpoint, model=plain(checkpoint.model))
+    """Write a checkpoint directory. Raises OSError; the old one then remains."""
+    checkpoint = replace(checkpoint, model=unwrap_model(checkpoint.model))
     write_checkpoint(
         directory,
         checkpoint_files(checkpoint, take_snapshot(checkpoint.model.state_dict()), training),
     )
 
 
+def unwrap_model(model: nn.Module) -> Model:
+    """The plain model inside the wrappers of torch.compile and parallel modules."""
+    while inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None):
+        model = inner
+    assert isinstance(model, Model)
+    return model
+
+
 def load_checkpoint(directory: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint directory, its model in evaluation mode on device. Raises UserError."""
-    return _steady(Path(directory), lambda found: _load(found, device))
+    """Read a checkpoint; its model is on `device`, in evaluation mode. Raises UserError."""
+    return read_consistently(Path(directory), lambda current: _load(current, device))
+
+
+def read_checkpoint_info(directory: Path) -> CheckpointInfo:
+    """Read config.json of a checkpoint and no other file of it. Raises UserError."""
+    return read_consistently(
+        directory, lambda current: CheckpointFiles(current).parse("config.json", CheckpointInfo)
+    )
+
+
+def load_training_tensors(
+    directory: Path, expected: Mapping[str, Tensor], optional: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Read training.safetensors of a checkpoint, as CheckpointFiles.tensors(). Raises UserError."""
+    return CheckpointFiles(resolve_interrupted_swap(directory)).tensors(
+        "training.safetensors", expected, optional
+    )
 
 
 def _load(directory: Path, device: torch.device | str) -> Checkpoint:
-    files = Files(directory)
-    head = files.parse("config.json", _Head)
-    config, weights = head.model, "model.safetensors"
+    files = CheckpointFiles(directory)
+    info = files.parse("config.json", CheckpointInfo)
+    config, weights = info.model, "model.safetensors"
     try:
         tokenizer = parse_tokenizer(files.json("tokenizer.json"))
     except ValueError as error:
         raise files.damaged("tokenizer.json", error) from None
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
-            f"{directory}/tokenizer.json has {tokenizer.vocab_size} tokens and the model "
-            f"{config.vocab_size}: they are not of one run"
+            f"{directory}/tokenizer.json has {tokenizer.vocab_size} tokens, but the model has "
+            f"{config.vocab_size}: restore both files from the same run"
         )
     try:
-        if files.count(weights) != _count(config):  # building it could take for ever
+        if files.count_tensors(weights) != _count_tensors(config):  # building it could take hours
             raise files.damaged(weights, f"not the number of tensors of {config}")
-        expected = _shapes(config)
-    except (RuntimeError, TypeError, OverflowError) as error:  # numbers too large for a tensor
+        expected = _get_shapes(config)
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes too large for a tensor
         raise files.damaged("config.json", error) from None
     tensors = files.tensors(weights, expected)
-    with _Unfilled():
+    with _SkipInit():
         model = build(config)
     model.load_state_dict(tensors)
-    return Checkpoint(model.to(device).eval(), tokenizer, head.step, head.best)
+    return Checkpoint(model.to(device).eval(), tokenizer, info.step, info.best)
 
 
-def _shapes(config: ModelConfig) -> dict[str, Tensor]:
-    """The weights of a model without the memory for them."""
-    with torch.device("meta"), _Unfilled():
+def _get_shapes(config: ModelConfig) -> dict[str, Tensor]:
+    """The state of a model as tensors without memory."""
+    with torch.device("meta"), _SkipInit():
         return build(config).state_dict()
 
 
-class _Unfilled(TorchFunctionMode):
-    """Within it, torch.nn.init draws no numbers, where those of a file come in their place.
+def _count_tensors(config: ModelConfig) -> int:
+    """The number of tensors of a model, computed from models of one and of two layers."""
+    if isinstance(config, BigramConfig):
+        return len(_get_shapes(config))
+    one, two = (len(_get_shapes(replace(config, n_layer=n))) for n in (1, 2))
+    return one + (config.n_layer - 1) * (two - one)
 
-    On the device meta, drawing them would import torch's compiler, which takes longer than torch.
+
+class _SkipInit(TorchFunctionMode):
+    """Within this context, torch.nn.init does nothing: the weights come from a file.
+
+    On the meta device, initialising would import torch's compiler, which takes seconds.
     """
 
     def __torch_function__(
@@ -200,40 +239,3 @@ class _Unfilled(TorchFunctionMode):
         if getattr(function, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return function(*args, **(kwargs or {}))
-
-
-def _count(config: ModelConfig) -> int:
-    """How many tensors a model has, from those of one and of two layers."""
-    if isinstance(config, BigramConfig):
-        return len(_shapes(config))
-    one, two = (len(_shapes(replace(config, n_layer=n))) for n in (1, 2))
-    return one + (config.n_layer - 1) * (two - one)
-
-
-def load_training(directory: Path, cls: type[T]) -> T:
-    """What training.json says, as the dataclass cls. Raises UserError."""
-    return _steady(directory, lambda found: Files(found).parse("training.json", cls))
-
-
-def load_tensors(
-    directory: Path, expected: Mapping[str, Tensor], optional: Collection[str] = ()
-) -> dict[str, Tensor]:
-    """The tensors of training.safetensors: all expected, of which only shape and type count.
-
-    Those that are optional may be there or not, small and of any shape. Raises UserError.
-    """
-    files = Files(resolve_interrupted_swap(directory))
-    return files.tensors("training.safetensors", expected, optional)
-
-
-@dataclass(frozen=True)
-class _Head:
-    """config.json."""
-
-    model: ModelConfig
-    step: int
-    best: Best | None = None
-
-    def __post_init__(self) -> None:
-        if self.step < 0:
-            raise ValueError(f"step is {self.step}: it must be at least 0")

@@ -1,4 +1,4 @@
-"""What a run is made of, as the user asks for it."""
+"""The settings of a run. The docstring of each field is its help on the command line."""
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,30 +14,31 @@ from ..system.devices import Precision
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long to train, on how much at a time, and when to look."""
+    """The length of training, its batches, and its evaluations."""
 
     steps: int = 5000
     """Optimizer steps."""
     batch_size: int = 64
-    """Blocks in the batch of one step."""
+    """Blocks in the batch of each optimizer step."""
     accumulation: int = 1
-    """Parts that each batch is worked through in: the same result in less memory."""
+    """Equal parts in which each batch is processed: the same result with less memory."""
     order: OrderName = "random"
-    """random: blocks from anywhere in the text. epochs: every block of it once before any again."""
+    """random: blocks start anywhere in the text. epochs: the text is cut into blocks, and every
+    epoch uses each block once, in a new order."""
     eval_every: int = 250
-    """Steps between checkpoints, each followed by an evaluation on the whole validation split."""
+    """Steps between evaluations on the whole validation split; a checkpoint precedes each."""
     eval_first: bool = True
-    """Measure before the first step, too."""
+    """Also evaluate before the first step."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     patience: int | None = None
-    """Stop after this many evaluations in a row without a new best."""
+    """Stop after this many evaluations in a row without a lower validation loss."""
     stop_at_val_loss: float | None = None
-    """Stop at the first evaluation whose loss is at most this."""
+    """Stop at the first evaluation with at most this validation loss, in nats per token."""
     compile: bool = True
-    """Compile the blocks of the model and the loss, on a CUDA device."""
+    """On a CUDA device, compile the blocks of the model and the loss."""
     cuda_graph: bool = True
-    """Capture a step once and replay it, on a CUDA device; never in float16."""
+    """On a CUDA device, capture a step as a CUDA graph and replay it; not with float16."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "eval_every", "log_every"):
@@ -51,39 +52,43 @@ class TrainConfig:
             )
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether the run is measured after so many steps."""
-        first = step == 0 and not self.eval_first
-        return step == self.steps or (step % self.eval_every == 0 and not first)
+        """Whether the run is evaluated after that many steps."""
+        is_skipped = step == 0 and not self.eval_first
+        return step == self.steps or (step % self.eval_every == 0 and not is_skipped)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides how a run goes."""
+    """All settings of a run."""
 
     name: str = "gpt"
-    """Names the run's directory, runs/NAME, unless --out does."""
+    """Name of the run. Its directory is runs/NAME, or the one given with --out."""
     data: str = "tinyshakespeare"
-    """A corpus (tinyshakespeare, shakespeare, shakespeare-rest), a file, a folder or a pattern of
-    texts, .jsonl or .parquet, an address (#sha256=HASH checks it), hf:NAME or hf:NAME:PART of the
-    Hugging Face Hub, - for standard input, or a folder with nanoGPT's train.bin and val.bin."""
+    """The text: a corpus (tinyshakespeare, shakespeare, shakespeare-rest); a file, a directory or a
+    pattern of texts, .jsonl or .parquet files; a URL (#sha256=HASH at its end is checked); hf:NAME
+    or hf:NAME:PART from the Hugging Face Hub; - for standard input; or a directory with train.bin
+    and val.bin from nanoGPT."""
     column: str = "text"
-    """Where the texts of .jsonl and .parquet are."""
+    """Column of .jsonl and .parquet files that contains the text."""
     separator: str = "\n\n"
-    """What stands between the documents of several files, or of .jsonl and .parquet."""
+    """Text inserted between documents: between files, or between rows of .jsonl and .parquet."""
     val_fraction: float = 0.1
-    """Part of the text, at its end, to measure with; of a large text less is enough."""
+    """Fraction of the text, at its end, for validation. A large text needs less than 0.1."""
     tokenizer: str = "char"
-    """char, byte, bpe, bpe:N for so many tokens, or the path of a Hugging Face tokenizer.json."""
+    """char, byte, bpe, bpe:N for a vocabulary of N tokens, or the path of a Hugging Face
+    tokenizer.json."""
     out: Path | None = None
-    """Directory of the run; without it, runs/NAME, or runs/NAME-2 and so on when that is taken."""
+    """Directory of the run. The default is runs/NAME, or if that exists, runs/NAME-2 and so on."""
     seed: int = 1337
-    """Decides the initial weights, the order of the batches, dropout and the sample."""
+    """Determines the initial weights, the order of the batches, dropout and the sample."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Precision = "auto"
-    """Of the matrix products; auto is bfloat16 where there are instructions for it."""
+    """Type of the numbers in matrix products. auto is bfloat16 on hardware that has it, otherwise
+    float32."""
     deterministic: bool = False
-    """The same bits from the same run, on a GPU too; slower there. A CPU always gives them."""
+    """Make results on a GPU reproducible to the bit, at the cost of speed. On a CPU they always
+    are."""
     model: ModelConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -94,46 +99,48 @@ class RunConfig:
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction is {self.val_fraction}: it must be between 0 and 1")
         if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"name is {self.name!r}: it must be a plain name, without slashes")
+            raise ValueError(f"name is {self.name!r}: it must be a file name without slashes")
         if self.optim.optimizer == "muon" and isinstance(self.model, BigramConfig):
-            raise ValueError("optimizer is muon, and a bigram has no blocks: take adam or adamw")
+            raise ValueError("optimizer is muon, but a bigram has no blocks: use adam or adamw")
 
     def to_json(self) -> dict[str, Any]:
-        """What schema.parse() makes this configuration from."""
+        """The configuration as JSON, for schema.parse_dataclass()."""
         out = None if self.out is None else str(self.out)
         return {**asdict(self), "out": out, "model": models.to_json(self.model)}
 
-    def check_same_run(self, begun: "RunConfig") -> None:
-        """Raise UserError where this configuration asks for another run than the one begun.
+    def check_same_run(self, saved: "RunConfig") -> None:
+        """Raise UserError if this configuration describes another run than the saved one.
 
-        How long it goes on, how fast, and on what hardware may change; what it is may not.
+        CHANGEABLE lists the settings that may differ.
         """
-        now, then = flatten_settings(self), flatten_settings(begun)
-        for name in sorted(now.keys() | then.keys()):
-            if now.get(name) != then.get(name) and not name.startswith(MAY_CHANGE):
+        new, old = flatten_settings(self), flatten_settings(saved)
+        for name in sorted(new.keys() | old.keys()):
+            if new.get(name) != old.get(name) and not name.startswith(CHANGEABLE):
                 raise UserError(
-                    f"--{name.replace('_', '-')} is {now.get(name)}, and this run began with "
-                    f"{then.get(name)}: leave it out, or begin another run"
+                    f"--{name.replace('_', '-')} is {new.get(name)}, but this run was started with "
+                    f"{old.get(name)}: leave the option out, or start a new run"
                 )
 
 
-MAY_CHANGE = (
+CHANGEABLE = (
     "train.",
     *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("optimizer", "ema")),
-    "data",  # it must still be the same text
+    "data",  # the place of the text; its SHA-256 must stay the same
     "column",
     "separator",
     "device",
     "precision",
     "deterministic",
 )
-"""Settings that may be others when a run goes on."""
+"""Prefixes of the settings that may change when a run is resumed."""
 
 
 def flatten_settings(config: RunConfig) -> dict[str, Any]:
-    """Every setting of a run, by its name on the command line."""
-    found: dict[str, Any] = {}
+    """All settings of a run by their names on the command line, such as model.n_layer."""
+    flat: dict[str, Any] = {}
     for name, value in config.to_json().items():
-        inner = value if isinstance(value, dict) else {None: value}
-        found |= {f"{name}.{key}" if key else name: each for key, each in inner.items()}
-    return found
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat

@@ -1,13 +1,17 @@
-"""The directory of a run: made, found, and kept to one training at a time.
+"""Creates, finds and locks run directories.
 
-runs/<name>/
-  run.json          the resolved configuration, versions, device
-  metrics.jsonl     one object a line
-  loss.png          the curve
-  best/             the checkpoint with the lowest validation loss
-  last/             the newest checkpoint, and what an exact resume needs
-  .lock             held by the process that trains
-  .pid              the number of that process
+    runs/<name>/
+      run.json          "format": 1, "nanogpt": the version that wrote it, and then
+                        the configuration with all defaults, the SHA-256 of the text, the number of
+                        parameters, the bigram baseline, device, precision, versions
+      metrics.jsonl     one JSON object a line: journal.Record
+      loss.png          the losses over the steps
+      best/             the checkpoint with the lowest validation loss
+      last/             the newest checkpoint, with everything that an exact resume needs
+      .lock             locked by the process that trains
+      .pid              the number of that process
+
+checkpoint.py describes best/ and last/, formats.py the first two keys.
 """
 
 import os
@@ -22,11 +26,11 @@ RUNS = Path("runs")
 
 
 def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
-    """Make and lock a run directory: out, or the first free of runs/NAME, runs/NAME-2, …
+    """Create and lock a run directory: out, or the first free of runs/NAME, runs/NAME-2, …
 
-    Raises UserError. An out that already holds a run is refused; nothing in it is touched.
+    Raises UserError if it cannot be created or already holds a run, which is not changed.
     """
-    directory = out or _free(RUNS / name)
+    directory = out or _find_free(RUNS / name)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         sync_to_disk(directory.parent)
@@ -38,30 +42,31 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
     if (directory / "run.json").exists() or (directory / "best").exists():
         lock.release()
         raise UserError(
-            f"{directory} already holds a run: name another, such as --out {_free(directory)}, "
-            f"or go on with it: --resume {directory}"
+            f"{directory} already holds a run: name another directory, such as --out "
+            f"{_find_free(directory)}, or resume this run with --resume {directory}"
         )
     return directory, lock
 
 
-def _free(directory: Path) -> Path:
-    number, free = 1, directory
-    while free.exists():
+def _find_free(directory: Path) -> Path:
+    """The first path that does not exist: directory, directory-2, directory-3, …"""
+    number, path = 1, directory
+    while path.exists():
         number += 1
-        free = directory.with_name(f"{directory.name}-{number}")
-    return free
+        path = directory.with_name(f"{directory.name}-{number}")
+    return path
 
 
 def lock_run(directory: Path) -> FileLock:
-    """Lock a run directory until release(), or until this process ends, however it ends.
+    """Lock a run directory until release(), or until this process ends for any reason.
 
-    Raises UserError where another process holds it, or where something in it is a link: a run
-    that is trained has none, and one of a stranger could lead anywhere.
+    Raises UserError if another process holds the lock, or if the directory contains a symbolic
+    link: training creates none, and a link in a stranger's run could lead anywhere.
     """
     for entry in directory.iterdir():
         if entry.is_symlink():
-            raise UserError(f"{entry} is a link: to train there, put the file itself in its place")
-    file = directory / ".pid"  # not the lock itself: Windows lets nobody read or write that
+            raise UserError(f"{entry} is a link: replace it with the file itself to train here")
+    file = directory / ".pid"  # not in the lock file, which Windows lets no other process read
     lock = FileLock(directory / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -86,26 +91,26 @@ def _read_pid(file: Path) -> str:
 
 
 def find_run(run: str | None, checkpoint: str = "best") -> Path:
-    """The run directory that run names, as a path or below runs/; None is the newest.
+    """The directory of a run, given by its path or its name in runs/; None finds the newest.
 
-    Raises UserError unless it holds the checkpoint, best or last.
+    Raises UserError if it does not contain the checkpoint, best or last.
     """
     if run is None:
-        found = RUNS.glob(f"*/{checkpoint}/config.json")
-        saved = sorted(found, key=lambda file: file.stat().st_mtime)
-        if not saved:
-            raise UserError(f"there is no run in {RUNS}/ yet: make one with `nanogpt train`")
-        return saved[-1].parent.parent
+        files = RUNS.glob(f"*/{checkpoint}/config.json")
+        newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
+        if newest is None:
+            raise UserError(f"there is no run in {RUNS}/ yet: train one with `nanogpt train`")
+        return newest.parent.parent
     for directory in (Path(run), RUNS / run):
         if os.path.isdir(resolve_interrupted_swap(directory / checkpoint)):
             require_inside(directory, directory / checkpoint)
             return directory
         if checkpoint == "best" and os.path.isdir(resolve_interrupted_swap(directory / "last")):
             raise UserError(
-                f"{directory} was stopped before its first evaluation: go on with "
+                f"{directory} was stopped before its first evaluation: resume it with "
                 f"nanogpt train --resume {directory}"
             )
     if os.path.isdir(run):
-        raise UserError(f"{run} holds no run: it has no {checkpoint}/; train one with --out")
+        raise UserError(f"{run} holds no run: it has no {checkpoint}/; name the directory of one")
     known = ", ".join(sorted(str(file.parent) for file in RUNS.glob("*/best"))) or "none yet"
     raise UserError(f"there is no run {run}; the runs in {RUNS}/: {known}")

@@ -1,4 +1,4 @@
-"""Numbers that went wrong: the first that is not finite stops the run and is named."""
+"""Stops a run at the first loss, gradient or weight that is not finite, and names it."""
 
 import math
 
@@ -13,35 +13,34 @@ from .run import Run
 
 
 class FiniteCheck:
-    """Looks at every loss and gradient; at many steps at once, as it waits for the device."""
+    """Checks every loss and gradient, of many steps at once: each check waits for the device."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.names = [name for name, _ in run.model.named_parameters()]
 
-    def check(self, found: Tensor) -> None:
-        """Raise Stopped if the loss or a gradient (steps, 1 + P) of the last steps is not finite.
+    def check(self, results: Tensor) -> None:
+        """Raise Stopped if a loss or gradient norm of the last steps (steps, 1 + P) is not finite.
 
-        But for the gradients of a float16 run, where an overflow has left out the step.
+        In a float16 run, gradients may overflow: such a step is skipped and the loss scale falls.
+        Raises Stopped if the loss scale falls below 1.
         """
         state = self.run.state
-        seen = found[:, :1] if state.scale else found
-        bad = ~seen.isfinite()
-        if bad.any():
+        checked = results[:, :1] if state.scale else results
+        is_bad = ~checked.isfinite()
+        if is_bad.any():
             names = ["the loss", *(f"the gradient of {name}" for name in self.names)]
-            row = int(bad.any(dim=1).nonzero()[0])
-            # The backward pass comes from the last parameter to the first.
-            column = 0 if bad[row, 0] else int(bad[row].nonzero()[-1])
-            step = state.step - len(seen) + row
-            raise self.stopped(step, names[column], seen[row, column].item())
+            row = int(is_bad.any(dim=1).nonzero()[0])
+            # The backward pass runs from the last parameter to the first.
+            column = 0 if is_bad[row, 0] else int(is_bad[row].nonzero()[-1])
+            step = state.step - len(checked) + row
+            raise self.stopped(step, names[column], checked[row, column].item())
         if state.scale and state.scale.scale < 1:
-            raise self.stopped(
-                state.step - 1, "the scale that the gradients need", state.scale.scale
-            )
+            raise self.stopped(state.step - 1, "the loss scale", state.scale.scale)
 
     @torch.no_grad()
     def check_model(self) -> None:
-        """Raise Stopped if a weight is not finite, or what they make of a piece of the text."""
+        """Raise Stopped if a weight is not finite, or the loss of one block of held-out text."""
         model, step = self.run.model, self.run.state.step - 1
         norms = torch.stack(torch._foreach_norm(list(model.parameters())))
         if not norms.isfinite().all():
@@ -62,20 +61,20 @@ class FiniteCheck:
             raise self.stopped(self.run.state.step - 1, "the validation loss", loss)
 
     def stopped(self, step: int, name: str, value: float) -> Stopped:
-        """The error that says what was not finite in the step after so many, and what to do."""
+        """The error for a value that is not finite, after `step` steps were taken."""
         run, optim = self.run, self.run.config.optim
         lr = get_learning_rate(max(0, step), run.config.train.steps, optim)
         rates = {"--optim.lr": optim.lr}
         if optim.optimizer == "muon":
             rates["--optim.muon-lr"] = optim.muon_lr
-        helps = f"a lower {' and '.join(rates)} or a longer --optim.warmup"
+        remedies = f"a lower {' and '.join(rates)} or a longer --optim.warmup"
         if not optim.grad_clip:
-            helps += ", --optim.grad-clip 1"
+            remedies += ", --optim.grad-clip 1"
         if run.precision == torch.float16:
-            helps += ", --precision float32"
+            remedies += ", --precision float32"
         return Stopped(
             f"{name} became {value:g} in step {step + 1:,}, at learning rate {lr:.3g}",
-            f"; {run.out} is as its last checkpoint has it. What usually helps: {helps}; for "
-            f"example: nanogpt train --resume {run.out} "
+            f"; the last checkpoint in {run.out} is intact. Try {remedies}, for example: "
+            f"nanogpt train --resume {run.out} "
             + " ".join(f"{flag} {rate / 4:.2g}" for flag, rate in rates.items()),
         )

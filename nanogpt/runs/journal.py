@@ -1,4 +1,4 @@
-"""What a run measures as it goes: metrics.jsonl, loss.png, the best step so far."""
+"""The measurements of a run: metrics.jsonl, loss.png, and the best evaluation so far."""
 
 import io
 import json
@@ -31,22 +31,23 @@ class Record:
     tokens: int
     """Tokens trained on."""
     seconds: float
-    """Since the training began, evaluations included."""
+    """Seconds of training, evaluations included."""
     lr: float
     """Learning rate of the next step."""
     train_loss: float | None = None
     """Nats per token, mean over the batches since the last line; None before the first step."""
     val_loss: float | None = None
-    """Nats per token over the whole validation split, where it was measured."""
+    """Nats per token on the whole validation split; None in a line without an evaluation."""
     bits_per_byte: float | None = None
-    """The same in bits per byte of text."""
+    """val_loss in bits per byte of text."""
     ema_val_loss: float | None = None
-    """That of the running mean of the weights, in a run that makes one."""
+    """val_loss of the averaged weights, in a run with weight averaging."""
     ema_bits_per_byte: float | None = None
+    """ema_val_loss in bits per byte of text."""
 
     def best(self) -> Best | None:
-        """The lower of the losses measured here."""
-        found = [
+        """The lower of val_loss and ema_val_loss; None in a line without an evaluation."""
+        evaluations = [
             Best(self.step, loss, bits, averaged)
             for loss, bits, averaged in (
                 (self.val_loss, self.bits_per_byte, False),
@@ -54,11 +55,11 @@ class Record:
             )
             if loss is not None and bits is not None
         ]
-        return min(found, key=lambda best: best.val_loss, default=None)
+        return min(evaluations, key=lambda best: best.val_loss, default=None)
 
 
-LONGEST_LINE = 4096
-"""Bytes: many times what a record takes."""
+MAX_LINE = 4096
+"""Most bytes of a line: many times the length of a record."""
 
 
 class Journal:
@@ -67,54 +68,59 @@ class Journal:
     def __init__(self, out: Path, title: str, bigram_loss: float) -> None:
         self.out, self.title, self.bigram_loss = out, title, bigram_loss
         self.records: list[Record] = []
-        self.evaluations: list[Record] = []  # those in which the validation loss was measured
+        self.evaluations: list[Record] = []
+        """The records with a validation loss."""
         self.best: Best | None = None
         self._file = out / "metrics.jsonl"
-        self._drawn = -1  # records in loss.png
-        self._drawn_at, self._drawing_took = time.perf_counter(), 0.2  # so the first after 10 s
+        self._drawn_records = -1
+        self._drawn_at = time.perf_counter()
+        self._drawing_seconds = 0.2  # an estimate that puts the first plot after 10 seconds
 
     def begin(self) -> None:
-        """Begin with an empty metrics.jsonl."""
+        """Create an empty metrics.jsonl."""
         write_atomically(self._file, b"")
 
     def resume(self, lines: int, step: int, best: Best | None) -> None:
-        """Go on after the first lines of metrics.jsonl, of steps up to one; the others are dropped.
+        """Keep the first lines of metrics.jsonl, of steps up to `step`, and remove the others.
 
-        Raises UserError where they are not there.
+        Raises UserError if a line is missing or damaged.
         """
         file, kept = require_regular_file(self.out, self._file), []
         with file.open("rb") if file.exists() else io.BytesIO() as opened:
-            for _ in range(lines):
-                kept.append(opened.readline(LONGEST_LINE))
-                if not kept[-1].endswith(b"\n"):
+            for number in range(lines):
+                line = opened.readline(MAX_LINE)
+                if not line.endswith(b"\n"):
                     raise damaged_error(
-                        file, f"{len(kept) - 1} lines, and the checkpoint was made after {lines}"
+                        file, f"{number} lines, but the checkpoint was saved after {lines}"
                     )
                 try:
-                    record = parse_dataclass(Record, parse_json(kept[-1], file), {})
+                    record = parse_dataclass(Record, parse_json(line, file), {})
+                except UserError:
+                    raise
                 except ValueError as error:
-                    raise (
-                        error if isinstance(error, UserError) else damaged_error(file, error)
-                    ) from None
+                    raise damaged_error(file, error) from None
                 if not 0 <= record.step <= step:
-                    raise damaged_error(file, f"a line of step {record.step} before step {step}")
-                self._remember(record)
+                    raise damaged_error(
+                        file, f"a line of step {record.step}, but the checkpoint is of step {step}"
+                    )
+                kept.append(line)
+                self._append(record)
         write_atomically(file, b"".join(kept))
         self.best = best
 
     def add(self, record: Record) -> bool:
-        """Append a record to metrics.jsonl; says whether it has a new lowest validation loss."""
+        """Append a record to metrics.jsonl; returns whether it is the new best evaluation."""
         line = {name: value for name, value in asdict(record).items() if value is not None}
         with self._file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
-        self._remember(record)
+        self._append(record)
         best = record.best()
         if best is None or (self.best is not None and self.best.val_loss <= best.val_loss):
             return False
         self.best = best
         return True
 
-    def _remember(self, record: Record) -> None:
+    def _append(self, record: Record) -> None:
         self.records.append(record)
         if record.val_loss is not None:
             self.evaluations.append(record)
@@ -125,15 +131,15 @@ class Journal:
             sync_to_disk(self._file)
 
     def draw_if_due(self) -> None:
-        """Draw what is new, if that takes no more than 2% of the time."""
-        if time.perf_counter() - self._drawn_at > 50 * self._drawing_took:
+        """Update loss.png, unless drawing would take more than 2% of the time."""
+        if time.perf_counter() - self._drawn_at > 50 * self._drawing_seconds:
             self.draw()
 
     def draw(self) -> None:
-        """Draw both losses so far into loss.png, if there are more than the last time."""
-        if self._drawn == len(self.records):
+        """Update loss.png, if there are new records."""
+        if self._drawn_records == len(self.records):
             return
-        began, self._drawn = time.perf_counter(), len(self.records)
+        start, self._drawn_records = time.perf_counter(), len(self.records)
         train = [(r.step, r.train_loss) for r in self.records if r.train_loss is not None]
         val = [(r.step, r.val_loss) for r in self.evaluations if r.val_loss is not None]
         averaged = [
@@ -142,13 +148,13 @@ class Journal:
         with suppress(PermissionError):  # on Windows, a program that shows the file
             draw_loss(self.out / "loss.png", train, val, averaged, self.bigram_loss, self.title)
         self._drawn_at = time.perf_counter()
-        self._drawing_took = self._drawn_at - began
+        self._drawing_seconds = self._drawn_at - start
 
 
 def is_overfitting(records: Sequence[Record]) -> bool:
-    """Whether, over the last three evaluations, training loss fell and validation loss rose.
+    """Whether training loss fell and validation loss rose over the last three evaluations.
 
-    Training loss means its mean between two evaluations: single batches are too noisy.
+    The training loss is the mean between two evaluations: single batches are too noisy.
     """
     train: list[float] = []
     val: list[float] = []
@@ -160,6 +166,6 @@ def is_overfitting(records: Sequence[Record]) -> bool:
             train.append(sum(batches) / len(batches))
             val.append(record.val_loss)
             batches = []
-    falls = all(later < earlier for earlier, later in pairwise(train[-3:]))
-    rises = all(later > earlier for earlier, later in pairwise(val[-3:]))
-    return len(val) >= 3 and falls and rises
+    train_falls = all(later < earlier for earlier, later in pairwise(train[-3:]))
+    val_rises = all(later > earlier for earlier, later in pairwise(val[-3:]))
+    return len(val) >= 3 and train_falls and val_rises

@@ -1,4 +1,4 @@
-"""The curve of a run: loss.png."""
+"""Draws loss.png, the losses of a run over its steps."""
 
 import io
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ Points = Sequence[tuple[int, float]]
 def draw_loss(
     file: Path, train: Points, val: Points, averaged: Points, bigram_loss: float, title: str
 ) -> None:
-    """Draw the losses of a run over its steps into a PNG, readable in black and white.
+    """Draw training and validation losses into a PNG file that is readable in black and white.
 
-    averaged is the validation loss of the mean of the weights.
+    averaged is the validation loss of the averaged weights.
     """
-    # Imported when there is something to draw: it takes as long as several steps.
+    # Imported here: the import takes as long as several training steps.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -50,7 +50,7 @@ def draw_loss(
     axes.grid(alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(loc="upper right", edgecolor="none", framealpha=1)  # where no loss is
+    axes.legend(loc="upper right", edgecolor="none", framealpha=1)  # losses start high and fall
     png = io.BytesIO()
     figure.savefig(png)
     write_atomically(file, png.getvalue())

@@ -1,4 +1,4 @@
-"""Runs by name, each derived from another."""
+"""Presets: named configurations, each derived from another."""
 
 from dataclasses import dataclass, replace
 
@@ -11,15 +11,16 @@ from .config import RunConfig, TrainConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A run, and what it is for."""
+    """A configuration and its purpose."""
 
     config: RunConfig
     purpose: str
+    """A short phrase for lists of presets."""
 
 
-# nanoGPT's train_shakespeare_char, the run that everybody compares with, but for the schedule.
-# nanoGPT's own, --train.steps 5000 --optim.min-lr 1e-4, overfits after a third of its steps; here
-# the cosine ends about there, and at 0, for a lower loss in less time (docs/log.md).
+# nanoGPT's train_shakespeare_char with another schedule. nanoGPT's own, --train.steps 5000
+# --optim.min-lr 1e-4, overfits after a third of its steps. Here the cosine ends about there, and at
+# 0: the loss is lower and training takes less time (docs/log.md).
 _baby = RunConfig(
     name="baby",
     model=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
@@ -30,15 +31,15 @@ _baby = RunConfig(
 _tiny = replace(
     _baby,
     name="tiny",
-    precision="float32",  # every machine computes in it, so that all see the same numbers
+    precision="float32",  # every machine has it, so all get the same results
     model=GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64),
-    # So short a run sees little of the text twice: it wants a high rate and no dropout.
+    # Such a short run seldom repeats a block: it needs a high learning rate and no dropout.
     optim=replace(_baby.optim, lr=5e-3, warmup=200),
     train=replace(_baby.train, steps=2400, batch_size=12, eval_every=300),
 )
 
-# Muon, a rate that falls from the first step to the last, and products in half the bytes where the
-# processor has them. One evaluation, at the end: it takes as long as 50 steps (docs/log.md).
+# Muon, a learning rate that falls from the first step to the last, and bfloat16 on a CPU that has
+# it. There is only one evaluation, at the end: it takes as long as 50 steps (docs/log.md).
 _tiny_fast = replace(
     _tiny,
     name="tiny-fast",
@@ -60,8 +61,8 @@ _tiny_fast = replace(
     train=TrainConfig(steps=130, batch_size=16, order="epochs", eval_every=130, eval_first=False),
 )
 
-# What tiny-fast does, on a GPU. Decay alone keeps it from learning by heart, as dropout takes time.
-# Not compiled: that takes longer than these steps.
+# tiny-fast for a GPU. Weight decay alone prevents overfitting, because dropout takes time. The
+# model is not compiled, because compiling takes longer than these steps.
 _baby_fast = replace(
     _baby,
     name="baby-fast",
@@ -74,7 +75,7 @@ _baby_fast = replace(
     ),
 )
 
-# Deep and narrow, with everything that keeps it from learning the text by heart.
+# Deep and narrow, with every method against overfitting: dropout, weight decay, weight averaging.
 _best = replace(
     _baby_fast,
     name="best",
@@ -95,18 +96,18 @@ _bigram = replace(
     _tiny,
     name="bigram",
     model=BigramConfig(block_size=64),
-    # Counting needs no regularisation, and rare pairs want large steps.
+    # A table needs no weight decay, and rare pairs need large steps.
     optim=replace(_tiny.optim, lr=0.1, weight_decay=0.0),
     train=replace(_tiny.train, steps=1000, batch_size=256, eval_every=250),
 )
 
 PRESETS = {
-    "bigram": Preset(_bigram, "the baseline: a table of which character follows which"),
+    "bigram": Preset(_bigram, "the baseline: predicts the next character from the last one"),
     "tiny": Preset(_tiny, "a small GPT for a laptop; the default on a CPU"),
-    "tiny-fast": Preset(_tiny_fast, "the same size, modern: the least time to a loss on a CPU"),
-    "baby": Preset(_baby, "a GPT of 10.8M parameters for a GPU; the default there"),
-    "baby-fast": Preset(_baby_fast, "the same size, modern: the least time to a loss on a GPU"),
-    "best": Preset(_best, "deep, narrow and much restrained: the least loss on a GPU"),
+    "tiny-fast": Preset(_tiny_fast, "a modern GPT of the size of tiny: fastest on a CPU"),
+    "baby": Preset(_baby, "a GPT of 10.8M parameters; the default on a GPU"),
+    "baby-fast": Preset(_baby_fast, "a modern GPT of the size of baby: fastest on a GPU"),
+    "best": Preset(_best, "a deep, strongly regularised GPT: lowest loss on a GPU"),
 }
 
 
@@ -121,7 +122,7 @@ def default_preset_name(device: str) -> str:
 def get_preset(name: str) -> Preset:
     """The preset of that name. Raises UserError."""
     if name not in PRESETS:
-        close, known = suggest_nearest(name, PRESETS), f"he presets are {', '.join(PRESETS)}"
-        advice = f"{close} T{known}" if close else f"t{known}"
-        raise UserError(f"there is no preset {name!r}: {advice}")
+        suggestion, presets = suggest_nearest(name, PRESETS), ", ".join(PRESETS)
+        advice = f"{suggestion} The" if suggestion else "the"
+        raise UserError(f"there is no preset {name!r}: {advice} presets are {presets}")
     return PRESETS[name]

@@ -1,4 +1,8 @@
-"""Reads the files of a checkpoint directory strictly."""
+"""Reads the files of a checkpoint directory strictly.
+
+The files may come from a stranger. Every claim of a file is checked before memory is allocated for
+it: sizes against limits, shapes against the configuration, contents against SHA256SUMS.
+"""
 
 import hashlib
 import math
@@ -11,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
-from ..models import KINDS
 from ..system.files import (
     compute_sha256,
     damaged_error,
@@ -20,98 +23,74 @@ from ..system.files import (
     require_regular_file,
     resolve_interrupted_swap,
 )
-from ..system.schema import parse_dataclass, shorten
+from ..system.schema import shorten
 from ..text.tokenizers import MAX_TOKENIZER_BYTES
+from .formats import parse_file
 
 T = TypeVar("T")
 
-
 SUMS = "SHA256SUMS"
-
+"""The file with the checksums of all other files of a checkpoint."""
 
 DTYPES = {"F32": torch.float32, "U8": torch.uint8}
-"""The types of the tensors in our files."""
-
+"""The types of the tensors in a checkpoint, by their names in safetensors."""
 
 HEADER_LIMIT = 1 << 20
-"""Bytes of a safetensors header: room for thousands of tensors."""
+"""Most bytes of a safetensors header: enough for thousands of tensors."""
 
 
-def _steady(directory: Path, read: Callable[[Path], T]) -> T:
-    """What read gives, again if a training replaced the directory while it was read."""
+def read_consistently(directory: Path, read: Callable[[Path], T]) -> T:
+    """The result of read(directory); read again if training replaces the directory meanwhile."""
     while True:
-        found = resolve_interrupted_swap(directory)
-        before = _identity(found)
+        current = resolve_interrupted_swap(directory)
+        identity = _get_identity(current)
         try:
-            return read(found)
+            return read(current)
         except UserError:
-            if _identity(resolve_interrupted_swap(directory)) == before:
+            if _get_identity(resolve_interrupted_swap(directory)) == identity:
                 raise
 
 
-def _identity(directory: Path) -> tuple[int, int] | None:
+def _get_identity(directory: Path) -> tuple[int, int] | None:
+    """The device and inode numbers of a directory, which tell it from its replacement."""
     try:
-        found = directory.stat()
+        status = directory.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
-class Files:
-    """The files of a checkpoint directory, each compared with SHA256SUMS as it is read.
+class CheckpointFiles:
+    """The files of a checkpoint directory, each compared with SHA256SUMS when it is read.
 
-    Whatever is missing or damaged is a UserError that names the file.
+    Every method raises UserError that names the file if it is missing or damaged.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        lines = read_limited(self._file(SUMS), limit=4096).decode("ascii", "replace").splitlines()
-        self.sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        lines = read_limited(self._find(SUMS), limit=4096).decode("ascii", "replace").splitlines()
+        self.checksums = {
+            name: digest for digest, _, name in (line.partition("  ") for line in lines)
+        }
 
     def damaged(self, name: str, reason: object) -> UserError:
-        """The error to raise for a file."""
+        """The error to raise for a damaged file."""
         return damaged_error(self.directory / name, reason)
-
-    def _file(self, name: str) -> Path:
-        return require_regular_file(self.directory, self.directory / name)
-
-    def _compare(self, name: str, digest: str) -> None:
-        if self.sums.get(name) != digest:
-            raise self.damaged(name, f"its SHA-256 is not the one in {SUMS}")
 
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in a file."""
-        raw = read_limited(self._file(name), MAX_TOKENIZER_BYTES)
-        self._compare(name, hashlib.sha256(raw).hexdigest())
+        raw = read_limited(self._find(name), MAX_TOKENIZER_BYTES)
+        self._check(name, hashlib.sha256(raw).hexdigest())
         return parse_json(raw, self.directory / name)
 
     def parse(self, name: str, cls: type[T]) -> T:
-        """The dataclass in a file."""
-        try:
-            return parse_dataclass(cls, self.json(name), KINDS)
-        except UserError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise self.damaged(name, error) from None
+        """The dataclass in a JSON file, of this format or an older one."""
+        return parse_file(self.directory / name, self.json(name), cls)
 
-    def _open(self, name: str) -> Any:
-        """A safetensors file: its header read, its tensors still on the disk."""
-        file = self._file(name)
-        try:
-            with file.open("rb") as opened:
-                length = int.from_bytes(opened.read(8), "little")
-            if length > HEADER_LIMIT:
-                raise self.damaged(name, f"a header of {length:,} bytes")
-            return safe_open(file, framework="pt")
-        except OSError as error:
-            raise self.damaged(name, error.strerror or error) from None
-        except SafetensorError as error:
-            raise self.damaged(name, error) from None
-
-    def count(self, name: str) -> int:
-        """How many tensors a file holds."""
-        with self._open(name) as opened:
-            return len(opened.keys())
+    def count_tensors(self, name: str) -> int:
+        """The number of tensors in a safetensors file."""
+        with self._open(name) as file:
+            return len(file.keys())
 
     def tensors(
         self,
@@ -119,25 +98,54 @@ class Files:
         expected: Mapping[str, Tensor],
         optional: Collection[str] = (),
     ) -> dict[str, Tensor]:
-        """The tensors in a file, if they have exactly the names, shapes and types expected."""
-        with self._open(name) as opened:
-            names = set(opened.keys())
+        """The tensors in a safetensors file, which must have the names in expected or optional.
+
+        Shapes and types must be those of the expected tensors. An optional tensor may be absent;
+        it is of type uint8, at most 64 KiB, and of any shape.
+        """
+        with self._open(name) as file:
+            names = set(file.keys())
             if missing := expected.keys() - names:
                 raise self.damaged(name, f"{min(missing)} is missing")
             if unknown := names - expected.keys() - set(optional):
                 raise self.damaged(name, f"unknown tensor {shorten(min(unknown))}")
             for tensor in names:
-                found = opened.get_slice(tensor)
-                shape, dtype = tuple(found.get_shape()), found.get_dtype()
+                header = file.get_slice(tensor)
+                shape, dtype = tuple(header.get_shape()), header.get_dtype()
                 if tensor not in expected:
                     if dtype != "U8" or math.prod(shape) > 1 << 16:
-                        raise self.damaged(name, f"{tensor} is {dtype} {shape}, not a few bytes")
+                        raise self.damaged(
+                            name, f"{tensor} is {dtype} {shape}, not a small uint8 tensor"
+                        )
                     continue
                 like = expected[tensor]
                 if shape != tuple(like.shape) or DTYPES.get(dtype) != like.dtype:
                     raise self.damaged(
                         name, f"{tensor} is {dtype} {shape}, not {like.dtype} {tuple(like.shape)}"
                     )
-            # Sizes are right, so that this takes no longer and no more memory than it should.
-            self._compare(name, compute_sha256(self.directory / name))
-            return {tensor: opened.get_tensor(tensor) for tensor in names}
+            # The sizes are right, so reading the file takes no more time and memory than expected.
+            self._check(name, compute_sha256(self.directory / name))
+            return {tensor: file.get_tensor(tensor) for tensor in names}
+
+    def _find(self, name: str) -> Path:
+        """The path of a file, which must be a regular file inside the directory."""
+        return require_regular_file(self.directory, self.directory / name)
+
+    def _check(self, name: str, digest: str) -> None:
+        """Raise UserError if the SHA-256 of a file is not the one in SHA256SUMS."""
+        if self.checksums.get(name) != digest:
+            raise self.damaged(name, f"its SHA-256 is not the one in {SUMS}")
+
+    def _open(self, name: str) -> Any:
+        """A safetensors file of which only the header is read."""
+        path = self._find(name)
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+            if length > HEADER_LIMIT:
+                raise self.damaged(name, f"a header of {length:,} bytes")
+            return safe_open(path, framework="pt")
+        except OSError as error:
+            raise self.damaged(name, error.strerror or error) from None
+        except SafetensorError as error:
+            raise self.damaged(name, error) from None

@@ -1,4 +1,4 @@
-"""A run: everything that the loop works with, and reading the description of another."""
+"""A run: everything that the training loop works with, and what is known of a run on disk."""
 
 import platform
 from dataclasses import asdict, dataclass, replace
@@ -7,43 +7,45 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from .. import __version__
 from ..data import Data
-from ..errors import UserError
-from ..models import KINDS, Model
+from ..models import Model
 from ..system.devices import describe_device
-from ..system.files import damaged_error, read_json, require_regular_file
-from ..system.schema import parse_dataclass
+from ..system.files import require_regular_file, resolve_interrupted_swap
 from ..text import corpora, tokenizers
 from ..text.corpora import Corpus
 from ..text.readers import Progress, no_progress
-from .checkpoint import Checkpoint, Training, load_training
+from .checkpoint import Checkpoint, Training
 from .config import RunConfig
+from .formats import add_header, read_dataclass
 from .journal import Journal
 from .loss_scale import LossScale
+from .reading import CheckpointFiles, read_consistently
 from .state import State
 
 
 @dataclass(frozen=True)
 class ResumeInfo:
-    """What training.json says: all of a run's state that is no tensor."""
+    """The content of training.json: the state of a run that is not a tensor."""
 
     config: RunConfig
     text_sha256: str
     tokens: int
+    """Tokens trained on."""
     seconds: float
+    """Seconds of training, evaluations included."""
     lines: int
-    """Of metrics.jsonl, written before the checkpoint was made."""
+    """Lines of metrics.jsonl when the checkpoint was saved."""
     losses: int
-    """Steps since the last of these lines: their losses are among the tensors."""
+    """Steps since the last of these lines; their losses are in training.safetensors."""
     scale: LossScale | None = None
 
     def __post_init__(self) -> None:
-        require(tokens=self.tokens, seconds=self.seconds, lines=self.lines, losses=self.losses)
+        counts = ("tokens", "seconds", "lines", "losses")
+        check_counts(**{name: getattr(self, name) for name in counts})
 
 
-def require(**counts: float) -> None:
-    """Raise ValueError unless none is negative, nor more than anything can count to."""
+def check_counts(**counts: float) -> None:
+    """Raise ValueError if a count is negative or impossibly large."""
     for name, count in counts.items():
         if not 0 <= count < 2**62:
             raise ValueError(f"{name} is {count}: it must be at least 0 and less than 2**62")
@@ -51,16 +53,15 @@ def require(**counts: float) -> None:
 
 @dataclass(frozen=True)
 class Versions:
-    """Of what a run was made with."""
+    """The versions of the software that trained a run."""
 
-    nanogpt: str = __version__
     torch: str = torch.__version__
     python: str = platform.python_version()
 
 
 @dataclass(frozen=True)
 class Description:
-    """What run.json says."""
+    """The content of run.json."""
 
     config: RunConfig
     text_sha256: str
@@ -73,10 +74,13 @@ class Description:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is about to begin or to go on: what the loop works with."""
+    """A run that is ready to train."""
 
     config: RunConfig
+    planned_steps: int
+    """config.train.steps when the last checkpoint was saved; in a new run, that of config."""
     out: Path
+    """The run directory."""
     lock: FileLock
     device: torch.device
     precision: torch.dtype
@@ -84,25 +88,25 @@ class Run:
     data: Data
     text_sha256: str
     bigram_loss: float
-    """Validation loss of the bigram counted from the training split: what is to be beaten.
+    """The baseline: validation loss, in nats per token, of bigram counts of the training split.
 
-    Of large splits the first COUNTED tokens are counted.
+    Only the first MAX_BIGRAM_TOKENS tokens of each split are used.
     """
     state: State
     journal: Journal
 
     @property
     def model(self) -> Model:
-        """What learns."""
+        """The model that is trained."""
         return self.state.model
 
     @property
     def parameters(self) -> int:
-        """How many numbers are learned."""
+        """The number of parameters of the model."""
         return sum(p.numel() for p in self.model.parameters())
 
     def describe(self) -> dict[str, object]:
-        """What run.json says of it."""
+        """The content of run.json."""
         description = Description(
             config=self.config,
             text_sha256=self.text_sha256,
@@ -112,16 +116,16 @@ class Run:
             precision=str(self.precision).removeprefix("torch."),
             versions=Versions(),
         )
-        return {**asdict(description), "config": self.config.to_json()}
+        return add_header({**asdict(description), "config": self.config.to_json()})
 
     def checkpoint(self) -> Checkpoint:
-        """The model as it is, and the best loss up to here."""
+        """The model at this step, with the best evaluation so far."""
         return Checkpoint(self.model, self.tokenizer, self.state.step, self.journal.best)
 
     def training(self) -> Training:
-        """What a resume needs besides."""
+        """The state that a resume needs in addition to checkpoint()."""
         state = self.state
-        facts = ResumeInfo(
+        info = ResumeInfo(
             config=self.config,
             text_sha256=self.text_sha256,
             tokens=state.tokens,
@@ -130,18 +134,49 @@ class Run:
             losses=len(state.losses),
             scale=state.scale,
         )
-        return Training({**asdict(facts), "config": self.config.to_json()}, state.tensors())
+        return Training({**asdict(info), "config": self.config.to_json()}, state.tensors())
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run on disk that can be resumed: what its last checkpoint says, read once."""
+
+    directory: Path
+    info: ResumeInfo
+    checksum: str
+    """SHA-256 of training.json."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of the run, with the directory in which it is now."""
+        return replace(self.info.config, out=self.directory)
+
+    def is_current(self) -> bool:
+        """Whether the last checkpoint on disk is still this one. Raises UserError."""
+        files = CheckpointFiles(resolve_interrupted_swap(self.directory / "last"))
+        return files.checksums.get("training.json") == self.checksum
+
+
+def read_saved_run(directory: Path) -> SavedRun:
+    """Read training.json of the last checkpoint of a run. Raises UserError."""
+
+    def read(last: Path) -> SavedRun:
+        files = CheckpointFiles(last)
+        info = files.parse("training.json", ResumeInfo)
+        return SavedRun(directory, info, files.checksums["training.json"])
+
+    return read_consistently(directory / "last", read)
 
 
 def read_run_config(directory: Path) -> RunConfig:
     """The configuration of the run in a directory. Raises UserError."""
-    return replace(load_training(directory / "last", ResumeInfo).config, out=directory)
+    return read_saved_run(directory).config
 
 
 def load_run_text(directory: Path, progress: Progress = no_progress) -> tuple[Corpus, float]:
-    """The text that a run learned from, and the part of it that the run was measured with.
+    """The text that a run was trained on, and the fraction of it that is the validation split.
 
-    Raises UserError where it is not the same any more.
+    Raises UserError if the text is missing or has changed.
     """
     description = read_description(directory)
     config = description.config
@@ -157,11 +192,5 @@ def load_run_text(directory: Path, progress: Progress = no_progress) -> tuple[Co
 
 
 def read_description(directory: Path) -> Description:
-    """What the run.json of a run says. Raises UserError."""
-    file = require_regular_file(directory, directory / "run.json")
-    try:
-        return parse_dataclass(Description, read_json(file), KINDS)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise damaged_error(file, error) from None
+    """Read run.json of a run. Raises UserError."""
+    return read_dataclass(require_regular_file(directory, directory / "run.json"), Description)

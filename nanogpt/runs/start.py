@@ -1,4 +1,4 @@
-"""A run ready to go: prepared anew, or resumed from its last checkpoint."""
+"""Creates new runs, and restores runs from their last checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,35 +19,36 @@ from ..system.devices import (
     use_deterministic,
 )
 from ..system.files import damaged_error, replace_path, resolve_interrupted_swap
-from ..text import corpora, tokenizers
+from ..text import corpora
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
 from ..text.readers import Progress, no_progress
-from .checkpoint import Checkpoint, load_checkpoint, load_tensors, load_training
+from ..text.tokenizers import Tokenizer
+from .checkpoint import Checkpoint, load_checkpoint, load_training_tensors, read_checkpoint_info
 from .config import RunConfig
 from .directory import lock_run, make_run_directory
 from .journal import Journal
 from .loss_scale import LossScale
-from .run import ResumeInfo, Run
+from .run import Run, SavedRun, read_saved_run
 from .state import GENERATORS, State
 
-COUNTED = 5_000_000
-"""Tokens, the most that the bigram baseline is counted from."""
+MAX_BIGRAM_TOKENS = 5_000_000
+"""Tokens of each split, at most, from which the bigram baseline is counted."""
 
 
 def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
-    """A new run, everything in it made and checked before its first step. Raises UserError."""
-    device = _hardware(config)
+    """Create a run and its directory; all settings are checked first. Raises UserError."""
+    device = _set_up_device(config)
     pick_precision(config.precision, device)
     corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
     tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, progress)
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
     data.require(config.model.block_size)
     torch.manual_seed(config.seed)  # the initial weights, then dropout
-    model = build(_with_vocabulary(config.model, tokenizer.vocab_size)).to(device)
+    model = build(_set_vocab_size(config.model, tokenizer.vocab_size)).to(device)
     out, lock = make_run_directory(config.out, config.name)
     config = replace(config, out=out, model=model.config, data=corpus.name)
-    run = _run(config, lock, model, tokenizer, data, corpus.facts.sha256)
+    run = _build_run(config, config.train.steps, lock, model, tokenizer, data, corpus.facts.sha256)
     try:
         run.journal.begin()
     except OSError as error:
@@ -55,19 +56,23 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     return run
 
 
-def resume_run(directory: Path, config: RunConfig, progress: Progress = no_progress) -> Run:
-    """The run in a directory, as its last checkpoint has it, to go on by config.
+def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = no_progress) -> Run:
+    """Restore a run from its last checkpoint, to continue with the settings of config.
 
-    Raises UserError where config asks for another run, or where a file is missing or damaged;
-    Stopped where nothing can be written.
+    saved is the run directory, or what was already read from it. Raises UserError if config
+    describes another run, or if a file is missing or damaged; Stopped if writing fails.
     """
+    directory = saved if isinstance(saved, Path) else saved.directory
     try:
         lock = lock_run(directory)
-        for checkpoint in ("last", "best"):  # where a replacement was cut short
-            if (old := resolve_interrupted_swap(directory / checkpoint)) != directory / checkpoint:
-                replace_path(old, directory / checkpoint)
         try:
-            return _resume(directory, config, lock, progress)
+            for checkpoint in (directory / "last", directory / "best"):
+                current = resolve_interrupted_swap(checkpoint)
+                if current != checkpoint:
+                    replace_path(current, checkpoint)
+            if isinstance(saved, Path) or not saved.is_current():
+                saved = read_saved_run(directory)
+            return _resume(saved, config, lock, progress)
         except BaseException:
             lock.release()
             raise
@@ -75,72 +80,78 @@ def resume_run(directory: Path, config: RunConfig, progress: Progress = no_progr
         raise write_error(directory, error) from None
 
 
-def _resume(directory: Path, config: RunConfig, lock: FileLock, progress: Progress) -> Run:
-    last = directory / "last"
-    facts = load_training(last, ResumeInfo)
-    config.check_same_run(replace(facts.config, out=directory))
-    device = _hardware(config)
+def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progress) -> Run:
+    directory, info = saved.directory, saved.info
+    config.check_same_run(saved.config)
+    device = _set_up_device(config)
     corpus = corpora.load_corpus(
         config.data,
         config.column,
         config.separator,
         progress,
-        expected_sha256=facts.text_sha256,
+        expected_sha256=info.text_sha256,
         may_download=False,
     )
-    checkpoint = load_checkpoint(last, device)
+    checkpoint = load_checkpoint(directory / "last", device)
     if checkpoint.model.config != config.model:
-        raise damaged_error(last / "config.json", "its model is not the one in training.json")
+        raise damaged_error(
+            directory / "last" / "config.json", "its model is not the one in training.json"
+        )
     if checkpoint.step > config.train.steps:
         raise UserError(
-            f"--train.steps is {config.train.steps}, and {directory} is at step "
-            f"{checkpoint.step}: name a larger number"
+            f"--train.steps is {config.train.steps}, but {directory} is already at step "
+            f"{checkpoint.step}: choose a larger number"
         )
     tokenizer, model = checkpoint.tokenizer, checkpoint.model.train()
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
     data.require(config.model.block_size)
     config = replace(config, out=directory, data=corpus.name)
-    run = _run(config, lock, model, tokenizer, data, facts.text_sha256)
-    _restore(run, facts, checkpoint)
+    planned_steps = info.config.train.steps
+    run = _build_run(config, planned_steps, lock, model, tokenizer, data, info.text_sha256)
+    _restore(run, saved, checkpoint)
     return run
 
 
-def _restore(run: Run, facts: ResumeInfo, checkpoint: Checkpoint) -> None:
-    state, step = run.state, checkpoint.step
-    state.step, state.tokens, state.seconds = step, facts.tokens, facts.seconds
-    tensors = load_tensors(run.out / "last", state.expected(facts.losses), GENERATORS)
+def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
+    """Restore the state and the journal of a run from its last checkpoint."""
+    state, info, step = run.state, saved.info, checkpoint.step
+    state.step, state.tokens, state.seconds = step, info.tokens, info.seconds
+    expected = state.expected_tensors(info.losses)
+    tensors = load_training_tensors(run.out / "last", expected, GENERATORS)
     try:
         state.restore(tensors)
     except (RuntimeError, ValueError) as error:
         raise damaged_error(run.out / "last" / "training.safetensors", error) from None
-    if state.scale and facts.scale:
-        state.scale = facts.scale
-    best = load_checkpoint(run.out / "best").best if (run.out / "best").exists() else None
+    if state.scale and info.scale:
+        state.scale = info.scale
+    best = read_checkpoint_info(run.out / "best").best if (run.out / "best").exists() else None
     if best and best.step == step and run.config.train.evaluates_at(step):
-        best = checkpoint.best  # the evaluation that follows finds this one again
-    run.journal.resume(facts.lines, step, best)
+        best = checkpoint.best  # the run repeats the evaluation of this step and finds it again
+    run.journal.resume(info.lines, step, best)
 
 
-def _hardware(config: RunConfig) -> torch.device:
+def _set_up_device(config: RunConfig) -> torch.device:
+    """Apply the settings of the process that affect the device; returns the device."""
     limit_threads()
     keep_freed_memory()
     use_deterministic(config.deterministic)
     return pick_device(config.device)
 
 
-def _run(
+def _build_run(
     config: RunConfig,
+    planned_steps: int,
     lock: FileLock,
     model: Model,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: Tokenizer,
     data: Data,
     text_sha256: str,
 ) -> Run:
-    """What prepare() and resume() have in common."""
+    """A run at its first step."""
     assert config.out is not None
     device = next(model.parameters()).device
     precision = pick_precision(config.precision, device)
-    train, val = (to_int64(data.splits[name].tokens[:COUNTED].cpu()) for name in SPLITS)
+    train, val = (to_int64(data.splits[name].tokens[:MAX_BIGRAM_TOKENS].cpu()) for name in SPLITS)
     bigram_loss = counted_loss(train, val, tokenizer.vocab_size)
     state = State(
         model=model,
@@ -152,6 +163,7 @@ def _run(
     title = f"{config.out.name}: {sum(p.numel() for p in model.parameters()):,} parameters"
     return Run(
         config=config,
+        planned_steps=planned_steps,
         out=config.out,
         lock=lock,
         device=device,
@@ -165,10 +177,11 @@ def _run(
     )
 
 
-def _with_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
+def _set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:
+    """config with the vocabulary size of the tokenizer. Raises UserError if it has another."""
     if config.vocab_size not in (type(config)().vocab_size, vocab_size):
         raise UserError(
             f"--model.vocab-size is {config.vocab_size}, but this text has {vocab_size} different "
-            f"tokens: leave it out, it follows from the text"
+            f"tokens: leave the option out, the text determines it"
         )
     return replace(config, vocab_size=vocab_size)

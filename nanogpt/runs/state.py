@@ -1,8 +1,8 @@
-"""What changes while a run goes on: saved and restored, it is the very run that it would have been.
+"""Everything that training changes, to be saved and restored so that a resume is exact.
 
-Weights, optimizers and the scale of the loss, every random generator, the counts, and the losses
-that no line of metrics.jsonl has yet. The order of the batches is no state: it follows from the
-seed and the tokens.
+These are the weights, the optimizers, the loss scale, the states of the random generators, the
+counts, and the losses that are not yet in metrics.jsonl. The order of the batches needs no state:
+it follows from the seed and the number of tokens.
 """
 
 from collections.abc import Iterator
@@ -23,75 +23,77 @@ GENERATORS = ("random.cuda", "random.mps")
 
 @dataclass
 class State:
-    """Everything that a step changes."""
+    """Everything that a training step changes."""
 
     model: Model
     optimizers: list[Optimizer]
-    """Each for other parameters."""
+    """Each updates its own parameters."""
     scale: LossScale | None = None
-    """Of a float16 run."""
+    """The loss scale of a float16 run."""
     average: list[Tensor] = field(default_factory=list)
-    """The running mean of every parameter, in a run that makes one."""
+    """The running mean of each parameter; empty in a run without weight averaging."""
     step: int = 0
     """Optimizer steps taken."""
     tokens: int = 0
     """Tokens trained on."""
     seconds: float = 0.0
-    """Spent on training, evaluations included."""
+    """Seconds of training, evaluations included."""
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
-    """Of the steps since the last line of metrics.jsonl (n,), left on the device."""
+    """Losses of the steps since the last line of metrics.jsonl (n,), on the device."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything but the weights that is a tensor, by name."""
-        found = {f"random.{name}": state for name, state in get_random_states(self.device).items()}
-        return {**found, **self._kept(), "losses": self.losses}
+        """All tensors of the state except the weights, by name."""
+        states = get_random_states(self.device)
+        generators = {f"random.{name}": state for name, state in states.items()}
+        return {**generators, **self._get_fixed_tensors(), "losses": self.losses}
 
-    def expected(self, pending: int) -> dict[str, Tensor]:
-        """Tensors of the shapes that tensors() has, with pending losses.
+    def expected_tensors(self, losses: int) -> dict[str, Tensor]:
+        """Tensors with the names, shapes and types of tensors(), given the number of losses.
 
-        But for the generators of a GPU, of which there may be one or none.
+        The generators of a GPU are not among them: a checkpoint may have one or none.
         """
-        losses = torch.empty(pending, device="meta")
-        return {"random.cpu": torch.get_rng_state(), **self._kept(), "losses": losses}
+        return {
+            "random.cpu": torch.get_rng_state(),
+            **self._get_fixed_tensors(),
+            "losses": torch.empty(losses, device="meta"),
+        }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from tensors(). Raises RuntimeError where a generator cannot have such a state.
+        """Restore the state from tensors(). Raises RuntimeError if a generator refuses its state.
 
-        Generators of another device are left out: going on there is not the same to the bit.
+        Generator states of another device are ignored: a resume there is not exact to the bit.
         """
         self.losses = tensors["losses"].to(self.device, copy=True)
-        here = get_random_states(self.device)
-        set_random_states(
-            {name: tensors.get(f"random.{name}", state).clone() for name, state in here.items()},
-            self.device,
-        )
-        for name, tensor in self._kept().items():
+        current = get_random_states(self.device)
+        states = {name: tensors.get(f"random.{name}", current[name]).clone() for name in current}
+        set_random_states(states, self.device)
+        for name, tensor in self._get_fixed_tensors().items():
             tensor.copy_(tensors[name])
 
-    def _kept(self) -> dict[str, Tensor]:
-        """What lies in one place from the first step to the last, beside the weights."""
-        found = {
+    def _get_fixed_tensors(self) -> dict[str, Tensor]:
+        """The tensors that keep their place in memory all through training, by name."""
+        tensors = {
             f"optimizer.{name}": tensor
             for optimizer in self.optimizers
             for name, tensor in optimizer.state().items()
         }
         for (name, _), mean in zip(self.model.named_parameters(), self.average, strict=False):
-            found[f"average.{name}"] = mean
-        return found
+            tensors[f"average.{name}"] = mean
+        return tensors
 
     @contextmanager
     @torch.no_grad()
     def averaged(self) -> Iterator[None]:
-        """Within it, the model has the running means for weights."""
-        weights: list[Tensor] = [*self.model.parameters()]
-        kept = [p.detach().clone() for p in weights]
-        torch._foreach_copy_(weights, self.average)
+        """Within this context, the weights of the model are their running means."""
+        parameters: list[Tensor] = [*self.model.parameters()]
+        weights = [p.detach().clone() for p in parameters]
+        torch._foreach_copy_(parameters, self.average)
         try:
             yield
         finally:
-            torch._foreach_copy_(weights, kept)
+            torch._foreach_copy_(parameters, weights)

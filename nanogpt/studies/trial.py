@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..errors import Interrupted, Stopped, UserError, write_error
-from ..models import KINDS
 from ..runs.config import RunConfig, flatten_settings
+from ..runs.formats import add_header, read_dataclass
 from ..runs.run import read_run_config
 from ..system.devices import describe_device
-from ..system.files import damaged_error, dump_json, read_json, write_atomically
-from ..system.schema import parse_dataclass
+from ..system.files import dump_json, write_atomically
 from ..text import corpora
 from ..train import Reporter, Result, resume_training, train
 
@@ -73,7 +72,7 @@ def trial(config: RunConfig, study: str, reporter: Reporter | None = None) -> Tr
     except Stopped as error:  # its advice would make another run of it
         raise Stopped(f"{config.name}: {error.reason}") from None
     found = _of(config, result)
-    saved = {**asdict(found), "config": config.to_json()}
+    saved = add_header({**asdict(found), "config": config.to_json()})
     with stop_on_disk_error(config.out):
         write_atomically(config.out / FILE, dump_json(saved))
     return found
@@ -88,12 +87,7 @@ def finished(config: RunConfig) -> Trial | None:
     file = config.out / FILE
     if not file.exists():
         return None
-    try:
-        found = parse_dataclass(Trial, read_json(file), KINDS)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise damaged_error(file, error) from None
+    found = read_dataclass(file, Trial)
     _require_same(config, found.config)
     corpora.load_corpus(
         config.data,

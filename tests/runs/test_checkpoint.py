@@ -1,7 +1,5 @@
-"""A checkpoint gives back what was saved, and says what is wrong with one that is damaged."""
+"""A checkpoint loads as it was saved; a damaged one raises an error that names the file."""
 
-import hashlib
-import json
 import os
 import subprocess
 import threading
@@ -24,7 +22,8 @@ from nanogpt.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nanogpt.runs.reading import SUMS
 from nanogpt.system import files
 from nanogpt.text.tokenizers import CharTokenizer
-from tests.platforms import linux_only, needs_links, peak_memory
+from tests.platforms import needs_links, peak_memory
+from tests.signing import change_json, sign
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3)
 
@@ -36,13 +35,13 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 @pytest.fixture
 def best(model: Model) -> Path:
-    """A saved checkpoint, in a run of its own."""
+    """The checkpoint best/ of a run."""
     directory = Path("runs/one/best")
     save_checkpoint(directory, Checkpoint(model, CharTokenizer("abc"), 7))
     return directory
 
 
-def test_it_gives_back_what_was_saved(model: Model, best: Path) -> None:
+def test_a_checkpoint_loads_as_it_was_saved(model: Model, best: Path) -> None:
     loaded = load_checkpoint(best)
     assert loaded.step == 7
     assert loaded.model.config == model.config
@@ -52,7 +51,7 @@ def test_it_gives_back_what_was_saved(model: Model, best: Path) -> None:
         assert torch.equal(loaded.model.state_dict()[name], tensor)
 
 
-def test_the_next_one_replaces_it_whole(model: Model, best: Path) -> None:
+def test_a_checkpoint_replaces_the_one_before(model: Model, best: Path) -> None:
     with torch.no_grad():
         next(model.parameters()).add_(1.0)
     save_checkpoint(best, Checkpoint(model, CharTokenizer("abc"), 8))
@@ -62,38 +61,37 @@ def test_the_next_one_replaces_it_whole(model: Model, best: Path) -> None:
     assert [file.name for file in best.parent.iterdir()] == ["best"]
 
 
-def test_it_is_safetensors_and_json(best: Path) -> None:
+def test_a_checkpoint_consists_of_safetensors_and_json(best: Path) -> None:
     names = {file.name for file in best.iterdir()}
     assert names == {"model.safetensors", "config.json", "tokenizer.json", "SHA256SUMS"}
 
 
-def test_its_files_can_be_read_by_whom_other_files_can(best: Path) -> None:
+def test_all_files_have_the_permissions_of_other_files(best: Path) -> None:
     Path("other").touch()
     modes = {file.stat().st_mode & 0o777 for file in [*best.iterdir(), Path("other")]}
     assert len(modes) == 1
 
 
-@linux_only
-def test_all_is_on_the_disk_before_it_replaces_the_one_before(
+def test_a_checkpoint_is_flushed_to_disk_before_it_replaces_the_old_one(
     best: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
     fsync, exchange = os.fsync, files._swap
 
-    def flushed(descriptor: int) -> None:
+    def record_fsync(descriptor: int) -> None:
         events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
         fsync(descriptor)
 
-    def exchanged(one: Path, other: Path) -> None:
+    def record_exchange(one: Path, other: Path) -> None:
         events.append("exchanged")
         exchange(one, other)
 
-    monkeypatch.setattr(os, "fsync", flushed)
-    monkeypatch.setattr(files, "_swap", exchanged)
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(files, "_exchange", record_exchange)
     save_checkpoint(best, Checkpoint(model, CharTokenizer("abc"), 8))
     before, after = events[: events.index("exchanged")], events[events.index("exchanged") + 1 :]
     assert {file.name for file in best.iterdir()} | {".best.new"} == set(before)
-    assert after == ["one"]  # the directory that now lists the new one
+    assert after == ["one"]  # the parent directory
 
 
 def damage(file: Path, how: str) -> None:
@@ -117,25 +115,8 @@ def test_a_damaged_file_is_named(best: Path, name: str, how: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def sign(directory: Path) -> None:
-    """Make the checksums right again: what a stranger would do."""
-    files = sorted(file for file in directory.iterdir() if file.name != SUMS)
-    sums = (f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files)
-    (directory / SUMS).write_text("".join(sums))
-
-
-def change(file: Path, *keys: str, to: object) -> None:
-    """Put another value into a JSON file, where the keys lead."""
-    value = whole = json.loads(file.read_text())
-    for key in keys[:-1]:
-        value = value[key]
-    value[keys[-1]] = to
-    file.write_text(json.dumps(whole))
-    sign(file.parent)
-
-
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "message"),
     [
         ("n_embed", 16, "model: unknown key 'n_embed'"),
         ("kind", "rnn", "model: its kind must be one of gpt, modern, plain, bigram"),
@@ -148,19 +129,21 @@ def change(file: Path, *keys: str, to: object) -> None:
         ("n_layer", 10**9, "not the number of tensors of GPT"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused(key: str, value: object, says: str) -> None:
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(
+    key: str, value: object, message: str
+) -> None:
     save_checkpoint(Path("best"), Checkpoint(GPT(CONFIG), CharTokenizer("abc"), 7))
-    change(Path("best/config.json"), "model", key, to=value)
-    with pytest.raises(UserError, match=says):
+    change_json(Path("best/config.json"), "model", **{key: value})
+    with pytest.raises(UserError, match=message):
         load_checkpoint("best")
 
 
 @pytest.mark.parametrize("length", [10**9, 10**12, 10**30])
-def test_no_memory_is_taken_for_a_context_that_no_tensor_has(length: int) -> None:
-    """The modern model has no table of positions that could contradict."""
+def test_an_impossible_block_size_allocates_no_memory(length: int) -> None:
+    """The modern model has no position embedding whose shape would contradict the block size."""
     model = Modern(ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3))
     save_checkpoint(Path("best"), Checkpoint(model, CharTokenizer("abc"), 7))
-    change(Path("best/config.json"), "model", "block_size", to=length)
+    change_json(Path("best/config.json"), "model", block_size=length)
     before = peak_memory()
     with suppress(UserError):
         load_checkpoint("best")
@@ -168,7 +151,7 @@ def test_no_memory_is_taken_for_a_context_that_no_tensor_has(length: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "message"),
     [
         ("step", -1, "step is -1: it must be at least 0"),
         ("step", 1.0, "step cannot be 1.0"),
@@ -176,13 +159,13 @@ def test_no_memory_is_taken_for_a_context_that_no_tensor_has(length: int) -> Non
         ("best", {"step": 1, "val_loss": 2.0}, "best: the key 'bits_per_byte' is missing"),
     ],
 )
-def test_a_configuration_is_read_strictly(best: Path, key: str, value: object, says: str) -> None:
-    change(best / "config.json", key, to=value)
-    with pytest.raises(UserError, match=f"config.json is missing or damaged \\({says}"):
+def test_config_json_is_read_strictly(best: Path, key: str, value: object, message: str) -> None:
+    change_json(best / "config.json", **{key: value})
+    with pytest.raises(UserError, match=f"config.json is missing or damaged \\({message}"):
         load_checkpoint(best)
 
 
-def test_every_file_is_compared_with_its_checksum(best: Path) -> None:
+def test_each_file_is_compared_with_its_checksum(best: Path) -> None:
     done = subprocess.run(["sha256sum", "-c", SUMS], cwd=best, capture_output=True, check=True)
     assert done.stdout.count(b"OK") == 3
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
@@ -196,7 +179,7 @@ def test_every_file_is_compared_with_its_checksum(best: Path) -> None:
     assert load_checkpoint(best).step == 7
 
 
-def test_a_header_that_claims_much_takes_no_memory(best: Path) -> None:
+def test_a_huge_header_is_refused(best: Path) -> None:
     weights = best / "model.safetensors"
     raw = weights.read_bytes()
     for length in (2**20 + 1, 2**40, 2**63):
@@ -206,7 +189,7 @@ def test_a_header_that_claims_much_takes_no_memory(best: Path) -> None:
             load_checkpoint(best)
 
 
-def test_tensors_of_others_are_refused(best: Path, model: Model) -> None:
+def test_unexpected_tensors_are_refused(best: Path, model: Model) -> None:
     weights = dict(model.state_dict())
     save_file(weights | {"more": torch.zeros(1)}, best / "model.safetensors")
     sign(best)
@@ -226,14 +209,14 @@ def test_tensors_of_others_are_refused(best: Path, model: Model) -> None:
 
 @needs_links
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", SUMS])
-def test_a_link_out_of_it_is_not_followed(best: Path, name: str) -> None:
+def test_a_link_out_of_the_checkpoint_is_not_followed(best: Path, name: str) -> None:
     (best / name).rename("elsewhere")
     (best / name).symlink_to(Path("elsewhere").resolve())
     with pytest.raises(UserError, match=f"{name} is a link that leads out of runs/one/best"):
         load_checkpoint(best)
 
 
-def test_the_names_are_plain_whatever_wraps_the_model(model: Model) -> None:
+def test_a_wrapped_model_is_saved_under_plain_names(model: Model) -> None:
     checkpoint = Checkpoint(torch.compile(model), CharTokenizer("abc"), 7)  # type: ignore[arg-type]
     save_checkpoint(Path("compiled"), checkpoint)
     save_checkpoint(Path("parallel"), replace(checkpoint, model=Wrapped(model)))  # type: ignore[arg-type]
@@ -243,29 +226,29 @@ def test_the_names_are_plain_whatever_wraps_the_model(model: Model) -> None:
 
 
 class Wrapped(nn.Module):
-    """As DistributedDataParallel keeps a model."""
+    """A wrapper like DistributedDataParallel."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
 
-def test_reading_leaves_random_numbers_as_they_were(best: Path) -> None:
+def test_loading_does_not_change_the_random_generator(best: Path) -> None:
     before = torch.get_rng_state()
     load_checkpoint(best)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_it_can_be_read_at_every_instant_of_being_replaced(best: Path, model: Model) -> None:
-    """One thread replaces it again and again, the other reads it as often."""
+def test_a_checkpoint_can_be_read_while_it_is_replaced(best: Path, model: Model) -> None:
+    """One thread keeps replacing the checkpoint while another keeps reading it."""
     steps, done = [7], threading.Event()
 
-    def replace_it() -> None:
+    def keep_replacing() -> None:
         for step in range(8, 108):
             save_checkpoint(best, Checkpoint(model, CharTokenizer("abc"), step))
         done.set()
 
-    thread = threading.Thread(target=replace_it)
+    thread = threading.Thread(target=keep_replacing)
     thread.start()
     while not done.is_set():
         steps.append(load_checkpoint(best).step)
@@ -274,7 +257,7 @@ def test_it_can_be_read_at_every_instant_of_being_replaced(best: Path, model: Mo
     assert len(set(steps)) > 3
 
 
-def test_what_cannot_be_written_leaves_the_one_before(best: Path, model: Model) -> None:
+def test_a_failed_write_leaves_the_old_checkpoint(best: Path, model: Model) -> None:
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     big = GPT(replace(CONFIG, n_embd=64)) if isinstance(model, GPT) else Bigram(BigramConfig(99))
@@ -288,17 +271,17 @@ def test_what_cannot_be_written_leaves_the_one_before(best: Path, model: Model) 
     assert [file.name for file in best.parent.iterdir()] == ["best"]
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_a_writer_keeps_the_order(beside: bool) -> None:
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_writer_runs_jobs_in_order(in_background: bool) -> None:
     done: list[int] = []
-    with BackgroundWriter(beside) as writer:
+    with BackgroundWriter(in_background) as writer:
         for i in range(5):
             writer.submit(partial(done.append, i))
     assert done == list(range(5))
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_a_writer_raises_what_failed_and_writes_no_more(beside: bool) -> None:
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_writer_raises_the_first_error_and_skips_later_jobs(in_background: bool) -> None:
     done: list[int] = []
 
     def fail() -> None:
@@ -306,7 +289,7 @@ def test_a_writer_raises_what_failed_and_writes_no_more(beside: bool) -> None:
         raise OSError("No space left on device")
 
     def write() -> None:
-        with BackgroundWriter(beside) as writer:
+        with BackgroundWriter(in_background) as writer:
             writer.submit(fail)
             writer.submit(partial(done.append, 1))
 
@@ -315,20 +298,20 @@ def test_a_writer_raises_what_failed_and_writes_no_more(beside: bool) -> None:
     assert not done
 
 
-def test_a_writer_keeps_no_more_than_a_few_jobs_waiting() -> None:
+def test_a_writer_limits_the_number_of_pending_jobs() -> None:
     done: list[int] = []
 
     def slow(i: int) -> None:
         time.sleep(0.02)
         done.append(i)
 
-    with BackgroundWriter(beside=True) as writer:
+    with BackgroundWriter(in_background=True) as writer:
         for i in range(10):
             writer.submit(partial(slow, i))
             assert i - len(done) <= 5
 
 
-def test_a_tokenizer_of_another_run_is_refused() -> None:
+def test_a_tokenizer_with_another_vocabulary_is_refused() -> None:
     save_checkpoint(Path("best"), Checkpoint(GPT(CONFIG), CharTokenizer("abcdef"), 7))
-    with pytest.raises(UserError, match="6 tokens and the model 3: they are not of one run"):
+    with pytest.raises(UserError, match="6 tokens, but the model has 3: restore both files"):
         load_checkpoint("best")

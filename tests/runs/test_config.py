@@ -1,4 +1,4 @@
-"""A configuration goes to JSON and back, and knows what may change while a run goes on."""
+"""A configuration survives JSON, and a resume may change only some of its settings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +15,13 @@ from nanogpt.system.schema import parse_dataclass
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_it_goes_to_json_and_back(name: str) -> None:
+def test_a_preset_survives_conversion_to_json_and_back(name: str) -> None:
     for config in (PRESETS[name].config, replace(PRESETS[name].config, out=Path("a/b"), seed=3)):
         assert parse_dataclass(RunConfig, config.to_json(), KINDS) == config
 
 
-def test_how_long_how_fast_and_on_what_may_change() -> None:
-    begun = RunConfig()
+def test_a_resume_may_change_training_settings_the_place_of_the_text_and_the_device() -> None:
+    saved = RunConfig()
     changes: list[dict[str, Any]] = [
         {"train": TrainConfig(steps=1, batch_size=2, compile=False)},
         {"optim": OptimConfig(lr=0.5, warmup=3, decay_steps=7, grad_clip=0.0)},
@@ -29,26 +29,26 @@ def test_how_long_how_fast_and_on_what_may_change() -> None:
         {"device": "cpu", "precision": "float16", "deterministic": True},
     ]
     for change in changes:
-        replace(begun, **change).check_same_run(begun)
+        replace(saved, **change).check_same_run(saved)
 
 
 @pytest.mark.parametrize(
     ("change", "flag"),
     [
-        ({"seed": 1}, "--seed is 1, and this run began with 1337"),
+        ({"seed": 1}, "--seed is 1, but this run was started with 1337"),
         ({"name": "b"}, "--name is b"),
-        ({"model": GPTConfig(n_layer=1)}, "--model.n-layer is 1, and this run began with 6"),
+        ({"model": GPTConfig(n_layer=1)}, "--model.n-layer is 1, but this run was started with 6"),
         ({"model": BigramConfig()}, "--model.bias is None"),
         ({"optim": OptimConfig("adam")}, "--optim.optimizer is adam"),
-        ({"optim": OptimConfig(ema=0.9)}, "--optim.ema is 0.9, and this run began with 0.0"),
+        ({"optim": OptimConfig(ema=0.9)}, "--optim.ema is 0.9, but this run was started with 0.0"),
     ],
 )
-def test_what_it_is_may_not(change: dict[str, Any], flag: str) -> None:
+def test_a_resume_may_not_change_other_settings(change: dict[str, Any], flag: str) -> None:
     with pytest.raises(UserError, match=flag):
         replace(RunConfig(), **change).check_same_run(RunConfig())
 
 
-def test_it_evaluates_where_it_is_due_and_at_the_end() -> None:
+def test_evaluations_are_at_multiples_of_eval_every_and_at_the_end() -> None:
     settings = TrainConfig(steps=25, eval_every=10)
     assert [step for step in range(26) if settings.evaluates_at(step)] == [0, 10, 20, 25]
     settings = replace(settings, eval_first=False)
@@ -56,5 +56,5 @@ def test_it_evaluates_where_it_is_due_and_at_the_end() -> None:
 
 
 def test_a_bigram_has_nothing_for_muon() -> None:
-    with pytest.raises(ValueError, match="optimizer is muon, and a bigram has no blocks"):
+    with pytest.raises(ValueError, match="optimizer is muon, but a bigram has no blocks"):
         RunConfig(model=BigramConfig(), optim=OptimConfig("muon"))

@@ -1,4 +1,4 @@
-"""A number that is not finite stops the run, and is named, before anything is overwritten."""
+"""A loss, gradient or weight that is not finite stops the run before it is saved."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def config(text_file: Path) -> RunConfig:
 
 
 class Saboteur(Reporter):
-    """Makes the gradient of a parameter, or the loss, or a weight wrong in the step after one."""
+    """Replaces the gradient of a parameter by a value, in every step after the given one."""
 
     def __init__(self, step: int, name: str, value: float) -> None:
         self.step, self.name, self.value = step, name, value
@@ -50,17 +50,20 @@ class Saboteur(Reporter):
         parameter.register_hook(lambda gradient: torch.full_like(gradient, self.value))
 
 
-class Poison(Saboteur):
+class WeightSaboteur(Saboteur):
+    """Replaces a parameter by a value after the given step."""
+
     def recorded(self, record: Record, best: Best | None) -> None:
         if record.step == self.step:
             with torch.no_grad():
                 dict(self.run.model.named_parameters())[self.name].fill_(self.value)
 
 
-def stopped(config: RunConfig, reporter: Reporter) -> str:
+def train_until_stopped(config: RunConfig, reporter: Reporter) -> str:
+    """Train a run that must stop; returns the message of the error."""
     with pytest.raises(Stopped) as error:
         train(config, reporter)
-    assert Path("run/loss.png").exists()  # how it came to that
+    assert Path("run/loss.png").exists()
     return str(error.value)
 
 
@@ -69,17 +72,17 @@ def stopped(config: RunConfig, reporter: Reporter) -> str:
 def test_the_first_gradient_that_is_not_finite_is_named(
     config: RunConfig, step: int, value: float
 ) -> None:
-    says = stopped(config, Saboteur(step, "blocks.1.feed_forward.2.weight", value))
+    message = train_until_stopped(config, Saboteur(step, "blocks.1.feed_forward.2.weight", value))
     rate = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[step // 5])["lr"]
-    assert says == (
+    assert message == (
         f"the gradient of blocks.1.feed_forward.2.weight became {value:g} in step {step + 1}, at "
-        f"learning rate {rate:.3g}; run is as its last checkpoint has it. What usually helps: a "
-        f"lower --optim.lr or a longer --optim.warmup; for example: nanogpt train --resume run "
+        f"learning rate {rate:.3g}; the last checkpoint in run is intact. Try a "
+        f"lower --optim.lr or a longer --optim.warmup, for example: nanogpt train --resume run "
         f"--optim.lr 0.0025"
     )
 
 
-def test_of_several_gradients_the_first_of_the_backward_pass_is_named(config: RunConfig) -> None:
+def test_the_first_bad_gradient_of_the_backward_pass_is_named(config: RunConfig) -> None:
     class Several(Saboteur):
         def recorded(self, record: Record, best: Best | None) -> None:
             for self.name in (
@@ -89,22 +92,24 @@ def test_of_several_gradients_the_first_of_the_backward_pass_is_named(config: Ru
             ):
                 super().recorded(record, best)
 
-    says = stopped(config, Several(20, "", float("nan")))
-    assert says.startswith("the gradient of blocks.1.norm1.bias became nan in step 21, at learning")
+    message = train_until_stopped(config, Several(20, "", float("nan")))
+    assert message.startswith(
+        "the gradient of blocks.1.norm1.bias became nan in step 21, at learning"
+    )
 
 
 @pytest.mark.parametrize("step", [10, 20])
-def test_the_loss_comes_before_every_gradient(config: RunConfig, step: int) -> None:
-    says = stopped(config, Poison(step, "norm.weight", float("nan")))
-    assert says.startswith(f"the loss became nan in step {step + 1}, at learning rate ")
+def test_a_bad_loss_is_named_before_bad_gradients(config: RunConfig, step: int) -> None:
+    message = train_until_stopped(config, WeightSaboteur(step, "norm.weight", float("nan")))
+    assert message.startswith(f"the loss became nan in step {step + 1}, at learning rate ")
 
 
-def test_nothing_that_is_not_finite_is_saved(
+def test_weights_that_are_not_finite_are_not_saved(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last step before a checkpoint: no loss has told yet."""
+    """The last step before a checkpoint, whose weights no loss has been computed with."""
 
-    class Late(Poison):
+    class Late(WeightSaboteur):
         def recorded(self, record: Record, best: Best | None) -> None:
             if record.step == 20:
                 optimizer = self.run.state.optimizers[0]
@@ -116,31 +121,31 @@ def test_nothing_that_is_not_finite_is_saved(
                 with torch.no_grad():
                     dict(self.run.model.named_parameters())[self.name].fill_(self.value)
 
-    says = stopped(config, Late(0, "token_embedding.weight", float("inf")))
-    assert says.startswith("token_embedding.weight became inf in step 40, at learning rate ")
+    message = train_until_stopped(config, Late(0, "token_embedding.weight", float("inf")))
+    assert message.startswith("token_embedding.weight became inf in step 40, at learning rate ")
     for checkpoint, step in (("last", 20), ("best", 20)):
         loaded = load_checkpoint(Path("run", checkpoint))
         assert loaded.step == step
         assert all(p.isfinite().all() for p in loaded.model.parameters())
-    advised = re.search(r"--optim.lr (\S+)$", says)
-    assert advised
-    lower = replace(config.optim, lr=float(advised[1]))
+    advice = re.search(r"--optim.lr (\S+)$", message)
+    assert advice
+    lower = replace(config.optim, lr=float(advice[1]))
     assert (
         resume_training(Path("run"), replace(read_run_config(Path("run")), optim=lower)).last.step
         == 60
     )
 
 
-def test_a_rate_that_is_far_too_high_is_explained(config: RunConfig) -> None:
+def test_a_far_too_high_learning_rate_is_explained(config: RunConfig) -> None:
     wild = OptimConfig(lr=1e30, warmup=0, grad_clip=0.0)
-    says = stopped(replace(config, optim=wild), Reporter())
-    assert re.match(r".* became (nan|inf|-inf) in step 2, at learning rate 9\.99e\+29; ", says)
-    assert "a longer --optim.warmup, --optim.grad-clip 1; for example" in says
+    message = train_until_stopped(replace(config, optim=wild), Reporter())
+    assert re.match(r".* became (nan|inf|-inf) in step 2, at learning rate 9\.99e\+29; ", message)
+    assert "a longer --optim.warmup, --optim.grad-clip 1, for example" in message
     assert load_checkpoint("run/last").step == 0
 
 
-class Blind(Reporter):
-    """Training sees finite numbers; without dropout, as in validation, they are not."""
+class EvaluationSaboteur(Reporter):
+    """Makes the logits NaN in evaluation mode, but not in training mode."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -157,29 +162,31 @@ class Blind(Reporter):
 
 
 def test_weights_whose_loss_is_not_finite_are_not_saved(config: RunConfig) -> None:
-    """Though each of them is, and so was the loss of the last step."""
-    says = stopped(config, Blind(20))
-    assert says.startswith("the validation loss became nan in step 40, at learning rate ")
+    """Even if each weight and the loss of the last step are finite."""
+    message = train_until_stopped(config, EvaluationSaboteur(20))
+    assert message.startswith("the validation loss became nan in step 40, at learning rate ")
     assert load_checkpoint("run/last").step == 20
 
 
-def test_a_validation_loss_that_is_not_finite_stops_too(
+def test_a_validation_loss_that_is_not_finite_stops_the_run(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a part of the text that was not looked at before saving."""
+    """A loss in a part of the text that check_model does not use."""
     monkeypatch.setattr("nanogpt.runs.finite.FiniteCheck.check_model", lambda _: None)
-    says = stopped(config, Blind(0))
-    assert says.startswith("the validation loss became nan in step 20")
+    message = train_until_stopped(config, EvaluationSaboteur(0))
+    assert message.startswith("the validation loss became nan in step 20")
 
 
-def test_it_is_noticed_though_nothing_is_reported_for_long(config: RunConfig) -> None:
-    seldom = TrainConfig(steps=400, batch_size=8, eval_every=400, log_every=400)
-    says = stopped(replace(config, train=seldom), Saboteur(0, "norm.weight", float("nan")))
-    assert says.startswith("the gradient of norm.weight became nan in step 1, ")
+def test_a_bad_gradient_is_found_between_rare_log_lines(config: RunConfig) -> None:
+    rare = TrainConfig(steps=400, batch_size=8, eval_every=400, log_every=400)
+    message = train_until_stopped(
+        replace(config, train=rare), Saboteur(0, "norm.weight", float("nan"))
+    )
+    assert message.startswith("the gradient of norm.weight became nan in step 1, ")
     assert load_checkpoint("run/last").step == 0
 
 
-def test_float16_leaves_out_steps_whose_gradient_overflows(config: RunConfig) -> None:
+def test_float16_skips_steps_with_an_overflow(config: RunConfig) -> None:
     class Overflow(Reporter):
         def started(self, run: Run) -> None:
             self.run = run
@@ -187,19 +194,19 @@ def test_float16_leaves_out_steps_whose_gradient_overflows(config: RunConfig) ->
         def recorded(self, record: Record, best: Best | None) -> None:
             if record.step == 20:
                 assert self.run.state.scale
-                self.run.state.scale.scale = 1e38  # far too much: the next steps overflow
+                self.run.state.scale.scale = 1e38  # far too high: the next steps overflow
 
-    spoiled = Overflow()
-    result = train(replace(config, precision="float16"), spoiled)
+    reporter = Overflow()
+    result = train(replace(config, precision="float16"), reporter)
     assert result.last.step == 60
     assert result.last.train_loss is not None
     assert result.last.train_loss < 2.4
-    assert spoiled.run.state.scale
-    assert spoiled.run.state.scale.scale < 1e38
+    assert reporter.run.state.scale
+    assert reporter.run.state.scale.scale < 1e38
 
 
-def test_an_overflow_in_one_gradient_leaves_out_the_step_of_all(config: RunConfig) -> None:
-    """With two optimizers: neither moves anything, and what they remember stays as it was."""
+def test_an_overflow_in_one_gradient_skips_the_step_of_all_optimizers(config: RunConfig) -> None:
+    """With two optimizers, neither changes a weight or its own state."""
 
     class Overflow(Reporter):
         def started(self, run: Run) -> None:
@@ -219,27 +226,23 @@ def test_an_overflow_in_one_gradient_leaves_out_the_step_of_all(config: RunConfi
 
     def tensors(run: Run) -> dict[str, torch.Tensor]:
         state = {**run.model.state_dict(), **run.state.tensors()}
-        kept = {name: t.clone() for name, t in state.items()}
-        return {n: t for n, t in kept.items() if not n.startswith(("random", "losses"))}
+        copies = {name: t.clone() for name, t in state.items()}
+        return {n: t for n, t in copies.items() if not n.startswith(("random", "losses"))}
 
     model = ModernConfig(n_layer=2, n_head=2, n_embd=32, block_size=16)
     settings = replace(config.train, steps=20, log_every=1)
-    seen = Overflow()
+    reporter = Overflow()
     optim = OptimConfig("muon", warmup=0)
-    train(replace(config, precision="float16", model=model, optim=optim, train=settings), seen)
-    assert seen.before.keys() == seen.after.keys()
-    for name, tensor in seen.before.items():
-        assert torch.equal(tensor, seen.after[name]), name
-    for name, tensor in tensors(seen.run).items():
-        assert not torch.equal(tensor, seen.after[name]), name
+    train(replace(config, precision="float16", model=model, optim=optim, train=settings), reporter)
+    assert reporter.before.keys() == reporter.after.keys()
+    for name, tensor in reporter.before.items():
+        assert torch.equal(tensor, reporter.after[name]), name
+    for name, tensor in tensors(reporter.run).items():
+        assert not torch.equal(tensor, reporter.after[name]), name
 
 
-def test_float16_that_never_fits_is_stopped(config: RunConfig) -> None:
-    class Hopeless(Saboteur):
-        def recorded(self, record: Record, best: Best | None) -> None:
-            super().recorded(record, best)
-
+def test_float16_stops_if_every_step_overflows(config: RunConfig) -> None:
     config = replace(config, precision="float16", train=replace(config.train, eval_every=60))
-    says = stopped(config, Hopeless(5, "norm.weight", float("inf")))
-    assert says.startswith("the scale that the gradients need became ")
-    assert "--precision float32" in says
+    message = train_until_stopped(config, Saboteur(5, "norm.weight", float("inf")))
+    assert message.startswith("the loss scale became ")
+    assert "--precision float32" in message

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes."""
+"""The journal of a run: metrics.jsonl, loss.png and the best evaluation."""
 
 import json
 import time
@@ -15,7 +15,7 @@ def record(step: int, train: float | None, val: float | None = None) -> Record:
     return Record(step, step * 10, step / 2, 0.1, train, val, val)
 
 
-def test_every_record_is_a_line(tmp_path: Path) -> None:
+def test_each_record_is_a_line(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "a run", 2.5)
     for r in (record(0, None, 4.0), record(1, 3.0), record(2, 2.5, 2.75)):
         journal.add(r)
@@ -29,16 +29,16 @@ def test_every_record_is_a_line(tmp_path: Path) -> None:
     ]
 
 
-def test_the_best_is_the_first_of_the_lowest(tmp_path: Path) -> None:
+def test_the_best_is_the_first_of_equal_lowest_losses(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "a run", 2.5)
     for step, val in enumerate([4.0, 3.0, 2.0, 2.0, 2.5]):
         journal.add(record(step, 1.0, val))
-        journal.add(record(step, 0.5))  # a lower training loss is not what counts
+        journal.add(record(step, 0.5))  # a lower training loss does not matter
     assert journal.best is not None
     assert journal.best.step == 2
 
 
-def test_the_best_may_be_that_of_the_averaged_weights(tmp_path: Path) -> None:
+def test_the_best_may_belong_to_the_averaged_weights(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "a run", 2.5)
     assert journal.add(replace(record(1, 1.0, 3.0), ema_val_loss=3.5, ema_bits_per_byte=5.0))
     assert journal.best == Best(1, 3.0, 3.0, averaged=False)
@@ -47,25 +47,25 @@ def test_the_best_may_be_that_of_the_averaged_weights(tmp_path: Path) -> None:
     assert not journal.add(replace(record(3, 1.0, 2.6), ema_val_loss=2.7, ema_bits_per_byte=4.1))
 
 
-def test_the_curve_is_drawn_as_the_run_goes(
+def test_the_plot_is_updated_during_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First when there is something to see, then as often as costs next to nothing."""
-    now, curve = time.perf_counter(), tmp_path / "loss.png"
+    """The first plot comes after some time, later ones as often as costs little."""
+    now, plot = time.perf_counter(), tmp_path / "loss.png"
     journal = Journal(tmp_path, "a run", 2.5)
     journal.add(record(0, None, 4.0))
     journal.draw_if_due()
-    assert not curve.exists()
+    assert not plot.exists()
     monkeypatch.setattr("nanogpt.runs.journal.time.perf_counter", lambda: now + 60)
     journal.draw_if_due()
-    first = curve.read_bytes()
+    first = plot.read_bytes()
     assert first.startswith(b"\x89PNG")
     journal.add(record(1, 3.0, 3.0))
     journal.draw()
-    assert curve.read_bytes() != first
+    assert plot.read_bytes() != first
 
 
-def test_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
+def test_a_plot_without_new_records_is_not_drawn_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "a run", 2.5)
     journal.add(record(0, None, 4.0))
     journal.draw()
@@ -77,7 +77,7 @@ def test_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
     assert (tmp_path / "loss.png").exists()
 
 
-def test_a_curve_without_a_point_can_be_drawn(tmp_path: Path) -> None:
+def test_a_plot_without_records_can_be_drawn(tmp_path: Path) -> None:
     Journal(tmp_path, "a run", 2.5).draw()
     assert (tmp_path / "loss.png").exists()
 
@@ -86,7 +86,7 @@ def test_overfitting_is_falling_training_and_rising_validation_loss() -> None:
     def run(train: list[float], val: list[float]) -> bool:
         records = [record(0, None, 4.0)]
         for i, (t, v) in enumerate(zip(train, val, strict=True), start=1):
-            # Three noisy lines between evaluations: only their mean tells.
+            # Three noisy lines between evaluations: only their mean shows the trend.
             records += [record(3 * i - 2, t - 0.5), record(3 * i - 1, t + 0.5), record(3 * i, t, v)]
         return is_overfitting(records)
 

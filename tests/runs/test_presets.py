@@ -1,4 +1,4 @@
-"""The presets: each builds, and has the size that it is known for."""
+"""Each preset has its documented size, and each device its default preset."""
 
 import pytest
 import torch
@@ -18,13 +18,13 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_it_has_the_size_it_is_known_for(name: str) -> None:
+def test_a_preset_has_its_documented_number_of_parameters(name: str) -> None:
     config = PRESETS[name].config
     assert config.name == name
     assert sum(p.numel() for p in build(config.model).parameters()) == PARAMETERS[name]
 
 
-def test_baby_is_the_shape_of_nanogpts() -> None:
+def test_baby_has_the_shape_of_the_model_of_nanogpt() -> None:
     config = PRESETS["baby"].config
     shape = GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65, dropout=0.2)
     assert config.model == shape

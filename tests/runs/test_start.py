@@ -1,10 +1,12 @@
-"""A run that goes on is checked as strictly as one that begins."""
+"""A resumed run is checked as strictly as a new one, and each of its files is read once."""
 
-import hashlib
 import json
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +15,15 @@ from nanogpt.errors import UserError
 from nanogpt.models import GPTConfig, ModernConfig
 from nanogpt.muon import Muon
 from nanogpt.optim import OptimConfig
+from nanogpt.runs import reading
 from nanogpt.runs.config import RunConfig, TrainConfig
-from nanogpt.runs.run import load_run_text, read_run_config
+from nanogpt.runs.directory import lock_run
+from nanogpt.runs.run import load_run_text, read_run_config, read_saved_run
 from nanogpt.runs.start import prepare_run, resume_run
 from nanogpt.system.devices import Precision
-from nanogpt.system.files import compute_sha256 as sha256_of
 from nanogpt.text.corpora import make_corpus
-from nanogpt.train import train
+from nanogpt.train import resume_training, train
+from tests.signing import change_json, sign
 
 
 @pytest.fixture
@@ -34,19 +38,99 @@ def config(text_file: Path) -> RunConfig:
     )
 
 
-def test_a_resumed_run_is_as_it_was_left(config: RunConfig) -> None:
-    left = train(config).run
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files of checkpoints that are read from now on, such as best/config.json."""
+    files: list[str] = []
+
+    def record(function: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(file: Path, *args: Any, **kwargs: Any) -> Any:
+            files.append(f"{file.parent.name}/{file.name}")
+            return function(file, *args, **kwargs)
+
+        return recorded
+
+    for name in ("read_limited", "compute_sha256"):  # compute_sha256 reads the safetensors files
+        monkeypatch.setattr(reading, name, record(getattr(reading, name)))
+    return files
+
+
+def test_a_resumed_run_is_the_run_that_was_saved(config: RunConfig) -> None:
+    saved = train(config).run
     run = resume_run(Path("run"), read_run_config(Path("run")))
     assert (run.config, run.text_sha256, run.bigram_loss) == (
-        left.config,
-        left.text_sha256,
-        left.bigram_loss,
+        saved.config,
+        saved.text_sha256,
+        saved.bigram_loss,
     )
     assert (run.state.step, run.state.tokens) == (10, 10 * 4 * 16)
     assert run.model.training
-    for one, other in zip(run.model.parameters(), left.model.parameters(), strict=True):
+    for one, other in zip(run.model.parameters(), saved.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert run.journal.records == left.journal.records[:-1]  # the last one is made again
+    assert run.journal.records == saved.journal.records[:-1]  # the last evaluation is repeated
+    assert run.journal.best == saved.journal.evaluations[-2].best()
+
+
+def test_a_resume_reads_each_file_once_and_only_config_json_of_best(
+    config: RunConfig, reads: list[str]
+) -> None:
+    train(config)
+    reads.clear()
+    saved = read_saved_run(Path("run"))
+    resume_run(saved, saved.config)
+    counts = Counter(file for file in reads if not file.endswith("SHA256SUMS"))
+    last = ("config.json", "tokenizer.json", "model.safetensors")
+    expected = [f"last/{name}" for name in (*last, "training.json", "training.safetensors")]
+    assert counts == Counter([*expected, "best/config.json"])
+
+
+def test_a_resume_from_a_path_reads_training_json_once(config: RunConfig, reads: list[str]) -> None:
+    train(config)
+    settings = read_run_config(Path("run"))
+    reads.clear()
+    resume_run(Path("run"), settings)
+    assert reads.count("last/training.json") == 1
+
+
+def test_a_resume_needs_no_weights_of_the_best_checkpoint(config: RunConfig) -> None:
+    """It only needs the best loss so far; a better evaluation replaces best/ as a whole."""
+    best = train(config).best
+    Path("run/best/model.safetensors").unlink()
+    Path("run/best/tokenizer.json").unlink()
+    settings = read_run_config(Path("run"))
+    longer = replace(settings, train=replace(settings.train, steps=20))
+    result = resume_training(Path("run"), longer)
+    assert result.run.journal.evaluations[0].val_loss is not None
+    assert result.best.val_loss < best.val_loss
+    assert Path("run/best/model.safetensors").exists()
+
+
+def test_a_resume_refuses_a_damaged_best_loss(config: RunConfig) -> None:
+    train(config)
+    file = Path("run/best/config.json")
+    file.write_text(file.read_text().replace("val_loss", "Val_loss"))
+    with pytest.raises(UserError, match=r"run.best.config\.json is missing or damaged \(its SHA"):
+        resume_run(Path("run"), read_run_config(Path("run")))
+    lock_run(Path("run")).release()
+
+
+def test_a_resume_knows_the_number_of_steps_that_was_planned(config: RunConfig) -> None:
+    assert train(config).run.planned_steps == 10
+    settings = replace(config, train=replace(config.train, steps=15))
+    settings = replace(settings, model=read_run_config(Path("run")).model)
+    run = resume_run(Path("run"), settings)
+    assert (run.planned_steps, run.config.train.steps) == (10, 15)
+
+
+def test_a_run_that_was_trained_further_since_it_was_read_is_read_again(config: RunConfig) -> None:
+    train(config)
+    saved = read_saved_run(Path("run"))
+    assert saved.is_current()
+    further = replace(saved.config, train=replace(saved.config.train, steps=12))
+    resume_training(Path("run"), further)
+    assert not saved.is_current()
+    run = resume_run(saved, further)
+    assert (run.state.step, run.state.tokens, run.planned_steps) == (12, 12 * 4 * 16, 12)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -59,7 +143,7 @@ def test_muon_computes_at_the_precision_of_the_run(config: RunConfig, precision:
     assert muon.precision == getattr(torch, precision)
 
 
-def test_what_run_json_says(config: RunConfig, text: str) -> None:
+def test_run_json_describes_the_run(config: RunConfig, text: str) -> None:
     run = train(config).run
     saved = json.loads(Path("run/run.json").read_text())
     assert saved == json.loads(json.dumps(run.describe()))
@@ -67,15 +151,15 @@ def test_what_run_json_says(config: RunConfig, text: str) -> None:
     assert saved["config"]["model"]["kind"] == "gpt"
 
 
-def test_a_run_that_was_stopped_before_its_first_checkpoint_holds_none(config: RunConfig) -> None:
+def test_a_directory_without_a_checkpoint_can_be_used_for_a_new_run(config: RunConfig) -> None:
     prepare_run(config).lock.release()
     with pytest.raises(UserError, match=r"run/last.\S+ is missing or damaged \(No such file"):
         read_run_config(Path("run"))
-    train(config)  # and may begin again
+    train(config)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "message"),
     [
         ("tokens", "many", "tokens cannot be 'many'"),
         ("losses", None, "losses cannot be None"),
@@ -90,19 +174,16 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_holds_none(config: R
         ("config", {"model": {"kind": "gpt"}, "train": {"steps": 0}}, "config: train: steps is 0"),
     ],
 )
-def test_its_facts_are_read_strictly(config: RunConfig, key: str, value: object, says: str) -> None:
+def test_training_json_is_read_strictly(
+    config: RunConfig, key: str, value: object, message: str
+) -> None:
     train(config)
-    file = Path("run/last/training.json")
-    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-    sums = Path("run/last/SHA256SUMS")
-    kept = [line for line in sums.read_text().splitlines() if "training.json" not in line]
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    sums.write_text("\n".join([*kept, f"{digest}  training.json"]))
-    with pytest.raises(UserError, match=rf"training.json is missing or damaged \({says}"):
+    change_json(Path("run/last/training.json"), **{key: value})
+    with pytest.raises(UserError, match=rf"training.json is missing or damaged \({message}"):
         read_run_config(Path("run"))
 
 
-def test_the_text_is_the_one_that_was_learned(config: RunConfig, text: str) -> None:
+def test_the_text_of_a_run_must_not_change(config: RunConfig, text: str) -> None:
     train(config)
     corpus, val_fraction = load_run_text(Path("run"))
     assert (corpus.text(), val_fraction) == (text, 0.1)
@@ -112,38 +193,35 @@ def test_the_text_is_the_one_that_was_learned(config: RunConfig, text: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"more": 1}, "unknown key 'more'"),
         ({"config": []}, r"config cannot be \[\]"),
         ({"text_sha256": 3}, "text_sha256 cannot be 3"),
     ],
 )
-def test_what_a_run_says_of_itself_is_read_strictly(
-    config: RunConfig, change: dict[str, object], says: str
+def test_run_json_is_read_strictly(
+    config: RunConfig, change: dict[str, object], message: str
 ) -> None:
     train(config)
-    saved = json.loads(Path("run/run.json").read_text())
-    Path("run/run.json").write_text(json.dumps(saved | change))
-    with pytest.raises(UserError, match=rf"run.json is missing or damaged \({says}"):
+    change_json(Path("run/run.json"), **change)
+    with pytest.raises(UserError, match=rf"run.json is missing or damaged \({message}"):
         load_run_text(Path("run"))
 
 
-def test_a_model_of_another_run_is_refused(config: RunConfig) -> None:
+def test_a_resume_refuses_the_model_of_another_run(config: RunConfig) -> None:
     train(config)
     other = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16)
     train(replace(config, out=Path("other"), model=other))
     for name in ("config.json", "model.safetensors"):
         shutil.copy(Path("other/last", name), Path("run/last", name))
-    files = (file for file in Path("run/last").iterdir() if file.name != "SHA256SUMS")
-    sums = [f"{sha256_of(file)}  {file.name}\n" for file in files]
-    Path("run/last/SHA256SUMS").write_text("".join(sums))
+    sign(Path("run/last"))
     with pytest.raises(UserError, match=r"its model is not the one in training\.json"):
         resume_run(Path("run"), read_run_config(Path("run")))
 
 
-def test_a_half_begun_directory_begins_anew(config: RunConfig) -> None:
-    """Killed before run.json was there: nothing of it may get into the next."""
+def test_a_new_run_ignores_the_files_of_one_that_never_started(config: RunConfig) -> None:
+    """A run that was killed before run.json was written."""
     Path("run").mkdir()
     Path("run/metrics.jsonl").write_text('{"step": 99}\n')
     train(config)
@@ -153,7 +231,7 @@ def test_a_half_begun_directory_begins_anew(config: RunConfig) -> None:
     resume_run(Path("run"), read_run_config(Path("run"))).lock.release()
 
 
-def test_threads_and_determinism_follow_the_configuration(config: RunConfig) -> None:
+def test_prepare_run_applies_the_setting_deterministic(config: RunConfig) -> None:
     try:
         prepare_run(replace(config, deterministic=True))
         assert torch.are_deterministic_algorithms_enabled()

@@ -1,4 +1,4 @@
-"""What changes while a run goes on can be saved and restored, all of it."""
+"""The state of a run is saved and restored completely."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from nanogpt.runs.state import State
 CONFIG = ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3, dropout=0.5)
 
 
-def fresh(optimizer: str = "adamw") -> State:
+def make_state(optimizer: str = "adamw") -> State:
     model = Modern(CONFIG)
     built = build_optimizers(model, OptimConfig(optimizer, lr=0.1))  # type: ignore[arg-type]
     return State(model, built, average=[p.detach() + 1 for p in model.parameters()])
 
 
 def step(state: State) -> float:
-    """A step on random tokens, with dropout; gives what it computed."""
+    """Take a step on random tokens with dropout; returns the value that it minimises."""
     tokens = torch.randint(3, (4, 8))
     out = (state.model(tokens) - 1).square().mean()
     out.backward()
@@ -31,40 +31,40 @@ def step(state: State) -> float:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "muon"])
 @pytest.mark.parametrize("steps", [0, 3])
-def test_it_goes_on_as_if_nothing_had_happened(optimizer: str, steps: int) -> None:
-    one = fresh(optimizer)
+def test_a_restored_state_continues_exactly(optimizer: str, steps: int) -> None:
+    original = make_state(optimizer)
     for _ in range(steps):
-        step(one)
-    weights = {name: t.clone() for name, t in one.model.state_dict().items()}
-    tensors = {name: t.clone() for name, t in one.tensors().items()}
-    expected = [step(one) for _ in range(3)]
+        step(original)
+    weights = {name: t.clone() for name, t in original.model.state_dict().items()}
+    tensors = {name: t.clone() for name, t in original.tensors().items()}
+    expected = [step(original) for _ in range(3)]
 
-    other = fresh(optimizer)
-    other.model.load_state_dict(weights)
-    other.step = steps
+    restored = make_state(optimizer)
+    restored.model.load_state_dict(weights)
+    restored.step = steps
     torch.rand(5)
-    other.restore(tensors)
-    assert [step(other) for _ in range(3)] == expected
-    assert one.tensors().keys() == other.tensors().keys()
-    for name, tensor in one.tensors().items():
-        assert torch.equal(other.tensors()[name], tensor), name
+    restored.restore(tensors)
+    assert [step(restored) for _ in range(3)] == expected
+    assert original.tensors().keys() == restored.tensors().keys()
+    for name, tensor in original.tensors().items():
+        assert torch.equal(restored.tensors()[name], tensor), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("steps", [0, 3])
-def test_what_is_expected_is_what_there_is(optimizer: str, steps: int) -> None:
-    state = fresh(optimizer)
+def test_expected_tensors_are_like_the_tensors_of_the_state(optimizer: str, steps: int) -> None:
+    state = make_state(optimizer)
     for _ in range(steps):
         step(state)
     state.losses = torch.full((steps,), 2.0)
-    expected, tensors = state.expected(pending=steps), state.tensors()
+    expected, tensors = state.expected_tensors(losses=steps), state.tensors()
     assert expected.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert (tensor.shape, tensor.dtype) == (expected[name].shape, expected[name].dtype), name
 
 
-def test_the_mean_stands_in_for_the_weights_and_they_come_back() -> None:
-    state = fresh()
+def test_averaged_replaces_the_weights_and_restores_them() -> None:
+    state = make_state()
     parameters = list(state.model.parameters())
     weights = [p.detach().clone() for p in parameters]
     with state.averaged():
@@ -74,13 +74,13 @@ def test_the_mean_stands_in_for_the_weights_and_they_come_back() -> None:
         assert torch.equal(p, w)
 
 
-def test_generators_of_another_device_are_left_out() -> None:
-    state = fresh()
+def test_generators_of_another_device_are_ignored() -> None:
+    state = make_state()
     state.restore(state.tensors() | {"random.cuda": torch.zeros(16, dtype=torch.uint8)})
 
 
-def test_a_state_that_no_generator_has_is_refused() -> None:
-    state = fresh()
+def test_an_impossible_generator_state_is_refused() -> None:
+    state = make_state()
     bad = torch.full_like(torch.get_rng_state(), 255)
     with pytest.raises(RuntimeError):
         state.restore(state.tensors() | {"random.cpu": bad})
