@@ -7,8 +7,7 @@ A language model reads the beginning of a text and gives each possible next char
 Training changes the weights of the model so that the character that really comes next gets a higher
 probability. To generate text, sample a character from the probabilities, append it, and repeat.
 
-Data and weights are tensors: arrays of numbers. The comment after a line of code gives the shape of
-its result, such as (B, T, C). The letters stand for these dimensions:
+Data and weights are tensors: arrays of numbers. The comment after a line is the shape of a result:
 
     B  batch       blocks that go through the model together   batch_size
     T  time        positions in a block                        at most block_size
@@ -30,7 +29,7 @@ from torch.nn import functional as F
 # Settings: change one at a time and compare the last validation loss.
 n_layer, n_head, n_embd = 4, 4, 128  # Transformer blocks, heads in each block, channels
 block_size, batch_size = 64, 12  # the model sees at most block_size characters: its context window
-steps, warmup, learning_rate = 1500, 100, 5e-3  # the learning rate rises during the warm-up
+steps, warmup, learning_rate = 1500, 100, 5e-3  # training steps; the rate rises in the warm-up
 seed = 1337  # the same seed gives the same weights, batches and text
 device = "cuda" if torch.cuda.is_available() else "cpu"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -51,7 +50,7 @@ def read_text(args):
 
 def encode(text, alphabet):
     """Turn text into tokens: the token of a character is its index in the alphabet."""
-    return torch.tensor([alphabet.index(character) for character in text])  # (length of text,)
+    return torch.tensor([alphabet.index(character) for character in text])  # (length,)
 
 
 def decode(tokens, alphabet):
@@ -68,12 +67,11 @@ def get_batch(tokens, batch_size, block_size):
 
 # 2. The bigram: a baseline that the GPT has to beat.
 def bigram_loss(train_tokens, val_tokens, V):
-    """Return the validation loss of a model that sees only one character, the current one.
+    """Count how often each character follows each other one; return the validation loss.
 
-    It counts which character follows which. The loss is the mean of -ln p, where p is the model's
-    probability of the correct next character. If all V are equally likely, the loss is ln V.
+    The loss is the mean of -ln p, where p is the model's probability of the correct next character.
     """
-    pairs = train_tokens[:-1] * V + train_tokens[1:]  # a different number for each possible pair
+    pairs = train_tokens[:-1] * V + train_tokens[1:]  # (length - 1,): one number per pair
     counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): row a, column b: pair "ab"
     p = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): + 1, so that no p is 0
     return -p[val_tokens[:-1], val_tokens[1:]].log().mean().item()
@@ -94,14 +92,14 @@ class SelfAttention(nn.Module):
         H, D = self.n_head, C // self.n_head
         # A query says what a position looks for, a key what it offers, a value what it passes on.
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
-        q, k, v = (each.view(B, T, H, D).transpose(1, 2) for each in (q, k, v))  # (B, H, T, D)
-        # The matrix product @ compares every query with every key. Without the division by √D, the
-        # scores grow with D, and softmax would give nearly all weight to a single position.
+        q, k, v = (part.view(B, T, H, D).transpose(1, 2) for part in (q, k, v))  # (B, H, T, D) each
+        # The dot product of a query and a key is large if they match; @ computes it for all pairs.
+        # The division by √D keeps the scores from growing with D.
         scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, T)
-        # The mask hides later positions, where the model could read the answer.
+        # The mask hides later positions, where the answers are. Softmax makes each row sum to 1.
         is_later = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)  # (T, T)
         weights = scores.masked_fill(is_later, -math.inf).softmax(dim=-1)  # (B, H, T, T)
-        y = weights @ v  # (B, H, T, D): each row of weights sums to 1, so this is a weighted mean
+        y = weights @ v  # (B, H, T, D): for each position, the weighted mean of the values
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C): the results of all heads side by side
         return self.projection(y)  # (B, T, C)
 
@@ -117,8 +115,8 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU("tanh"), nn.Linear(4 * C, C))
 
     def forward(self, x):
-        # Each layer adds its result to x. Through these residual connections the gradient reaches
-        # every block. The layer norm before a layer scales each vector to mean 0 and variance 1.
+        # Each layer adds its result to x: with these residual connections, many blocks train well.
+        # The layer norm before a layer scales each vector to mean 0 and variance 1.
         x = x + self.attention(self.norm1(x))  # (B, T, C)
         return x + self.feed_forward(self.norm2(x))  # (B, T, C)
 
@@ -135,15 +133,15 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(n_embd)
         # Small random weights, as in GPT-2: all characters start with about the same probability.
         # Layers that add to x start even smaller, because 2 * n_layer results add up.
-        for name, p in self.named_parameters():
-            if p.dim() == 2:
-                adds = name.endswith(("projection.weight", "feed_forward.2.weight"))
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * n_layer) if adds else 0.02)
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                is_residual = name.endswith(("projection.weight", "feed_forward.2.weight"))
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * n_layer) if is_residual else 0.02)
             elif name.endswith("bias"):
-                nn.init.zeros_(p)
+                nn.init.zeros_(weight)
 
     def forward(self, tokens):
-        # Attention alone does not know the order of the positions, so each one adds its own vector.
+        # Attention alone does not know the order of the positions, so each has its own vector.
         positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
         x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C)
         x = self.blocks(x)  # (B, T, C)
@@ -157,13 +155,14 @@ def train(model, tokens):
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(steps):
         inputs, targets = get_batch(tokens, batch_size, block_size)
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())  # p: softmax(logits)
-        optimizer.zero_grad()
+        logits = model(inputs)  # (B, T, V)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # p is softmax(logits)
+        optimizer.zero_grad()  # deletes the gradient of the previous step
         loss.backward()  # computes the gradient: how the loss changes with each weight
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # shortens a gradient that is too long
-        # The learning rate is the size of a change: it rises for `warmup` steps, then falls to 0.
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # limits the length of the gradient to 1
+        # The learning rate, the size of a change, rises during the warm-up and ends at 0.
         optimizer.param_groups[0]["lr"] = learning_rate * min((step + 1) / warmup, 1 - step / steps)
-        optimizer.step()  # changes each weight in the direction that lowers the loss
+        optimizer.step()  # AdamW changes each weight in the direction that lowers the loss
         if step % 100 == 0:
             print(f"step {step:4}: training loss {loss.item():.2f}", flush=True)
 
@@ -172,8 +171,9 @@ def train(model, tokens):
 def evaluate(model, tokens):
     """Return the mean loss over all tokens but the first, in blocks that do not overlap."""
     T, count = model.block_size, len(tokens) - 1
-    inputs = F.pad(tokens[:-1], (0, -count % T)).view(-1, T)  # (number of blocks, T)
-    targets = F.pad(tokens[1:], (0, -count % T), value=-100).view(-1, T)  # -100: ignore the padding
+    padding = (0, -count % T)  # fills the last block; cross_entropy ignores targets of -100
+    inputs = F.pad(tokens[:-1], padding).view(-1, T)  # (number of blocks, T)
+    targets = F.pad(tokens[1:], padding, value=-100).view(-1, T)  # (number of blocks, T)
     total = 0.0
     for x, y in zip(inputs.split(32), targets.split(32), strict=True):  # (32, T) each
         total += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
@@ -201,9 +201,10 @@ def main(args):
     print(f"{len(text):,} characters, {V} of them different: {alphabet!r}")
     tokens = encode(text, alphabet).to(device)
     cut = int(0.9 * len(tokens))
+    assert cut > block_size, f"the text is too short: {len(text)} characters"
     train_tokens, val_tokens = tokens[:cut], tokens[cut:]  # the model never trains on the last 10%
     inputs, targets = get_batch(train_tokens, batch_size, block_size)
-    for t in range(8):
+    for t in range(min(8, block_size)):
         context, target = decode(inputs[0, : t + 1], alphabet), alphabet[targets[0, t]]
         print(f"  when the input is {context!r}, the target is {target!r}")
     print(f"all characters equally likely: loss ln {V} = {math.log(V):.2f}")
