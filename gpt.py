@@ -29,7 +29,7 @@ from torch.nn import functional as F
 # Settings: change one at a time and compare the last validation loss.
 n_layer, n_head, n_embd = 4, 4, 128  # Transformer blocks, heads in each block, channels
 block_size, batch_size = 64, 12  # the model sees at most block_size characters: its context window
-steps, warmup, learning_rate = 1500, 100, 5e-3  # training steps; the rate rises in the warm-up
+steps, warmup, learning_rate = 1300, 100, 5e-3  # training steps; the rate rises in the warm-up
 seed = 1337  # the same seed gives the same weights, batches and text
 device = "cuda" if torch.cuda.is_available() else "cpu"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
