@@ -67,7 +67,7 @@ def get_batch(tokens, batch_size, block_size):
 
 # 2. The bigram: a baseline that the GPT has to beat.
 def bigram_loss(train_tokens, val_tokens, V):
-    """Count how often each character follows each other one; return the validation loss.
+    """Count how often each pair of characters occurs; return the validation loss of the counts.
 
     The loss is the mean of -ln p, where p is the model's probability of the correct next character.
     """
