@@ -12,6 +12,8 @@ Training is in nanogpt.train, evaluation in nanogpt.evaluate.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .version import VERSION as __version__
+
 if TYPE_CHECKING:
     from .api import load as load
     from .models import GPT as GPT
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from .runs.presets import PRESETS as PRESETS
     from .text.tokenizers import CharTokenizer as CharTokenizer
 
-__version__ = "0.1.0"
 __all__ = [
     "GPT",
     "PRESETS",

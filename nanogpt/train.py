@@ -21,7 +21,7 @@ from .runs.failures import explain_failures
 from .runs.finite import FiniteCheck
 from .runs.journal import Journal, Record, is_overfitting
 from .runs.keeper import CheckpointKeeper
-from .runs.run import Run, read_run_config
+from .runs.run import Run
 from .runs.start import prepare_run, resume_run
 from .system.interrupts import Interrupts
 
@@ -71,8 +71,8 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
 def resume_training(directory: Path, config: RunConfig, reporter: Reporter | None = None) -> Result:
     """Resume the run in a directory from its last checkpoint; raises the same as train()."""
     reporter = reporter or Reporter()
-    planned, steps = read_run_config(directory).train.steps, config.train.steps
     run = resume_run(directory, config, reporter.preparing)
+    steps, planned = config.train.steps, run.planned_steps
     if steps != planned and config.optim.decay_steps is None:
         reporter.said(
             f"The learning-rate schedule was for {planned:,} steps; from here on it is the one for "

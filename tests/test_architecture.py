@@ -10,7 +10,7 @@ import nanogpt
 
 HOME = Path(nanogpt.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "version"},
     {"models"},
     {"system"},
     {"text"},

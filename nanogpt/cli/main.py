@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .. import __version__
 from ..errors import (
     Interrupted,
     Stopped,
@@ -15,6 +14,7 @@ from ..errors import (
     is_broken_pipe,
     suggest_nearest,
 )
+from ..version import VERSION
 
 COMMANDS = {
     "train": ("train", "train a model, or resume a run"),
@@ -71,7 +71,7 @@ def _run(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help", "help"):
         print(_format_usage())
     elif args[0] == "--version":
-        print(f"nanogpt {__version__}")
+        print(f"nanogpt {VERSION}")
     elif args[0] in COMMANDS:
         module = COMMANDS[args[0]][0]  # imported only now: most commands need torch
         getattr(import_module(f".{module}", __package__), module)(args[1:])

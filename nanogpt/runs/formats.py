@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import __version__
 from ..errors import UserError
 from ..models import KINDS
 from ..system.files import damaged_error, read_json
 from ..system.schema import parse_dataclass, shorten
+from ..version import VERSION
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ FORMAT = len(MIGRATIONS)
 
 def add_header(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a JSON file with the two keys that name its format."""
-    return {"format": FORMAT, "nanogpt": __version__, **content}
+    return {"format": FORMAT, "nanogpt": VERSION, **content}
 
 
 def read_dataclass(file: Path, cls: type[T]) -> T:
@@ -71,7 +71,7 @@ def _convert(file: Path, content: dict[str, Any]) -> dict[str, Any]:
         version = body.get("nanogpt")
         writer = f"nanogpt {version[:40]}" if isinstance(version, str) else "a newer nanogpt"
         raise UserError(
-            f"{file} has format {number}, written by {writer}, but nanogpt {__version__} reads "
+            f"{file} has format {number}, written by {writer}, but nanogpt {VERSION} reads "
             f"formats up to {FORMAT}: use the version that wrote it, or a later one"
         )
     if number > 0 and not isinstance(version := body.pop("nanogpt", None), str):

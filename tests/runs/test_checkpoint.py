@@ -22,7 +22,7 @@ from nanogpt.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nanogpt.runs.reading import SUMS
 from nanogpt.system import files
 from nanogpt.text.tokenizers import CharTokenizer
-from tests.platforms import needs_links, peak_memory
+from tests.platforms import linux_only, needs_links, peak_memory
 from tests.signing import change_json, sign
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3)
@@ -72,6 +72,7 @@ def test_all_files_have_the_permissions_of_other_files(best: Path) -> None:
     assert len(modes) == 1
 
 
+@linux_only
 def test_a_checkpoint_is_flushed_to_disk_before_it_replaces_the_old_one(
     best: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +88,7 @@ def test_a_checkpoint_is_flushed_to_disk_before_it_replaces_the_old_one(
         exchange(one, other)
 
     monkeypatch.setattr(os, "fsync", record_fsync)
-    monkeypatch.setattr(files, "_exchange", record_exchange)
+    monkeypatch.setattr(files, "_swap", record_exchange)
     save_checkpoint(best, Checkpoint(model, CharTokenizer("abc"), 8))
     before, after = events[: events.index("exchanged")], events[events.index("exchanged") + 1 :]
     assert {file.name for file in best.iterdir()} | {".best.new"} == set(before)

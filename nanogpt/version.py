@@ -1,0 +1,3 @@
+"""The version of nanogpt."""
+
+VERSION = "0.1.0"
