@@ -12,7 +12,7 @@ Training is in nanogpt.train, evaluation in nanogpt.evaluate.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .version import VERSION as __version__
+from .version import VERSION
 
 if TYPE_CHECKING:
     from .api import load as load
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .runs.presets import PRESETS as PRESETS
     from .text.tokenizers import CharTokenizer as CharTokenizer
 
+__version__ = VERSION
 __all__ = [
     "GPT",
     "PRESETS",
