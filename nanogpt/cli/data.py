@@ -7,7 +7,7 @@ from functools import partial
 from rich.markup import escape
 from rich.table import Table
 
-from ..reports.survey import Survey, bits
+from ..reports.survey import Survey, nats_to_bits
 from ..text.glyphs import make_visible
 from .arguments import DataArgs, parse_arguments
 
@@ -31,7 +31,11 @@ def survey_tables(found: Survey) -> list[Table]:
     columns = ("nats a character", "entropy", "bits", "validation loss by counting")
     ngrams = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for each, name in zip(found.ngrams, ("unigrams", "bigrams", "trigrams"), strict=False):
-        numbers = (f"{each.entropy:.4f}", f"{bits(each.entropy):.4f}", f"{each.val_loss:.4f}")
+        numbers = (
+            f"{each.entropy:.4f}",
+            f"{nats_to_bits(each.entropy):.4f}",
+            f"{each.val_loss:.4f}",
+        )
         ngrams.add_row(name, *numbers)
     return [facts, ngrams] if found.ngrams else [facts]
 
@@ -40,14 +44,14 @@ def data(args: list[str]) -> None:
     """show what a text is like, and what is to be beaten on it"""
     from rich.console import Console
 
-    from ..reports.survey import survey
+    from ..reports.survey import survey_text
     from ..text import corpora
     from .progress import Bar
 
     options = parse_arguments(DataArgs(), args, "nanogpt data")
     with Bar(Console()) as bar:
         load = partial(corpora.load_corpus, column=options.column, separator=options.separator)
-        found = survey(load(options.data, progress=bar.tell), bar.tell)
+        found = survey_text(load(options.data, progress=bar.tell), bar.tell)
     if options.json:
         print(json.dumps(asdict(found)))
         return

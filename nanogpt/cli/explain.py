@@ -51,7 +51,7 @@ def explain(args: list[str]) -> None:
     from rich.console import Console
 
     from ..models import BigramConfig, PlainConfig
-    from ..reports.explain import explain as explained
+    from ..reports.explain import explain_run
     from ..reports.rates import measure_rates
     from ..runs.directory import RUNS, find_run
     from ..runs.presets import PRESETS, get_preset, preset_for
@@ -91,7 +91,7 @@ def explain(args: list[str]) -> None:
     model, training = config.model, config.train
     n = training.batch_size // training.accumulation * model.block_size
     width = model.vocab_size if isinstance(model, BigramConfig) else model.n_embd
-    found = explained(config, device, precision, measure_rates(device, precision, n, width))
+    found = explain_run(config, device, precision, measure_rates(device, precision, n, width))
     if as_json:
         print(json.dumps(asdict(found)))
         return

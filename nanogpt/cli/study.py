@@ -49,12 +49,12 @@ def _ladder(args: list[str]) -> None:
     from rich.console import Console
 
     from ..runs.config import RunConfig
-    from ..studies.ladder import SIZES, run_ladder
+    from ..studies.ladder import LADDER_CONFIGS, run_ladder
     from ..system.devices import pick_device
     from .reporter import LiveReporter
 
     options = parse_arguments(LadderArgs(), args, "nanogpt study ladder")
-    size = SIZES["cuda" if pick_device(options.device).type == "cuda" else "cpu"]
+    size = LADDER_CONFIGS["cuda" if pick_device(options.device).type == "cuda" else "cpu"]
     steps = size.train.steps if options.steps is None else options.steps
     every = max(1, size.train.eval_every * steps // size.train.steps)
     with mistakes():
@@ -69,11 +69,11 @@ def _ladder(args: list[str]) -> None:
     rows = ladder_rows()
     console.print(next(rows), style="bold", no_wrap=True, overflow="ellipsis")
 
-    def told(rung: "Rung") -> None:
+    def report(rung: "Rung") -> None:
         console.print(rows.send(rung), markup=False, no_wrap=True, overflow="ellipsis")
 
     with LiveReporter(console) as reporter:
-        ladder = run_ladder(base, size, reporter, told)
+        ladder = run_ladder(base, size, reporter, report)
     if options.json:
         print(json.dumps(asdict(ladder)))
     console.print(f"\nkept in {options.out}: ladder.json, ladder.md, ladder.svg", soft_wrap=True)
@@ -85,7 +85,7 @@ def _scaling(args: list[str]) -> None:
     from rich.markdown import Markdown
 
     from ..runs.config import RunConfig, TrainConfig
-    from ..studies.findings import tables
+    from ..studies.findings import format_tables
     from ..studies.scaling import SHAPES, Grid, run_scaling
     from ..system.devices import pick_device
     from .progress import duration
@@ -102,25 +102,25 @@ def _scaling(args: list[str]) -> None:
     grid = Grid(shapes=SHAPES[: options.sizes], steps=options.steps)
     console = Console(highlight=False, quiet=options.json)
 
-    def told(run: RunConfig, came: "Trial", done: int, of: int) -> None:
+    def report(run: RunConfig, came: "Trial", done: int, of: int) -> None:
         console.print(
             f"{done:>3} of {of}  {run.name:28} val loss {came.val_loss:.4f}  "
             f"{came.tokens:>11,} tokens  {duration(came.seconds)}",
             soft_wrap=True,
         )
 
-    def said(line: str) -> None:
+    def print_message(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    found = run_scaling(base, grid, options.at_a_time, told, said)
+    found = run_scaling(base, grid, options.at_a_time, report, print_message)
     if options.json:
         print(json.dumps(asdict(found)))
     console.print()
-    console.print(Markdown(tables(found)))
+    console.print(Markdown(format_tables(found)))
     console.print(f"kept in {options.out}: scaling.json, scaling.md, pictures", soft_wrap=True)
 
 
-def ladder_rows() -> Generator[str, Rung, None]:
+def ladder_rows() -> Generator[str, "Rung", None]:
     """First the names of columns, then for each rung that is sent a row."""
     form = "{:13} {:>8} {:>8} {:>9} {:>11} {:>9}  {}"
     row = form.format("rung", "val loss", "gain", "bits/byte", "parameters", "time", "writes")

@@ -11,7 +11,7 @@ import torch
 from ..fast.training import STEPS_AHEAD
 from ..models import BigramConfig, GPTConfig, Model, build, flops_per_token
 from ..runs.config import RunConfig
-from .rates import Rates, workspace
+from .rates import Rates, get_workspace_bytes
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,26 @@ class Explanation:
     """Seconds."""
 
 
-def explain(
+def explain_run(
     config: RunConfig, device: torch.device, precision: torch.dtype, rates: Rates
 ) -> Explanation:
     """What a run takes on a device that works at these rates. Evaluations are not counted."""
-    memory, operations = memory_of(config, device, precision), operations_of(config)
+    memory, operations = count_memory(config, device, precision), count_operations(config)
     return Explanation(
-        parameters_of(config),
+        count_parameters(config),
         memory,
         operations,
-        time_of(config, device, memory, operations, rates),
+        estimate_time(config, device, memory, operations, rates),
     )
 
 
-def shell(config: RunConfig) -> Model:
+def build_on_meta(config: RunConfig) -> Model:
     """The run's model without its numbers: shapes alone."""
     with torch.device("meta"):
         return build(config.model)
 
 
-def parameters_of(config: RunConfig) -> list[Line]:
+def count_parameters(config: RunConfig) -> list[Line]:
     """How many numbers are learned, part by part."""
     model = config.model
     V, T = model.vocab_size, model.block_size
@@ -91,19 +91,19 @@ def parameters_of(config: RunConfig) -> list[Line]:
     return [*lines, Line("parameters", "N, the sum", sum(line.value for line in lines), True)]
 
 
-def memory_of(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
+def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
     """Bytes that a step of training takes, part by part, and the most at any time.
 
     The backward pass needs of the forward pass the inputs of every product and norm: the
     activations. Counted here is what torch's kernels for CUDA keep. The text is not counted.
     """
     optim, training = config.optim, config.train
-    N = sum(p.numel() for p in shell(config).parameters())
+    N = sum(p.numel() for p in build_on_meta(config).parameters())
     batch = training.batch_size * (config.model.block_size + 1)
 
     kept = [Line("weights", "4 N", 4 * N)]
     if optim.optimizer == "muon":
-        blocks = shell(config).get_submodule("blocks")
+        blocks = build_on_meta(config).get_submodule("blocks")
         M = sum(p.numel() for p in blocks.parameters() if p.dim() == 2)
         kept.append(Line("optimizer", f"8 N − 4 M, M = {M:,} by Muon", 8 * N - 4 * M))
     else:
@@ -115,11 +115,11 @@ def memory_of(config: RunConfig, device: torch.device, precision: torch.dtype) -
     )
     if device.type == "cuda":
         streams = 1 + training.cuda_graph
-        of_products = streams * workspace(device)
+        of_products = streams * get_workspace_bytes(device)
         kept.append(Line("workspace of the products", f"{streams} streams", of_products))
 
     gradients = Line("gradients", "4 N", 4 * N)
-    activations = activations_of(config, device, precision)
+    activations = count_activations(config, device, precision)
     sizes = gradients.value, sum(line.value for line in activations)
     # Gradients come as activations go, but those of the first part are there in the second.
     in_parts = training.accumulation > 1
@@ -132,7 +132,9 @@ def memory_of(config: RunConfig, device: torch.device, precision: torch.dtype) -
     return [*kept, gradients, *activations, most]
 
 
-def activations_of(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
+def count_activations(
+    config: RunConfig, device: torch.device, precision: torch.dtype
+) -> list[Line]:
     """Bytes that a step needs between its way forward and its way back."""
     model, training = config.model, config.train
     V, n = model.vocab_size, training.batch_size // training.accumulation * model.block_size
@@ -156,7 +158,7 @@ def activations_of(config: RunConfig, device: torch.device, precision: torch.dty
     c += 2 * drops  # masks, of a byte
     found = []
     if half:
-        named = dict(shell(config).named_parameters())
+        named = dict(build_on_meta(config).named_parameters())
         looked_up = {"position_embedding.weight", "look_back.weight"}
         if "head.weight" in named:
             looked_up.add("token_embedding.weight")
@@ -170,9 +172,9 @@ def activations_of(config: RunConfig, device: torch.device, precision: torch.dty
     ]
 
 
-def operations_of(config: RunConfig) -> list[Line]:
+def count_operations(config: RunConfig) -> list[Line]:
     """Additions and multiplications of a token, a step and a run (models.flops_per_token)."""
-    model, training, each = config.model, config.train, flops_per_token(shell(config))
+    model, training, each = config.model, config.train, flops_per_token(build_on_meta(config))
     if isinstance(model, BigramConfig):
         lines = [Line("a token", "a row is looked up", each, True)]
     else:
@@ -192,7 +194,7 @@ def operations_of(config: RunConfig) -> list[Line]:
     ]
 
 
-def time_of(
+def estimate_time(
     config: RunConfig,
     device: torch.device,
     memory: list[Line],

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from ..models import Bigram, Model
 from ..text.tokenizers import Tokenizer
 
-MOST = 128
+SHOWN_TOKENS = 128
 """Tokens of a text that are shown: with more, nobody could read the pictures of attention."""
-LIKELIEST = 12
+SHOWN_PREDICTIONS = 12
 """Tokens shown of those that could come next."""
-CROWD = 200
+LARGE_VOCABULARY = 200
 """Tokens of a vocabulary from which on only some are shown in the plane."""
 DIGITS = 4
 """Behind the point, of the numbers on the page."""
 
 
 @dataclass(frozen=True)
-class Guess:
+class Prediction:
     """A token that could come next."""
 
     token: str
@@ -31,7 +31,7 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class Place:
+class EmbeddedToken:
     """A token in the plane."""
 
     token: str
@@ -52,7 +52,7 @@ class Inspection:
     """Of every layer and head, for each position where it looks: at 1, 2, … T positions."""
     earlier: list[list[list[float]]]
     """Of every layer and head, for each position how much goes to what is hidden."""
-    following: list[list[Guess]]
+    following: list[list[Prediction]]
     """For each position the likeliest that come next."""
     given: list[float]
     """The probability that each token but the first had."""
@@ -60,14 +60,14 @@ class Inspection:
     """How many tokens had at least as high a one, itself included."""
     loss: float
     """The mean of -ln of these probabilities, in nats per token."""
-    lens: list[list[Guess]]
+    lens: list[list[Prediction]]
     """For what goes into the first layer and what comes out of each, the likeliest at each position
     if that layer were the last."""
     lens_given: list[list[float]]
     """And the probability of the token that came, for every position but the last."""
     vocabulary: int
     """How many tokens there are."""
-    embedding: list[Place]
+    embedding: list[EmbeddedToken]
     """Tokens by the two directions in which their embeddings differ most: all, or where there are
     many those of the text and the likeliest."""
     explained: float
@@ -75,17 +75,17 @@ class Inspection:
 
 
 @torch.no_grad()
-def inspect(model: Model, tokenizer: Tokenizer, text: str, title: str) -> Inspection:
-    """What a model does with a text: it reads the last block_size tokens, of which MOST are shown.
+def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> Inspection:
+    """What a model does with a text: it reads the last block_size tokens.
 
     Raises UserError for a text that the tokenizer cannot read.
     """
     ids = tokenizer.encode(text)[-model.config.block_size :]
-    hidden = max(0, len(ids) - MOST)
+    hidden = max(0, len(ids) - SHOWN_TOKENS)
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
     names = [_shown(tokenizer.piece(i)) for i in range(tokenizer.vocab_size)]
     model.eval()
-    with _streams(model) as streams:
+    with _record_hidden_states(model) as streams:
         p = model(tokens).float().softmax(-1)[0, hidden:].cpu()  # (T, V)
     if isinstance(model, Bigram):
         attention, vectors, lens = torch.empty(0, 1, 1, 1), model.table.weight, [p]
@@ -96,32 +96,38 @@ def inspect(model: Model, tokenizer: Tokenizer, text: str, title: str) -> Inspec
     ids = ids[hidden:]
     came = torch.tensor(ids[1:], dtype=torch.long)[:, None]
     given = p[:-1].gather(1, came)  # (T - 1, 1)
-    likely = p.topk(min(LIKELIEST, len(names))).indices
-    some = sorted({*ids, *likely.flatten().tolist()}) if len(names) > CROWD else range(len(names))
-    places, explained = plane(vectors.float().cpu()[list(some)])
+    likely = p.topk(min(SHOWN_PREDICTIONS, len(names))).indices
+    some = (
+        sorted({*ids, *likely.flatten().tolist()})
+        if len(names) > LARGE_VOCABULARY
+        else range(len(names))
+    )
+    places, explained = project_to_plane(vectors.float().cpu()[list(some)])
     return Inspection(
         title=title,
         tokens=[names[i] for i in ids],
         hidden=hidden,
         attention=[
-            [[_rounded(row[hidden : hidden + t + 1]) for t, row in enumerate(h)] for h in layer]
+            [[_round(row[hidden : hidden + t + 1]) for t, row in enumerate(h)] for h in layer]
             for layer in attention
         ],
-        earlier=[[_rounded(h) for h in layer] for layer in attention[..., :hidden].sum(-1)],
-        following=[_guesses(row, names, LIKELIEST) for row in p],
-        given=_rounded(given[:, 0]),
+        earlier=[[_round(h) for h in layer] for layer in attention[..., :hidden].sum(-1)],
+        following=[_predict(row, names, SHOWN_PREDICTIONS) for row in p],
+        given=_round(given[:, 0]),
         ranks=(p[:-1] >= given).sum(-1).tolist(),
         loss=-given.clamp(min=1e-30).log().mean().item() if len(ids) > 1 else 0.0,
-        lens=[[_guesses(row, names, 1)[0] for row in layer] for layer in lens],
-        lens_given=[_rounded(layer[:-1].gather(1, came)[:, 0]) for layer in lens],
+        lens=[[_predict(row, names, 1)[0] for row in layer] for layer in lens],
+        lens_given=[_round(layer[:-1].gather(1, came)[:, 0]) for layer in lens],
         vocabulary=len(names),
-        embedding=[Place(names[i], *_rounded(xy)) for i, xy in zip(some, places, strict=True)],
+        embedding=[
+            EmbeddedToken(names[i], *_round(xy)) for i, xy in zip(some, places, strict=True)
+        ],
         explained=round(explained, DIGITS),
     )
 
 
 @contextmanager
-def _streams(model: Model) -> Iterator[list[Tensor]]:
+def _record_hidden_states(model: Model) -> Iterator[list[Tensor]]:
     """Within it, the stream (B, T, C) before the first block of a model and after each is kept."""
     kept: list[Tensor] = []
     blocks = [*model.get_submodule("blocks").children()] if hasattr(model, "blocks") else []
@@ -141,7 +147,7 @@ def _streams(model: Model) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def plane(vectors: Tensor) -> tuple[Tensor, float]:
+def project_to_plane(vectors: Tensor) -> tuple[Tensor, float]:
     """Vectors (V, C) by their two principal components (V, 2), and the variance these explain."""
     centred = vectors - vectors.mean(dim=0)
     U, S, _ = torch.linalg.svd(centred, full_matrices=False)
@@ -150,21 +156,21 @@ def plane(vectors: Tensor) -> tuple[Tensor, float]:
     return two, ((S[:2] ** 2).sum() / (S**2).sum().clamp(min=1e-12)).item()
 
 
-def page(found: Inspection) -> str:
+def render_page(found: Inspection) -> str:
     """The web page."""
     template = files(__package__).joinpath("inspection.html").read_text("utf-8")
     data = json.dumps(asdict(found), ensure_ascii=False).replace("<", "\\u003c")
     return template.replace("DATA", data, 1)
 
 
-def _guesses(p: Tensor, names: list[str], n: int) -> list[Guess]:
+def _predict(p: Tensor, names: list[str], n: int) -> list[Prediction]:
     """The n likeliest of probabilities (V,)."""
     top = p.topk(min(n, len(p)))
-    every = zip(top.indices.tolist(), _rounded(top.values), strict=True)
-    return [Guess(names[i], value) for i, value in every]
+    every = zip(top.indices.tolist(), _round(top.values), strict=True)
+    return [Prediction(names[i], value) for i, value in every]
 
 
-def _rounded(numbers: Tensor) -> list[float]:
+def _round(numbers: Tensor) -> list[float]:
     return [round(number, DIGITS) for number in numbers.tolist()]
 
 

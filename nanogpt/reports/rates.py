@@ -48,6 +48,6 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return min(once(max(1, times)) for _ in range(8 if times else 2))
 
 
-def workspace(device: torch.device) -> int:
+def get_workspace_bytes(device: torch.device) -> int:
     """Bytes that cuBLAS works in on each stream of a CUDA device."""
     return (32 << 20) if torch.cuda.get_device_capability(device)[0] == 9 else 8519680

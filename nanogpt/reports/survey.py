@@ -23,7 +23,7 @@ LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 
 @dataclass(frozen=True)
-class NGrams:
+class NGramEntropy:
     """How well a character can be guessed from the n - 1 before it, by counting."""
 
     n: int
@@ -50,7 +50,7 @@ class Survey:
     """Characters to train on."""
     val: int
     """Characters to measure with."""
-    ngrams: list[NGrams]
+    ngrams: list[NGramEntropy]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Counts:
     times: Codes
 
 
-def survey(corpus: Corpus, progress: Progress = quiet) -> Survey:
+def survey_text(corpus: Corpus, progress: Progress = quiet) -> Survey:
     """What a text of some characters is like. It is read in pieces, some times over."""
 
     done = Counter[str]()
@@ -86,7 +86,7 @@ def survey(corpus: Corpus, progress: Progress = quiet) -> Survey:
         both = merged([train, val])
         alphabet = alphabet or "".join(map(chr, both.codes))
         if corpus.facts.characters >= 30:
-            ngrams.append(NGrams(n, entropy(both), counted_loss(train, val, len(alphabet))))
+            ngrams.append(NGramEntropy(n, entropy(both), counted_loss(train, val, len(alphabet))))
     at = cut_at(corpus.facts.characters)
     return Survey(
         bytes=corpus.facts.bytes,
@@ -157,6 +157,6 @@ def counted_loss(train: Counts, val: Counts, V: int) -> float:
     return float((losses * val.times).sum() / val.times.sum())
 
 
-def bits(nats: float) -> float:
+def nats_to_bits(nats: float) -> float:
     """Nats as bits."""
     return nats / math.log(2)

@@ -13,7 +13,7 @@ from .trial import Trial
 
 
 @dataclass(frozen=True)
-class Made:
+class StudyRun:
     """A run of the study."""
 
     name: str
@@ -33,11 +33,11 @@ class Made:
     """Whether its loss was lowest at the end: it would have gained from more steps."""
 
     @staticmethod
-    def of(trial: Trial) -> "Made":
+    def from_trial(trial: Trial) -> "StudyRun":
         """The run that a trial is."""
         model, optim = trial.config.model, trial.config.optim
         assert isinstance(model, ModernConfig)
-        return Made(
+        return StudyRun(
             name=trial.config.name,
             N=trial.parameters,
             D=trial.train_tokens,
@@ -80,7 +80,7 @@ Curve = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedLaw:
     """A law, and how well it holds."""
 
     law: ScalingLaw
@@ -116,16 +116,16 @@ class Bottleneck:
 
 
 @dataclass(frozen=True)
-class Scaling:
+class ScalingResult:
     """What came of the study."""
 
     device: str
-    runs: list[Made]
+    runs: list[StudyRun]
     cells: list[Cell]
     """The best run of each size on each amount of data."""
-    sum: Fitted
+    sum: FittedLaw
     """With p of 1: what is missing adds up."""
-    free: Fitted
+    free: FittedLaw
     """With p as it fits."""
     sizes: list[Bottleneck]
     """By the latter."""
@@ -140,41 +140,41 @@ class Scaling:
     """a, where the best size grows like operations^a: the slope through the takeovers."""
 
 
-def conclude(trials: Sequence[Trial], bootstraps: int = 300) -> Scaling:
+def analyse_trials(trials: Sequence[Trial], bootstraps: int = 300) -> ScalingResult:
     """What runs of a grid say."""
-    grid = cells(trials)
+    grid = select_cells(trials)
     most = max(cell.D for cell in grid)
-    free = fitted(grid, True, bootstraps)
+    free = fit_grid(grid, True, bootstraps)
     law = free.law
     best = {cell.run for cell in grid if most == cell.D}
-    curves = [(t.parameters, loss_curve(t)) for t in trials if t.config.name in best]
+    curves = [(t.parameters, make_curve(t)) for t in trials if t.config.name in best]
     curves.sort()
-    ahead = takeovers(curves)
-    return Scaling(
+    ahead = find_takeovers(curves)
+    return ScalingResult(
         device=trials[0].device,
-        runs=[Made.of(trial) for trial in trials],
+        runs=[StudyRun.from_trial(trial) for trial in trials],
         cells=grid,
-        sum=fitted(grid, False, bootstraps),
+        sum=fit_grid(grid, False, bootstraps),
         free=free,
         sizes=[
             Bottleneck(
                 N=n,
-                of_size=law.of_size(n),
-                of_data=law.of_data(most),
-                enough=law.enough_data(n),
+                of_size=law.size_term(n),
+                of_data=law.data_term(most),
+                enough=law.balanced_data(n),
                 more_size=law.loss(n, most) - law.loss(2 * n, most),
                 more_data=law.loss(n, most) - law.loss(n, 2 * most),
             )
             for n in sorted({cell.N for cell in grid})
         ],
         curves=curves,
-        frontier=frontier(curves),
+        frontier=find_frontier(curves),
         takeovers=ahead,
-        exponent=growth(ahead),
+        exponent=fit_exponent(ahead),
     )
 
 
-def fitted(grid: Sequence[Cell], free: bool, bootstraps: int) -> Fitted:
+def fit_grid(grid: Sequence[Cell], free: bool, bootstraps: int) -> FittedLaw:
     """The law that a grid follows, with p free or 1."""
 
     def numbers(some: Sequence[Cell]) -> tuple[list[float], list[float], list[float]]:
@@ -184,7 +184,7 @@ def fitted(grid: Sequence[Cell], free: bool, bootstraps: int) -> Fitted:
     errors = [law.loss(cell.N, cell.D) / cell.loss - 1 for cell in grid]
     largest = max(cell.N for cell in grid)
     known = fit(*numbers([cell for cell in grid if largest > cell.N]), free)
-    return Fitted(
+    return FittedLaw(
         law=law,
         bounds=bootstrap(*numbers(grid), law, bootstraps, free),
         error=math.sqrt(sum(error**2 for error in errors) / len(errors)),
@@ -193,13 +193,13 @@ def fitted(grid: Sequence[Cell], free: bool, bootstraps: int) -> Fitted:
     )
 
 
-def loss_curve(trial: Trial) -> Curve:
+def make_curve(trial: Trial) -> Curve:
     """How the loss fell in a run."""
     each_token = flops_per_token(build(trial.config.model))
     return [(float(each_token) * point.tokens, point.loss) for point in trial.points]
 
 
-def frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float, int]]:
+def find_frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float, int]]:
     """(operations, loss, N) of all evaluations that no run had reached with fewer operations."""
     points = sorted((C, loss, N) for N, curve in curves for C, loss in curve)
     found: list[tuple[float, float, int]] = []
@@ -209,7 +209,7 @@ def frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float, in
     return found
 
 
-def takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float]]:
+def find_takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float]]:
     """(operations, parameters) where a size gets ahead of the next smaller one.
 
     Only where both are trained then: past its last step a size cannot be ahead any more.
@@ -228,7 +228,7 @@ def takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float]]:
     return found
 
 
-def growth(ahead: Sequence[tuple[float, float]]) -> float | None:
+def fit_exponent(ahead: Sequence[tuple[float, float]]) -> float | None:
     """The slope of log N over log operations, if there are two places to lay it through."""
     if len(ahead) < 2:
         return None
@@ -236,7 +236,7 @@ def growth(ahead: Sequence[tuple[float, float]]) -> float | None:
     return float(np.polyfit(np.log(operations), np.log(sizes), 1)[0])
 
 
-def cells(trials: Sequence[Trial]) -> list[Cell]:
+def select_cells(trials: Sequence[Trial]) -> list[Cell]:
     """The grid: of the runs of each size and amount of data, the best."""
     by_cell: dict[tuple[int, int], list[Trial]] = {}
     for each in trials:
@@ -244,7 +244,7 @@ def cells(trials: Sequence[Trial]) -> list[Cell]:
     found = []
     for (N, D), several in sorted(by_cell.items()):
         trial = min(several, key=lambda trial: trial.val_loss)
-        best, model = Made.of(trial), trial.config.model
+        best, model = StudyRun.from_trial(trial), trial.config.model
         assert isinstance(model, ModernConfig)
         found.append(
             Cell(
@@ -263,7 +263,7 @@ def cells(trials: Sequence[Trial]) -> list[Cell]:
     return found
 
 
-def tables(found: Scaling) -> str:
+def format_tables(found: ScalingResult) -> str:
     """The study in Markdown: losses, the law, who is starved."""
     amounts = sorted({cell.D for cell in found.cells})
     by_cell = {(cell.N, cell.D): cell for cell in found.cells}
@@ -280,7 +280,7 @@ def tables(found: Scaling) -> str:
     lines += ["", "\\* still falling when the steps were used up.", ""]
     lines += ["| | p of 1: a sum | 95% | p free | 95% |", "| --- | --- | --- | --- | --- |"]
     for name, sign in zip(("E", "A", "alpha", "B", "beta", "p"), "EAαBβp", strict=True):
-        shown = " | ".join(_number(one, name) for one in (found.sum, found.free))
+        shown = " | ".join(_format_value(one, name) for one in (found.sum, found.free))
         lines.append(f"| {sign} | {shown} |")
     lines += [
         f"| error | {found.sum.error:.2%} | | {found.free.error:.2%} | |",
@@ -310,7 +310,7 @@ def tables(found: Scaling) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _number(fitted: Fitted, name: str) -> str:
+def _format_value(fitted: FittedLaw, name: str) -> str:
     """A number of a law, and its interval if it was fitted, as two cells of a table."""
     value = f"{getattr(fitted.law, name):.3g}"
     if name not in fitted.bounds:

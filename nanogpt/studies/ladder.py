@@ -22,11 +22,11 @@ from ..text.encoding import get_tokenizer
 from ..train import Reporter
 from .ngrams import NGrams
 from .plots import draw_ladder
-from .trial import made, stop_on_disk_error, trial
+from .trial import make_directory, run_trial, stop_on_disk_error
 
-COMMAND = "nanogpt study ladder"
-COUNTED = ("unigram", "bigram", "trigram")
-LINE = 60
+LADDER_COMMAND = "nanogpt study ladder"
+NGRAM_RUNGS = ("unigram", "bigram", "trigram")
+SAMPLE_WIDTH = 60
 """Characters of a sample, at most."""
 
 
@@ -58,7 +58,7 @@ _muon = OptimConfig(
     grad_clip=0.0,
 )
 
-SIZES = {
+LADDER_CONFIGS = {
     # Made for two cores; for a GPU see the second.
     "cpu": LadderConfig(
         small=GPTConfig(n_layer=4, n_head=4, n_embd=64, block_size=64),
@@ -109,7 +109,7 @@ class Ladder:
     rungs: list[Rung]
 
 
-def models(size: LadderConfig) -> Iterator[tuple[str, str, ModelConfig, OptimConfig]]:
+def plan_rungs(size: LadderConfig) -> Iterator[tuple[str, str, ModelConfig, OptimConfig]]:
     """The rungs that are trained: name, what is new, model, optimizer."""
     small, whole, optim = size.small, size.whole, size.optim
     plain = PlainConfig(**{**asdict(small), "n_layer": 1, "n_head": 1})
@@ -137,7 +137,7 @@ def run_ladder(
     base: RunConfig,
     size: LadderConfig,
     reporter: Reporter,
-    told: Callable[[Rung], None],
+    on_rung: Callable[[Rung], None],
 ) -> Ladder:
     """Make every rung that is not there yet, in directories below base.out; tells of each.
 
@@ -145,11 +145,11 @@ def run_ladder(
     train() raises.
     """
     assert base.out is not None
-    out, rungs = made(base.out), []
+    out, rungs = make_directory(base.out), []
 
     def add(rung: Rung) -> None:
         rungs.append(rung)
-        told(rung)
+        on_rung(rung)
 
     corpus = corpora.load_corpus(base.data, progress=reporter.preparing)
     tokenizer = get_tokenizer(base.tokenizer, corpus, base.val_fraction, reporter.preparing)
@@ -157,12 +157,12 @@ def run_ladder(
     data.require(size.small.block_size)
     train, val = (to_int64(data.splits[name].tokens) for name in SPLITS)
     start = int(val[0])
-    for n, name in enumerate(COUNTED, 1):
+    for n, name in enumerate(NGRAM_RUNGS, 1):
         began = time.perf_counter()
         ngrams = NGrams(train, n, tokenizer.vocab_size)
         loss = ngrams.loss(val)
         seconds = time.perf_counter() - began
-        written = ngrams.sample(start, 4 * LINE, torch.Generator().manual_seed(base.seed))
+        written = ngrams.sample(start, 4 * SAMPLE_WIDTH, torch.Generator().manual_seed(base.seed))
         add(
             Rung(
                 name=name,
@@ -171,14 +171,14 @@ def run_ladder(
                 bits_per_byte=data.splits["val"].bits_per_byte(loss),
                 parameters=ngrams.parameters,
                 seconds=round(seconds, 3),
-                sample=longest_line(tokenizer.decode(written)),
+                sample=find_longest_line(tokenizer.decode(written)),
             )
         )
-    for name, adds, model, optim in models(size):
+    for name, adds, model, optim in plan_rungs(size):
         config = replace(base, name=name, out=out / name, model=model, optim=optim)
-        found = trial(config, COMMAND, reporter)
+        found = run_trial(config, LADDER_COMMAND, reporter)
         best = load(out / name, "cpu")
-        text = best.generate("", max_new_tokens=4 * LINE, temperature=1.0, seed=base.seed)
+        text = best.generate("", max_new_tokens=4 * SAMPLE_WIDTH, temperature=1.0, seed=base.seed)
         add(
             Rung(
                 name=name,
@@ -187,7 +187,7 @@ def run_ladder(
                 bits_per_byte=found.bits_per_byte,
                 parameters=found.parameters,
                 seconds=found.seconds,
-                sample=longest_line(text),
+                sample=find_longest_line(text),
             )
         )
     T = size.small.block_size
@@ -199,17 +199,17 @@ def run_ladder(
     )
     with stop_on_disk_error(out):
         write_atomically(out / "ladder.json", dump_json(asdict(ladder)))
-        write_atomically(out / "ladder.md", table(ladder).encode())
+        write_atomically(out / "ladder.md", format_table(ladder).encode())
         draw_ladder(out / "ladder.svg", [(rung.name, rung.val_loss) for rung in rungs])
     return ladder
 
 
-def longest_line(text: str) -> str:
-    """The longest line of a text, cut to LINE characters."""
-    return max((line.strip() for line in text.splitlines()), key=len, default="")[:LINE]
+def find_longest_line(text: str) -> str:
+    """The longest line of a text, cut to SAMPLE_WIDTH characters."""
+    return max((line.strip() for line in text.splitlines()), key=len, default="")[:SAMPLE_WIDTH]
 
 
-def table(ladder: Ladder) -> str:
+def format_table(ladder: Ladder) -> str:
     """The ladder in Markdown."""
     lines = [
         "| rung | adds | validation loss | gain | bits a byte | parameters | seconds | writes |",

@@ -34,22 +34,22 @@ class ScalingLaw:
     beta: float
     p: float = 1.0
 
-    def of_size(self, N: float) -> float:
+    def size_term(self, N: float) -> float:
         """A / N^α: what more parameters could gain, had they all the data that they want."""
         return float(self.A / N**self.alpha)
 
-    def of_data(self, D: float) -> float:
+    def data_term(self, D: float) -> float:
         """B / D^β: what more data could gain, were there all the parameters that it wants."""
         return float(self.B / D**self.beta)
 
     def loss(self, N: float, D: float) -> float:
         """L(N, D)."""
-        size, data = self.of_size(N), self.of_data(D)
+        size, data = self.size_term(N), self.data_term(D)
         return float(self.E + (size**self.p + data**self.p) ** (1 / self.p))
 
-    def enough_data(self, N: float) -> float:
+    def balanced_data(self, N: float) -> float:
         """The D at which B / D^β is A / N^α: with less, most of what is missing is data."""
-        return float((self.B / self.of_size(N)) ** (1 / self.beta))
+        return float((self.B / self.size_term(N)) ** (1 / self.beta))
 
 
 def require_scipy() -> None:
@@ -78,7 +78,7 @@ def fit(
         data = float(np.median(beta * d)) + lowest - 1
         start = [size, alpha, data, beta, lowest + math.log(part)]
         starts.append(np.array([*start, math.log(4)] if free else start))
-    return _law(_best(n, d, logs, starts))
+    return _to_law(_minimise(n, d, logs, starts))
 
 
 def bootstrap(
@@ -102,7 +102,7 @@ def bootstrap(
     draw, found = np.random.default_rng(seed), []
     for _ in range(times):
         which = draw.integers(len(n), size=len(n))
-        found.append(_law(_best(n[which], d[which], logs[which], near)))
+        found.append(_to_law(_minimise(n[which], d[which], logs[which], near)))
     bounds = {}
     for name in ("E", "A", "alpha", "B", "beta", *["p"] * free):
         low, high = np.percentile([getattr(one, name) for one in found], (2.5, 97.5))
@@ -110,7 +110,7 @@ def bootstrap(
     return bounds
 
 
-def _best(n: Numbers, d: Numbers, logs: Numbers, starts: Sequence[Numbers]) -> Numbers:
+def _minimise(n: Numbers, d: Numbers, logs: Numbers, starts: Sequence[Numbers]) -> Numbers:
     """The best of the fits from starts: log A, α, log B, β, log E, and log p where it is free."""
     from scipy.optimize import least_squares
 
@@ -129,6 +129,6 @@ def _best(n: Numbers, d: Numbers, logs: Numbers, starts: Sequence[Numbers]) -> N
     return best
 
 
-def _law(x: Numbers) -> ScalingLaw:
+def _to_law(x: Numbers) -> ScalingLaw:
     a, alpha, b, beta, e, *p = (float(number) for number in x)
     return ScalingLaw(math.exp(e), math.exp(a), alpha, math.exp(b), beta, math.exp(sum(p)))

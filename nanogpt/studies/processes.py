@@ -19,16 +19,16 @@ from ..system.cores import count_cores
 from ..system.devices import pick_device
 from ..system.files import remove_if_present
 from ..system.interrupts import Interrupts
-from .trial import Trial, finished, trial
+from .trial import Trial, read_finished_trial, run_trial
 
 
 def run_all(
     runs: Sequence[RunConfig],
     at_a_time: int,
-    alone: Callable[[RunConfig], bool],
-    study: str,
-    told: Callable[[RunConfig, Trial, int], None],
-    said: Callable[[str], None],
+    needs_whole_device: Callable[[RunConfig], bool],
+    command: str,
+    on_trial: Callable[[RunConfig, Trial, int], None],
+    on_message: Callable[[str], None],
 ) -> list[Trial]:
     """What came of runs, in their order: those that are not done yet are made, several at once.
 
@@ -36,24 +36,26 @@ def run_all(
     that goes on with them. told hears of every run that is done, and how many are; said of what
     went wrong. Raises UserError, Interrupted or Stopped, after which those under way are saved.
     """
-    found = {run.name: trial for run in runs if (trial := finished(run))}
+    found = {run.name: trial for run in runs if (trial := read_finished_trial(run))}
     left = [run for run in runs if run.name not in found]
     for done, run in enumerate((run for run in runs if run.name in found), 1):
         _remove_weights(run)  # where the process was killed before it could
-        told(run, found[run.name], done)
+        on_trial(run, found[run.name], done)
     if left:
-        for run, came in _spread(left, at_a_time, alone, study, said):
+        for run, came in _run_in_processes(
+            left, at_a_time, needs_whole_device, command, on_message
+        ):
             found[run.name] = came
-            told(run, came, len(found))
+            on_trial(run, came, len(found))
     return [found[run.name] for run in runs]
 
 
-def _spread(
+def _run_in_processes(
     runs: Sequence[RunConfig],
     at_a_time: int,
-    alone: Callable[[RunConfig], bool],
-    study: str,
-    said: Callable[[str], None],
+    needs_whole_device: Callable[[RunConfig], bool],
+    command: str,
+    on_message: Callable[[str], None],
 ) -> Iterator[tuple[RunConfig, Trial]]:
     """Runs in processes of their own, each on a device: those that are done, as they get done.
 
@@ -68,7 +70,7 @@ def _spread(
         try:
             while waiting or working:
                 while waiting:
-                    places = at_a_time if alone(waiting[0]) else 1
+                    places = at_a_time if needs_whole_device(waiting[0]) else 1
                     emptiest = max(free, key=lambda name: free[name])
                     if free[emptiest] < places:
                         break
@@ -93,10 +95,10 @@ def _spread(
                             f"{worker.run.name} {came} three times, for want of memory perhaps, "
                             f"of which there is more with --at-a-time 1"
                         )
-                    said(f"{worker.run.name} {came}, and goes on.")
+                    on_message(f"{worker.run.name} {came}, and goes on.")
                 if interrupts.received:
                     left = len(waiting) + len(working)
-                    raise Interrupted(interrupts.received, f"with {left} runs left", study)
+                    raise Interrupted(interrupts.received, f"with {left} runs left", command)
         finally:
             for worker in working.values():
                 worker.process.terminate()  # it saves where it is
@@ -111,7 +113,7 @@ class _Worker:
         self.run, self.device, self.places = run, device, places
         spawn = multiprocessing.get_context("spawn")
         self.problem, end = spawn.Pipe(duplex=False)
-        self.process = spawn.Process(target=_make, args=(run, device, threads, end))
+        self.process = spawn.Process(target=_work, args=(run, device, threads, end))
         # Ctrl-C reaches the child, too, which inherits what is blocked: it is for the parent.
         resource_tracker.ensure_running()  # otherwise the first start begins it, which unblocks
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -136,15 +138,15 @@ class _Worker:
         if problem is None and self.process.exitcode == 1:  # a bug of ours, with its traceback
             raise Stopped(f"{self.run.name} failed, as is said above")
         code = self.process.exitcode
-        return finished(self.run) or problem or f"was killed (exit code {code})"
+        return read_finished_trial(self.run) or problem or f"was killed (exit code {code})"
 
 
-def _make(run: RunConfig, device: str, threads: int, problem: Connection) -> None:
+def _work(run: RunConfig, device: str, threads: int, problem: Connection) -> None:
     """Make a run, in a process of its own."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)  # more than there are cores would wait for each other
     try:
-        trial(replace(run, device=device), study="")  # its parent says how to go on
+        run_trial(replace(run, device=device), command="")  # its parent says how to go on
         _remove_weights(run)
     except Interrupted:
         pass
@@ -156,7 +158,7 @@ def _make(run: RunConfig, device: str, threads: int, problem: Connection) -> Non
         problem.send(f"had a {str(error).splitlines()[0]}")
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """Save and end when the parent is killed: nobody would know of this process."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -21,13 +21,13 @@ from ..system.files import dump_json, write_atomically
 from ..text import corpora
 from ..text.corpora import cut_at
 from ..text.tokenizers import CharTokenizer
-from .findings import Scaling, conclude, tables
+from .findings import ScalingResult, analyse_trials, format_tables
 from .law import require_scipy
 from .plots import draw_fit, draw_frontier, draw_residuals
 from .processes import run_all
-from .trial import Trial, made, stop_on_disk_error
+from .trial import Trial, make_directory, stop_on_disk_error
 
-COMMAND = "nanogpt study scaling"
+SCALING_COMMAND = "nanogpt study scaling"
 SHAPES = ((1, 1, 24), (3, 1, 32), (3, 2, 64), (5, 3, 96), (6, 3, 168), (7, 6, 288), (9, 8, 512))
 """Blocks, heads and channels, from 10 thousand parameters to 28 million, each about four times
 the one before."""
@@ -36,12 +36,12 @@ PARTS = (1, 2, 4, 8, 16)
 LARGE_MODEL = 1_000_000
 """Parameters from which on a recipe's lower rates hold: so large a model learns fast enough with
 them, and its weights move about less at the end."""
-COMPILED = 5_000_000
+MIN_COMPILED = 5_000_000
 """Parameters from which on compiling takes less time than it saves."""
-ALONE = 20_000_000
+WHOLE_GPU = 20_000_000
 """Parameters from which on a model has a GPU for itself: it keeps that busy, and beside others it
 crashes now and then (docs/log.md)."""
-PIECE = 1_000
+MIN_PIECE = 1_000
 """Characters, at least, that stay together when parts of the text are drawn."""
 
 
@@ -81,7 +81,7 @@ class Grid:
     block_size: int = 256
 
 
-def texts() -> tuple[list[str], str]:
+def load_texts() -> tuple[list[str], str]:
     """What there is to learn from, in pieces; and what is measured with.
 
     Tiny Shakespeare's training part and all plays that it does not have, without the few characters
@@ -92,14 +92,14 @@ def texts() -> tuple[list[str], str]:
     rest = "".join(c for c in corpora.load_corpus("shakespeare-rest").text() if c in known)
     text, pieces, start = "".join(tiny.part("train")) + rest, [], 0
     while start < len(text):
-        end = text.find("\n\n", start + PIECE) + 2
+        end = text.find("\n\n", start + MIN_PIECE) + 2
         end = end if end > 1 else len(text)
         pieces.append(text[start:end])
         start = end
     return pieces, val
 
 
-def drawn(pieces: Sequence[str], part: int) -> str:
+def select_part(pieces: Sequence[str], part: int) -> str:
     """One of so many parts of a text: pieces from everywhere in it, in its order.
 
     A smaller part is contained in a larger one.
@@ -108,18 +108,18 @@ def drawn(pieces: Sequence[str], part: int) -> str:
     return "".join(pieces[i] for i in sorted(order[: len(pieces) // part]))
 
 
-def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
+def plan_runs(base: RunConfig, grid: Grid) -> list[RunConfig]:
     """The runs of the grid, the longest first. Writes their texts and the tokenizer to base.out.
 
     base has the seed, the device and the directory.
     """
     assert base.out is not None
     out = base.out
-    pieces, val = texts()
+    pieces, val = load_texts()
     tokenizer, runs = CharTokenizer("".join([*pieces, val])), []
     write_atomically(out / "tokenizer.json", dump_json(tokenizer.to_json()))
     for part in grid.parts:
-        train = drawn(pieces, part)
+        train = select_part(pieces, part)
         file = out / f"text-1-of-{part}.txt"
         if not file.exists() or file.stat().st_size != len((train + val).encode()):
             write_atomically(file, (train + val).encode())
@@ -130,7 +130,7 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
         for L, H, C in grid.shapes:
             N, tried = 12 * L * C * C, set()
             for recipe_name, recipe in grid.recipes.items():
-                setting = recipe.dropout, _optim(N, recipe)
+                setting = recipe.dropout, _make_optim(N, recipe)
                 if not recipe.low <= N / len(train) * epochs < recipe.high or setting in tried:
                     continue
                 tried.add(setting)
@@ -155,14 +155,14 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
                             eval_first=False,
                             log_every=max(1, grid.steps // 50),
                             patience=10,
-                            compile=N >= COMPILED,
+                            compile=N >= MIN_COMPILED,
                         ),
                     )
                 )
     return sorted(runs, key=lambda run: -flops_per_token(build(run.model)))
 
 
-def _optim(N: int, recipe: Recipe) -> OptimConfig:
+def _make_optim(N: int, recipe: Recipe) -> OptimConfig:
     rate = recipe.rate if N >= LARGE_MODEL else 1.0
     return OptimConfig(
         optimizer="muon",
@@ -178,19 +178,19 @@ def _optim(N: int, recipe: Recipe) -> OptimConfig:
     )
 
 
-def _alone(run: RunConfig) -> bool:
+def _needs_whole_gpu(run: RunConfig) -> bool:
     model = run.model
     assert isinstance(model, ModernConfig)
-    return 12 * model.n_layer * model.n_embd**2 >= ALONE
+    return 12 * model.n_layer * model.n_embd**2 >= WHOLE_GPU
 
 
 def run_scaling(
     base: RunConfig,
     grid: Grid,
     at_a_time: int,
-    told: Callable[[RunConfig, Trial, int, int], None],
-    said: Callable[[str], None],
-) -> Scaling:
+    on_trial: Callable[[RunConfig, Trial, int, int], None],
+    on_message: Callable[[str], None],
+) -> ScalingResult:
     """Make every run of the grid that is not there yet, below base.out, and conclude.
 
     told hears of each run that is done, how many are, and of how many; said of what went wrong.
@@ -199,19 +199,24 @@ def run_scaling(
     """
     assert base.out is not None
     require_scipy()
-    out = made(base.out)
+    out = make_directory(base.out)
     with stop_on_disk_error(out):
-        runs = plan(base, grid)
+        runs = plan_runs(base, grid)
     trials = run_all(
-        runs, at_a_time, _alone, COMMAND, lambda run, came, n: told(run, came, n, len(runs)), said
+        runs,
+        at_a_time,
+        _needs_whole_gpu,
+        SCALING_COMMAND,
+        lambda run, came, n: on_trial(run, came, n, len(runs)),
+        on_message,
     )
-    said("Fitting, to all of them and to many draws of them: half a minute.")
-    found = conclude(trials)
+    on_message("Fitting, to all of them and to many draws of them: half a minute.")
+    found = analyse_trials(trials)
     measured = [(float(c.N), float(c.D), c.loss) for c in found.cells]
     edge = [(C, loss) for C, loss, _ in found.frontier]
     with stop_on_disk_error(out):
         write_atomically(out / "scaling.json", dump_json(asdict(found)))
-        write_atomically(out / "scaling.md", tables(found).encode())
+        write_atomically(out / "scaling.md", format_tables(found).encode())
         draw_fit(out / "fit.svg", measured, found.free.law.loss)
         draw_residuals(out / "residuals.svg", measured, found.free.law.loss)
         draw_frontier(out / "frontier.svg", dict(found.curves), edge)

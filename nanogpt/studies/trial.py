@@ -15,7 +15,7 @@ from ..system.schema import parse_dataclass
 from ..text import corpora
 from ..train import Reporter, Result, resume_training, train
 
-FILE = "trial.json"
+TRIAL_FILE = "trial.json"
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Trial:
     points: list[Point]
 
 
-def trial(config: RunConfig, study: str, reporter: Reporter | None = None) -> Trial:
+def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None) -> Trial:
     """The run that config describes, in config.out: begun, gone on with, or read.
 
     study is the command that goes on with all runs. Raises UserError where the directory holds
     another run, Stopped or Interrupted where this one had to end.
     """
     assert config.out is not None
-    if found := finished(config):
+    if found := read_finished_trial(config):
         return found
     try:
         if (config.out / "last").exists():
@@ -64,28 +64,28 @@ def trial(config: RunConfig, study: str, reporter: Reporter | None = None) -> Tr
             # It follows from the text.
             model = replace(config.model, vocab_size=begun.model.vocab_size)
             asked = replace(config, model=model)
-            _require_same(asked, begun)
+            _require_same_settings(asked, begun)
             result = resume_training(config.out, asked, reporter)
         else:
             result = train(config, reporter)
     except Interrupted as error:
-        raise Interrupted(error.number, f"{config.name} {error.saved}", study) from None
+        raise Interrupted(error.number, f"{config.name} {error.saved}", command) from None
     except Stopped as error:  # its advice would make another run of it
         raise Stopped(f"{config.name}: {error.reason}") from None
-    found = _of(config, result)
+    found = _summarise(config, result)
     saved = {**asdict(found), "config": config.to_json()}
     with stop_on_disk_error(config.out):
-        write_atomically(config.out / FILE, dump_json(saved))
+        write_atomically(config.out / TRIAL_FILE, dump_json(saved))
     return found
 
 
-def finished(config: RunConfig) -> Trial | None:
+def read_finished_trial(config: RunConfig) -> Trial | None:
     """What came of the run in config.out, if it is done.
 
     Raises UserError where that was another, or learned from another text.
     """
     assert config.out is not None
-    file = config.out / FILE
+    file = config.out / TRIAL_FILE
     if not file.exists():
         return None
     try:
@@ -94,12 +94,12 @@ def finished(config: RunConfig) -> Trial | None:
         raise
     except (ValueError, RecursionError) as error:
         raise damaged_error(file, error) from None
-    _require_same(config, found.config)
+    _require_same_settings(config, found.config)
     corpora.load_corpus(config.data, found.text_sha256, config.column, config.separator)
     return found
 
 
-def _require_same(asked: RunConfig, begun: RunConfig) -> None:
+def _require_same_settings(asked: RunConfig, begun: RunConfig) -> None:
     """Raise UserError unless the settings are those that the run in the directory has.
 
     But for where files are: that the text is the same is for its hash to say.
@@ -117,7 +117,7 @@ def _require_same(asked: RunConfig, begun: RunConfig) -> None:
         )
 
 
-def _of(config: RunConfig, result: Result) -> Trial:
+def _summarise(config: RunConfig, result: Result) -> Trial:
     run, best = result.run, result.best
     evaluated = [(record, record.best()) for record in run.journal.evaluations]
     return Trial(
@@ -143,7 +143,7 @@ def stop_on_disk_error(out: Path) -> Iterator[None]:
         raise Stopped(write_error(out, error).reason) from None
 
 
-def made(out: Path) -> Path:
+def make_directory(out: Path) -> Path:
     """The directory of a study, made if it is not there. Raises UserError."""
     try:
         out.mkdir(parents=True, exist_ok=True)

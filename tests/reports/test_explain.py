@@ -14,7 +14,13 @@ from nanogpt.evaluate import cross_entropy
 from nanogpt.fast.training import make_stepper
 from nanogpt.models import BigramConfig, GPTConfig, ModelConfig, ModernConfig, build
 from nanogpt.optim import OptimConfig, build_optimizers
-from nanogpt.reports.explain import activations_of, explain, memory_of, operations_of, parameters_of
+from nanogpt.reports.explain import (
+    count_activations,
+    count_memory,
+    count_operations,
+    count_parameters,
+    explain_run,
+)
 from nanogpt.reports.rates import Rates, measure_rates
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.presets import PRESETS
@@ -41,7 +47,7 @@ def test_parameters_are_those_of_the_model() -> None:
     )
     for config in models:
         named = dict(build(config).named_parameters())
-        parts = {line.part: line.value for line in parameters_of(run(config))}
+        parts = {line.part: line.value for line in count_parameters(run(config))}
         assert parts.pop("parameters") == sum(p.numel() for p in named.values())
         inside = {"attention": ".attention.", "feed-forward": ".feed_forward.", "norms": "norm"}
         for part, words in inside.items():
@@ -69,7 +75,7 @@ def test_activations_are_what_autograd_keeps(config: GPTConfig | ModernConfig) -
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = cross_entropy(model(tokens), tokens)
     assert loss.requires_grad
-    lines = activations_of(run(config), CPU, torch.float32)
+    lines = count_activations(run(config), CPU, torch.float32)
     said = sum(line.value for line in lines if line.part != "on the way back")
     assert said == pytest.approx(sum(kept.values()), rel=0.02)
 
@@ -81,7 +87,7 @@ def test_operations_are_those_that_torch_counts(config: GPTConfig | ModernConfig
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         cross_entropy(model(tokens), tokens).backward()
     each, a_step = (
-        next(line.value for line in operations_of(run(config)) if line.part == part)
+        next(line.value for line in count_operations(run(config)) if line.part == part)
         for part in ("a token", "a step")
     )
     assert a_step == each * 512
@@ -93,48 +99,48 @@ def test_the_kept_memory_is_that_of_the_optimizers() -> None:
         config = replace(run(GPT), optim=optim)
         state = [o.state() for o in build_optimizers(build(GPT), optim)]
         held = sum(tensor.nbytes for named in state for tensor in named.values())
-        lines = {line.part: line.value for line in memory_of(config, CPU, torch.float32)}
+        lines = {line.part: line.value for line in count_memory(config, CPU, torch.float32)}
         assert lines["optimizer"] == pytest.approx(held, abs=16)  # and the count of steps
-        assert lines["gradients"] == lines["weights"] == 4 * parameters_of(config)[-1].value
+        assert lines["gradients"] == lines["weights"] == 4 * count_parameters(config)[-1].value
         assert "averaged weights" not in lines
     averaged = replace(run(GPT), optim=OptimConfig(ema=0.9))
-    lines = {line.part: line.value for line in memory_of(averaged, CPU, torch.float32)}
+    lines = {line.part: line.value for line in count_memory(averaged, CPU, torch.float32)}
     assert lines["averaged weights"] == lines["weights"]
 
 
 def test_parts_of_a_batch_take_less_memory_and_no_fewer_operations() -> None:
     whole, parts = run(GPT), run(GPT, accumulation=4)
-    (a, *_), (b, *_) = (activations_of(each, CPU, torch.float32) for each in (whole, parts))
+    (a, *_), (b, *_) = (count_activations(each, CPU, torch.float32) for each in (whole, parts))
     assert a.value == 4 * b.value
-    assert operations_of(whole) == operations_of(parts)
-    times = (explain(each, CPU, torch.float32, FAST).time[2].value for each in (whole, parts))
+    assert count_operations(whole) == count_operations(parts)
+    times = (explain_run(each, CPU, torch.float32, FAST).time[2].value for each in (whole, parts))
     assert next(times) == pytest.approx(next(times))
 
 
 def test_most_at_a_time_is_the_sum() -> None:
     for config in (run(GPT), run(BigramConfig()), replace(run(MODERN), optim=OptimConfig(ema=0.9))):
-        *lines, most = memory_of(config, CPU, torch.bfloat16)
+        *lines, most = count_memory(config, CPU, torch.bfloat16)
         parts = [line.part for line in lines]
         at = parts.index("gradients")
         rest, gradients = sum(line.value for line in lines[:at]), lines[at].value
         activations = sum(line.value for line in lines[at + 1 :])
         assert most.value == rest + max(gradients, activations)
         in_parts = replace(config, train=replace(config.train, accumulation=4))
-        *_, most = memory_of(in_parts, CPU, torch.bfloat16)
-        several = sum(line.value for line in activations_of(in_parts, CPU, torch.bfloat16))
+        *_, most = count_memory(in_parts, CPU, torch.bfloat16)
+        several = sum(line.value for line in count_activations(in_parts, CPU, torch.bfloat16))
         assert most.value == rest + gradients + several
 
 
 def test_time_follows_from_the_rates() -> None:
     slow, fast = (
-        explain(run(GPT), CPU, torch.float32, Rates(products=p, memory=m)).time
+        explain_run(run(GPT), CPU, torch.float32, Rates(products=p, memory=m)).time
         for p, m in ((1e9, 1e9), (2e9, 4e9))
     )
     products, rest, step, whole = (line.value for line in slow)
     assert step == products + rest
     assert whole == 5000 * step
     assert [line.value for line in fast][:2] == [products / 2, pytest.approx(rest / 4)]
-    assert products == explain(run(GPT), CPU, torch.float32, FAST).operations[-2].value / 1e9
+    assert products == explain_run(run(GPT), CPU, torch.float32, FAST).operations[-2].value / 1e9
 
 
 def test_rates_are_of_this_machine() -> None:
@@ -179,5 +185,5 @@ def said_and_measured(config: RunConfig) -> tuple[float, int]:
     stepper = make_stepper(made, print)
     torch.cuda.reset_peak_memory_stats()
     stepper.take(3, lambda: False)
-    said = memory_of(made.config, CUDA, pick_precision("auto", CUDA))[-1].value
+    said = count_memory(made.config, CUDA, pick_precision("auto", CUDA))[-1].value
     return said, torch.cuda.max_memory_allocated()

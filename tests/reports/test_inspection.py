@@ -18,7 +18,7 @@ from nanogpt.models import (
     build,
 )
 from nanogpt.reports import inspection
-from nanogpt.reports.inspection import Inspection, inspect, page, plane
+from nanogpt.reports.inspection import Inspection, inspect_text, project_to_plane, render_page
 from nanogpt.text.tokenizers import ByteTokenizer, CharTokenizer
 
 Command = Callable[..., tuple[int, str, str]]
@@ -44,14 +44,14 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 def shown(found: Inspection) -> Inspection:
     """What the page made of it has in it."""
-    raw = re.search(r'id="data">(.*?)</script>', page(found), re.DOTALL)
+    raw = re.search(r'id="data">(.*?)</script>', render_page(found), re.DOTALL)
     assert raw
     data: dict[str, object] = json.loads(raw[1])
     return data  # type: ignore[return-value]
 
 
 def test_its_numbers_are_those_of_the_model(model: Model) -> None:
-    data = json.loads(json.dumps(shown(inspect(model, LETTERS, TEXT, "a title"))))
+    data = json.loads(json.dumps(shown(inspect_text(model, LETTERS, TEXT, "a title"))))
     ids = torch.tensor([LETTERS.encode(TEXT)])
     p = model(ids)[0].softmax(-1)
     assert "".join(data["tokens"]).replace("␣", " ").replace("↵", "\n") == TEXT
@@ -88,7 +88,7 @@ def test_the_lens_is_the_model_cut_short() -> None:
     model = build(MODELS["modern"]).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.4)
-    found = inspect(model, LETTERS, TEXT, "")
+    found = inspect_text(model, LETTERS, TEXT, "")
     ids = torch.tensor([LETTERS.encode(TEXT)])
     blocks = model.get_submodule("blocks")
     for layer in range(3, -1, -1):
@@ -104,28 +104,28 @@ def test_the_lens_is_the_model_cut_short() -> None:
 def test_the_plane_is_that_of_the_largest_variance() -> None:
     basis = torch.linalg.qr(torch.randn(6, 6)).Q
     inside = torch.randn(50, 6) * torch.tensor([5.0, 2.0, 0.1, 0.1, 0.1, 0.1])
-    places, explained = plane(inside @ basis.T + 7)
+    places, explained = project_to_plane(inside @ basis.T + 7)
     covariance = torch.cov((inside @ basis.T).T)
     largest = torch.linalg.eigvalsh(covariance).flip(0)
     torch.testing.assert_close(places.var(dim=0), largest[:2], rtol=1e-3, atol=0)
     assert explained == pytest.approx((largest[:2].sum() / largest.sum()).item(), rel=1e-3)
-    assert plane(torch.ones(3, 1))[0].shape == (3, 2)
+    assert project_to_plane(torch.ones(3, 1))[0].shape == (3, 2)
 
 
 def test_no_text_can_end_the_script() -> None:
-    found = inspect(build(MODELS["gpt"]), LETTERS, "</script>", "</script><b>")
-    assert page(found).count("</script>") == 2
+    found = inspect_text(build(MODELS["gpt"]), LETTERS, "</script>", "</script><b>")
+    assert render_page(found).count("</script>") == 2
     data = json.loads(json.dumps(shown(found)))
     assert "".join(data["tokens"]) == "</script>"
 
 
 def test_what_is_not_shown_is_read(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "abcdefgh bad cab"
-    whole = inspect(model, LETTERS, "head" + text, "")  # it has a context of 16
+    whole = inspect_text(model, LETTERS, "head" + text, "")  # it has a context of 16
     assert ("".join(whole.tokens), whole.hidden) == (text.replace(" ", "␣"), 0)
     assert not any(weight for layer in whole.earlier for head in layer for weight in head)
-    monkeypatch.setattr(inspection, "MOST", 6)
-    end = inspect(model, LETTERS, "head" + text, "")
+    monkeypatch.setattr(inspection, "SHOWN_TOKENS", 6)
+    end = inspect_text(model, LETTERS, "head" + text, "")
     assert (end.tokens, end.hidden) == (whole.tokens[10:], 10)
     assert (end.following, end.lens) == (whole.following[10:], [row[10:] for row in whole.lens])
     assert (end.given, end.ranks) == (whole.given[10:], whole.ranks[10:])
@@ -138,7 +138,7 @@ def test_what_is_not_shown_is_read(model: Model, monkeypatch: pytest.MonkeyPatch
 
 def test_of_many_tokens_those_of_the_text_and_the_likely_are_in_the_plane() -> None:
     model = build(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=256))
-    found = inspect(model, ByteTokenizer(), "cab", "")
+    found = inspect_text(model, ByteTokenizer(), "cab", "")
     shown = {place.token for place in found.embedding}
     assert shown == {*"cab"} | {guess.token for row in found.following for guess in row}
     assert (found.vocabulary, len(found.embedding) < 40) == (256, True)
@@ -146,14 +146,14 @@ def test_of_many_tokens_those_of_the_text_and_the_likely_are_in_the_plane() -> N
 
 def test_half_characters_are_shown() -> None:
     model = build(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=256))
-    assert inspect(model, ByteTokenizer(), "é\0", "").tokens == ["\\xc3", "\\xa9", "\\u0000"]
+    assert inspect_text(model, ByteTokenizer(), "é\0", "").tokens == ["\\xc3", "\\xa9", "\\u0000"]
 
 
 def test_one_token_is_enough() -> None:
-    found = inspect(build(MODELS["gpt"]), LETTERS, "a", "")
+    found = inspect_text(build(MODELS["gpt"]), LETTERS, "a", "")
     assert (found.given, found.attention[0][0]) == ([], [[1.0]])
 
 
 def test_an_unknown_character_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match="'Q'"):
-        inspect(build(MODELS["gpt"]), LETTERS, "Q", "")
+        inspect_text(build(MODELS["gpt"]), LETTERS, "Q", "")

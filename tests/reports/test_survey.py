@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from nanogpt.models.bigram import counted_loss as torch_counted_loss
-from nanogpt.reports.survey import BITS, Counts, bits, count, counted_loss, entropy, survey
+from nanogpt.reports.survey import (
+    BITS,
+    Counts,
+    count,
+    counted_loss,
+    entropy,
+    nats_to_bits,
+    survey_text,
+)
 from nanogpt.text import corpora
 from nanogpt.text.corpora import make_corpus
 
@@ -61,7 +69,7 @@ def test_counting_by_hand() -> None:
 
 
 def test_tiny_shakespeare() -> None:
-    found = survey(corpora.load_corpus("tinyshakespeare"))
+    found = survey_text(corpora.load_corpus("tinyshakespeare"))
     assert (found.bytes, found.characters, len(found.alphabet)) == (1_115_394, 1_115_394, 65)
     assert (found.train, found.val, found.lines) == (1_003_854, 111_540, 40_000)
     assert found.frequent[0] == ("the", 6287)
@@ -71,8 +79,8 @@ def test_tiny_shakespeare() -> None:
 
 
 def test_any_text() -> None:
-    found = survey(make_corpus("问é\r\n" * 20 + "👩"))
+    found = survey_text(make_corpus("问é\r\n" * 20 + "👩"))
     assert (found.characters, found.bytes) == (81, 20 * 7 + 4)
     assert found.alphabet == "\n\ré问👩"
-    assert survey(make_corpus("ab")).ngrams == []
-    assert bits(math.log(2)) == 1
+    assert survey_text(make_corpus("ab")).ngrams == []
+    assert nats_to_bits(math.log(2)) == 1

@@ -6,7 +6,14 @@ import pytest
 
 from nanogpt.models import ModernConfig, build
 from nanogpt.runs.config import RunConfig, TrainConfig
-from nanogpt.studies.findings import cells, conclude, frontier, growth, loss_curve, takeovers
+from nanogpt.studies.findings import (
+    analyse_trials,
+    find_frontier,
+    find_takeovers,
+    fit_exponent,
+    make_curve,
+    select_cells,
+)
 from nanogpt.studies.law import ScalingLaw
 from nanogpt.studies.scaling import PARTS, SHAPES
 from nanogpt.studies.trial import Point, Trial
@@ -29,7 +36,7 @@ def test_it_concludes_the_law_that_losses_follow() -> None:
     trials = [made_up(s, D, p) for s in SHAPES[:6] for D in amounts for p in (0.0, 0.3)]
     for trial in trials:
         object.__setattr__(trial, "val_loss", trial.val_loss - 0.1)
-    found = conclude(trials, bootstraps=3)
+    found = analyse_trials(trials, bootstraps=3)
     for fitted in (found.sum, found.free):
         assert fitted.law.alpha == pytest.approx(0.4, rel=1e-2)
         assert fitted.law.beta == pytest.approx(0.35, rel=1e-2)
@@ -41,10 +48,10 @@ def test_it_concludes_the_law_that_losses_follow() -> None:
     assert len(found.runs) == len(trials) == 2 * len(found.cells)
     assert all(cell.run == f"{cell.N} {cell.D} 0.0" for cell in found.cells)
     assert [N for N, _ in found.curves] == [size.N for size in found.sizes]
-    assert found.curves[0][1] == loss_curve(next(t for t in trials if t.train_tokens == amounts[0]))
+    assert found.curves[0][1] == make_curve(next(t for t in trials if t.train_tokens == amounts[0]))
     for size in found.sizes:
-        assert size.of_size == pytest.approx(TRUE.of_size(size.N), rel=1e-2)
-        assert TRUE.of_data(size.enough) == pytest.approx(TRUE.of_size(size.N), rel=1e-2)
+        assert size.of_size == pytest.approx(TRUE.size_term(size.N), rel=1e-2)
+        assert TRUE.data_term(size.enough) == pytest.approx(TRUE.size_term(size.N), rel=1e-2)
 
 
 def test_the_largest_size_is_predicted_from_the_others_alone() -> None:
@@ -54,7 +61,7 @@ def test_the_largest_size_is_predicted_from_the_others_alone() -> None:
     for trial in trials:
         loss = law.loss(trial.parameters, trial.train_tokens)
         object.__setattr__(trial, "val_loss", loss + 0.1 * (trial.parameters == largest))
-    found = conclude(trials, bootstraps=1)
+    found = analyse_trials(trials, bootstraps=1)
     assert [D for D, *_ in found.free.held_out] == sorted(amounts)
     for D, measured, said in found.free.held_out:
         assert said == pytest.approx(law.loss(largest, D), rel=1e-3)
@@ -68,7 +75,7 @@ def test_who_is_starved_is_whom_more_text_helps_more() -> None:
     for trial in trials:
         loss = law.loss(trial.parameters, trial.train_tokens)
         object.__setattr__(trial, "val_loss", loss)
-    found = conclude(trials, bootstraps=1)
+    found = analyse_trials(trials, bootstraps=1)
     assert found.free.law.p == pytest.approx(3, rel=1e-2)
     most = max(amounts)
     for size in found.sizes:
@@ -83,13 +90,13 @@ def test_who_is_starved_is_whom_more_text_helps_more() -> None:
 def test_a_cell_is_its_better_run() -> None:
     losses = {0.0: 2.0, 0.3: 1.9}
     two = [replace(made_up(SHAPES[0], 1000, p), val_loss=loss) for p, loss in losses.items()]
-    (cell,) = cells(two)
+    (cell,) = select_cells(two)
     assert (cell.loss, cell.run, cell.seconds) == (1.9, two[1].config.name, 20.0)
     assert not cell.falling
-    (best_at_the_end,) = cells([replace(two[0], tokens=10_000)])
+    (best_at_the_end,) = select_cells([replace(two[0], tokens=10_000)])
     assert best_at_the_end.falling
     each = cell.compute / two[1].tokens
-    operations, loss = loss_curve(two[1])[0]
+    operations, loss = make_curve(two[1])[0]
     assert operations == pytest.approx(1000 * each)
     assert loss == two[1].points[0].loss
 
@@ -97,7 +104,7 @@ def test_a_cell_is_its_better_run() -> None:
 def test_nothing_is_below_the_frontier() -> None:
     small = 10, [(1.0, 3.0), (2.0, 2.5), (8.0, 2.4)]
     large = 1000, [(2.0, 2.9), (4.0, 2.0), (8.0, 1.5)]
-    edge = frontier([small, large])
+    edge = find_frontier([small, large])
     assert edge == [(1.0, 3.0, 10), (2.0, 2.5, 10), (4.0, 2.0, 1000), (8.0, 1.5, 1000)]
 
 
@@ -105,10 +112,10 @@ def test_a_size_takes_over_where_it_gets_ahead() -> None:
     small = 10, [(10.0**k, 3.0 - 0.2 * k) for k in range(6)]  # 3.0 at 1 to 2.0 at 100,000
     large = 1000, [(10.0**k, 4.0 - 0.6 * k) for k in range(1, 7)]  # as good after 10^2.5
     late = 4000, [(10.0**k, 5.0 - 0.5 * k) for k in range(1, 9)]  # ahead when large is done
-    ((operations, parameters),) = takeovers([small, large, late])
+    ((operations, parameters),) = find_takeovers([small, large, late])
     assert operations == pytest.approx(10**2.5)
     assert parameters == pytest.approx(100)
     first = 4000, [(10.0**k, 1.0) for k in range(3, 5)]  # ahead from the start
-    assert takeovers([small, first]) == []
-    assert growth([(10.0**k, 10.0 ** (2 * k)) for k in range(1, 6)]) == pytest.approx(2)
-    assert growth([(1.0, 1.0)]) is None
+    assert find_takeovers([small, first]) == []
+    assert fit_exponent([(10.0**k, 10.0 ** (2 * k)) for k in range(1, 6)]) == pytest.approx(2)
+    assert fit_exponent([(1.0, 1.0)]) is None

@@ -16,16 +16,16 @@ from nanogpt.optim import OptimConfig
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.studies import ladder as module
 from nanogpt.studies.ladder import (
-    SIZES,
+    LADDER_CONFIGS,
     Ladder,
     LadderConfig,
     Rung,
-    longest_line,
-    models,
+    find_longest_line,
+    format_table,
+    plan_rungs,
     run_ladder,
-    table,
 )
-from nanogpt.studies.trial import trial
+from nanogpt.studies.trial import run_trial
 from nanogpt.train import Reporter
 
 Command = Callable[..., tuple[int, str, str]]
@@ -54,9 +54,9 @@ def climb(base: RunConfig) -> tuple[Ladder, list[Rung]]:
     return run_ladder(base, TINY, Reporter(), told.append), told
 
 
-@pytest.mark.parametrize("size", [*SIZES.values(), TINY])
+@pytest.mark.parametrize("size", [*LADDER_CONFIGS.values(), TINY])
 def test_every_rung_adds_one_thing(size: LadderConfig) -> None:
-    rungs = [(asdict(model), asdict(optim)) for _, _, model, optim in models(size)]
+    rungs = [(asdict(model), asdict(optim)) for _, _, model, optim in plan_rungs(size)]
     different = [
         {
             key
@@ -76,7 +76,7 @@ def test_every_rung_adds_one_thing(size: LadderConfig) -> None:
     assert different[7] == {"n_head"}  # and the kind of model
     assert "optimizer" in different[8]
     assert different[8] <= asdict(size.muon).keys()  # the model is the same
-    kinds = [type(build(model)).__name__ for _, _, model, _ in models(size)]
+    kinds = [type(build(model)).__name__ for _, _, model, _ in plan_rungs(size)]
     assert kinds == ["Plain"] * 5 + ["GPT"] * 3 + ["Modern"] * 2
 
 
@@ -87,13 +87,13 @@ def test_it_climbs_and_writes_what_it_found(base: RunConfig) -> None:
     losses = {rung.name: rung.val_loss for rung in ladder.rungs}
     assert losses["unigram"] > losses["bigram"]
     for rung in ladder.rungs[3:]:
-        read_description = json.loads(Path("runs/ladder", rung.name, "run.json").read_text())
-        assert read_description["parameters"] == rung.parameters
-        assert read_description["bigram_loss"] == pytest.approx(losses["bigram"], rel=1e-3)
+        description = json.loads(Path("runs/ladder", rung.name, "run.json").read_text())
+        assert description["parameters"] == rung.parameters
+        assert description["bigram_loss"] == pytest.approx(losses["bigram"], rel=1e-3)
         assert load(Path("runs/ladder", rung.name)).best.val_loss == rung.val_loss  # type: ignore[union-attr]
     assert json.loads(Path("runs/ladder/ladder.json").read_text()) == asdict(ladder)
     written = Path("runs/ladder/ladder.md").read_text()
-    assert written == table(ladder)
+    assert written == format_table(ladder)
     gains = re.findall(r"\| ([+-]\d\.\d{4}) \|", written)
     assert float(gains[0]) == pytest.approx(losses["unigram"] - losses["bigram"], abs=1e-4)
     assert len(gains) == len(NAMES) - 1
@@ -111,8 +111,8 @@ def test_what_is_done_is_not_done_again(base: RunConfig, monkeypatch: pytest.Mon
         done.append(config.name)
         return real(config, *rest)  # type: ignore[arg-type]
 
-    real = trial
-    monkeypatch.setattr(module, "trial", once)
+    real = run_trial
+    monkeypatch.setattr(module, "run_trial", once)
     with pytest.raises(KeyboardInterrupt):
         climb(base)
     before = {file: file.stat().st_mtime_ns for file in Path("runs").rglob("trial.json")}
@@ -126,18 +126,18 @@ def test_what_is_done_is_not_done_again(base: RunConfig, monkeypatch: pytest.Mon
 
 
 def test_the_command(nanogpt: Command, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SIZES, "cpu", TINY)
+    monkeypatch.setitem(LADDER_CONFIGS, "cpu", TINY)
     flags = ("--data", text_file, "--device", "cpu")
-    status, out, err = nanogpt("run_ladder", "ladder", *flags)
+    status, out, err = nanogpt("study", "ladder", *flags)
     assert (status, err) == (0, "")
     assert re.search(r"^rung +val loss +gain", out)
     assert all(re.search(rf"^{name} +\d", out, re.M) for name in NAMES)
     assert "kept in runs/ladder: ladder.json, ladder.md, ladder.svg" in out
-    _, as_json, _ = nanogpt("run_ladder", "ladder", *flags, "--json")
+    _, as_json, _ = nanogpt("study", "ladder", *flags, "--json")
     assert json.loads(as_json) == json.loads(Path("runs/ladder/ladder.json").read_text())
 
 
 def test_the_line_shown_is_the_longest() -> None:
-    assert longest_line("a\n  bcd ef \ng") == "bcd ef"
-    assert longest_line("") == ""
-    assert len(longest_line("x" * 500)) == 60
+    assert find_longest_line("a\n  bcd ef \ng") == "bcd ef"
+    assert find_longest_line("") == ""
+    assert len(find_longest_line("x" * 500)) == 60

@@ -18,7 +18,7 @@ LOSSES = [TRUE.loss(n, d) for n, d in CELLS]
 
 def test_it_is_its_formula() -> None:
     assert TRUE.loss(1e6, 1e5) == pytest.approx(1.1 + 20 / 1e6**0.4 + 120 / 1e5**0.35)
-    assert TRUE.of_data(TRUE.enough_data(1e6)) == pytest.approx(TRUE.of_size(1e6))
+    assert TRUE.data_term(TRUE.balanced_data(1e6)) == pytest.approx(TRUE.size_term(1e6))
 
 
 def test_exact_losses_give_the_law_back() -> None:
@@ -29,7 +29,7 @@ def test_exact_losses_give_the_law_back() -> None:
 
 def test_what_is_scarcer_can_hide_the_rest() -> None:
     law = replace(TRUE, p=3.0)
-    size, data = law.of_size(1e5), law.of_data(1e6)
+    size, data = law.size_term(1e5), law.data_term(1e6)
     assert law.loss(1e5, 1e6) == pytest.approx(1.1 + (size**3 + data**3) ** (1 / 3))
     assert replace(TRUE, p=1000.0).loss(1e5, 1e6) == pytest.approx(1.1 + max(size, data), rel=1e-3)
     # Kaplan et al. 2020, equation 1.5, with N_c and D_c of A^(1/α) and B^(1/β), and without E.

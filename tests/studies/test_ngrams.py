@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nanogpt.models.bigram import counted_loss
-from nanogpt.reports.survey import survey
+from nanogpt.reports.survey import survey_text
 from nanogpt.studies.ngrams import NGrams
 from nanogpt.text.corpora import make_corpus
 from nanogpt.text.tokenizers import CharTokenizer
@@ -23,7 +23,7 @@ def test_losses_are_those_of_the_bigram_and_the_survey(text: str) -> None:
     losses = [NGrams(train, n, tokenizer.vocab_size).loss(val) for n in (1, 2, 3)]
     assert losses[1] == pytest.approx(counted_loss(train, val, tokenizer.vocab_size))
     # The survey divides by how often a context came with something after it, and so does this.
-    assert losses == pytest.approx([each.val_loss for each in survey(corpus).ngrams])
+    assert losses == pytest.approx([each.val_loss for each in survey_text(corpus).ngrams])
 
 
 def test_it_is_a_plain_loop() -> None:

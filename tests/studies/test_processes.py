@@ -19,7 +19,7 @@ from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.directory import lock_run
 from nanogpt.studies import processes
 from nanogpt.studies.processes import run_all
-from nanogpt.studies.trial import Trial, trial
+from nanogpt.studies.trial import Trial, run_trial
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_each_is_what_it_would_be_by_itself(run: RunConfig) -> None:
     assert {name for name, _ in told} == {run.name for run in runs}
     for one, came in zip(runs, found, strict=True):
         assert came.config == one
-        by_itself = trial(named(one, f"{one.name}-again", one.seed), "")
+        by_itself = run_trial(named(one, f"{one.name}-again", one.seed), "")
         assert came.val_loss == pytest.approx(by_itself.val_loss, rel=1e-5)
     assert not list(Path().glob("seed?/**/*.safetensors"))
     told.clear()
@@ -99,27 +99,27 @@ def ends_by_a_mistake(*_: object) -> None:
 
 
 def has_a_cuda_error(*args: Any) -> None:
-    def trial(*_: object, **__: object) -> None:
+    def run_trial(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure\nand what may help")
 
-    vars(processes)["trial"] = trial
+    vars(processes)["run_trial"] = run_trial
     MAKE(*args)
 
 
-MAKE = processes._make
+MAKE = processes._work
 
 
 def test_a_mistake_of_ours_is_not_tried_again(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(processes, "_make", ends_by_a_mistake)
+    monkeypatch.setattr(processes, "_work", ends_by_a_mistake)
     with pytest.raises(Stopped, match=r"^one failed, as is said above$"):
         run_all([run], 1, never, "", lambda *_: None, pytest.fail)
     assert "ValueError: of ours" in capfd.readouterr().err
 
 
 def test_a_cuda_error_is(run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_make", has_a_cuda_error)
+    monkeypatch.setattr(processes, "_work", has_a_cuda_error)
     says: list[str] = []
     with pytest.raises(Stopped, match=r"^one had a CUDA error: unspecified launch failure three"):
         run_all([run], 1, never, "", lambda *_: None, says.append)

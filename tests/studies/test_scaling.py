@@ -15,9 +15,18 @@ from nanogpt.errors import Interrupted
 from nanogpt.models import ModernConfig, build
 from nanogpt.runs.config import RunConfig
 from nanogpt.studies import scaling as module
-from nanogpt.studies.findings import conclude, tables
-from nanogpt.studies.scaling import PARTS, SHAPES, Grid, Recipe, drawn, plan, run_scaling, texts
-from nanogpt.studies.trial import Trial, finished
+from nanogpt.studies.findings import analyse_trials, format_tables
+from nanogpt.studies.scaling import (
+    PARTS,
+    SHAPES,
+    Grid,
+    Recipe,
+    load_texts,
+    plan_runs,
+    run_scaling,
+    select_part,
+)
+from nanogpt.studies.trial import Trial, read_finished_trial
 from nanogpt.text import corpora
 
 Command = Callable[..., tuple[int, str, str]]
@@ -35,8 +44,8 @@ SMALL = Grid(((1, 1, 8), (2, 1, 16), (2, 2, 32)), (1, 2), TRIED, 12, 4, 16)
 def base(text: str, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A study of a small text."""
     pieces = [text[i : i + 100] for i in range(0, 5000, 100)]
-    monkeypatch.setattr(module, "texts", lambda: (pieces, text[5000:]))
-    monkeypatch.setattr(module, "conclude", partial(conclude, bootstraps=5))
+    monkeypatch.setattr(module, "load_texts", lambda: (pieces, text[5000:]))
+    monkeypatch.setattr(module, "analyse_trials", partial(analyse_trials, bootstraps=5))
     return RunConfig(out=Path("runs/scaling"), device="cpu", precision="float32")
 
 
@@ -51,7 +60,7 @@ def test_sizes_are_from_10_thousand_to_30_million() -> None:
 
 
 def test_the_texts_are_those_of_tiny_shakespeare_and_the_rest() -> None:
-    pieces, val = texts()
+    pieces, val = load_texts()
     tiny = corpora.load_corpus("tinyshakespeare")
     assert val == "".join(tiny.part("val"))
     text, train = "".join(pieces), "".join(tiny.part("train"))
@@ -61,15 +70,15 @@ def test_the_texts_are_those_of_tiny_shakespeare_and_the_rest() -> None:
     rest = corpora.load_corpus("shakespeare-rest").text()
     known, kept = set(tiny.text()), Counter(rest)
     assert Counter(text) == Counter(train) + Counter({c: kept[c] for c in kept.keys() & known})
-    assert all(len(piece) >= module.PIECE for piece in sorted(pieces, key=len)[1:])
+    assert all(len(piece) >= module.MIN_PIECE for piece in sorted(pieces, key=len)[1:])
     assert sum(piece.endswith("\n\n") for piece in pieces) >= len(pieces) - 1
     assert val[:2000] not in text
 
 
 def test_a_part_is_from_everywhere_and_within_a_larger_one() -> None:
     pieces = [f"{i:04}\n" for i in range(1000)]
-    assert drawn(pieces, 1) == "".join(pieces)
-    halves, quarter = (drawn(pieces, part).splitlines() for part in (2, 4))
+    assert select_part(pieces, 1) == "".join(pieces)
+    halves, quarter = (select_part(pieces, part).splitlines() for part in (2, 4))
     assert (len(halves), len(quarter)) == (500, 250)
     assert set(quarter) < set(halves)
     assert quarter == sorted(quarter)
@@ -79,7 +88,7 @@ def test_a_part_is_from_everywhere_and_within_a_larger_one() -> None:
 
 def test_every_run_has_the_same_text_to_measure_with(base: RunConfig, text: str) -> None:
     (Path("runs/scaling")).mkdir(parents=True)
-    runs = plan(base, SMALL)
+    runs = plan_runs(base, SMALL)
     # 12 steps of 64 characters: 0.15 or 0.3 epochs with 0.15 to 10 parameters for a character.
     assert sorted(run.name for run in runs) == [
         "1x8-1-of-1-free",  # 0.02
@@ -108,14 +117,14 @@ def test_every_run_has_the_same_text_to_measure_with(base: RunConfig, text: str)
 
 
 def test_the_whole_grid_has_a_recipe_for_every_cell(tmp_path: Path) -> None:
-    runs = plan(RunConfig(out=tmp_path, device="cpu"), Grid())
+    runs = plan_runs(RunConfig(out=tmp_path, device="cpu"), Grid())
     cells = Counter(run.name.rsplit("-", 1)[0] for run in runs)
     assert len(cells) == len(SHAPES) * len(PARTS)
     assert len(runs) == 47
     rates = {run.name: run.optim.muon_lr for run in runs}
     assert rates["5x96-1-of-1-free"] == rates["7x288-1-of-4-medium"] == 0.02
     assert rates["6x168-1-of-1-free"] == rates["9x512-1-of-1-free"] == 0.01
-    assert {run.name[:5] for run in runs if module._alone(run)} == {"9x512"}
+    assert {run.name[:5] for run in runs if module._needs_whole_gpu(run)} == {"9x512"}
     for run in runs:
         assert isinstance(run.model, ModernConfig)
         assert (run.model.dropout == 0) == run.name.endswith("free")
@@ -151,12 +160,12 @@ def test_it_runs_in_processes_and_goes_on_where_it_was_interrupted(base: RunConf
     ]
     assert not list(Path("runs").rglob("*.safetensors"))
     assert json.loads(Path("runs/scaling/scaling.json").read_text())["cells"][0]["D"] == 2500
-    assert Path("runs/scaling/scaling.md").read_text() == tables(found)
+    assert Path("runs/scaling/scaling.md").read_text() == format_tables(found)
     for picture in ("fit", "residuals", "frontier"):
         assert "loss" in Path(f"runs/scaling/{picture}.svg").read_text()
     best = min(
-        finished(run).val_loss  # type: ignore[union-attr]
-        for run in plan(base, SMALL)
+        read_finished_trial(run).val_loss  # type: ignore[union-attr]
+        for run in plan_runs(base, SMALL)
         if "2x32-1-of-1-" in run.name
     )
     assert found.cells[-1].loss == best
