@@ -9,7 +9,6 @@ from filelock import FileLock
 from ..data import Data, to_int64
 from ..errors import UserError, write_error
 from ..models import Model, ModelConfig, build
-from ..models.bigram import counted_loss
 from ..optim import build_optimizers
 from ..system.devices import (
     keep_freed_memory,
@@ -22,6 +21,7 @@ from ..system.files import damaged_error, resolve_interrupted_swap
 from ..text import corpora, tokenizers
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
+from ..text.ngrams import NGramCounts
 from ..text.readers import Progress, quiet
 from .checkpoint import Checkpoint, load_checkpoint, load_tensors, load_training
 from .config import RunConfig
@@ -135,8 +135,13 @@ def _run(
     assert config.out is not None
     device = next(model.parameters()).device
     precision = pick_precision(config.precision, device)
-    train, val = (to_int64(data.splits[name].tokens[:COUNTED].cpu()) for name in SPLITS)
-    bigram_loss = counted_loss(train, val, tokenizer.vocab_size)
+    train, val = (
+        NGramCounts(
+            to_int64(data.splits[name].tokens[:COUNTED].cpu()).numpy(), 2, tokenizer.vocab_size
+        )
+        for name in SPLITS
+    )
+    bigram_loss = train.loss(val)
     state = State(
         model=model,
         optimizers=build_optimizers(model, config.optim, precision),
