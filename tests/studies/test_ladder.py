@@ -126,7 +126,7 @@ def test_finished_rungs_are_not_trained_again(
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
     second, _ = run_tiny_ladder(base)
     assert [r.val_loss for r in second.rungs] == [r.val_loss for r in first.rungs]
-    with pytest.raises(UserError, match="asks for 3: name another directory"):
+    with pytest.raises(UserError, match="needs 3: name another directory"):
         run_tiny_ladder(replace(base, seed=3))
 
 
