@@ -1,7 +1,9 @@
 """The analysis of a scaling study whose losses follow a known law."""
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -138,3 +140,23 @@ def test_tables_name_the_root_mean_square_error() -> None:
     table = format_tables(result)
     assert re.search(rf"^\| root mean square error \| .* \| {error:.2%} \| \|$", table, re.M)
     assert re.search(rf"^\| largest error \| .* \| {largest:.2%} \| \|$", table, re.M)
+
+
+def test_docs_name_the_cells_below_the_floor_and_the_errors() -> None:
+    root = Path(__file__).parent.parent.parent
+    page = " ".join((root / "docs" / "studies.md").read_text("utf-8").split())
+    saved = json.loads((root / "benchmarks" / "results" / "scaling" / "scaling.json").read_text())
+    law, cells = ScalingLaw(**saved["free"]["law"]), saved["cells"]
+    gaps = [law.E + law.data_term(cell["D"]) - cell["loss"] for cell in cells]
+    below = sorted((gap for gap in gaps if gap > 0), reverse=True)
+    assert (len(below), len(cells)) == (4, 35)
+    assert all(cell["loss"] > law.E for cell in cells)
+    assert "Four of the 35 cells lie below" in page
+    assert f"by {below[0]:.3f} (7 million parameters" in page
+    assert f"{below[1]:.3f}, {below[2]:.3f} and less than 0.001." in page
+    assert below[3] < 0.001
+    assert f"It is {saved['sum']['error']:.1%} for the sum" in page
+    free = saved["free"]
+    assert f"the error is {free['error']:.1%}, and the largest error of a cell is" in page
+    assert f"of a cell is {free['largest_error']:.1%}." in page
+    assert f"In {sum(cell['falling'] for cell in cells)} of the 35 cells, marked" in page
