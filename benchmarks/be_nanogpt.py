@@ -47,7 +47,7 @@ def measure(
     from nanogpt.data import Data, Split
     from nanogpt.evaluate import evaluate
     from nanogpt.text import corpora
-    from nanogpt.text.encoding import encode
+    from nanogpt.text.encoding import encode_corpus
     from nanogpt.text.tokenizers import CharTokenizer
 
     class Logits(nn.Module):
@@ -64,7 +64,7 @@ def measure(
     corpus, device = corpora.load_corpus("tinyshakespeare"), program["device"]
     tokenizer, evaluations, lowest = CharTokenizer(corpus.text()), [], math.inf
     val = Data(corpus, tokenizer, device).splits["val"]
-    other = Split(encode(unseen_text(), tokenizer), device)
+    other = Split(encode_corpus(unseen_text(), tokenizer), device)
     for step, seconds, shape in saved:
         model = program["GPT"](program["GPTConfig"](**shape)).to(device)
         model.load_state_dict(load_file(folder / str(step)))

@@ -30,8 +30,8 @@ from nanogpt.runs.presets import PRESETS
 from nanogpt.runs.start import prepare_run
 from nanogpt.system.devices import describe_device, pick_device
 from nanogpt.text import corpora
-from nanogpt.text.encoding import encode, get_tokenizer
-from nanogpt.text.readers import quiet
+from nanogpt.text.encoding import encode_corpus, get_tokenizer
+from nanogpt.text.readers import no_progress
 
 VAL_FRACTION = 0.001
 
@@ -55,9 +55,9 @@ def start(file: Path, kind: str) -> dict[str, float]:
     imported, began = peak(), time.perf_counter()
     corpus = corpora.load_corpus(str(file))
     read = time.perf_counter()
-    tokenizer = get_tokenizer(kind, corpus, VAL_FRACTION, quiet)
+    tokenizer = get_tokenizer(kind, corpus, VAL_FRACTION, no_progress)
     learned = time.perf_counter()
-    tokens = [encode(corpus, tokenizer, name, VAL_FRACTION) for name in ("train", "val")]
+    tokens = [encode_corpus(corpus, tokenizer, name, VAL_FRACTION) for name in ("train", "val")]
     ended = time.perf_counter()
     return {
         "read_s": read - began,

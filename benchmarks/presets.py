@@ -1,6 +1,6 @@
 """What to expect of each preset on this machine: loss and time of several seeds, and its text.
 
-    python benchmarks/presets.py tiny tiny-fast     # run these, then write the README's table anew
+    python benchmarks/presets.py tiny tiny-fast     # then: python benchmarks/write_numbers.py
     python benchmarks/presets.py                    # only write the table, from benchmarks/results
 
 Each run is `nanogpt train PRESET --seed N`, a process of its own; seeds count from 1. The table has
@@ -18,7 +18,7 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from runs import RESULTS, nanogpt_train, save, write_readme
+from runs import RESULTS, nanogpt_train, save
 
 from nanogpt.runs.presets import PRESETS
 
@@ -54,12 +54,12 @@ def rows() -> str:
                 f"| {mean(run['unseen'] for run in runs):.4f} |"
             )
             written = "\n".join(runs[0]["sample"].strip().splitlines()[:6])
-            samples.append(f"`{name}` writes:\n\n```\n{written}\n```\n")
+            samples.append(f"A sample of `{name}`:\n\n```\n{written}\n```\n")
     return "\n".join([*lines, "", *samples])
 
 
 def main() -> None:
-    """Run presets, then write the table into the README."""
+    """Run presets and save their results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,7 +78,6 @@ def main() -> None:
         steps = PRESETS[name].config.train.steps
         record = {"preset": name, "hardware": hardware(), "steps": steps, "runs": runs}
         save(RESULTS / f"preset_{name}_{kind}.json", record)
-    write_readme("presets.py", rows())
 
 
 if __name__ == "__main__":

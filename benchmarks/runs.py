@@ -20,10 +20,9 @@ from nanogpt.data import Split
 from nanogpt.evaluate import evaluate
 from nanogpt.text import corpora
 from nanogpt.text.corpora import Corpus, make_corpus
-from nanogpt.text.encoding import encode
+from nanogpt.text.encoding import encode_corpus
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
 
 
 def timed(command: Sequence[str]) -> tuple[str, float, float]:
@@ -44,7 +43,7 @@ def unseen_text() -> Corpus:
     The beginning of the plays that are not in Tiny Shakespeare, without what it has no symbol for.
     """
     known = corpora.load_corpus("tinyshakespeare")
-    symbols, size = set(known.text()), len("".join(known.part("val")))
+    symbols, size = set(known.text()), len("".join(known.read_split("val")))
     kept = (c for c in corpora.load_corpus("shakespeare-rest").text() if c in symbols)
     return make_corpus("".join(islice(kept, size)))
 
@@ -68,7 +67,9 @@ def nanogpt_train(
         written = (out / "best" / "SHA256SUMS").stat().st_mtime - began
         read_description = json.loads((out / "run.json").read_text())
         kept = load(out)
-        tokens = Split(encode(unseen_text(), kept.tokenizer), next(kept.model.parameters()).device)
+        tokens = Split(
+            encode_corpus(unseen_text(), kept.tokenizer), next(kept.model.parameters()).device
+        )
         unseen = evaluate(kept.model, tokens).loss
         if keep:
             shutil.move(out, keep)
@@ -96,14 +97,6 @@ def nanogpt_train(
         "precision": read_description["precision"],
         "sample": output.partition("It writes:\n")[2],
     }
-
-
-def write_readme(program: str, text: str) -> None:
-    """Put text into the README, in place of what this program wrote there before."""
-    begin, end = f"<!-- written by benchmarks/{program} -->\n", "<!-- end -->\n"
-    before, found, rest = README.read_text("utf-8").partition(begin)
-    assert found, program
-    README.write_text(before + begin + text + end + rest.partition(end)[2], encoding="utf-8")
 
 
 def save(file: Path, record: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from runs import RESULTS, nanogpt_train, save, timed, write_readme
+from runs import RESULTS, nanogpt_train, save, timed
 
 from nanogpt.system.devices import describe_device
 from nanogpt.text import corpora
@@ -103,8 +103,8 @@ def table(record: Result) -> str:
         "last",
         "on another text",
         f"seconds to {target}, from process start",
-        "times sooner",
-        "seconds, whole",
+        "times faster",
+        "seconds, whole process",
         "peak memory",
     ]
     rows = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
@@ -173,7 +173,6 @@ def show() -> None:
         draw(record, file.with_suffix(".png"))
         tables.append(table(record))
     print("\n".join(tables))
-    write_readme("versus_nanogpt.py", "\n".join(tables))
 
 
 def main() -> None:
@@ -186,7 +185,9 @@ def main() -> None:
     parser.add_argument("--name", help="of the results; cpu or cuda unless given")
     parser.add_argument("--presets", nargs="+", help="of ours; else all that are after the loss")
     parser.add_argument("--keep", type=Path, help="move our runs to this directory")
-    parser.add_argument("--table", action="store_true", help="only write tables and plots anew")
+    parser.add_argument(
+        "--table", action="store_true", help="only draw the plots and print the tables"
+    )
     args = parser.parse_args()
     if args.table:
         show()

@@ -29,7 +29,7 @@ from nanogpt.runs.presets import PRESETS
 from nanogpt.system.devices import describe_device, pick_device
 from nanogpt.text import corpora
 from nanogpt.text.encoding import get_tokenizer
-from nanogpt.text.readers import quiet
+from nanogpt.text.readers import no_progress
 from nanogpt.train import train
 
 KINDS = ("char", "byte", "bpe:512", "bpe:2048", "bpe:8192")
@@ -45,7 +45,7 @@ def planned(kind: str, same: str) -> RunConfig:
     """The run of a tokenizer, with the same body or the same size as tiny."""
     assert isinstance(TINY.model, GPTConfig)
     corpus = corpora.load_corpus(TINY.data)
-    vocab_size = get_tokenizer(kind, corpus, TINY.val_fraction, quiet).vocab_size
+    vocab_size = get_tokenizer(kind, corpus, TINY.val_fraction, no_progress).vocab_size
     model = replace(TINY.model, vocab_size=vocab_size)
     tiny = replace(TINY.model, vocab_size=65)
     if same == "size":

@@ -6,7 +6,7 @@
 >>> from nanogpt import load
 >>> load("runs/tiny").generate("ROMEO:", max_new_tokens=200)  # doctest: +SKIP
 
-The other verbs are in modules of their own: nanogpt.train, nanogpt.evaluate.
+Training is in nanogpt.train, evaluation in nanogpt.evaluate.
 """
 
 from importlib import import_module
@@ -40,10 +40,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: `nanogpt --help` does not wait for torch."""
+    """Import a public name when it is first used, so that `nanogpt --help` does not load torch."""
     if name in __all__:
-        for home in ("models", "api", "runs.presets", "text.tokenizers"):
-            module = import_module(f".{home}", __name__)
+        for module_name in ("models", "api", "runs.presets", "text.tokenizers"):
+            module = import_module(f".{module_name}", __name__)
             if hasattr(module, name):
                 return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""python -m nanogpt: the same as the command nanogpt."""
+"""Runs the command line with `python -m nanogpt`."""
 
 from .cli.main import main
 

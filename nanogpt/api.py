@@ -108,7 +108,7 @@ class Completions:
         self._decoders = [
             CompletionDecoder(Completion(prompt), tokenizer, config.stop) for prompt in prompts
         ]
-        self.texts = [decoder.text for decoder in self._decoders]
+        self.texts = [decoder.completion for decoder in self._decoders]
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         config, device = self.config, next(self.model.parameters()).device
@@ -118,15 +118,15 @@ class Completions:
         )
         for step in steps:
             for i, decoder in enumerate(self._decoders):
-                if not decoder.text.stopped:
+                if not decoder.completion.stopped:
                     if step.logprobs is not None:
-                        decoder.text.logprobs.append(step.logprobs[i])
+                        decoder.completion.logprobs.append(step.logprobs[i])
                     if piece := decoder.push(step.tokens[i]):
                         yield i, piece
             if all(text.stopped for text in self.texts):
                 return
         for i, decoder in enumerate(self._decoders):
-            if not decoder.text.stopped and (piece := decoder.end()):
+            if not decoder.completion.stopped and (piece := decoder.end()):
                 yield i, piece
 
     def finish(self) -> list[Completion]:

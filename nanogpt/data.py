@@ -16,8 +16,8 @@ from torch import Tensor
 from .errors import UserError
 from .system.devices import free_token_memory
 from .text.corpora import SPLITS, Corpus
-from .text.encoding import Tokens, encode
-from .text.readers import Progress, quiet
+from .text.encoding import Tokens, encode_corpus
+from .text.readers import Progress, no_progress
 from .text.tokenizers import Tokenizer
 
 OrderName = Literal["random", "epochs"]
@@ -90,10 +90,10 @@ class Data:
         tokenizer: Tokenizer,
         device: torch.device | str = "cpu",
         val_fraction: float = 0.1,
-        progress: Progress = quiet,
+        progress: Progress = no_progress,
     ) -> None:
         self.splits = {
-            name: Split(encode(corpus, tokenizer, name, val_fraction, progress), device)
+            name: Split(encode_corpus(corpus, tokenizer, name, val_fraction, progress), device)
             for name in SPLITS
         }
 

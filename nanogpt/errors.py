@@ -1,28 +1,28 @@
-"""How a command can end early, and notes: what goes to standard error.
+"""The three ways in which a command can end early, and messages on standard error."""
 
-The user's mistake, a run that had to stop, an interruption.
-"""
-
+import errno
+import os
+import shlex
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from unicodedata import category
 
 
 class UserError(ValueError):
-    """A mistake of the user's. The message is one line: what was wrong and what to do.
+    """A mistake in the input. The message is one line: what is wrong, and what to do.
 
-    The command line prints it and exits with status 2; every exception that is not of this module
-    is a bug of ours and keeps its traceback.
+    The command line prints the message and exits with status 2. An exception of a class that is not
+    in this module is a bug in nanogpt and keeps its traceback.
     """
 
 
 class Stopped(RuntimeError):
-    """Something that nobody asked for made it impossible to go on: a full disk, a NaN.
+    """A failure that ends a run: a full disk, a loss that is NaN, too little memory.
 
-    The message is one line: what happened, then what is safe and what usually helps. Exit status 1.
+    The message is one line: the reason, and the advice what to do. Exit status 1.
     """
 
     def __init__(self, reason: str, advice: str = "") -> None:
@@ -31,24 +31,46 @@ class Stopped(RuntimeError):
 
 
 def write_error(run: Path, error: OSError) -> Stopped:
-    """The error of a disk that is full, or that a run may not write on any more."""
-    what = f"cannot write in {run} ({error.strerror or error})"
+    """The error of a run directory in which a file cannot be written: a full disk, for example."""
+    reason = f"cannot write in {run} ({error.strerror or error})"
     if not (run / "last").exists():
-        return Stopped(what, ": make room, then begin again")
-    return Stopped(what, f": make room, then go on with: nanogpt train --resume {run}")
+        return Stopped(reason, ": make room, then start again")
+    return Stopped(reason, f": make room, then resume with: nanogpt train --resume {run}")
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to end, and it has saved where it is. Exit status 128 + signal."""
+    """A signal asked the run to end, and the run saved a checkpoint. Exit status 128 + signal."""
 
     def __init__(self, number: signal.Signals, saved: str, command: str) -> None:
-        super().__init__(f"interrupted and saved {saved}; go on with: {command}")
+        super().__init__(f"interrupted; saved {saved}; resume with: {command}")
         self.number, self.saved = number, saved
         self.status = 128 + number
 
 
+def is_broken_pipe(error: OSError) -> bool:
+    """Whether the reader of standard output, such as `head`, has ended.
+
+    Windows reports this as an invalid argument.
+    """
+    if os.name == "nt" and error.errno == errno.EINVAL:
+        return error.filename is None
+    return isinstance(error, BrokenPipeError)
+
+
+def join_command(arguments: Sequence[str]) -> str:
+    """A command line with these arguments, quoted as the shell of the system expects it."""
+    if os.name == "nt":
+        import subprocess  # takes a while, and most commands need none
+
+        return subprocess.list2cmdline(arguments)
+    return shlex.join(arguments)
+
+
 def escape_control(text: str) -> str:
-    """Text with the signs that steer a terminal written out, but for line breaks and tabs."""
+    """The text with its control characters, except line breaks and tabs, as escape sequences.
+
+    Printed as they are, they could change the state of a terminal.
+    """
     return "".join(
         c if category(c) != "Cc" or c in "\n\t" else c.encode("unicode_escape").decode()
         for c in text
@@ -56,11 +78,11 @@ def escape_control(text: str) -> str:
 
 
 def suggest_nearest(word: str, known: Iterable[str]) -> str:
-    """The question whether another word was meant; empty where none is near."""
+    """The question "did you mean …?" with the known words most like word; "" if none is."""
     close = get_close_matches(word, list(known))
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def print_note(line: str) -> None:
-    """Tell the user something that is no error and no answer."""
+    """Print a message that is neither an error nor a result to standard error."""
     print(f"nanogpt: {escape_control(line)}", file=sys.stderr)

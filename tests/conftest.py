@@ -1,4 +1,4 @@
-"""What tests share: a cache of their own, and a text that nobody wrote."""
+"""Fixtures for all tests: an own cache, a generated text, small runs."""
 
 import os
 import random
@@ -8,25 +8,27 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
 from nanogpt.cli.main import main
+from nanogpt.errors import UserError
 from nanogpt.optim import OptimConfig
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.text.bpe import HubTokenizer, train_bpe
 from tests.small import SMALL
 from tests.texts import LANGUAGES
 
-settings.register_profile("nanogpt", deadline=None)  # how long something takes is no test
+settings.register_profile("nanogpt", deadline=None)  # a slow machine is no failure
 settings.load_profile("nanogpt")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Corpora are rebuilt once for the tests, and nothing of the user's cache is used."""
+    """The tests use an empty cache, in which each corpus is built once."""
     os.environ["NANOGPT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -39,14 +41,23 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test runs in an empty directory and starts from the same random numbers."""
+    """Every test starts in an empty directory with the same random state."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _forward_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests compare messages that name paths with forward slashes, also on Windows."""
+    if os.name == "nt":
+        monkeypatch.setattr(
+            UserError, "__str__", lambda error: ValueError.__str__(error).replace(os.sep, "/")
+        )
+
+
 @pytest.fixture(scope="session")
 def text() -> str:
-    """6,000 characters with structure to learn: random words out of a small vocabulary."""
+    """6,000 characters with structure to learn: random words from a small vocabulary."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 6))) for _ in range(40)]
     text = " ".join(draw.choice(words) + draw.choice(["", "", ",", ".\n"]) for _ in range(2000))
@@ -55,24 +66,31 @@ def text() -> str:
 
 @pytest.fixture
 def text_file(tmp_path: Path, text: str) -> Path:
-    """The text in a file."""
+    """A file with the text."""
     file = tmp_path / "words.txt"
-    file.write_text(text, encoding="utf-8")
+    file.write_text(text, encoding="utf-8", newline="\n")
     return file
 
 
 @pytest.fixture(scope="session")
 def bpe() -> HubTokenizer:
-    """A small one, of five languages."""
+    """A small tokenizer, trained on five languages."""
     return train_bpe(LANGUAGES * 3, 400)
 
 
 Answer = tuple[int, str, str]
+POSIX_OPTIONS: dict[str, Any] = {
+    "start_new_session": True,  # the process leads a group of its own, as in a terminal
+    # Tests in the background of a shell ignore SIGINT, and so would their children.
+    "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+}
+if os.name != "posix":
+    POSIX_OPTIONS.clear()
 
 
 @pytest.fixture
 def nanogpt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Run a command: its exit status, standard output and standard error."""
+    """Runs a command in this process; returns its exit status, standard output and error."""
 
     def run(*args: object) -> Answer:
         try:
@@ -81,14 +99,14 @@ def nanogpt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
         except SystemExit as exit:
             status = int(exit.code or 0)
         captured = capsys.readouterr()
-        return status, captured.out, captured.err
+        return status, captured.out, captured.err.replace(os.sep, "/")
 
     return run
 
 
 @pytest.fixture
 def process() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
-    """Run a command in a process of its own, which does not outlive the test."""
+    """Starts a command as a process, which is killed at the end of the test."""
 
     @contextmanager
     def run(*args: object) -> Iterator[subprocess.Popen[str]]:
@@ -97,9 +115,7 @@ def process() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # so that it is the first of a group, as in a terminal
-            # Tests started in the background of a shell ignore SIGINT, as would their children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            **POSIX_OPTIONS,
         ) as started:
             try:
                 yield started
@@ -111,7 +127,7 @@ def process() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
 
 @pytest.fixture
 def small() -> list[str]:
-    """Flags of a run that takes a moment."""
+    """Flags of a run that takes less than a second."""
     model = {"n-layer": 1, "n-head": 2, "n-embd": 16, "block-size": 16}
     training = {"steps": 20, "eval-every": 10, "batch-size": 4}
     flags = ["--device", "cpu"]
@@ -124,7 +140,7 @@ def small() -> list[str]:
 
 @pytest.fixture
 def config(text_file: Path) -> RunConfig:
-    """A run of a second."""
+    """The configuration of a run that takes one second."""
     return RunConfig(
         name="small",
         data=str(text_file),
@@ -138,7 +154,7 @@ def config(text_file: Path) -> RunConfig:
 
 @pytest.fixture
 def run(nanogpt: Callable[..., Answer], small: list[str], text_file: Path) -> Path:
-    """A run, trained by the command."""
+    """The directory of a run that the command has trained."""
     status, _, err = nanogpt("train", "--data", text_file, "--out", "mine", *small)
     assert (status, err) == (0, "")
     return Path("mine")

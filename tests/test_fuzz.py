@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -32,6 +31,9 @@ from nanogpt.runs.run import ResumeInfo, load_run_text, read_run_config
 from nanogpt.runs.start import prepare_run, resume_run
 from nanogpt.system.files import remove_if_present
 from nanogpt.train import train
+
+resource = pytest.importorskip("resource")  # not on Windows, nor are /dev/zero and pipes
+UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
 
 Files = dict[str, bytes]
 
@@ -224,7 +226,7 @@ def fuzz(base: Path, seed: int, mutants: int) -> dict[str, Any]:
         slowest = max(slowest, time.perf_counter() - began)
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     assert all("\n" not in line and len(line) < 1000 for line in lines), lines
-    return {"ended": ended, "slowest seconds": slowest, "megabytes": taken / 1024}
+    return {"ended": ended, "slowest seconds": slowest, "megabytes": taken * UNIT / 2**20}
 
 
 RUNS = 100

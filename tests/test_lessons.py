@@ -55,7 +55,7 @@ def test_every_lesson_has_exercises_with_solutions(lesson: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
 def test_it_runs(lesson: Path) -> None:
-    fast = {**os.environ, "NANOGPT_FAST": "1", "MPLBACKEND": "Agg"}
+    fast = {**os.environ, "NANOGPT_FAST": "1", "MPLBACKEND": "Agg", "PYTHONUTF8": "1"}
     done = subprocess.run([sys.executable, lesson], env=fast, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

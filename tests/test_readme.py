@@ -1,7 +1,5 @@
-"""The README and the pages in docs say what is so."""
+"""The README and the pages in docs/ name commands, options, files and presets that exist."""
 
-import importlib
-import json
 import re
 import subprocess
 import sys
@@ -20,7 +18,9 @@ from nanogpt.text.tokenizers import CharTokenizer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = {page.name: page.read_text("utf-8") for page in (ROOT / "docs").glob("*.md")}
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
+PAGES = {page.relative_to(ROOT).as_posix(): page.read_text("utf-8") for page in DOCUMENTS}
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -70,21 +70,28 @@ def test_every_flag_mentioned_anywhere_exists(nanogpt: Command) -> None:
     studies = (("study", "ladder"), ("study", "scaling"))
     for command in (("train",), ("sample",), ("eval",), ("inspect",), *studies):
         known |= set(re.findall(r"--[a-z][\w.-]+", nanogpt(*command, "--help")[1]))
-    for text in (README, *PAGES.values()):
+    for text in PAGES.values():
         assert set(re.findall(r"(?<=[\s`])--[a-z][\w.-]+", text)) <= known
 
 
-def test_every_file_mentioned_exists() -> None:
-    for text in (README, *PAGES.values()):
-        for file in re.findall(r"`((?:nanogpt|benchmarks|docs|tests)/[\w/.]+)`", text):
-            assert (ROOT / file).exists(), file
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=list(PAGES))
+def test_every_file_mentioned_exists(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for file in re.findall(r"`((?:nanogpt|benchmarks|docs|tests|lessons)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / file).exists(), file
+    for link in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / link).exists(), link
 
 
 def test_the_presets_are_those_there_are() -> None:
     rows = re.findall(
-        r"^\| `([\w-]+)` \| .* \| ([\d,]+) \| ([\d,]+) of (\d+) × (\d+) \|", README, re.M
+        r"^\| `([\w-]+)` \| .* \| ([\d,]+) \| ([\d,]+) of (\d+) × (\d+) \|",
+        PAGES["docs/presets.md"],
+        re.M,
     )
     assert [row[0] for row in rows] == list(PRESETS)
     for name, _, *numbers in rows:
@@ -94,36 +101,18 @@ def test_the_presets_are_those_there_are() -> None:
         assert config.model.block_size == block_size
 
 
-def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    presets, versus = (importlib.import_module(name) for name in ("presets", "versus_nanogpt"))
-    assert presets.rows() in README
-    results = sorted((ROOT / "benchmarks" / "results").glob("versus_nanogpt_*.json"))
-    assert results
-    for file in results:
-        assert versus.table(json.loads(file.read_text("utf-8"))) in README
-    throughput = (ROOT / "benchmarks" / "results" / "throughput.md").read_text("utf-8")
-    assert throughput.partition("\n\n")[0] in PAGES["speed.md"]
-    prepared = (ROOT / "benchmarks" / "results" / "corpora.md").read_text("utf-8")
-    assert prepared in PAGES["corpora.md"]
-    studied = (ROOT / "benchmarks" / "results" / "vocabularies.md").read_text("utf-8")
-    assert studied in PAGES["tokenizers.md"]
-    ladder = (ROOT / "benchmarks" / "results" / "ladder.md").read_text("utf-8")
-    assert ladder in PAGES["studies.md"]
-    scaling = (ROOT / "benchmarks" / "results" / "scaling" / "scaling.md").read_text("utf-8")
-    assert scaling in (ROOT / "docs" / "studies.md").read_text("utf-8")
-    for name, recipe in RECIPES.items():
-        assert f"| {name} | {recipe.dropout:g} | {recipe.weight_decay:g} |" in PAGES["studies.md"]
-    for device in ("cpu", "cuda"):
-        written = (ROOT / "benchmarks" / "results" / f"sampling_{device}.md").read_text("utf-8")
-        assert written.strip() in PAGES["sampling.md"]
-
-
 def test_the_corpora_are_those_there_are() -> None:
+    page = PAGES["docs/corpora.md"]
     for name, corpus in CORPORA.items():
-        assert f"| `{name}` |" in README
-        assert corpus.sha256 in PAGES["corpora.md"]
-        assert corpus.url is None or corpus.url in README
+        assert f"| `{name}` |" in page
+        assert corpus.sha256 in page
+        assert corpus.url is None or corpus.url in page
+
+
+def test_the_recipes_are_those_of_the_study() -> None:
+    for name, recipe in RECIPES.items():
+        row = f"| {name} | {recipe.dropout:g} | {recipe.weight_decay:g} |"
+        assert row in PAGES["docs/studies.md"]
 
 
 @pytest.mark.parametrize("code", blocks("python"))
@@ -135,7 +124,18 @@ def test_the_python_runs(code: str) -> None:
     assert len(done.stdout) == 200
 
 
+NO_TEST_OF_ITS_OWN = {"cli/arguments", "runs/failures", "runs/keeper", "text/glyphs"}
+"""Tested through the modules that use them."""
+
+
 def test_every_module_has_its_test() -> None:
-    modules = {file.stem for file in (ROOT / "nanogpt").rglob("*.py")} - {"__init__", "__main__"}
-    tests = {file.stem.removeprefix("test_") for file in (ROOT / "tests").glob("test_*.py")}
-    assert modules - {"errors", "arguments"} <= tests
+    modules = {
+        file.relative_to(ROOT / "nanogpt").with_suffix("").as_posix()
+        for file in (ROOT / "nanogpt").rglob("*.py")
+        if not file.stem.startswith("__")
+    }
+    tests = {
+        file.relative_to(ROOT / "tests").with_suffix("").as_posix().replace("test_", "")
+        for file in (ROOT / "tests").rglob("test_*.py")
+    }
+    assert modules - NO_TEST_OF_ITS_OWN <= tests

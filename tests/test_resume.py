@@ -1,7 +1,6 @@
 """A run that was stopped, in whatever way, and went on is the run that it would have been."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -50,7 +49,7 @@ class Stop(Reporter):
 
     def recorded(self, record: Record, best: Best | None) -> None:
         if record.step == self.step:
-            os.kill(os.getpid(), self.how)
+            signal.raise_signal(self.how)
 
 
 def interrupted(config: RunConfig, out: Path, *steps: int) -> None:
@@ -198,7 +197,7 @@ def test_the_best_may_have_been_deleted(config: RunConfig) -> None:
         ({"optim": OptimConfig("adam")}, r"--optim\.optimizer is adam, and this run began with ad"),
         ({"train": TrainConfig(steps=10)}, r"--train\.steps is 10, and run is at step 21: name a"),
         ({"data": "nowhere.txt"}, "there is no file nowhere.txt"),
-        ({"data": "other.txt"}, "other.txt is not the text that this run learned from"),
+        ({"data": "other.txt"}, "other.txt is not the text that this run was trained on"),
     ],
 )
 def test_another_run_is_refused(config: RunConfig, change: dict[str, object], says: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,6 +14,8 @@ import pytest
 
 from nanogpt.runs.checkpoint import load_checkpoint
 from tests.same import assert_same
+
+resource = pytest.importorskip("resource")  # not on Windows, which has no signals either
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
@@ -55,7 +56,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
         assert training.returncode == 128 + number
     step = load_checkpoint("mine/last").step
     assert step > 10
-    says = f"interrupted and saved at step {step:,}; go on with: nanogpt train --resume mine"
+    says = f"interrupted; saved at step {step:,}; resume with: nanogpt train --resume mine"
     assert err == f"\nnanogpt: {says}\n"
     status, out, err = nanogpt("train", "--resume", "mine", "--train.steps", step + 5)
     assert (status, err) == (0, "")
@@ -147,7 +148,7 @@ def stopped_by_a_full_disk(answer: tuple[int, str, str], run: Path, reason: str)
     status, _, err = answer
     assert status == 1
     assert err == (
-        f"nanogpt: cannot write in {run} ({reason}): make room, then go on with: "
+        f"nanogpt: cannot write in {run} ({reason}): make room, then resume with: "
         f"nanogpt train --resume {run}\n"
     )
     assert load_checkpoint(run / "last").step >= 20

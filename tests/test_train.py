@@ -45,8 +45,8 @@ def test_it_learns_and_leaves_what_it_promised(config: RunConfig) -> None:
     assert result.best.val_loss < 2.2 < result.run.bigram_loss + 1
     assert [line["step"] for line in lines(result)] == list(range(0, 61, 5))
     assert [line["step"] for line in lines(result) if "val_loss" in line] == [0, 20, 40, 60]
-    names = {"run.json", "metrics.jsonl", "loss.png", "best", "last", ".lock"}
-    assert {file.name for file in out.iterdir()} == names
+    names = {"run.json", "metrics.jsonl", "loss.png", "best", "last", ".pid"}
+    assert {file.name for file in out.iterdir()} - {".lock"} == names  # Windows removes it
     saved = json.loads((out / "run.json").read_text())
     assert saved["config"]["model"]["vocab_size"] == result.run.tokenizer.vocab_size
     assert saved["config"]["train"]["steps"] == 60

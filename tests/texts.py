@@ -1,4 +1,4 @@
-"""Texts of many languages, and what can be made of their parts."""
+"""Texts in many languages, and a helper to decode them token by token."""
 
 from hypothesis import strategies as st
 
@@ -11,17 +11,17 @@ LANGUAGES = [
     "أكون أو لا أكون، ذلك هو السؤال",
     "\ufeff👩‍👩‍👧 and 🏴‍☠️ \x00\t e\u0301 no newline at the end",
 ]
-# Words that come again, and spaces of all kinds between them, so that there is something to merge.
-parts = st.lists(
+# Repeated words and all kinds of spaces, so that there are pairs to merge.
+words = st.lists(
     st.sampled_from(
         ["the", " the", " then", "'s", "\n", " ", "  ", "\t", "\r\n", "é", "问题", "1", "22"]
     )
     | st.text(max_size=4)
 )
-texts = parts.map("".join)
+texts = words.map("".join)
 
 
-def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Ids as text, one by one."""
-    stream = tokenizer.stream()
+def stream_decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Decode ids one at a time."""
+    stream = tokenizer.decode_stream()
     return "".join([stream.push(i) for i in ids]) + stream.end()

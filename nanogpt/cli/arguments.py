@@ -1,205 +1,315 @@
-"""What the commands take, and how it is read. The one place that knows the library for it."""
+"""Parses the arguments of a command into its dataclass. The only module that imports tyro.
+
+Every field of the dataclass is an option, and its docstring is the help text of that option. A
+wrong argument raises UserError with a message of one line.
+"""
 
 import contextlib
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from types import NoneType
+from typing import (
+    Annotated,
+    Any,
+    Optional,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 
-from ..errors import UserError
+from ..errors import UserError, is_broken_pipe, suggest_nearest
 
 T = TypeVar("T")
-Run = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")]
+
+
+def placeholder(text: str) -> Any:
+    """Marks a field with the text that stands for its value in the help."""
+    return tyro.conf.arg(metavar=text)
+
+
+def _make_value_error(value: str, requirement: str) -> ValueError:
+    message = f"is {value!r}: it must be {requirement}"  # the flag comes before it
+    return ValueError(message)
+
+
+def _parse_optional_run(values: list[str]) -> str:
+    if len(values) > 1:
+        raise _make_value_error(" ".join(values), "one run")
+    return values[0] if values else ""
+
+
+positional: Any = tyro.conf.Positional
+"""Marks a field that is given by its position, without a flag."""
+flat = tyro.conf.arg(name="")
+"""Marks a nested dataclass whose options have no prefix."""
+OptionalString = Optional[str]  # noqa: UP045  for `str | None`, tyro loads another library: 0.1 s
+Run = Annotated[OptionalString, positional, placeholder("[RUN]")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+OptionalRun = Annotated[
+    OptionalString,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[RUN]",
+        instance_from_str=_parse_optional_run,
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: ["None"] if value is None else [value],
+    ),
+]
+"""An option whose value can be left out: None without the option, "" without the value."""
+
+_NUMBERS: dict[type, str] = {int: "an integer", float: "a number"}
+_registry = tyro.constructors.ConstructorRegistry()
 
 
-@dataclass(frozen=True)
-class SampleArgs:
-    """Write with a trained model."""
+@_registry.primitive_rule
+def _make_number_spec(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """How to parse an integer or a number, perhaps optional; None for any other type.
 
-    run: Run = None
-    """Directory of a run, or its name below runs/; without it, the newest."""
-    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text to continue; several times for several. Without it, the start of a line."""
-    prompt_file: Path | None = None
-    """File with a text to continue."""
-    interactive: Flag = False
-    """Ask for one prompt after the other; Ctrl-C ends a text, Ctrl-D all."""
-    max_new_tokens: int = 500
-    """Tokens to write."""
-    samples: int = 1
-    """How many continuations to write of each prompt."""
-    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """End a text before this string; several times for several."""
-    temperature: float = 0.8
-    """Below 1 safer, above 1 wilder; 0 always takes the likeliest token."""
-    top_k: int | None = None
-    """Draw from the k likeliest tokens only."""
-    top_p: float | None = None
-    """Draw from the likeliest tokens that together have this probability."""
-    min_p: float | None = None
-    """Draw from tokens with at least this part of the likeliest one's probability."""
-    repetition_penalty: float = 1.0
-    """Above 1: what the text has already becomes less likely."""
-    seed: int = 1337
-    """The same seed writes the same text."""
-    json: Flag = False
-    """A JSON object a line for each text: prompt, text, tokens, logprobs, stopped."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights; auto is bfloat16 on a GPU that has it, float32 elsewhere."""
-    cuda_graph: bool = True
-    """Capture a step once and replay it, on a CUDA device."""
-
-
-@dataclass(frozen=True)
-class TokenizeArgs:
-    """Show how a tokenizer cuts a text."""
-
-    text: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT]")] = None
-    """The text; without it, standard input."""
-    tokenizer: str = "char"
-    """char, byte, bpe, bpe:N, the path of a tokenizer.json, or a run."""
-    data: str = "tinyshakespeare"
-    """What char and bpe learn from: a corpus, or the path of a text."""
-    json: Flag = False
-    """Print one JSON object instead."""
-
-
-@dataclass(frozen=True)
-class DataArgs:
-    """Show what a text is like, and what is to be beaten on it: the entropy of its n-grams."""
-
-    data: Annotated[str, tyro.conf.Positional] = "tinyshakespeare"
-    """What train takes as --data."""
-    column: str = "text"
-    """Where the texts of .jsonl and .parquet are."""
-    separator: str = "\n\n"
-    """What stands between documents."""
-    json: Flag = False
-    """Print one JSON object instead."""
-
-
-@dataclass(frozen=True)
-class InspectArgs:
-    """Show what a model does with a text, on a web page that needs no network.
-
-    Where every head looks, what is expected at every position, what each layer would say, and where
-    the tokens lie.
+    The messages of tyro for a wrong number are several lines long.
     """
+    kinds = set(get_args(info.type) or (info.type,))
+    is_optional = NoneType in kinds
+    kind = next(iter(kinds - {NoneType}), None)
+    if len(kinds - {NoneType}) != 1 or kind not in _NUMBERS:
+        return None
+    accepted = (int, kind, NoneType) if is_optional else (int, kind)
+    description = _NUMBERS[kind] + (" or None" if is_optional else "")
 
-    run: Run = None
-    """Directory of a run, or its name below runs/; without it, the newest."""
-    prompt: str = ""
-    """The text; without it, one that the model writes."""
-    out: Path | None = None
-    """The page; without it, inspect.html in the run."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    def parse(values: list[str]) -> object:
+        if is_optional and values[0] == "None":
+            return None
+        try:
+            return kind(values[0])
+        except ValueError:
+            raise _make_value_error(values[0], description) from None
 
-
-@dataclass(frozen=True)
-class EvalArgs:
-    """Measure a trained model on a whole split of a text.
-
-    Several are measured as one: the mean of their probabilities.
-    """
-
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUN ...]")] = ()
-    """Directories of runs, or their names below runs/; without one, the newest."""
-    split: Literal["auto", "val", "train", "all"] = "auto"
-    """val is the last 10% of the text, train the first 90%; auto is val, and with --data all."""
-    data: str | None = None
-    """Another text than the run learned from: what train takes as --data."""
-    column: str = "text"
-    """Where the texts of .jsonl and .parquet are."""
-    separator: str = "\n\n"
-    """What stands between documents."""
-    json: Flag = False
-    """Print one JSON object instead of a sentence."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-
-
-@dataclass(frozen=True)
-class LadderArgs:
-    """Climb from counting characters to a GPT, and see what each step buys.
-
-    What is done already is not done again. Writes ladder.json, ladder.md and ladder.svg.
-    """
-
-    data: str = "tinyshakespeare"
-    """What train takes as --data."""
-    out: Path = Path("runs/ladder")
-    """Directory of the study, with one for each rung in it."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; on a GPU the rungs and the batches are larger."""
-    steps: int | None = None
-    """Optimizer steps of every rung; without it 1,000."""
-    seed: int = 1337
-    """Decides the initial weights, the order of the batches, dropout and the samples."""
-    json: Flag = False
-    """Print one JSON object instead of a table."""
-
-
-@dataclass(frozen=True)
-class ScalingArgs:
-    """Train models of many sizes on many amounts of text, and fit a law to their losses.
-
-    L(N, D) = E + A / N^α + B / D^β, for N parameters and D characters. Meant for a GPU. What is
-    done already is not done again. Writes scaling.json, scaling.md and three pictures.
-    """
-
-    out: Path = Path("runs/scaling")
-    """Directory of the study, with one for each run in it."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; cuda is all the GPUs that there are."""
-    at_a_time: int = 3
-    """Runs at a time on each GPU."""
-    sizes: int = 7
-    """How many sizes, from the smallest: 7 end at 28 million parameters."""
-    steps: int = 2500
-    """Optimizer steps of each run, at most; it ends when it gets no better."""
-    seed: int = 1337
-    """Decides the initial weights, the order of the batches and dropout."""
-    json: Flag = False
-    """Print one JSON object instead of tables."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, accepted),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def parse_arguments(
     default: T, args: Sequence[str], prog: str, description: str | None = None
 ) -> T:
-    """Default with args applied. What args have wrong becomes a UserError of one line."""
-    config = (tyro.conf.AvoidSubcommands,)
-    box = io.StringIO()
+    """The dataclass `default` with the values of `args`. Raises UserError for a wrong argument."""
+    kind: Any = type(default)
+    flags = _list_flags(kind, default)
+    result = _run_parser(kind, args, prog, flags, default=default, description=description)
+    return cast(T, result)
+
+
+def parse_with_defaults(
+    kind: type[T], choose_defaults: Callable[[T], tuple[T, str]], args: Sequence[str], prog: str
+) -> T:
+    """A dataclass with the values of `args`, some of which decide the defaults of the others.
+
+    The same parser runs twice. The first pass accepts the options of every kind of model and
+    compares no value with another. `choose_defaults` gets its result, of which only the values that
+    decide are of use, and returns the defaults and the description for the second pass.
+    """
+    unchecked = _remove_checks(kind)
+    help_flag = Annotated[Flag, tyro.conf.arg(aliases=["-h"])]
+    first_kind = make_dataclass("FirstPass", [("help", help_flag, False)], bases=(unchecked,))
+    flags = _list_flags(unchecked)
+    first = _run_parser(first_kind, args, prog, flags, default=first_kind(), add_help=False)
+    defaults, description = choose_defaults(first)
+    return parse_arguments(defaults, ["--help"] if first.help else args, prog, description)
+
+
+def parse_command(commands: Mapping[str, type[T]], args: Sequence[str], prog: str) -> T:
+    """The dataclass of the command that `args` name, with the values of `args`."""
+    kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items()]
+    kind = Union[tuple(kinds)]  # type: ignore[valid-type]  # noqa: UP007  built at run time
+    flags = {k: v for kind in commands.values() for k, v in _list_flags(kind).items()}
+    return cast(T, _run_parser(kind, args, prog, flags, commands))
+
+
+@contextlib.contextmanager
+def report_mistakes(kind: type) -> Iterator[None]:
+    """Turn a ValueError, such as that of a configuration, into a UserError that names flags."""
     try:
-        with contextlib.redirect_stderr(box):
+        yield
+    except ValueError as error:
+        raise UserError(_name_flags(str(error), _list_flags(kind))) from None
+
+
+def _run_parser(
+    kind: Any,
+    args: Sequence[str],
+    prog: str,
+    flags: Mapping[str, str],
+    commands: Mapping[str, type] | None = None,
+    **options: Any,
+) -> Any:
+    """The result of tyro. `flags` has the flag of every field.
+
+    Raises UserError for a wrong argument and SystemExit after printing help.
+    """
+
+    def reject(event: Any) -> None:
+        error = None
+        with contextlib.suppress(Exception):  # another version of tyro has other events
+            error = _explain_event(event, flags, commands or (), prog)
+        if error:
+            raise error
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), _listen(reject):
             return tyro.cli(
-                type(default),
+                kind,
                 args=args,
                 prog=prog,
-                description=description,
-                default=default,
-                config=config,
+                registry=_registry,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.UseAppendAction),
+                **options,
             )
+    except ValueError as error:
+        raise UserError(_name_flags(str(error), flags)) from None
+    except OSError as error:
+        if is_broken_pipe(error):  # the reader of the help has closed it
+            raise
     except SystemExit as exit:
         if not exit.code:
             raise
-    raise UserError(_flat(box.getvalue(), f"see {prog.partition(' [')[0]} --help"))
+    except Exception:  # a bug in the drawing of a message must not hide the message
+        pass
+    if text := _remove_drawing(printed.getvalue()):
+        raise UserError(text)
+    raise UserError(f"cannot understand the arguments; see {prog} --help")
 
 
-def _flat(box: str, otherwise: str) -> str:
-    """A message that tyro drew in a box, as one line: what was wrong, and what to do."""
-    text = " ".join(line.strip("╭│╰╮╯ ") for line in box.splitlines())
-    _, wrong, *more = re.split(r"[─-]{5,}", text)  # a title, the message, suggestions
-    wrong = wrong.strip().rstrip(".")
-    if ours := re.match(r"Error parsing \w+: ", wrong):  # a ValueError of a configuration
-        return wrong[ours.end() :]
-    if meant := [flag for s in more if "meant" in s for flag in re.findall(r"--[\w.-]+", s)]:
-        otherwise = f"did you mean {' or '.join(dict.fromkeys(meant))}?"
-    return f"{wrong}; {otherwise}"
+def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:
+    """Calls `reject` with each error of tyro as an object, if this version of tyro can do so.
+
+    The hook is private. Without it, the text that tyro prints is the message.
+    """
+    try:
+        listening = import_module("tyro._errors").on_parse_error(reject)
+    except (ImportError, AttributeError, TypeError):
+        return contextlib.nullcontext()
+    return cast("contextlib.AbstractContextManager[None]", listening)
+
+
+def _explain_event(
+    event: Any, flags: Mapping[str, str], commands: Collection[str], prog: str
+) -> UserError | None:
+    """An error of tyro as a UserError; None for an error of an unknown kind."""
+    match type(event).__name__:
+        case "UnrecognizedArgs":
+            return _explain_unknown(event.tokens, flags.values(), commands, prog)
+        case "MissingSubcommand":
+            return UserError(f"{prog} needs a name: use one of {', '.join(commands)}")
+        case "BadValue":
+            flag = _get_flag(event.argument)
+            return UserError(f"{flag} needs a value, as in {flag}=VALUE")
+        case "InvalidChoice":
+            flag, choices = _get_flag(event.argument), ", ".join(event.choices)
+            return UserError(f"{flag} is {event.value!r}: it must be one of {choices}")
+        case "InstantiationFailure" if event.argument is not None:
+            return UserError(f"{_get_flag(event.argument)} {event.message}")
+        case "InstantiationFailure":
+            return UserError(_name_flags(event.message, flags))
+    return None
+
+
+def _get_flag(argument: Any) -> str:
+    """The flag of an argument of tyro, or the placeholder of a positional one."""
+    lowered = argument.lowered
+    return str(lowered.metavar if argument.is_positional() else lowered.name_or_flags[-1])
+
+
+def _explain_unknown(
+    tokens: Sequence[str], flags: Collection[str], commands: Collection[str], prog: str
+) -> UserError:
+    """An error about arguments that the parser does not know, with the nearest known one."""
+    option = next((token for token in tokens if token.startswith("-")), None)
+    if option is None and commands:
+        known = suggest_nearest(tokens[0], commands) or f"use one of {', '.join(commands)}"
+        return UserError(f"there is no {prog.split()[-1]} {tokens[0]!r}: {known}")
+    if option is None:
+        return UserError(f"unexpected argument {tokens[0]!r}; see {prog} --help")
+    flag = option.partition("=")[0].replace("_", "-")
+    near = [each for each in flags if each.rpartition(".")[2] == flag.lstrip("-")]
+    near = near or get_close_matches(flag, flags, n=1, cutoff=0.7)
+    if near:
+        return UserError(f"there is no option {flag}: did you mean {' or '.join(near)}?")
+    return UserError(f"there is no option {flag}; see {prog} --help")
+
+
+def _list_flags(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, str]:
+    """The flag of every field of a dataclass and of the dataclasses in it, by the field's name.
+
+    A default decides which dataclass of a union counts. A boolean has a second flag: no_NAME.
+    """
+    flags: dict[str, str] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        value = getattr(default, name, None)
+        children = [type(value)] if is_dataclass(value) else _find_dataclasses(hint)
+        inner_prefix = prefix if flat in get_args(hint) else f"{prefix}{name}."
+        for child in children:
+            flags |= _list_flags(child, value, inner_prefix)
+        if not children:
+            flags[name] = prefix + name.replace("_", "-")
+        if hint is bool:
+            flags[f"no_{name}"] = f"{prefix}no-{name.replace('_', '-')}"
+    return flags
+
+
+def _name_flags(message: str, flags: Mapping[str, str]) -> str:
+    """A message about fields of a dataclass, with the flags of the fields for their names.
+
+    A field is the first word of a message, or any word with an underscore: `n_embd is 128, which
+    n_head 3 does not divide`.
+    """
+    return re.sub(
+        r"^\w+|(?<![\w'\"./-])\w+_\w+",
+        lambda match: flags.get(match[0], match[0]),
+        message,
+    )
+
+
+def _remove_drawing(text: str) -> str:
+    """A message in plain words on one line, whatever box or colours surround it."""
+    text = re.sub(r"\x1b\[[\d;]*[A-Za-z]|[\u2500-\u259f]", " ", text)
+    return " ".join(word for word in text.split() if not re.fullmatch(r"[|+=_*#~-]+", word))
+
+
+def _find_dataclasses(hint: Any) -> list[Any]:
+    """The dataclasses of a type hint: one, those of a union, or none."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    return [kind for kind in get_args(hint) or (hint,) if is_dataclass(kind)]
+
+
+def _remove_checks(*kinds: Any) -> Any:
+    """A dataclass with the fields of all `kinds` and without their checks, at every depth."""
+    merged: dict[str, tuple[str, Any, Any]] = {}
+    for kind in kinds:
+        hints = get_type_hints(kind, include_extras=True)
+        for each in fields(kind):
+            hint, default = hints[each.name], field(default=each.default)
+            if each.default_factory is not MISSING:
+                default = field(default_factory=each.default_factory)
+            if children := _find_dataclasses(hint):
+                child = _remove_checks(*children)
+                marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+                hint = Annotated[child, *marks] if marks else child
+                default = field(default_factory=child)
+            merged.setdefault(each.name, (each.name, hint, default))
+    return make_dataclass("Unchecked", merged.values(), kw_only=True)

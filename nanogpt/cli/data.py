@@ -1,61 +1,76 @@
-"""nanogpt data."""
+"""nanogpt data: statistics of a text, and the losses of its n-grams."""
 
 import json
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..reports.survey import Survey, nats_to_bits
+from ..reports.survey import Survey, nats_to_bits, survey_text
+from ..text import corpora
 from ..text.glyphs import make_visible
-from .arguments import DataArgs, parse_arguments
+from .arguments import Flag, parse_arguments, placeholder, positional
+from .progress import Bar
 
 
-def survey_tables(found: Survey) -> list[Table]:
-    """What a text is like, and its n-grams."""
-    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    shown = " ".join(map(make_visible, found.alphabet[:200])) + (
-        " …" if found.alphabet[200:] else ""
-    )
-    rows = {
-        "size": f"{found.bytes:,} bytes, {found.characters:,} characters, {found.lines:,} lines, "
-        f"{found.words:,} words",
-        "to train on": f"{found.train:,} characters, the first 90%",
-        "to measure with": f"{found.val:,} characters, the last 10%",
-        "alphabet": f"{len(found.alphabet):,}: {shown}",
-        "frequent words": ", ".join(f"{word} {count:,}" for word, count in found.frequent),
-    }
-    for name, value in rows.items():
-        facts.add_row(name, escape(value))
-    columns = ("nats a character", "entropy", "bits", "validation loss by counting")
-    ngrams = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for each, name in zip(found.ngrams, ("unigrams", "bigrams", "trigrams"), strict=False):
-        numbers = (
-            f"{each.entropy:.4f}",
-            f"{nats_to_bits(each.entropy):.4f}",
-            f"{each.val_loss:.4f}",
-        )
-        ngrams.add_row(name, *numbers)
-    return [facts, ngrams] if found.ngrams else [facts]
+@dataclass(frozen=True)
+class DataArgs:
+    """Show statistics of a text, and the entropies and validation losses of its n-grams.
+
+    A model that learns more than these counts has a lower validation loss.
+    """
+
+    data: Annotated[str, positional, placeholder("[DATA]")] = "tinyshakespeare"
+    """Corpus, file, folder, pattern or address: the same values as --data of train."""
+    column: str = "text"
+    """Column of .jsonl and .parquet files that has the text."""
+    separator: str = "\n\n"
+    """Text between documents."""
+    json: Flag = False
+    """Print one JSON object instead of tables."""
 
 
 def data(args: list[str]) -> None:
-    """show what a text is like, and what is to be beaten on it"""
-    from rich.console import Console
-
-    from ..reports.survey import survey_text
-    from ..text import corpora
-    from .progress import Bar
-
+    """Print statistics of a text."""
     options = parse_arguments(DataArgs(), args, "nanogpt data")
     with Bar(Console()) as bar:
-        load = partial(corpora.load_corpus, column=options.column, separator=options.separator)
-        found = survey_text(load(options.data, progress=bar.tell), bar.tell)
+        corpus = corpora.load_corpus(
+            options.data,
+            column=options.column,
+            separator=options.separator,
+            progress=bar.update,
+        )
+        result = survey_text(corpus, bar.update)
     if options.json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(result)))
         return
     console = Console(highlight=False)
-    for table in survey_tables(found):
+    for table in make_survey_tables(result):
         console.print(table)
         console.print()
+
+
+def make_survey_tables(survey: Survey) -> list[Table]:
+    """A table of the statistics of a text, and one of its n-grams if they were counted."""
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    characters = " ".join(map(make_visible, survey.alphabet[:200]))
+    characters += " …" if survey.alphabet[200:] else ""
+    rows = {
+        "size": f"{survey.bytes:,} bytes, {survey.characters:,} characters, "
+        f"{survey.lines:,} lines, {survey.words:,} words",
+        "training": f"{survey.train:,} characters, the first 90%",
+        "validation": f"{survey.val:,} characters, the last 10%",
+        "alphabet": f"{len(survey.alphabet):,}: {characters}",
+        "frequent words": ", ".join(f"{word} {count:,}" for word, count in survey.frequent),
+    }
+    for name, value in rows.items():
+        facts.add_row(name, escape(value))
+    columns = ("nats per character", "entropy", "in bits", "validation loss by counting")
+    ngrams = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for each, name in zip(survey.ngrams, ("unigrams", "bigrams", "trigrams"), strict=False):
+        ngrams.add_row(
+            name, f"{each.entropy:.4f}", f"{nats_to_bits(each.entropy):.4f}", f"{each.val_loss:.4f}"
+        )
+    return [facts, ngrams] if survey.ngrams else [facts]

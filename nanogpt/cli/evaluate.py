@@ -1,71 +1,107 @@
-"""nanogpt eval."""
+"""nanogpt eval: measure the loss of a trained model on a whole split."""
 
 import json
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
+from rich.console import Console
+
+from ..data import Split
 from ..errors import UserError
-from .arguments import EvalArgs, parse_arguments
+from ..evaluate import Ensemble
+from ..evaluate import evaluate as evaluate_split
+from ..runs.checkpoint import load_checkpoint
+from ..runs.directory import find_run
+from ..runs.run import load_run_text, read_description
+from ..system.devices import limit_threads, pick_device
+from ..text import corpora
+from ..text.encoding import encode_corpus
+from .arguments import Flag, parse_arguments, placeholder, positional
+from .progress import Bar
+
+
+@dataclass(frozen=True)
+class EvalArgs:
+    """Measure the loss of a trained model on a whole split of a text.
+
+    Several runs are evaluated as one model: the mean of their probabilities.
+    """
+
+    runs: Annotated[tuple[str, ...], positional, placeholder("[RUN ...]")] = ()
+    """Run directories, or their names below runs/; by default the newest run."""
+    split: Literal["auto", "val", "train", "all"] = "auto"
+    """train is the start of the text, val the end of it that was held out; auto is val, and all
+    for another text."""
+    data: str | None = None
+    """Another text to evaluate on: the same values as --data of train."""
+    column: str = "text"
+    """Column of .jsonl and .parquet files that has the text."""
+    separator: str = "\n\n"
+    """Text between documents."""
+    json: Flag = False
+    """Print one JSON object instead of a sentence."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
 
 
 def evaluate(args: list[str]) -> None:
-    """measure a trained model on a whole split"""
-    from rich.console import Console
-
-    from ..data import Split
-    from ..evaluate import Ensemble
-    from ..evaluate import evaluate as measure
-    from ..runs.checkpoint import load_checkpoint
-    from ..runs.directory import find_run
-    from ..runs.run import load_run_text, read_description
-    from ..system.devices import limit_threads, pick_device
-    from ..text import corpora
-    from ..text.encoding import encode
-    from .progress import Bar
-
+    """Print the loss of one run, or of several runs as one model."""
     options = parse_arguments(EvalArgs(), args, "nanogpt eval")
     limit_threads()
     device = pick_device(options.device)
     runs = [find_run(run) for run in options.runs or (None,)]
-    every = [load_checkpoint(run / "best", device) for run in runs]
+    checkpoints = [load_checkpoint(run / "best", device) for run in runs]
     with Bar(Console()) as bar:
         if options.data:
             corpus = corpora.load_corpus(
-                options.data, None, options.column, options.separator, bar.tell
+                options.data, options.column, options.separator, bar.update
             )
             val_fraction = read_description(runs[0]).config.val_fraction
         else:
-            corpus, val_fraction = load_run_text(runs[0], bar.tell)
-    first = every[0]
-    for run, one in zip(runs[1:], every[1:], strict=True):
+            corpus, val_fraction = load_run_text(runs[0], bar.update)
+    first = checkpoints[0]
+    for run, checkpoint in zip(runs[1:], checkpoints[1:], strict=True):
         if not options.data:
-            other, other_fraction = load_run_text(run)
-            if other.facts != corpus.facts or other_fraction != val_fraction:
-                raise UserError(f"{runs[0]} and {run} learned from two texts: name one with --data")
-        if one.tokenizer.to_json() != first.tokenizer.to_json():
-            raise UserError(f"{runs[0]} and {run} have two tokenizers: measure each by itself")
-        if one.model.config.block_size != first.model.config.block_size:
-            raise UserError(f"{runs[0]} and {run} have two contexts: measure each by itself")
+            other_corpus, other_fraction = load_run_text(run)
+            if other_corpus.facts != corpus.facts or other_fraction != val_fraction:
+                raise UserError(
+                    f"{runs[0]} and {run} were trained on different texts: choose one with --data"
+                )
+        if checkpoint.tokenizer.to_json() != first.tokenizer.to_json():
+            raise UserError(
+                f"{runs[0]} and {run} have different tokenizers: evaluate them one by one"
+            )
+        if checkpoint.model.config.block_size != first.model.config.block_size:
+            raise UserError(
+                f"{runs[0]} and {run} have different block sizes: evaluate them one by one"
+            )
     name = options.split
     if name == "auto":
-        name = "all" if options.data and not corpus.tokens else "val"
+        name = "all" if options.data and not corpus.token_folder else "val"
     part = None if name == "all" else name
     with Bar(Console()) as bar:
-        split = Split(encode(corpus, first.tokenizer, part, val_fraction, bar.tell), device)
+        split = Split(
+            encode_corpus(corpus, first.tokenizer, part, val_fraction, bar.update), device
+        )
     split.require(1, name)
-    model = first.model if len(every) == 1 else Ensemble([one.model for one in every])
-    found = measure(model, split)
+    models = [checkpoint.model for checkpoint in checkpoints]
+    evaluation = evaluate_split(models[0] if len(models) == 1 else Ensemble(models), split)
+    steps = [checkpoint.step for checkpoint in checkpoints]
     if options.json:
         answer = {
             "runs": [str(run) for run in runs],
-            "steps": [one.step for one in every],
+            "steps": steps,
             "split": name,
-            "loss": found.loss,
-            "bits_per_byte": found.bits_per_byte,
-            "tokens": found.tokens,
+            "loss": evaluation.loss,
+            "bits_per_byte": evaluation.bits_per_byte,
+            "tokens": evaluation.tokens,
         }
         print(json.dumps(answer))
     else:
-        which = " and ".join(f"{run}, step {c.step:,}" for run, c in zip(runs, every, strict=True))
+        subject = " and ".join(
+            f"{run}, step {step:,}" for run, step in zip(runs, steps, strict=True)
+        )
         print(
-            f"{which}: {name} loss {found.loss:.4f} nats per token, "
-            f"{found.bits_per_byte:.4f} bits per byte, over {found.tokens:,} tokens"
+            f"{subject}: {name} loss {evaluation.loss:.4f} nats per token, "
+            f"{evaluation.bits_per_byte:.4f} bits per byte, over {evaluation.tokens:,} tokens"
         )

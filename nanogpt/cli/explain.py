@@ -1,114 +1,140 @@
-"""nanogpt explain."""
+"""nanogpt explain: show what a run needs before it starts: parameters, memory, operations, time."""
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
+from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError, suggest_nearest
-from ..reports.explain import Explanation, Line
-from .arguments import parse_arguments
+from ..models import BigramConfig, PlainConfig
+from ..reports.explain import Explanation, Line, explain_run
+from ..reports.rates import measure_rates
+from ..runs.config import RunConfig
+from ..runs.directory import RUNS, find_run
+from ..runs.presets import PRESETS, default_preset_name, get_preset
+from ..runs.run import read_description
+from ..system.devices import limit_threads, pick_device, pick_precision
+from ..text import corpora
+from ..text.encoding import get_tokenizer
+from ..text.readers import no_progress
+from .arguments import Flag, flat, parse_with_defaults, placeholder, positional
 from .progress import duration
 
 
-def explanation_tables(found: Explanation) -> list[Table]:
-    """What a run takes: parameters, memory, operations, time."""
+@dataclass(frozen=True)
+class ExplainArgs:
+    """Show what a run needs before it starts: parameters, memory, operations, time."""
 
-    def table(title: str, lines: Sequence[Line], shown: Callable[[float], str]) -> Table:
-        drawn = Table(title, "by", "", box=None, padding=(0, 2, 0, 0), header_style="bold")
-        drawn.columns[2].justify = "right"
+    size: Annotated[str | None, positional, placeholder("[SIZE]")] = None
+    """Preset or run to explain: its values are the defaults of the options below. By default it
+    depends on the device: baby on a GPU, tiny elsewhere."""
+    json: Flag = False
+    """Print one JSON object instead of tables."""
+    config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
+
+
+def explain(args: list[str]) -> None:
+    """Print what a run needs."""
+    options = parse_with_defaults(ExplainArgs, _choose_defaults, args, "nanogpt explain")
+    size = options.size
+    assert size is not None
+    config = options.config
+    if isinstance(config.model, PlainConfig):
+        raise UserError(f"{size} is a GPT with parts left out: explain a preset or another run")
+    limit_threads()
+    device = pick_device(config.device)
+    precision = pick_precision(config.precision, device)
+    default = _find_config(size)
+    if (config.data, config.tokenizer) != (default.data, default.tokenizer):
+        corpus = corpora.load_corpus(config.data, config.column, config.separator)
+        tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, no_progress)
+        config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
+    model, training = config.model, config.train
+    tokens = training.batch_size // training.accumulation * model.block_size
+    width = model.vocab_size if isinstance(model, BigramConfig) else model.n_embd
+    rates = measure_rates(device, precision, tokens, width)
+    explanation = explain_run(config, device, precision, rates)
+    if options.json:
+        print(json.dumps(asdict(explanation)))
+        return
+    console = Console(highlight=False)
+    for table in make_explanation_tables(explanation):
+        console.print(table)
+        console.print()
+    symbols = {"V": ("vocabulary", model.vocab_size), "n": ("tokens at a time", tokens)}
+    if not isinstance(model, BigramConfig):
+        symbols = {
+            "L": ("layers", model.n_layer),
+            "C": ("channels", model.n_embd),
+            "H": ("heads", model.n_head),
+            "T": ("block size", model.block_size),
+        } | symbols
+    values = ", ".join(f"{name} = {value:,} ({words})" for name, (words, value) in symbols.items())
+    console.print(
+        f"{size} on {device.type} in {str(precision).removeprefix('torch.')}: {values}. The times "
+        f"follow from rates just measured on this machine; they do not include evaluations."
+    )
+
+
+def _choose_defaults(options: ExplainArgs) -> tuple[ExplainArgs, str]:
+    """The settings of a preset or a run, and a description of them."""
+    size = options.size or default_preset_name(options.config.device)
+    description = (
+        f"Show what a run needs before it starts: parameters, memory, operations, time. "
+        f"The defaults below are those of {size}. Presets: {', '.join(PRESETS)}."
+    )
+    return ExplainArgs(size=size, config=_find_config(size)), description
+
+
+def _find_config(size: str) -> RunConfig:
+    """The configuration of a preset or a run."""
+    is_run = any((directory / "run.json").exists() for directory in (Path(size), RUNS / size))
+    if size in PRESETS or (suggest_nearest(size, PRESETS) and not is_run):
+        return get_preset(size).config
+    try:
+        return read_description(find_run(size)).config
+    except UserError as error:
+        presets = "" if is_run else f"; the presets: {', '.join(PRESETS)}"
+        raise UserError(f"{error}{presets}") from None
+
+
+def make_explanation_tables(explanation: Explanation) -> list[Table]:
+    """Tables of the parameters, the memory, the operations and the time of a run."""
+
+    def make_table(title: str, lines: Sequence[Line], form: Callable[[float], str]) -> Table:
+        table = Table(title, "by", "", box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table.columns[2].justify = "right"
         for line in lines:
             style = "bold" if line.total else ""
-            drawn.add_row(line.part, line.formula, shown(line.value), style=style)
-        return drawn
+            table.add_row(line.part, line.formula, form(line.value), style=style)
+        return table
 
+    largest = max(line.value for line in explanation.memory)
     return [
-        table("parameters", found.parameters, lambda value: f"{value:,.0f}"),
-        table("memory", found.memory, bytes_like(max(line.value for line in found.memory))),
-        table("operations", found.operations, lambda value: scaled(value, "")),
-        table("time", found.time, lambda s: duration(s) if s >= 60 else scaled(s, "s")),
+        make_table("parameters", explanation.parameters, lambda value: f"{value:,.0f}"),
+        make_table("memory", explanation.memory, make_byte_format(largest)),
+        make_table("operations", explanation.operations, lambda value: format_quantity(value, "")),
+        make_table(
+            "time",
+            explanation.time,
+            lambda s: duration(s) if s >= 60 else format_quantity(s, "s"),
+        ),
     ]
 
 
-def bytes_like(largest: float) -> Callable[[float], str]:
-    """How to write bytes, in one unit for all of which none is more than this."""
+def make_byte_format(largest: float) -> Callable[[float], str]:
+    """A function that formats a number of bytes in kB or MB: one unit for all up to `largest`."""
     size, unit = (1e3, "kB") if largest < 1e6 else (1e6, "MB")
     return lambda value: f"{value / size:,.1f} {unit}"
 
 
-def scaled(value: float, unit: str) -> str:
-    """A number in the unit of which there are at least one and less than a thousand: 1.23 ms."""
+def format_quantity(value: float, unit: str) -> str:
+    """A value with three digits and the prefix that keeps it between 1 and 1,000: 1.23 ms."""
     prefixes = {1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "µ"}
-    value = float(f"{value:.3g}")  # before its unit is chosen: 999,600 are 1 M
+    value = float(f"{value:.3g}")  # round before choosing the prefix: 999,600 is 1 M
     size = next((size for size in prefixes if value >= size), 1.0)
     return f"{value / size:.3g} {prefixes[size]}{unit}".strip()
-
-
-def explain(args: list[str]) -> None:
-    """tell what a run takes before it is begun: parameters, memory, operations, time"""
-    from rich.console import Console
-
-    from ..models import BigramConfig, PlainConfig
-    from ..reports.explain import explain_run
-    from ..reports.rates import measure_rates
-    from ..runs.directory import RUNS, find_run
-    from ..runs.presets import PRESETS, get_preset, preset_for
-    from ..runs.run import read_description
-    from ..system.devices import limit_threads, pick_device, pick_precision
-    from ..text import corpora
-    from ..text.encoding import get_tokenizer
-    from ..text.readers import quiet
-
-    as_json = "--json" in args
-    args = [arg for arg in args if arg != "--json"]
-    size = args.pop(0) if args and not args[0].startswith("-") else preset_for(args)
-    here = any((place / "run.json").exists() for place in (Path(size), RUNS / size))
-    if size in PRESETS or (suggest_nearest(size, PRESETS) and not here):
-        default = get_preset(size).config
-    else:
-        try:
-            default = read_description(find_run(size)).config
-        except UserError as error:
-            known = "" if here else f"; the presets: {', '.join(PRESETS)}"
-            raise UserError(f"{error}{known}") from None
-    about = (
-        f"Tell what a run takes, before it is begun. SIZE is a preset or a run, here {size}; its "
-        f"values are the defaults below. --json prints one JSON object instead."
-    )
-    config = parse_arguments(default, args, "nanogpt explain [SIZE]", about)
-    if isinstance(config.model, PlainConfig):
-        raise UserError(f"{size} is a GPT with parts left out, and only whole ones are explained")
-    limit_threads()
-    device = pick_device(config.device)
-    precision = pick_precision(config.precision, device)
-    if (config.data, config.tokenizer) != (default.data, default.tokenizer):
-        corpus = corpora.load_corpus(config.data, None, config.column, config.separator)
-        tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, quiet)
-        model = replace(config.model, vocab_size=tokenizer.vocab_size)
-        config = replace(config, model=model)
-    model, training = config.model, config.train
-    n = training.batch_size // training.accumulation * model.block_size
-    width = model.vocab_size if isinstance(model, BigramConfig) else model.n_embd
-    found = explain_run(config, device, precision, measure_rates(device, precision, n, width))
-    if as_json:
-        print(json.dumps(asdict(found)))
-        return
-    console = Console(highlight=False)
-    for table in explanation_tables(found):
-        console.print(table)
-        console.print()
-    letters = {"V": ("vocabulary", model.vocab_size), "n": ("tokens at a time", n)}
-    if not isinstance(model, BigramConfig):
-        letters = {
-            "L": ("layers", model.n_layer),
-            "C": ("channels", model.n_embd),
-            "H": ("heads", model.n_head),
-            "T": ("context", model.block_size),
-        } | letters
-    values = ", ".join(f"{sign} = {value:,} ({name})" for sign, (name, value) in letters.items())
-    console.print(
-        f"{size} on {device.type} in {str(precision).removeprefix('torch.')}: {values}. The rates "
-        f"are this machine's, measured just now; evaluations come on top."
-    )

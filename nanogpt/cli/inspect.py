@@ -1,17 +1,37 @@
-"""nanogpt inspect."""
+"""nanogpt inspect: show on a web page how a model processes a text."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..api import load
 from ..errors import UserError, print_note
-from .arguments import InspectArgs, parse_arguments
+from ..reports.inspection import SHOWN_TOKENS, inspect_text, render_page
+from ..runs.directory import find_run
+from ..system.devices import limit_threads
+from ..system.files import write_atomically
+from .arguments import Run, parse_arguments
+
+
+@dataclass(frozen=True)
+class InspectArgs:
+    """Show on a web page how a model processes a text. The page needs no network.
+
+    It shows the attention of every head, the predictions at every position, the predictions of
+    every layer, and the embeddings of the tokens.
+    """
+
+    run: Run = None
+    """Run directory, or its name below runs/; by default the newest run."""
+    prompt: str = ""
+    """Text to process; by default one that the model generates."""
+    out: Path | None = None
+    """File of the page; by default inspect.html in the run directory."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
 
 
 def inspect(args: list[str]) -> None:
-    """show where a model looks and what it expects, on a web page"""
-    from ..api import load
-    from ..reports.inspection import SHOWN_TOKENS, inspect_text, render_page
-    from ..runs.directory import find_run
-    from ..system.devices import limit_threads
-    from ..system.files import write_atomically
-
+    """Write the page and print its path."""
     options = parse_arguments(InspectArgs(), args, "nanogpt inspect")
     limit_threads()
     run = find_run(options.run)
@@ -19,20 +39,20 @@ def inspect(args: list[str]) -> None:
     if out.is_dir():
         raise UserError(f"{out} is a directory: name a file with --out")
     trained = load(run, options.device, "float32")
-    context = trained.model.config.block_size
-    text = options.prompt or trained.generate(max_new_tokens=min(64, context))
-    if (tokens := len(trained.tokenizer.encode(text))) > context:
-        print_note(f"the model reads the last {context} of the prompt's {tokens:,} tokens")
-    if min(tokens, context) > SHOWN_TOKENS:
+    block_size = trained.model.config.block_size
+    text = options.prompt or trained.generate(max_new_tokens=min(64, block_size))
+    if (tokens := len(trained.tokenizer.encode(text))) > block_size:
+        print_note(f"the model sees the last {block_size} of the prompt's {tokens:,} tokens")
+    if min(tokens, block_size) > SHOWN_TOKENS:
         print_note(f"the page shows the last {SHOWN_TOKENS} of these")
     parameters = sum(p.numel() for p in trained.model.parameters())
     kind = type(trained.model).__name__
     title = f"{run}: {kind}, {parameters:,} parameters, step {trained.step:,}"
     title += f", validation loss {trained.best.val_loss:.4f}" if trained.best else ""
-    title += "" if options.prompt else "; a text of its own"
-    found = inspect_text(trained.model, trained.tokenizer, text, title)
+    title += "" if options.prompt else "; generated text"
+    inspection = inspect_text(trained.model, trained.tokenizer, text, title)
     try:
-        write_atomically(out, render_page(found).encode())
+        write_atomically(out, render_page(inspection).encode())
     except OSError as error:
         raise UserError(
             f"cannot write {out}: {error.strerror}; name another file with --out"

@@ -1,22 +1,27 @@
-"""nanogpt presets."""
+"""nanogpt presets: list the presets of nanogpt train."""
 
-from ..errors import UserError
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from ..models import BigramConfig, ModernConfig
+from ..runs.presets import PRESETS
+from .arguments import parse_arguments
+
+
+@dataclass(frozen=True)
+class PresetsArgs:
+    """List the presets of nanogpt train."""
 
 
 def presets(args: list[str]) -> None:
-    """list the runs that train knows by name"""
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..models import BigramConfig, ModernConfig
-    from ..runs.presets import PRESETS
-
-    if args:
-        raise UserError(f"presets takes no arguments, and got {args[0]}: leave it out")
+    """Print a table of the presets."""
+    parse_arguments(PresetsArgs(), args, "nanogpt presets")
     table = Table("preset", "model", "steps", "batch", "for", box=None, header_style="bold")
     for name, preset in PRESETS.items():
         model, training = preset.config.model, preset.config.train
-        shape = f"context {model.block_size}"
+        shape = f"block size {model.block_size}"
         if not isinstance(model, BigramConfig):
             shape = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, " + shape
         if isinstance(model, ModernConfig):

@@ -1,4 +1,4 @@
-"""A live line for what takes longer than a moment."""
+"""Live lines in a terminal that show the progress of long work."""
 
 import time
 
@@ -16,8 +16,8 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{s:02} min" if minutes else f"{s} s"
 
 
-def _live_line(console: Console) -> Progress:
-    """A bar with a text, gone at the end; nothing where the output is no terminal."""
+def make_live_line(console: Console) -> Progress:
+    """A progress bar with a text, removed at the end; nothing if the output is no terminal."""
     return Progress(
         BarColumn(bar_width=20),
         TextColumn("{task.description}"),
@@ -28,13 +28,13 @@ def _live_line(console: Console) -> Progress:
 
 
 class Bar:
-    """How far it is with a large text: a live line, gone when all is done."""
+    """The progress of reading or encoding a large text; appears after half a second."""
 
     def __init__(self, console: Console) -> None:
-        self.progress = _live_line(console)
+        self.progress = make_live_line(console)
         self.task = self.progress.add_task("", total=None)
-        self.what = ""
-        self.made = self.began = time.monotonic()
+        self.activity = ""
+        self.created = self.activity_started = time.monotonic()
 
     def __enter__(self) -> "Bar":
         return self
@@ -42,21 +42,21 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def tell(self, what: str, done: int, total: int) -> None:
-        """A corpora.Progress."""
+    def update(self, activity: str, done: int, total: int) -> None:
+        """Show the bytes done; a total of 0 is unknown. A text.readers.Progress."""
         now = time.monotonic()
-        if what != self.what:
+        if activity != self.activity:
             self.progress.remove_task(self.task)
             self.task = self.progress.add_task("", total=total or None)
-            self.what, self.began = what, now
+            self.activity, self.activity_started = activity, now
         done = min(done, total or done)
-        rate = done / max(1e-3, now - self.began)
-        text = escape(what)
+        rate = done / max(1e-3, now - self.activity_started)
+        text = escape(activity)
         if done:
-            of_all = f" of {total / 1e6:,.0f}" if total else ""
-            text += f"  {done / 1e6:,.0f}{of_all} MB  {rate / 1e6:,.1f} MB/s"
+            of_total = f" of {total / 1e6:,.0f}" if total else ""
+            text += f"  {done / 1e6:,.0f}{of_total} MB  {rate / 1e6:,.1f} MB/s"
         if done and total:
             text += f"  {duration((total - done) / rate)} left"
         self.progress.update(self.task, completed=done, description=text)
-        if now - self.made > 0.5:  # what is short needs no bar
+        if now - self.created > 0.5:
             self.progress.start()

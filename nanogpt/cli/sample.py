@@ -1,63 +1,77 @@
-"""The command that writes with a trained model: nanogpt sample."""
+"""nanogpt sample: generate text with a trained model."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
+from ..api import GenerationConfig, Trained, load
 from ..errors import UserError, escape_control, print_note
-from .arguments import SampleArgs, parse_arguments
+from ..system.devices import Precision, limit_threads
+from ..text.completion import encode_prompt
+from ..text.readers import read_text
+from .arguments import Flag, Run, parse_arguments
 
-if TYPE_CHECKING:
-    from ..api import GenerationConfig, Trained
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArgs(GenerationConfig):
+    """Generate text with a trained model."""
+
+    run: Run = None
+    """Run directory, or its name below runs/; by default the newest run."""
+    prompt: tuple[str, ...] = ()
+    """Text to continue; repeat the option for several prompts. By default the text starts at the
+    beginning of a line."""
+    prompt_file: Path | None = None
+    """File with a text to continue."""
+    interactive: Flag = False
+    """Ask for one prompt after another. Ctrl-C ends a text; Ctrl-D (Ctrl-Z on
+    Windows) ends the command."""
+    json: Flag = False
+    """Print a JSON object for each text, one a line: prompt, text, tokens, logprobs, stopped."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: Precision = "auto"
+    """Data type of the weights; auto is bfloat16 on a GPU that supports it, float32 elsewhere."""
 
 
 def sample(args: list[str]) -> None:
-    """write text with a trained model"""
-    from ..api import load
-    from ..system.devices import limit_threads
-
+    """Generate text with a trained model."""
     options = parse_arguments(SampleArgs(), args, "nanogpt sample")
-    how = generation_config(options)
     if options.interactive and (options.prompt or options.prompt_file or options.json):
-        raise UserError("--interactive asks for its prompts: leave the other options for them out")
+        raise UserError("--interactive asks for prompts: leave out --prompt, --prompt-file, --json")
     limit_threads()
     trained = load(options.run, options.device, options.precision)
     if options.interactive:
-        _interactive(trained, how)
+        _ask_for_prompts(trained, options)
+    elif options.json:
+        for completion in trained.complete(_read_prompts(options, trained), options, True).finish():
+            print(json.dumps(asdict(completion)))
     else:
-        prompts = _prompts(options, trained)
-        (_write_json if options.json else write)(trained, prompts, how)
+        print_completions(trained, _read_prompts(options, trained), options)
 
 
-def generation_config(options: SampleArgs) -> "GenerationConfig":
-    """How options ask to write."""
-    from ..api import GenerationConfig
+def print_completions(trained: Trained, prompts: Sequence[str], options: GenerationConfig) -> None:
+    """Print the completions of prompts: the first one as it grows, the others after it."""
+    completions = trained.complete(prompts, options)
+    count = len(completions.texts)
 
-    names = (field.name for field in fields(GenerationConfig))
-    return GenerationConfig(**{name: getattr(options, name) for name in names})
+    def print_prompt(index: int) -> None:
+        if count > 1:
+            print(f"--- {index + 1} of {count} ---")
+        _print(completions.texts[index].prompt)
 
-
-def write(trained: "Trained", prompts: Sequence[str], how: "GenerationConfig") -> None:
-    """Print continuations of prompts: the first as it is written, the others behind it."""
-    completions = trained.complete(prompts, how)
-    several = len(completions.texts) > 1
-
-    def begin(number: int) -> None:
-        if several:
-            print(f"--- {number + 1} of {len(completions.texts)} ---")
-        _print(completions.texts[number].prompt)
-
-    begin(0)
-    for number, piece in completions:
-        if number == 0:
+    print_prompt(0)
+    for index, piece in completions:
+        if index == 0:
             _print(piece)
     print()
-    for number in range(1, len(completions.texts)):
-        begin(number)
-        _print(completions.texts[number].text)
+    for index in range(1, count):
+        print_prompt(index)
+        _print(completions.texts[index].text)
         print()
 
 
@@ -65,17 +79,16 @@ def _print(text: str) -> None:
     print(escape_control(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
-def _write_json(trained: "Trained", prompts: Sequence[str], how: "GenerationConfig") -> None:
-    for text in trained.complete(prompts, how, logprobs=True).finish():
-        print(json.dumps(asdict(text)))
+def _ask_for_prompts(trained: Trained, options: GenerationConfig) -> None:
+    """Ask for prompts and print their completions until the input ends.
 
-
-def _interactive(trained: "Trained", how: "GenerationConfig") -> None:
-    """Ask for prompts until there are no more. Ctrl-C ends the text, or clears the line."""
+    Ctrl-C ends the completion, or clears the line.
+    """
     with suppress(ImportError):
-        import readline  # noqa: F401  input() has a history then
+        import readline  # noqa: F401  gives input() a history
 
-    print_note("Ctrl-C ends a text, Ctrl-D all")
+    end = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
+    print_note(f"Ctrl-C ends a text, {end} the command")
     while True:
         try:
             prompt = input("> ")
@@ -86,19 +99,16 @@ def _interactive(trained: "Trained", how: "GenerationConfig") -> None:
             print()
             continue
         try:
-            write(trained, [prompt], how)
+            print_completions(trained, [prompt], options)
         except KeyboardInterrupt:
             print()
         except UserError as error:  # a character that the tokenizer does not know
             print_note(str(error))
-        how = replace(how, seed=how.seed + 1)  # the same prompt again goes on another way
+        options = replace(options, seed=options.seed + 1)  # a repeated prompt gets another text
 
 
-def _prompts(options: SampleArgs, trained: "Trained") -> list[str]:
-    """The prompts asked for, and what the user should know of them."""
-    from ..text.completion import encode_prompt
-    from ..text.readers import read_text
-
+def _read_prompts(options: SampleArgs, trained: Trained) -> list[str]:
+    """The prompts of the options, with a note about each that is empty or too long."""
     prompts = list(options.prompt)
     if options.prompt_file is not None:
         prompts.append(read_text(options.prompt_file))
@@ -106,7 +116,7 @@ def _prompts(options: SampleArgs, trained: "Trained") -> list[str]:
     for prompt in prompts or [""]:
         tokens = len(encode_prompt(trained.tokenizer, prompt))
         if not prompt:
-            print_note("no prompt: the text begins at the start of a line")
+            print_note("no prompt: the text starts at the beginning of a line")
         elif tokens > block_size:
             print_note(f"the model sees the last {block_size} of the prompt's {tokens} tokens")
     return prompts or [""]

@@ -1,51 +1,89 @@
-"""The command that answers a question by training many models: nanogpt study."""
+"""nanogpt study: train many models to answer a question."""
 
 import json
-import shlex
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Interrupted, Stopped, UserError, suggest_nearest
-from .arguments import LadderArgs, ScalingArgs, parse_arguments
-from .progress import duration
+from ..errors import Interrupted, Stopped, UserError, join_command
+from .arguments import Flag, parse_command, report_mistakes
 
+# The studies import torch: each is imported when it runs, so that the help appears at once.
 if TYPE_CHECKING:
+    from ..runs.config import RunConfig
     from ..studies.ladder import Rung
     from ..studies.trial import Trial
 
 
+@dataclass(frozen=True)
+class LadderArgs:
+    """Train models from a table of counts to a GPT, and show what each part lowers the loss by.
+
+    Finished models are not trained again. Writes ladder.json, ladder.md and ladder.svg.
+    """
+
+    data: str = "tinyshakespeare"
+    """Text to train on: the same values as --data of train."""
+    out: Path = Path("runs/ladder")
+    """Directory of the study; each model has its run directory in it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; on a GPU the models and the batches are larger."""
+    steps: int | None = None
+    """Training steps of each model; by default 1,000."""
+    seed: int = 1337
+    """Seed of the initial weights, the order of the batches, dropout and the samples."""
+    json: Flag = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
+class ScalingArgs:
+    """Train models of many sizes on many amounts of text, and fit a scaling law to their losses.
+
+    The law is L(N, D) = E + A / N^α + B / D^β for N parameters and D characters. The study is
+    meant for a GPU. Finished models are not trained again. Writes scaling.json, scaling.md and
+    three pictures.
+    """
+
+    out: Path = Path("runs/scaling")
+    """Directory of the study; each model has its run directory in it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; cuda uses all GPUs of the machine."""
+    at_a_time: int = 3
+    """Models trained at a time on each GPU."""
+    sizes: int = 7
+    """Number of model sizes, from the smallest up; the largest of 7 has 28 million parameters."""
+    steps: int = 2500
+    """Most training steps of each model; training ends early when the loss stops improving."""
+    seed: int = 1337
+    """Seed of the initial weights, the order of the batches and dropout."""
+    json: Flag = False
+    """Print one JSON object instead of tables."""
+
+
+STUDIES: dict[str, type[LadderArgs | ScalingArgs]] = {"ladder": LadderArgs, "scaling": ScalingArgs}
+
+
 def study(args: list[str]) -> None:
-    """answer a question by training many models: study ladder, study scaling"""
-    studies = {"ladder": _ladder, "scaling": _scaling}
-    name = args.pop(0) if args and not args[0].startswith("-") else ""
-    if not name and args[:1] in (["--help"], ["-h"]):
-        print(f"usage: nanogpt study {' | '.join(studies)} [OPTIONS]")
-    elif name not in studies:
-        known = f"use one of {', '.join(studies)}"
-        raise UserError(f"there is no study {name!r}: {suggest_nearest(name, studies) or known}")
-    else:
-        command = shlex.join(["nanogpt", "study", name, *args])
-        try:
-            studies[name](args)
-        except Interrupted as error:
-            raise Interrupted(error.number, error.saved, command) from None
-        except Stopped as error:
-            raise Stopped(error.reason, f"; what is done is kept, go on with: {command}") from None
-
-
-@contextmanager
-def mistakes() -> Iterator[None]:
-    """Within it, a setting that no run can have is the user's mistake."""
+    """Run a study, or resume it."""
+    options = parse_command(STUDIES, args, "nanogpt study")
+    command = join_command(["nanogpt", "study", *args])
     try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        if isinstance(options, LadderArgs):
+            _run_ladder(options)
+        else:
+            _run_scaling(options)
+    except Interrupted as error:
+        raise Interrupted(error.number, error.saved, command) from None
+    except Stopped as error:
+        raise Stopped(
+            error.reason, f"; finished models are saved; resume with: {command}"
+        ) from None
 
 
-def _ladder(args: list[str]) -> None:
-    """what each piece of a GPT buys"""
+def _run_ladder(options: LadderArgs) -> None:
+    """Train the models of the ladder and print a row for each."""
     from rich.console import Console
 
     from ..runs.config import RunConfig
@@ -53,34 +91,33 @@ def _ladder(args: list[str]) -> None:
     from ..system.devices import pick_device
     from .reporter import LiveReporter
 
-    options = parse_arguments(LadderArgs(), args, "nanogpt study ladder")
-    size = LADDER_CONFIGS["cuda" if pick_device(options.device).type == "cuda" else "cpu"]
-    steps = size.train.steps if options.steps is None else options.steps
-    every = max(1, size.train.eval_every * steps // size.train.steps)
-    with mistakes():
+    config = LADDER_CONFIGS["cuda" if pick_device(options.device).type == "cuda" else "cpu"]
+    steps = config.train.steps if options.steps is None else options.steps
+    eval_every = max(1, config.train.eval_every * steps // config.train.steps)
+    with report_mistakes(LadderArgs):
         base = RunConfig(
             data=options.data,
             out=options.out,
             seed=options.seed,
             device=options.device,
-            train=replace(size.train, steps=steps, eval_every=every),
+            train=replace(config.train, steps=steps, eval_every=eval_every),
         )
     console = Console(highlight=False, quiet=options.json)
-    rows = ladder_rows()
+    rows = format_rungs()
     console.print(next(rows), style="bold", no_wrap=True, overflow="ellipsis")
 
-    def report(rung: "Rung") -> None:
+    def print_rung(rung: "Rung") -> None:
         console.print(rows.send(rung), markup=False, no_wrap=True, overflow="ellipsis")
 
     with LiveReporter(console) as reporter:
-        ladder = run_ladder(base, size, reporter, report)
+        ladder = run_ladder(base, config, reporter, print_rung)
     if options.json:
         print(json.dumps(asdict(ladder)))
-    console.print(f"\nkept in {options.out}: ladder.json, ladder.md, ladder.svg", soft_wrap=True)
+    console.print(f"\nsaved in {options.out}: ladder.json, ladder.md, ladder.svg", soft_wrap=True)
 
 
-def _scaling(args: list[str]) -> None:
-    """what size and data buy"""
+def _run_scaling(options: ScalingArgs) -> None:
+    """Train the models of the scaling study, and print a line for each and the fitted law."""
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -90,45 +127,48 @@ def _scaling(args: list[str]) -> None:
     from ..system.devices import pick_device
     from .progress import duration
 
-    options = parse_arguments(ScalingArgs(), args, "nanogpt study scaling")
     if not 4 <= options.sizes <= len(SHAPES):
-        raise UserError(f"sizes is {options.sizes}: it must be at least 4, at most {len(SHAPES)}")
+        raise UserError(
+            f"--sizes is {options.sizes}: it must be at least 4 and at most {len(SHAPES)}"
+        )
     if options.at_a_time < 1:
-        raise UserError(f"at-a-time is {options.at_a_time}: it must be at least 1")
+        raise UserError(f"--at-a-time is {options.at_a_time}: it must be at least 1")
     pick_device(options.device)
-    with mistakes():
+    with report_mistakes(ScalingArgs):
         base = RunConfig(out=options.out, seed=options.seed, device=options.device)
         TrainConfig(steps=options.steps)
     grid = Grid(shapes=SHAPES[: options.sizes], steps=options.steps)
     console = Console(highlight=False, quiet=options.json)
 
-    def report(run: RunConfig, came: "Trial", done: int, of: int) -> None:
+    def print_trial(run: "RunConfig", trial: "Trial", done: int, total: int) -> None:
         console.print(
-            f"{done:>3} of {of}  {run.name:28} val loss {came.val_loss:.4f}  "
-            f"{came.tokens:>11,} tokens  {duration(came.seconds)}",
+            f"{done:>3} of {total}  {run.name:28} val loss {trial.val_loss:.4f}  "
+            f"{trial.tokens:>11,} tokens  {duration(trial.seconds)}",
             soft_wrap=True,
         )
 
     def print_message(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    found = run_scaling(base, grid, options.at_a_time, report, print_message)
+    scaling = run_scaling(base, grid, options.at_a_time, print_trial, print_message)
     if options.json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(scaling)))
     console.print()
-    console.print(Markdown(format_tables(found)))
-    console.print(f"kept in {options.out}: scaling.json, scaling.md, pictures", soft_wrap=True)
+    console.print(Markdown(format_tables(scaling)))
+    console.print(f"saved in {options.out}: scaling.json, scaling.md, pictures", soft_wrap=True)
 
 
-def ladder_rows() -> Generator[str, "Rung", None]:
-    """First the names of columns, then for each rung that is sent a row."""
+def format_rungs() -> Generator[str, "Rung", None]:
+    """Yields the header of the table, then a row for each rung that is sent."""
+    from .progress import duration
+
     form = "{:13} {:>8} {:>8} {:>9} {:>11} {:>9}  {}"
-    row = form.format("rung", "val loss", "gain", "bits/byte", "parameters", "time", "writes")
-    before = None
+    row = form.format("rung", "val loss", "gain", "bits/byte", "parameters", "time", "sample")
+    previous_loss = None
     while True:
         rung = yield row
-        gain = "" if before is None else f"{before - rung.val_loss:+.4f}"
-        before = rung.val_loss
+        gain = "" if previous_loss is None else f"{previous_loss - rung.val_loss:+.4f}"
+        previous_loss = rung.val_loss
         row = form.format(
             rung.name,
             f"{rung.val_loss:.4f}",

@@ -1,84 +1,108 @@
-"""nanogpt tokenize."""
+"""nanogpt tokenize: show how a tokenizer encodes a text."""
 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 from rich.cells import cell_len
+from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from ..text.glyphs import make_visible, readable
+from ..text import tokenizers
+from ..text.glyphs import decode_token_bytes, make_visible
+from ..text.readers import decode_utf8, empty_error, open_standard_input
 from ..text.tokenizers import Tokenizer
-from .arguments import TokenizeArgs, parse_arguments
+from .arguments import Flag, OptionalString, parse_arguments, placeholder, positional
+from .progress import Bar
 
 COLOURS = ("#b3d9ff", "#ffd9b3", "#c6ecc6", "#f2c6ec", "#fff2b3")
-"""Backgrounds that black can be read on, one after the other."""
+"""Backgrounds of consecutive tokens; black text is readable on all of them."""
 
 
-def render_tokens(tokenizer: Tokenizer, ids: Sequence[int], width: int) -> Text:
-    """Every token in a colour of its own, below it its id; spaces and line breaks made visible."""
-    drawn = Text()
-    above, below, used = Text(), Text(), 0
+@dataclass(frozen=True)
+class TokenizeArgs:
+    """Show how a tokenizer encodes a text: each token with its id."""
 
-    def end_line() -> None:
-        nonlocal above, below, used
-        if used:
-            drawn.append_text(above).append("\n").append_text(below).append("\n")
-        above, below, used = Text(), Text(), 0
-
-    for number, i in enumerate(ids):
-        shown = make_visible(readable(tokenizer.piece(i)))
-        room = max(cell_len(shown), len(str(i)))
-        if used + room + 1 > width:
-            end_line()
-        style = Style(color="black", bgcolor=COLOURS[number % len(COLOURS)])
-        above.append(shown + " " * (room - cell_len(shown)), style).append(" ")
-        below.append(f"{i:<{room}} ", "dim")
-        used += room + 1
-        if "\n" in readable(tokenizer.piece(i)):
-            end_line()
-    end_line()
-    drawn.rstrip()
-    return drawn
+    text: Annotated[OptionalString, positional, placeholder("[TEXT]")] = None
+    """Text to encode; by default standard input."""
+    tokenizer: str = "char"
+    """char, byte, bpe, bpe:N, the path of a tokenizer.json, or a run."""
+    data: str = "tinyshakespeare"
+    """Text that char and bpe are trained on: the same values as --data of train."""
+    json: Flag = False
+    """Print one JSON object instead."""
 
 
 def tokenize(args: list[str]) -> None:
-    """show how a tokenizer cuts a text"""
-    from rich.console import Console
-
-    from ..runs.directory import find_run
-    from ..text import corpora, tokenizers
-    from ..text.encoding import get_tokenizer
-    from ..text.readers import decoded, empty, standard_input
-    from .progress import Bar
-
+    """Print the tokens of a text."""
     options = parse_arguments(TokenizeArgs(), args, "nanogpt tokenize")
     text = options.text
     if text is None:
-        text = "".join(decoded(standard_input(), "standard input"))
+        text = "".join(decode_utf8(open_standard_input(), "standard input"))
         if not text:
-            raise empty("standard input")
-    kind = options.tokenizer
-    if not tokenizers.is_kind(kind) and not os.path.isfile(kind):
-        kind = str(find_run(kind) / "best" / "tokenizer.json")
-    with Bar(Console()) as bar:
-        if tokenizers.learns(kind):
-            learned = corpora.load_corpus(options.data, progress=bar.tell)
-            tokenizer = get_tokenizer(kind, learned, 0.1, bar.tell)
-        else:
-            tokenizer = tokenizers.make(kind, (), ())
+            raise empty_error("standard input")
+    tokenizer = _get_tokenizer(options)
     ids = tokenizer.encode(text)
     size = len(text.encode())
     ratio = size / max(1, len(ids))
     if options.json:
-        pieces = [readable(tokenizer.piece(i)) for i in ids]
-        answer = {"ids": ids, "tokens": pieces, "bytes": size, "bytes_per_token": ratio}
+        tokens = [decode_token_bytes(tokenizer.token_bytes(i)) for i in ids]
+        answer = {"ids": ids, "tokens": tokens, "bytes": size, "bytes_per_token": ratio}
         print(json.dumps(answer))
         return
     console = Console(highlight=False)
     console.print(render_tokens(tokenizer, ids, console.width), soft_wrap=True)
     console.print(
-        f"{len(ids):,} tokens of {tokenizer.vocab_size:,} for {size:,} bytes: "
-        f"{ratio:.2f} bytes per token"
+        f"{len(ids):,} tokens for {size:,} bytes: {ratio:.2f} bytes per token; "
+        f"vocabulary {tokenizer.vocab_size:,}"
     )
+
+
+def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
+    """The tokenizer that the options name, trained on their text if it has to be."""
+    kind = options.tokenizer
+    # Imported where they are needed: the other kinds of tokenizers start faster without them.
+    if not tokenizers.is_tokenizer_kind(kind) and not os.path.isfile(kind):
+        from ..runs.directory import find_run
+
+        kind = str(find_run(kind) / "best" / "tokenizer.json")
+    if not tokenizers.is_trained_on_text(kind):
+        return tokenizers.make_tokenizer(kind, (), ())
+
+    from ..text import corpora
+    from ..text.encoding import get_tokenizer
+
+    with Bar(Console()) as bar:
+        corpus = corpora.load_corpus(options.data, progress=bar.update)
+        return get_tokenizer(kind, corpus, 0.1, bar.update)
+
+
+def render_tokens(tokenizer: Tokenizer, ids: Sequence[int], width: int) -> Text:
+    """Each token on a coloured background with its id below; white space is made visible."""
+    lines = Text()
+    tokens_line, ids_line, columns = Text(), Text(), 0
+
+    def end_line() -> None:
+        nonlocal tokens_line, ids_line, columns
+        if columns:
+            lines.append_text(tokens_line).append("\n").append_text(ids_line).append("\n")
+        tokens_line, ids_line, columns = Text(), Text(), 0
+
+    for index, i in enumerate(ids):
+        token = decode_token_bytes(tokenizer.token_bytes(i))
+        visible = make_visible(token)
+        cells = max(cell_len(visible), len(str(i)))
+        if columns + cells + 1 > width:
+            end_line()
+        style = Style(color="black", bgcolor=COLOURS[index % len(COLOURS)])
+        tokens_line.append(visible + " " * (cells - cell_len(visible)), style).append(" ")
+        ids_line.append(f"{i:<{cells}} ", "dim")
+        columns += cells + 1
+        if "\n" in token:
+            end_line()
+    end_line()
+    lines.rstrip()
+    return lines

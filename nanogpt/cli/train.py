@@ -1,62 +1,63 @@
-"""nanogpt train."""
+"""nanogpt train: train a model, or resume a run."""
 
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Annotated
 
+from rich.console import Console
+
+from ..api import GenerationConfig, load
 from ..errors import UserError
-from .arguments import SampleArgs, parse_arguments
-from .sample import generation_config, write
+from ..runs.config import RunConfig
+from ..runs.directory import find_run
+from ..runs.presets import PRESETS, default_preset_name, get_preset
+from ..runs.run import read_run_config
+from ..train import resume_training
+from ..train import train as train_model
+from .arguments import OptionalRun, flat, parse_with_defaults, placeholder, positional
+from .reporter import TerminalReporter, make_result_table
+from .sample import print_completions
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """Train a model."""
+
+    preset: Annotated[str | None, positional, placeholder("[PRESET]")] = None
+    """Preset to train: its values are the defaults of the options below. By default it depends on
+    the device: baby on a GPU, tiny elsewhere."""
+    resume: OptionalRun = None
+    """Resume this run from its last checkpoint, by default the newest run. Its settings are the
+    defaults of the options below."""
+    config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
 
 
 def train(args: list[str]) -> None:
-    """train a model, from nothing to text"""
-    from rich.console import Console
-
-    from ..api import load
-    from ..runs.presets import PRESETS, get_preset, preset_for
-    from ..runs.run import read_run_config
-    from ..train import resume_training
-    from ..train import train as begin
-    from .reporter import TerminalReporter, result_table
-
-    run, args = _resumed(args)
-    name = args.pop(0) if args and not args[0].startswith("-") else None
-    if run and name:
-        raise UserError(f"a run that goes on has its settings already: leave {name} out")
-    others = ", ".join(f"{other} ({known.purpose})" for other, known in PRESETS.items())
-    if run:
-        default = read_run_config(run)
-        about = f"Go on with {run}, from its last checkpoint; its settings are the defaults below."
-    else:
-        name = name or preset_for(args)
-        default = get_preset(name).config
-        about = (
-            f"Train a model. Without PRESET, the one that suits the machine, here {name}; its "
-            f"values are the defaults below. Presets: {others}. --resume RUN goes on with a run."
-        )
-    config = parse_arguments(default, args, "nanogpt train [PRESET | --resume RUN]", about)
+    """Train a model or resume a run, then generate text with its best weights."""
+    options = parse_with_defaults(TrainArgs, _choose_defaults, args, "nanogpt train")
+    config = options.config
     console = Console(highlight=False)
     with TerminalReporter(console) as reporter:
-        result = resume_training(run, config, reporter) if run else begin(config, reporter)
+        if options.resume is None:
+            result = train_model(config, reporter)
+        else:
+            result = resume_training(find_run(options.resume or None, "last"), config, reporter)
     console.print()
-    console.print(result_table(result))
-    console.print("\n[bold]It writes:[/]")
+    console.print(make_result_table(result))
+    console.print("\n[bold]Sample:[/]")
     best = load(result.run.out, str(result.run.device))
-    write(
-        best,
-        [""],
-        generation_config(SampleArgs(seed=config.seed, cuda_graph=config.train.cuda_graph)),
-    )
+    sampling = GenerationConfig(seed=config.seed, cuda_graph=config.train.cuda_graph)
+    print_completions(best, [""], sampling)
 
 
-def _resumed(args: list[str]) -> tuple[Path | None, list[str]]:
-    """The run that --resume names, the newest where it names none; and the other arguments."""
-    from ..runs.directory import find_run
-
-    for i, arg in enumerate(args):
-        flag, equals, run = arg.partition("=")
-        if flag == "--resume":
-            rest = args[i + 1 :]
-            if not equals and rest and not rest[0].startswith("-"):
-                run, *rest = rest
-            return find_run(run or None, "last"), args[:i] + rest
-    return None, args
+def _choose_defaults(options: TrainArgs) -> tuple[TrainArgs, str]:
+    """The settings of the run to resume, or of a preset, and a description of them."""
+    if options.resume is not None:
+        if options.preset:
+            raise UserError(f"--resume keeps the settings of the run: leave out {options.preset}")
+        run = find_run(options.resume or None, "last")
+        description = f"Resume {run} from its last checkpoint. Its settings are the defaults below."
+        return TrainArgs(resume=str(run), config=read_run_config(run)), description
+    name = options.preset or default_preset_name(options.config.device)
+    presets = ", ".join(f"{name} ({preset.purpose})" for name, preset in PRESETS.items())
+    description = f"Train a model. The defaults below are those of {name}. Presets: {presets}."
+    return TrainArgs(preset=name, config=get_preset(name).config), description

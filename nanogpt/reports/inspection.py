@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import Bigram, Model
-from ..text.glyphs import make_visible, readable
+from ..text.glyphs import decode_token_bytes, make_visible
 from ..text.tokenizers import Tokenizer
 
 SHOWN_TOKENS = 128
@@ -87,7 +87,10 @@ def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> I
     ids = tokenizer.encode(text)[-model.config.block_size :]
     n_hidden = max(0, len(ids) - SHOWN_TOKENS)
     tokens = torch.tensor([ids], device=next(model.parameters()).device)  # (1, T)
-    names = [make_visible(readable(tokenizer.piece(i))) for i in range(tokenizer.vocab_size)]
+    names = [
+        make_visible(decode_token_bytes(tokenizer.token_bytes(i)))
+        for i in range(tokenizer.vocab_size)
+    ]
     model.eval()
     with _record_hidden_states(model) as hidden_states:
         p = model(tokens).float().softmax(-1)[0, n_hidden:].cpu()  # (T, V)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..text.corpora import SPLITS, Corpus, cut_at
-from ..text.encoding import CHUNK, cut
+from ..text.bpe import SPACE_BOUNDARY
+from ..text.corpora import SPLITS, Corpus, count_training_characters
+from ..text.encoding import CHUNK_SIZE, rechunk
 from ..text.ngrams import NGramCounts
-from ..text.readers import Progress, quiet
-from ..text.tokenizers import AT_SPACES
+from ..text.readers import Progress, no_progress
 
 CODE_POINTS = 1 << 21
 """More than there are in Unicode; the codes of three characters still fit into 63 bits."""
@@ -55,25 +55,27 @@ class Survey:
     """For n = 1, 2 and 3; empty if the text has fewer than MIN_CHARACTERS characters."""
 
 
-def survey_text(corpus: Corpus, progress: Progress = quiet) -> Survey:
+def survey_text(corpus: Corpus, progress: Progress = no_progress) -> Survey:
     """Compute the statistics of a text, in several passes and without loading all of it."""
     done = Counter[str]()
 
-    def report(pieces: Iterable[str], what: str) -> Iterator[str]:
-        for piece in pieces:
-            yield piece
-            done[what] += len(piece.encode())
+    def report(chunks: Iterable[str], what: str) -> Iterator[str]:
+        for chunk in chunks:
+            yield chunk
+            done[what] += len(chunk.encode())
             progress(what, done[what], corpus.facts.bytes)
 
     words, breaks, last = Counter[str](), 0, ""
-    for chunk in cut(report(corpus.pieces(), "counting words"), AT_SPACES, CHUNK):
+    for chunk in rechunk(report(corpus.chunks(), "counting words"), SPACE_BOUNDARY, CHUNK_SIZE):
         words.update(re.findall(r"\w+(?:['’]\w+)*", chunk.lower()))
         # The dashes make splitlines() count a line break at either end of the chunk, too.
         breaks, last = breaks + len(f"-{chunk}-".splitlines()) - 1, chunk[-1]
     ngrams, alphabet = [], ""
     for n in (1, 2, 3):
         train, val = (
-            count_characters(cut(report(corpus.part(name), f"counting {n}-grams"), "", CHUNK), n)
+            count_characters(
+                rechunk(report(corpus.read_split(name), f"counting {n}-grams"), "", CHUNK_SIZE), n
+            )
             for name in SPLITS
         )
         both = train + val
@@ -81,7 +83,7 @@ def survey_text(corpus: Corpus, progress: Progress = quiet) -> Survey:
         if corpus.facts.characters >= MIN_CHARACTERS:
             loss = train.loss(val, vocab_size=len(alphabet))
             ngrams.append(NGramEntropy(n, both.entropy(), loss))
-    n_train = cut_at(corpus.facts.characters)
+    n_train = count_training_characters(corpus.facts.characters)
     return Survey(
         bytes=corpus.facts.bytes,
         characters=corpus.facts.characters,

@@ -12,7 +12,6 @@ Safetensors and JSON only: nothing in it can execute code. Everything that a fil
 before memory is taken for it.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -38,7 +37,7 @@ from ..system.files import (
     sync_to_disk,
 )
 from ..system.gpu import Snapshot, take_snapshot
-from ..text.tokenizers import Tokenizer, from_json
+from ..text.tokenizers import Tokenizer, parse_tokenizer
 from .reading import SUMS, Files, _steady
 
 T = TypeVar("T")
@@ -124,7 +123,7 @@ def write_checkpoint(directory: Path, files: Contents) -> None:
                 shutil.copymode(new / "config.json", new / name)  # as the user's other files
             sync_to_disk(new / name)
         sums = "".join(f"{compute_sha256(new / name)}  {name}\n" for name in files)
-        (new / SUMS).write_text(sums, encoding="ascii")
+        (new / SUMS).write_bytes(sums.encode("ascii"))
         sync_to_disk(new / SUMS)
         sync_to_disk(new)
         replace_directory(directory, new)
@@ -136,9 +135,9 @@ def write_checkpoint(directory: Path, files: Contents) -> None:
 
 
 def _os_error(error: SafetensorError) -> OSError:
-    """What the system said, as Python has it."""
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
+    """The message of the operating system, without its number, which differs on Windows."""
+    match = re.search(r"([^:]+) \(os error \d+\)", str(error))
+    return OSError(match[1].strip() if match else str(error))
 
 
 def save_checkpoint(
@@ -162,7 +161,7 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
     head = files.parse("config.json", _Head)
     config, weights = head.model, "model.safetensors"
     try:
-        tokenizer = from_json(files.json("tokenizer.json"))
+        tokenizer = parse_tokenizer(files.json("tokenizer.json"))
     except ValueError as error:
         raise files.damaged("tokenizer.json", error) from None
     if tokenizer.vocab_size != config.vocab_size:

@@ -6,7 +6,8 @@ runs/<name>/
   loss.png          the curve
   best/             the checkpoint with the lowest validation loss
   last/             the newest checkpoint, and what an exact resume needs
-  .lock             held by the process that trains, and its number
+  .lock             held by the process that trains
+  .pid              the number of that process
 """
 
 import os
@@ -60,17 +61,28 @@ def lock_run(directory: Path) -> FileLock:
     for entry in directory.iterdir():
         if entry.is_symlink():
             raise UserError(f"{entry} is a link: to train there, put the file itself in its place")
-    file = directory / ".lock"
-    lock = FileLock(file, timeout=0)
+    file = directory / ".pid"  # not the lock itself: Windows lets nobody read or write that
+    lock = FileLock(directory / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"process {file.read_text().strip()} is training in {directory}: wait for it, stop it, "
+            f"process {_read_pid(file)} is training in {directory}: wait for it, stop it, "
             f"or name another directory with --out"
         ) from None
-    file.write_text(f"{os.getpid()}\n")
+    try:
+        file.write_bytes(f"{os.getpid()}\n".encode())
+    except OSError:
+        lock.release()
+        raise
     return lock
+
+
+def _read_pid(file: Path) -> str:
+    try:
+        return str(int(file.read_text("ascii")))
+    except (OSError, ValueError):  # the other process has not written it yet
+        return "unknown"
 
 
 def find_run(run: str | None, checkpoint: str = "best") -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import Stopped, write_error
+from ..errors import Stopped, is_broken_pipe, write_error
 from ..system.devices import requested_memory
 from ..system.gpu import CannotCapture
 from .run import Run
@@ -14,9 +14,9 @@ def explain_failures(run: Run) -> Iterator[None]:
     """Within it, a full disk, a failed capture or a lack of memory raises Stopped."""
     try:
         yield
-    except BrokenPipeError:  # of the reporter's output, not of a file of the run
-        raise
     except OSError as error:
+        if is_broken_pipe(error):  # of the reporter's output, not of a file of the run
+            raise
         raise write_error(run.out, error) from None
     except CannotCapture as error:
         raise Stopped(

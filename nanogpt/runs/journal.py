@@ -4,6 +4,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -104,7 +105,7 @@ class Journal:
     def add(self, record: Record) -> bool:
         """Append a record to metrics.jsonl; says whether it has a new lowest validation loss."""
         line = {name: value for name, value in asdict(record).items() if value is not None}
-        with self._file.open("a", encoding="utf-8") as file:
+        with self._file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
         self._remember(record)
         best = record.best()
@@ -138,7 +139,8 @@ class Journal:
         averaged = [
             (r.step, r.ema_val_loss) for r in self.evaluations if r.ema_val_loss is not None
         ]
-        draw_loss(self.out / "loss.png", train, val, averaged, self.bigram_loss, self.title)
+        with suppress(PermissionError):  # on Windows, a program that shows the file
+            draw_loss(self.out / "loss.png", train, val, averaged, self.bigram_loss, self.title)
         self._drawn_at = time.perf_counter()
         self._drawing_took = self._drawn_at - began
 

@@ -1,7 +1,5 @@
 """Runs by name, each derived from another."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import UserError, suggest_nearest
@@ -127,9 +125,3 @@ def get_preset(name: str) -> Preset:
         advice = f"{close} T{known}" if close else f"t{known}"
         raise UserError(f"there is no preset {name!r}: {advice}")
     return PRESETS[name]
-
-
-def preset_for(args: Sequence[str]) -> str:
-    """The name of the preset that suits the device in args. Raises UserError."""
-    asked = re.search(r"--device[= ](\S+)", " ".join(args))
-    return default_preset_name(asked[1] if asked else "auto")

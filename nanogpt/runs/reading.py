@@ -21,7 +21,7 @@ from ..system.files import (
     resolve_interrupted_swap,
 )
 from ..system.schema import parse_dataclass, shorten
-from ..text.tokenizers import JSON_LIMIT
+from ..text.tokenizers import MAX_TOKENIZER_BYTES
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class Files:
 
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in a file."""
-        raw = read_limited(self._file(name), JSON_LIMIT)
+        raw = read_limited(self._file(name), MAX_TOKENIZER_BYTES)
         self._compare(name, hashlib.sha256(raw).hexdigest())
         return parse_json(raw, self.directory / name)
 

@@ -16,7 +16,7 @@ from ..system.files import damaged_error, read_json, require_regular_file
 from ..system.schema import parse_dataclass
 from ..text import corpora, tokenizers
 from ..text.corpora import Corpus
-from ..text.readers import Progress, quiet
+from ..text.readers import Progress, no_progress
 from .checkpoint import Checkpoint, Training, load_training
 from .config import RunConfig
 from .journal import Journal
@@ -138,7 +138,7 @@ def read_run_config(directory: Path) -> RunConfig:
     return replace(load_training(directory / "last", ResumeInfo).config, out=directory)
 
 
-def load_run_text(directory: Path, progress: Progress = quiet) -> tuple[Corpus, float]:
+def load_run_text(directory: Path, progress: Progress = no_progress) -> tuple[Corpus, float]:
     """The text that a run learned from, and the part of it that the run was measured with.
 
     Raises UserError where it is not the same any more.
@@ -146,7 +146,12 @@ def load_run_text(directory: Path, progress: Progress = quiet) -> tuple[Corpus, 
     description = read_description(directory)
     config = description.config
     corpus = corpora.load_corpus(
-        config.data, description.text_sha256, config.column, config.separator, progress
+        config.data,
+        config.column,
+        config.separator,
+        progress,
+        expected_sha256=description.text_sha256,
+        may_download=False,
     )
     return corpus, config.val_fraction
 

@@ -17,12 +17,12 @@ from ..system.devices import (
     pick_precision,
     use_deterministic,
 )
-from ..system.files import damaged_error, resolve_interrupted_swap
+from ..system.files import damaged_error, replace_path, resolve_interrupted_swap
 from ..text import corpora, tokenizers
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
 from ..text.ngrams import NGramCounts
-from ..text.readers import Progress, quiet
+from ..text.readers import Progress, no_progress
 from .checkpoint import Checkpoint, load_checkpoint, load_tensors, load_training
 from .config import RunConfig
 from .directory import lock_run, make_run_directory
@@ -35,11 +35,11 @@ COUNTED = 5_000_000
 """Tokens, the most that the bigram baseline is counted from."""
 
 
-def prepare_run(config: RunConfig, progress: Progress = quiet) -> Run:
+def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     """A new run, everything in it made and checked before its first step. Raises UserError."""
     device = _hardware(config)
     pick_precision(config.precision, device)
-    corpus = corpora.load_corpus(config.data, None, config.column, config.separator, progress)
+    corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
     tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, progress)
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
     data.require(config.model.block_size)
@@ -55,7 +55,7 @@ def prepare_run(config: RunConfig, progress: Progress = quiet) -> Run:
     return run
 
 
-def resume_run(directory: Path, config: RunConfig, progress: Progress = quiet) -> Run:
+def resume_run(directory: Path, config: RunConfig, progress: Progress = no_progress) -> Run:
     """The run in a directory, as its last checkpoint has it, to go on by config.
 
     Raises UserError where config asks for another run, or where a file is missing or damaged;
@@ -65,7 +65,7 @@ def resume_run(directory: Path, config: RunConfig, progress: Progress = quiet) -
         lock = lock_run(directory)
         for checkpoint in ("last", "best"):  # where a replacement was cut short
             if (old := resolve_interrupted_swap(directory / checkpoint)) != directory / checkpoint:
-                old.rename(directory / checkpoint)
+                replace_path(old, directory / checkpoint)
         try:
             return _resume(directory, config, lock, progress)
         except BaseException:
@@ -81,7 +81,12 @@ def _resume(directory: Path, config: RunConfig, lock: FileLock, progress: Progre
     config.check_same_run(replace(facts.config, out=directory))
     device = _hardware(config)
     corpus = corpora.load_corpus(
-        config.data, facts.text_sha256, config.column, config.separator, progress
+        config.data,
+        config.column,
+        config.separator,
+        progress,
+        expected_sha256=facts.text_sha256,
+        may_download=False,
     )
     checkpoint = load_checkpoint(last, device)
     if checkpoint.model.config != config.model:

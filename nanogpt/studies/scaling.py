@@ -20,7 +20,7 @@ from ..optim import OptimConfig
 from ..runs.config import RunConfig, TrainConfig
 from ..system.files import dump_json, write_atomically
 from ..text import corpora
-from ..text.corpora import cut_at
+from ..text.corpora import count_training_characters
 from ..text.tokenizers import CharTokenizer
 from .findings import ScalingResult, analyse_trials, format_tables
 from .law import require_scipy
@@ -90,9 +90,9 @@ def load_texts() -> tuple[list[str], str]:
     Shakespeare's. Each piece ends at the end of a speech.
     """
     tiny = corpora.load_corpus("tinyshakespeare")
-    val, alphabet = "".join(tiny.part("val")), set(tiny.text())
+    val, alphabet = "".join(tiny.read_split("val")), set(tiny.text())
     rest = "".join(c for c in corpora.load_corpus("shakespeare-rest").text() if c in alphabet)
-    text, pieces, start = "".join(tiny.part("train")) + rest, [], 0
+    text, pieces, start = "".join(tiny.read_split("train")) + rest, [], 0
     while start < len(text):
         end = text.find("\n\n", start + MIN_PIECE) + 2
         end = end if end > 1 else len(text)
@@ -127,7 +127,7 @@ def plan_runs(base: RunConfig, grid: Grid) -> list[RunConfig]:
             write_atomically(file, (train + val).encode())
         total = len(train) + len(val)
         val_fraction = (len(val) - 0.5) / total
-        assert cut_at(total, val_fraction) == len(train)
+        assert count_training_characters(total, val_fraction) == len(train)
         epochs = grid.steps * grid.batch_size * grid.block_size / len(train)
         for L, H, C in grid.shapes:
             N, tried = _count_block_parameters(L, C), set()

@@ -97,7 +97,13 @@ def read_finished_trial(config: RunConfig) -> Trial | None:
     except (ValueError, RecursionError) as error:
         raise damaged_error(file, error) from None
     _require_same_settings(config, trial.config)
-    corpora.load_corpus(config.data, trial.text_sha256, config.column, config.separator)
+    corpora.load_corpus(
+        config.data,
+        config.column,
+        config.separator,
+        expected_sha256=trial.text_sha256,
+        may_download=False,
+    )
     return trial
 
 

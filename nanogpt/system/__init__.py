@@ -1,1 +1,1 @@
-"""The machine: devices, files, signals."""
+"""The machine: devices, files, signals, CPU cores."""

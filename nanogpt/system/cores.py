@@ -1,17 +1,17 @@
-"""How many cores this process may use."""
+"""The number of CPU cores that this process may use."""
 
 import os
 from pathlib import Path
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Where Linux says how much of the processor a container may use."""
+"""Linux: the CPU time of a container and the period, in microseconds; "max" means no limit."""
 
 
 def count_cores() -> int:
-    """How many cores this process may use at a time: its affinity, and its container's quota."""
+    """The number of cores that this process may use: by its affinity and its container's quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        quota, period = QUOTA.read_text().split()
+        quota, period = QUOTA.read_text("ascii").split()
         return max(1, min(count or 1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max": no quota
+    except (OSError, ValueError):  # no such file, or no limit
         return count or 1

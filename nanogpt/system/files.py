@@ -1,7 +1,7 @@
-"""Files that are whole or absent, and reading those of strangers.
+"""Atomic writes to files and directories, and strict reading of files from any source.
 
-What is written is written beside, flushed to the disk, and then put in place in one step: whoever
-pulls the plug finds the old or the new, never half of either.
+A write goes to a new file, is synced to the disk, and then replaces the old file in one step. After
+a crash or a power failure the file has its old or its new contents, never a part of either.
 """
 
 import ctypes
@@ -10,16 +10,22 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .libc import find_c_function
+
+IS_WINDOWS = os.name == "nt"
+REPLACE_TIMEOUT = 5.0
+"""Seconds that Windows gets to release a file which another process has open."""
 
 
 def damaged_error(file: Path, reason: object) -> UserError:
-    """The error of a file that cannot be what we wrote."""
+    """The error of a file that is missing, or whose contents nanogpt cannot have written."""
     reason = " ".join(str(reason).split())[:200]
     return UserError(f"{file} is missing or damaged ({reason}): restore it, or train again")
 
@@ -28,15 +34,15 @@ def damaged_error(file: Path, reason: object) -> UserError:
 
 
 def write_atomically(file: Path, raw: bytes) -> None:
-    """Put raw in place of file, whole."""
+    """Write raw to a file, which has its old contents until the new ones are complete."""
     new = file.with_name(f".{file.name}.new")
     new.unlink(missing_ok=True)
     try:
-        with new.open("xb") as opened:  # never through a link
+        with new.open("xb") as opened:  # "x" does not follow a link
             opened.write(raw)
             opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(new, file)
+            _sync_descriptor(opened.fileno())
+        replace_path(new, file)
     except OSError:
         new.unlink(missing_ok=True)
         raise
@@ -44,36 +50,70 @@ def write_atomically(file: Path, raw: bytes) -> None:
 
 
 def dump_json(value: object) -> bytes:
-    """One JSON document, indented for people."""
+    """One JSON document, indented, with a final line break."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until a file, or what a directory lists, is on the disk."""
-    with suppress(PermissionError):  # some systems cannot open a directory
-        descriptor = os.open(path, os.O_RDONLY)
+    """Wait until the contents of a file, or the entries of a directory, are on the disk."""
+    # Windows syncs only files that are open for writing.
+    flags = os.O_RDWR if IS_WINDOWS and not path.is_dir() else os.O_RDONLY
+    try:
+        descriptor = os.open(path, flags)
         try:
-            os.fsync(descriptor)
+            _sync_descriptor(descriptor)
         finally:
             os.close(descriptor)
+    except PermissionError:
+        pass  # Windows cannot open a directory
+    except OSError as error:
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # as some network drives answer
+            raise
+
+
+def _sync_descriptor(descriptor: int) -> None:
+    """fsync(); on macOS, where that leaves data in the cache of the drive, a full sync."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(descriptor, getattr(fcntl, "F_FULLFSYNC"))  # noqa: B009  mypy: macOS has it
+    except (ImportError, AttributeError, OSError):  # another system, or a drive that cannot
+        os.fsync(descriptor)
+
+
+def replace_path(source: Path, target: Path) -> None:
+    """Rename source to target, replacing a file there; a directory needs a free target.
+
+    Windows refuses while another process has one of the files open, such as a virus scanner or a
+    command that reads a checkpoint. There, the rename is retried for REPLACE_TIMEOUT seconds.
+    """
+    deadline = time.monotonic() + REPLACE_TIMEOUT
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if not IS_WINDOWS or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def replace_directory(directory: Path, new: Path) -> None:
-    """Put the directory new in place of directory, in one step where the system can."""
+    """Replace directory by the directory new, in one step where the system can swap the two."""
     if directory.exists():
         try:
-            _exchange(directory, new)
+            _swap(directory, new)
         except OSError:
-            _in_two_steps(directory, new)
+            _replace_in_two_steps(directory, new)
     else:
-        os.replace(new, directory)
+        replace_path(new, directory)
     sync_to_disk(directory.parent)
     remove_if_present(new)
-    remove_if_present(_set_aside(directory))
+    remove_if_present(_old_name(directory))
 
 
 def remove_if_present(path: Path) -> None:
-    """Remove a directory with all that is in it, or whatever else is there, if anything."""
+    """Remove a file, a link, or a directory with its contents; errors are ignored."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -81,30 +121,30 @@ def remove_if_present(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _exchange(one: Path, other: Path) -> None:
-    """Swap two directories in one step: renameat2 of Linux with RENAME_EXCHANGE."""
-    at_cwd, exchange = -100, 2
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+def _swap(one: Path, other: Path) -> None:
+    """Swap two directories in one step. Raises OSError where the system cannot: all but Linux."""
+    at_cwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
+    renameat2 = find_c_function("renameat2")
     if renameat2 is None:
         raise OSError(errno.ENOSYS, "no renameat2")
     if renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange):
         raise OSError(ctypes.get_errno(), "renameat2")
 
 
-def _in_two_steps(directory: Path, new: Path) -> None:
-    """For systems that cannot swap: between the steps the old one has another name."""
-    remove_if_present(_set_aside(directory))
-    os.replace(directory, _set_aside(directory))
-    os.replace(new, directory)
+def _replace_in_two_steps(directory: Path, new: Path) -> None:
+    """Rename directory to its old name, then new to directory."""
+    remove_if_present(_old_name(directory))
+    replace_path(directory, _old_name(directory))
+    replace_path(new, directory)
 
 
-def _set_aside(directory: Path) -> Path:
+def _old_name(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.old")
 
 
 def resolve_interrupted_swap(directory: Path) -> Path:
-    """Where a directory is: under its other name, if its replacement was cut short in two steps."""
-    old = _set_aside(directory)
+    """The path of a directory: its old name if a replacement in two steps was interrupted."""
+    old = _old_name(directory)
     return old if os.path.isdir(old) and not os.path.isdir(directory) else directory
 
 
@@ -112,22 +152,30 @@ def resolve_interrupted_swap(directory: Path) -> Path:
 
 
 def require_inside(root: Path, path: Path) -> Path:
-    """The path, unless a link leads out of root. Raises UserError."""
-    inside, outside = os.path.realpath(path), os.path.realpath(root)
-    if not Path(inside).is_relative_to(outside):
+    """The path. Raises UserError if it is, or passes through, a link that leads out of root."""
+    inside, outside = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    # macOS ignores case in names, so the same directory can have two spellings.
+    if not (inside.is_relative_to(outside) or any(_is_same(p, outside) for p in inside.parents)):
         raise UserError(f"{path} is a link that leads out of {root}: put the file itself there")
     return path
 
 
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
 def require_regular_file(root: Path, file: Path) -> Path:
-    """The file within root, unless it is a pipe, a device or a directory. Raises UserError."""
+    """The path of a file inside root. Raises UserError if it is a pipe, device or directory."""
     if os.path.exists(require_inside(root, file)) and not os.path.isfile(file):
         raise damaged_error(file, "not a regular file")
     return file
 
 
 def read_limited(file: Path, limit: int) -> bytes:
-    """The bytes of a file, which must not be more than limit. Raises UserError."""
+    """The contents of a file. Raises UserError if it has more than limit bytes or is unreadable."""
     try:
         with file.open("rb") as opened:
             raw = opened.read(limit + 1)
@@ -139,15 +187,20 @@ def read_limited(file: Path, limit: int) -> bytes:
 
 
 def read_json(file: Path, limit: int = 1 << 20) -> dict[str, Any]:
-    """One JSON object, read strictly: no key twice, no NaN. Raises UserError."""
+    """The JSON object in a file of at most limit bytes, read strictly. Raises UserError."""
     return parse_json(read_limited(file, limit), file)
 
 
 def parse_json(raw: bytes, file: Path) -> dict[str, Any]:
-    """The JSON object in raw; file is for the error. Raises UserError."""
+    """The JSON object in raw, which was read from file.
+
+    Raises UserError for invalid JSON, a repeated key, NaN, infinity, or a lone surrogate.
+    """
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_once, parse_constant=_no_constant)
-        dump_json(value)  # half a surrogate pair could not be written again
+        value = json.loads(
+            raw.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
+        )
+        dump_json(value)  # a lone surrogate could be read but not written
     except (ValueError, RecursionError) as error:
         raise damaged_error(file, error) from None
     if not isinstance(value, dict):
@@ -155,21 +208,21 @@ def parse_json(raw: bytes, file: Path) -> dict[str, Any]:
     return value
 
 
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} is there twice")
-        found[key] = value
-    return found
+        if key in result:
+            raise ValueError(f"the key {key!r} appears twice")
+        result[key] = value
+    return result
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number")
 
 
 def compute_sha256(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal. Raises UserError where it cannot be read."""
+    """The SHA-256 of a file, in hexadecimal. Raises UserError if the file is unreadable."""
     try:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What keeps a GPU busy: compiled blocks, a step as a CUDA graph, checkpoints sent beside it."""
+"""Compilation, CUDA graphs and background copies: they keep a GPU busy during training."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .devices import get_random_states, set_random_states
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""Inputs and targets, each (B, T), to the mean loss ()."""
+"""The mean loss () of inputs (B, T) and targets (B, T)."""
 
 
 def compile_loss(
@@ -20,19 +20,19 @@ def compile_loss(
     example: tuple[Tensor, Tensor],
     say: Callable[[str], None],
 ) -> LossFunction | None:
-    """A loss, the blocks of its model compiled; None, and a line why, if that fails.
+    """The loss function with compiled blocks; None if compilation fails, after one line to say().
 
-    The blocks are alike, so one is compiled, which does for all: regional compilation, in a
-    fraction of the time. Elsewhere they stay as they are. Compilation happens at the first use, so
-    the loss is used once, forward and backward, with arguments of the shapes and strides that there
-    will be: for others all would be compiled again. That leaves gradients behind, but no random
-    numbers.
+    The blocks have the same structure, so the code of one is compiled and used for all of them
+    (regional compilation), in a fraction of the time. Outside the returned function the blocks are
+    unchanged. Torch compiles at the first call, so this function computes the loss of the example
+    and its gradients once. The example needs the shapes and strides of the batches, or the blocks
+    are compiled again. Gradients are left behind; the random states are restored.
     """
     device = example[0].device
     states = get_random_states(device)
     forward = torch.compile(type(blocks[0]).forward)
 
-    def fast(inputs: Tensor, targets: Tensor) -> Tensor:
+    def compiled_loss(inputs: Tensor, targets: Tensor) -> Tensor:
         for block in blocks:
             vars(block)["forward"] = partial(forward, block)
         try:
@@ -42,54 +42,57 @@ def compile_loss(
                 del vars(block)["forward"]
 
     try:
-        with catch_warnings(action="ignore"):  # what the compiler says is meant for its makers
-            fast(*example).backward()
+        with catch_warnings(action="ignore"):  # they are for developers of the compiler
+            compiled_loss(*example).backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        say(f"The model cannot be compiled here, and trains slower without ({_one_line(error)}).")
+        say(f"The model cannot be compiled on this machine and trains slower ({_one_line(error)}).")
         return None
     finally:
         set_random_states(states, device)
-    return fast
+    return compiled_loss
 
 
 class CannotCapture(RuntimeError):
-    """Work that a CUDA graph cannot hold, as it waits for what the host decides."""
+    """A CUDA graph cannot contain this work, because the host has to read a result of it."""
 
 
 class CudaGraph:
-    """Work on a CUDA device that is the same every time: captured once, then replayed as a whole.
+    """Work on a CUDA device, captured once and then replayed as one launch.
 
-    Launching the hundreds of kernels of a small model takes the host longer than they run. A CUDA
-    graph of them is launched at once. Whatever the work reads and writes has to stay where it is,
-    and what it does on the host is done only while it is captured.
+    The host needs more time to launch the hundreds of kernels of a small model than the device to
+    run them. A replay uses the same memory addresses, so all tensors have to keep their storage.
+    Python code of the work runs only during warm-up and capture.
     """
 
     def __init__(self, device: torch.device, warmup: int = 3) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)  # the default stream cannot be captured
         self.warmup = warmup
-        """Calls left that do the work in the ordinary way: libraries get ready at their first."""
+        """Remaining calls without a graph: libraries initialise themselves in their first calls."""
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, work: Callable[[], None]) -> None:
-        """Do work, always the same. Raises CannotCapture; CUDA is of little use after that."""
+        """Do the work, the same in every call.
+
+        Raises CannotCapture; the process should not use CUDA any more after that.
+        """
         with torch.cuda.device(self.device):
-            outside = torch.cuda.current_stream()
+            current = torch.cuda.current_stream()
             if self.warmup:
                 self.warmup -= 1
-                self.stream.wait_stream(outside)
+                self.stream.wait_stream(current)
                 with torch.cuda.stream(self.stream):
                     work()
-                outside.wait_stream(self.stream)
+                current.wait_stream(self.stream)
                 return
             if self.graph is None:
-                torch.cuda.synchronize()  # what went wrong before is no matter of the capture
+                torch.cuda.synchronize()  # reports earlier errors before the capture
                 try:
                     self.graph = self._capture(work)
                 finally:
-                    torch.cuda.set_stream(outside)
+                    torch.cuda.set_stream(current)
             self.graph.replay()
 
     def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -104,7 +107,7 @@ class CudaGraph:
             with capture:
                 try:
                     work()
-                except RuntimeError as error:  # ending the capture fails, too, and says less
+                except RuntimeError as error:  # the end of the capture fails, too, with less detail
                     problem = error
         except RuntimeError as error:
             problem = problem or error
@@ -116,15 +119,15 @@ class CudaGraph:
 
 
 Snapshot = Callable[[], dict[str, Tensor]]
-"""Tensors as they were, on the CPU, by name."""
+"""Returns copies of tensors, in host memory, by name."""
 
 
 def take_snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:
-    """Copies of tensors as they are now, each with memory of its own.
+    """A function that returns copies of the tensors as they are now, each with its own memory.
 
-    From a CUDA device they are sent when they are first asked for, by another thread, beside what
-    the device computes; until then they are kept there. Where it has no memory for that, they are
-    sent at once.
+    Tensors of a CUDA device are copied on the device now. The first call of the function, in any
+    thread, moves the copies to the host while the device continues to compute. If the device lacks
+    memory for the copies, they are made in host memory at once.
     """
     try:
         copies = {name: _copy(t) for name, t in tensors.items()}
@@ -133,19 +136,19 @@ def take_snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:
     device = next((t.device for t in copies.values() if t.is_cuda), None)
     if device is None:
         return lambda: copies
-    copied = torch.cuda.current_stream(device).record_event()
-    sent: dict[str, Tensor] = {}
+    copies_ready = torch.cuda.current_stream(device).record_event()
+    on_host: dict[str, Tensor] = {}
 
-    def send() -> dict[str, Tensor]:
+    def move_to_host() -> dict[str, Tensor]:
         if copies:
             stream = torch.cuda.Stream(device)
-            stream.wait_event(copied)
+            stream.wait_event(copies_ready)
             with torch.cuda.stream(stream):
-                sent.update({name: t.cpu() for name, t in copies.items()})
+                on_host.update({name: t.cpu() for name, t in copies.items()})
             copies.clear()
-        return sent
+        return on_host
 
-    return send
+    return move_to_host
 
 
 def _copy(tensor: Tensor) -> Tensor:

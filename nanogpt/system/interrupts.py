@@ -1,36 +1,40 @@
-"""Signals that ask a run to end: noticed, so that the step under way can be finished and saved."""
+"""Signals that ask a run to end; the run finishes its step and saves before it ends."""
 
 import signal
 import threading
 from types import FrameType
 from typing import Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK")  # SIGBREAK: Ctrl-Break, on Windows only
+    if name in signal.Signals.__members__
+)
 
 
 class Interrupts:
-    """Within it, the first SIGINT or SIGTERM is only noted; the second does what it always did.
+    """Within it, the first signal in SIGNALS is recorded; a second one has its usual effect.
 
-    A signal that was ignored before, as with nohup, stays ignored. Outside the main thread, where
-    Python handles no signals, nothing is noted.
+    A signal that was ignored before, as with nohup, stays ignored. In threads other than the main
+    thread, where Python handles no signals, nothing is recorded.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
+                    self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before.clear()
+        self._previous.clear()
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number)
         self.__exit__()

@@ -1,4 +1,4 @@
-"""Dataclasses out of JSON, strictly: every key known, every value of its field's type."""
+"""Dataclasses from JSON, strictly: every key is known, every value has the type of its field."""
 
 import math
 import types
@@ -9,15 +9,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
-
 Kinds = Mapping[str, type]
-"""Names of dataclasses: where a field may be one of several, the key "kind" says which."""
+"""Dataclasses by name. If a field may hold one of several, the key "kind" names the one."""
 
 
 def parse_dataclass(cls: type[T], value: object, kinds: Kinds) -> T:
-    """The dataclass cls from a JSON object; nested dataclasses from nested objects.
+    """The dataclass cls made from a JSON object, and nested dataclasses from nested objects.
 
-    Raises ValueError that names the key.
+    Raises ValueError, which names the key, unless keys and types match.
     """
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, found {shorten(value)}")
@@ -28,39 +27,39 @@ def parse_dataclass(cls: type[T], value: object, kinds: Kinds) -> T:
     for name, field in known.items():
         if name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"the key {name!r} is missing")
-    return cls(**{name: _as(hints[name], value[name], name, kinds) for name in value})
+    return cls(**{name: _parse_value(hints[name], value[name], name, kinds) for name in value})
 
 
-def _as(hint: Any, value: Any, key: str, kinds: Kinds) -> object:
-    """The value, if it is of the type that hint says."""
-    arms = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if value is None and type(None) in arms:
+def _parse_value(hint: Any, value: Any, key: str, kinds: Kinds) -> object:
+    """The value of a key, if it matches the type hint. Raises ValueError."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
         return None
-    arms = tuple(arm for arm in arms if arm is not type(None))
-    if isinstance(value, dict) and all(map(is_dataclass, arms)):
+    options = tuple(option for option in options if option is not type(None))
+    if isinstance(value, dict) and all(map(is_dataclass, options)):
         value = dict(value)
-        arm = arms[0] if len(arms) == 1 else kinds.get(str(value.pop("kind", None)))
-        if arm is None or arm not in arms:
+        cls = options[0] if len(options) == 1 else kinds.get(str(value.pop("kind", None)))
+        if cls is None or cls not in options:
             raise ValueError(f"{key}: its kind must be one of {', '.join(kinds)}")
         try:
-            return parse_dataclass(arm, value, kinds)
+            return parse_dataclass(cls, value, kinds)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None
-    (hint,) = arms if len(arms) == 1 else (None,)
+    (hint,) = options if len(options) == 1 else (None,)
     if get_origin(hint) is Literal and isinstance(value, str) and value in get_args(hint):
         return value
     if get_origin(hint) is list and isinstance(value, list):
-        return [_as(get_args(hint)[0], item, key, kinds) for item in value]
+        return [_parse_value(get_args(hint)[0], item, key, kinds) for item in value]
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and type(value) in (int, float) and math.isfinite(number := _float(value)):
+    if hint is float and type(value) in (int, float) and math.isfinite(number := _to_float(value)):
         return number
     if hint in (int, bool, str) and type(value) is hint:
         return value
     raise ValueError(f"{key} cannot be {shorten(value)}")
 
 
-def _float(value: Any) -> float:
+def _to_float(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
@@ -68,6 +67,6 @@ def _float(value: Any) -> float:
 
 
 def shorten(value: object) -> str:
-    """A value of a stranger's, cut to fit into a line."""
+    """The repr of a value, cut after 40 characters so that an error stays one line."""
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + "…"

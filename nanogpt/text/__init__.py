@@ -1,1 +1,1 @@
-"""Where text comes from, and how it becomes tokens."""
+"""Load text from its source and encode it as tokens. No module here imports torch."""

@@ -1,6 +1,6 @@
-"""Byte pairs that were learned from a text, and whatever else a Hugging Face tokenizer.json has.
+"""Byte-pair encoding, and any other tokenizer in the tokenizer.json format of Hugging Face.
 
-They are learned by the library tokenizers, and encoded by tiktoken where it does the same, faster.
+The library tokenizers trains them. Where both give the same tokens, tiktoken encodes: it is faster.
 """
 
 import json
@@ -14,24 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .streams import PieceStream, Stream, utf8
+from .streams import ByteDecodeStream, DecodeStream, encode_utf8
 
 if TYPE_CHECKING:
     import tiktoken
     import tokenizers
 
-# GPT-2's way to cut a text before any pair is merged, so that no token crosses from a word into
-# what follows it: contractions, words, numbers, other signs, each with a space before it; spaces.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""GPT-2 first splits a text into contractions, words, numbers, other symbols (each with a space
+before it) and spaces. Pairs are merged within these only, so no token spans two of them."""
 
-AT_SPACES, AT_LINES = r"(?<=\S)[ \n]", r"(?<=\n)"
+SPACE_BOUNDARY, LINE_BOUNDARY = r"(?<=\S)[ \n]", r"(?<=\n)"
+"""Regular expressions that match where a text may be split before encoding."""
 
 
-def train_bpe(parts: Iterable[str], vocab_size: int) -> "HubTokenizer":
-    """Byte-pair encoding as GPT-2 has it: from the 256 bytes on, the most frequent pair is merged.
+def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
+    """Train byte-pair encoding as in GPT-2: start with the 256 bytes, merge the most frequent pair.
 
-    Sennrich et al. 2016 (arXiv:1508.07909); on bytes, Radford et al. 2019, 2.2. A text too small
-    for so many tokens is a UserError.
+    Sennrich et al. 2016 (arXiv:1508.07909); on bytes, Radford et al. 2019, section 2.2. Raises
+    UserError if the text has too few different pairs for vocab_size tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -43,30 +44,29 @@ def train_bpe(parts: Iterable[str], vocab_size: int) -> "HubTokenizer":
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(parts, trainer)
-    if (found := bpe.get_vocab_size()) < vocab_size:
+    bpe.train_from_iterator(chunks, trainer)
+    if (actual_size := bpe.get_vocab_size()) < vocab_size:
         raise UserError(
-            f"the training text has pairs enough for {found} tokens, not for {vocab_size}: give "
-            f"more text, or take "
-            + (f"--tokenizer bpe:{found} or less" if found > 256 else "--tokenizer byte")
+            f"the training text has enough pairs for {actual_size} tokens, not for {vocab_size}: "
+            f"use more text, or the tokenizer "
+            + (f"bpe:{actual_size} or smaller" if actual_size > 256 else "byte")
         )
     return HubTokenizer(json.loads(bpe.to_str()))
 
 
 class HubTokenizer:
-    """One that the library tokenizers knows, from its JSON: GPT-2's, say, or train_bpe()'s.
+    """A tokenizer of the library tokenizers, from its JSON: GPT-2's, or the result of train_bpe().
 
-    Byte-pair encoding as GPT-2 has it is encoded by the library tiktoken, which gives the same ids
-    in a quarter of the time.
+    If it is GPT-2's kind of byte-pair encoding, tiktoken encodes: the same ids, four times faster.
     """
 
     def __init__(self, saved: dict[str, Any]) -> None:
-        """Raises ValueError where the library cannot make a tokenizer of it."""
+        """Raises ValueError if saved is not a tokenizer."""
         from tokenizers import Tokenizer
 
         try:
             self._tokenizer: tokenizers.Tokenizer = Tokenizer.from_str(json.dumps(saved))
-        except Exception as error:  # the library has no other type
+        except Exception as error:  # the library raises no narrower type
             raise ValueError(str(error)) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -74,22 +74,22 @@ class HubTokenizer:
         if not vocabulary:
             raise ValueError("its vocabulary is empty")
         self.vocab_size = max(vocabulary.values()) + 1
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        self._special = {token.content for token in added}
+        added_tokens = self._tokenizer.get_added_tokens_decoder().values()
+        self._special = {token.content for token in added_tokens}
         if self.vocab_size > 2 * len(vocabulary) + 1000:
-            raise ValueError(f"its ids go up to {self.vocab_size}, of which most are not used")
+            raise ValueError(f"its ids go up to {self.vocab_size}, but most of them are unused")
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; what marks the beginning or the end of one is not added."""
+        """The ids of a text, without special tokens at its beginning or end."""
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
-        """encode(), as an array (N,); several threads can do it at a time."""
-        utf8(text)
-        if self._fast:
-            with suppress(ValueError):  # a million spaces in a row are too many for it
-                return self._fast.encode_to_numpy(
+        """The ids of a text as an array (N,). Several threads can call it at a time."""
+        encode_utf8(text)  # raises UserError for an unpaired surrogate
+        if self._tiktoken:
+            with suppress(ValueError):  # tiktoken fails on a million spaces in a row
+                return self._tiktoken.encode_to_numpy(
                     text, allowed_special=self._special, disallowed_special=()
                 )
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -97,97 +97,105 @@ class HubTokenizer:
 
     @property
     def boundary(self) -> str:
-        """Where a text may be cut and encoded in parts, as a regular expression of what follows.
+        """A regular expression that matches where a text may be split before encoding.
 
-        With GPT-2's pattern no token goes across a space that follows no space, and nothing looks
-        back. Of other tokenizers nothing is known: at the start of a line a cut does least harm.
+        With GPT-2's pattern, no token spans a space after a non-space, so the ids stay the same.
+        For any other tokenizer this is unknown: a split at the start of a line does least harm.
         """
-        spaced = any(re.search(r"\s", token) for token in self._special)
-        return AT_SPACES if self._fast and not spaced else AT_LINES
+        has_space_in_special = any(re.search(r"\s", token) for token in self._special)
+        is_safe = self._tiktoken is not None and not has_space_in_special
+        return SPACE_BOUNDARY if is_safe else LINE_BOUNDARY
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids. Bytes that are no UTF-8, as a model may write them, become U+FFFD."""
+        """The text of ids; bytes that are not valid UTF-8 become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def piece(self, token: int) -> bytes:
-        """What an id stands for; alone, where it depends on its neighbours."""
-        return self._pieces[token] if self._pieces else self.decode([token]).encode()
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; decoded alone, if its text depends on its neighbours."""
+        return self._bytes_by_id[token] if self._bytes_by_id else self.decode([token]).encode()
 
-    def stream(self) -> Stream:
-        """decode(), id by id."""
-        if self._pieces:
-            return PieceStream(self.piece)
-        return _HubStream(self._tokenizer)
+    def decode_stream(self) -> DecodeStream:
+        """A decoder that takes one token at a time."""
+        if self._bytes_by_id:
+            return ByteDecodeStream(self.token_bytes)
+        return _HubDecodeStream(self._tokenizer)
 
     def to_json(self) -> dict[str, Any]:
-        """The tokenizer.json that the library itself would read."""
+        """The tokenizer as a tokenizer.json that the library tokenizers can read."""
         saved: dict[str, Any] = json.loads(self._tokenizer.to_str())
         return saved
 
     @cached_property
-    def _pieces(self) -> list[bytes] | None:
-        """The bytes of each id, where there are such: in byte-level encodings."""
+    def _bytes_by_id(self) -> list[bytes] | None:
+        """The bytes of each token; None if the tokenizer is not byte-level."""
         saved = self.to_json()
         if (saved["decoder"] or {}).get("type") != "ByteLevel":
             return None
-        table, pieces = _bytes_of_signs(), [b""] * self.vocab_size
+        byte_of = _map_characters_to_bytes()
+        bytes_by_id = [b""] * self.vocab_size
         for token, i in self._tokenizer.get_vocab().items():
-            known = all(sign in table for sign in token)
-            pieces[i] = bytes(table[sign] for sign in token) if known else token.encode()
-        for added in saved["added_tokens"]:  # they are written as they are read
-            pieces[added["id"]] = added["content"].encode()
-        return pieces
+            is_byte_level = all(character in byte_of for character in token)
+            bytes_by_id[i] = (
+                bytes(byte_of[character] for character in token)
+                if is_byte_level
+                else token.encode()
+            )
+        for added in saved["added_tokens"]:  # stored as plain text
+            bytes_by_id[added["id"]] = added["content"].encode()
+        return bytes_by_id
 
     @cached_property
-    def _fast(self) -> "tiktoken.Encoding | None":
-        """The same as an encoding of tiktoken, if it is byte-pair encoding as GPT-2 has it."""
+    def _tiktoken(self) -> "tiktoken.Encoding | None":
+        """The same tokenizer in tiktoken; None unless it is GPT-2's kind of byte-pair encoding."""
         saved = self.to_json()
-        model, added, pieces = saved["model"], saved["added_tokens"], self._pieces
-        plain = ("lstrip", "rstrip", "single_word", "normalized")
-        is_gpt2 = (
-            pieces is not None
-            and model["type"] == "BPE"
-            and saved["normalizer"] is None
-            and (saved["pre_tokenizer"] or {}).get("type") == "ByteLevel"
-            and saved["pre_tokenizer"].get("use_regex", True)
-            and not saved["pre_tokenizer"]["add_prefix_space"]
-            and not any(model.get(key) for key in ("dropout", "unk_token", "byte_fallback"))
-            and not any(model.get(key) for key in _AFFIXES)
-            and not model.get("ignore_merges")
-            and not any(token[key] for token in added for key in plain)
-        )
-        if not is_gpt2:
+        model, added_tokens, bytes_by_id = saved["model"], saved["added_tokens"], self._bytes_by_id
+        if bytes_by_id is None or not _is_gpt2_bpe(saved):
             return None
-        assert pieces is not None
-        special = {token["content"]: token["id"] for token in added}
-        merges = [model["vocab"].get("".join(pair)) for pair in model["merges"]]
-        ranks = {pieces[i]: i for token, i in model["vocab"].items() if token not in special}
-        # tiktoken merges the pair with the lowest id first: it must have been merged first.
-        single = {bytes([byte]) for byte in range(256)}
-        if merges != sorted(set(merges)) or set(merges) != {
-            i for piece, i in ranks.items() if piece not in single
-        }:
+        special = {token["content"]: token["id"] for token in added_tokens}
+        ranks = {bytes_by_id[i]: i for token, i in model["vocab"].items() if token not in special}
+        # tiktoken merges the pair with the lowest id first, so ids must follow the merge order.
+        merged_ids = [model["vocab"].get("".join(pair)) for pair in model["merges"]]
+        single_bytes = {bytes([byte]) for byte in range(256)}
+        long_ids = {i for token, i in ranks.items() if token not in single_bytes}
+        if merged_ids != sorted(set(merged_ids)) or set(merged_ids) != long_ids:
             return None
-        if not single <= ranks.keys():
+        if not single_bytes <= ranks.keys():
             return None
         import tiktoken
 
-        # Without a special token tiktoken looks for the empty one, at every character, which takes
-        # as long as all the rest. This one is never allowed, so that it is text as any other.
+        # Without a special token, tiktoken searches for an empty one at every character, which
+        # doubles its time. This one is never allowed, so a text that contains it is plain text.
         special = special or {"<|never|>": self.vocab_size}
-        fast = tiktoken.Encoding(
+        encoding = tiktoken.Encoding(
             "nanogpt", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
         )
-        # Threads whose first word is the first of all take twice as long for every other.
-        fast.encode_ordinary("a word")
-        return fast
+        # The first call must not happen in a worker thread: that makes every later call there
+        # take twice as long.
+        encoding.encode_ordinary("a word")
+        return encoding
 
 
-_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
+def _is_gpt2_bpe(saved: dict[str, Any]) -> bool:
+    """Whether a byte-level tokenizer.json splits and merges as GPT-2 does."""
+    model, pre_tokenizer = saved["model"], saved["pre_tokenizer"] or {}
+    unsupported = (
+        *("dropout", "unk_token", "byte_fallback", "ignore_merges"),
+        *("continuing_subword_prefix", "end_of_word_suffix"),
+    )
+    matching_rules = ("lstrip", "rstrip", "single_word", "normalized")
+    return (
+        model["type"] == "BPE"
+        and saved["normalizer"] is None
+        and pre_tokenizer.get("type") == "ByteLevel"
+        and pre_tokenizer.get("use_regex", True)
+        and not pre_tokenizer["add_prefix_space"]
+        and not any(model.get(key) for key in unsupported)
+        and not any(token[key] for token in saved["added_tokens"] for key in matching_rules)
+    )
 
 
-class _HubStream:
-    """The stream of a tokenizer whose ids do not stand for bytes of their own."""
+class _HubDecodeStream:
+    """The decode stream of a tokenizer whose tokens are not sequences of bytes."""
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         from tokenizers.decoders import DecodeStream
@@ -195,21 +203,21 @@ class _HubStream:
         self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=False)
 
     def push(self, token: int) -> str:
-        """What is whole with this id."""
+        """Add a token and return the characters that it completes."""
         return self._stream.step(self._tokenizer, token) or ""
 
     def end(self) -> str:
-        """Nothing: the library does not give half a character away."""
+        """Nothing: the library drops an incomplete character."""
         return ""
 
 
-def _bytes_of_signs() -> dict[str, int]:
-    """The byte that each sign of a byte-level vocabulary stands for.
+def _map_characters_to_bytes() -> dict[str, int]:
+    """Map each character of a byte-level vocabulary to its byte.
 
-    GPT-2 writes bytes that are visible in Latin-1 as themselves, and the others, in their order, as
-    the characters from U+0100 on.
+    GPT-2 writes the visible bytes of Latin-1 as themselves, and the others, in order, as the
+    characters from U+0100 on.
     """
     visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [byte for byte in range(256) if byte not in visible]
-    table = {chr(byte): byte for byte in visible}
-    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
+    byte_of = {chr(byte): byte for byte in visible}
+    return byte_of | {chr(256 + i): byte for i, byte in enumerate(others)}

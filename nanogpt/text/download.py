@@ -1,6 +1,6 @@
-"""What is far away, or can be read only once: fetched into a file of the cache, which stays.
+"""Download a text, or copy standard input, into a file of the cache, where it stays.
 
-The one place that opens the network.
+No other module opens the network.
 """
 
 import hashlib
@@ -8,93 +8,105 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UserError
-from ..system.files import compute_sha256
-from .readers import BLOCK, Progress, empty, get_text, joined
+from ..system.files import compute_sha256, replace_path
+from .readers import READ_BYTES, Progress, empty_error, get_row_text, join_documents
 
 
 def cache_directory() -> Path:
-    """Where corpora are kept: $NANOGPT_CACHE, or the platform's place for caches."""
+    """The directory of cached texts: $NANOGPT_CACHE, or the platform's directory for caches."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("NANOGPT_CACHE") or user_cache_dir("nanogpt"))
 
 
-def stream(opened: BinaryIO, name: str) -> Path:
-    """The file with all that comes from standard input, or through a pipe. Raises UserError."""
-    with _into_cache(name) as directory:
-        hashed, file = hashlib.sha256(), directory / "new"
-        with file.open("wb") as new:
-            for block in iter(partial(opened.read, BLOCK), b""):
-                hashed.update(block)
-                new.write(block)
-        if not file.stat().st_size:
-            raise empty(name)
-        kept = cache_directory() / f"input-{hashed.hexdigest()[:16]}.txt"
-        os.replace(file, kept)
-    return kept
+def cache_stream(stream: BinaryIO, name: str) -> Path:
+    """Copy standard input or a pipe into the cache and return the file. Raises UserError."""
+    with _new_directory(name) as directory:
+        digest, new = hashlib.sha256(), directory / "new"
+        with new.open("wb") as file:
+            for block in iter(partial(stream.read, READ_BYTES), b""):
+                digest.update(block)
+                file.write(block)
+        if not new.stat().st_size:
+            raise empty_error(name)
+        cached = cache_directory() / f"input-{digest.hexdigest()[:16]}.txt"
+        replace_path(new, cached)
+    return cached
 
 
 def is_url(data: str) -> bool:
-    """Whether this is an address of the web."""
+    """Whether data is an http or https URL."""
     return data.startswith(("http://", "https://"))
 
 
-def address(data: str, fetch: bool) -> Path:
-    """The file with what is at an address; #sha256=… may say what it must hash to. UserError."""
-    url, _, digest = data.partition("#sha256=")
-    kept = cache_directory() / f"web-{_digest(url)}.txt"
-    if os.path.exists(kept) and (not digest or compute_sha256(kept) == digest.lower()):
-        return kept
-    if not fetch:
-        raise _not_here(url)
-    with _into_cache(url) as directory:
+def download_url(data: str, may_download: bool) -> Path:
+    """Return the cached file of a URL, downloaded if need be. Raises UserError.
+
+    The URL may end in #sha256= and the hash that its text must have. A file in the cache with
+    another hash is downloaded again.
+    """
+    url, _, expected = data.partition("#sha256=")
+    cached = cache_directory() / f"web-{_short_hash(url)}.txt"
+    if os.path.exists(cached) and (not expected or compute_sha256(cached) == expected.lower()):
+        return cached
+    if not may_download:
+        raise _not_cached_error(url)
+    with _new_directory(url) as directory:
         try:
-            file = download(url, None, str(directory))
+            file = retrieve_file(url, None, str(directory))
         except (OSError, ValueError) as error:
-            raise _cannot_get(url, error, "is the address right?") from None
-        if digest and (found := compute_sha256(file)) != digest.lower():
-            raise UserError(f"{url} has the SHA-256 {found}, not {digest}: look at what it is now")
-        os.replace(file, kept)
-    return kept
+            raise _download_error(url, error, "check the URL") from None
+        if expected and (actual := compute_sha256(file)) != expected.lower():
+            raise UserError(
+                f"{url} has the SHA-256 {actual}, not {expected}: the text has changed; if you "
+                f"trust it, give the new hash"
+            )
+        replace_path(file, cached)
+    return cached
 
 
-def download(url: str, known_hash: str | None, directory: str) -> Path:
-    """The file in a directory to which an address was downloaded."""
+def retrieve_file(url: str, expected_hash: str | None, directory: str) -> Path:
+    """Download a URL to a file in directory. Raises OSError, or ValueError for a wrong hash."""
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    get = pooch.HTTPDownloader(timeout=10)
-    return Path(pooch.retrieve(url, known_hash, path=directory, downloader=get))
+    downloader = pooch.HTTPDownloader(timeout=10)
+    return Path(pooch.retrieve(url, expected_hash, path=directory, downloader=downloader))
 
 
-def dataset(name: str, column: str, separator: str, fetch: bool, progress: Progress) -> Path:
-    """The file with the training split of a dataset: hf:NAME, or hf:NAME:CONFIG. UserError.
+def download_dataset(
+    name: str, column: str, separator: str, may_download: bool, progress: Progress
+) -> Path:
+    """Return the cached file of a dataset, hf:NAME or hf:NAME:CONFIG. Raises UserError.
 
-    Its rows' texts in a column, joined by the separator; they are written as they come.
+    It has the text column of every row in the training split, joined by separator. Rows are written
+    as they arrive, so the dataset may be larger than memory.
     """
-    kept = cache_directory() / f"hf-{_digest(json.dumps([name, column, separator]))}.txt"
-    if os.path.exists(kept):
-        return kept
-    if not fetch:
-        raise _not_here(name)
-    with _into_cache(name) as directory:
-        size, file = 0, directory / "new"
-        with file.open("wb") as new:
-            for piece in joined(([row] for row in _rows(name, column)), separator):
-                size += new.write(piece.encode())
-                progress(f"getting {name}", size, 0)
-        os.replace(file, kept)
-    return kept
+    key = json.dumps([name, column, separator])
+    cached = cache_directory() / f"hf-{_short_hash(key)}.txt"
+    if os.path.exists(cached):
+        return cached
+    if not may_download:
+        raise _not_cached_error(name)
+    with _new_directory(name) as directory:
+        size, new = 0, directory / "new"
+        with new.open("wb") as file:
+            for chunk in join_documents(([text] for text in _read_rows(name, column)), separator):
+                size += file.write(chunk.encode())
+                progress(f"downloading {name}", size, 0)
+        replace_path(new, cached)
+    return cached
 
 
-def _rows(name: str, column: str) -> Iterable[str]:
+def _read_rows(name: str, column: str) -> Iterator[str]:
+    """Yield the text in a column of each row of a dataset's training split."""
     try:
         import datasets
     except ImportError:
@@ -102,48 +114,47 @@ def _rows(name: str, column: str) -> Iterable[str]:
             f"{name} needs the library datasets: install it with `pip install datasets`"
         ) from None
     datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel("ERROR")  # it warns of every attempt
+    logging.getLogger("huggingface_hub").setLevel("ERROR")  # it warns about every retry
     path, _, config = name.removeprefix("hf:").partition(":")
     try:
         rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
         for number, row in enumerate(rows):
-            yield get_text(row, column, f"{name}, row {number},", row)
+            yield get_row_text(row, column, f"{name}, row {number}", row)
     except UserError:
         raise
-    except Exception as error:  # the library has many types, and so have those below it
-        raise _cannot_get(
-            name, error, "is the name right? One may need a part, hf:NAME:PART"
-        ) from None
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
-
-
-def _not_here(name: str) -> UserError:
-    return UserError(f"the text of {name} is not in the cache: get it with nanogpt data {name}")
-
-
-def _cannot_get(name: str, error: Exception, advice: str) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"cannot get {name} ({reason}): {advice}")
-
-
-@contextmanager
-def _into_cache(name: str) -> Iterator[Path]:
-    """A directory in the cache that is gone at the end; an error of one line if there cannot be."""
-    home = cache_directory()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home, prefix=".new-") as directory:
-            yield Path(directory)
-    except OSError as error:
-        raise cache_error(name, error) from None
+    except Exception as error:  # the library and those below it raise many types
+        advice = "check the name; some datasets need a configuration, hf:NAME:CONFIG"
+        raise _download_error(name, error, advice) from None
 
 
 def cache_error(name: str, error: OSError) -> UserError:
-    """The error of a cache that cannot be written."""
+    """The error for a cache that cannot be written; name is the text or the file kept in it."""
     return UserError(
-        f"cannot keep {name} in {cache_directory()} ({error.strerror}): make room, or name another "
-        f"directory with NANOGPT_CACHE"
+        f"cannot write {name} to the cache in {cache_directory()} ({error.strerror}): free some "
+        f"space, or set NANOGPT_CACHE to another directory"
     )
+
+
+def _not_cached_error(name: str) -> UserError:
+    return UserError(f"{name} is not in the cache: download it with `nanogpt data {name}`")
+
+
+def _download_error(name: str, error: Exception, advice: str) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"cannot download {name} ({reason}): {advice}")
+
+
+def _short_hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _new_directory(name: str) -> Iterator[Path]:
+    """A temporary directory in the cache. Raises UserError if the cache cannot be written."""
+    cache = cache_directory()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".new-") as directory:
+            yield Path(directory)
+    except OSError as error:
+        raise cache_error(name, error) from None

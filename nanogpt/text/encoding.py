@@ -1,13 +1,12 @@
-"""The tokens of a corpus: encoded piece by piece, in parallel, and kept where they are many.
+"""Encode a corpus as tokens: chunk by chunk, on several cores, and cached if the text is large.
 
-Those of a large text are written into a file in the cache, under a key of the text, the tokenizer
-and the part of the text, and mapped from there: neither to make them nor to use them takes more
-memory for a larger text.
+The tokens of a large text are written to a file in the cache and mapped into memory from there, so
+memory use does not depend on the size of the text. The file's name is a hash of the text, the
+tokenizer and the split.
 """
 
 import hashlib
 import json
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,234 +17,283 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..system.cores import count_cores
-from ..system.files import dump_json, read_json, write_atomically
+from ..system.files import dump_json, read_json, replace_path, sync_to_disk, write_atomically
 from ..system.schema import parse_dataclass
-from ..text import corpora, tokenizers
-from .corpora import LARGE_TEXT, Corpus, SplitName
+from .bpe import SPACE_BOUNDARY
+from .corpora import LARGE_TEXT, Corpus, SplitName, count_training_characters
 from .download import cache_directory, cache_error
-from .readers import Progress, quiet
-from .tokenizers import Tokenizer
+from .readers import Progress, no_progress
+from .tokenizers import Tokenizer, is_trained_on_text, make_tokenizer, read_tokenizer
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
 
-CHUNK = 1 << 20
-"""Characters that are encoded at a time, and a little more, up to where a text may be cut."""
-LESSON = 1 << 14
-"""Characters that a tokenizer learns from at a time: the library keeps 256 of them in memory."""
-SAMPLE = 8
-"""Chunks of a text, evenly spread, that a tokenizer learns from where there are more."""
+CHUNK_SIZE = 1 << 20
+"""Characters encoded at a time; a chunk ends at the next place where the text may be split."""
+TRAINING_CHUNK_SIZE = 1 << 14
+"""Characters given to the tokenizer trainer at a time; the library keeps 256 chunks in memory."""
+SAMPLE_CHUNKS = 8
+"""A tokenizer is trained on at most this many chunks, evenly spaced in the training split."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A part of a text as tokens."""
+    """The tokens of a text."""
 
     ids: Ids
-    """(N,): 16 bits each, or 32 of a tokenizer with more than 65,536."""
+    """(N,), 16-bit if the vocabulary has at most 65,536 tokens, otherwise 32-bit."""
     bytes: int
-    """Of the text that they stand for."""
+    """The length of the text in UTF-8."""
+
+
+# Tokenizers.
+
+
+def get_tokenizer(kind: str, corpus: Corpus, val_fraction: float, progress: Progress) -> Tokenizer:
+    """Make a tokenizer of a kind (tokenizers.make_tokenizer) for a corpus. Raises UserError.
+
+    char has every character of the text; bpe is trained on the training split, or on a sample of it
+    if it is large. A tokenizer trained on a large text is kept in the cache.
+    """
+    if not is_trained_on_text(kind):
+        return make_tokenizer(kind, (), ())
+    if corpus.facts.bytes <= LARGE_TEXT:
+        return _train_tokenizer(kind, corpus, val_fraction)
+    key = [corpus.facts.sha256, kind, None if kind == "char" else val_fraction]
+    cached = _cache_path("tokenizer", key).with_suffix(".json")
+    with suppress(UserError):  # missing or damaged
+        return read_tokenizer(cached)
+    waiting = "waiting for another process that is training the same tokenizer"
+    with _writing_cache(cached, "the tokenizer"), _locked(cached, waiting, progress):
+        with suppress(UserError):  # another process may have written it while this one waited
+            return read_tokenizer(cached)
+        progress("training a tokenizer", 0, 0)
+        tokenizer = _train_tokenizer(kind, corpus, val_fraction)
+        write_atomically(cached, dump_json(tokenizer.to_json()))
+    return tokenizer
+
+
+def _train_tokenizer(kind: str, corpus: Corpus, val_fraction: float) -> Tokenizer:
+    sample = _sample_training_split(corpus, val_fraction)
+    training_text = rechunk(sample, SPACE_BOUNDARY, TRAINING_CHUNK_SIZE)
+    tokenizer = make_tokenizer(kind, corpus.chunks(), training_text)
+    corpus.check_unchanged()
+    return tokenizer
+
+
+def _sample_training_split(corpus: Corpus, val_fraction: float) -> Iterator[str]:
+    """Yield the chunks of the training split; evenly spaced ones if it has many."""
+    characters = count_training_characters(corpus.facts.characters, val_fraction)
+    total_chunks = characters / CHUNK_SIZE
+    training_text = corpus.read_split("train", val_fraction)
+    sampled = 0
+    for number, chunk in enumerate(rechunk(training_text, SPACE_BOUNDARY, CHUNK_SIZE)):
+        if total_chunks <= SAMPLE_CHUNKS or number >= sampled * total_chunks / SAMPLE_CHUNKS:
+            sampled += 1
+            yield chunk
+
+
+# Tokens.
+
+
+def encode_corpus(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    split: SplitName | None = None,
+    val_fraction: float = 0.1,
+    progress: Progress = no_progress,
+) -> Tokens:
+    """Encode a split of a corpus; split None is the whole text. Raises UserError."""
+    if corpus.token_folder:
+        return _load_token_file(corpus, corpus.token_folder, tokenizer, split)
+    text = corpus.read_split(split, val_fraction) if split else corpus.chunks()
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    encoded = _encode_chunks(rechunk(text, tokenizer.boundary, CHUNK_SIZE), tokenizer, dtype)
+    total_bytes = corpus.facts.bytes
+    if split:  # an estimate: characters differ in bytes
+        train_characters = count_training_characters(corpus.facts.characters, val_fraction)
+        val_characters = corpus.facts.characters - train_characters
+        characters = train_characters if split == "train" else val_characters
+        total_bytes = round(total_bytes * characters / corpus.facts.characters)
+    task = f"encoding the {split} split" if split else "encoding the text"
+    encoded = _report_progress(encoded, task, total_bytes, progress, corpus.check_unchanged)
+    if corpus.facts.bytes <= LARGE_TEXT:
+        parts = [*encoded]
+        ids = np.concatenate([part.ids for part in parts] or [np.empty(0, dtype)])
+        return Tokens(ids, sum(part.bytes for part in parts))
+    key = [corpus.facts.sha256, tokenizer.to_json(), split, val_fraction if split else None]
+    return _encode_to_cache(_cache_path("tokens", key), encoded, dtype, progress)
+
+
+def rechunk(chunks: Iterable[str], boundary: str, size: int) -> Iterator[str]:
+    """Yield the same text in chunks that end at the first match of boundary after size characters.
+
+    A chunk has at most 4 * size characters. The result depends on the text only, not on how it was
+    split into chunks before.
+    """
+    pattern, text, searched, max_size = re.compile(boundary), "", size, 4 * size
+    for chunk in chunks:
+        text += chunk
+        while len(text) > searched:
+            match = pattern.search(text, searched, max_size + 1)
+            if not match and len(text) <= max_size:
+                searched = len(text)
+                break
+            end = match.start() if match else max_size
+            yield text[:end]
+            text, searched = text[end:], size
+    if text:
+        yield text
+
+
+def _encode_chunks(
+    chunks: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype[Any]
+) -> Iterator[Tokens]:
+    """Yield the tokens of each chunk in order; one thread per core encodes."""
+
+    def encode(chunk: str) -> Tokens:
+        return Tokens(tokenizer.encode_array(chunk).astype(dtype), len(chunk.encode()))
+
+    queue: deque[Future[Tokens]] = deque()
+    with ThreadPoolExecutor(count_cores()) as pool:
+        for chunk in chunks:
+            queue.append(pool.submit(encode, chunk))
+            if len(queue) > 2 * count_cores():  # limits the chunks in memory
+                yield queue.popleft().result()
+        while queue:
+            yield queue.popleft().result()
+
+
+def _report_progress(
+    encoded: Iterable[Tokens],
+    task: str,
+    total_bytes: int,
+    progress: Progress,
+    check_unchanged: Callable[[], None],
+) -> Iterator[Tokens]:
+    """Yield the same tokens, report the bytes done, and call check_unchanged() at the end."""
+    done = 0
+    for tokens in encoded:
+        yield tokens
+        done += tokens.bytes
+        progress(task, done, total_bytes)
+    check_unchanged()
+
+
+# Files of tokens.
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """What the cache knows of the tokens in a file beside."""
+class _TokenFileInfo:
+    """The JSON beside a file of tokens, written last: the file is complete if it exists."""
 
     tokens: int
     bytes: int
 
 
-def get_tokenizer(kind: str, corpus: Corpus, val_fraction: float, progress: Progress) -> Tokenizer:
-    """The tokenizer that kind asks for (tokenizers.make), learned from a corpus. Raises UserError.
-
-    char knows every character of the text; bpe learns from the part to train on, from a sample of
-    it where that is large. What was learned from a large text is kept.
-    """
-    if not tokenizers.learns(kind):
-        return tokenizers.make(kind, (), ())
-    if corpus.facts.bytes <= LARGE_TEXT:
-        return _learned(kind, corpus, val_fraction)
-    key = [corpus.facts.sha256, kind, None if kind == "char" else val_fraction]
-    kept = _file("tokenizer", key).with_suffix(".json")
-    with suppress(UserError):  # it is not there, or damaged
-        return tokenizers.from_file(kept)
-    with _keeping(kept), _alone(kept.with_suffix(".lock"), progress):
-        with suppress(UserError):  # what somebody else wrote meanwhile
-            return tokenizers.from_file(kept)
-        progress("learning a tokenizer", 0, 0)
-        tokenizer = _learned(kind, corpus, val_fraction)
-        write_atomically(kept, dump_json(tokenizer.to_json()))
-    return tokenizer
-
-
-def _learned(kind: str, corpus: Corpus, val_fraction: float) -> Tokenizer:
-    sample = cut(_sample(corpus, val_fraction), tokenizers.AT_SPACES, LESSON)
-    tokenizer = tokenizers.make(kind, corpus.pieces(), sample)
-    corpus.check()
-    return tokenizer
-
-
-def _sample(corpus: Corpus, val_fraction: float) -> Iterator[str]:
-    """The part of a corpus to train on; of a large one, chunks that are evenly spread."""
-    chunks = cut(corpus.part("train", val_fraction), tokenizers.AT_SPACES, CHUNK)
-    of_all = corpora.cut_at(corpus.facts.characters, val_fraction) / CHUNK
-    taken = 0
-    for number, chunk in enumerate(chunks):
-        if of_all <= SAMPLE or number >= taken * of_all / SAMPLE:
-            taken += 1
-            yield chunk
-
-
-def encode(
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    part: SplitName | None = None,
-    val_fraction: float = 0.1,
-    progress: Progress = quiet,
+def _load_token_file(
+    corpus: Corpus, folder: Path, tokenizer: Tokenizer, split: SplitName | None
 ) -> Tokens:
-    """The tokens of a part of a corpus, or of all of it. Raises UserError."""
-    if corpus.tokens:
-        return _as_they_are(corpus, corpus.tokens, tokenizer, part)
-    pieces = corpus.part(part, val_fraction) if part else corpus.pieces()
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    encoded = _encoded(cut(pieces, tokenizer.boundary, CHUNK), tokenizer, dtype)
-    what, total = f"encoding {part or 'all'} of the text", corpus.facts.bytes
-    if part:
-        at = corpora.cut_at(corpus.facts.characters, val_fraction)
-        characters = at if part == "train" else corpus.facts.characters - at
-        total = round(total * characters / corpus.facts.characters)
-    watched = _watched(encoded, what, total, progress, corpus.check)
-    if corpus.facts.bytes <= LARGE_TEXT:
-        arrays = [*watched]
-        ids = np.concatenate([each.ids for each in arrays] or [np.empty(0, dtype)])
-        return Tokens(ids, sum(each.bytes for each in arrays))
-    key = [corpus.facts.sha256, tokenizer.to_json(), part, val_fraction if part else None]
-    return _mapped(_file("tokens", key), watched, dtype, progress)
-
-
-def _as_they_are(
-    corpus: Corpus, folder: Path, tokenizer: Tokenizer, part: SplitName | None
-) -> Tokens:
-    """The tokens that a folder holds already; how many bytes they stand for is counted once."""
-    if part is None:
-        raise UserError(f"{folder} holds two parts: take one with --split train or --split val")
-    file, dtype = folder / f"{part}.bin", np.dtype("<u2")
-    tokens, rest = divmod(file.stat().st_size, dtype.itemsize)
-    if rest or not tokens:
-        raise UserError(f"{file} is not made of tokens of 16 bits: write it anew")
-    ids = np.memmap(file, dtype, mode="c", shape=(tokens,))
-    about = _file("tokens", [corpus.facts.sha256, tokenizer.to_json(), part]).with_suffix(".json")
+    """Map the tokens in a directory. The bytes of their text are counted once, then cached."""
+    if split is None:
+        raise UserError(f"{folder} has two splits: choose train or val")
+    file, dtype = folder / f"{split}.bin", np.dtype("<u2")
+    length, rest = divmod(file.stat().st_size, dtype.itemsize)
+    if rest or not length:
+        raise UserError(f"{file} does not contain 16-bit tokens: create it again")
+    ids = np.memmap(file, dtype, mode="c", shape=(length,))
+    key = [corpus.facts.sha256, tokenizer.to_json(), split]
+    info_file = _cache_path("tokens", key).with_suffix(".json")
     with suppress(OSError, UserError, ValueError):
-        return Tokens(ids, parse_dataclass(_Kept, read_json(about), {}).bytes)
-    times = np.zeros(1 << 16, dtype=np.int64)
-    for start in range(0, tokens, CHUNK):
-        times += np.bincount(ids[start : start + CHUNK], minlength=1 << 16)
-    if (highest := int(times.nonzero()[0].max())) >= tokenizer.vocab_size:
+        return Tokens(ids, parse_dataclass(_TokenFileInfo, read_json(info_file), {}).bytes)
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for start in range(0, length, CHUNK_SIZE):
+        counts += np.bincount(ids[start : start + CHUNK_SIZE], minlength=1 << 16)
+    used_ids = counts.nonzero()[0].tolist()
+    if (highest := max(used_ids)) >= tokenizer.vocab_size:
         raise UserError(
-            f"{file} has the token {highest}, and the tokenizer only {tokenizer.vocab_size}: name "
-            f"the one that made it with --tokenizer"
+            f"{file} has the token {highest}, but the tokenizer only {tokenizer.vocab_size} "
+            f"tokens: use the tokenizer that encoded it"
         )
-    size = sum(int(times[i]) * len(tokenizer.piece(int(i))) for i in times.nonzero()[0])
+    size = sum(int(counts[i]) * len(tokenizer.token_bytes(i)) for i in used_ids)
     if corpus.facts.bytes > LARGE_TEXT:
-        with suppress(OSError):
-            about.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(about, dump_json(asdict(_Kept(tokens, size))))
+        with suppress(OSError):  # without the cache, the next run only takes longer
+            info_file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(info_file, dump_json(asdict(_TokenFileInfo(length, size))))
     return Tokens(ids, size)
 
 
-def cut(pieces: Iterable[str], boundary: str, size: int) -> Iterator[str]:
-    """A text in pieces as chunks of so many characters, and on from there to the next boundary.
+def _encode_to_cache(
+    path: Path, encoded: Iterator[Tokens], dtype: np.dtype[Any], progress: Progress
+) -> Tokens:
+    """Map the tokens in a file of the cache, written first if it does not exist.
 
-    But of four times as many at most. Where the cuts are depends on the text alone, not on the
-    pieces.
+    If another process is writing the file, wait for it.
     """
-    pattern, text, searched, most = re.compile(boundary), "", size, 4 * size
-    for piece in pieces:
-        text += piece
-        while len(text) > searched:
-            found = pattern.search(text, searched, most + 1)
-            if not found and len(text) <= most:
-                searched = len(text)
-                break
-            at = found.start() if found else most
-            yield text[:at]
-            text, searched = text[at:], size
-    if text:
-        yield text
+    file, info_file = path.with_suffix(".bin"), path.with_suffix(".json")
+    info = _read_info(file, info_file, dtype)
+    if info is None:
+        waiting = "waiting for another process that is encoding the same text"
+        with _writing_cache(file, "the tokens of the text"), _locked(path, waiting, progress):
+            # Another process may have written the file while this one waited.
+            info = _read_info(file, info_file, dtype)
+            if info is None:
+                info = _write_tokens(file, encoded)
+                write_atomically(info_file, dump_json(asdict(info)))
+    if not info.tokens:  # an empty file cannot be mapped
+        return Tokens(np.empty(0, dtype), info.bytes)
+    # Nothing writes to the mapping, but torch warns about a read-only array: copy on write.
+    ids = np.memmap(file, dtype, mode="c", shape=(info.tokens,))
+    return Tokens(ids, info.bytes)
 
 
-def _encoded(chunks: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> Iterator[Tokens]:
-    """The tokens of each chunk, in their order; several are encoded at a time."""
-
-    def one(chunk: str) -> Tokens:
-        return Tokens(tokenizer.encode_array(chunk).astype(dtype), len(chunk.encode()))
-
-    ahead: deque[Future[Tokens]] = deque()
-    with ThreadPoolExecutor(count_cores()) as pool:
-        for chunk in chunks:
-            ahead.append(pool.submit(one, chunk))
-            if len(ahead) > 2 * count_cores():  # no more are in memory
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+def _read_info(file: Path, info_file: Path, dtype: np.dtype[Any]) -> _TokenFileInfo | None:
+    """The description of a file of tokens; None if the file is missing or incomplete."""
+    with suppress(OSError, UserError, ValueError):
+        info = parse_dataclass(_TokenFileInfo, read_json(info_file), {})
+        if file.stat().st_size == info.tokens * dtype.itemsize:
+            return info
+    return None
 
 
-def _watched(
-    encoded: Iterable[Tokens], what: str, total: int, progress: Progress, check: Callable[[], None]
-) -> Iterator[Tokens]:
-    """The same, while somebody hears how far it is; check() comes at the end."""
-    done = 0
-    for tokens in encoded:
-        yield tokens
-        done += tokens.bytes
-        progress(what, done, total)
-    check()
+def _write_tokens(file: Path, encoded: Iterator[Tokens]) -> _TokenFileInfo:
+    """Write tokens to a new file, then rename it, so that file is complete or absent."""
+    new, length, size = file.with_suffix(".new"), 0, 0
+    try:
+        with new.open("wb") as opened:
+            for tokens in encoded:
+                opened.write(tokens.ids.data)
+                length, size = length + len(tokens.ids), size + tokens.bytes
+        sync_to_disk(new)
+        replace_path(new, file)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    return _TokenFileInfo(length, size)
 
 
 # The cache.
 
 
-def _file(kind: str, key: Sequence[object]) -> Path:
-    """Where what follows from a key is kept."""
+def _cache_path(kind: str, key: Sequence[object]) -> Path:
+    """The path, without suffix, of the cache files for a key."""
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_directory() / f"{kind}-{digest}"
 
 
-def _mapped(
-    file: Path, encoded: Iterator[Tokens], dtype: np.dtype[Any], progress: Progress
-) -> Tokens:
-    """The tokens in a file of the cache, where they are put if they are not there yet.
-
-    A description beside the file, written last, says that it is whole. Who comes while another
-    process writes it waits.
-    """
-    array, about = file.with_suffix(".bin"), file.with_suffix(".json")
-    known = _known(array, about, dtype)
-    if known is None:
-        with _keeping(array), _alone(file.with_suffix(".lock"), progress):
-            known = _known(array, about, dtype)  # what somebody else wrote meanwhile
-            if known is None:
-                known = _written(array, encoded)
-                write_atomically(about, dump_json(asdict(known)))
-    if not known.tokens:  # there is nothing to map
-        return Tokens(np.empty(0, dtype), known.bytes)
-    # Nobody writes into a mapping, but torch wants one that could be.
-    ids = np.memmap(array, dtype, mode="c", shape=(known.tokens,))
-    return Tokens(ids, known.bytes)
-
-
 @contextmanager
-def _alone(file: Path, progress: Progress) -> Iterator[None]:
-    """Held by one process at a time; another waits, and says so."""
-    lock = FileLock(file)
+def _locked(path: Path, waiting: str, progress: Progress) -> Iterator[None]:
+    """Hold the lock of a cache file. If another process holds it, report `waiting` and wait."""
+    from filelock import FileLock, Timeout  # a slow import
+
+    lock = FileLock(path.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        progress("waiting for another process, which encodes the same", 0, 0)
+        progress(waiting, 0, 0)
         lock.acquire()
     try:
         yield
@@ -253,37 +301,11 @@ def _alone(file: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _known(array: Path, about: Path, dtype: np.dtype[Any]) -> _Kept | None:
-    """What is said of the tokens in a file, if they are there."""
-    with suppress(OSError, UserError, ValueError):
-        kept = parse_dataclass(_Kept, read_json(about), {})
-        if array.stat().st_size == kept.tokens * dtype.itemsize:
-            return kept
-    return None
-
-
-def _written(array: Path, encoded: Iterator[Tokens]) -> _Kept:
-    """Put tokens in place of a file, whole."""
-    new, tokens, size = array.with_suffix(".new"), 0, 0
-    try:
-        with new.open("wb") as opened:
-            for each in encoded:
-                opened.write(each.ids.data)
-                tokens, size = tokens + len(each.ids), size + each.bytes
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(new, array)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    return _Kept(tokens, size)
-
-
 @contextmanager
-def _keeping(file: Path) -> Iterator[None]:
-    """Make the cache first, and an error of one line where it cannot be written."""
+def _writing_cache(file: Path, name: str) -> Iterator[None]:
+    """Create the directory of a cache file. Raises UserError if the file cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise cache_error("the tokens of a large text", error) from None
+        raise cache_error(name, error) from None

@@ -1,11 +1,13 @@
-"""Tokens made visible."""
+"""Show tokens on a terminal or a page."""
+
+GLYPHS = {" ": "·", "\n": "↵", "\t": "→"}
 
 
-def readable(piece: bytes) -> str:
-    """A token as text; what is no UTF-8 by itself in hexadecimal, as \\xf0."""
-    return piece.decode("utf-8", "backslashreplace")
+def decode_token_bytes(raw: bytes) -> str:
+    """Decode the bytes of one token; those that are not valid UTF-8 become escapes, as \\xf0."""
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def make_visible(text: str) -> str:
-    signs = {" ": "·", "\n": "↵", "\t": "→"}
-    return "".join(signs.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)
+    """Replace spaces, line breaks, tabs and unprintable characters with visible ones."""
+    return "".join(GLYPHS.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)

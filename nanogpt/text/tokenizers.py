@@ -1,4 +1,4 @@
-"""Text to ids and back: by characters, by bytes, or by byte pairs that were learned from a text."""
+"""Tokenizers: text to token ids and back, by characters, by bytes or by byte-pair encoding."""
 
 import os
 import re
@@ -13,165 +13,167 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..system.files import read_json
 from ..system.schema import parse_dataclass
-from .bpe import AT_SPACES as AT_SPACES
 from .bpe import HubTokenizer, train_bpe
-from .streams import PieceStream, Stream, utf8
+from .streams import ByteDecodeStream, DecodeStream, encode_utf8
 
-JSON_LIMIT = 64 << 20
-"""Bytes of a tokenizer.json. Those of the largest vocabularies in use have about 30 MB."""
+MAX_TOKENIZER_BYTES = 64 << 20
+"""The largest tokenizer.json that is read; the largest vocabularies in use have about 30 MB."""
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer can do."""
+    """The interface of every tokenizer."""
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are: 0 up to and not including this."""
+        """The number of tokens; ids are 0 to vocab_size - 1."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text. Raises UserError where it has none."""
+        """The ids of a text. Raises UserError if a character has no id."""
 
     def encode_array(self, text: str) -> NDArray[Any]:
-        """encode(), as an array (N,): for much text at once."""
+        """The ids of a text as an array (N,), faster than as a list."""
 
     @property
     def boundary(self) -> str:
-        """Where a text may be cut and encoded in parts, as a regular expression of what follows."""
+        """A regular expression that matches where a text may be split before encoding."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids. Bytes that are no UTF-8, as a model may write them, become U+FFFD."""
+        """The text of ids; bytes that are not valid UTF-8 become U+FFFD."""
 
-    def piece(self, token: int) -> bytes:
-        """What an id stands for: half a character, even."""
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, which may be part of a character."""
 
-    def stream(self) -> Stream:
-        """decode(), id by id."""
+    def decode_stream(self) -> DecodeStream:
+        """A decoder that takes one token at a time."""
 
     def to_json(self) -> dict[str, Any]:
-        """What from_json() needs to make this tokenizer again."""
+        """The tokenizer as JSON, for parse_tokenizer()."""
 
 
-def from_json(saved: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that to_json() saved. Anything else is a ValueError."""
+def parse_tokenizer(saved: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that to_json() saved. Raises ValueError for anything else."""
     if saved.get("kind") == "byte":
         return ByteTokenizer.from_json(saved)
-    # The JSON of the library tokenizers has no kind, but a model.
+    # JSON of the library tokenizers has the key "model" and no "kind".
     return HubTokenizer(saved) if "model" in saved else CharTokenizer.from_json(saved)
 
 
-def from_file(file: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, one of a run or of the Hugging Face Hub. UserError."""
+def read_tokenizer(file: Path) -> Tokenizer:
+    """Read a tokenizer.json, from a run or from the Hugging Face Hub. Raises UserError."""
     try:
-        return from_json(read_json(file, JSON_LIMIT))
+        return parse_tokenizer(read_json(file, MAX_TOKENIZER_BYTES))
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{file} is no tokenizer ({error}): name a tokenizer.json") from None
+        raise UserError(f"{file} is not a tokenizer ({error}): name a tokenizer.json") from None
 
 
-def bpe_size(kind: str) -> int | None:
-    """How many tokens bpe or bpe:N asks for; None where kind is no such thing. UserError."""
+def parse_bpe_size(kind: str) -> int | None:
+    """The vocabulary size in bpe:N, 2048 for bpe, None for another kind. Raises UserError."""
     name, colon, size = kind.partition(":")
     if name != "bpe":
         return None
     if colon and not re.fullmatch("[0-9]{1,9}", size):
-        raise UserError(f"tokenizer is {kind}: after bpe: comes how many tokens, as in bpe:2048")
-    if (found := int(size) if colon else 2048) < 257:
-        raise UserError(f"tokenizer is {kind}: 256 tokens are the bytes, so ask for 257 or more")
-    return found
+        raise UserError(
+            f"tokenizer is {kind}: give the vocabulary size as a number, as in bpe:2048"
+        )
+    vocab_size = int(size) if colon else 2048
+    if vocab_size < 257:
+        raise UserError(f"tokenizer is {kind}: the 256 bytes are tokens, so use bpe:257 or larger")
+    return vocab_size
 
 
-def learns(kind: str) -> bool:
-    """Whether a tokenizer of this kind learns from a text."""
-    return kind == "char" or bpe_size(kind) is not None
+def is_trained_on_text(kind: str) -> bool:
+    """Whether a tokenizer of this kind is made from a text: char, bpe and bpe:N are."""
+    return kind == "char" or parse_bpe_size(kind) is not None
 
 
-def is_kind(kind: str) -> bool:
-    """Whether this is char, byte, bpe or bpe:N, and not a path. Raises UserError."""
-    return kind == "byte" or learns(kind)
+def is_tokenizer_kind(kind: str) -> bool:
+    """Whether kind is char, byte, bpe or bpe:N, not a path. Raises UserError for a bad bpe:N."""
+    return kind == "byte" or is_trained_on_text(kind)
 
 
-def make(kind: str, whole: Iterable[str], training: Iterable[str]) -> Tokenizer:
-    """The tokenizer that kind asks for: char, byte, bpe, bpe:N, or the path of a tokenizer.json.
+def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str]) -> Tokenizer:
+    """Make a tokenizer of a kind: char, byte, bpe, bpe:N, or the path of a tokenizer.json.
 
-    char knows every character of the whole text, given in parts; bpe learns from the training part
-    of it alone. Raises UserError.
+    Both texts come in chunks. char has every character of text; bpe is trained on training_text
+    alone. Raises UserError.
     """
     if kind == "char":
-        return CharTokenizer(set().union(*map(set, whole)))
+        return CharTokenizer(set().union(*map(set, text)))
     if kind == "byte":
         return ByteTokenizer()
-    if size := bpe_size(kind):
-        return train_bpe(training, size)
+    if size := parse_bpe_size(kind):
+        return train_bpe(training_text, size)
     if not os.path.exists(kind):
         raise UserError(
-            f"there is no tokenizer {kind}: take char, byte, bpe, bpe:N, or the path of a "
+            f"there is no tokenizer {kind}: use char, byte, bpe, bpe:N, or the path of a "
             f"tokenizer.json"
         )
-    return from_file(Path(kind))
+    return read_tokenizer(Path(kind))
 
 
 class CharTokenizer:
-    """One id for each character of an alphabet, in the order of their code points."""
+    """One token for each character of an alphabet, in the order of their code points."""
 
     def __init__(self, alphabet: Iterable[str]) -> None:
         self.alphabet = "".join(sorted(set(alphabet)))
-        points = [ord(character) for character in self.alphabet]
-        # The id of each code point; -1 where it has none, as the one after the last.
-        self._ids = np.full(max(points, default=-1) + 2, -1, dtype=np.int32)
-        self._ids[points] = range(len(points))
+        code_points = [ord(character) for character in self.alphabet]
+        # The id of each code point; -1 for one without an id. The last entry is always -1.
+        self._ids = np.full(max(code_points, default=-1) + 2, -1, dtype=np.int32)
+        self._ids[code_points] = range(len(code_points))
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are: 0 up to and not including this."""
+        """The number of tokens; ids are 0 to vocab_size - 1."""
         return len(self.alphabet)
 
     boundary = ""
-    """A text may be cut anywhere."""
+    """A text may be split anywhere."""
 
     def encode(self, text: str) -> list[int]:
-        """The id of each character. Characters outside the alphabet are a UserError."""
+        """The id of each character. Raises UserError for a character outside the alphabet."""
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
-        """encode(), as an array (N,)."""
-        # Half a surrogate pair, as the arguments of a program may have, is no character of ours.
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        ids: NDArray[np.int32] = self._ids[points.clip(max=len(self._ids) - 1)]
+        """The ids of a text as an array (N,)."""
+        # Command-line arguments may contain unpaired surrogates: report them as unknown characters.
+        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        ids: NDArray[np.int32] = self._ids[code_points.clip(max=len(self._ids) - 1)]
         if len(ids) and ids.min() < 0:
-            strangers = sorted(set(text) - set(self.alphabet))
-            named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in strangers[:5])
-            more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
+            unknown = sorted(set(text) - set(self.alphabet))
+            shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:5])
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             raise UserError(
-                f"the tokenizer does not know the character{'s'[: len(strangers) - 1]} "
-                f"{named}{more}; its {self.vocab_size} characters are {self.alphabet!r}"
+                f"the tokenizer does not know the character{'s'[: len(unknown) - 1]} "
+                f"{shown}{more}; its {self.vocab_size} characters are {self.alphabet!r}"
             )
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that encode() made these ids from."""
+        """The text of ids."""
         return "".join(self.alphabet[i] for i in ids)
 
-    def piece(self, token: int) -> bytes:
-        """The character of an id in UTF-8."""
+    def token_bytes(self, token: int) -> bytes:
+        """The character of a token in UTF-8."""
         return self.alphabet[token].encode("utf-8", "replace")
 
-    def stream(self) -> PieceStream:
-        """decode(), id by id."""
-        return PieceStream(self.piece)
+    def decode_stream(self) -> ByteDecodeStream:
+        """A decoder that takes one token at a time."""
+        return ByteDecodeStream(self.token_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """What from_json() needs to make this tokenizer again."""
+        """The tokenizer as JSON, for parse_tokenizer()."""
         return {"kind": "char", "alphabet": self.alphabet}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "CharTokenizer":
-        """The tokenizer that to_json() saved. Anything else is a ValueError."""
+        """The tokenizer that to_json() saved. Raises ValueError for anything else."""
         alphabet = parse_dataclass(_SavedChar, saved, {}).alphabet
         tokenizer = cls(alphabet)
         if not alphabet or tokenizer.alphabet != alphabet:
-            raise ValueError("the alphabet must have every character once, in order")
+            raise ValueError("the alphabet must contain each character once, sorted")
         return tokenizer
 
 
@@ -182,39 +184,39 @@ class _SavedChar:
 
 
 class ByteTokenizer:
-    """The bytes of UTF-8 as they are: 256 ids, and every text there can be."""
+    """One token for each of the 256 bytes: it encodes any text, as UTF-8."""
 
     vocab_size = 256
     boundary = ""
-    """A text may be cut anywhere."""
+    """A text may be split anywhere."""
 
     def encode(self, text: str) -> list[int]:
-        """The bytes of a text."""
-        return list(utf8(text))
+        """The bytes of a text in UTF-8."""
+        return list(encode_utf8(text))
 
     def encode_array(self, text: str) -> NDArray[np.uint8]:
-        """encode(), as an array (N,)."""
-        return np.frombuffer(utf8(text), dtype=np.uint8)
+        """The bytes of a text as an array (N,)."""
+        return np.frombuffer(encode_utf8(text), dtype=np.uint8)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of bytes; those that are no UTF-8, as a model may write them, become U+FFFD."""
+        """The text of ids; bytes that are not valid UTF-8 become U+FFFD."""
         return bytes(ids).decode("utf-8", "replace")
 
-    def piece(self, token: int) -> bytes:
-        """The byte itself."""
+    def token_bytes(self, token: int) -> bytes:
+        """The byte of a token."""
         return bytes([token])
 
-    def stream(self) -> PieceStream:
-        """decode(), id by id."""
-        return PieceStream(self.piece)
+    def decode_stream(self) -> ByteDecodeStream:
+        """A decoder that takes one token at a time."""
+        return ByteDecodeStream(self.token_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """What from_json() needs to make this tokenizer again."""
+        """The tokenizer as JSON, for parse_tokenizer()."""
         return {"kind": "byte"}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "ByteTokenizer":
-        """The tokenizer that to_json() saved. Anything else is a ValueError."""
+        """The tokenizer that to_json() saved. Raises ValueError for anything else."""
         parse_dataclass(_SavedByte, saved, {})
         return cls()
 

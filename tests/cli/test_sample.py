@@ -1,22 +1,21 @@
-"""The command nanogpt sample, as a user runs it."""
+"""nanogpt sample."""
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nanogpt.cli import sample as sampling
 from nanogpt.errors import escape_control
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.runs.checkpoint import Checkpoint, save_checkpoint
 from nanogpt.text.tokenizers import CharTokenizer
 
-Command = Callable[..., tuple[int, str, str]]
+from .answers import Command, assert_refused
 
 
-def test_the_same_seed_writes_the_same_text(nanogpt: Command, run: Path) -> None:
+def test_the_same_seed_generates_the_same_text(nanogpt: Command, run: Path) -> None:
     def text(*options: object) -> str:
         return nanogpt("sample", run, "--max-new-tokens", 60, *options)[1]
 
@@ -33,7 +32,7 @@ def test_the_prompt_is_continued(nanogpt: Command, run: Path) -> None:
     assert nanogpt("sample", run, "--prompt-file", "prompt.txt", "--max-new-tokens", 10)[1] == out
 
 
-def test_several_samples(nanogpt: Command, run: Path) -> None:
+def test_samples_differ_and_the_first_has_the_seed(nanogpt: Command, run: Path) -> None:
     _, out, _ = nanogpt("sample", run, "--samples", 3, "--max-new-tokens", 40)
     first, *others = re.split(r"--- \d of 3 ---\n", out)[1:]
     assert len(others) == 2
@@ -49,13 +48,17 @@ def test_an_alphabet_without_line_breaks_can_be_sampled(nanogpt: Command) -> Non
     assert re.fullmatch("[ab]{20}\n", out)
 
 
-def test_what_steers_a_terminal_is_written_out(nanogpt: Command, run: Path) -> None:
-    """The text of a stranger's alphabet on a screen; piped, it is what it is."""
+def test_control_characters_are_escaped_in_a_terminal(
+    nanogpt: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piped text is not changed."""
     assert escape_control("a\tb\n\x1b]0;title\x07é\x9b") == "a\tb\n\\x1b]0;title\\x07é\\x9b"
-    _, _, err = nanogpt("sample", "\x1b[2J")
-    assert err.startswith("nanogpt: there is no run \\x1b[2J; the runs in runs/: ")
-    _, _, err = nanogpt("sample", "two\nlines")
-    assert err.startswith("nanogpt: there is no run two\\nlines; ")
+    flags = ("sample", "ab", "--max-new-tokens", 20)
+    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=1))
+    save_checkpoint(Path("runs/ab/best"), Checkpoint(model, CharTokenizer("\x1b"), 1))
+    assert nanogpt(*flags)[1] == "\x1b" * 20 + "\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert nanogpt(*flags)[1] == "\\x1b" * 20 + "\n"
 
 
 def test_several_prompts_are_continued_at_once(nanogpt: Command, run: Path) -> None:
@@ -67,7 +70,7 @@ def test_several_prompts_are_continued_at_once(nanogpt: Command, run: Path) -> N
     assert err == ""
 
 
-def test_a_sample_for_programs(nanogpt: Command, run: Path) -> None:
+def test_json_has_an_object_for_each_completion(nanogpt: Command, run: Path) -> None:
     how = ("--prompt", "bad,", "--max-new-tokens", 12)
     _, out, _ = nanogpt("sample", run, *how, "--samples", 2, "--json")
     answers = [json.loads(line) for line in out.splitlines()]
@@ -79,18 +82,18 @@ def test_a_sample_for_programs(nanogpt: Command, run: Path) -> None:
     assert (answer["text"], answer["stopped"]) == (text, True)
 
 
-def test_what_the_user_should_know_of_a_prompt(nanogpt: Command, run: Path) -> None:
+def test_notes_about_empty_and_long_prompts(nanogpt: Command, run: Path) -> None:
     _, _, err = nanogpt("sample", run, "--max-new-tokens", 1)
-    assert err == "nanogpt: no prompt: the text begins at the start of a line\n"
+    assert err == "nanogpt: no prompt: the text starts at the beginning of a line\n"
     _, out, err = nanogpt("sample", run, "--prompt", "bad, " * 5, "--max-new-tokens", 1)
     assert err == "nanogpt: the model sees the last 16 of the prompt's 25 tokens\n"
     assert out.startswith("bad, " * 5)
 
 
-def test_prompts_from_a_terminal(
+def test_interactive_continues_each_prompt(
     nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is continued, another way when it comes again; a mistake costs a line, no more."""
+    """A repeated prompt gets another completion; a mistake does not end the command."""
     typed = iter(["bad,", "bad,", "bad ü", "bad,"])
 
     def answer(_: str) -> str:
@@ -103,14 +106,14 @@ def test_prompts_from_a_terminal(
     texts = re.findall(r"bad,([^|]{10})\n", out)
     assert status == 0
     assert len(set(texts)) == len(texts) == 3
-    assert err.startswith("nanogpt: Ctrl-C ends a text, Ctrl-D all\n")
+    assert err.startswith("nanogpt: Ctrl-C ends a text, Ctrl-D the command\n")
     assert "nanogpt: the tokenizer does not know the character 'ü' (U+00FC)" in err
     status, _, err = nanogpt("sample", run, "--interactive", "--prompt", "a")
     assert status == 2
-    assert err.startswith("nanogpt: --interactive asks for its prompts")
+    assert err.startswith("nanogpt: --interactive asks for prompts: leave out --prompt, ")
 
 
-def test_ctrl_c_ends_the_text_and_not_the_program(
+def test_ctrl_c_ends_the_text_and_not_the_command(
     nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed: Iterator[str | BaseException] = iter(["a", KeyboardInterrupt(), "a", EOFError()])
@@ -127,6 +130,28 @@ def test_ctrl_c_ends_the_text_and_not_the_program(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("builtins.input", answer)
-    monkeypatch.setattr(sampling, "write", interrupted)
+    monkeypatch.setattr("nanogpt.cli.sample.print_completions", interrupted)
     assert nanogpt("sample", run, "--interactive")[0] == 0
     assert len(texts) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--prompt", "bad é"), "the tokenizer does not know the character 'é' (U+00E9); its 12 "),
+        (("--temperature", "-1", "--prompt", "bad"), "--temperature is -1.0: it must be 0 or more"),
+        (("--prompt-file", "nope"), "cannot read nope: No such file or directory"),
+        (("--prompt", "-bad"), "--prompt needs a value, as in --prompt=VALUE"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    nanogpt: Command, run: Path, options: tuple[str, ...], message: str
+) -> None:
+    assert_refused(nanogpt("sample", run, *options), message)
+
+
+def test_stop_can_be_repeated(nanogpt: Command, run: Path) -> None:
+    flags = ("sample", run, "--prompt", "a", "--json")
+    answer = json.loads(nanogpt(*flags, "--stop", " ", "--stop", "b")[1])
+    assert answer["stopped"]
+    assert not set(" b") & set(answer["text"])

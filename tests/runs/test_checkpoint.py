@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import threading
 import time
@@ -25,6 +24,7 @@ from nanogpt.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nanogpt.runs.reading import SUMS
 from nanogpt.system import files
 from nanogpt.text.tokenizers import CharTokenizer
+from tests.platforms import linux_only, needs_links, peak_memory
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3)
 
@@ -73,11 +73,12 @@ def test_its_files_can_be_read_by_whom_other_files_can(best: Path) -> None:
     assert len(modes) == 1
 
 
+@linux_only
 def test_all_is_on_the_disk_before_it_replaces_the_one_before(
     best: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, exchange = os.fsync, files._exchange
+    fsync, exchange = os.fsync, files._swap
 
     def flushed(descriptor: int) -> None:
         events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
@@ -88,7 +89,7 @@ def test_all_is_on_the_disk_before_it_replaces_the_one_before(
         exchange(one, other)
 
     monkeypatch.setattr(os, "fsync", flushed)
-    monkeypatch.setattr(files, "_exchange", exchanged)
+    monkeypatch.setattr(files, "_swap", exchanged)
     save_checkpoint(best, Checkpoint(model, CharTokenizer("abc"), 8))
     before, after = events[: events.index("exchanged")], events[events.index("exchanged") + 1 :]
     assert {file.name for file in best.iterdir()} | {".best.new"} == set(before)
@@ -160,10 +161,10 @@ def test_no_memory_is_taken_for_a_context_that_no_tensor_has(length: int) -> Non
     model = Modern(ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3))
     save_checkpoint(Path("best"), Checkpoint(model, CharTokenizer("abc"), 7))
     change(Path("best/config.json"), "model", "block_size", to=length)
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     with suppress(UserError):
         load_checkpoint("best")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - taken < 100 << 10  # kilobytes
+    assert peak_memory() - before < 100 << 20
 
 
 @pytest.mark.parametrize(
@@ -223,6 +224,7 @@ def test_tensors_of_others_are_refused(best: Path, model: Model) -> None:
         load_checkpoint(best)
 
 
+@needs_links
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", SUMS])
 def test_a_link_out_of_it_is_not_followed(best: Path, name: str) -> None:
     (best / name).rename("elsewhere")
@@ -273,6 +275,7 @@ def test_it_can_be_read_at_every_instant_of_being_replaced(best: Path, model: Mo
 
 
 def test_what_cannot_be_written_leaves_the_one_before(best: Path, model: Model) -> None:
+    resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     big = GPT(replace(CONFIG, n_embd=64)) if isinstance(model, GPT) else Bigram(BigramConfig(99))
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))

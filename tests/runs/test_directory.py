@@ -1,10 +1,11 @@
 """Run directories: made, found, and kept to one training at a time."""
 
+import errno
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from nanogpt.models import GPT, GPTConfig
 from nanogpt.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nanogpt.runs.directory import find_run, lock_run, make_run_directory
 from nanogpt.text.tokenizers import CharTokenizer
+from tests.platforms import needs_links
 
 
 @pytest.fixture
@@ -59,12 +61,36 @@ def test_another_process_that_trains_there_is_named(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(UserError, match=says):
             lock_run(tmp_path.relative_to(Path.cwd()))
-    other.send_signal(signal.SIGKILL)
+    other.kill()
     other.communicate()
     lock_run(Path()).release()  # what a dead process held is free
-    assert Path(".lock").read_text() == f"{os.getpid()}\n"
+    assert Path(".pid").read_text() == f"{os.getpid()}\n"
 
 
+def test_a_lock_file_that_cannot_be_read_or_written_is_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows refuses both while the file is locked, even to the process that holds the lock."""
+    opened = Path.open
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == ".lock":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    lock = lock_run(Path())
+    try:
+        with pytest.raises(UserError, match=rf"process {os.getpid()} is training in \."):
+            lock_run(Path())
+        Path(".pid").unlink()
+        with pytest.raises(UserError, match=r"process unknown is training in \."):
+            lock_run(Path())
+    finally:
+        lock.release()
+
+
+@needs_links
 def test_a_lock_that_leads_elsewhere_is_not_followed() -> None:
     Path("secret").write_text("mine")
     Path("run").mkdir()
@@ -74,6 +100,7 @@ def test_a_lock_that_leads_elsewhere_is_not_followed() -> None:
     assert Path("secret").read_text() == "mine"
 
 
+@needs_links
 @pytest.mark.parametrize("name", ["last", "best", ".last.new", "metrics.jsonl", "loss.png"])
 def test_nothing_is_trained_where_a_link_is(best: Path, name: str) -> None:
     Path("elsewhere").mkdir()
@@ -84,6 +111,7 @@ def test_nothing_is_trained_where_a_link_is(best: Path, name: str) -> None:
     assert not list(Path("elsewhere").iterdir())
 
 
+@needs_links
 def test_a_checkpoint_that_leads_out_of_the_run_is_not_read(best: Path) -> None:
     Path("runs/two").mkdir()
     Path("runs/two/best").symlink_to(best.resolve())

@@ -96,3 +96,17 @@ def test_overfitting_is_falling_training_and_rising_validation_loss() -> None:
     assert not run([2.0, 1.5, 1.6, 1.7], [1.8, 1.5, 1.6, 1.7])  # both rise: it diverges
     assert not run([2.0, 1.5], [1.8, 1.9])
     assert not is_overfitting([])
+
+
+def test_a_plot_that_another_program_shows_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows, an open file cannot be replaced; training continues."""
+
+    def draw_loss(*_: object) -> None:
+        raise PermissionError(13, "The process cannot access the file")
+
+    monkeypatch.setattr("nanogpt.runs.journal.draw_loss", draw_loss)
+    journal = Journal(tmp_path, "a run", 2.5)
+    journal.add(record(0, None, 4.0))
+    journal.draw()

@@ -107,7 +107,7 @@ def test_the_text_is_the_one_that_was_learned(config: RunConfig, text: str) -> N
     corpus, val_fraction = load_run_text(Path("run"))
     assert (corpus.text(), val_fraction) == (text, 0.1)
     Path(config.data).write_text(text + "x")
-    with pytest.raises(UserError, match=r"words\.txt is not the text that this run learned from"):
+    with pytest.raises(UserError, match=r"words\.txt is not the text that this run was trained on"):
         load_run_text(Path("run"))
 
 

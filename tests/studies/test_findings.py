@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,3 +161,16 @@ def test_docs_name_the_cells_below_the_floor_and_the_errors() -> None:
     assert f"the error is {free['error']:.1%}, and the largest error of a cell is" in page
     assert f"of a cell is {free['largest_error']:.1%}." in page
     assert f"In {sum(cell['falling'] for cell in cells)} of the 35 cells, marked" in page
+    held_out = {
+        name: [predicted / measured - 1 for _, measured, predicted in saved[name]["held_out"]]
+        for name in ("sum", "free")
+    }
+    assert -0.012 < min(held_out["free"]) <= max(held_out["free"]) < 0
+    assert 0.055 < max(map(abs, held_out["sum"])) < 0.06
+    assert "to within 1.2%; all five predictions are too low. The sum is off by up to 6%." in page
+    runs = Counter((run["N"], run["D"]) for run in saved["runs"])
+    single = sum(count == 1 for count in runs.values())
+    assert f"{single} of the 35 cells have a single run" in page
+    (curve,) = (curve for N, curve in saved["curves"] if N == 7_005_312)
+    gain = curve[-6][1] - curve[-1][1]  # one evaluation every 100 steps
+    assert f"fell by {gain:.3f} in its last 500 steps" in page

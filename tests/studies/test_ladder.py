@@ -92,17 +92,17 @@ def test_files_hold_the_result(base: RunConfig) -> None:
     losses = {rung.name: rung.val_loss for rung in ladder.rungs}
     assert losses["unigram"] > losses["bigram"]
     for rung in ladder.rungs[3:]:
-        description = json.loads(Path("runs/ladder", rung.name, "run.json").read_text())
+        description = json.loads(Path("runs/ladder", rung.name, "run.json").read_text("utf-8"))
         assert description["parameters"] == rung.parameters
         assert description["bigram_loss"] == pytest.approx(losses["bigram"], rel=1e-3)
         assert load(Path("runs/ladder", rung.name)).best.val_loss == rung.val_loss  # type: ignore[union-attr]
-    assert json.loads(Path("runs/ladder/ladder.json").read_text()) == asdict(ladder)
-    table = Path("runs/ladder/ladder.md").read_text()
+    assert json.loads(Path("runs/ladder/ladder.json").read_text("utf-8")) == asdict(ladder)
+    table = Path("runs/ladder/ladder.md").read_text("utf-8")
     assert table == format_table(ladder)
     gains = re.findall(r"\| ([+-]\d\.\d{4}) \|", table)
     assert float(gains[0]) == pytest.approx(losses["unigram"] - losses["bigram"], abs=1e-4)
     assert len(gains) == len(NAMES) - 1
-    svg = Path("runs/ladder/ladder.svg").read_text()
+    svg = Path("runs/ladder/ladder.svg").read_text("utf-8")
     assert all(f">{name}<" in svg for name in NAMES)
 
 
@@ -141,7 +141,7 @@ def test_command_prints_a_row_per_rung_and_json(
     assert all(re.search(rf"^{name} +\d", out, re.M) for name in NAMES)
     assert "kept in runs/ladder: ladder.json, ladder.md, ladder.svg" in out
     _, as_json, _ = nanogpt("study", "ladder", *flags, "--json")
-    assert json.loads(as_json) == json.loads(Path("runs/ladder/ladder.json").read_text())
+    assert json.loads(as_json) == json.loads(Path("runs/ladder/ladder.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -20,6 +20,7 @@ from nanogpt.runs.directory import lock_run
 from nanogpt.studies import processes
 from nanogpt.studies.processes import run_all
 from nanogpt.studies.trial import Trial, run_trial
+from tests.platforms import posix_only
 
 
 @pytest.fixture
@@ -74,6 +75,7 @@ def test_user_error_of_a_process_is_raised(run: RunConfig) -> None:
     assert not multiprocessing.active_children()
 
 
+@posix_only
 def test_killed_process_resumes_twice(run: RunConfig) -> None:
     long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100))
     saves, messages = iter((0, 100, 200)), []
@@ -96,6 +98,24 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
         run_all([long], 1, never, "", lambda *_: None, kill_again)
     expected = "one was killed (exit code -9); it resumes from its last checkpoint."
     assert messages == 2 * [expected]
+
+
+def test_worker_saves_a_checkpoint_when_it_is_asked_to_stop(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent sends no signal, which would end the process at once on Windows."""
+    monkeypatch.setattr(processes, "signal", SimpleNamespace())  # no pthread_sigmask
+    long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100_000))
+    worker = processes._Worker(long, "cpu", 1, 1)
+    while not Path("one/best").exists():
+        assert worker.process.is_alive()
+        time.sleep(0.05)
+    time.sleep(0.2)
+    worker.stop()
+    worker.process.join(timeout=60)
+    assert worker.process.exitcode == 0
+    assert json.loads(Path("one/last/config.json").read_text())["step"] > 0
+    worker.stop()  # the process has ended: no error
 
 
 def raise_a_value_error(*_: object) -> None:
@@ -184,6 +204,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     return started
 
 
+@posix_only
 def test_large_run_has_the_device_to_itself(run: RunConfig, started: Started) -> None:
     runs = [named(run, name) for name in ("first", "large", "third", "fourth")]
     run_all(runs, 2, lambda run: run.name == "large", "", lambda *_: None, print)
@@ -195,6 +216,7 @@ def test_large_run_has_the_device_to_itself(run: RunConfig, started: Started) ->
     ]
 
 
+@posix_only
 def test_runs_are_spread_over_the_gpus(
     run: RunConfig,
     started: Started,

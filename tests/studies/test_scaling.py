@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -62,8 +61,8 @@ def test_sizes_range_from_10_thousand_to_30_million() -> None:
 def test_training_text_is_tiny_shakespeare_and_the_other_plays() -> None:
     pieces, val = load_texts()
     tiny = corpora.load_corpus("tinyshakespeare")
-    assert val == "".join(tiny.part("val"))
-    text, train = "".join(pieces), "".join(tiny.part("train"))
+    assert val == "".join(tiny.read_split("val"))
+    text, train = "".join(pieces), "".join(tiny.read_split("train"))
     assert text.startswith(train)
     assert len(text) > len(train) + 3_500_000
     assert set(text) <= set(tiny.text())
@@ -109,9 +108,9 @@ def test_all_runs_have_the_same_validation_text(base: RunConfig, text: str) -> N
         assert isinstance(run.model, ModernConfig)
         assert run.model.dropout == recipe.dropout
         corpus = corpora.load_corpus(run.data)
-        assert "".join(corpus.part("val", run.val_fraction)) == text[5000:]
+        assert "".join(corpus.read_split("val", run.val_fraction)) == text[5000:]
         part = int(run.name.split("-of-")[1][0])
-        assert len("".join(corpus.part("train", run.val_fraction))) == 5000 // part
+        assert len("".join(corpus.read_split("train", run.val_fraction))) == 5000 // part
     sizes = [run.model.n_embd for run in runs if isinstance(run.model, ModernConfig)]
     assert sizes == sorted(sizes, reverse=True)
 
@@ -133,9 +132,9 @@ def test_grid_has_a_recipe_for_each_cell(tmp_path: Path) -> None:
 def test_interrupted_study_resumes(base: RunConfig) -> None:
     def interrupt(run: RunConfig, trial: Trial, done: int, total: int) -> None:
         if done == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
-    error = r"saved with \d runs left; .* with: nanogpt study scaling"
+    error = r"saved with \d runs left; resume with: nanogpt study scaling"
     with pytest.raises(Interrupted, match=error) as raised:
         run_scaling(base, SMALL, 2, interrupt, print)
     assert raised.value.status == 128 + signal.SIGTERM
@@ -161,10 +160,10 @@ def test_interrupted_study_resumes(base: RunConfig) -> None:
         (32, 5000),
     ]
     assert not list(Path("runs").rglob("*.safetensors"))
-    assert json.loads(Path("runs/scaling/scaling.json").read_text())["cells"][0]["D"] == 2500
-    assert Path("runs/scaling/scaling.md").read_text() == format_tables(result)
+    assert json.loads(Path("runs/scaling/scaling.json").read_text("utf-8"))["cells"][0]["D"] == 2500
+    assert Path("runs/scaling/scaling.md").read_text("utf-8") == format_tables(result)
     for picture in ("fit", "residuals", "frontier"):
-        assert "loss" in Path(f"runs/scaling/{picture}.svg").read_text()
+        assert "loss" in Path(f"runs/scaling/{picture}.svg").read_text("utf-8")
     best = min(
         read_finished_trial(run).val_loss  # type: ignore[union-attr]
         for run in plan_runs(base, SMALL)

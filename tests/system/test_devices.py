@@ -1,4 +1,4 @@
-"""Devices: what is there is found, what is not is refused with a reason."""
+"""Devices, precisions, threads and memory: the right choice, or an error with a reason."""
 
 import copy
 import ctypes
@@ -26,36 +26,38 @@ from nanogpt.system.devices import (
     pick_precision,
     requested_memory,
 )
+from nanogpt.system.libc import find_c_function
+from tests.platforms import linux_only, posix_only
 
-HERE = {
+AVAILABLE = {
     "cpu": True,
     "cuda": torch.cuda.is_available(),
     "mps": torch.backends.mps.is_available(),
 }
 
 
-def test_auto_takes_what_is_there() -> None:
-    assert HERE[pick_device("auto").type]
+def test_auto_picks_an_available_device() -> None:
+    assert AVAILABLE[pick_device("auto").type]
     assert pick_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+def test_a_device_that_this_machine_lacks_is_refused(name: str) -> None:
     kind = name.partition(":")[0]
-    if HERE[kind]:
+    if AVAILABLE[kind]:
         pytest.skip("this machine has it")
-    with pytest.raises(UserError, match=f"this machine has no {kind} device: use --device cpu"):
+    with pytest.raises(UserError, match=f"this machine has no {kind} device: use cpu"):
         pick_device(name)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "CPU"])
-def test_a_device_that_nobody_has_is_refused(name: str) -> None:
+def test_an_unknown_device_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"there is no device '{name}': use auto, cpu"):
         pick_device(name)
 
 
 @pytest.mark.gpu
-def test_a_gpu_too_many_is_refused() -> None:
+def test_the_number_of_a_missing_gpu_is_refused() -> None:
     with pytest.raises(UserError, match="there is no cuda:99: this machine's cuda devices are"):
         pick_device("cuda:99")
 
@@ -69,7 +71,7 @@ def test_a_gpu_too_many_is_refused() -> None:
         (None, torch.float32),
     ],
 )
-def test_the_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
+def test_auto_is_bfloat16_on_a_cpu_with_instructions_for_it(
     capabilities: dict[str, bool] | None,
     expected: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
@@ -85,17 +87,17 @@ def test_the_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
     assert pick_precision("float16", cpu) == torch.float16
 
 
-def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def ones(*_: object, dtype: torch.dtype, **__: object) -> torch.Tensor:
         raise RuntimeError("not implemented")
 
     monkeypatch.setattr(torch, "ones", ones)
-    with pytest.raises(UserError, match=r"cpu \(.*\) has no float16: use --precision float32"):
+    with pytest.raises(UserError, match=r"cpu \(.*\) has no float16: use precision float32"):
         pick_precision("float16", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
-def test_products_run_at_the_precision(precision: torch.dtype) -> None:
+def test_autocast_multiplies_matrices_at_the_precision(precision: torch.dtype) -> None:
     a = torch.randn(4, 4)
     with autocast(torch.device("cpu"), precision):
         assert (a @ a).dtype == precision
@@ -103,21 +105,21 @@ def test_products_run_at_the_precision(precision: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_low_precision_changes_no_setting_of_attention(precision: torch.dtype) -> None:
-    """Whichever kernel is taken, it is the same attention; afterwards all may be taken again."""
+def test_autocast_restores_the_attention_kernels(precision: torch.dtype) -> None:
+    """The kernel of separate products gives the same attention; afterwards all are enabled."""
     q, k, v = torch.randn(3, 2, 4, 16, 8).unbind()
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with autocast(torch.device("cpu"), precision):
-        assert not torch.backends.cuda.flash_sdp_enabled()  # slow here; the CPU's, too
-        found = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    assert found.dtype == precision
-    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
+        assert not torch.backends.cuda.flash_sdp_enabled()  # slow on a CPU
+        attention = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert attention.dtype == precision
+    torch.testing.assert_close(attention.float(), expected, atol=2e-2, rtol=2e-2)
     assert torch.backends.cuda.flash_sdp_enabled()
     assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
 
 
-def test_freed_memory_is_kept_and_used_again() -> None:
-    """32 MB, for which glibc would otherwise ask the system every time: no new pages."""
+def test_freed_memory_is_reused() -> None:
+    """Without the setting, glibc requests new pages for each tensor of 32 MB."""
     resource = pytest.importorskip("resource")
     keep_freed_memory()
     faults = []
@@ -125,46 +127,47 @@ def test_freed_memory_is_kept_and_used_again() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(8 << 20)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    if hasattr(ctypes.CDLL(None), "mallopt"):
-        assert median(faults) < 100  # of 8,192; another object may lie in the way of some
+    if find_c_function("mallopt"):
+        assert median(faults) < 100  # of 8,192 pages
 
 
-def test_memory_is_kept_by_an_older_glibc_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It refuses more than 32 MB; the other threshold alone would be worse than none."""
+@posix_only
+def test_freed_memory_is_reused_with_an_older_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses a threshold above 32 MB; the trim threshold alone would be slower than none."""
 
-    class Old:
-        most = 32 << 20
+    class OldGlibc:
+        maximum = 32 << 20
 
-        def __init__(self, *_: object) -> None:
+        def __init__(self, *_: object, **__: object) -> None:
             pass
 
-        def mallopt(self, what: int, size: int) -> int:
-            asked.append((what, size))
-            return int(what != -3 or size <= self.most)
+        def mallopt(self, parameter: int, size: int) -> int:
+            calls.append((parameter, size))
+            return int(parameter != -3 or size <= self.maximum)
 
-    asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(ctypes, "CDLL", Old)
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(ctypes, "CDLL", OldGlibc)
     keep_freed_memory()
-    assert asked == [(-3, 1 << 30), (-3, 32 << 20), (-1, 2**31 - 1)]
-    asked.clear()
-    Old.most = 0
+    assert calls == [(-3, 1 << 30), (-3, 32 << 20), (-1, 2**31 - 1)]
+    calls.clear()
+    OldGlibc.maximum = 0
     keep_freed_memory()
-    assert asked == [(-3, 1 << 30), (-3, 32 << 20)]
+    assert calls == [(-3, 1 << 30), (-3, 32 << 20)]
 
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
-"""Of the logits, relative to the largest: a few roundings of the format."""
+"""The error of the logits relative to the largest: a few rounding errors of the format."""
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
-@pytest.mark.parametrize("name", [name for name in HERE if HERE[name]])
+@pytest.mark.parametrize("name", [name for name in AVAILABLE if AVAILABLE[name]])
 @pytest.mark.parametrize("kind", [GPTConfig, ModernConfig])
 def test_every_device_computes_the_same_logits(
     kind: type[GPTConfig | ModernConfig], name: str, precision: Precision
 ) -> None:
-    """Those of float64 on the CPU, within the tolerance of the precision."""
+    """They equal those of float64 on the CPU within the tolerance of the precision."""
     model = build(kind(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65))
-    for parameter in model.parameters():  # livelier than fresh weights
+    for parameter in model.parameters():  # larger than initial weights
         parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
     tokens = torch.randint(65, (4, 64))
     with torch.no_grad():
@@ -187,7 +190,7 @@ def test_every_device_computes_the_same_logits(
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA L4", 121e12),
-        ("NVIDIA GH200 480GB", None),  # not on the list, though its name holds one that is
+        ("NVIDIA GH200 480GB", None),  # not in PEAKS, although its name contains one that is
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("Tesla T4", None),
     ],
@@ -202,25 +205,23 @@ def test_the_peak_is_that_of_the_data_sheet_or_none(
     assert find_peak_flops(torch.device("cpu"), torch.bfloat16) is None
 
 
-def test_a_device_is_described() -> None:
+def test_the_description_of_a_cpu_has_its_threads() -> None:
     assert describe_device(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
 
 
-def test_nothing_is_asked_of_cuda_where_there_is_none(
-    text_file: Path, small: list[str], tmp_path: Path
-) -> None:
-    """Not even whether there is a device, when the CPU is asked for."""
+def test_a_run_on_a_cpu_never_calls_cuda(text_file: Path, small: list[str], tmp_path: Path) -> None:
+    """Not even to ask whether there is a device."""
     code = f"""
 import torch
-def never(name):
-    def ask(*args, **options):
-        raise AssertionError("CUDA was asked: " + name)
-    return ask
+def forbid(name):
+    def call(*args, **options):
+        raise AssertionError("called torch.cuda." + name)
+    return call
 for name in ("is_available", "device_count", "current_device", "get_device_name", "init",
              "get_device_properties", "get_device_capability", "is_bf16_supported",
              "get_rng_state", "set_rng_state", "synchronize", "mem_get_info"):
-    setattr(torch.cuda, name, never(name))
-from nanogpt.cli import main
+    setattr(torch.cuda, name, forbid(name))
+from nanogpt.cli.main import main
 main(["train", "tiny", "--data", {str(text_file)!r}, "--out", "mine", *{small!r}])
 main(["train", "--resume", "mine", "--train.steps", "25"])
 main(["sample", "mine", "--device", "cpu", "--max-new-tokens", "5"])
@@ -236,8 +237,8 @@ assert "torch._dynamo" not in sys.modules, "torch's compiler takes longer to imp
 # Threads.
 
 
-def threads(**environment: str) -> int:
-    """How many a process with this environment uses."""
+def count_threads(**environment: str) -> int:
+    """The number of threads of a process with this environment."""
     code = "from nanogpt.system.devices import *; limit_threads(); print(torch.get_num_threads())"
     clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     command = [sys.executable, "-c", code]
@@ -245,11 +246,11 @@ def threads(**environment: str) -> int:
     return int(done.stdout)
 
 
-def test_omp_num_threads_is_honoured() -> None:
-    assert threads(OMP_NUM_THREADS="1") == 1
+def test_omp_num_threads_decides() -> None:
+    assert count_threads(OMP_NUM_THREADS="1") == 1
 
 
-def test_what_omp_num_threads_says_is_not_made_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_omp_num_threads_may_exceed_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     monkeypatch.setattr(devices, "count_cores", lambda: 1)
     monkeypatch.setenv("OMP_NUM_THREADS", str(before))
@@ -257,12 +258,13 @@ def test_what_omp_num_threads_says_is_not_made_less(monkeypatch: pytest.MonkeyPa
     assert torch.get_num_threads() == before
 
 
-def test_no_more_threads_than_cores() -> None:
+@linux_only
+def test_there_are_no_more_threads_than_cores() -> None:
     cores = os.sched_getaffinity(0)
-    assert 1 <= threads() <= len(cores)
+    assert 1 <= count_threads() <= len(cores)
     try:
         os.sched_setaffinity(0, {min(cores)})
-        assert threads() == 1
+        assert count_threads() == 1
     finally:
         os.sched_setaffinity(0, cores)
 
@@ -270,22 +272,37 @@ def test_no_more_threads_than_cores() -> None:
 @pytest.mark.parametrize(
     ("quota", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("", 8)]
 )
-def test_a_container_has_the_cores_of_its_quota(
+def test_the_quota_of_a_container_limits_the_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(system_cores, "QUOTA", tmp_path / "cpu.max")
     assert system_cores.count_cores() == cores
+
+
+def test_other_systems_have_the_cores_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows and macOS have no sched_getaffinity(), and no file with a quota."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(system_cores, "QUOTA", Path("nowhere"))
+    assert system_cores.count_cores() == 6
 
 
 # Memory.
 
 
-def test_how_much_memory_was_asked_for() -> None:
+def test_the_requested_memory_is_read_from_the_error() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(10**14)
     assert requested_memory(error.value) == "372529.03 GiB"
     assert requested_memory(ValueError("other")) is None
     gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a tot")
     assert requested_memory(gpu) == "2.50 GiB"
+    assert requested_memory(torch.OutOfMemoryError("CUDA out of memory.")) == "more"
+    mps = RuntimeError("MPS backend out of memory (...). Tried to allocate 4.00 GB on private pool")
+    assert requested_memory(mps) == "4.00 GB"
+    cpu = RuntimeError(
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 5368709120 bytes."
+    )
+    assert requested_memory(cpu) == "5.00 GiB"  # Windows

@@ -1,9 +1,13 @@
-"""Files are whole or absent, and what strangers hand over is read with care."""
+"""Writes are atomic, and files from any source are read strictly."""
 
 import errno
 import json
 import os
+import sys
+import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -18,38 +22,43 @@ from nanogpt.system.files import (
     read_limited,
     remove_if_present,
     replace_directory,
+    replace_path,
     require_inside,
     require_regular_file,
     resolve_interrupted_swap,
+    sync_to_disk,
     write_atomically,
 )
+from tests.platforms import linux_only, needs_links, posix_only
 
 
 def names() -> set[str]:
     return {file.name for file in Path().iterdir()}
 
 
-def test_a_file_is_replaced_whole() -> None:
+def test_a_write_replaces_the_file_and_leaves_no_other() -> None:
     write_atomically(Path("file"), b"one")
-    write_atomically(Path("file"), b"two")
-    assert Path("file").read_bytes() == b"two"
+    write_atomically(Path("file"), b"two\n")
+    assert Path("file").read_bytes() == b"two\n"
     assert names() == {"file"}
 
 
-def test_what_cannot_be_written_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_contents(monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomically(Path("file"), b"one")
 
-    def full(_: int) -> None:
+    def fsync(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(Path("file"), b"two")
     assert Path("file").read_bytes() == b"one"
     assert names() == {"file"}
 
 
-def test_a_link_is_replaced_and_never_followed() -> None:
+@needs_links
+def test_a_write_replaces_a_link_and_does_not_follow_it() -> None:
     Path("secret").write_text("mine")
     for name in ("file", ".file.new"):
         Path(name).symlink_to("secret")
@@ -64,37 +73,42 @@ def make(directory: str, content: str) -> Path:
     return Path(directory)
 
 
-@pytest.mark.parametrize("system", ["swaps", "cannot swap"])
-def test_a_directory_is_replaced_whole(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if system == "cannot swap":
-        monkeypatch.setattr(files, "_exchange", lambda *_: os.rename("nowhere", "nothing"))
+def cannot_swap(*_: Path) -> None:
+    raise OSError(errno.ENOSYS, "no renameat2")
+
+
+@pytest.mark.parametrize("can_swap", [True, False])
+def test_a_directory_is_replaced(can_swap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can_swap:
+        monkeypatch.setattr(files, "_swap", cannot_swap)
     for content in ("one", "two", "three"):
         replace_directory(Path("best"), make("new", content))
         assert Path("best/file").read_text() == content
         assert names() == {"best"}
 
 
-def test_on_linux_there_is_no_instant_without_it() -> None:
+@linux_only
+def test_linux_swaps_directories_in_one_step() -> None:
     one, other = make("one", "1"), make("other", "2")
-    files._exchange(one, other)
+    files._swap(one, other)
     assert (Path("one/file").read_text(), Path("other/file").read_text()) == ("2", "1")
 
 
-def test_a_replacement_cut_short_between_two_steps_is_found(
+def test_a_replacement_interrupted_between_two_steps_is_resolved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     replace_directory(Path("best"), make("new", "one"))
     replace, calls = os.replace, []
 
-    def cut(source: Path, target: Path) -> None:
+    def interrupted_replace(source: Path, target: Path) -> None:
         calls.append(source)
         if len(calls) == 2:
             raise KeyboardInterrupt
         replace(source, target)
 
-    with monkeypatch.context() as cut_short:
-        cut_short.setattr(files, "_exchange", lambda *_: os.rename("nowhere", "nothing"))
-        cut_short.setattr(os, "replace", cut)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_swap", cannot_swap)
+        patched.setattr(os, "replace", interrupted_replace)
         with pytest.raises(KeyboardInterrupt):
             replace_directory(Path("best"), make("new", "two"))
     assert not Path("best").exists()
@@ -104,6 +118,134 @@ def test_a_replacement_cut_short_between_two_steps_is_found(
     assert names() == {"best"}
 
 
+# Windows and macOS, imitated.
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files behave as on Windows, as far as nanogpt can notice."""
+    open_file = os.open
+
+    def windows_open(path: Path, flags: int, **options: Any) -> int:
+        if options:  # shutil.rmtree() of this system
+            return open_file(path, flags, **options)
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        assert flags == os.O_RDWR, "FlushFileBuffers fails without write access"
+        return open_file(path, flags)
+
+    monkeypatch.setattr(files, "IS_WINDOWS", True)
+    monkeypatch.setattr(os, "open", windows_open)
+    monkeypatch.setattr(files, "_swap", cannot_swap)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+
+
+@pytest.mark.usefixtures("windows")
+def test_windows_syncs_files_and_no_directories() -> None:
+    write_atomically(Path("file"), b"one")
+    sync_to_disk(Path("file"))
+    sync_to_disk(Path())
+    for content in ("one", "two"):
+        replace_directory(Path("best"), make("new", content))
+    assert Path("best/file").read_text() == "two"
+
+
+def open_elsewhere(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """As if another process had the files open for so long: Windows then refuses to rename."""
+    replace, until = os.replace, time.monotonic() + seconds
+
+    def refused_replace(source: Path, target: Path) -> None:
+        if time.monotonic() < until:
+            raise PermissionError(errno.EACCES, "The process cannot access the file")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refused_replace)
+
+
+@pytest.mark.usefixtures("windows")
+def test_windows_waits_for_another_process_to_close_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replace_directory(Path("best"), make("new", "one"))
+    open_elsewhere(monkeypatch, 0.2)
+    replace_directory(Path("best"), make("new", "two"))
+    assert Path("best/file").read_text() == "two"
+    assert names() == {"best"}
+
+
+@pytest.mark.usefixtures("windows")
+def test_windows_waits_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomically(Path("file"), b"one")
+    monkeypatch.setattr(files, "REPLACE_TIMEOUT", 0.2)
+    open_elsewhere(monkeypatch, 60)
+    with pytest.raises(PermissionError):
+        write_atomically(Path("file"), b"two")
+    assert Path("file").read_bytes() == b"one"
+    assert names() == {"file"}
+
+
+@posix_only
+def test_other_systems_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").touch()
+    open_elsewhere(monkeypatch, 60)
+    start = time.monotonic()
+    with pytest.raises(PermissionError):
+        replace_path(Path("file"), Path("other"))
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_macos_syncs_the_cache_of_the_drive(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def full_sync(descriptor: int, command: int) -> None:
+        calls.append(command)
+        if not works:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    fcntl = ModuleType("fcntl")
+    vars(fcntl).update(F_FULLFSYNC=51, fcntl=full_sync)
+    monkeypatch.setitem(sys.modules, "fcntl", fcntl)
+    monkeypatch.setattr(os, "fsync", lambda _: calls.append("fsync"))
+    Path("file").touch()
+    sync_to_disk(Path("file"))
+    assert calls == ([51] if works else [51, "fsync"])
+
+
+@posix_only
+def test_a_drive_that_cannot_sync_directories_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    sync_to_disk(Path())
+    Path("file").touch()
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync_to_disk(Path("file"))
+
+
+def test_a_directory_with_two_spellings_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, where a link can spell the name of its own directory in other letters."""
+    file = make("run", "mine") / "file"
+    Path("RUN").mkdir(exist_ok=True)
+    real, same = os.path.realpath, os.path.samefile
+    monkeypatch.setattr(
+        os.path, "realpath", lambda p: real(p).replace("run", "RUN") if p == file else real(p)
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "samefile", lambda a, b: same(str(a).lower(), str(b).lower()))
+        assert require_inside(file.parent, file) == file
+    if same("run", "RUN"):
+        pytest.skip("this file system ignores case")
+    with pytest.raises(UserError, match="leads out of run"):
+        require_inside(file.parent, file)
+
+
+# Links and other odd files.
+
+
+@needs_links
 def test_a_link_out_of_the_directory_is_refused() -> None:
     inside = make("run", "mine") / "file"
     Path("secret").write_text("other")
@@ -117,26 +259,28 @@ def test_a_link_out_of_the_directory_is_refused() -> None:
         require_inside(inside.parent, inside.parent / "../secret")
 
 
-def test_what_is_no_regular_file_is_refused() -> None:
-    os.mkfifo("pipe")  # reading it would wait for ever
+@posix_only
+def test_a_pipe_is_not_a_regular_file() -> None:
+    os.mkfifo("pipe")  # reading it would never end
     with pytest.raises(UserError, match=r"pipe is missing or damaged \(not a regular file\)"):
         require_regular_file(Path(), Path("pipe"))
     Path("itself").symlink_to("itself")
     assert require_regular_file(Path(), Path("itself")) == Path("itself")  # open() reports it
 
 
-def test_whatever_it_is_can_be_removed() -> None:
+@needs_links
+def test_files_links_and_directories_are_removed() -> None:
     make("directory", "one")
-    make("kept", "one")
+    make("target", "one")
     Path("file").touch()
-    Path("link").symlink_to("kept")
+    Path("link").symlink_to("target")
     for name in ("directory", "file", "link", "nothing"):
         remove_if_present(Path(name))
-    assert names() == {"kept"}
-    assert Path("kept/file").exists()
+    assert names() == {"target"}
+    assert Path("target/file").exists()
 
 
-def test_no_more_is_read_than_allowed() -> None:
+def test_a_read_is_limited() -> None:
     Path("file").write_bytes(bytes(100))
     assert read_limited(Path("file"), 100) == bytes(100)
     with pytest.raises(UserError, match="larger than 99 bytes"):
@@ -148,7 +292,7 @@ def test_no_more_is_read_than_allowed() -> None:
 @pytest.mark.parametrize(
     ("raw", "says"),
     [
-        (b'{"a": 1, "a": 2}', "the key 'a' is there twice"),
+        (b'{"a": 1, "a": 2}', "the key 'a' appears twice"),
         (b'{"a": NaN}', "NaN is not a number"),
         (b'{"a": -Infinity}', "-Infinity is not a number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "limit"),
@@ -167,18 +311,18 @@ def test_json_is_read_strictly(raw: bytes, says: str) -> None:
     assert len(str(error.value)) < 300
 
 
-def test_json_goes_there_and_back() -> None:
+def test_json_survives_a_round_trip() -> None:
     value = {"text": "é\n\0", "number": 0.1, "none": None, "list": [1, 2]}
     write_atomically(Path("file"), dump_json(value))
     assert read_json(Path("file")) == value == json.loads(Path("file").read_bytes())
 
 
-def test_a_reason_is_one_short_line() -> None:
+def test_the_reason_of_damage_is_one_short_line() -> None:
     message = str(damaged_error(Path("file"), "two\nlines " + "x" * 1000))
     assert message.startswith("file is missing or damaged (two lines xxx")
     assert len(message) < 300
 
 
-def test_the_checksum_is_what_sha256sum_says() -> None:
+def test_the_checksum_is_that_of_sha256sum() -> None:
     Path("file").write_bytes(b"abc")
     assert compute_sha256(Path("file")).startswith("ba7816bf8f01cfea414140de5dae2223")

@@ -1,4 +1,4 @@
-"""What keeps a GPU busy, against the same without it."""
+"""Compilation, CUDA graphs and snapshots give the same results as without them."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from nanogpt.system.gpu import CudaGraph, compile_loss, take_snapshot
 
 
 class Noisy(torch.nn.Module):
-    """Blocks, alike, with random numbers."""
+    """A model whose blocks have the same structure, with dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,17 +35,17 @@ class Noisy(torch.nn.Module):
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_one_block_is_compiled_for_all_or_one_line_says_why_not(
+def test_one_block_is_compiled_for_all_or_one_line_gives_the_reason(
     monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
-    calls, said, compilations = list[object](), list[str](), list[object]()
+    calls, lines, compilations = list[object](), list[str](), list[object]()
 
     def compile(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         compilations.append(function)
 
         def call(*args: torch.Tensor) -> torch.Tensor:
             if not calls:
-                warnings.warn("what only its makers can mend", stacklevel=1)
+                warnings.warn("for developers of the compiler", stacklevel=1)
             calls.append(args[0])
             if not works:
                 raise RuntimeError("Failed to find C compiler.\n  Please specify via CC")
@@ -56,7 +56,7 @@ def test_one_block_is_compiled_for_all_or_one_line_says_why_not(
     monkeypatch.setattr(torch, "compile", compile)
     model, before = Noisy(), torch.get_rng_state()
     example = torch.tensor([[0, 1]]), torch.tensor([[1, 2]])
-    function = compile_loss(model.loss, [*model.blocks], example, said.append)
+    function = compile_loss(model.loss, [*model.blocks], example, lines.append)
     assert torch.equal(torch.get_rng_state(), before)
     expected = model.loss(*example)
     torch.set_rng_state(before)
@@ -67,19 +67,17 @@ def test_one_block_is_compiled_for_all_or_one_line_says_why_not(
     assert len(compilations) == 1
     assert not any("forward" in vars(block) for block in model.blocks)
     assert (
-        said == []
+        lines == []
         if works
         else [
-            "The model cannot be compiled here, and trains slower without (Failed to find C "
+            "The model cannot be compiled on this machine and trains slower (Failed to find C "
             "compiler. Please specify via CC)."
         ]
     )
 
 
 @pytest.mark.gpu
-def test_without_a_compiler_one_line_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_c_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = (
         "import torch; from nanogpt.system.gpu import *; from nanogpt.models import *;"
         "model = build(GPTConfig(n_layer=1, n_head=1, n_embd=16, block_size=8)).cuda();"
@@ -96,75 +94,75 @@ def test_without_a_compiler_one_line_says_so(
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"The model cannot be compiled here, [^\n]+\nNone\n", done.stdout)
+    assert re.fullmatch(r"The model cannot be compiled on this machine [^\n]+\nNone\n", done.stdout)
 
 
 # CUDA graphs.
 
 
 @pytest.mark.gpu
-def test_captured_work_is_done_at_every_call() -> None:
-    """With new random numbers, the same that it would have drawn without."""
-    cuda, draw, total = torch.device("cuda"), torch.zeros(4, device="cuda"), []
+def test_every_call_does_the_captured_work() -> None:
+    """Each replay uses new random numbers, the same as calls without a graph."""
+    cuda, result, results = torch.device("cuda"), torch.zeros(4, device="cuda"), []
 
     def work() -> None:
-        draw.copy_(torch.rand(4, device=cuda))
+        result.copy_(torch.rand(4, device=cuda))
 
     graph = CudaGraph(cuda)
     for function in (work, lambda: graph.run(work)):
         torch.manual_seed(5)
         for _ in range(7):
             function()
-            total.append(draw.clone())
+            results.append(result.clone())
     assert graph.graph
-    assert torch.equal(torch.stack(total[:7]), torch.stack(total[7:]))
-    assert len({tuple(each.tolist()) for each in total[:7]}) == 7
+    assert torch.equal(torch.stack(results[:7]), torch.stack(results[7:]))
+    assert len({tuple(result.tolist()) for result in results[:7]}) == 7
 
 
 # Snapshots.
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_snapshot_is_what_was_there(device: str) -> None:
-    """Asked for by another thread, after the tensors have changed; each has memory of its own."""
+def test_a_snapshot_has_the_values_at_its_time(device: str) -> None:
+    """Another thread calls it after the tensors have changed; each copy has its own memory."""
     whole = torch.randn(512, 512, device=device)
     tensors = {"whole": whole, "part": whole[3:7].mT, "on the cpu": torch.randn(5)}
     expected = {name: t.cpu().clone() for name, t in tensors.items()}
-    if device == "cuda":  # it has something to do before it comes to the copies
+    if device == "cuda":  # the device is busy before the copies begin
         torch.cuda._sleep(10**9)
-    taken = take_snapshot(tensors)
+    snapshot = take_snapshot(tensors)
     for t in tensors.values():
         t.zero_()
     with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(taken).result()
-    for name, t in found.items():
+        copies = pool.submit(snapshot).result()
+    for name, t in copies.items():
         assert torch.equal(t, expected[name])
         assert t.is_contiguous()
-    assert len({t.untyped_storage().data_ptr() for t in found.values()}) == 3
-    assert taken() is found
+    assert len({t.untyped_storage().data_ptr() for t in copies.values()}) == 3
+    assert snapshot() is copies
 
 
 @pytest.mark.gpu
-def test_a_snapshot_that_was_sent_leaves_the_device() -> None:
+def test_a_snapshot_on_the_host_leaves_the_device() -> None:
     whole = torch.ones(2**20, device="cuda")
     before = torch.cuda.memory_allocated()
-    taken = take_snapshot({"whole": whole})
+    snapshot = take_snapshot({"whole": whole})
     assert torch.cuda.memory_allocated() > before
-    taken()
+    snapshot()
     assert torch.cuda.memory_allocated() == before
 
 
 @pytest.mark.gpu
-def test_without_memory_for_a_snapshot_on_the_device_it_is_sent_at_once() -> None:
+def test_a_snapshot_without_device_memory_goes_to_the_host_at_once() -> None:
     large = torch.ones(2**30, dtype=torch.uint8, device="cuda")
     torch.cuda.empty_cache()
     _, whole = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**29) / whole)
     before = torch.cuda.memory_allocated()
     try:
-        taken = take_snapshot({"large": large})
+        snapshot = take_snapshot({"large": large})
         assert torch.cuda.memory_allocated() == before
         large.zero_()
-        assert taken()["large"].sum() == 2**30
+        assert snapshot()["large"].sum() == 2**30
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

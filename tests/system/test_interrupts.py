@@ -1,63 +1,63 @@
-"""The first signal is noted, the second does what it always did."""
+"""The first signal is recorded, the second has its usual effect."""
 
-import os
 import signal
 import threading
 
 import pytest
 
-from nanogpt.system.interrupts import Interrupts
+from nanogpt.system.interrupts import SIGNALS, Interrupts
 
 
 @pytest.fixture(autouse=True)
-def _as_in_a_terminal() -> None:
+def _restore_default_handler() -> None:
+    """Undo the effect of nohup or of a job in the background of a shell."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_is_noted(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_recorded(number: signal.Signals) -> None:
     with Interrupts() as interrupts:
         assert interrupts.received is None
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert interrupts.received == number
 
 
-def test_the_second_interrupts_at_once() -> None:
+def test_a_second_interrupt_is_raised_at_once() -> None:
     with Interrupts() as interrupts:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         assert interrupts.received == signal.SIGINT
 
 
-def test_afterwards_all_is_as_before() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+def test_the_previous_handlers_are_restored() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
     with Interrupts():
         assert signal.getsignal(signal.SIGINT) not in before
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_what_was_ignored_stays_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nohup, or a shell's background
+def test_an_ignored_signal_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with Interrupts() as interrupts:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             assert interrupts.received is None
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_in_another_thread_nothing_is_noted_and_nothing_fails() -> None:
-    failed: list[BaseException] = []
+def test_another_thread_records_nothing_and_does_not_fail() -> None:
+    errors: list[BaseException] = []
 
     def enter() -> None:
         try:
             with Interrupts():
                 pass
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert not failed
+    assert not errors

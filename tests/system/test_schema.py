@@ -1,4 +1,4 @@
-"""Dataclasses come out of JSON exactly as they went in, or not at all."""
+"""Dataclasses survive a round trip through JSON; anything else is an error."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -39,13 +39,13 @@ class Drawing:
 KINDS = {"circle": Circle, "square": Square}
 
 
-def test_it_goes_there_and_back() -> None:
+def test_a_dataclass_survives_a_round_trip() -> None:
     drawing = Drawing(Circle(0.5), "a", Path("b/c"), "blue", True, Square(3), [1.0, 2.5], 7)
     raw = {**asdict(drawing), "file": "b/c", "shape": {"kind": "circle", "radius": 0.5}}
     assert parse_dataclass(Drawing, json.loads(json.dumps(raw)), KINDS) == drawing
 
 
-def test_what_has_a_default_may_be_missing() -> None:
+def test_a_field_with_a_default_may_be_missing() -> None:
     assert parse_dataclass(Drawing, {"shape": {"kind": "square"}}, KINDS) == Drawing(Square())
 
 
@@ -72,17 +72,17 @@ def test_what_has_a_default_may_be_missing() -> None:
         ({"file": 3}, "file cannot be 3"),
     ],
 )
-def test_what_does_not_belong_is_named(change: dict[str, Any], says: str) -> None:
+def test_the_key_of_a_wrong_value_is_named(change: dict[str, Any], says: str) -> None:
     raw = {"shape": {"kind": "square", "side": 1}} | change
     with pytest.raises(ValueError, match=says):
         parse_dataclass(Drawing, raw, KINDS)
 
 
-def test_only_an_object_will_do() -> None:
+def test_a_list_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected an object, found \[\]"):
         parse_dataclass(Drawing, [], KINDS)
 
 
-def test_a_long_value_is_cut() -> None:
+def test_a_long_value_is_shortened() -> None:
     assert shorten("ab") == "'ab'"
     assert len(shorten("x" * 1000)) < 50

@@ -1,4 +1,4 @@
-"""Byte pairs against both libraries for them, over texts of many languages."""
+"""Byte-pair encoding compared with both libraries, on texts in many languages."""
 
 import json
 import re
@@ -13,76 +13,79 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from nanogpt.errors import UserError
-from nanogpt.text.bpe import AT_LINES, AT_SPACES, GPT2_PATTERN, HubTokenizer, train_bpe
-from nanogpt.text.tokenizers import from_file
-from tests.texts import LANGUAGES, streamed, texts
+from nanogpt.text.bpe import GPT2_PATTERN, LINE_BOUNDARY, SPACE_BOUNDARY, HubTokenizer, train_bpe
+from nanogpt.text.tokenizers import read_tokenizer
+from tests.texts import LANGUAGES, stream_decode, texts
 
 
 @pytest.fixture(scope="module")
 def word_piece() -> HubTokenizer:
-    """One whose ids do not stand for bytes of their own."""
+    """A tokenizer whose tokens are not sequences of bytes."""
     vocabulary = {"[UNK]": 0, "to": 1, "be": 2, "##ing": 3, "or": 4}
-    one = library.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    one.normalizer = normalizers.Lowercase()
-    one.pre_tokenizer = pre_tokenizers.Whitespace()
-    one.decoder = decoders.WordPiece()
-    return HubTokenizer(json.loads(one.to_str()))
+    hub = library.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    hub.normalizer = normalizers.Lowercase()
+    hub.pre_tokenizer = pre_tokenizers.Whitespace()
+    hub.decoder = decoders.WordPiece()
+    return HubTokenizer(json.loads(hub.to_str()))
 
 
 @given(texts | st.text() | st.sampled_from(LANGUAGES))
-def test_byte_pairs_are_those_of_both_libraries(bpe: HubTokenizer, text: str) -> None:
+def test_encode_gives_the_same_ids_as_both_libraries(bpe: HubTokenizer, text: str) -> None:
     ids = bpe.encode(text)
     hub = library.Tokenizer.from_str(json.dumps(bpe.to_json()))
     assert ids == hub.encode(text).ids
-    ranks = {bpe.piece(i): i for i in range(bpe.vocab_size)}
-    fast = tiktoken.Encoding("x", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
-    assert ids == fast.encode_ordinary(text)
+    ranks = {bpe.token_bytes(i): i for i in range(bpe.vocab_size)}
+    encoding = tiktoken.Encoding(
+        "x", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
+    assert ids == encoding.encode_ordinary(text)
     assert bpe.encode_array(text).tolist() == ids
 
 
 @given(texts)
-def test_a_cut_before_a_space_changes_nothing(bpe: HubTokenizer, text: str) -> None:
+def test_splitting_at_a_boundary_does_not_change_the_ids(bpe: HubTokenizer, text: str) -> None:
     whole = bpe.encode(text)
-    for found in re.finditer(bpe.boundary, text):
-        if i := found.start():
+    for match in re.finditer(bpe.boundary, text):
+        if i := match.start():
             assert bpe.encode(text[:i]) + bpe.encode(text[i:]) == whole
 
 
-def test_byte_pairs_merge_what_comes_most() -> None:
-    """By hand: of "ab ab ab cab", ab first, then a space before it."""
+def test_training_merges_the_most_frequent_pair_first() -> None:
+    """By hand: in "ab ab ab cab", first a and b, then a space and ab."""
     tokenizer = train_bpe(["ab ab ab cab"], 258)
-    assert [tokenizer.piece(i) for i in (256, 257)] == [b"ab", b" ab"]
-    assert [tokenizer.piece(i) for i in tokenizer.encode("ab abb")] == [b"ab", b" ab", b"b"]
+    assert [tokenizer.token_bytes(i) for i in (256, 257)] == [b"ab", b" ab"]
+    assert [tokenizer.token_bytes(i) for i in tokenizer.encode("ab abb")] == [b"ab", b" ab", b"b"]
 
 
-def test_others_of_the_library_are_read_too(word_piece: HubTokenizer, tmp_path: Path) -> None:
+def test_other_tokenizers_of_the_library_work(word_piece: HubTokenizer, tmp_path: Path) -> None:
     assert word_piece.encode("To being or") == [1, 2, 3, 4]
-    assert word_piece.boundary == AT_LINES
+    assert word_piece.boundary == LINE_BOUNDARY
     assert word_piece.encode_array("to be").tolist() == [1, 2]
-    assert streamed(word_piece, [1, 2, 3, 4]) == word_piece.decode([1, 2, 3, 4]) == "to being or"
+    assert (
+        stream_decode(word_piece, [1, 2, 3, 4]) == word_piece.decode([1, 2, 3, 4]) == "to being or"
+    )
     (tmp_path / "tokenizer.json").write_text(json.dumps(word_piece.to_json()))
-    assert from_file(tmp_path / "tokenizer.json").encode("be") == [2]
+    assert read_tokenizer(tmp_path / "tokenizer.json").encode("be") == [2]
 
 
-def test_what_the_file_says_of_length_and_padding_is_left_out() -> None:
-    """A tokenizer.json may cut texts to 512 tokens, and add marks: that is for its own model."""
-    one = library.Tokenizer.from_str(json.dumps(train_bpe(["ab ab"], 257).to_json()))
-    one.add_special_tokens(["<end>"])
-    one.enable_truncation(3)
-    one.enable_padding(length=8, pad_token="<end>", pad_id=257)
-    read = HubTokenizer(json.loads(one.to_str()))
-    assert len(read.encode("abc" * 9)) == 18
-    # What marks the end of a document is read where a text has it, and written the same.
-    assert read.encode("ab<end>") == [256, 257] == one.encode("ab<end>").ids[:2]
-    assert read.decode([256, 257]) == "ab<end>" == streamed(read, [256, 257])
+def test_truncation_and_padding_in_a_tokenizer_json_are_ignored() -> None:
+    """A tokenizer.json may truncate texts to the 512 tokens of its own model."""
+    hub = library.Tokenizer.from_str(json.dumps(train_bpe(["ab ab"], 257).to_json()))
+    hub.add_special_tokens(["<end>"])
+    hub.enable_truncation(3)
+    hub.enable_padding(length=8, pad_token="<end>", pad_id=257)
+    tokenizer = HubTokenizer(json.loads(hub.to_str()))
+    assert len(tokenizer.encode("abc" * 9)) == 18
+    # A special token in a text is encoded as one token, and decoded again.
+    assert tokenizer.encode("ab<end>") == [256, 257] == hub.encode("ab<end>").ids[:2]
+    assert tokenizer.decode([256, 257]) == "ab<end>" == stream_decode(tokenizer, [256, 257])
 
 
-def test_a_length_in_the_file_cuts_no_text(word_piece: HubTokenizer) -> None:
-    """The same where the library itself encodes."""
-    one = library.Tokenizer.from_str(json.dumps(word_piece.to_json()))
-    one.enable_truncation(2)
-    one.enable_padding(length=8)
-    assert HubTokenizer(json.loads(one.to_str())).encode("to be to be to") == [1, 2, 1, 2, 1]
+def test_truncation_is_ignored_without_tiktoken(word_piece: HubTokenizer) -> None:
+    hub = library.Tokenizer.from_str(json.dumps(word_piece.to_json()))
+    hub.enable_truncation(2)
+    hub.enable_padding(length=8)
+    assert HubTokenizer(json.loads(hub.to_str())).encode("to be to be to") == [1, 2, 1, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -100,32 +103,31 @@ def test_a_length_in_the_file_cuts_no_text(word_piece: HubTokenizer) -> None:
         },
     ],
 )
-def test_byte_pairs_that_are_not_gpt2_s_are_those_of_the_library(
+def test_other_byte_level_tokenizers_are_encoded_by_the_library(
     bpe: HubTokenizer, change: dict[str, Any]
 ) -> None:
     saved = bpe.to_json() | change
     other, hub = HubTokenizer(saved), library.Tokenizer.from_str(json.dumps(saved))
-    assert other.boundary == AT_LINES
+    assert other.boundary == LINE_BOUNDARY
     for text in LANGUAGES:
         assert other.encode(text) == hub.encode(text).ids
 
 
-def test_a_text_without_pairs_gives_bytes() -> None:
-    with pytest.raises(UserError, match="or take --tokenizer byte"):
+def test_a_text_without_pairs_is_refused() -> None:
+    with pytest.raises(UserError, match="use more text, or the tokenizer byte"):
         train_bpe([""], 300)
 
 
-def test_a_special_token_with_a_space_is_not_cut(bpe: HubTokenizer) -> None:
-    """But at the start of a line, which no one is known to have within."""
+def test_a_special_token_with_a_space_is_not_split(bpe: HubTokenizer) -> None:
     saved = bpe.to_json()
-    added = {"id": bpe.vocab_size, "content": "<|a b|>", "special": True, "normalized": False}
-    added |= {"single_word": False, "lstrip": False, "rstrip": False}
-    with_space = HubTokenizer(saved | {"added_tokens": [added]})
-    assert bpe.boundary == AT_SPACES
-    assert with_space.boundary == AT_LINES
+    special = {"id": bpe.vocab_size, "content": "<|a b|>", "special": True, "normalized": False}
+    special |= {"single_word": False, "lstrip": False, "rstrip": False}
+    with_space = HubTokenizer(saved | {"added_tokens": [special]})
+    assert bpe.boundary == SPACE_BOUNDARY
+    assert with_space.boundary == LINE_BOUNDARY
     assert with_space.encode("<|a b|>") == [bpe.vocab_size]
 
 
-def test_more_spaces_than_tiktoken_can_take(bpe: HubTokenizer) -> None:
+def test_a_text_with_too_many_spaces_for_tiktoken_is_encoded(bpe: HubTokenizer) -> None:
     text = "a" + " " * 1_100_000 + "b"
     assert bpe.decode(bpe.encode(text)) == text

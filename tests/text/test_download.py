@@ -1,6 +1,6 @@
-"""Datasets of the Hub, from a folder as the library reads them; and a cache that cannot be written.
+"""Datasets of the Hugging Face Hub, read by the library from a directory instead of the network.
 
-Addresses and standard input: test_corpora.py.
+URLs and standard input are tested in test_corpora.py.
 """
 
 import json
@@ -20,7 +20,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> str:
-    """The name of one with two texts."""
+    """The name of a dataset with two rows."""
     home = tmp_path / "texts"
     home.mkdir()
     rows = [{"text": "né\nx", "n": 1}, {"text": "终", "n": 2}]
@@ -28,42 +28,44 @@ def dataset(tmp_path: Path) -> str:
     return f"hf:{home}"
 
 
-def test_a_dataset_is_its_texts(cache: Path, dataset: str) -> None:
-    heard: list[tuple[str, int, int]] = []
-    corpus = corpora.load_corpus(dataset, separator="|", progress=lambda *now: heard.append(now))
+def test_a_dataset_is_the_text_of_its_rows(cache: Path, dataset: str) -> None:
+    reports: list[tuple[str, int, int]] = []
+    corpus = corpora.load_corpus(
+        dataset, separator="|", progress=lambda *report: reports.append(report)
+    )
     assert corpus.text() == "né\nx|终"
     assert corpus.name == dataset
-    assert (f"getting {dataset}", len("né\nx|终".encode()), 0) in heard
+    assert (f"downloading {dataset}", len("né\nx|终".encode()), 0) in reports
     assert [file.suffix for file in cache.iterdir()] == [".txt"]
 
 
-def test_a_dataset_is_fetched_once(cache: Path, dataset: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not in the cache: get it with nanogpt data hf:"):
-        corpora.load_corpus(dataset, "0" * 64)  # for a run, which may be a stranger's
-    known = corpora.load_corpus(dataset).facts.sha256
-    assert corpora.load_corpus(dataset, separator="|").text() == "né\nx|终"  # is another text
+def test_a_dataset_is_downloaded_once(cache: Path, dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not in the cache: download it with `nanogpt data hf:"):
+        corpora.load_corpus(dataset, may_download=False)
+    sha256 = corpora.load_corpus(dataset).facts.sha256
+    assert corpora.load_corpus(dataset, separator="|").text() == "né\nx|终"  # another text
     (tmp_path / "texts" / "train.jsonl").unlink()
-    assert corpora.load_corpus(dataset, known).text() == "né\nx\n\n终"
+    assert corpora.load_corpus(dataset, expected_sha256=sha256).text() == "né\nx\n\n终"
 
 
 @pytest.mark.parametrize(
-    ("part", "column", "says"),
+    ("config", "column", "message"),
     [
-        ("", "body", "row 0, has no column body: name one with --column; it has text, n"),
-        ("", "n", "row 0, has no text in n: name another with --column"),
+        ("", "body", "row 0: there is no column body; choose one of text, n"),
+        ("", "n", "row 0: the column n is not text; choose another"),
         (
             ":nope",
             "text",
-            r"cannot get hf:.* \(.*nope.*\): is the name right\? One may need a part",
+            r"cannot download hf:.* \(.*nope.*\): check the name; some datasets need a conf",
         ),
-        ("/nope", "text", "cannot get hf:.*nope"),
+        ("/nope", "text", "cannot download hf:.*nope"),
     ],
 )
-def test_a_dataset_without_the_text(
-    cache: Path, dataset: str, part: str, column: str, says: str
+def test_a_missing_dataset_or_column_is_refused(
+    cache: Path, dataset: str, config: str, column: str, message: str
 ) -> None:
-    with pytest.raises(UserError, match=says):
-        corpora.load_corpus(dataset + part, column=column)
+    with pytest.raises(UserError, match=message):
+        corpora.load_corpus(dataset + config, column=column)
     assert [*cache.iterdir()] == []
 
 
@@ -75,12 +77,12 @@ def test_without_the_library_the_error_says_what_to_install(
         corpora.load_corpus(dataset)
 
 
-def test_a_cache_that_cannot_be_written(
+def test_a_dataset_is_refused_without_a_writable_cache(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NANOGPT_CACHE", str(tmp_path / "file"))
     with pytest.raises(
-        UserError, match=r"cannot keep hf:.* in .*file \(.*\): make room, or name an"
+        UserError, match=r"cannot write hf:.* to the cache in .*file \(.*\): free some space"
     ):
         corpora.load_corpus(dataset)

@@ -1,4 +1,4 @@
-"""Texts out of files of all kinds, in all languages, and files that have none."""
+"""Text from files of every kind and in many languages, and files that are refused."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from nanogpt.errors import UserError
 from nanogpt.text.readers import find_files, read_files, read_text
+from tests.platforms import needs_links, posix_only
 
 LANGUAGES = {
     "ar.txt": "أكون أو لا أكون",
@@ -24,13 +25,13 @@ LANGUAGES = {
 
 
 def read_texts(data: str, column: str, separator: str) -> str:
-    """All that data names."""
+    """The text of all files that data names."""
     return "".join(read_files(find_files(data), column, separator))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Texts of many languages, and what is none."""
+    """A directory with texts in many languages and a picture."""
     home = tmp_path / "texts"
     (home / "below").mkdir(parents=True)
     for name, text in LANGUAGES.items():
@@ -40,15 +41,14 @@ def folder(tmp_path: Path) -> Path:
     return home
 
 
-def test_a_folder_is_all_of_its_texts(folder: Path) -> None:
-    """In the order of their names, nothing of them changed."""
+def test_a_directory_is_its_texts_sorted_by_name(folder: Path) -> None:
     first, *others = (LANGUAGES[name] for name in sorted(LANGUAGES))
     expected = [first, "# A\n", *others]
     assert read_texts(str(folder), "text", "\n\n") == "\n\n".join(expected)
     assert read_texts(str(folder), "text", "|") == "|".join(expected)
 
 
-def test_a_file_without_text_is_no_document(folder: Path) -> None:
+def test_an_empty_file_is_left_out(folder: Path) -> None:
     whole = read_texts(str(folder), "text", "|")
     for name in ("a.txt", "j.txt", "zzz.txt"):
         (folder / name).touch()
@@ -57,14 +57,16 @@ def test_a_file_without_text_is_no_document(folder: Path) -> None:
     assert read_texts(str(folder), "text", "|") == whole
 
 
-def test_a_link_to_nothing_is_named(folder: Path) -> None:
+@needs_links
+def test_a_broken_link_is_refused(folder: Path) -> None:
     (folder / "gone.txt").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"cannot read .*gone.txt: No such file"):
         read_texts(str(folder), "text", "|")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_nobody_may_read_is_named(folder: Path) -> None:
+@posix_only
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root can read every file")
+def test_an_unreadable_file_or_directory_is_refused(folder: Path) -> None:
     for path in (folder / "below", folder / "zh.txt"):
         path.chmod(0)
         try:
@@ -74,7 +76,7 @@ def test_what_nobody_may_read_is_named(folder: Path) -> None:
             path.chmod(0o700)
 
 
-def test_a_pattern_is_what_matches_it(folder: Path) -> None:
+def test_a_pattern_is_the_files_that_match_it(folder: Path) -> None:
     assert (
         read_texts(f"{folder}/*h*.txt", "text", "|")
         == LANGUAGES["hi.txt"] + "|" + (LANGUAGES["zh.txt"])
@@ -84,12 +86,12 @@ def test_a_pattern_is_what_matches_it(folder: Path) -> None:
         read_texts(f"{folder}/*.rs", "text", "|")
 
 
-def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+def test_an_existing_file_with_a_name_like_a_pattern_is_read(tmp_path: Path) -> None:
     (tmp_path / "a[1].txt").write_text("this one")
     assert read_texts(str(tmp_path / "a[1].txt"), "text", "|") == "this one"
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
     (tmp_path / "bom.txt").write_bytes("\ufeffné\ufeff".encode())
     assert read_text(tmp_path / "bom.txt") == "né\ufeff"
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfab\xff")
@@ -97,7 +99,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         read_text(tmp_path / "bom.txt")
 
 
-def test_documents_of_jsonl(tmp_path: Path) -> None:
+def test_every_row_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
     rows = [{"text": "né\nx", "n": 1}, {"text": "终\u2028", "n": 2}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     file = tmp_path / "a.jsonl"
@@ -108,34 +110,36 @@ def test_documents_of_jsonl(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
-        ("{", "a.jsonl, line 2, is no JSON: mend it, or take it out"),
-        ("[1]", "a.jsonl, line 2, is no JSON object: mend it, or take it out"),
+        ("{", "a.jsonl, line 2: not JSON; fix or delete the line"),
+        ("[1]", "a.jsonl, line 2: not a JSON object; fix or delete the line"),
         (
             '{"body": "x", "n": 1}',
-            "line 2, has no column text: name one with --column; it has b",
+            "line 2: there is no column text; choose one of body, n",
         ),
         (
             r'{"text": "\ud800"}',
-            "a.jsonl, line 2, has half a surrogate pair, which is no",
+            "a.jsonl, line 2: the text has an unpaired surrogate; fix or",
         ),
-        ('{"text": 7}', "a.jsonl, line 2, has no text in text: name another with --column"),
+        ('{"text": 7}', "a.jsonl, line 2: the column text is not text; choose another"),
     ],
 )
-def test_jsonl_without_the_text(tmp_path: Path, line: str, says: str) -> None:
+def test_invalid_jsonl_is_refused(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + line)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         read_texts(str(tmp_path / "a.jsonl"), "text", "|")
 
 
-def test_documents_of_parquet(tmp_path: Path) -> None:
+def test_every_row_of_a_parquet_file_is_a_document(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"n": [1, 2], "body": ["né", "终"]}), file)
     assert read_texts(str(file), "body", "|") == "né|终"
-    with pytest.raises(UserError, match=r"a.parquet has no column text: .*; it has n, body"):
+    with pytest.raises(
+        UserError, match=r"a.parquet: there is no column text; choose one of n, body"
+    ):
         read_texts(str(file), "text", "|")
-    with pytest.raises(UserError, match="row 0 of a batch, has no text in n: name another"):
+    with pytest.raises(UserError, match=r"a\.parquet, row 0: the column n is not text; choose"):
         read_texts(str(file), "n", "|")
     bad = pyarrow.StringArray.from_buffers(
         1, pyarrow.py_buffer(np.array([0, 2], dtype=np.int32)), pyarrow.py_buffer(b"a\xff")
@@ -157,7 +161,7 @@ def test_without_pyarrow_the_error_says_what_to_install(
         read_texts(str(tmp_path / "a.parquet"), "text", "|")
 
 
-def test_a_folder_without_text_is_named(tmp_path: Path) -> None:
+def test_a_directory_without_text_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("print()")
-    with pytest.raises(UserError, match=r"is a directory without a text, .* such as '.*\*\.py'"):
+    with pytest.raises(UserError, match=r"is a directory without text files .* such as '.*\*\.py'"):
         read_texts(str(tmp_path), "text", "|")

@@ -1,30 +1,30 @@
-"""The plays: what is made of them, and that each correction is needed for it."""
+"""The corpora built from the plays, and the corrections that Tiny Shakespeare needs."""
 
 import hashlib
 
-from nanogpt.text import shakespeare as plays
+from nanogpt.text import shakespeare
 from nanogpt.text.corpora import CORPORA
 
 
-def test_every_corpus_is_made_of_the_plays() -> None:
-    installed = plays.installed_plays()
+def test_every_corpus_is_built_from_the_plays() -> None:
+    installed = shakespeare.read_installed_plays()
     assert len(installed) == 38
     for name, corpus in CORPORA.items():
-        text = corpus.rebuild(installed)
+        text = corpus.build(installed)
         assert hashlib.sha256(text.encode()).hexdigest() == corpus.sha256, name
 
 
 def test_every_correction_is_needed() -> None:
-    installed = plays.installed_plays()
-    for name, corrections in plays.errata().items():
-        source = plays.source_of(installed[name])
-        for found, put in corrections:
-            assert found in source, found
-            source = source.replace(found, put)
+    installed = shakespeare.read_installed_plays()
+    for name, corrections in shakespeare.load_errata().items():
+        source = shakespeare.normalize_markdown(installed[name])
+        for old, new in corrections:
+            assert old in source, old
+            source = source.replace(old, new)
 
 
-def test_a_play_by_hand() -> None:
-    """A name with what is spoken below it; directions are lost, and what the old program lost."""
+def test_extract_speeches_of_a_small_play() -> None:
+    """It drops stage directions and the lines that the original program dropped."""
     markdown = r"""
 # ACT I
 
@@ -32,7 +32,7 @@ _Enter Ghost_
 
 **HAMLET**
 Where wilt thou lead me? \[Aside\] Speak;
-lost with the direction
+dropped with the direction
 I'll go no further.
 
 **GHOST & OTHERS**
@@ -40,10 +40,10 @@ Mark me.
 
 **HAMLET**
 _[Aside]_
-Lost to the next name.
+Dropped up to the next name.
 
 _Exeunt_
 """
-    assert plays.speeches(plays.source_of(markdown)) == (
+    assert shakespeare.extract_speeches(shakespeare.normalize_markdown(markdown)) == (
         "HAMLET:\nWhere wilt thou lead me?  \nI'll go no further.\n\nGHOST:\nMark me.\n\nHAMLET:\n"
     )

@@ -1,4 +1,4 @@
-"""Round trips over texts that nobody would think of, and what is no tokenizer."""
+"""Round trips of arbitrary texts, tokenizers by kind, and invalid tokenizers."""
 
 import json
 from pathlib import Path
@@ -15,39 +15,40 @@ from nanogpt.text.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
     Tokenizer,
-    from_file,
-    from_json,
-    make,
+    make_tokenizer,
+    parse_tokenizer,
+    read_tokenizer,
 )
-from tests.texts import LANGUAGES, streamed, texts
+from tests.texts import LANGUAGES, stream_decode, texts
 
 
-def round_trip(tokenizer: Tokenizer, text: str) -> None:
-    again = from_json(json.loads(json.dumps(tokenizer.to_json())))
+def check_round_trip(tokenizer: Tokenizer, text: str) -> None:
+    """Encoding then decoding gives the text, also after saving and loading the tokenizer."""
+    loaded = parse_tokenizer(json.loads(json.dumps(tokenizer.to_json())))
     ids = tokenizer.encode(text)
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
-    assert tokenizer.decode(ids) == text == streamed(tokenizer, ids)
-    assert b"".join(map(tokenizer.piece, ids)) == text.encode()
-    assert again.encode(text) == ids
-    assert again.vocab_size == tokenizer.vocab_size
+    assert tokenizer.decode(ids) == text == stream_decode(tokenizer, ids)
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+    assert loaded.encode(text) == ids
+    assert loaded.vocab_size == tokenizer.vocab_size
 
 
 @given(st.text(min_size=1))
-def test_characters_and_bytes_there_and_back(text: str) -> None:
-    round_trip(CharTokenizer(text), text)
-    round_trip(ByteTokenizer(), text)
+def test_round_trip_of_characters_and_bytes(text: str) -> None:
+    check_round_trip(CharTokenizer(text), text)
+    check_round_trip(ByteTokenizer(), text)
 
 
 @given(texts | st.sampled_from(LANGUAGES))
-def test_byte_pairs_there_and_back(bpe: HubTokenizer, text: str) -> None:
-    round_trip(bpe, text)
+def test_round_trip_of_byte_pairs(bpe: HubTokenizer, text: str) -> None:
+    check_round_trip(bpe, text)
 
 
-def test_ids_follow_the_code_points() -> None:
+def test_character_ids_are_in_the_order_of_code_points() -> None:
     assert CharTokenizer("cab!").encode("!abc") == [0, 1, 2, 3]
 
 
-def test_unknown_characters_are_named_with_the_alphabet() -> None:
+def test_the_error_lists_unknown_characters_and_the_alphabet() -> None:
     with pytest.raises(UserError, match=r"'é' \(U\+00E9\); its 3 characters are 'abc'"):
         CharTokenizer("abc").encode("abécab")
     with pytest.raises(
@@ -56,50 +57,52 @@ def test_unknown_characters_are_named_with_the_alphabet() -> None:
         CharTokenizer("abc").encode("7654321")
 
 
-def test_half_a_surrogate_pair_is_no_character(bpe: HubTokenizer) -> None:
+def test_an_unpaired_surrogate_is_refused(bpe: HubTokenizer) -> None:
     for tokenizer in (ByteTokenizer(), bpe, CharTokenizer("a")):
         with pytest.raises(UserError, match=r"U\+D800"):
             tokenizer.encode("a\ud800")
 
 
-def test_every_kind_is_made_from_its_name(tmp_path: Path, text: str) -> None:
-    assert make("char", ["ab", "ca"], []).vocab_size == 3
-    assert make("byte", [], []).vocab_size == 256
-    assert make("bpe:300", [text], [text]).vocab_size == 300
-    learned = make("bpe:300", [text + "zz" * 999], [text])
-    assert learned.to_json() == make("bpe:300", [text], [text]).to_json()  # not from the rest
+def test_make_tokenizer_makes_every_kind(tmp_path: Path, text: str) -> None:
+    assert make_tokenizer("char", ["ab", "ca"], []).vocab_size == 3
+    assert make_tokenizer("byte", [], []).vocab_size == 256
+    assert make_tokenizer("bpe:300", [text], [text]).vocab_size == 300
+    trained = make_tokenizer("bpe:300", [text + "zz" * 999], [text])
+    assert (
+        trained.to_json() == make_tokenizer("bpe:300", [text], [text]).to_json()
+    )  # trained on training_text only
     file = tmp_path / "tokenizer.json"
-    file.write_text(json.dumps(learned.to_json()))
-    assert make(str(file), [], []).encode(text) == learned.encode(text)
+    file.write_text(json.dumps(trained.to_json()))
+    assert make_tokenizer(str(file), [], []).encode(text) == trained.encode(text)
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "message"),
     [
-        ("nope.json", "there is no tokenizer nope.json: take char, byte, bpe, bpe:N, or the path"),
-        ("bpe:", "tokenizer is bpe:: after bpe: comes how many tokens, as in bpe:2048"),
-        ("bpe:-5", "tokenizer is bpe:-5: after bpe: comes how many tokens"),
-        ("bpe:256", "tokenizer is bpe:256: 256 tokens are the bytes, so ask for 257 or more"),
-        ("bpe:5000", r"pairs enough for \d+ tokens, not for 5000: give more text, or take --to"),
+        ("nope.json", "there is no tokenizer nope.json: use char, byte, bpe, bpe:N, or the path"),
+        ("bpe:", "tokenizer is bpe:: give the vocabulary size as a number, as in bpe:2048"),
+        ("bpe:-5", "tokenizer is bpe:-5: give the vocabulary size as a number"),
+        ("bpe:256", "tokenizer is bpe:256: the 256 bytes are tokens, so use bpe:257 or larger"),
+        ("bpe:5000", r"enough pairs for \d+ tokens, not for 5000: use more text, or the tok"),
         (".", "directory"),
     ],
 )
-def test_what_is_no_kind_is_refused(kind: str, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        make(kind, ["ab ab cab"], ["ab ab cab"])
+def test_an_invalid_kind_is_refused(kind: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_tokenizer(kind, ["ab ab cab"], ["ab ab cab"])
 
 
 @pytest.mark.parametrize(
-    ("saved", "says"),
+    ("saved", "message"),
     [
         ({}, "the key 'kind' is missing"),
         ({"kind": "bpe", "alphabet": "ab"}, "kind cannot be 'bpe'"),
         ({"kind": "char"}, "the key 'alphabet' is missing"),
         ({"kind": "char", "alphabet": "ab", "size": 2}, "unknown key 'size'"),
         ({"kind": "char", "alphabet": 3}, "alphabet cannot be 3"),
-        ({"kind": "char", "alphabet": ""}, "every character once, in order"),
-        ({"kind": "char", "alphabet": "ba"}, "every character once, in order"),
-        ({"kind": "char", "alphabet": "aab"}, "every character once, in order"),
+        ({"kind": "char", "alphabet": ""}, "each character once, sorted"),
+        ({"kind": "char", "alphabet": "ba"}, "each character once, sorted"),
+        ({"kind": "char", "alphabet": "aab"}, "each character once, sorted"),
         ({"kind": "byte", "size": 2}, "unknown key 'size'"),
         ({"model": 3}, "."),
         ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "its vocabulary is empty"),
@@ -107,23 +110,27 @@ def test_what_is_no_kind_is_refused(kind: str, says: str) -> None:
         ({"model": {"type": "WordLevel", "vocab": {"a": 9**9}, "unk_token": "a"}}, "its ids go up"),
     ],
 )
-def test_what_is_no_tokenizer_is_refused(saved: dict[str, Any], says: str) -> None:
+def test_parse_tokenizer_refuses_invalid_json(saved: dict[str, Any], message: str) -> None:
     if "model" in saved:
         saved = {"version": "1.0", "added_tokens": [], **saved}
-    with pytest.raises(ValueError, match=says):
-        from_json(saved)
+    with pytest.raises(ValueError, match=message):
+        parse_tokenizer(saved)
 
 
-def test_a_file_that_is_no_tokenizer_is_one_line(tmp_path: Path) -> None:
-    for content, says in (("{", "damaged_error"), ('{"kind": "char"}', "is no tokenizer")):
+def test_a_file_that_is_not_a_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
+    for content, message in (("{", "damaged"), ('{"kind": "char"}', "is not a tokenizer")):
         file = tmp_path / "tokenizer.json"
         file.write_text(content)
-        with pytest.raises(UserError, match=says) as error:
-            from_file(file)
+        with pytest.raises(UserError, match=message) as error:
+            read_tokenizer(file)
         assert "\n" not in str(error.value)
 
 
-def test_what_is_a_kind_and_what_a_path() -> None:
+def test_kinds_are_told_from_paths() -> None:
     kinds = ("char", "bpe", "bpe:9999", "byte", "x")
-    assert [kind for kind in kinds if tokenizers.learns(kind)] == ["char", "bpe", "bpe:9999"]
-    assert [kind for kind in kinds if not tokenizers.is_kind(kind)] == ["x"]
+    assert [kind for kind in kinds if tokenizers.is_trained_on_text(kind)] == [
+        "char",
+        "bpe",
+        "bpe:9999",
+    ]
+    assert [kind for kind in kinds if not tokenizers.is_tokenizer_kind(kind)] == ["x"]

@@ -1,0 +1,219 @@
+"""A GPT in one file: it reads a text, trains on it, and generates more text like it.
+
+    python gpt.py              Tiny Shakespeare: input.txt, downloaded if it is not there
+    python gpt.py mytext.txt   your own text in UTF-8; half a megabyte or more works best
+
+A language model reads the beginning of a text and gives each possible next character a probability.
+Training changes the weights of the model so that the character that really comes next gets a higher
+probability. To generate text, sample a character from the probabilities, append it, and repeat.
+
+Data and weights are tensors: arrays of numbers. The comment after a line of code gives the shape of
+its result, such as (B, T, C). The letters stand for these dimensions:
+
+    B  batch       blocks that go through the model together   batch_size
+    T  time        positions in a block                        at most block_size
+    C  channels    numbers in the vector of one position       n_embd
+    H  heads       attention heads in one Transformer block    n_head
+    D  head size   channels of one head                        C / H
+    V  vocabulary  different characters in the text            len(alphabet)
+"""
+
+import math
+import sys
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# Settings: change one at a time and compare the last validation loss.
+n_layer, n_head, n_embd = 4, 4, 128  # Transformer blocks, heads in each block, channels
+block_size, batch_size = 64, 12  # the model sees at most block_size characters: its context window
+steps, warmup, learning_rate = 1500, 100, 5e-3  # the learning rate rises during the warm-up
+seed = 1337  # the same seed gives the same weights, batches and text
+device = "cuda" if torch.cuda.is_available() else "cpu"
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+
+
+# 1. Data: from a text to batches of tokens.
+def read_text(args):
+    """Return the text of the file named in args, or of input.txt, which is downloaded if needed."""
+    path = Path(args[0] if args else "input.txt")
+    if not args and not path.exists():
+        try:
+            path.write_bytes(urllib.request.urlopen(URL, timeout=30).read())
+        except OSError as error:
+            advice = "nanogpt data tinyshakespeare --save input.txt writes it without a network"
+            sys.exit(f"input.txt is missing and its download failed ({error}): {advice}")
+    return path.read_text(encoding="utf-8")
+
+
+def encode(text, alphabet):
+    """Turn text into tokens: the token of a character is its index in the alphabet."""
+    return torch.tensor([alphabet.index(character) for character in text])  # (length of text,)
+
+
+def decode(tokens, alphabet):
+    """Turn tokens back into text."""
+    return "".join(alphabet[token] for token in tokens)
+
+
+def get_batch(tokens, batch_size, block_size):
+    """Return random blocks of the text, and for each position its target: the next token."""
+    starts = torch.randint(len(tokens) - block_size, (batch_size, 1))  # (B, 1)
+    blocks = tokens[starts + torch.arange(block_size + 1)]  # (B, T + 1)
+    return blocks[:, :-1], blocks[:, 1:]  # (B, T) each: inputs, and targets shifted by one
+
+
+# 2. The bigram: a baseline that the GPT has to beat.
+def bigram_loss(train_tokens, val_tokens, V):
+    """Return the validation loss of a model that sees only one character, the current one.
+
+    It counts which character follows which. The loss is the mean of -ln p, where p is the model's
+    probability of the correct next character. If all V are equally likely, the loss is ln V.
+    """
+    pairs = train_tokens[:-1] * V + train_tokens[1:]  # a different number for each possible pair
+    counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): row a, column b: pair "ab"
+    p = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): + 1, so that no p is 0
+    return -p[val_tokens[:-1], val_tokens[1:]].log().mean().item()
+
+
+# 3. The model.
+class SelfAttention(nn.Module):
+    """Each position collects information from itself and earlier positions, in H heads at once."""
+
+    def __init__(self, C, H):
+        super().__init__()
+        self.n_head = H
+        self.qkv = nn.Linear(C, 3 * C)  # a matrix of weights: turns C numbers into 3 * C numbers
+        self.projection = nn.Linear(C, C)
+
+    def forward(self, x):
+        B, T, C = x.shape
+        H, D = self.n_head, C // self.n_head
+        # A query says what a position looks for, a key what it offers, a value what it passes on.
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
+        q, k, v = (each.view(B, T, H, D).transpose(1, 2) for each in (q, k, v))  # (B, H, T, D)
+        # The matrix product @ compares every query with every key. Without the division by √D, the
+        # scores grow with D, and softmax would give nearly all weight to a single position.
+        scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, T)
+        # The mask hides later positions, where the model could read the answer.
+        is_later = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)  # (T, T)
+        weights = scores.masked_fill(is_later, -math.inf).softmax(dim=-1)  # (B, H, T, T)
+        y = weights @ v  # (B, H, T, D): each row of weights sums to 1, so this is a weighted mean
+        y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C): the results of all heads side by side
+        return self.projection(y)  # (B, T, C)
+
+
+class Block(nn.Module):
+    """A Transformer block: attention between positions, then a feed-forward network at each one."""
+
+    def __init__(self, C, H):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.attention = SelfAttention(C, H)
+        # GELU turns negative numbers into almost 0. Without it, two linear layers would equal one.
+        self.feed_forward = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU("tanh"), nn.Linear(4 * C, C))
+
+    def forward(self, x):
+        # Each layer adds its result to x. Through these residual connections the gradient reaches
+        # every block. The layer norm before a layer scales each vector to mean 0 and variance 1.
+        x = x + self.attention(self.norm1(x))  # (B, T, C)
+        return x + self.feed_forward(self.norm2(x))  # (B, T, C)
+
+
+class GPT(nn.Module):
+    """The whole model: tokens in; for each position, a score for each possible next token out."""
+
+    def __init__(self, vocab_size, block_size, n_layer, n_head, n_embd):
+        super().__init__()
+        self.block_size = block_size
+        self.token_embedding = nn.Embedding(vocab_size, n_embd)  # a vector for each character
+        self.position_embedding = nn.Embedding(block_size, n_embd)  # a vector for each position
+        self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
+        self.norm = nn.LayerNorm(n_embd)
+        # Small random weights, as in GPT-2: all characters start with about the same probability.
+        # Layers that add to x start even smaller, because 2 * n_layer results add up.
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                adds = name.endswith(("projection.weight", "feed_forward.2.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * n_layer) if adds else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def forward(self, tokens):
+        # Attention alone does not know the order of the positions, so each one adds its own vector.
+        positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
+        x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C)
+        x = self.blocks(x)  # (B, T, C)
+        # The scores, called logits, compare x with the vector of each possible next token.
+        return self.norm(x) @ self.token_embedding.weight.T  # (B, T, V)
+
+
+# 4. Training, evaluation and generation.
+def train(model, tokens):
+    """Lower the loss, the mean of -ln p, by one small change of all weights after another."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    for step in range(steps):
+        inputs, targets = get_batch(tokens, batch_size, block_size)
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())  # p: softmax(logits)
+        optimizer.zero_grad()
+        loss.backward()  # computes the gradient: how the loss changes with each weight
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # shortens a gradient that is too long
+        # The learning rate is the size of a change: it rises for `warmup` steps, then falls to 0.
+        optimizer.param_groups[0]["lr"] = learning_rate * min((step + 1) / warmup, 1 - step / steps)
+        optimizer.step()  # changes each weight in the direction that lowers the loss
+        if step % 100 == 0:
+            print(f"step {step:4}: training loss {loss.item():.2f}", flush=True)
+
+
+@torch.no_grad()
+def evaluate(model, tokens):
+    """Return the mean loss over all tokens but the first, in blocks that do not overlap."""
+    T, count = model.block_size, len(tokens) - 1
+    inputs = F.pad(tokens[:-1], (0, -count % T)).view(-1, T)  # (number of blocks, T)
+    targets = F.pad(tokens[1:], (0, -count % T), value=-100).view(-1, T)  # -100: ignore the padding
+    total = 0.0
+    for x, y in zip(inputs.split(32), targets.split(32), strict=True):  # (32, T) each
+        total += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
+    return total / count
+
+
+@torch.no_grad()
+def generate(model, tokens, count, temperature=0.8):
+    """Append count tokens to tokens (B, T). A lower temperature favours likely tokens more."""
+    for _ in range(count):
+        logits = model(tokens[:, -model.block_size :])[:, -1]  # (B, V): those of the last position
+        if temperature == 0:
+            token = logits.argmax(dim=-1, keepdim=True)  # (B, 1): the most likely one
+        else:
+            token = torch.multinomial((logits / temperature).softmax(dim=-1), 1)  # (B, 1)
+        tokens = torch.cat([tokens, token], dim=1)  # (B, T + 1)
+    return tokens
+
+
+def main(args):
+    torch.manual_seed(seed)
+    text = read_text(args)
+    alphabet = "".join(sorted(set(text)))
+    V = len(alphabet)
+    print(f"{len(text):,} characters, {V} of them different: {alphabet!r}")
+    tokens = encode(text, alphabet).to(device)
+    cut = int(0.9 * len(tokens))
+    train_tokens, val_tokens = tokens[:cut], tokens[cut:]  # the model never trains on the last 10%
+    inputs, targets = get_batch(train_tokens, batch_size, block_size)
+    for t in range(8):
+        context, target = decode(inputs[0, : t + 1], alphabet), alphabet[targets[0, t]]
+        print(f"  when the input is {context!r}, the target is {target!r}")
+    print(f"all characters equally likely: loss ln {V} = {math.log(V):.2f}")
+    print(f"bigram: validation loss {bigram_loss(train_tokens, val_tokens, V):.2f}")
+    model = GPT(V, block_size, n_layer, n_head, n_embd).to(device)
+    print(f"GPT before training: validation loss {evaluate(model, val_tokens):.2f}")
+    train(model, train_tokens)
+    print(f"GPT after {steps} steps: validation loss {evaluate(model, val_tokens):.2f}")
+    print(decode(generate(model, tokens[None, :1], 500)[0], alphabet))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,213 @@
+"""How arguments are parsed, and that every mistake in them is one line."""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tyro
+
+from nanogpt.api import GenerationConfig
+from nanogpt.cli.sample import SampleArgs
+from nanogpt.runs.presets import PRESETS
+
+from .answers import Command, assert_refused
+
+
+def flatten(help_text: str) -> str:
+    """A help text without the boxes around it, on one line."""
+    return re.sub(r"[│\s]+", " ", help_text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "train tinny",
+            "no preset 'tinny': did you mean tiny? The presets are bigram, tiny, tiny-fast, baby",
+        ),
+        ("train xyz", "there is no preset 'xyz': the presets are bigram, tiny, tiny-fast, baby"),
+        ("train --train.stps 3", "there is no option --train.stps: did you mean --train.steps?"),
+        ("train --train.stps=3", "there is no option --train.stps: did you mean --train.steps?"),
+        ("train --train.stps 3 tiny", "no option --train.stps: did you mean --train.steps?"),
+        ("train --steps 3", "there is no option --steps: did you mean --train.steps?"),
+        ("train --batch_size 3", "no option --batch-size: did you mean --train.batch-size?"),
+        ("train --train.no-compil", "no option --train.no-compil: did you mean --train.no-compile"),
+        ("train --frob", "there is no option --frob; see nanogpt train --help"),
+        ("train -x", "there is no option -x; see nanogpt train --help"),
+        ("train bigram --model.n-head 3", "there is no option --model.n-head; see nanogpt train"),
+        ("train --model.n-head 3 bigram", "there is no option --model.n-head; see nanogpt train"),
+        ("train tiny more", "unexpected argument 'more'; see nanogpt train --help"),
+        ("train -- tiny more", "unexpected argument 'more'; see nanogpt train --help"),
+        ("train -- tinny", "there is no preset 'tinny': did you mean tiny?"),
+        ("train --train.steps", "--train.steps needs a value, as in --train.steps=VALUE"),
+        ("train --data --seed 3", "--data needs a value, as in --data=VALUE"),
+        ("train --train.steps many", "--train.steps is 'many': it must be an integer"),
+        ("train --optim.lr high", "--optim.lr is 'high': it must be a number"),
+        ("train --train.patience x", "--train.patience is 'x': it must be an integer or None"),
+        (
+            "train --precision float8",
+            "--precision is 'float8': it must be one of auto, float32, bfloat16, float16",
+        ),
+        ("train tiny --model.n-layer 0", "--model.n-layer is 0: it must be at least 1"),
+        (
+            "train tiny --model.n-head 3",
+            "--model.n-embd is 128, which --model.n-head 3 does not divide: try --model.n-embd 129",
+        ),
+        ("train --train.batch-size 0", "--train.batch-size is 0: it must be at least 1"),
+        ("train --optim.lr -1", "--optim.lr is -1.0: it must be more than 0"),
+        ("train --seed -1", "nanogpt: --seed is -1: it must be at least 0 and less than 2**63"),
+        ("train --name a/b", "nanogpt: --name is 'a/b': it must be a plain name, without slashes"),
+        ("train --name=", "nanogpt: --name is '': it must be a plain name"),
+        ("train --device tpu", "there is no device 'tpu': use auto, cpu"),
+        ("train --device=tpu", "there is no device 'tpu': use auto, cpu"),
+        ("train --device cpu --device tpu", "there is no device 'tpu': use auto, cpu"),
+        ("train --data=--device --device cpu", "there is no file --device, and the known corpora"),
+        ("train --data nope.txt", "there is no file nope.txt, and the known corpora are tinysha"),
+        ("sample", "there is no run in runs/ yet: "),
+        ("sample nope", "there is no run nope"),
+        ("sample --samples 0", "nanogpt: --samples is 0: it must be at least 1"),
+        ("sample --max-new-tokens 0", "nanogpt: --max-new-tokens is 0: it must be at least 1"),
+        ("sample --top-k 0", "nanogpt: --top-k is 0: it must be at least 1"),
+        ("sample --top_k 0", "nanogpt: --top-k is 0: it must be at least 1"),
+        ("sample --top-p 2", "nanogpt: --top-p is 2.0: it must be more than 0 and at most 1"),
+        ("sample --temperature -1", "nanogpt: --temperature is -1.0: it must be 0 or more"),
+        ("sample --seed 99999999999999999999", "--seed is 99999999999999999999: it must be at lea"),
+        ("sample --stop=", "nanogpt: --stop has an empty string: leave it out"),
+        ("eval --split test", "--split is 'test': it must be one of auto, val, train, all"),
+        ("explain --jsn", "there is no option --jsn: did you mean --json?"),
+        ("explain tinny", "there is no preset 'tinny': did you mean tiny?"),
+        ("study", "nanogpt study needs a name: use one of ladder, scaling"),
+        ("study laddr", "there is no study 'laddr': did you mean ladder?"),
+        ("study all", "there is no study 'all': use one of ladder, scaling"),
+        ("study ladder --stps 3", "there is no option --stps: did you mean --steps?"),
+        ("presets all", "unexpected argument 'all'; see nanogpt presets --help"),
+    ],
+)
+def test_a_mistake_is_one_line(nanogpt: Command, arguments: str, message: str) -> None:
+    assert_refused(nanogpt(*arguments.split()), message)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_help_has_the_defaults_of_the_preset(nanogpt: Command, preset: str) -> None:
+    config = PRESETS[preset].config
+    for arguments in ((preset, "--help"), ("-h", preset), ("--help", "--device", "cpu", preset)):
+        status, out, _ = nanogpt("train", *arguments)
+        assert status == 0
+        assert re.search(r"^\W*\[PRESET\] +Preset to train", out, re.MULTILINE)
+        assert f"(default: {preset})" in flatten(out)
+        assert f"(default: {config.train.batch_size})" in flatten(out)
+        assert f"(default: {config.optim.lr})" in flatten(out)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", ["[PRESET]", "--resume [RUN]", "--train.steps INT"]),
+        ("explain", ["[SIZE]", "--json", "--train.steps INT"]),
+        ("sample", ["[RUN]", "--top-k INT", "--stop STR", "--prompt STR"]),
+        ("study", ["ladder", "scaling"]),
+    ],
+)
+def test_help_lists_everything_that_a_command_accepts(
+    nanogpt: Command, command: str, options: list[str]
+) -> None:
+    out = nanogpt(command, "--help")[1]
+    for option in options:
+        assert re.search(rf"^\W*{re.escape(option)}(\s|│)", out, re.MULTILINE), option
+
+
+def test_sample_declares_no_sampling_option_again() -> None:
+    own = set(SampleArgs.__annotations__)
+    inherited = {each.name for each in fields(GenerationConfig)}
+    assert inherited >= {"temperature", "top_k", "max_new_tokens", "stop", "seed"}
+    assert not own & inherited
+
+
+# Other versions of the library print errors in another way, or fail while they do.
+
+
+def without_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that the library has no hook for errors, so that only its text tells them."""
+    monkeypatch.setitem(sys.modules, "tyro._errors", SimpleNamespace())
+
+
+def print_and_exit(text: str) -> Callable[..., object]:
+    def cli(*_: object, **__: object) -> object:
+        print(text, file=sys.stderr)
+        raise SystemExit(2)
+
+    return cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--split test", "Invalid choice invalid choice 'test' for argument '--split'. Expected"),
+        ("--splt val", "Unrecognized options Unrecognized options: --splt, val "),
+        ("--split", "Missing argument Missing value for argument '--split'. Expected 1 values."),
+    ],
+)
+def test_the_text_of_the_library_is_the_message_without_its_hook(
+    nanogpt: Command, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
+) -> None:
+    without_hook(monkeypatch)
+    answer = nanogpt("eval", *arguments.split())
+    assert_refused(answer, message)
+    assert not re.search(r"[\u2500-\u257f]|  ", answer[2])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+-- Error ---+\n| no --splt  |\n+-----------+",
+        "╔══ Error ══╗\n║ no --splt ║\n╚═══════════╝",
+        "\x1b[31m┏━━ Error ━━┓\x1b[0m\n┃ no --splt ┃",
+        "Error\n=====\n\n  no --splt\n",
+        "# Error\n***\nno\n--splt",
+    ],
+)
+def test_any_drawing_around_an_error_is_removed(
+    nanogpt: Command, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(tyro, "cli", print_and_exit(text))
+    assert nanogpt("eval") == (2, "", "nanogpt: Error no --splt\n")
+
+
+@pytest.mark.parametrize("text", ["", "\n", "╭────╮\n╰────╯", "+---+"])
+def test_an_error_without_text_refers_to_the_help(
+    nanogpt: Command, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(tyro, "cli", print_and_exit(text))
+    says = "nanogpt: cannot understand the arguments; see nanogpt eval --help\n"
+    assert nanogpt("eval") == (2, "", says)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), AssertionError(), TypeError("x"), OSError("x")])
+def test_an_exception_in_the_library_refers_to_the_help(
+    nanogpt: Command, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> object:
+        raise error
+
+    monkeypatch.setattr(tyro, "cli", fail)
+    says = "nanogpt: cannot understand the arguments; see nanogpt eval --help\n"
+    assert nanogpt("eval") == (2, "", says)
+
+
+def test_an_error_of_an_unknown_kind_is_its_text(
+    nanogpt: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The events of another version may have other names or fields."""
+    monkeypatch.setattr("nanogpt.cli.arguments._explain_event", lambda *_: None)
+    assert_refused(nanogpt("eval", "--splt", "val"), "Unrecognized options: --splt, val")
+
+    def fail(*_: object) -> None:
+        raise AttributeError("argument")
+
+    monkeypatch.setattr("nanogpt.cli.arguments._explain_event", fail)
+    assert_refused(nanogpt("eval", "--splt", "val"), "Unrecognized options: --splt, val")

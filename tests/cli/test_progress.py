@@ -1,0 +1,43 @@
+"""Live lines and durations."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from nanogpt.cli.progress import Bar, duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (187, "3:07 min"), (3723, "1:02:03 h")],
+)
+def test_durations_have_a_unit_that_fits(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_a_bar_shows_the_rate_and_the_time_left() -> None:
+    screen = io.StringIO()
+    with Bar(Console(file=screen, width=100, force_terminal=True)) as bar:
+        bar.created -= 1  # as if it had taken a second already
+        bar.update("reading a.txt", 3_000_000, 0)
+        bar.progress.refresh()
+        bar.activity_started -= 2
+        bar.update("reading a.txt", 8_000_000, 0)
+        bar.progress.refresh()
+        bar.update("encoding [b]", 1_000_000, 4_000_000)
+        bar.activity_started -= 1
+        bar.update("encoding [b]", 2_000_000, 4_000_000)
+        bar.progress.refresh()
+    text = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue())
+    assert "reading a.txt  8 MB  4.0 MB/s" in text
+    assert "encoding [b]  2 of 4 MB  2.0 MB/s  1 s left" in text
+    assert text.count("\x1b[2K") > 1
+
+
+def test_short_work_shows_no_bar() -> None:
+    screen = io.StringIO()
+    with Bar(Console(file=screen, width=100, force_terminal=True)) as bar:
+        bar.update("reading a.txt", 3_000_000, 0)
+    assert screen.getvalue() == ""

@@ -1,0 +1,258 @@
+"""nanogpt train: from a text to a sample, resuming, and what it refuses."""
+
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanogpt.runs.checkpoint import load_checkpoint
+from nanogpt.text.tokenizers import make_tokenizer
+
+from .answers import Command, assert_refused
+
+
+def test_train_ends_with_a_sample(nanogpt: Command, small: list[str], text_file: Path) -> None:
+    status, out, err = nanogpt("train", "--data", text_file, *small)
+    assert (status, err) == (0, "")
+    assert "runs/tiny: GPT, " in out
+    assert re.search(r"bigram baseline: validation loss \d\.\d{4}", out)
+    assert re.search(r"step +20  train +\d\.\d{4}  val +\d\.\d{4}", out)
+    assert re.search(r"best validation loss +\d\.\d{4} nats per token, at step (10|20)", out)
+    assert re.search(r"bits per byte +\d\.\d{4}", out)
+    sample = out.partition("Sample:\n")[2]
+    assert len(sample) == 500 + 1
+    assert set(sample) <= set(text_file.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "loss"), [("tiny", 1.78), ("tiny-fast", 1.88)])
+def test_the_presets_for_a_cpu_reach_their_loss(nanogpt: Command, preset: str, loss: float) -> None:
+    """The README's first command; the loss is below that of nanoGPT's recipe for a CPU."""
+    status, out, err = nanogpt("train", preset, "--device", "cpu")
+    assert (status, err) == (0, "")
+    _, answer, _ = nanogpt("eval", "--json")
+    assert json.loads(answer)["loss"] < loss
+    assert json.loads(answer)["tokens"] == 111_539
+    assert len(out.partition("Sample:\n")[2]) == 500 + 1
+
+
+def test_a_repeated_command_makes_another_run(
+    nanogpt: Command, small: list[str], text_file: Path
+) -> None:
+    for directory in ("runs/tiny", "runs/tiny-2"):
+        _, out, _ = nanogpt("train", "tiny", "--data", text_file, *small)
+        assert f"saved in              {directory};" in out
+    _, out, _ = nanogpt("eval", "--json")
+    assert json.loads(out)["runs"] == ["runs/tiny-2"]  # the newest
+
+
+def test_the_bigram_preset_trains_a_bigram(nanogpt: Command, text_file: Path) -> None:
+    settings = ("--train.steps", 20, "--model.block-size", 16, "--device", "cpu")
+    status, out, _ = nanogpt("train", "bigram", "--data", text_file, *settings)
+    assert status == 0
+    assert "runs/bigram: Bigram, " in out
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe:300", "hub"])
+def test_a_run_contains_its_tokenizer(
+    nanogpt: Command, small: list[str], tmp_path: Path, kind: str, text: str
+) -> None:
+    """No later command names the tokenizer, and resuming does not need its file."""
+    text = text.replace("a", "é").replace("b", "问")
+    words = tmp_path / "words.txt"
+    words.write_text(text, encoding="utf-8")
+    if kind == "hub":
+        kind = "mine.json"
+        Path(kind).write_text(json.dumps(make_tokenizer("bpe:280", [], [text]).to_json()))
+    status, out, err = nanogpt(
+        "train", "--tokenizer", kind, "--data", words, "--out", "mine", *small
+    )
+    assert (status, err) == (0, "")
+    assert "Sample:" in out
+    Path("mine.json").unlink(missing_ok=True)
+    metrics = [json.loads(line) for line in Path("mine/metrics.jsonl").read_text().splitlines()]
+    answer = json.loads(nanogpt("eval", "mine", "--json")[1])
+    best = min((m for m in metrics if "val_loss" in m), key=lambda m: m["val_loss"])
+    assert answer["bits_per_byte"] == pytest.approx(best["bits_per_byte"])
+    val = text[int(0.9 * len(text)) :]
+    ids = load_checkpoint(Path("mine/best")).tokenizer.encode(val)
+    assert answer["tokens"] == len(ids) - 1
+    per_byte = answer["loss"] / math.log(2) * len(ids) / len(val.encode())
+    assert answer["bits_per_byte"] == pytest.approx(per_byte)
+    resumed = ("train", "--resume", "mine", "--train.steps", 30)
+    assert nanogpt(*resumed)[0] == 0
+    says = f"--tokenizer is char, and this run began with {kind}"
+    assert_refused(nanogpt(*resumed, "--tokenizer", "char"), says)
+    assert nanogpt("sample", "mine", "--prompt", "问é, 😀", "--max-new-tokens", 5)[0] == 0
+
+
+def test_a_run_on_many_documents_can_be_resumed(
+    nanogpt: Command, small: list[str], text: str, tmp_path: Path
+) -> None:
+    rows = [{"body": text[i : i + 600]} for i in range(0, 6000, 600)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "texts").mkdir()
+    Path("a.jsonl").rename("texts/a.jsonl")
+    for data, out in (("texts/*.jsonl", "mine"), ("texts", "other")):
+        how = ("--data", data, "--column", "body", "--separator", "|")
+        assert nanogpt("train", *how, "--out", out, *small)[::2] == (0, "")
+        assert nanogpt("train", "--resume", out, "--train.steps", 30)[::2] == (0, "")
+        answer = json.loads(nanogpt("eval", out, "--json")[1])
+        assert answer["tokens"] == 6000 + 9 - int(0.9 * 6009) - 1
+        answer = json.loads(nanogpt("eval", out, *how, "--json")[1])
+        assert answer["tokens"] == 6000 + 9 - 1
+    assert_refused(nanogpt("train", "--data", "texts", *small), "line 1, has no column text")
+
+
+def test_a_run_on_encoded_tokens_needs_their_tokenizer(
+    nanogpt: Command, small: list[str], text: str
+) -> None:
+    tokenizer = make_tokenizer("bpe:280", [], [text])
+    Path("mine.json").write_text(json.dumps(tokenizer.to_json()))
+    Path("tokens").mkdir()
+    for name, part in (("train", text[:5400]), ("val", text[5400:])):
+        np.array(tokenizer.encode(part), dtype=np.uint16).tofile(f"tokens/{name}.bin")
+    how = ("train", "--data", "tokens", *small, "--out", "mine")
+    assert_refused(nanogpt(*how), "contains tokens (train.bin and val.bin), not text")
+    status, out, err = nanogpt(*how, "--tokenizer", "mine.json")
+    assert (status, err) == (0, "")
+    assert "Sample:" in out
+    of_tokens = json.loads(nanogpt("eval", "mine", "--json")[1])
+    Path("words.txt").write_text(text)
+    of_text = json.loads(nanogpt("eval", "mine", "--data", "words.txt", "--split=val", "--json")[1])
+    assert of_tokens == of_text
+    assert json.loads(nanogpt("eval", "mine", "--data", "tokens", "--json")[1]) == of_text
+    assert nanogpt("train", "--resume", "mine", "--train.steps", 30)[::2] == (0, "")
+    assert_refused(nanogpt("data", "tokens"), "contains tokens")
+
+
+def test_the_validation_fraction_can_be_chosen(
+    nanogpt: Command, small: list[str], text_file: Path
+) -> None:
+    how = ("train", "--data", text_file, "--val-fraction", 0.25, *small, "--out", "mine")
+    assert nanogpt(*how)[::2] == (0, "")
+    assert json.loads(nanogpt("eval", "mine", "--json")[1])["tokens"] == 1500 - 1
+    again = ("eval", "mine", "--data", text_file, "--split", "val", "--json")
+    assert json.loads(nanogpt(*again)[1])["tokens"] == 1500 - 1
+    assert nanogpt("train", "--data", text_file, *small, "--out", "other")[0] == 0
+    assert_refused(
+        nanogpt("eval", "mine", "other"), "mine and other were trained on different texts"
+    )
+    assert "--val-fraction is 0.1, and this run began with 0.25" in " ".join(
+        nanogpt("train", "--resume", "mine", "--val-fraction", 0.1)[2].split()
+    )
+
+
+def test_names_are_not_interpreted_as_markup(
+    nanogpt: Command, small: list[str], text_file: Path
+) -> None:
+    odd = text_file.rename("[red]$x$.txt")
+    status, out, err = nanogpt("train", "--data", odd, "--name", "[bold]$\\frac$", *small)
+    assert (status, err) == (0, "")
+    assert "runs/[bold]$\\frac$: GPT" in out
+    assert "[red]$x$.txt: " in out
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "own.txt is empty: name a file with text in it"),
+        (b"fine so far \xe9 no more", "own.txt is not UTF-8: byte 12 is 0xe9; convert it"),
+        (b"short", "the text is too short: its train split has 4 tokens, and block_size 64 needs"),
+        (b"a" * 200, "the text is too short: its val split has 20 tokens, and block_size 64 needs"),
+    ],
+)
+def test_an_unsuitable_text_is_refused(nanogpt: Command, raw: bytes, says: str) -> None:
+    Path("own.txt").write_bytes(raw)
+    assert_refused(nanogpt("train", "tiny", "--data", "own.txt", "--device", "cpu"), says)
+    assert not Path("runs").exists()
+
+
+def test_a_directory_with_a_run_is_not_changed(
+    nanogpt: Command, run: Path, text_file: Path, small: list[str]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("[!.]*")}
+    again = nanogpt("train", "--data", text_file, "--out", run, *small)
+    assert_refused(again, "mine already holds a run: name another, such as --out mine-2")
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("[!.]*")} == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_without_write_permission_is_refused(
+    nanogpt: Command, text_file: Path, small: list[str]
+) -> None:
+    Path("locked").mkdir(mode=0o500)
+    answer = nanogpt("train", "--data", text_file, "--out", "locked/run", *small)
+    assert_refused(answer, "cannot write in locked/run: Permission denied; name another directory")
+
+
+def test_a_directory_below_a_file_is_refused(
+    nanogpt: Command, text_file: Path, small: list[str]
+) -> None:
+    answer = nanogpt("train", "--data", text_file, "--out", text_file / "run", *small)
+    assert_refused(answer, "Not a directory; name another directory with --out")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("--resume", "mine"),
+        ("--resume=mine",),
+        ("--resume", "nope", "--resume", "mine"),
+        ("--resume",),
+        ("--resume=",),
+    ],
+)
+def test_a_run_can_be_resumed(nanogpt: Command, run: Path, how: tuple[str, ...]) -> None:
+    if how[-1] in ("--resume", "--resume="):  # the newest
+        Path("runs").mkdir()
+        run = run.rename("runs/mine")
+    status, out, err = nanogpt("train", *how, "--train.steps", 30)
+    assert (status, err) == (0, "")
+    assert f"{run}: GPT, " in out
+    assert "resuming from step 20\n" in out
+    assert "all 30 steps done" in out
+
+
+def test_the_help_of_resume_has_the_settings_of_the_run(nanogpt: Command, run: Path) -> None:
+    status, out, _ = nanogpt("train", "--resume", run, "--help")
+    assert status == 0
+    assert "Resume mine from its last checkpoint" in out
+    assert "(default: 16)" in re.sub(r"[│\s]+", " ", out)  # its block size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("tiny --resume mine", "--resume keeps the settings of the run: leave out tiny"),
+        ("tiny --resume", "--resume keeps the settings of the run: leave out tiny"),
+        ("--resume mine tiny", "--resume is 'mine tiny': it must be one run"),
+        ("--resume nope", "there is no run nope"),
+        ("--resume mine --train.steps 10", "--train.steps is 10, and mine is at step 20: name a"),
+        ("--resume mine --seed 3", "--seed is 3, and this run began with 1337: leave it out, or"),
+        ("--resume mine --out other", "--out is other, and this run began with mine: leave it"),
+        (
+            "--resume mine --precision float8",
+            "--precision is 'float8': it must be one of",
+        ),
+    ],
+)
+def test_resume_refuses_other_settings(
+    nanogpt: Command, run: Path, arguments: str, says: str
+) -> None:
+    assert_refused(nanogpt("train", *arguments.split()), says)
+
+
+def test_resume_needs_only_the_last_checkpoint(nanogpt: Command, run: Path) -> None:
+    shutil.rmtree(run / "best")
+    assert nanogpt("train", "--resume", run)[0] == 0
+    assert load_checkpoint(run / "best").step == 20
+    (run / "last" / "training.json").unlink()
+    assert_refused(
+        nanogpt("train", "--resume", run), "mine/last/training.json is missing or damaged"
+    )

@@ -1,0 +1,141 @@
+"""The package uses nothing that Windows or macOS lacks, except in the modules that handle it."""
+
+import ast
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import nanogpt
+from nanogpt import errors
+from nanogpt.cli import main as command_line
+from nanogpt.cli.main import main
+from nanogpt.errors import is_broken_pipe, join_command
+from tests.texts import LANGUAGES
+
+HOME = Path(nanogpt.__file__).parent
+SOURCES = {
+    file.relative_to(HOME).as_posix(): ast.parse(file.read_text("utf-8"))
+    for file in sorted(HOME.rglob("*.py"))
+}
+POSIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+POSIX_CALLS = {
+    *("os.fork", "os.geteuid", "os.getuid", "os.kill", "os.killpg", "os.mkfifo", "os.setsid"),
+    *("signal.alarm", "signal.pause", "signal.setitimer", "signal.sigwait", "os.symlink"),
+}
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    """Every call in the package: its file, the dotted name of the function, and the call."""
+    for file, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield file, ast.unparse(node.func), node
+
+
+def test_text_files_have_an_encoding_and_line_ending() -> None:
+    """The defaults of Windows are those of its language, and carriage returns."""
+    for file, name, call in calls():
+        method = name.rpartition(".")[2]
+        options = {keyword.arg for keyword in call.keywords}
+        line = f"{file}:{call.lineno}: {ast.unparse(call)}"
+        if method == "read_text" and name != "read_text":
+            assert call.args or "encoding" in options, line
+        elif method == "write_text":
+            assert len(call.args) > 1 or "encoding" in options, line
+            assert "newline" in options, line
+        elif method == "open" and name not in ("os.open", "self._open"):
+            modes = [a.value for a in call.args if isinstance(a, ast.Constant)]
+            assert modes, line
+            if not any("b" in str(mode) for mode in modes):
+                assert {"encoding", "newline"} <= options, line
+
+
+def test_only_one_module_renames_files() -> None:
+    """Windows refuses for as long as another process has the file open: see replace_path()."""
+    for file, name, _ in calls():
+        is_rename = name in ("os.replace", "os.rename", "shutil.move") or name.endswith(".rename")
+        assert not is_rename or file == "system/files.py", file
+
+
+def test_only_one_module_looks_up_c_functions() -> None:
+    assert {file for file, name, _ in calls() if name == "ctypes.CDLL"} == {"system/libc.py"}
+
+
+def test_nothing_needs_posix() -> None:
+    assert not POSIX_CALLS & {name for _, name, _ in calls()}
+    for tree in SOURCES.values():
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                assert not POSIX_MODULES & {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module not in POSIX_MODULES
+
+
+# A console of Windows.
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "os", SimpleNamespace(name="nt"))
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
+@pytest.mark.parametrize("command", ["tokenize", "data", "presets", "explain"])
+def test_a_console_without_unicode_shows_escapes(
+    encoding: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("text.txt").write_text("".join(LANGUAGES), "utf-8", newline="\n")
+    arguments = {
+        "tokenize": ["--tokenizer", "byte", LANGUAGES[1]],
+        "data": ["text.txt"],
+        "presets": [],
+        "explain": ["tiny", "--device", "cpu"],
+    }
+    console = io.TextIOWrapper(io.BytesIO(), encoding)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", console)
+        main([command, *arguments[command]])
+        console.flush()
+    assert console.buffer.getvalue().decode(encoding)
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_closed_pipe_is_an_invalid_argument_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = OSError(errno.EINVAL, "Invalid argument")
+    assert is_broken_pipe(closed)
+    assert is_broken_pipe(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert not is_broken_pipe(OSError(errno.EINVAL, "Invalid argument", "a:b.txt"))
+    assert not is_broken_pipe(OSError(errno.ENOSPC, "No space left on device"))
+
+    def run(_: list[str]) -> None:
+        raise closed
+
+    redirected: list[object] = []
+    monkeypatch.setattr(command_line, "_run", run)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(fileno=lambda: 1))
+    monkeypatch.setattr(os, "dup2", lambda *descriptors: redirected.append(descriptors))
+    main([])  # no traceback
+    assert len(redirected) == 1
+
+
+def test_an_invalid_argument_is_no_closed_pipe_elsewhere() -> None:
+    if os.name == "nt":
+        pytest.skip("this is Windows")
+    assert not is_broken_pipe(OSError(errno.EINVAL, "Invalid argument"))
+    assert is_broken_pipe(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_command_is_quoted_for_windows() -> None:
+    assert join_command(["nanogpt", "--out", r"my runs\one"]) == r'nanogpt --out "my runs\one"'
+
+
+def test_a_command_is_quoted_for_a_shell() -> None:
+    if os.name == "posix":
+        assert join_command(["nanogpt", "--out", "my runs"]) == "nanogpt --out 'my runs'"
