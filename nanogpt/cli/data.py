@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import UserError, print_note
-from ..reports.survey import Survey, bits, survey
+from ..reports.survey import Survey, nats_to_bits, survey_text
 from ..text import corpora
 from ..text.corpora import Corpus
 from ..text.glyphs import make_visible
@@ -49,7 +49,7 @@ def data(args: list[str]) -> None:
         )
         if options.save:
             save_text(corpus, options.save)
-        result = survey(corpus, bar.update)
+        result = survey_text(corpus, bar.update)
     if options.json:
         print(json.dumps(asdict(result)))
         return
@@ -78,7 +78,7 @@ def make_survey_tables(survey: Survey) -> list[Table]:
     ngrams = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for each, name in zip(survey.ngrams, ("unigrams", "bigrams", "trigrams"), strict=False):
         ngrams.add_row(
-            name, f"{each.entropy:.4f}", f"{bits(each.entropy):.4f}", f"{each.val_loss:.4f}"
+            name, f"{each.entropy:.4f}", f"{nats_to_bits(each.entropy):.4f}", f"{each.val_loss:.4f}"
         )
     return [facts, ngrams] if survey.ngrams else [facts]
 

@@ -11,8 +11,7 @@ from rich.table import Table
 
 from ..errors import UserError, suggest_nearest
 from ..models import BigramConfig, PlainConfig
-from ..reports.explain import Explanation, Line
-from ..reports.explain import explain as explain_run
+from ..reports.explain import Explanation, Line, explain_run
 from ..reports.rates import measure_rates
 from ..runs.config import RunConfig
 from ..runs.directory import RUNS, find_run

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ..api import load
 from ..errors import UserError, print_note
-from ..reports.inspection import MOST, page
-from ..reports.inspection import inspect as inspect_text
+from ..reports.inspection import SHOWN_TOKENS, inspect_text, render_page
 from ..runs.directory import find_run
 from ..system.devices import limit_threads
 from ..system.files import write_atomically
@@ -44,8 +43,8 @@ def inspect(args: list[str]) -> None:
     text = options.prompt or trained.generate(max_new_tokens=min(64, block_size))
     if (tokens := len(trained.tokenizer.encode(text))) > block_size:
         print_note(f"the model sees the last {block_size} of the prompt's {tokens:,} tokens")
-    if min(tokens, block_size) > MOST:
-        print_note(f"the page shows the last {MOST} of these")
+    if min(tokens, block_size) > SHOWN_TOKENS:
+        print_note(f"the page shows the last {SHOWN_TOKENS} of these")
     parameters = sum(p.numel() for p in trained.model.parameters())
     kind = type(trained.model).__name__
     title = f"{run}: {kind}, {parameters:,} parameters, step {trained.step:,}"
@@ -53,7 +52,7 @@ def inspect(args: list[str]) -> None:
     title += "" if options.prompt else "; generated text"
     inspection = inspect_text(trained.model, trained.tokenizer, text, title)
     try:
-        write_atomically(out, page(inspection).encode())
+        write_atomically(out, render_page(inspection).encode())
     except OSError as error:
         raise UserError(
             f"cannot write {out}: {error.strerror}; name another file with --out"

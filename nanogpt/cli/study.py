@@ -87,20 +87,20 @@ def _run_ladder(options: LadderArgs) -> None:
     from rich.console import Console
 
     from ..runs.config import RunConfig
-    from ..studies.ladder import SIZES, run_ladder
+    from ..studies.ladder import LADDER_CONFIGS, run_ladder
     from ..system.devices import pick_device
     from .reporter import LiveReporter
 
-    size = SIZES["cuda" if pick_device(options.device).type == "cuda" else "cpu"]
-    steps = size.train.steps if options.steps is None else options.steps
-    eval_every = max(1, size.train.eval_every * steps // size.train.steps)
+    config = LADDER_CONFIGS["cuda" if pick_device(options.device).type == "cuda" else "cpu"]
+    steps = config.train.steps if options.steps is None else options.steps
+    eval_every = max(1, config.train.eval_every * steps // config.train.steps)
     with report_mistakes(LadderArgs):
         base = RunConfig(
             data=options.data,
             out=options.out,
             seed=options.seed,
             device=options.device,
-            train=replace(size.train, steps=steps, eval_every=eval_every),
+            train=replace(config.train, steps=steps, eval_every=eval_every),
         )
     console = Console(highlight=False, quiet=options.json)
     rows = format_rungs()
@@ -110,7 +110,7 @@ def _run_ladder(options: LadderArgs) -> None:
         console.print(rows.send(rung), markup=False, no_wrap=True, overflow="ellipsis")
 
     with LiveReporter(console) as reporter:
-        ladder = run_ladder(base, size, reporter, print_rung)
+        ladder = run_ladder(base, config, reporter, print_rung)
     if options.json:
         print(json.dumps(asdict(ladder)))
     console.print(f"\nsaved in {options.out}: ladder.json, ladder.md, ladder.svg", soft_wrap=True)
@@ -122,7 +122,7 @@ def _run_scaling(options: ScalingArgs) -> None:
     from rich.markdown import Markdown
 
     from ..runs.config import RunConfig, TrainConfig
-    from ..studies.findings import tables
+    from ..studies.findings import format_tables
     from ..studies.scaling import SHAPES, Grid, run_scaling
     from ..system.devices import pick_device
     from .progress import duration
@@ -154,7 +154,7 @@ def _run_scaling(options: ScalingArgs) -> None:
     if options.json:
         print(json.dumps(asdict(scaling)))
     console.print()
-    console.print(Markdown(tables(scaling)))
+    console.print(Markdown(format_tables(scaling)))
     console.print(f"saved in {options.out}: scaling.json, scaling.md, pictures", soft_wrap=True)
 
 

@@ -33,21 +33,6 @@ class BigramConfig:
             )
 
 
-def counted_loss(train: Tensor, val: Tensor, vocab_size: int, smoothing: float = 1.0) -> float:
-    """Nats per token on val (M,) of Bigram.counted() on train (N,), without its table.
-
-    Only the pairs that occur take memory, not all V² that could.
-    """
-    V = vocab_size
-    pairs, counts = (train[:-1] * V + train[1:]).unique(return_counts=True)  # sorted
-    firsts = torch.bincount(train[:-1], minlength=V)
-    asked = val[:-1] * V + val[1:]  # (M - 1,)
-    place = torch.searchsorted(pairs, asked).clamp(max=len(pairs) - 1)
-    count = torch.where(pairs[place] == asked, counts[place], 0)
-    p = (count + smoothing).double() / (firsts[val[:-1]] + smoothing * V)
-    return -p.log().mean().item()
-
-
 class Bigram(nn.Module):
     """Row i of the table holds the logits of the token after token i."""
 

@@ -1,7 +1,7 @@
-"""What a run takes, before it is begun: parameters, memory, operations, time, each by a formula.
+"""What a run needs before it starts: parameters, memory, operations and time, each by a formula.
 
-Dimensions, named once: L n_layer, C n_embd, H n_head, T block_size, V vocab_size; n tokens that are
-worked through at a time, N parameters, W of them weights of matrix products.
+Dimensions: L n_layer, C n_embd, H n_head, T block_size, V vocab_size; n tokens in one forward pass,
+N parameters, W of them weights of matrix products.
 """
 
 from dataclasses import dataclass
@@ -11,54 +11,59 @@ import torch
 from ..fast.training import STEPS_AHEAD
 from ..models import BigramConfig, GPTConfig, Model, build, flops_per_token
 from ..runs.config import RunConfig
-from .rates import Rates, workspace
+from .rates import Rates, get_workspace_bytes
 
 
 @dataclass(frozen=True)
 class Line:
-    """A number, and how it comes about."""
+    """One row of a table: a quantity, its formula and its value."""
 
     part: str
     formula: str
     value: float
     total: bool = False
-    """Whether it sums up the lines above."""
+    """Whether the value summarises the rows above."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """All that is known of a run before its first step."""
+    """What a run needs."""
 
     parameters: list[Line]
     memory: list[Line]
-    """Bytes."""
+    """In bytes."""
     operations: list[Line]
-    """Additions and multiplications of numbers."""
+    """Floating-point additions and multiplications."""
     time: list[Line]
-    """Seconds."""
+    """In seconds."""
 
 
-def explain(
+def explain_run(
     config: RunConfig, device: torch.device, precision: torch.dtype, rates: Rates
 ) -> Explanation:
-    """What a run takes on a device that works at these rates. Evaluations are not counted."""
-    memory, operations = memory_of(config, device, precision), operations_of(config)
+    """Compute what a run needs on a device with the given rates, without its evaluations."""
+    memory, operations = count_memory(config, device, precision), count_operations(config)
     return Explanation(
-        parameters_of(config),
+        count_parameters(config),
         memory,
         operations,
-        time_of(config, device, memory, operations, rates),
+        estimate_time(config, device, memory, operations, rates),
     )
 
 
-def shell(config: RunConfig) -> Model:
-    """The run's model without its numbers: shapes alone."""
+def build_on_meta(config: RunConfig) -> Model:
+    """Build the model of a run on the meta device: shapes without memory."""
     with torch.device("meta"):
         return build(config.model)
 
 
-def parameters_of(config: RunConfig) -> list[Line]:
-    """How many numbers are learned, part by part."""
+def count_matrix_weights(model: Model) -> int:
+    """Count the weights of the matrices that the model declares: those of its blocks."""
+    return sum(model.get_parameter(name).numel() for name in model.matrices())
+
+
+def count_parameters(config: RunConfig) -> list[Line]:
+    """Count the parameters of each part of the model, and their sum."""
     model = config.model
     V, T = model.vocab_size, model.block_size
     if isinstance(model, BigramConfig):
@@ -80,7 +85,7 @@ def parameters_of(config: RunConfig) -> list[Line]:
                     Line("feed-forward", "L 8 C²", L * 8 * C * C),
                     Line("layer norms", "(2 L + 1) C", (2 * L + 1) * C),
                 ]
-            lines.append(Line("head", "the token embedding again", 0))
+            lines.append(Line("head", "shared with the token embedding", 0))
         else:
             lines += [
                 Line("look-back", "2 C", 2 * C),
@@ -91,128 +96,130 @@ def parameters_of(config: RunConfig) -> list[Line]:
     return [*lines, Line("parameters", "N, the sum", sum(line.value for line in lines), True)]
 
 
-def memory_of(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
-    """Bytes that a step of training takes, part by part, and the most at any time.
+def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
+    """Count the bytes of each part of a training step, and the peak; the text is not counted.
 
-    The backward pass needs of the forward pass the inputs of every product and norm: the
-    activations. Counted here is what torch's kernels for CUDA keep. The text is not counted.
+    The backward pass needs the activations: the inputs of all matrix products and norms. The
+    formulas count what PyTorch's CUDA kernels store.
     """
     optim, training = config.optim, config.train
-    N = sum(p.numel() for p in shell(config).parameters())
+    model = build_on_meta(config)
+    N = sum(p.numel() for p in model.parameters())
     batch = training.batch_size * (config.model.block_size + 1)
 
-    kept = [Line("weights", "4 N", 4 * N)]
+    static = [Line("weights", "4 N", 4 * N)]
     if optim.optimizer == "muon":
-        blocks = shell(config).get_submodule("blocks")
-        M = sum(p.numel() for p in blocks.parameters() if p.dim() == 2)
-        kept.append(Line("optimizer", f"8 N − 4 M, M = {M:,} by Muon", 8 * N - 4 * M))
+        M = count_matrix_weights(model)
+        static.append(Line("optimizer", f"8 N − 4 M, M = {M:,} with Muon", 8 * N - 4 * M))
     else:
-        kept.append(Line("optimizer", "8 N", 8 * N))
+        static.append(Line("optimizer", "8 N", 8 * N))
     if optim.ema:
-        kept.append(Line("averaged weights", "4 N", 4 * N))
-    kept.append(
-        Line("coming batches", f"{STEPS_AHEAD} batch_size (T + 1) 2", STEPS_AHEAD * batch * 2)
-    )
+        static.append(Line("averaged weights", "4 N", 4 * N))
+    prefetched = STEPS_AHEAD * batch * 2
+    static.append(Line("prefetched batches", f"{STEPS_AHEAD} batch_size (T + 1) 2", prefetched))
     if device.type == "cuda":
         streams = 1 + training.cuda_graph
-        of_products = streams * workspace(device)
-        kept.append(Line("workspace of the products", f"{streams} streams", of_products))
+        workspace = streams * get_workspace_bytes(device)
+        static.append(Line("workspace of cuBLAS", f"{streams} streams", workspace))
 
     gradients = Line("gradients", "4 N", 4 * N)
-    activations = activations_of(config, device, precision)
-    sizes = gradients.value, sum(line.value for line in activations)
-    # Gradients come as activations go, but those of the first part are there in the second.
-    in_parts = training.accumulation > 1
-    most = Line(
-        "most at a time",
-        "all of it" if in_parts else "all of it; gradients or activations",
-        sum(line.value for line in kept) + (sum(sizes) if in_parts else max(sizes)),
+    activations = count_activations(config, device, precision)
+    dynamic = gradients.value, sum(line.value for line in activations)
+    # The backward pass allocates gradients while it frees activations, so only the larger of the
+    # two counts. With accumulation, the gradients of the first part stay during the second.
+    accumulates = training.accumulation > 1
+    peak = Line(
+        "peak",
+        "sum of all" if accumulates else "sum, with the larger of gradients and activations",
+        sum(line.value for line in static) + (sum(dynamic) if accumulates else max(dynamic)),
         total=True,
     )
-    return [*kept, gradients, *activations, most]
+    return [*static, gradients, *activations, peak]
 
 
-def activations_of(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
-    """Bytes that a step needs between its way forward and its way back."""
+def count_activations(
+    config: RunConfig, device: torch.device, precision: torch.dtype
+) -> list[Line]:
+    """Count the bytes that a step stores between its forward and its backward pass."""
     model, training = config.model, config.train
     V, n = model.vocab_size, training.batch_size // training.accumulation * model.block_size
     if isinstance(model, BigramConfig):
         return [Line("logits and their gradients", "12 n V", 12 * n * V)]
     C, H, L = model.n_embd, model.n_head, model.n_layer
-    half, drops = precision != torch.float32, model.dropout > 0
-    compiled = training.compile and device.type == "cuda"
-    # Bytes of a number in the blocks; and numbers kept in each for every channel: the inputs of two
-    # norms and four products, queries, keys and values, what is between up and down.
-    b = 2 if half else 4
+    is_half, has_dropout = precision != torch.float32, model.dropout > 0
+    is_compiled = training.compile and device.type == "cuda"
+    b = 2 if is_half else 4  # bytes per value in the blocks
+    # c: bytes per token and channel in a block. Each block stores the inputs of two norms and four
+    # matrix products, queries, keys and values, and the input of the activation function.
     if isinstance(model, GPTConfig):
-        # In half the bytes, a layer norm that is not compiled keeps its input in all of them.
-        c = 32 if half and compiled else 36 if half else 64
-        small, said = 4 * H + 16, "4 H + 16"
-        ends, of_logits = 4 + b, 4
+        # In half precision, a layer norm that is not compiled stores its input in float32.
+        c = 32 if is_half and is_compiled else 36 if is_half else 64
+        extra, extra_formula = 4 * H + 16, "4 H + 16"
+        ends, logits = 4 + b, 4
     else:
-        c, small, said = 18 * b, 12 * H + 8, "12 H + 8"
-        ends, of_logits = 4 * b, 8
-    ends += drops * isinstance(model, GPTConfig)
-    c += 2 * drops  # masks, of a byte
-    found = []
-    if half:
-        named = dict(shell(config).named_parameters())
-        looked_up = {"position_embedding.weight", "look_back.weight"}
-        if "head.weight" in named:
-            looked_up.add("token_embedding.weight")
-        W = sum(p.numel() for name, p in named.items() if p.dim() == 2 and name not in looked_up)
-        found.append(Line("weights in half the bytes", f"2 W, W = {W:,} in products", 2 * W))
-    return [
-        *found,
-        Line("activations of the blocks", f"n L ({c} C + {said})", n * L * (c * C + small)),
-        Line("before and after", f"n ({ends} C + {of_logits} V)", n * (ends * C + of_logits * V)),
-        Line("on the way back", f"n max({6 * b} C, 8 V)", n * max(6 * b * C, 8 * V)),
-    ]
-
-
-def operations_of(config: RunConfig) -> list[Line]:
-    """Additions and multiplications of a token, a step and a run (models.flops_per_token)."""
-    model, training, each = config.model, config.train, flops_per_token(shell(config))
-    if isinstance(model, BigramConfig):
-        lines = [Line("a token", "a row is looked up", each, True)]
-    else:
-        scores = 4 * model.n_layer * model.n_embd * model.block_size
-        products = each // 3 - scores
-        lines = [
-            Line("products", f"2 for each of {products // 2:,} parameters", products),
-            Line("attention", "4 L C T, what the mask hides too", scores),
-            Line("backward", "twice as many", 2 * (products + scores)),
-            Line("a token", "their sum", each, True),
-        ]
-    batch = training.batch_size * model.block_size
+        c, extra, extra_formula = 18 * b, 12 * H + 8, "12 H + 8"
+        ends, logits = 4 * b, 8
+    ends += has_dropout * isinstance(model, GPTConfig)
+    c += 2 * has_dropout  # two dropout masks of one byte
+    lines = []
+    if is_half:
+        W = count_matrix_weights(build_on_meta(config)) + V * C  # the blocks and the head
+        lines.append(Line("weights in half precision", f"2 W, W = {W:,} in products", 2 * W))
+    blocks = n * L * (c * C + extra)
     return [
         *lines,
-        Line("a step", f"× {batch:,} tokens", each * batch),
-        Line("all steps", f"× {training.steps:,}", each * batch * training.steps, True),
+        Line("activations of the blocks", f"n L ({c} C + {extra_formula})", blocks),
+        Line("embedding and head", f"n ({ends} C + {logits} V)", n * (ends * C + logits * V)),
+        Line("gradients of activations", f"n max({6 * b} C, 8 V)", n * max(6 * b * C, 8 * V)),
     ]
 
 
-def time_of(
+def count_operations(config: RunConfig) -> list[Line]:
+    """Count the operations per token, per step and of the run (see flops_per_token())."""
+    model, training = config.model, config.train
+    per_token = flops_per_token(build_on_meta(config))
+    if isinstance(model, BigramConfig):
+        lines = [Line("per token", "reads one row of the table", per_token, True)]
+    else:
+        scores = 4 * model.n_layer * model.n_embd * model.block_size
+        products = per_token // 3 - scores
+        lines = [
+            Line("matrix products", f"2 for each of {products // 2:,} weights", products),
+            Line("attention", "4 L C T, masked scores included", scores),
+            Line("backward pass", "twice the forward pass", 2 * (products + scores)),
+            Line("per token", "sum", per_token, True),
+        ]
+    batch = training.batch_size * model.block_size
+    per_step = per_token * batch
+    return [
+        *lines,
+        Line("per step", f"× {batch:,} tokens", per_step),
+        Line("all steps", f"× {training.steps:,}", per_step * training.steps, True),
+    ]
+
+
+def estimate_time(
     config: RunConfig,
     device: torch.device,
     memory: list[Line],
     operations: list[Line],
     rates: Rates,
 ) -> list[Line]:
-    """Seconds of a step: its products, and what is read and written between them."""
+    """Estimate the seconds of a step: its matrix products, and the memory traffic of the rest."""
     value = {line.part: line.value for line in [*memory, *operations]}
     training = config.train
-    products = value["a step"] / rates.products
+    products = value["per step"] / rates.products
     activations = sum(v for part, v in value.items() if part.startswith(("activations", "logits")))
-    # Written and read going forward and back, and their gradients, too; and what is not kept, which
-    # is less where blocks are compiled (docs/explain.md has what was measured).
+    # Forward and backward pass read and write the activations and their gradients, and also
+    # values that are not stored, fewer of them in compiled blocks. docs/explain.md compares the
+    # estimate with measured times.
     passes = 8 if training.compile and device.type == "cuda" else 12
-    moved = passes * training.accumulation * activations + 7 * value["weights"]
-    step = products + moved / rates.memory
-    fast, wide = f"{rates.products / 1e9:,.0f} G", f"{rates.memory / 1e6:,.0f} MB"
+    traffic = passes * training.accumulation * activations + 7 * value["weights"]
+    step = products + traffic / rates.memory
+    flops, bandwidth = f"{rates.products / 1e9:,.0f} GFLOP/s", f"{rates.memory / 1e6:,.0f} MB/s"
     return [
-        Line("products", f"a step's operations / {fast} a second", products),
-        Line("the rest", f"({passes} activations + 28 N) / {wide} a second", step - products),
-        Line("a step", "their sum", step, True),
+        Line("matrix products", f"operations per step / {flops}", products),
+        Line("the rest", f"({passes} activations + 28 N) / {bandwidth}", step - products),
+        Line("per step", "sum", step, True),
         Line("all steps", f"× {training.steps:,}", step * training.steps, True),
     ]

@@ -1,4 +1,7 @@
-"""What a model does with a text, to look at: a web page that needs nothing but itself."""
+"""What a model computes for a text, as one web page that loads nothing else.
+
+Dimensions: B batch, T tokens, C channels, V vocabulary, L layers, H heads.
+"""
 
 import json
 from collections.abc import Iterator
@@ -10,29 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from ..models import Bigram, Model
+from ..text.glyphs import decode_token_bytes, make_visible
 from ..text.tokenizers import Tokenizer
 
-MOST = 128
-"""Tokens of a text that are shown: with more, nobody could read the pictures of attention."""
-LIKELIEST = 12
-"""Tokens shown of those that could come next."""
-CROWD = 200
-"""Tokens of a vocabulary from which on only some are shown in the plane."""
+SHOWN_TOKENS = 128
+"""Largest number of tokens on the page: with more, the attention maps would be unreadable."""
+SHOWN_PREDICTIONS = 12
+"""Number of predicted tokens that are shown for each position."""
+LARGE_VOCABULARY = 200
+"""Vocabulary size above which only some of the tokens are shown in the plot of the embedding."""
 DIGITS = 4
-"""Behind the point, of the numbers on the page."""
+"""Decimal places of the values on the page."""
 
 
 @dataclass(frozen=True)
-class Guess:
-    """A token that could come next."""
+class Prediction:
+    """A possible next token and its probability."""
 
     token: str
     p: float
 
 
 @dataclass(frozen=True)
-class Place:
-    """A token in the plane."""
+class EmbeddedToken:
+    """A token and its coordinates in the plot of the embedding."""
 
     token: str
     x: float
@@ -41,135 +45,142 @@ class Place:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A text, as a model reads it."""
+    """What a model computes for a text of T tokens."""
 
     title: str
     tokens: list[str]
-    """T of them."""
-    hidden: int
-    """How many before these the model had read, too."""
+    """The T tokens, with invisible characters made visible."""
+    n_hidden: int
+    """Number of earlier tokens that the model read and the page does not show."""
     attention: list[list[list[list[float]]]]
-    """Of every layer and head, for each position where it looks: at 1, 2, … T positions."""
-    earlier: list[list[list[float]]]
-    """Of every layer and head, for each position how much goes to what is hidden."""
-    following: list[list[Guess]]
-    """For each position the likeliest that come next."""
-    given: list[float]
-    """The probability that each token but the first had."""
+    """Attention weights by layer, head and position t, over positions 0 to t."""
+    hidden_attention: list[list[list[float]]]
+    """Sum of the attention weights on the hidden tokens, by layer, head and position."""
+    predictions: list[list[Prediction]]
+    """The most probable next tokens at each position."""
+    probabilities: list[float]
+    """The probability of each token given the tokens before it, from the second token on."""
     ranks: list[int]
-    """How many tokens had at least as high a one, itself included."""
+    """The rank of this probability among all tokens; 1 is the most probable token."""
     loss: float
-    """The mean of -ln of these probabilities, in nats per token."""
-    lens: list[list[Guess]]
-    """For what goes into the first layer and what comes out of each, the likeliest at each position
-    if that layer were the last."""
-    lens_given: list[list[float]]
-    """And the probability of the token that came, for every position but the last."""
-    vocabulary: int
-    """How many tokens there are."""
-    embedding: list[Place]
-    """Tokens by the two directions in which their embeddings differ most: all, or where there are
-    many those of the text and the likeliest."""
-    explained: float
-    """The part of the variance of the embeddings that these two have."""
+    """Mean of -ln of these probabilities, in nats per token."""
+    lens_predictions: list[list[Prediction]]
+    """The logit lens: the most probable next token at each position, if the head were applied to
+    the input of the first block, or to the output of block 1, 2, …"""
+    lens_probabilities: list[list[float]]
+    """The probability of the actual next token by the lens, at each position but the last."""
+    vocab_size: int
+    embedding: list[EmbeddedToken]
+    """Tokens in the plane of the first two principal components of the embedding: all tokens, or of
+    a large vocabulary those of the text and of the predictions."""
+    explained_variance: float
+    """The share of the variance of the embedding in these two components."""
 
 
 @torch.no_grad()
-def inspect(model: Model, tokenizer: Tokenizer, text: str, title: str) -> Inspection:
-    """What a model does with a text: it reads the last block_size tokens, of which MOST are shown.
+def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> Inspection:
+    """Run a model on the last block_size tokens of a text and record what it computes.
 
-    Raises UserError for a text that the tokenizer cannot read.
+    The result shows the last SHOWN_TOKENS of these tokens. Raises UserError if the tokenizer cannot
+    encode the text.
     """
     ids = tokenizer.encode(text)[-model.config.block_size :]
-    hidden = max(0, len(ids) - MOST)
-    tokens = torch.tensor([ids], device=next(model.parameters()).device)
-    names = [_shown(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
+    n_hidden = max(0, len(ids) - SHOWN_TOKENS)
+    tokens = torch.tensor([ids], device=next(model.parameters()).device)  # (1, T)
+    names = [
+        make_visible(decode_token_bytes(tokenizer.token_bytes(i)))
+        for i in range(tokenizer.vocab_size)
+    ]
     model.eval()
-    with _streams(model) as streams:
-        p = model(tokens).float().softmax(-1)[0, hidden:].cpu()  # (T, V)
+    with _record_hidden_states(model) as hidden_states:
+        p = model(tokens).float().softmax(-1)[0, n_hidden:].cpu()  # (T, V)
     if isinstance(model, Bigram):
         attention, vectors, lens = torch.empty(0, 1, 1, 1), model.table.weight, [p]
     else:
         attention, vectors = model.attention_weights(tokens)[:, 0], model.token_embedding.weight
-        lens = [model.unembed(x).float().softmax(-1)[0, hidden:].cpu() for x in streams]
-    attention = attention[..., hidden:, :].float().cpu()  # (L, H, T, hidden + T)
-    ids = ids[hidden:]
-    came = torch.tensor(ids[1:], dtype=torch.long)[:, None]
-    given = p[:-1].gather(1, came)  # (T - 1, 1)
-    likely = p.topk(min(LIKELIEST, len(names))).indices
-    some = sorted({*ids, *likely.flatten().tolist()}) if len(names) > CROWD else range(len(names))
-    places, explained = plane(vectors.float().cpu()[list(some)])
+        lens = [
+            model.unembed(x).float().softmax(-1)[0, n_hidden:].cpu()  # (T, V)
+            for x in hidden_states
+        ]
+    attention = attention[..., n_hidden:, :].float().cpu()  # (L, H, T, n_hidden + T)
+    ids = ids[n_hidden:]
+    targets = torch.tensor(ids[1:], dtype=torch.long)[:, None]  # (T - 1, 1)
+    target_p = p[:-1].gather(1, targets)  # (T - 1, 1)
+    predicted = p.topk(min(SHOWN_PREDICTIONS, len(names))).indices
+    plotted = [*range(len(names))]
+    if len(names) > LARGE_VOCABULARY:
+        plotted = sorted({*ids, *predicted.flatten().tolist()})
+    coordinates, explained_variance = project_to_plane(vectors.float().cpu()[plotted])
     return Inspection(
         title=title,
         tokens=[names[i] for i in ids],
-        hidden=hidden,
+        n_hidden=n_hidden,
         attention=[
-            [[_rounded(row[hidden : hidden + t + 1]) for t, row in enumerate(h)] for h in layer]
+            [[_round(row[n_hidden : n_hidden + t + 1]) for t, row in enumerate(h)] for h in layer]
             for layer in attention
         ],
-        earlier=[[_rounded(h) for h in layer] for layer in attention[..., :hidden].sum(-1)],
-        following=[_guesses(row, names, LIKELIEST) for row in p],
-        given=_rounded(given[:, 0]),
-        ranks=(p[:-1] >= given).sum(-1).tolist(),
-        loss=-given.clamp(min=1e-30).log().mean().item() if len(ids) > 1 else 0.0,
-        lens=[[_guesses(row, names, 1)[0] for row in layer] for layer in lens],
-        lens_given=[_rounded(layer[:-1].gather(1, came)[:, 0]) for layer in lens],
-        vocabulary=len(names),
-        embedding=[Place(names[i], *_rounded(xy)) for i, xy in zip(some, places, strict=True)],
-        explained=round(explained, DIGITS),
+        hidden_attention=[
+            [_round(h) for h in layer] for layer in attention[..., :n_hidden].sum(-1)
+        ],
+        predictions=[_select_top(row, names, SHOWN_PREDICTIONS) for row in p],
+        probabilities=_round(target_p[:, 0]),
+        ranks=(p[:-1] >= target_p).sum(-1).tolist(),
+        loss=-target_p.clamp(min=1e-30).log().mean().item() if len(ids) > 1 else 0.0,
+        lens_predictions=[[_select_top(row, names, 1)[0] for row in layer] for layer in lens],
+        lens_probabilities=[_round(layer[:-1].gather(1, targets)[:, 0]) for layer in lens],
+        vocab_size=len(names),
+        embedding=[
+            EmbeddedToken(names[i], *_round(xy)) for i, xy in zip(plotted, coordinates, strict=True)
+        ],
+        explained_variance=round(explained_variance, DIGITS),
     )
 
 
 @contextmanager
-def _streams(model: Model) -> Iterator[list[Tensor]]:
-    """Within it, the stream (B, T, C) before the first block of a model and after each is kept."""
-    kept: list[Tensor] = []
+def _record_hidden_states(model: Model) -> Iterator[list[Tensor]]:
+    """Record, within it, the input of a model's first block and the output of each: (B, T, C)."""
+    states: list[Tensor] = []
     blocks = [*model.get_submodule("blocks").children()] if hasattr(model, "blocks") else []
 
-    def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        kept.append(inputs[0])
+    def record_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        states.append(inputs[0])
 
-    def after(_: nn.Module, __: object, output: Tensor) -> None:
-        kept.append(output)
+    def record_output(_: nn.Module, __: object, output: Tensor) -> None:
+        states.append(output)
 
-    hooks = [block.register_forward_hook(after) for block in blocks]
-    hooks += [block.register_forward_pre_hook(before) for block in blocks[:1]]
+    hooks = [block.register_forward_hook(record_output) for block in blocks]
+    hooks += [block.register_forward_pre_hook(record_input) for block in blocks[:1]]
     try:
-        yield kept
+        yield states
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def plane(vectors: Tensor) -> tuple[Tensor, float]:
-    """Vectors (V, C) by their two principal components (V, 2), and the variance these explain."""
+def project_to_plane(vectors: Tensor) -> tuple[Tensor, float]:
+    """Return the first two principal components (V, 2) of vectors (V, C), and the share of the
+    variance that they explain."""
     centred = vectors - vectors.mean(dim=0)
     U, S, _ = torch.linalg.svd(centred, full_matrices=False)
-    two = torch.zeros(len(vectors), 2)
-    two[:, : len(S)] = (U * S)[:, :2]
-    return two, ((S[:2] ** 2).sum() / (S**2).sum().clamp(min=1e-12)).item()
+    components = torch.zeros(len(vectors), 2)
+    components[:, : len(S)] = (U * S)[:, :2]
+    return components, ((S[:2] ** 2).sum() / (S**2).sum().clamp(min=1e-12)).item()
 
 
-def page(found: Inspection) -> str:
-    """The web page."""
+def render_page(inspection: Inspection) -> str:
+    """Return the web page of an inspection."""
     template = files(__package__).joinpath("inspection.html").read_text("utf-8")
-    data = json.dumps(asdict(found), ensure_ascii=False).replace("<", "\\u003c")
+    data = json.dumps(asdict(inspection), ensure_ascii=False).replace("<", "\\u003c")
     return template.replace("DATA", data, 1)
 
 
-def _guesses(p: Tensor, names: list[str], n: int) -> list[Guess]:
-    """The n likeliest of probabilities (V,)."""
+def _select_top(p: Tensor, names: list[str], n: int) -> list[Prediction]:
+    """Return the n most probable tokens of a distribution (V,)."""
     top = p.topk(min(n, len(p)))
-    every = zip(top.indices.tolist(), _rounded(top.values), strict=True)
-    return [Guess(names[i], value) for i, value in every]
+    pairs = zip(top.indices.tolist(), _round(top.values), strict=True)
+    return [Prediction(names[i], value) for i, value in pairs]
 
 
-def _rounded(numbers: Tensor) -> list[float]:
-    return [round(number, DIGITS) for number in numbers.tolist()]
-
-
-def _shown(piece: bytes) -> str:
-    """A token as text, with what cannot be seen made visible."""
-    signs = {" ": "␣", "\n": "↵", "\t": "→"}
-    text = piece.decode("utf-8", "backslashreplace")
-    return "".join(signs.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)
+def _round(values: Tensor) -> list[float]:
+    """Return the values (N,), rounded to DIGITS decimal places."""
+    return [round(value, DIGITS) for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""How fast a device is, measured."""
+"""Measures how fast a device computes matrix products and moves memory."""
 
 import time
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a device is at work of some shape."""
+    """The speed of a device for tensors of a given shape."""
 
     products: float
-    """Operations a second in matrix products."""
+    """Operations per second in matrix products."""
     memory: float
-    """Bytes a second, read or written, by everything else."""
+    """Bytes per second that all other operations read or write."""
 
 
 def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
@@ -27,27 +27,27 @@ def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) 
     product = x @ w
     norm = partial(nn.functional.layer_norm, product, (4 * C,))
     return Rates(
-        products=8 * n * C * C / _seconds(lambda: torch.mm(x, w, out=product), device),
-        memory=2 * product.nbytes / _seconds(norm, device),
+        products=8 * n * C * C / _time_call(lambda: torch.mm(x, w, out=product), device),
+        memory=2 * product.nbytes / _time_call(norm, device),
     )
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The least time that work takes: of eight tries in a quarter of a second, or of two."""
+def _time_call(function: Callable[[], object], device: torch.device) -> float:
+    """Return the least seconds of a call, among eight measurements in 0.25 s, or two slow ones."""
 
-    def once(times: int) -> float:
-        began = time.perf_counter()
-        for _ in range(times):
-            work()
+    def time_calls(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return (time.perf_counter() - began) / times
+        return (time.perf_counter() - start) / calls
 
-    once(1)
-    times = round(0.025 / max(once(1), 1e-7))
-    return min(once(max(1, times)) for _ in range(8 if times else 2))
+    time_calls(1)  # warm up
+    calls = round(0.025 / max(time_calls(1), 1e-7))
+    return min(time_calls(max(1, calls)) for _ in range(8 if calls else 2))
 
 
-def workspace(device: torch.device) -> int:
-    """Bytes that cuBLAS works in on each stream of a CUDA device."""
+def get_workspace_bytes(device: torch.device) -> int:
+    """Return the size of the buffer that cuBLAS allocates for each stream of a CUDA device."""
     return (32 << 20) if torch.cuda.get_device_capability(device)[0] == 9 else 8519680

@@ -1,9 +1,9 @@
-"""What a text is like, and what is to be beaten on it: the entropy of its n-grams."""
+"""Statistics of a text: its size, its words, and the entropy and loss of its n-grams."""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,85 +12,78 @@ from numpy.typing import NDArray
 from ..text.bpe import SPACE_BOUNDARY
 from ..text.corpora import SPLITS, Corpus, count_training_characters
 from ..text.encoding import CHUNK_SIZE, rechunk
+from ..text.ngrams import NGramCounts
 from ..text.readers import Progress, no_progress
 
-Codes = NDArray[np.int64]
-
-BITS = 21
-"""Of a code point, so that three of them are one number of 64 bits."""
+CODE_POINTS = 1 << 21
+"""More than there are in Unicode; the codes of three characters still fit into 63 bits."""
 LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-"""What str.splitlines() ends a line at."""
+"""The characters that end a line for str.splitlines()."""
+MIN_CHARACTERS = 30
+"""Length of the shortest text whose n-grams are counted: its validation split has 3 characters."""
 
 
 @dataclass(frozen=True)
-class NGrams:
-    """How well a character can be guessed from the n - 1 before it, by counting."""
+class NGramEntropy:
+    """How well the n - 1 characters before a character predict it."""
 
     n: int
     entropy: float
-    """Of a character, given those before it, in nats: of the counts of all of the text."""
+    """Entropy of a character given the characters before it, in nats, over the whole text."""
     val_loss: float
-    """Nats a character on the last 10%, by counts of the first 90% and one more of everything."""
+    """Nats per character on the last 10%, by the counts of the first 90% with add-one smoothing."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a text is like."""
+    """Statistics of a text."""
 
     bytes: int
-    """In UTF-8."""
+    """Size in UTF-8."""
     characters: int
     alphabet: str
-    """Every character, in the order of the code points."""
+    """All distinct characters, sorted by code point."""
     lines: int
     words: int
     frequent: list[tuple[str, int]]
-    """The ten words that come most, and how often."""
+    """The ten most frequent words, each with its count."""
     train: int
-    """Characters to train on."""
+    """Characters of the training split."""
     val: int
-    """Characters to measure with."""
-    ngrams: list[NGrams]
+    """Characters of the validation split."""
+    ngrams: list[NGramEntropy]
+    """For n = 1, 2 and 3; empty if the text has fewer than MIN_CHARACTERS characters."""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """How often each n-gram of a text comes."""
-
-    codes: Codes
-    """Each n-gram as one number, its code points in 21 bits each; in order."""
-    times: Codes
-
-
-def survey(corpus: Corpus, progress: Progress = no_progress) -> Survey:
-    """What a text of some characters is like. It is read in pieces, some times over."""
-
+def survey_text(corpus: Corpus, progress: Progress = no_progress) -> Survey:
+    """Compute the statistics of a text, in several passes and without loading all of it."""
     done = Counter[str]()
 
-    def heard(pieces: Iterable[str], what: str) -> Iterator[str]:
-        for piece in pieces:
-            yield piece
-            done[what] += len(piece.encode())
+    def report(chunks: Iterable[str], what: str) -> Iterator[str]:
+        for chunk in chunks:
+            yield chunk
+            done[what] += len(chunk.encode())
             progress(what, done[what], corpus.facts.bytes)
 
     words, breaks, last = Counter[str](), 0, ""
-    for chunk in rechunk(heard(corpus.chunks(), "counting words"), SPACE_BOUNDARY, CHUNK_SIZE):
+    for chunk in rechunk(report(corpus.chunks(), "counting words"), SPACE_BOUNDARY, CHUNK_SIZE):
         words.update(re.findall(r"\w+(?:['’]\w+)*", chunk.lower()))
+        # The dashes make splitlines() count a line break at either end of the chunk, too.
         breaks, last = breaks + len(f"-{chunk}-".splitlines()) - 1, chunk[-1]
     ngrams, alphabet = [], ""
     for n in (1, 2, 3):
         train, val = (
-            count(
-                rechunk(heard(corpus.read_split(name), f"counting {n}-grams"), "", CHUNK_SIZE),
-                n,
+            count_characters(
+                rechunk(report(corpus.read_split(name), f"counting {n}-grams"), "", CHUNK_SIZE), n
             )
             for name in SPLITS
         )
-        both = merged([train, val])
+        both = train + val
         alphabet = alphabet or "".join(map(chr, both.codes))
-        if corpus.facts.characters >= 30:
-            ngrams.append(NGrams(n, entropy(both), counted_loss(train, val, len(alphabet))))
-    at = count_training_characters(corpus.facts.characters)
+        if corpus.facts.characters >= MIN_CHARACTERS:
+            loss = train.loss(val, vocab_size=len(alphabet))
+            ngrams.append(NGramEntropy(n, both.entropy(), loss))
+    n_train = count_training_characters(corpus.facts.characters)
     return Survey(
         bytes=corpus.facts.bytes,
         characters=corpus.facts.characters,
@@ -98,68 +91,22 @@ def survey(corpus: Corpus, progress: Progress = no_progress) -> Survey:
         lines=breaks + (last not in LINE_BREAKS),
         words=words.total(),
         frequent=words.most_common(10),
-        train=at,
-        val=corpus.facts.characters - at,
+        train=n_train,
+        val=corpus.facts.characters - n_train,
         ngrams=ngrams,
     )
 
 
-def count(pieces: Iterable[str], n: int) -> Counts:
-    """The n-grams of a text in pieces; n is at most 3."""
-    parts, before = [merged([])], ""
-    for piece in pieces:
-        text = before + piece
-        before = text[len(text) - n + 1 :]
-        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
-        codes = np.zeros(max(0, len(points) - n + 1), dtype=np.int64)
-        for i in range(n):
-            codes = codes << BITS | points[i : i + len(codes)]
-        parts.append(Counts(*np.unique(codes, return_counts=True)))
-        if sum(len(part.codes) for part in parts[1:]) > len(parts[0].codes):
-            parts = [merged(parts)]  # each time there are twice as many
-    return merged(parts)
+def count_characters(chunks: Iterable[str], n: int) -> NGramCounts:
+    """The n-grams of the characters of a text in chunks; n is at most 3."""
+    return NGramCounts(map(get_code_points, chunks), n, CODE_POINTS)
 
 
-def merged(parts: Sequence[Counts]) -> Counts:
-    """The counts of several texts together."""
-    every, times = (
-        np.concatenate([np.empty(0, np.int64), *arrays])
-        for arrays in ([part.codes for part in parts], [part.times for part in parts])
-    )
-    order = np.argsort(every, kind="stable")
-    codes, starts = np.unique(every[order], return_index=True)
-    return Counts(codes, np.add.reduceat(times[order], starts) if len(codes) else times)
+def get_code_points(text: str) -> NDArray[np.uint32]:
+    """The code points of a text (N,)."""
+    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
 
 
-def prefixes(ngrams: Counts) -> Counts:
-    """How often the first n - 1 characters of n-grams come, of those that one follows."""
-    codes, starts = np.unique(ngrams.codes >> BITS, return_index=True)
-    return Counts(codes, np.add.reduceat(ngrams.times, starts) if len(codes) else ngrams.times)
-
-
-def entropy(ngrams: Counts) -> float:
-    """H(x_n | x_1 … x_{n-1}) in nats: that of all n together less that of all but the last."""
-
-    def joint(counts: Counts) -> float:
-        p = counts.times / counts.times.sum()
-        return float(-(p * np.log(p)).sum())
-
-    return joint(ngrams) - joint(prefixes(ngrams))
-
-
-def counted_loss(train: Counts, val: Counts, V: int) -> float:
-    """The mean of -ln((count(x_1 … x_n) + 1) / (count(x_1 … x_{n-1}) + V)), of val by train."""
-
-    def times(asked: Codes, among: Counts) -> Codes:
-        place = np.searchsorted(among.codes, asked).clip(max=len(among.codes) - 1)
-        return np.where(among.codes[place] == asked, among.times[place], 0)
-
-    both = times(val.codes, train)
-    before = times(val.codes >> BITS, prefixes(train))
-    losses = np.log((before + V) / (both + 1))
-    return float((losses * val.times).sum() / val.times.sum())
-
-
-def bits(nats: float) -> float:
-    """Nats as bits."""
+def nats_to_bits(nats: float) -> float:
+    """Convert nats to bits."""
     return nats / math.log(2)

@@ -9,7 +9,6 @@ from filelock import FileLock
 from ..data import Data, to_int64
 from ..errors import UserError, write_error
 from ..models import Model, ModelConfig, build
-from ..models.bigram import counted_loss
 from ..optim import build_optimizers
 from ..system.devices import (
     keep_freed_memory,
@@ -22,6 +21,7 @@ from ..system.files import damaged_error, replace_path, resolve_interrupted_swap
 from ..text import corpora
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
+from ..text.ngrams import NGramCounts
 from ..text.readers import Progress, no_progress
 from ..text.tokenizers import Tokenizer
 from .checkpoint import Checkpoint, load_checkpoint, load_training_tensors, read_checkpoint_info
@@ -151,8 +151,9 @@ def _build_run(
     assert config.out is not None
     device = next(model.parameters()).device
     precision = pick_precision(config.precision, device)
-    train, val = (to_int64(data.splits[name].tokens[:MAX_BIGRAM_TOKENS].cpu()) for name in SPLITS)
-    bigram_loss = counted_loss(train, val, tokenizer.vocab_size)
+    tokens = (to_int64(data.splits[name].tokens[:MAX_BIGRAM_TOKENS].cpu()) for name in SPLITS)
+    train, val = (NGramCounts(ids.numpy(), 2, tokenizer.vocab_size) for ids in tokens)
+    bigram_loss = train.loss(val)
     state = State(
         model=model,
         optimizers=build_optimizers(model, config.optim, precision),

@@ -1,4 +1,8 @@
-"""What the runs of a study of scaling say: the best of each cell, laws, and who is starved."""
+"""The analysis of the scaling study: the best run of each cell, the laws, and the bottlenecks.
+
+N is the number of parameters of a model, D the number of characters of its training text. A cell is
+a pair of both.
+"""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +17,8 @@ from .trial import Trial
 
 
 @dataclass(frozen=True)
-class Made:
-    """A run of the study."""
+class StudyRun:
+    """One run of the study."""
 
     name: str
     N: int
@@ -25,19 +29,20 @@ class Made:
     """Adam's learning rate."""
     muon_lr: float
     loss: float
-    """The lowest on the validation text, in nats per character."""
+    """Lowest validation loss, in nats per character."""
     tokens: int
-    """Characters trained on until then."""
+    """Characters trained on at the lowest loss."""
     seconds: float
+    """Training time, evaluations included."""
     falling: bool
-    """Whether its loss was lowest at the end: it would have gained from more steps."""
+    """Whether the last evaluation has the lowest loss: more steps would lower it further."""
 
     @staticmethod
-    def of(trial: Trial) -> "Made":
-        """The run that a trial is."""
+    def from_trial(trial: Trial) -> "StudyRun":
+        """The summary of a trial."""
         model, optim = trial.config.model, trial.config.optim
         assert isinstance(model, ModernConfig)
-        return Made(
+        return StudyRun(
             name=trial.config.name,
             N=trial.parameters,
             D=trial.train_tokens,
@@ -54,7 +59,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Cell:
-    """A size on an amount of data: the best of its runs."""
+    """The best run of a model size on an amount of text."""
 
     n_layer: int
     n_head: int
@@ -62,191 +67,196 @@ class Cell:
     N: int
     """Parameters."""
     D: int
-    """Characters to learn from."""
+    """Characters of training text."""
     loss: float
-    """The lowest on the validation text, in nats per character."""
+    """Lowest validation loss, in nats per character."""
     run: str
-    """The name of the run that has it."""
+    """Name of the run with this loss."""
     compute: float
-    """Operations until then."""
+    """Floating-point operations until the lowest loss."""
     seconds: float
-    """Of training of all runs of the cell."""
+    """Training time of all runs of the cell together."""
     falling: bool
-    """Whether that run's loss was lowest at the end."""
+    """Whether the last evaluation of the best run has its lowest loss."""
 
 
 Curve = list[tuple[float, float]]
-"""(operations, loss) of a run, evaluation by evaluation."""
+"""(floating-point operations, validation loss) at each evaluation of a run."""
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A law, and how well it holds."""
+class FittedLaw:
+    """A law fitted to all cells, and the quality of the fit."""
 
     law: ScalingLaw
     bounds: dict[str, tuple[float, float]]
-    """95% intervals of its numbers."""
+    """95% interval of each fitted parameter, by name."""
     error: float
-    """Root of the mean square of predicted over measured loss, less one."""
+    """Root mean square of predicted / measured loss - 1 over all cells."""
     largest_error: float
+    """Largest absolute value of predicted / measured loss - 1."""
     held_out: list[tuple[int, float, float]]
-    """(D, measured, predicted) of the largest size by the law that the smaller ones have."""
+    """(D, measured loss, predicted loss) of the largest model, by a fit to the smaller models."""
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """What holds back a size of model, with all the data that there is."""
+    """Whether parameters or text limit the loss of a model size that trains on all the text."""
 
     N: int
     of_size: float
-    """A / N^α in nats."""
+    """A / N^α, in nats."""
     of_data: float
-    """B / D^β in nats."""
+    """B / D^β, in nats."""
     enough: float
-    """Characters with which the two would be equal."""
+    """Characters at which both terms are equal."""
     more_size: float
-    """Nats that twice the parameters would gain."""
+    """Predicted decrease of the loss with twice the parameters, in nats."""
     more_data: float
-    """Nats that twice the data would gain."""
+    """Predicted decrease of the loss with twice the text, in nats."""
 
     @property
-    def starved(self) -> bool:
-        """Whether data is what it wants."""
+    def is_text(self) -> bool:
+        """Whether more text lowers the loss more than more parameters."""
         return self.more_data > self.more_size
 
 
 @dataclass(frozen=True)
-class Scaling:
-    """What came of the study."""
+class ScalingResult:
+    """The result of the study."""
 
     device: str
-    runs: list[Made]
+    runs: list[StudyRun]
     cells: list[Cell]
-    """The best run of each size on each amount of data."""
-    sum: Fitted
-    """With p of 1: what is missing adds up."""
-    free: Fitted
-    """With p as it fits."""
+    """The best run of each model size on each amount of text."""
+    sum: FittedLaw
+    """The law with p = 1, in which the terms add up."""
+    free: FittedLaw
+    """The law with fitted p."""
     sizes: list[Bottleneck]
-    """By the latter."""
+    """By the law with fitted p."""
     curves: list[tuple[int, Curve]]
-    """Of the best run of each size on all the data, with its parameters."""
+    """(N, curve) of the best run of each model size on all the text."""
     frontier: list[tuple[float, float, int]]
-    """(operations, lowest loss with so many, parameters of the model that has it)."""
+    """(operations, lowest loss with at most this many operations, N of the model that has it)."""
     takeovers: list[tuple[float, float]]
-    """(operations, parameters) where a size gets ahead of the next smaller one while that is still
-    trained; the parameters are the geometric mean of both."""
+    """(operations, parameters) at which a model overtakes the next smaller one while that still
+    trains; parameters is the geometric mean of both sizes."""
     exponent: float | None
-    """a, where the best size grows like operations^a: the slope through the takeovers."""
+    """a, if the best size grows as operations^a: the slope of a line through the takeovers."""
 
 
-def conclude(trials: Sequence[Trial], bootstraps: int = 300) -> Scaling:
-    """What runs of a grid say."""
-    grid = cells(trials)
-    most = max(cell.D for cell in grid)
-    free = fitted(grid, True, bootstraps)
+def analyse_trials(trials: Sequence[Trial], bootstraps: int = 300) -> ScalingResult:
+    """Fit the laws to the trials of a grid, with intervals from this many bootstrap samples."""
+    cells = select_cells(trials)
+    all_text = max(cell.D for cell in cells)
+    free = fit_grid(cells, True, bootstraps)
     law = free.law
-    best = {cell.run for cell in grid if most == cell.D}
-    curves = [(t.parameters, loss_curve(t)) for t in trials if t.config.name in best]
-    curves.sort()
-    ahead = takeovers(curves)
-    return Scaling(
+    best_runs = {cell.run for cell in cells if all_text == cell.D}
+    curves = sorted(
+        (trial.parameters, make_curve(trial)) for trial in trials if trial.config.name in best_runs
+    )
+    takeovers = find_takeovers(curves)
+    return ScalingResult(
         device=trials[0].device,
-        runs=[Made.of(trial) for trial in trials],
-        cells=grid,
-        sum=fitted(grid, False, bootstraps),
+        runs=[StudyRun.from_trial(trial) for trial in trials],
+        cells=cells,
+        sum=fit_grid(cells, False, bootstraps),
         free=free,
         sizes=[
             Bottleneck(
-                N=n,
-                of_size=law.of_size(n),
-                of_data=law.of_data(most),
-                enough=law.enough_data(n),
-                more_size=law.loss(n, most) - law.loss(2 * n, most),
-                more_data=law.loss(n, most) - law.loss(n, 2 * most),
+                N=N,
+                of_size=law.size_term(N),
+                of_data=law.data_term(all_text),
+                enough=law.balanced_data(N),
+                more_size=law.loss(N, all_text) - law.loss(2 * N, all_text),
+                more_data=law.loss(N, all_text) - law.loss(N, 2 * all_text),
             )
-            for n in sorted({cell.N for cell in grid})
+            for N in sorted({cell.N for cell in cells})
         ],
         curves=curves,
-        frontier=frontier(curves),
-        takeovers=ahead,
-        exponent=growth(ahead),
+        frontier=find_frontier(curves),
+        takeovers=takeovers,
+        exponent=fit_exponent(takeovers),
     )
 
 
-def fitted(grid: Sequence[Cell], free: bool, bootstraps: int) -> Fitted:
-    """The law that a grid follows, with p free or 1."""
+def fit_grid(cells: Sequence[Cell], free: bool, bootstraps: int) -> FittedLaw:
+    """Fit a law to cells, with p free or 1, and measure how well it fits."""
 
-    def numbers(some: Sequence[Cell]) -> tuple[list[float], list[float], list[float]]:
-        return [c.N for c in some], [c.D for c in some], [c.loss for c in some]
+    def unzip(cells: Sequence[Cell]) -> tuple[list[float], list[float], list[float]]:
+        return [c.N for c in cells], [c.D for c in cells], [c.loss for c in cells]
 
-    law = fit(*numbers(grid), free)
-    errors = [law.loss(cell.N, cell.D) / cell.loss - 1 for cell in grid]
-    largest = max(cell.N for cell in grid)
-    known = fit(*numbers([cell for cell in grid if largest > cell.N]), free)
-    return Fitted(
+    law = fit(*unzip(cells), free)
+    errors = [law.loss(cell.N, cell.D) / cell.loss - 1 for cell in cells]
+    largest = max(cell.N for cell in cells)
+    smaller_law = fit(*unzip([cell for cell in cells if largest > cell.N]), free)
+    return FittedLaw(
         law=law,
-        bounds=bootstrap(*numbers(grid), law, bootstraps, free),
+        bounds=bootstrap(*unzip(cells), law, bootstraps, free),
         error=math.sqrt(sum(error**2 for error in errors) / len(errors)),
         largest_error=max(map(abs, errors)),
-        held_out=[(c.D, c.loss, known.loss(c.N, c.D)) for c in grid if largest == c.N],
+        held_out=[(c.D, c.loss, smaller_law.loss(c.N, c.D)) for c in cells if largest == c.N],
     )
 
 
-def loss_curve(trial: Trial) -> Curve:
-    """How the loss fell in a run."""
-    each_token = flops_per_token(build(trial.config.model))
-    return [(float(each_token) * point.tokens, point.loss) for point in trial.points]
+def make_curve(trial: Trial) -> Curve:
+    """Return the validation loss of a trial as a function of floating-point operations."""
+    flops = float(flops_per_token(build(trial.config.model)))
+    return [(flops * point.tokens, point.loss) for point in trial.points]
 
 
-def frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float, int]]:
-    """(operations, loss, N) of all evaluations that no run had reached with fewer operations."""
+def find_frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float, int]]:
+    """Return (operations, loss, N) of each evaluation with a new lowest loss, by operations."""
     points = sorted((C, loss, N) for N, curve in curves for C, loss in curve)
-    found: list[tuple[float, float, int]] = []
+    frontier: list[tuple[float, float, int]] = []
     for point in points:
-        if not found or point[1] < found[-1][1]:
-            found.append(point)
-    return found
+        if not frontier or point[1] < frontier[-1][1]:
+            frontier.append(point)
+    return frontier
 
 
-def takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float]]:
-    """(operations, parameters) where a size gets ahead of the next smaller one.
+def find_takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float]]:
+    """Return (operations, parameters) at which each model overtakes the next smaller one.
 
-    Only where both are trained then: past its last step a size cannot be ahead any more.
+    Counts only takeovers while both models train: after its last step a model cannot be overtaken.
     """
-    found = []
-    for (small, one), (large, other) in pairwise(curves):
-        (x, losses), (y, theirs) = (np.array(curve).T for curve in (one, other))
-        both = np.union1d(np.log(x), np.log(y))
-        both = both[(both >= np.log(y[0])) & (both <= np.log(x[-1]))]
-        behind = np.interp(both, np.log(y), theirs) - np.interp(both, np.log(x), losses)
-        ahead = np.flatnonzero(behind < 0)
+    takeovers = []
+    for (small_N, small_curve), (large_N, large_curve) in pairwise(curves):
+        (small_C, small_loss), (large_C, large_loss) = (
+            np.array(curve).T for curve in (small_curve, large_curve)
+        )
+        log_C = np.union1d(np.log(small_C), np.log(large_C))
+        log_C = log_C[(log_C >= np.log(large_C[0])) & (log_C <= np.log(small_C[-1]))]
+        lag = np.interp(log_C, np.log(large_C), large_loss)
+        lag -= np.interp(log_C, np.log(small_C), small_loss)
+        ahead = np.flatnonzero(lag < 0)
         if len(ahead) and (i := ahead[0]):
-            share = behind[i - 1] / (behind[i - 1] - behind[i])
-            at = both[i - 1] + share * (both[i] - both[i - 1])
-            found.append((float(np.exp(at)), math.sqrt(small * large)))
-    return found
+            share = lag[i - 1] / (lag[i - 1] - lag[i])  # linear interpolation of the zero crossing
+            crossing = log_C[i - 1] + share * (log_C[i] - log_C[i - 1])
+            takeovers.append((float(np.exp(crossing)), math.sqrt(small_N * large_N)))
+    return takeovers
 
 
-def growth(ahead: Sequence[tuple[float, float]]) -> float | None:
-    """The slope of log N over log operations, if there are two places to lay it through."""
-    if len(ahead) < 2:
+def fit_exponent(takeovers: Sequence[tuple[float, float]]) -> float | None:
+    """Return the slope of log(parameters) over log(operations); None for fewer than two points."""
+    if len(takeovers) < 2:
         return None
-    operations, sizes = zip(*ahead, strict=True)
+    operations, sizes = zip(*takeovers, strict=True)
     return float(np.polyfit(np.log(operations), np.log(sizes), 1)[0])
 
 
-def cells(trials: Sequence[Trial]) -> list[Cell]:
-    """The grid: of the runs of each size and amount of data, the best."""
+def select_cells(trials: Sequence[Trial]) -> list[Cell]:
+    """Return the cells of the grid, each with its best trial, sorted by N and D."""
     by_cell: dict[tuple[int, int], list[Trial]] = {}
-    for each in trials:
-        by_cell.setdefault((each.parameters, each.train_tokens), []).append(each)
-    found = []
-    for (N, D), several in sorted(by_cell.items()):
-        trial = min(several, key=lambda trial: trial.val_loss)
-        best, model = Made.of(trial), trial.config.model
+    for trial in trials:
+        by_cell.setdefault((trial.parameters, trial.train_tokens), []).append(trial)
+    cells = []
+    for (N, D), candidates in sorted(by_cell.items()):
+        best_trial = min(candidates, key=lambda trial: trial.val_loss)
+        best, model = StudyRun.from_trial(best_trial), best_trial.config.model
         assert isinstance(model, ModernConfig)
-        found.append(
+        cells.append(
             Cell(
                 n_layer=model.n_layer,
                 n_head=model.n_head,
@@ -256,62 +266,63 @@ def cells(trials: Sequence[Trial]) -> list[Cell]:
                 loss=best.loss,
                 run=best.name,
                 compute=float(flops_per_token(build(model))) * best.tokens,
-                seconds=round(sum(trial.seconds for trial in several), 3),
+                seconds=round(sum(trial.seconds for trial in candidates), 3),
                 falling=best.falling,
             )
         )
-    return found
+    return cells
 
 
-def tables(found: Scaling) -> str:
-    """The study in Markdown: losses, the law, who is starved."""
-    amounts = sorted({cell.D for cell in found.cells})
-    by_cell = {(cell.N, cell.D): cell for cell in found.cells}
+def format_tables(result: ScalingResult) -> str:
+    """Return the tables of the study in Markdown: losses, laws, bottlenecks, held-out sizes."""
+    amounts = sorted({cell.D for cell in result.cells})
+    by_cell = {(cell.N, cell.D): cell for cell in result.cells}
     lines = [
         "| parameters | " + " | ".join(f"{D:,} characters" for D in amounts) + " |",
         "| --- |" + " --- |" * len(amounts),
     ]
-    for size in found.sizes:
+    for size in result.sizes:
         losses = [by_cell.get((size.N, D)) for D in amounts]
         shown = " | ".join(
             f"{cell.loss:.4f}{'*' if cell.falling else ''}" if cell else "" for cell in losses
         )
         lines.append(f"| {size.N:,} | {shown} |")
-    lines += ["", "\\* still falling when the steps were used up.", ""]
-    lines += ["| | p of 1: a sum | 95% | p free | 95% |", "| --- | --- | --- | --- | --- |"]
+    lines += ["", "\\* The loss was still falling at the last step.", ""]
+    lines += ["| | p = 1 (a sum) | 95% | p fitted | 95% |", "| --- | --- | --- | --- | --- |"]
     for name, sign in zip(("E", "A", "alpha", "B", "beta", "p"), "EAαBβp", strict=True):
-        shown = " | ".join(_number(one, name) for one in (found.sum, found.free))
+        shown = " | ".join(_format_parameter(fitted, name) for fitted in (result.sum, result.free))
         lines.append(f"| {sign} | {shown} |")
+    added, free = result.sum, result.free
     lines += [
-        f"| error | {found.sum.error:.2%} | | {found.free.error:.2%} | |",
-        f"| largest | {found.sum.largest_error:.2%} | | {found.free.largest_error:.2%} | |",
+        f"| root mean square error | {added.error:.2%} | | {free.error:.2%} | |",
+        f"| largest error | {added.largest_error:.2%} | | {free.largest_error:.2%} | |",
         "",
-        "| parameters | A / N^α | B / D^β, all text | text where equal "
-        "| twice the parameters gain | twice the text gains | wants |",
+        "| parameters | A / N^α | B / D^β, all text | text at which both are equal "
+        "| gain from twice the parameters | gain from twice the text | bottleneck |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for size in found.sizes:
-        wants = "text" if size.starved else "parameters"
+    for size in result.sizes:
+        bottleneck = "text" if size.is_text else "parameters"
         lines.append(
             f"| {size.N:,} | {size.of_size:.3f} | {size.of_data:.3f} | {size.enough:,.0f} "
-            f"| {size.more_size:.4f} | {size.more_data:.4f} | {wants} |"
+            f"| {size.more_size:.4f} | {size.more_data:.4f} | {bottleneck} |"
         )
     lines += [
         "",
-        "| text | the largest size, measured | predicted from the smaller, a sum | p free |",
+        "| text | largest model, measured | predicted from the smaller ones, p = 1 | p fitted |",
         "| --- | --- | --- | --- |",
     ]
-    for (D, L, a), (*_, b) in zip(found.sum.held_out, found.free.held_out, strict=True):
-        lines.append(f"| {D:,} | {L:.4f} | {a:.4f} | {b:.4f} |")
-    if found.exponent is not None:
-        grow = f"parameters grow like operations^{found.exponent:.2f}"
-        lines += ["", f"Where a size gets ahead of the next smaller one, {grow}."]
-    lines += ["", f"{found.device}."]
+    for (D, measured, by_sum), (*_, by_free) in zip(added.held_out, free.held_out, strict=True):
+        lines.append(f"| {D:,} | {measured:.4f} | {by_sum:.4f} | {by_free:.4f} |")
+    if result.exponent is not None:
+        growth = f"the number of parameters grows as operations^{result.exponent:.2f}"
+        lines += ["", f"At the points where a model overtakes the next smaller one, {growth}."]
+    lines += ["", f"{result.device}."]
     return "\n".join(lines) + "\n"
 
 
-def _number(fitted: Fitted, name: str) -> str:
-    """A number of a law, and its interval if it was fitted, as two cells of a table."""
+def _format_parameter(fitted: FittedLaw, name: str) -> str:
+    """Return two cells of a table: a parameter of a law, and its interval if it was fitted."""
     value = f"{getattr(fitted.law, name):.3g}"
     if name not in fitted.bounds:
         return f"{value} |"

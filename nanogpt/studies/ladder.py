@@ -1,7 +1,7 @@
-"""The ladder from counting characters to a GPT: what each piece buys, at one budget.
+"""The ladder study: what each part of a GPT contributes, from counting characters to Muon.
 
-Every rung adds one thing to the one before it, sees the same batches of the same text as often, and
-is measured on the same validation split.
+Each rung adds one part to the previous rung. All trained rungs see the same batches for the same
+number of steps, and all rungs are evaluated on the same validation split.
 """
 
 import time
@@ -19,25 +19,30 @@ from ..system.files import dump_json, write_atomically
 from ..text import corpora
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
+from ..text.ngrams import NGramCounts
 from ..train import Reporter
-from .ngrams import NGrams
 from .plots import draw_ladder
-from .trial import made, stop_on_disk_error, trial
+from .trial import make_directory, run_trial, stop_on_disk_error
 
-COMMAND = "nanogpt study ladder"
-COUNTED = ("unigram", "bigram", "trigram")
-LINE = 60
-"""Characters of a sample, at most."""
+LADDER_COMMAND = "nanogpt study ladder"
+NGRAM_RUNGS = {
+    "unigram": "counts of each token",
+    "bigram": "counts after the previous token",
+    "trigram": "counts after the previous two tokens",
+}
+"""The rungs that are counted, not trained: name and the part that each adds."""
+SAMPLE_WIDTH = 60
+"""Characters in a sample, at most."""
 
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """What the rungs are made of, and how long they are trained."""
+    """The models of the rungs, and how they are trained."""
 
     small: GPTConfig
-    """Of the rungs before the GPT: four blocks, of which the first have one."""
-    whole: GPTConfig
-    """Deeper and wider: from here on."""
+    """The model up to `dropout`; the rungs before `blocks` have only one block."""
+    large: GPTConfig
+    """The deeper and wider model from `gpt` on."""
     dropout: float
     optim: OptimConfig
     muon: OptimConfig
@@ -58,11 +63,11 @@ _muon = OptimConfig(
     grad_clip=0.0,
 )
 
-SIZES = {
-    # Made for two cores; for a GPU see the second.
+LADDER_CONFIGS = {
+    # Small enough for two CPU cores.
     "cpu": LadderConfig(
         small=GPTConfig(n_layer=4, n_head=4, n_embd=64, block_size=64),
-        whole=GPTConfig(n_layer=6, n_head=4, n_embd=128, block_size=64),
+        large=GPTConfig(n_layer=6, n_head=4, n_embd=128, block_size=64),
         dropout=0.1,
         optim=_optim,
         muon=_muon,
@@ -72,7 +77,7 @@ SIZES = {
     ),
     "cuda": LadderConfig(
         small=GPTConfig(n_layer=4, n_head=6, n_embd=192, block_size=256),
-        whole=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256),
+        large=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256),
         dropout=0.2,
         optim=_optim,
         muon=replace(_muon, lr=5e-3, muon_lr=0.02, weight_decay=1.2),
@@ -85,145 +90,156 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Rung:
-    """What came of a rung."""
+    """The result of one rung."""
 
     name: str
     adds: str
-    """What it has that the one before has not."""
+    """The part that the previous rung does not have."""
     val_loss: float
-    """The lowest, in nats per token."""
+    """Lowest validation loss, in nats per token."""
     bits_per_byte: float
     parameters: int
     seconds: float
-    """Of training, evaluations included, or of counting."""
+    """Time for training and evaluation, or for counting."""
     sample: str
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """All of it, and what it was made with."""
+    """The result of the study."""
 
     data: str
     device: str
     budget: str
+    """Steps, batch size and block size of all trained rungs."""
     rungs: list[Rung]
 
 
-def models(size: LadderConfig) -> Iterator[tuple[str, str, ModelConfig, OptimConfig]]:
-    """The rungs that are trained: name, what is new, model, optimizer."""
-    small, whole, optim = size.small, size.whole, size.optim
-    plain = PlainConfig(**{**asdict(small), "n_layer": 1, "n_head": 1})
-    heads = replace(plain, n_head=small.n_head)
-    thinks = replace(heads, feed_forward=True)
-    deep = replace(thinks, n_layer=small.n_layer)
-    n = small.n_layer
-    yield "one-head", "attention: one head looks back", plain, optim
-    yield "many-heads", f"{small.n_head} heads of the same size together", heads, optim
-    yield "feed-forward", "a feed-forward layer behind them", thinks, optim
-    yield "blocks", f"{n} such blocks, one after the other", deep, optim
-    yield "residuals", "residual connections", replace(deep, residual=True), optim
+def plan_rungs(config: LadderConfig) -> Iterator[tuple[str, str, ModelConfig, OptimConfig]]:
+    """Yield the trained rungs: name, the part that it adds, model, optimizer."""
+    small, optim = config.small, config.optim
+    one_head = PlainConfig(**{**asdict(small), "n_layer": 1, "n_head": 1})
+    many_heads = replace(one_head, n_head=small.n_head)
+    feed_forward = replace(many_heads, feed_forward=True)
+    blocks = replace(feed_forward, n_layer=small.n_layer)
+    yield "one-head", "one attention head", one_head, optim
+    yield "many-heads", f"{small.n_head} heads of the same total width", many_heads, optim
+    yield "feed-forward", "a feed-forward layer after attention", feed_forward, optim
+    yield "blocks", f"{small.n_layer} blocks", blocks, optim
+    yield "residuals", "residual connections", replace(blocks, residual=True), optim
     yield "layer-norm", "layer norm", small, optim
-    yield "dropout", f"dropout {size.dropout}", replace(small, dropout=size.dropout), optim
-    wide = replace(whole, dropout=size.dropout)
-    shape = f"{wide.n_layer} blocks, {wide.n_embd} wide: the GPT"
-    yield "gpt", shape, wide, optim
-    shared = {k: v for k, v in asdict(wide).items() if k not in ("bias", "n_head")}
-    modern = ModernConfig(n_head=max(1, wide.n_head // 2), **shared)
-    yield "modern", "modern parts", modern, optim
-    yield "muon", "Muon instead of Adam", modern, size.muon
+    yield "dropout", f"dropout {config.dropout}", replace(small, dropout=config.dropout), optim
+    gpt = replace(config.large, dropout=config.dropout)
+    yield "gpt", f"{gpt.n_layer} blocks of {gpt.n_embd} channels", gpt, optim
+    shared = {k: v for k, v in asdict(gpt).items() if k not in ("bias", "n_head")}
+    modern = ModernConfig(n_head=max(1, gpt.n_head // 2), **shared)
+    yield "modern", "modern architecture", modern, optim
+    yield "muon", "Muon instead of AdamW", modern, config.muon
 
 
 def run_ladder(
     base: RunConfig,
-    size: LadderConfig,
+    config: LadderConfig,
     reporter: Reporter,
-    told: Callable[[Rung], None],
+    on_rung: Callable[[Rung], None],
 ) -> Ladder:
-    """Make every rung that is not there yet, in directories below base.out; tells of each.
+    """Run all rungs in directories below base.out and call on_rung with each result.
 
-    base says what all have in common. Writes ladder.json, ladder.md and ladder.svg. Raises what
-    train() raises.
+    base holds the settings that the rungs share. Reads the results of rungs that are finished.
+    Writes ladder.json, ladder.md and ladder.svg. Raises the errors of run_trial().
     """
     assert base.out is not None
-    out, rungs = made(base.out), []
+    out, rungs = make_directory(base.out), []
 
     def add(rung: Rung) -> None:
         rungs.append(rung)
-        told(rung)
+        on_rung(rung)
 
     corpus = corpora.load_corpus(base.data, progress=reporter.preparing)
     tokenizer = get_tokenizer(base.tokenizer, corpus, base.val_fraction, reporter.preparing)
     data = Data(corpus, tokenizer, "cpu", base.val_fraction, reporter.preparing)
-    data.require(size.small.block_size)
-    train, val = (to_int64(data.splits[name].tokens) for name in SPLITS)
-    start = int(val[0])
-    for n, name in enumerate(COUNTED, 1):
-        began = time.perf_counter()
-        ngrams = NGrams(train, n, tokenizer.vocab_size)
-        loss = ngrams.loss(val)
-        seconds = time.perf_counter() - began
-        written = ngrams.sample(start, 4 * LINE, torch.Generator().manual_seed(base.seed))
-        add(
-            Rung(
-                name=name,
-                adds=("how often", "after the one before", "after the two before")[n - 1],
-                val_loss=loss,
-                bits_per_byte=data.splits["val"].bits_per_byte(loss),
-                parameters=ngrams.parameters,
-                seconds=round(seconds, 3),
-                sample=longest_line(tokenizer.decode(written)),
-            )
-        )
-    for name, adds, model, optim in models(size):
-        config = replace(base, name=name, out=out / name, model=model, optim=optim)
-        found = trial(config, COMMAND, reporter)
-        best = load(out / name, "cpu")
-        text = best.generate("", max_new_tokens=4 * LINE, temperature=1.0, seed=base.seed)
+    data.require(config.small.block_size)
+    train, val = (to_int64(data.splits[name].tokens).numpy() for name in SPLITS)
+    for n, (name, adds) in enumerate(NGRAM_RUNGS.items(), 1):
+        start_time = time.perf_counter()
+        counts = NGramCounts(train, n, tokenizer.vocab_size)
+        loss = counts.loss(NGramCounts(val, n, tokenizer.vocab_size))
+        seconds = time.perf_counter() - start_time
+        generator = torch.Generator().manual_seed(base.seed)
+        sample = sample_tokens(counts, int(val[0]), 4 * SAMPLE_WIDTH, generator)
         add(
             Rung(
                 name=name,
                 adds=adds,
-                val_loss=found.val_loss,
-                bits_per_byte=found.bits_per_byte,
-                parameters=found.parameters,
-                seconds=found.seconds,
-                sample=longest_line(text),
+                val_loss=loss,
+                bits_per_byte=data.splits["val"].bits_per_byte(loss),
+                parameters=len(counts),
+                seconds=round(seconds, 3),
+                sample=find_longest_line(tokenizer.decode(sample)),
             )
         )
-    T = size.small.block_size
+    for name, adds, model, optim in plan_rungs(config):
+        run_config = replace(base, name=name, out=out / name, model=model, optim=optim)
+        trial = run_trial(run_config, LADDER_COMMAND, reporter)
+        trained = load(out / name, "cpu")
+        text = trained.generate(
+            "", max_new_tokens=4 * SAMPLE_WIDTH, temperature=1.0, seed=base.seed
+        )
+        add(
+            Rung(
+                name=name,
+                adds=adds,
+                val_loss=trial.val_loss,
+                bits_per_byte=trial.bits_per_byte,
+                parameters=trial.parameters,
+                seconds=trial.seconds,
+                sample=find_longest_line(text),
+            )
+        )
+    T = config.small.block_size
     ladder = Ladder(
         data=base.data,
-        device=found.device,
+        device=trial.device,
         budget=f"{base.train.steps:,} steps of {base.train.batch_size} × {T} tokens",
         rungs=rungs,
     )
     with stop_on_disk_error(out):
         write_atomically(out / "ladder.json", dump_json(asdict(ladder)))
-        write_atomically(out / "ladder.md", table(ladder).encode())
+        write_atomically(out / "ladder.md", format_table(ladder).encode())
         draw_ladder(out / "ladder.svg", [(rung.name, rung.val_loss) for rung in rungs])
     return ladder
 
 
-def longest_line(text: str) -> str:
-    """The longest line of a text, cut to LINE characters."""
-    return max((line.strip() for line in text.splitlines()), key=len, default="")[:LINE]
+def sample_tokens(
+    counts: NGramCounts, start: int, length: int, generator: torch.Generator
+) -> list[int]:
+    """Sample a sequence of tokens (length,) after the token start, with add-one smoothing."""
+    tokens = [start] * max(1, counts.n - 1)
+    for _ in range(length):
+        weights = torch.from_numpy(counts.count_followers(tokens)) + 1.0  # (V,)
+        tokens.append(int(torch.multinomial(weights, 1, generator=generator)))
+    return tokens[-length:]
 
 
-def table(ladder: Ladder) -> str:
-    """The ladder in Markdown."""
+def find_longest_line(text: str) -> str:
+    """Return the longest line of a text, cut to SAMPLE_WIDTH characters."""
+    return max((line.strip() for line in text.splitlines()), key=len, default="")[:SAMPLE_WIDTH]
+
+
+def format_table(ladder: Ladder) -> str:
+    """Return the ladder as a Markdown table."""
     lines = [
-        "| rung | adds | validation loss | gain | bits a byte | parameters | seconds | writes |",
+        "| rung | adds | validation loss | gain | bits per byte | parameters | seconds | sample |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    before = None
+    previous_loss = None
     for rung in ladder.rungs:
-        gain = "" if before is None else f"{before - rung.val_loss:+.4f}"
-        before = rung.val_loss
+        gain = "" if previous_loss is None else f"{previous_loss - rung.val_loss:+.4f}"
+        previous_loss = rung.val_loss
         sample = rung.sample.replace("|", "\\|").replace("`", "'")
         lines.append(
             f"| {rung.name} | {rung.adds} | {rung.val_loss:.4f} | {gain} "
             f"| {rung.bits_per_byte:.4f} | {rung.parameters:,} | {rung.seconds:,.1f} "
             f"| `{sample}` |"
         )
-    said = f"{ladder.data}, {ladder.budget}, {ladder.device}"
-    return "\n".join(lines) + f"\n\n{said}\n"
+    return "\n".join(lines) + f"\n\n{ladder.data}, {ladder.budget}, {ladder.device}\n"

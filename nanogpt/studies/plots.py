@@ -1,4 +1,4 @@
-"""Curves, drawn without a screen."""
+"""The plots of the studies, as SVG files."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 
 
 def draw_ladder(file: Path, rungs: Sequence[tuple[str, float]]) -> None:
-    """Draw the validation loss of each rung, one below the other, into an SVG."""
+    """Plot the validation loss of each rung, from top to bottom."""
     figure = _figure(7, 0.32 * len(rungs) + 0.9)
     axes = figure.add_subplot()
     names, losses = zip(*rungs, strict=True)
-    places = range(len(rungs))
-    axes.plot(losses, places, color="0.7", linewidth=1, zorder=1)
-    axes.scatter(losses, places, color="black", s=24, zorder=2)
-    for place, loss in zip(places, losses, strict=True):
+    rows = range(len(rungs))
+    axes.plot(losses, rows, color="0.7", linewidth=1, zorder=1)
+    axes.scatter(losses, rows, color="black", s=24, zorder=2)
+    for row, loss in zip(rows, losses, strict=True):
         axes.annotate(
             f"{loss:.3f}",
-            (loss, place),
+            (loss, row),
             (8, 0),
             textcoords="offset points",
             va="center",
             size=8,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
-    axes.set_yticks(places, names)
+    axes.set_yticks(rows, names)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set(xlabel="validation loss (nats per token)")
@@ -38,23 +38,23 @@ def draw_ladder(file: Path, rungs: Sequence[tuple[str, float]]) -> None:
 
 
 Measured = Sequence[tuple[float, float, float]]
-"""(parameters, data, loss) of runs."""
+"""(parameters, characters, loss) of each cell."""
 MARKERS = "os^Dv<>P*X"
 PredictedLoss = Callable[[float, float], float]
-"""The loss of so many parameters on so much data."""
+"""A law: (parameters, characters) to loss."""
 
 
 def draw_fit(file: Path, measured: Measured, law: PredictedLoss) -> None:
-    """Draw losses over parameters, for each amount of data, and the law as lines, into an SVG."""
+    """Plot the loss over parameters: one line of the law and one marker for each amount of text."""
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
     amounts = sorted({D for _, D, _ in measured})
     for i, D in enumerate(amounts):
         points = sorted((N, loss) for N, d, loss in measured if d == D)
         sizes = [N for N, _ in points]
-        steps = [sizes[0] * (sizes[-1] / sizes[0]) ** (k / 50) for k in range(51)]
+        grid = [sizes[0] * (sizes[-1] / sizes[0]) ** (k / 50) for k in range(51)]
         grey = str(0.75 * (1 - i / max(1, len(amounts) - 1)))
-        axes.plot(steps, [law(N, D) for N in steps], color=grey, linewidth=1)
+        axes.plot(grid, [law(N, D) for N in grid], color=grey, linewidth=1)
         axes.plot(
             *zip(*points, strict=True),
             color=grey,
@@ -70,7 +70,7 @@ def draw_fit(file: Path, measured: Measured, law: PredictedLoss) -> None:
 
 
 def draw_residuals(file: Path, measured: Measured, law: PredictedLoss) -> None:
-    """Draw by how much the law is off, over parameters, for each amount of data, into an SVG."""
+    """Plot the relative error of the law over parameters, one line for each amount of text."""
     figure = _figure(7, 3)
     axes = figure.add_subplot()
     amounts = sorted({D for _, D, _ in measured})
@@ -86,7 +86,7 @@ def draw_residuals(file: Path, measured: Measured, law: PredictedLoss) -> None:
             label=f"{D / 1e6:.2f} M characters",
         )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xscale="log", xlabel="parameters", ylabel="law over measured loss (%)")
+    axes.set(xscale="log", xlabel="parameters", ylabel="predicted / measured loss − 1 (%)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=7)
     _save(figure, file)
@@ -97,7 +97,7 @@ def draw_frontier(
     curves: Mapping[int, Sequence[tuple[float, float]]],
     frontier: Sequence[tuple[float, float]],
 ) -> None:
-    """Draw losses over operations, a curve for each size, and what none is below, into an SVG."""
+    """Plot loss over operations: a curve for each model size, and the frontier of the lowest."""
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
     for i, (N, curve) in enumerate(sorted(curves.items())):
@@ -119,8 +119,8 @@ def draw_frontier(
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty figure, width by height inches, drawn without a screen."""
-    # Imported when there is something to draw: it takes as long as several steps.
+    """Return an empty figure, width by height inches, that needs no screen."""
+    # Imported here because matplotlib is slow to import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -130,18 +130,14 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", file: Path) -> None:
-    """Write a figure as SVG, the same bytes every time."""
+    """Write a figure to an SVG file, with the same bytes each time."""
     import matplotlib
 
     for axes in figure.axes:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    drawn = io.BytesIO()
+    buffer = io.BytesIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": "nanogpt"}
     with matplotlib.rc_context(settings):  # type: ignore[arg-type]
-        figure.savefig(
-            drawn,
-            format=file.suffix[1:],
-            metadata={"Date": None} if file.suffix == ".svg" else None,
-        )
-    write_atomically(file, drawn.getvalue())
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    write_atomically(file, buffer.getvalue())

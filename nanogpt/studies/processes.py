@@ -1,4 +1,4 @@
-"""Many runs at once, each in a process of its own, spread over the GPUs that there are."""
+"""Runs many trials at once, each in its own process, spread over the available GPUs."""
 
 import multiprocessing
 import signal
@@ -18,152 +18,159 @@ from ..system.cores import count_cores
 from ..system.devices import pick_device
 from ..system.files import remove_if_present
 from ..system.interrupts import Interrupts
-from .trial import Trial, finished, trial
+from .trial import Trial, read_finished_trial, run_trial
+
+MAX_FAILURES = 3
+"""Times that the process of a trial may be killed before the study stops."""
 
 
 def run_all(
     runs: Sequence[RunConfig],
     at_a_time: int,
-    alone: Callable[[RunConfig], bool],
-    study: str,
-    told: Callable[[RunConfig, Trial, int], None],
-    said: Callable[[str], None],
+    needs_whole_device: Callable[[RunConfig], bool],
+    command: str,
+    on_trial: Callable[[RunConfig, Trial, int], None],
+    on_message: Callable[[str], None],
 ) -> list[Trial]:
-    """What came of runs, in their order: those that are not done yet are made, several at once.
+    """Return the results of runs, in the same order; train those that are not finished yet.
 
-    Spread over all GPUs, at_a_time on each, or one that wants to be alone. study is the command
-    that goes on with them. told hears of every run that is done, and how many are; said of what
-    went wrong. Raises UserError, Interrupted or Stopped, after which those under way are saved.
+    Trains at_a_time runs on each device at once; a run for which needs_whole_device is true has a
+    device to itself. command is the command line that resumes the study. Calls on_trial with each
+    result and the number of finished runs, and on_message when a process fails. Keeps no weights.
+    Raises UserError, Interrupted or Stopped, after the other processes have saved checkpoints.
     """
-    found = {run.name: trial for run in runs if (trial := finished(run))}
-    left = [run for run in runs if run.name not in found]
-    for done, run in enumerate((run for run in runs if run.name in found), 1):
-        _remove_weights(run)  # where the process was killed before it could
-        told(run, found[run.name], done)
-    if left:
-        for run, came in _spread(left, at_a_time, alone, study, said):
-            found[run.name] = came
-            told(run, came, len(found))
-    return [found[run.name] for run in runs]
+    trials = {run.name: trial for run in runs if (trial := read_finished_trial(run))}
+    unfinished = [run for run in runs if run.name not in trials]
+    for done, run in enumerate((run for run in runs if run.name in trials), 1):
+        _remove_weights(run)  # the process may have been killed before it did this
+        on_trial(run, trials[run.name], done)
+    if unfinished:
+        for run, trial in _run_in_processes(
+            unfinished, at_a_time, needs_whole_device, command, on_message
+        ):
+            trials[run.name] = trial
+            on_trial(run, trial, len(trials))
+    return [trials[run.name] for run in runs]
 
 
-def _spread(
+def _run_in_processes(
     runs: Sequence[RunConfig],
     at_a_time: int,
-    alone: Callable[[RunConfig], bool],
-    study: str,
-    said: Callable[[str], None],
+    needs_whole_device: Callable[[RunConfig], bool],
+    command: str,
+    on_message: Callable[[str], None],
 ) -> Iterator[tuple[RunConfig, Trial]]:
-    """Runs in processes of their own, each on a device: those that are done, as they get done.
+    """Yield each run and its result as soon as it is finished.
 
-    One that is killed is gone on with, twice: a study takes too long to lose it.
+    A run whose process is killed resumes from its last checkpoint, up to MAX_FAILURES - 1 times.
     """
     device = pick_device(runs[0].device)
-    several = device.type == "cuda" and device.index is None
-    count = torch.cuda.device_count() if several else 1
-    free = {f"cuda:{i}" if several else runs[0].device: at_a_time for i in range(count)}
-    waiting, killed, working = [*runs], Counter[str](), dict[int, _Worker]()
+    use_all_gpus = device.type == "cuda" and device.index is None
+    n_devices = torch.cuda.device_count() if use_all_gpus else 1
+    names = [f"cuda:{i}" for i in range(n_devices)] if use_all_gpus else [runs[0].device]
+    free_slots = dict.fromkeys(names, at_a_time)
+    waiting, failures, workers = [*runs], Counter[str](), dict[int, _Worker]()
     with Interrupts() as interrupts:
         try:
-            while waiting or working:
+            while waiting or workers:
                 while waiting:
-                    places = at_a_time if alone(waiting[0]) else 1
-                    emptiest = max(free, key=lambda name: free[name])
-                    if free[emptiest] < places:
+                    slots = at_a_time if needs_whole_device(waiting[0]) else 1
+                    name = max(free_slots, key=lambda name: free_slots[name])
+                    if free_slots[name] < slots:
                         break
-                    free[emptiest] -= places
-                    threads = max(1, count_cores() * places // (count * at_a_time))
-                    worker = _Worker(waiting.pop(0), emptiest, places, threads)
-                    working[worker.process.sentinel] = worker
-                for sentinel in connection.wait([*working], timeout=0.2):
+                    free_slots[name] -= slots
+                    threads = max(1, count_cores() * slots // (n_devices * at_a_time))
+                    worker = _Worker(waiting.pop(0), name, slots, threads)
+                    workers[worker.process.sentinel] = worker
+                for sentinel in connection.wait([*workers], timeout=0.2):
                     assert isinstance(sentinel, int)
-                    worker = working.pop(sentinel)
-                    free[worker.device] += worker.places
-                    came = worker.result()
-                    if isinstance(came, Trial):
-                        yield worker.run, came
+                    worker = workers.pop(sentinel)
+                    free_slots[worker.device] += worker.slots
+                    result = worker.result()
+                    if isinstance(result, Trial):
+                        yield worker.run, result
                         continue
                     waiting.insert(0, worker.run)
                     if interrupts.received:
                         break
-                    killed[worker.run.name] += 1
-                    if killed[worker.run.name] == 3:
+                    failures[worker.run.name] += 1
+                    if failures[worker.run.name] == MAX_FAILURES:
                         raise Stopped(
-                            f"{worker.run.name} {came} three times, for want of memory perhaps, "
-                            f"of which there is more with --at-a-time 1"
+                            f"{worker.run.name} {result} {MAX_FAILURES} times, "
+                            f"perhaps for lack of memory: try --at-a-time 1"
                         )
-                    said(f"{worker.run.name} {came}, and goes on.")
+                    on_message(f"{worker.run.name} {result}; it resumes from its last checkpoint.")
                 if interrupts.received:
-                    left = len(waiting) + len(working)
-                    raise Interrupted(interrupts.received, f"with {left} runs left", study)
+                    n_left = len(waiting) + len(workers)
+                    raise Interrupted(interrupts.received, f"with {n_left} runs left", command)
         finally:
-            for worker in working.values():
+            for worker in workers.values():
                 worker.stop()
-            for worker in working.values():
+            for worker in workers.values():
                 worker.process.join()
 
 
 class _Worker:
-    """A process that makes a run."""
+    """A process that trains one run."""
 
-    def __init__(self, run: RunConfig, device: str, places: int, threads: int) -> None:
-        self.run, self.device, self.places = run, device, places
+    def __init__(self, run: RunConfig, device: str, slots: int, threads: int) -> None:
+        self.run, self.device, self.slots = run, device, slots
         spawn = multiprocessing.get_context("spawn")
-        self.problem, end = spawn.Pipe()
-        self.process = spawn.Process(target=_make, args=(run, device, threads, end))
+        self.connection, child_end = spawn.Pipe()
+        self.process = spawn.Process(target=_work, args=(run, device, threads, child_end))
         with _block_interrupts():
             self.process.start()
-        end.close()
+        child_end.close()
 
     def stop(self) -> None:
         """Ask the process to save a checkpoint and to end."""
         with suppress(OSError):  # it has ended
-            self.problem.send(None)
+            self.connection.send(None)
 
     def result(self) -> Trial | str:
-        """What came of the run, when the process has ended, or what became of the process.
+        """Wait for the process, and return the trial or the reason why there is none.
 
-        Raises UserError or Stopped where the process did.
+        Raises the UserError or Stopped that the process raised.
         """
         self.process.join()
         problem: UserError | Stopped | str | None = None
-        if self.problem.poll():
+        if self.connection.poll():
             with suppress(EOFError):
-                problem = self.problem.recv()
+                problem = self.connection.recv()
         if isinstance(problem, Exception):
             raise problem
-        if problem is None and self.process.exitcode == 1:  # a bug of ours, with its traceback
-            raise Stopped(f"{self.run.name} failed, as is said above")
-        code = self.process.exitcode
-        return finished(self.run) or problem or f"was killed (exit code {code})"
+        if problem is None and self.process.exitcode == 1:  # an exception that nobody caught
+            raise Stopped(f"{self.run.name} failed: see the traceback above")
+        reason = problem or f"was killed (exit code {self.process.exitcode})"
+        return read_finished_trial(self.run) or reason
 
 
-def _make(run: RunConfig, device: str, threads: int, problem: Connection) -> None:
-    """Make a run, in a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which asks to stop
-    threading.Thread(target=_end_when_asked, args=(problem,), daemon=True).start()
-    torch.set_num_threads(threads)  # more than there are cores would wait for each other
+def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None:
+    """Train a run on a device; this is the main function of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and calls stop()
+    threading.Thread(target=_end_when_asked, args=(parent,), daemon=True).start()
+    torch.set_num_threads(threads)  # more threads than cores slow all processes down
     try:
-        trial(replace(run, device=device), study="")  # its parent says how to go on
+        run_trial(replace(run, device=device), command="")  # the parent names the command
         _remove_weights(run)
     except Interrupted:
         pass
     except (UserError, Stopped) as error:
-        problem.send(error)
+        parent.send(error)
     except RuntimeError as error:
         if "CUDA error" not in str(error):
             raise
-        problem.send(f"had a {str(error).splitlines()[0]}")
+        parent.send(f"had a {str(error).splitlines()[0]}")
 
 
-def _end_when_asked(problem: Connection) -> None:
+def _end_when_asked(parent: Connection) -> None:
     """Save a checkpoint and end when the parent asks for it, or when the parent is killed.
 
     The parent cannot send the signal: on Windows that would end this process at once.
     """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel, problem])
+    process = multiprocessing.parent_process()
+    assert process is not None
+    connection.wait([process.sentinel, parent])
     signal.raise_signal(signal.SIGTERM)
 
 
@@ -186,7 +193,7 @@ def _block_interrupts() -> Iterator[None]:
 
 
 def _remove_weights(run: RunConfig) -> None:
-    """Leave what was measured: of many runs, nobody asks for the weights."""
+    """Delete the checkpoints of a finished run: a study keeps the losses, not the weights."""
     assert run.out is not None
     for directory in ("best", "last"):
         remove_if_present(run.out / directory)

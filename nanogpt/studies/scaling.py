@@ -1,12 +1,13 @@
-"""What size and data buy: a law L(N, D) of parameters and text, measured on a grid of both.
+"""The scaling study: how the loss depends on model size and on the amount of training text.
 
-N are the parameters, D the characters of text that there are to learn from, E what would be left of
-the loss with endless both (Kaplan et al. 2020, arXiv:2001.08361, has the question; Hoffmann et al.
-2022, arXiv:2203.15556, section 3.3, a formula and how it is fitted). Every model is trained until
-it gets no better, at a constant learning rate, and measured by the average of its weights, which
-stands for a rate that falls (Hägele et al. 2024, arXiv:2405.18392). How much a model has to be held
-back from learning the text by heart goes with how many parameters it has for a character, and how
-often it reads each. What looks best, and what is near that, is run, and the best of them counts.
+It measures L(N, D), the loss of a model with N parameters that is trained on D characters, on a
+grid of both, and fits a law to the result. Kaplan et al. 2020 (arXiv:2001.08361) ask the question;
+Hoffmann et al. 2022 (arXiv:2203.15556, section 3.3) give a formula and a method to fit it.
+
+Each model trains at a constant learning rate until its validation loss stops falling. The average
+of its weights is evaluated, which stands in for a decaying learning rate (Hägele et al. 2024,
+arXiv:2405.18392). How much regularisation a model needs depends on its parameters per character,
+times the number of epochs. The study tries the recipes that fit this ratio and keeps the best run.
 """
 
 import math
@@ -21,42 +22,42 @@ from ..system.files import dump_json, write_atomically
 from ..text import corpora
 from ..text.corpora import count_training_characters
 from ..text.tokenizers import CharTokenizer
-from .findings import Scaling, conclude, tables
+from .findings import ScalingResult, analyse_trials, format_tables
 from .law import require_scipy
 from .plots import draw_fit, draw_frontier, draw_residuals
 from .processes import run_all
-from .trial import Trial, made, stop_on_disk_error
+from .trial import Trial, make_directory, stop_on_disk_error
 
-COMMAND = "nanogpt study scaling"
+SCALING_COMMAND = "nanogpt study scaling"
 SHAPES = ((1, 1, 24), (3, 1, 32), (3, 2, 64), (5, 3, 96), (6, 3, 168), (7, 6, 288), (9, 8, 512))
-"""Blocks, heads and channels, from 10 thousand parameters to 28 million, each about four times
-the one before."""
+"""Blocks, heads and channels of the models: 10 thousand to 28 million parameters, each size about
+four times the previous one."""
 PARTS = (1, 2, 4, 8, 16)
-"""All of the text to learn from, a half of it, …"""
+"""The amounts of text: all of the training text, one half of it, one quarter, …"""
 LARGE_MODEL = 1_000_000
-"""Parameters from which on a recipe's lower rates hold: so large a model learns fast enough with
-them, and its weights move about less at the end."""
-COMPILED = 5_000_000
-"""Parameters from which on compiling takes less time than it saves."""
-ALONE = 20_000_000
-"""Parameters from which on a model has a GPU for itself: it keeps that busy, and beside others it
-crashes now and then (docs/log.md)."""
-PIECE = 1_000
-"""Characters, at least, that stay together when parts of the text are drawn."""
+"""Smallest number of parameters that uses the lower learning rates of a recipe: a model of this
+size learns fast enough with them, and its weights fluctuate less at the end."""
+MIN_COMPILED = 5_000_000
+"""Smallest number of parameters for which compilation saves more time than it takes."""
+WHOLE_GPU = 20_000_000
+"""Smallest number of parameters of a model that has a GPU to itself. One such model keeps the GPU
+busy; next to others, it sometimes crashes (docs/log/studies.md)."""
+MIN_PIECE = 1_000
+"""Minimum length, in characters, of the pieces from which a part of the text is selected."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is kept from learning the text by heart, and where that is tried."""
+    """Regularisation and learning rates, and the range of models in which they are tried."""
 
     dropout: float
     weight_decay: float
     rate: float
-    """For large models, times that for small ones."""
+    """Learning rates of large models, relative to those of small models."""
     low: float
-    """Tried from so many parameters for a character, times epochs, …"""
+    """Smallest parameters per character, times epochs, for which the recipe is tried."""
     high: float
-    """… to so many."""
+    """The upper end of this range, exclusive."""
 
 
 RECIPES = {
@@ -71,7 +72,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Grid:
-    """Which models are trained on how much, and for how long at most."""
+    """The models, the amounts of text, the recipes, and the largest number of steps."""
 
     shapes: Sequence[tuple[int, int, int]] = SHAPES
     parts: Sequence[int] = PARTS
@@ -81,26 +82,27 @@ class Grid:
     block_size: int = 256
 
 
-def texts() -> tuple[list[str], str]:
-    """What there is to learn from, in pieces; and what is measured with.
+def load_texts() -> tuple[list[str], str]:
+    """Return the training text in pieces, and the validation text.
 
-    Tiny Shakespeare's training part and all plays that it does not have, without the few characters
-    that are not in it; and its validation part. Pieces end where a speech does.
+    The training text is the training split of Tiny Shakespeare and all plays that are not in Tiny
+    Shakespeare, without the few characters that do not occur in it. The validation text is Tiny
+    Shakespeare's. Each piece ends at the end of a speech.
     """
     tiny = corpora.load_corpus("tinyshakespeare")
-    val, known = "".join(tiny.read_split("val")), set(tiny.text())
-    rest = "".join(c for c in corpora.load_corpus("shakespeare-rest").text() if c in known)
+    val, alphabet = "".join(tiny.read_split("val")), set(tiny.text())
+    rest = "".join(c for c in corpora.load_corpus("shakespeare-rest").text() if c in alphabet)
     text, pieces, start = "".join(tiny.read_split("train")) + rest, [], 0
     while start < len(text):
-        end = text.find("\n\n", start + PIECE) + 2
+        end = text.find("\n\n", start + MIN_PIECE) + 2
         end = end if end > 1 else len(text)
         pieces.append(text[start:end])
         start = end
     return pieces, val
 
 
-def drawn(pieces: Sequence[str], part: int) -> str:
-    """One of so many parts of a text: pieces from everywhere in it, in its order.
+def select_part(pieces: Sequence[str], part: int) -> str:
+    """Return 1 / part of a text: randomly selected pieces in their original order.
 
     A smaller part is contained in a larger one.
     """
@@ -108,18 +110,18 @@ def drawn(pieces: Sequence[str], part: int) -> str:
     return "".join(pieces[i] for i in sorted(order[: len(pieces) // part]))
 
 
-def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
-    """The runs of the grid, the longest first. Writes their texts and the tokenizer to base.out.
+def plan_runs(base: RunConfig, grid: Grid) -> list[RunConfig]:
+    """Return the runs of the grid, the longest first; write their texts and tokenizer to base.out.
 
-    base has the seed, the device and the directory.
+    base holds the seed, the device and the directory.
     """
     assert base.out is not None
     out = base.out
-    pieces, val = texts()
+    pieces, val = load_texts()
     tokenizer, runs = CharTokenizer("".join([*pieces, val])), []
     write_atomically(out / "tokenizer.json", dump_json(tokenizer.to_json()))
     for part in grid.parts:
-        train = drawn(pieces, part)
+        train = select_part(pieces, part)
         file = out / f"text-1-of-{part}.txt"
         if not file.exists() or file.stat().st_size != len((train + val).encode()):
             write_atomically(file, (train + val).encode())
@@ -128,10 +130,11 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
         assert count_training_characters(total, val_fraction) == len(train)
         epochs = grid.steps * grid.batch_size * grid.block_size / len(train)
         for L, H, C in grid.shapes:
-            N, tried = 12 * L * C * C, set()
+            N, tried = _count_block_parameters(L, C), set()
             for recipe_name, recipe in grid.recipes.items():
-                setting = recipe.dropout, _optim(N, recipe)
-                if not recipe.low <= N / len(train) * epochs < recipe.high or setting in tried:
+                setting = recipe.dropout, _make_optim(N, recipe)
+                in_range = recipe.low <= N / len(train) * epochs < recipe.high
+                if not in_range or setting in tried:
                     continue
                 tried.add(setting)
                 dropout, optim = setting
@@ -155,21 +158,27 @@ def plan(base: RunConfig, grid: Grid) -> list[RunConfig]:
                             eval_first=False,
                             log_every=max(1, grid.steps // 50),
                             patience=10,
-                            compile=N >= COMPILED,
+                            compile=N >= MIN_COMPILED,
                         ),
                     )
                 )
     return sorted(runs, key=lambda run: -flops_per_token(build(run.model)))
 
 
-def _optim(N: int, recipe: Recipe) -> OptimConfig:
+def _count_block_parameters(L: int, C: int) -> int:
+    """The parameters of L blocks of C channels: 4 C² in attention and 8 C² in feed-forward."""
+    return 12 * L * C * C
+
+
+def _make_optim(N: int, recipe: Recipe) -> OptimConfig:
+    """The optimizer settings of a recipe for a model of N parameters."""
     rate = recipe.rate if N >= LARGE_MODEL else 1.0
     return OptimConfig(
         optimizer="muon",
         lr=4e-3 * rate,
         muon_lr=0.02 * rate,
         schedule="linear",
-        min_lr=4e-3 * rate,  # it does not fall
+        min_lr=4e-3 * rate,  # equal to lr: the learning rate stays constant
         warmup=50,
         beta2=0.95,
         weight_decay=recipe.weight_decay,
@@ -178,41 +187,47 @@ def _optim(N: int, recipe: Recipe) -> OptimConfig:
     )
 
 
-def _alone(run: RunConfig) -> bool:
+def _needs_whole_gpu(run: RunConfig) -> bool:
+    """Whether the model of a run is so large that it has a GPU to itself."""
     model = run.model
     assert isinstance(model, ModernConfig)
-    return 12 * model.n_layer * model.n_embd**2 >= ALONE
+    return _count_block_parameters(model.n_layer, model.n_embd) >= WHOLE_GPU
 
 
 def run_scaling(
     base: RunConfig,
     grid: Grid,
     at_a_time: int,
-    told: Callable[[RunConfig, Trial, int, int], None],
-    said: Callable[[str], None],
-) -> Scaling:
-    """Make every run of the grid that is not there yet, below base.out, and conclude.
+    on_trial: Callable[[RunConfig, Trial, int, int], None],
+    on_message: Callable[[str], None],
+) -> ScalingResult:
+    """Run all trials of the grid that are not finished, below base.out, and fit the laws.
 
-    told hears of each run that is done, how many are, and of how many; said of what went wrong.
-    Writes scaling.json, scaling.md, fit.svg, residuals.svg and frontier.svg. Raises UserError,
-    Stopped or Interrupted.
+    Calls on_trial with each trial, the number of finished trials and their total number, and
+    on_message with messages for the user. Writes scaling.json, scaling.md, fit.svg, residuals.svg
+    and frontier.svg. Raises UserError, Stopped or Interrupted.
     """
     assert base.out is not None
     require_scipy()
-    out = made(base.out)
+    out = make_directory(base.out)
     with stop_on_disk_error(out):
-        runs = plan(base, grid)
+        runs = plan_runs(base, grid)
     trials = run_all(
-        runs, at_a_time, _alone, COMMAND, lambda run, came, n: told(run, came, n, len(runs)), said
+        runs,
+        at_a_time,
+        _needs_whole_gpu,
+        SCALING_COMMAND,
+        lambda run, trial, done: on_trial(run, trial, done, len(runs)),
+        on_message,
     )
-    said("Fitting, to all of them and to many draws of them: half a minute.")
-    found = conclude(trials)
-    measured = [(float(c.N), float(c.D), c.loss) for c in found.cells]
-    edge = [(C, loss) for C, loss, _ in found.frontier]
+    on_message("Fitting the laws and their bootstrap intervals: about half a minute.")
+    result = analyse_trials(trials)
+    measured = [(float(cell.N), float(cell.D), cell.loss) for cell in result.cells]
+    frontier = [(flops, loss) for flops, loss, _ in result.frontier]
     with stop_on_disk_error(out):
-        write_atomically(out / "scaling.json", dump_json(asdict(found)))
-        write_atomically(out / "scaling.md", tables(found).encode())
-        draw_fit(out / "fit.svg", measured, found.free.law.loss)
-        draw_residuals(out / "residuals.svg", measured, found.free.law.loss)
-        draw_frontier(out / "frontier.svg", dict(found.curves), edge)
-    return found
+        write_atomically(out / "scaling.json", dump_json(asdict(result)))
+        write_atomically(out / "scaling.md", format_tables(result).encode())
+        draw_fit(out / "fit.svg", measured, result.free.law.loss)
+        draw_residuals(out / "residuals.svg", measured, result.free.law.loss)
+        draw_frontier(out / "frontier.svg", dict(result.curves), frontier)
+    return result

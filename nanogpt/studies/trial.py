@@ -1,4 +1,4 @@
-"""One run of a study: made once, gone on with when it was interrupted, and read when it is done."""
+"""A trial: one run of a study. It is trained once, resumed after an interruption, and then read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,112 +14,119 @@ from ..system.files import dump_json, write_atomically
 from ..text import corpora
 from ..train import Reporter, Result, resume_training, train
 
-FILE = "trial.json"
+TRIAL_FILE = "trial.json"
 
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation on the way."""
+    """One evaluation during a trial."""
 
     tokens: int
+    """Tokens trained on so far."""
     seconds: float
+    """Training time so far, evaluations included."""
     loss: float
-    """Nats per token on the validation split; of the averaged weights where there are any."""
+    """Validation loss in nats per token: of the weights or of their average, the lower one."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a run."""
+    """The result of one run of a study."""
 
     config: RunConfig
-    """As it was asked for."""
+    """The configuration that the study asked for."""
     text_sha256: str
     val_loss: float
-    """The lowest, in nats per token."""
+    """Lowest validation loss, in nats per token."""
     bits_per_byte: float
     parameters: int
     train_tokens: int
-    """Tokens of the training split."""
+    """Size of the training split in tokens."""
     tokens: int
-    """Tokens trained on when the loss was lowest."""
+    """Tokens trained on at the lowest validation loss."""
     seconds: float
-    """Of training, evaluations included."""
+    """Training time, evaluations included."""
     device: str
     points: list[Point]
 
 
-def trial(config: RunConfig, study: str, reporter: Reporter | None = None) -> Trial:
-    """The run that config describes, in config.out: begun, gone on with, or read.
+def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None) -> Trial:
+    """Train the run that config describes in config.out, or resume it, or read its result.
 
-    study is the command that goes on with all runs. Raises UserError where the directory holds
-    another run, Stopped or Interrupted where this one had to end.
+    command is the command line that resumes the whole study. Raises UserError if the directory
+    holds a different run, Stopped or Interrupted if the training ends early.
     """
     assert config.out is not None
-    if found := finished(config):
-        return found
+    if trial := read_finished_trial(config):
+        return trial
     try:
         if (config.out / "last").exists():
-            begun = read_run_config(config.out)
-            # It follows from the text.
-            model = replace(config.model, vocab_size=begun.model.vocab_size)
-            asked = replace(config, model=model)
-            _require_same(asked, begun)
-            result = resume_training(config.out, asked, reporter)
+            started = read_run_config(config.out)
+            # The vocabulary size is known only after the text has been read.
+            model = replace(config.model, vocab_size=started.model.vocab_size)
+            requested = replace(config, model=model)
+            _require_same_settings(requested, started)
+            result = resume_training(config.out, requested, reporter)
         else:
             result = train(config, reporter)
     except Interrupted as error:
-        raise Interrupted(error.number, f"{config.name} {error.saved}", study) from None
-    except Stopped as error:  # its advice would make another run of it
+        raise Interrupted(error.number, f"{config.name} {error.saved}", command) from None
+    except Stopped as error:  # drop its advice, which would change the settings of the trial
         raise Stopped(f"{config.name}: {error.reason}") from None
-    found = _of(config, result)
-    saved = add_header({**asdict(found), "config": config.to_json()})
+    trial = _summarise(config, result)
+    saved = add_header({**asdict(trial), "config": config.to_json()})
     with stop_on_disk_error(config.out):
-        write_atomically(config.out / FILE, dump_json(saved))
-    return found
+        write_atomically(config.out / TRIAL_FILE, dump_json(saved))
+    return trial
 
 
-def finished(config: RunConfig) -> Trial | None:
-    """What came of the run in config.out, if it is done.
+def read_finished_trial(config: RunConfig) -> Trial | None:
+    """Return the result in config.out, or None if the run is not finished.
 
-    Raises UserError where that was another, or learned from another text.
+    Raises UserError if the result is of a run with other settings or another text.
     """
     assert config.out is not None
-    file = config.out / FILE
+    file = config.out / TRIAL_FILE
     if not file.exists():
         return None
-    found = read_dataclass(file, Trial)
-    _require_same(config, found.config)
+    trial = read_dataclass(file, Trial)
+    _require_same_settings(config, trial.config)
     corpora.load_corpus(
         config.data,
         config.column,
         config.separator,
-        expected_sha256=found.text_sha256,
+        expected_sha256=trial.text_sha256,
         may_download=False,
     )
-    return found
+    return trial
 
 
-def _require_same(asked: RunConfig, begun: RunConfig) -> None:
-    """Raise UserError unless the settings are those that the run in the directory has.
+def _require_same_settings(requested: RunConfig, found: RunConfig) -> None:
+    """Raise UserError unless a run in the directory has the requested settings.
 
-    But for where files are: that the text is the same is for its hash to say.
+    Paths and the device may differ: the hash of the text shows whether it is the same text.
     """
-    want, has = flatten_settings(asked), flatten_settings(begun)
-    for name in sorted(want.keys() | has.keys()):
-        a, b = str(want.get(name)), str(has.get(name))
-        if name in ("out", "device", "data") or a == b:
+    settings, found_settings = flatten_settings(requested), flatten_settings(found)
+    for name in sorted(settings.keys() | found_settings.keys()):
+        value, found_value = str(settings.get(name)), str(found_settings.get(name))
+        if name in ("out", "device", "data") or value == found_value:
             continue
-        if name == "tokenizer" and Path(a).name == Path(b).name:
+        if name == "tokenizer" and Path(value).name == Path(found_value).name:
             continue
         raise UserError(
-            f"{asked.out} holds a run with {name} {b}, and this study asks for {a}: "
+            f"{requested.out} holds a run with {name} {found_value}, but this study needs {value}: "
             f"name another directory with --out"
         )
 
 
-def _of(config: RunConfig, result: Result) -> Trial:
+def _summarise(config: RunConfig, result: Result) -> Trial:
+    """Return the trial that describes a finished run."""
     run, best = result.run, result.best
-    evaluated = [(record, record.best()) for record in run.journal.evaluations]
+    evaluations = [
+        (record, evaluation)
+        for record in run.journal.evaluations
+        if (evaluation := record.best()) is not None
+    ]
     return Trial(
         config=config,
         text_sha256=run.text_sha256,
@@ -127,24 +134,27 @@ def _of(config: RunConfig, result: Result) -> Trial:
         bits_per_byte=best.bits_per_byte,
         parameters=run.parameters,
         train_tokens=len(run.data.splits["train"].tokens),
-        tokens=next(r.tokens for r, found in evaluated if found and r.step == best.step),
+        tokens=next(record.tokens for record, _ in evaluations if record.step == best.step),
         seconds=result.last.seconds,
         device=describe_device(run.device),
-        points=[Point(r.tokens, r.seconds, found.val_loss) for r, found in evaluated if found],
+        points=[
+            Point(record.tokens, record.seconds, evaluation.val_loss)
+            for record, evaluation in evaluations
+        ],
     )
 
 
 @contextmanager
 def stop_on_disk_error(out: Path) -> Iterator[None]:
-    """Within it, a disk that is full is a reason to stop. Raises Stopped."""
+    """Turn an OSError in the block, such as a full disk, into Stopped."""
     try:
         yield
     except OSError as error:
         raise Stopped(write_error(out, error).reason) from None
 
 
-def made(out: Path) -> Path:
-    """The directory of a study, made if it is not there. Raises UserError."""
+def make_directory(out: Path) -> Path:
+    """Create the directory of a study if it does not exist. Raises UserError if that fails."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         return out

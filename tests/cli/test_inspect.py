@@ -7,7 +7,7 @@ import pytest
 
 from nanogpt.api import load
 from nanogpt.models import GPTConfig, build
-from nanogpt.reports.inspection import inspect, page
+from nanogpt.reports.inspection import inspect_text, render_page
 from nanogpt.runs.checkpoint import Checkpoint, save_checkpoint
 from nanogpt.text.tokenizers import CharTokenizer
 
@@ -30,9 +30,9 @@ def test_inspect_writes_a_page_without_links(nanogpt: Command, run: Path) -> Non
     trained = load(run, "cpu")
     N = sum(p.numel() for p in trained.model.parameters())
     title = f"runs/one: GPT, {N:,} parameters, step 7"
-    found = inspect(trained.model, trained.tokenizer, TEXT, title)
+    found = inspect_text(trained.model, trained.tokenizer, TEXT, title)
     written = (run / "inspect.html").read_text("utf-8")
-    assert written == page(found)
+    assert written == render_page(found)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|src=|@import", written)
     status, out, _ = nanogpt("inspect", "--out", "other.html", "--device", "cpu")
     assert (status, out) == (0, "other.html\n")

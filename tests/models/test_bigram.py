@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional as F
 
 from nanogpt.models import Bigram, BigramConfig
-from nanogpt.models.bigram import counted_loss
 
 
 def test_counted_probabilities_equal_those_of_a_plain_loop() -> None:
@@ -64,11 +63,3 @@ def test_gradient_descent_converges_to_the_counted_table() -> None:
 def test_config_refuses_an_impossible_size(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} is 0: it must be at least 1"):
         BigramConfig(**{field: 0})
-
-
-@pytest.mark.parametrize("smoothing", [1.0, 0.25])
-def test_counted_loss_equals_the_loss_of_the_counted_table(smoothing: float) -> None:
-    train, val = torch.randint(20, (500,)), torch.randint(23, (300,))  # val has unseen tokens
-    table = Bigram.counted(train, BigramConfig(23, 8), smoothing).table.weight
-    expected = F.cross_entropy(table[val[:-1]], val[1:]).item()
-    assert counted_loss(train, val, 23, smoothing) == pytest.approx(expected, rel=1e-6)

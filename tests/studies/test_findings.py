@@ -1,12 +1,24 @@
-"""What a study of scaling concludes from its runs."""
+"""The analysis of a scaling study whose losses follow a known law."""
 
+import json
+import re
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from nanogpt.models import ModernConfig, build
 from nanogpt.runs.config import RunConfig, TrainConfig
-from nanogpt.studies.findings import cells, conclude, frontier, growth, loss_curve, takeovers
+from nanogpt.studies.findings import (
+    analyse_trials,
+    find_frontier,
+    find_takeovers,
+    fit_exponent,
+    format_tables,
+    make_curve,
+    select_cells,
+)
 from nanogpt.studies.law import ScalingLaw
 from nanogpt.studies.scaling import PARTS, SHAPES
 from nanogpt.studies.trial import Point, Trial
@@ -14,8 +26,8 @@ from nanogpt.studies.trial import Point, Trial
 TRUE = ScalingLaw(E=1.1, A=20.0, alpha=0.4, B=120.0, beta=0.35)
 
 
-def made_up(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
-    """A run whose loss is that of a law, the higher the more dropout."""
+def make_trial(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
+    """A trial with the loss of the true law, plus its dropout."""
     model = ModernConfig(*shape, 256, 65, dropout)
     N = sum(p.numel() for p in build(model).parameters())
     loss = TRUE.loss(N, D) + dropout
@@ -24,91 +36,141 @@ def made_up(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
     return Trial(config, "", loss + 0.1, 0, N, D, 9_000, 10.0, "cpu", points)
 
 
-def test_it_concludes_the_law_that_losses_follow() -> None:
+def test_analysis_finds_the_law_that_the_losses_follow() -> None:
     amounts = [4_500_000 // part for part in PARTS]
-    trials = [made_up(s, D, p) for s in SHAPES[:6] for D in amounts for p in (0.0, 0.3)]
+    trials = [make_trial(s, D, p) for s in SHAPES[:6] for D in amounts for p in (0.0, 0.3)]
     for trial in trials:
         object.__setattr__(trial, "val_loss", trial.val_loss - 0.1)
-    found = conclude(trials, bootstraps=3)
-    for fitted in (found.sum, found.free):
+    result = analyse_trials(trials, bootstraps=3)
+    for fitted in (result.sum, result.free):
         assert fitted.law.alpha == pytest.approx(0.4, rel=1e-2)
         assert fitted.law.beta == pytest.approx(0.35, rel=1e-2)
         assert fitted.law.p == pytest.approx(1, rel=1e-2)
         assert fitted.error < 1e-3
-        assert all(said == pytest.approx(L, rel=1e-3) for _, L, said in fitted.held_out)
-    assert found.sum.bounds.keys() == {"E", "A", "alpha", "B", "beta"}
-    assert found.free.bounds.keys() == {*found.sum.bounds, "p"}
-    assert len(found.runs) == len(trials) == 2 * len(found.cells)
-    assert all(cell.run == f"{cell.N} {cell.D} 0.0" for cell in found.cells)
-    assert [N for N, _ in found.curves] == [size.N for size in found.sizes]
-    assert found.curves[0][1] == loss_curve(next(t for t in trials if t.train_tokens == amounts[0]))
-    for size in found.sizes:
-        assert size.of_size == pytest.approx(TRUE.of_size(size.N), rel=1e-2)
-        assert TRUE.of_data(size.enough) == pytest.approx(TRUE.of_size(size.N), rel=1e-2)
+        assert all(predicted == pytest.approx(L, rel=1e-3) for _, L, predicted in fitted.held_out)
+    assert result.sum.bounds.keys() == {"E", "A", "alpha", "B", "beta"}
+    assert result.free.bounds.keys() == {*result.sum.bounds, "p"}
+    assert len(result.runs) == len(trials) == 2 * len(result.cells)
+    assert all(cell.run == f"{cell.N} {cell.D} 0.0" for cell in result.cells)
+    assert [N for N, _ in result.curves] == [size.N for size in result.sizes]
+    assert result.curves[0][1] == make_curve(
+        next(t for t in trials if t.train_tokens == amounts[0])
+    )
+    for size in result.sizes:
+        assert size.of_size == pytest.approx(TRUE.size_term(size.N), rel=1e-2)
+        assert TRUE.data_term(size.enough) == pytest.approx(TRUE.size_term(size.N), rel=1e-2)
 
 
-def test_the_largest_size_is_predicted_from_the_others_alone() -> None:
+def test_largest_size_is_predicted_from_the_smaller_sizes_only() -> None:
     law, amounts = replace(TRUE, p=3.0), [4_500_000 // part for part in PARTS]
-    trials = [made_up(s, D, 0.0) for s in SHAPES[:6] for D in amounts]
+    trials = [make_trial(s, D, 0.0) for s in SHAPES[:6] for D in amounts]
     largest = max(trial.parameters for trial in trials)
     for trial in trials:
         loss = law.loss(trial.parameters, trial.train_tokens)
         object.__setattr__(trial, "val_loss", loss + 0.1 * (trial.parameters == largest))
-    found = conclude(trials, bootstraps=1)
-    assert [D for D, *_ in found.free.held_out] == sorted(amounts)
-    for D, measured, said in found.free.held_out:
-        assert said == pytest.approx(law.loss(largest, D), rel=1e-3)
-        assert measured == pytest.approx(said + 0.1, rel=1e-3)
-    assert found.free.largest_error > 0.01
+    result = analyse_trials(trials, bootstraps=1)
+    assert [D for D, *_ in result.free.held_out] == sorted(amounts)
+    for D, measured, predicted in result.free.held_out:
+        assert predicted == pytest.approx(law.loss(largest, D), rel=1e-3)
+        assert measured == pytest.approx(predicted + 0.1, rel=1e-3)
+    assert result.free.largest_error > 0.01
 
 
-def test_who_is_starved_is_whom_more_text_helps_more() -> None:
+def test_bottleneck_is_the_one_that_gains_more() -> None:
     law, amounts = replace(TRUE, B=20.0, p=3.0), [4_500_000 // part for part in PARTS]
-    trials = [made_up(s, D, 0.0) for s in SHAPES for D in amounts]
+    trials = [make_trial(s, D, 0.0) for s in SHAPES for D in amounts]
     for trial in trials:
         loss = law.loss(trial.parameters, trial.train_tokens)
         object.__setattr__(trial, "val_loss", loss)
-    found = conclude(trials, bootstraps=1)
-    assert found.free.law.p == pytest.approx(3, rel=1e-2)
+    result = analyse_trials(trials, bootstraps=1)
+    assert result.free.law.p == pytest.approx(3, rel=1e-2)
     most = max(amounts)
-    for size in found.sizes:
+    for size in result.sizes:
         now = law.loss(size.N, most)
         assert size.more_size == pytest.approx(now - law.loss(2 * size.N, most), rel=2e-2)
         assert size.more_data == pytest.approx(now - law.loss(size.N, 2 * most), rel=2e-2)
-    starved = [size.starved for size in found.sizes]
-    assert starved == sorted(starved)
-    assert {*starved} == {False, True}
+    is_text = [size.is_text for size in result.sizes]
+    assert is_text == sorted(is_text)
+    assert {*is_text} == {False, True}
 
 
-def test_a_cell_is_its_better_run() -> None:
+def test_cell_has_the_best_of_its_runs() -> None:
     losses = {0.0: 2.0, 0.3: 1.9}
-    two = [replace(made_up(SHAPES[0], 1000, p), val_loss=loss) for p, loss in losses.items()]
-    (cell,) = cells(two)
+    two = [replace(make_trial(SHAPES[0], 1000, p), val_loss=loss) for p, loss in losses.items()]
+    (cell,) = select_cells(two)
     assert (cell.loss, cell.run, cell.seconds) == (1.9, two[1].config.name, 20.0)
     assert not cell.falling
-    (best_at_the_end,) = cells([replace(two[0], tokens=10_000)])
+    (best_at_the_end,) = select_cells([replace(two[0], tokens=10_000)])
     assert best_at_the_end.falling
     each = cell.compute / two[1].tokens
-    operations, loss = loss_curve(two[1])[0]
+    operations, loss = make_curve(two[1])[0]
     assert operations == pytest.approx(1000 * each)
     assert loss == two[1].points[0].loss
 
 
-def test_nothing_is_below_the_frontier() -> None:
+def test_frontier_has_each_new_lowest_loss() -> None:
     small = 10, [(1.0, 3.0), (2.0, 2.5), (8.0, 2.4)]
     large = 1000, [(2.0, 2.9), (4.0, 2.0), (8.0, 1.5)]
-    edge = frontier([small, large])
-    assert edge == [(1.0, 3.0, 10), (2.0, 2.5, 10), (4.0, 2.0, 1000), (8.0, 1.5, 1000)]
+    frontier = find_frontier([small, large])
+    assert frontier == [(1.0, 3.0, 10), (2.0, 2.5, 10), (4.0, 2.0, 1000), (8.0, 1.5, 1000)]
 
 
-def test_a_size_takes_over_where_it_gets_ahead() -> None:
-    small = 10, [(10.0**k, 3.0 - 0.2 * k) for k in range(6)]  # 3.0 at 1 to 2.0 at 100,000
-    large = 1000, [(10.0**k, 4.0 - 0.6 * k) for k in range(1, 7)]  # as good after 10^2.5
-    late = 4000, [(10.0**k, 5.0 - 0.5 * k) for k in range(1, 9)]  # ahead when large is done
-    ((operations, parameters),) = takeovers([small, large, late])
+def test_takeover_is_where_the_curves_cross() -> None:
+    small = 10, [(10.0**k, 3.0 - 0.2 * k) for k in range(6)]  # from 3.0 at 1 to 2.0 at 10⁵
+    large = 1000, [(10.0**k, 4.0 - 0.6 * k) for k in range(1, 7)]  # equal to small at 10^2.5
+    late = (
+        4000,
+        [(10.0**k, 5.0 - 0.5 * k) for k in range(1, 9)],
+    )  # ahead only after large ends
+    ((operations, parameters),) = find_takeovers([small, large, late])
     assert operations == pytest.approx(10**2.5)
     assert parameters == pytest.approx(100)
     first = 4000, [(10.0**k, 1.0) for k in range(3, 5)]  # ahead from the start
-    assert takeovers([small, first]) == []
-    assert growth([(10.0**k, 10.0 ** (2 * k)) for k in range(1, 6)]) == pytest.approx(2)
-    assert growth([(1.0, 1.0)]) is None
+    assert find_takeovers([small, first]) == []
+    assert fit_exponent([(10.0**k, 10.0 ** (2 * k)) for k in range(1, 6)]) == pytest.approx(2)
+    assert fit_exponent([(1.0, 1.0)]) is None
+
+
+def test_tables_name_the_root_mean_square_error() -> None:
+    amounts = [4_500_000 // part for part in PARTS]
+    trials = [make_trial(shape, D, 0.0) for shape in SHAPES[:4] for D in amounts]
+    result = analyse_trials(trials, bootstraps=1)
+    errors = [result.free.law.loss(cell.N, cell.D) / cell.loss - 1 for cell in result.cells]
+    assert result.free.error == pytest.approx((sum(e * e for e in errors) / len(errors)) ** 0.5)
+    error, largest = result.free.error, max(map(abs, errors))
+    table = format_tables(result)
+    assert re.search(rf"^\| root mean square error \| .* \| {error:.2%} \| \|$", table, re.M)
+    assert re.search(rf"^\| largest error \| .* \| {largest:.2%} \| \|$", table, re.M)
+
+
+def test_docs_name_the_cells_below_the_floor_and_the_errors() -> None:
+    root = Path(__file__).parent.parent.parent
+    page = " ".join((root / "docs" / "studies.md").read_text("utf-8").split())
+    saved = json.loads((root / "benchmarks" / "results" / "scaling" / "scaling.json").read_text())
+    law, cells = ScalingLaw(**saved["free"]["law"]), saved["cells"]
+    gaps = [law.E + law.data_term(cell["D"]) - cell["loss"] for cell in cells]
+    below = sorted((gap for gap in gaps if gap > 0), reverse=True)
+    assert (len(below), len(cells)) == (4, 35)
+    assert all(cell["loss"] > law.E for cell in cells)
+    assert "Four of the 35 cells lie below" in page
+    assert f"by {below[0]:.3f} (7 million parameters" in page
+    assert f"{below[1]:.3f}, {below[2]:.3f} and less than 0.001." in page
+    assert below[3] < 0.001
+    assert f"It is {saved['sum']['error']:.1%} for the sum" in page
+    free = saved["free"]
+    assert f"the error is {free['error']:.1%}, and the largest error of a cell is" in page
+    assert f"of a cell is {free['largest_error']:.1%}." in page
+    assert f"In {sum(cell['falling'] for cell in cells)} of the 35 cells, marked" in page
+    held_out = {
+        name: [predicted / measured - 1 for _, measured, predicted in saved[name]["held_out"]]
+        for name in ("sum", "free")
+    }
+    assert -0.012 < min(held_out["free"]) <= max(held_out["free"]) < 0
+    assert 0.055 < max(map(abs, held_out["sum"])) < 0.06
+    assert "to within 1.2%; all five predictions are too low. The sum is off by up to 6%." in page
+    runs = Counter((run["N"], run["D"]) for run in saved["runs"])
+    single = sum(count == 1 for count in runs.values())
+    assert f"{single} of the 35 cells have a single run" in page
+    (curve,) = (curve for N, curve in saved["curves"] if N == 7_005_312)
+    gain = curve[-6][1] - curve[-1][1]  # one evaluation every 100 steps
+    assert f"fell by {gain:.3f} in its last 500 steps" in page

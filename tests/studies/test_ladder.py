@@ -1,4 +1,4 @@
-"""The ladder: every rung adds one thing, and what is done is not done again."""
+"""The ladder: each rung adds one part, n-gram samples follow the counts, finished runs stay."""
 
 import json
 import re
@@ -7,7 +7,9 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from nanogpt.api import load
 from nanogpt.errors import UserError
@@ -16,22 +18,24 @@ from nanogpt.optim import OptimConfig
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.studies import ladder as module
 from nanogpt.studies.ladder import (
-    SIZES,
+    LADDER_CONFIGS,
     Ladder,
     LadderConfig,
     Rung,
-    longest_line,
-    models,
+    find_longest_line,
+    format_table,
+    plan_rungs,
     run_ladder,
-    table,
+    sample_tokens,
 )
-from nanogpt.studies.trial import trial
+from nanogpt.studies.trial import run_trial
+from nanogpt.text.ngrams import NGramCounts
 from nanogpt.train import Reporter
 
 Command = Callable[..., tuple[int, str, str]]
 TINY = LadderConfig(
     small=GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16),
-    whole=GPTConfig(n_layer=3, n_head=4, n_embd=32, block_size=16),
+    large=GPTConfig(n_layer=3, n_head=4, n_embd=32, block_size=16),
     dropout=0.1,
     optim=OptimConfig(lr=1e-2, warmup=5),
     muon=OptimConfig(optimizer="muon"),
@@ -49,14 +53,15 @@ def base(text_file: Path) -> RunConfig:
     return RunConfig(data=data, out=out, device="cpu", precision="float32", train=TINY.train)
 
 
-def climb(base: RunConfig) -> tuple[Ladder, list[Rung]]:
-    told: list[Rung] = []
-    return run_ladder(base, TINY, Reporter(), told.append), told
+def run_tiny_ladder(base: RunConfig) -> tuple[Ladder, list[Rung]]:
+    """The result of a small ladder, and the rungs in the order in which they were reported."""
+    reported: list[Rung] = []
+    return run_ladder(base, TINY, Reporter(), reported.append), reported
 
 
-@pytest.mark.parametrize("size", [*SIZES.values(), TINY])
-def test_every_rung_adds_one_thing(size: LadderConfig) -> None:
-    rungs = [(asdict(model), asdict(optim)) for _, _, model, optim in models(size)]
+@pytest.mark.parametrize("config", [*LADDER_CONFIGS.values(), TINY])
+def test_each_rung_changes_one_kind_of_setting(config: LadderConfig) -> None:
+    rungs = [(asdict(model), asdict(optim)) for _, _, model, optim in plan_rungs(config)]
     different = [
         {
             key
@@ -70,74 +75,92 @@ def test_every_rung_adds_one_thing(size: LadderConfig) -> None:
     assert different[1] == {"feed_forward"}
     assert different[2] == {"n_layer"}
     assert different[3] == {"residual"}
-    assert different[4] == set()  # no key of PlainConfig any more: with norms
+    assert different[4] == set()  # GPTConfig instead of PlainConfig: layer norm
     assert different[5] == {"dropout"}
     assert different[6] <= {"n_layer", "n_embd", "n_head"}
-    assert different[7] == {"n_head"}  # and the kind of model
+    assert different[7] == {"n_head"}  # and ModernConfig instead of GPTConfig
     assert "optimizer" in different[8]
-    assert different[8] <= asdict(size.muon).keys()  # the model is the same
-    kinds = [type(build(model)).__name__ for _, _, model, _ in models(size)]
+    assert different[8] <= asdict(config.muon).keys()  # the model is the same
+    kinds = [type(build(model)).__name__ for _, _, model, _ in plan_rungs(config)]
     assert kinds == ["Plain"] * 5 + ["GPT"] * 3 + ["Modern"] * 2
 
 
-def test_it_climbs_and_writes_what_it_found(base: RunConfig) -> None:
-    ladder, told = climb(base)
+def test_files_hold_the_result(base: RunConfig) -> None:
+    ladder, reported = run_tiny_ladder(base)
     assert [rung.name for rung in ladder.rungs] == NAMES
-    assert told == ladder.rungs
+    assert reported == ladder.rungs
     losses = {rung.name: rung.val_loss for rung in ladder.rungs}
     assert losses["unigram"] > losses["bigram"]
     for rung in ladder.rungs[3:]:
-        read_description = json.loads(Path("runs/ladder", rung.name, "run.json").read_text())
-        assert read_description["parameters"] == rung.parameters
-        assert read_description["bigram_loss"] == pytest.approx(losses["bigram"], rel=1e-3)
+        description = json.loads(Path("runs/ladder", rung.name, "run.json").read_text("utf-8"))
+        assert description["parameters"] == rung.parameters
+        assert description["bigram_loss"] == pytest.approx(losses["bigram"], rel=1e-3)
         assert load(Path("runs/ladder", rung.name)).best.val_loss == rung.val_loss  # type: ignore[union-attr]
     assert json.loads(Path("runs/ladder/ladder.json").read_text("utf-8")) == asdict(ladder)
-    written = Path("runs/ladder/ladder.md").read_text("utf-8")
-    assert written == table(ladder)
-    gains = re.findall(r"\| ([+-]\d\.\d{4}) \|", written)
+    table = Path("runs/ladder/ladder.md").read_text("utf-8")
+    assert table == format_table(ladder)
+    gains = re.findall(r"\| ([+-]\d\.\d{4}) \|", table)
     assert float(gains[0]) == pytest.approx(losses["unigram"] - losses["bigram"], abs=1e-4)
     assert len(gains) == len(NAMES) - 1
-    drawn = Path("runs/ladder/ladder.svg").read_text("utf-8")
-    assert all(f">{name}<" in drawn for name in NAMES)
+    svg = Path("runs/ladder/ladder.svg").read_text("utf-8")
+    assert all(f">{name}<" in svg for name in NAMES)
 
 
-def test_what_is_done_is_not_done_again(base: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
+def test_finished_rungs_are_not_trained_again(
+    base: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted: list[str] = []
 
-    def once(config: RunConfig, *rest: object) -> object:
-        if config.name == "residuals" and "blocks" in done and "again" not in done:
-            done.append("again")
+    def interrupt_once(config: RunConfig, *rest: object) -> object:
+        if config.name == "residuals" and not interrupted:
+            interrupted.append(config.name)
             raise KeyboardInterrupt
-        done.append(config.name)
-        return real(config, *rest)  # type: ignore[arg-type]
+        return run_trial(config, *rest)  # type: ignore[arg-type]
 
-    real = trial
-    monkeypatch.setattr(module, "trial", once)
+    monkeypatch.setattr(module, "run_trial", interrupt_once)
     with pytest.raises(KeyboardInterrupt):
-        climb(base)
+        run_tiny_ladder(base)
     before = {file: file.stat().st_mtime_ns for file in Path("runs").rglob("trial.json")}
     assert len(before) == 4
-    first, _ = climb(base)
-    assert all(file.stat().st_mtime_ns == at for file, at in before.items())
-    second, _ = climb(base)
+    first, _ = run_tiny_ladder(base)
+    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+    second, _ = run_tiny_ladder(base)
     assert [r.val_loss for r in second.rungs] == [r.val_loss for r in first.rungs]
-    with pytest.raises(UserError, match="asks for 3: name another directory"):
-        climb(replace(base, seed=3))
+    with pytest.raises(UserError, match="needs 3: name another directory"):
+        run_tiny_ladder(replace(base, seed=3))
 
 
-def test_the_command(nanogpt: Command, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SIZES, "cpu", TINY)
+def test_command_prints_a_row_per_rung_and_json(
+    nanogpt: Command, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LADDER_CONFIGS, "cpu", TINY)
     flags = ("--data", text_file, "--device", "cpu")
-    status, out, err = nanogpt("run_ladder", "ladder", *flags)
+    status, out, err = nanogpt("study", "ladder", *flags)
     assert (status, err) == (0, "")
     assert re.search(r"^rung +val loss +gain", out)
     assert all(re.search(rf"^{name} +\d", out, re.M) for name in NAMES)
     assert "kept in runs/ladder: ladder.json, ladder.md, ladder.svg" in out
-    _, as_json, _ = nanogpt("run_ladder", "ladder", *flags, "--json")
+    _, as_json, _ = nanogpt("study", "ladder", *flags, "--json")
     assert json.loads(as_json) == json.loads(Path("runs/ladder/ladder.json").read_text("utf-8"))
 
 
-def test_the_line_shown_is_the_longest() -> None:
-    assert longest_line("a\n  bcd ef \ng") == "bcd ef"
-    assert longest_line("") == ""
-    assert len(longest_line("x" * 500)) == 60
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_samples_have_the_frequencies_of_the_counts(n: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    train = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 4000, True, generator=generator)
+    sample = torch.tensor(sample_tokens(NGramCounts(train.numpy(), n, 3), 0, 1500, generator))
+    assert len(sample) == 1500
+    shares = (torch.bincount(tokens, minlength=3) / len(tokens) for tokens in (sample, train))
+    torch.testing.assert_close(*shares, atol=0.06, rtol=0)
+
+
+def test_sample_follows_the_counted_bigrams() -> None:
+    counts = NGramCounts(np.array([0, 1, 2] * 10**6), 2, 3)
+    generator = torch.Generator().manual_seed(0)
+    assert sample_tokens(counts, 0, 9, generator) == [1, 2, 0, 1, 2, 0, 1, 2, 0]
+
+
+def test_find_longest_line() -> None:
+    assert find_longest_line("a\n  bcd ef \ng") == "bcd ef"
+    assert find_longest_line("") == ""
+    assert len(find_longest_line("x" * 500)) == 60

@@ -1,4 +1,4 @@
-"""A law of scaling, fitted to losses that it made."""
+"""Fits recover the scaling law that generated the losses."""
 
 import sys
 from dataclasses import replace
@@ -16,20 +16,20 @@ N, D = (list(values) for values in zip(*CELLS, strict=True))
 LOSSES = [TRUE.loss(n, d) for n, d in CELLS]
 
 
-def test_it_is_its_formula() -> None:
+def test_loss_is_the_formula() -> None:
     assert TRUE.loss(1e6, 1e5) == pytest.approx(1.1 + 20 / 1e6**0.4 + 120 / 1e5**0.35)
-    assert TRUE.of_data(TRUE.enough_data(1e6)) == pytest.approx(TRUE.of_size(1e6))
+    assert TRUE.data_term(TRUE.balanced_data(1e6)) == pytest.approx(TRUE.size_term(1e6))
 
 
-def test_exact_losses_give_the_law_back() -> None:
-    found = fit(N, D, LOSSES)
+def test_fit_to_exact_losses_recovers_the_law() -> None:
+    fitted = fit(N, D, LOSSES)
     for name in ("E", "A", "alpha", "B", "beta"):
-        assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=1e-4)
+        assert getattr(fitted, name) == pytest.approx(getattr(TRUE, name), rel=1e-4)
 
 
-def test_what_is_scarcer_can_hide_the_rest() -> None:
+def test_with_a_large_p_only_the_larger_term_counts() -> None:
     law = replace(TRUE, p=3.0)
-    size, data = law.of_size(1e5), law.of_data(1e6)
+    size, data = law.size_term(1e5), law.data_term(1e6)
     assert law.loss(1e5, 1e6) == pytest.approx(1.1 + (size**3 + data**3) ** (1 / 3))
     assert replace(TRUE, p=1000.0).loss(1e5, 1e6) == pytest.approx(1.1 + max(size, data), rel=1e-3)
     # Kaplan et al. 2020, equation 1.5, with N_c and D_c of A^(1/α) and B^(1/β), and without E.
@@ -39,29 +39,29 @@ def test_what_is_scarcer_can_hide_the_rest() -> None:
     assert kaplan.loss(1e5, 1e6) == pytest.approx(term**TRUE.beta)
 
 
-def test_a_free_p_is_found_and_helps_where_losses_do_not_add_up() -> None:
+def test_free_p_is_recovered_where_the_sum_does_not_fit() -> None:
     law = replace(TRUE, p=3.0)
     losses = [law.loss(n, d) for n, d in CELLS]
-    found, added = fit(N, D, losses, free=True), fit(N, D, losses)
+    fitted, added = fit(N, D, losses, free=True), fit(N, D, losses)
     for name in ("E", "A", "alpha", "B", "beta", "p"):
-        assert getattr(found, name) == pytest.approx(getattr(law, name), rel=1e-3)
+        assert getattr(fitted, name) == pytest.approx(getattr(law, name), rel=1e-3)
     assert added.p == 1
     assert max(abs(added.loss(n, d) / law.loss(n, d) - 1) for n, d in CELLS) > 0.02
     assert bootstrap(N, D, losses, law, 5, free=True)["p"] == pytest.approx((3, 3), rel=1e-2)
 
 
-def test_one_outlier_changes_little() -> None:
+def test_one_outlier_changes_the_exponents_little() -> None:
     losses = [*LOSSES]
     losses[5] *= 1.3
-    found = fit(N, D, losses)
-    assert found.alpha == pytest.approx(TRUE.alpha, abs=0.02)
-    assert found.beta == pytest.approx(TRUE.beta, abs=0.02)
+    fitted = fit(N, D, losses)
+    assert fitted.alpha == pytest.approx(TRUE.alpha, abs=0.02)
+    assert fitted.beta == pytest.approx(TRUE.beta, abs=0.02)
 
 
-def test_intervals_hold_the_truth_and_grow_with_the_noise() -> None:
-    draw, widths = np.random.default_rng(0), []
+def test_intervals_contain_the_truth_and_grow_with_the_noise() -> None:
+    generator, widths = np.random.default_rng(0), []
     for noise in (0.002, 0.02):
-        losses = [loss * np.exp(draw.normal(0, noise)) for loss in LOSSES]
+        losses = [loss * np.exp(generator.normal(0, noise)) for loss in LOSSES]
         bounds = bootstrap(N, D, losses, fit(N, D, losses), 40)
         low, high = bounds["alpha"]
         assert low < TRUE.alpha < high
@@ -70,7 +70,7 @@ def test_intervals_hold_the_truth_and_grow_with_the_noise() -> None:
     assert bootstrap(N, D, LOSSES, TRUE, 5)["beta"] == pytest.approx((0.35, 0.35), rel=1e-3)
 
 
-def test_without_scipy_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_scipy_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     require_scipy()
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(UserError, match="the fit needs scipy: install it"):

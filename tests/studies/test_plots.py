@@ -1,32 +1,54 @@
-"""The curve is a picture of the numbers: drawn again, its lines hold them."""
+"""The plots of the studies: each shows all its data, and the same data give the same file."""
 
-import io
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
-from nanogpt.runs.plot import draw_loss
+from nanogpt.studies.plots import draw_fit, draw_frontier, draw_ladder, draw_residuals
+
+CELLS = [(N, D, 1 + 1e3 / N + 1e4 / D) for N in (1e4, 1e5, 1e6) for D in (1e5, 1e6)]
+CURVES = {10_000: [(1e9, 3.0), (2e9, 2.5)], 100_000: [(2e9, 2.8), (8e9, 2.0), (16e9, 1.9)]}
 
 
-def test_the_lines_are_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
-    save = Figure.savefig
+def law(N: float, D: float) -> float:
+    return 1.01 * (1 + 1e3 / N + 1e4 / D)
 
-    def keep(figure: Figure, file: io.BytesIO) -> None:
-        drawn.append(figure)
-        save(figure, file)
 
-    monkeypatch.setattr(Figure, "savefig", keep)
-    train, val = [(10, 3.0), (20, 2.0)], [(0, 4.0), (10, 2.5), (20, 2.75)]
-    averaged = [(10, 2.4), (20, 2.625)]
-    draw_loss(tmp_path / "loss.png", train, val, averaged, 2.25, "a run")
-    (axes,) = drawn[0].axes
-    lines = {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines}  # type: ignore
-    assert lines["training batches"] == [list(point) for point in train]
-    assert lines["validation"] == [list(point) for point in val]
-    assert lines["validation, averaged weights"] == [list(point) for point in averaged]
-    assert [y for _, y in lines["bigram 2.2500"]] == [2.25, 2.25]
-    assert axes.texts[0].get_text() == "best 2.4000\nstep 10"
-    assert axes.get_ylabel() == "loss (nats per token)"
-    assert (tmp_path / "loss.png").stat().st_size > 1000
+PLOTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "ladder": (
+        lambda file: draw_ladder(file, [("unigram", 3.25), ("bigram", 2.5)]),
+        ["unigram", "bigram", "3.250", "2.500", "validation loss (nats per token)"],
+    ),
+    "fit": (
+        lambda file: draw_fit(file, CELLS, law),
+        ["0.10 M characters", "1.00 M characters", "parameters"],
+    ),
+    "residuals": (
+        lambda file: draw_residuals(file, CELLS, law),
+        ["0.10 M characters", "1.00 M characters", "predicted / measured loss − 1 (%)"],
+    ),
+    "frontier": (
+        lambda file: draw_frontier(file, CURVES, [(1e9, 3.0), (2e9, 2.5), (8e9, 2.0)]),
+        ["10,000 parameters", "100,000 parameters", "frontier", "operations"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_plot_is_labelled_and_reproducible(name: str) -> None:
+    draw, labels = PLOTS[name]
+    first, second = Path("first.svg"), Path("second.svg")
+    draw(first)
+    draw(second)
+    assert first.read_bytes() == second.read_bytes()
+    svg = first.read_text("utf-8")
+    assert all(f">{label}<" in svg for label in labels)
+
+
+def test_fit_has_a_marker_for_each_cell() -> None:
+    draw_fit(Path("fit.svg"), CELLS, law)
+    axes = Path("fit.svg").read_text("utf-8").partition('<g id="legend_1">')[0]
+    markers = re.findall(r"<g clip-path=[^>]*>\s*((?:<use [^>]*>\s*)+)</g>", axes)
+    assert sum(group.count("<use ") for group in markers) == len(CELLS)

@@ -1,4 +1,4 @@
-"""Runs side by side, each in a process of its own."""
+"""Many trials at once, each in its own process."""
 
 import json
 import multiprocessing
@@ -19,13 +19,13 @@ from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.directory import lock_run
 from nanogpt.studies import processes
 from nanogpt.studies.processes import run_all
-from nanogpt.studies.trial import Trial, trial
+from nanogpt.studies.trial import Trial, run_trial
 from tests.platforms import posix_only
 
 
 @pytest.fixture
 def run(text_file: Path) -> RunConfig:
-    """A small one."""
+    """A run of about a second."""
     return RunConfig(
         name="one",
         out=Path("one"),
@@ -38,7 +38,7 @@ def run(text_file: Path) -> RunConfig:
 
 
 def never(run: RunConfig) -> bool:
-    """No run wants to be alone."""
+    """No run needs a whole device."""
     return False
 
 
@@ -46,26 +46,29 @@ def named(run: RunConfig, name: str, seed: int = 0) -> RunConfig:
     return replace(run, name=name, out=Path(name), seed=seed)
 
 
-def test_each_is_what_it_would_be_by_itself(run: RunConfig) -> None:
-    runs, told = [named(run, f"seed{i}", seed=i) for i in range(3)], []
-    found = run_all(runs, 2, never, "", lambda run, came, n: told.append((run.name, n)), print)
-    assert [n for _, n in told] == [1, 2, 3]
-    assert {name for name, _ in told} == {run.name for run in runs}
-    for one, came in zip(runs, found, strict=True):
-        assert came.config == one
-        by_itself = trial(named(one, f"{one.name}-again", one.seed), "")
-        assert came.val_loss == pytest.approx(by_itself.val_loss, rel=1e-5)
+def test_results_equal_those_of_single_runs(run: RunConfig) -> None:
+    runs = [named(run, f"seed{i}", seed=i) for i in range(3)]
+    reported: list[tuple[str, int]] = []
+
+    def report(run: RunConfig, trial: Trial, done: int) -> None:
+        reported.append((run.name, done))
+
+    trials = run_all(runs, 2, never, "", report, print)
+    assert [done for _, done in reported] == [1, 2, 3]
+    assert {name for name, _ in reported} == {run.name for run in runs}
+    for config, trial in zip(runs, trials, strict=True):
+        assert trial.config == config
+        single = run_trial(named(config, f"{config.name}-again", config.seed), "")
+        assert trial.val_loss == pytest.approx(single.val_loss, rel=1e-5)
     assert not list(Path().glob("seed?/**/*.safetensors"))
-    told.clear()
+    reported.clear()
     (Path("seed1") / "last").mkdir()  # as a process leaves it that is killed at its end
-    assert (
-        run_all(runs, 2, never, "", lambda run, came, n: told.append((run.name, n)), print) == found
-    )
-    assert told == [("seed0", 1), ("seed1", 2), ("seed2", 3)]
+    assert run_all(runs, 2, never, "", report, print) == trials
+    assert reported == [("seed0", 1), ("seed1", 2), ("seed2", 3)]
     assert not (Path("seed1") / "last").exists()
 
 
-def test_the_mistake_in_one_is_ours_to_tell(run: RunConfig) -> None:
+def test_user_error_of_a_process_is_raised(run: RunConfig) -> None:
     nowhere = replace(named(run, "two"), data="nowhere.txt")
     with pytest.raises(UserError, match=r"nowhere\.txt"):
         run_all([run, nowhere], 2, never, "", lambda *_: None, print)
@@ -73,62 +76,84 @@ def test_the_mistake_in_one_is_ours_to_tell(run: RunConfig) -> None:
 
 
 @posix_only
-def test_one_that_is_killed_goes_on_twice(run: RunConfig) -> None:
+def test_killed_process_resumes_twice(run: RunConfig) -> None:
     long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100))
-    saves, says = iter((0, 100, 200)), []
+    saves, messages = iter((0, 100, 200)), []
 
     def kill(step: int) -> None:
-        """Kill the process of the one run as soon as it has saved this step or a later one."""
-        saved = Path("one/last/config.json")
-        while not saved.exists() or json.loads(saved.read_text())["step"] < step:
+        """Kill the process of the run as soon as it has saved this step or a later one."""
+        config = Path("one/last/config.json")
+        while not config.exists() or json.loads(config.read_text())["step"] < step:
             time.sleep(0.05)
         (process,) = multiprocessing.active_children()
         process.kill()
 
-    def said(line: str) -> None:
-        says.append(line)
+    def kill_again(message: str) -> None:
+        messages.append(message)
         threading.Thread(target=kill, args=(next(saves),)).start()
 
     threading.Thread(target=kill, args=(next(saves),)).start()
-    says_so = r"^one was killed \(exit code -9\) three times, .* --at-a-time 1$"
-    with pytest.raises(Stopped, match=says_so):
-        run_all([long], 1, never, "", lambda *_: None, said)
-    assert says == 2 * ["one was killed (exit code -9), and goes on."]
+    error = r"^one was killed \(exit code -9\) 3 times, .* --at-a-time 1$"
+    with pytest.raises(Stopped, match=error):
+        run_all([long], 1, never, "", lambda *_: None, kill_again)
+    expected = "one was killed (exit code -9); it resumes from its last checkpoint."
+    assert messages == 2 * [expected]
 
 
-def ends_by_a_mistake(*_: object) -> None:
-    raise ValueError("of ours")
+def test_worker_saves_a_checkpoint_when_it_is_asked_to_stop(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent sends no signal, which would end the process at once on Windows."""
+    monkeypatch.setattr(processes, "signal", SimpleNamespace())  # no pthread_sigmask
+    long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100_000))
+    worker = processes._Worker(long, "cpu", 1, 1)
+    while not Path("one/best").exists():
+        assert worker.process.is_alive()
+        time.sleep(0.05)
+    time.sleep(0.2)
+    worker.stop()
+    worker.process.join(timeout=60)
+    assert worker.process.exitcode == 0
+    assert json.loads(Path("one/last/config.json").read_text())["step"] > 0
+    worker.stop()  # the process has ended: no error
 
 
-def has_a_cuda_error(*args: Any) -> None:
-    def trial(*_: object, **__: object) -> None:
-        raise RuntimeError("CUDA error: unspecified launch failure\nand what may help")
-
-    vars(processes)["trial"] = trial
-    MAKE(*args)
+def raise_a_value_error(*_: object) -> None:
+    raise ValueError("a bug")
 
 
-MAKE = processes._make
+def work_with_a_cuda_error(*args: Any) -> None:
+    def run_trial(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure\nand some advice")
+
+    vars(processes)["run_trial"] = run_trial
+    WORK(*args)
 
 
-def test_a_mistake_of_ours_is_not_tried_again(
+WORK = processes._work
+
+
+def test_unexpected_exception_stops_the_study(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(processes, "_make", ends_by_a_mistake)
-    with pytest.raises(Stopped, match=r"^one failed, as is said above$"):
+    monkeypatch.setattr(processes, "_work", raise_a_value_error)
+    with pytest.raises(Stopped, match=r"^one failed: see the traceback above$"):
         run_all([run], 1, never, "", lambda *_: None, pytest.fail)
-    assert "ValueError: of ours" in capfd.readouterr().err
+    assert "ValueError: a bug" in capfd.readouterr().err
 
 
-def test_a_cuda_error_is(run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_make", has_a_cuda_error)
-    says: list[str] = []
-    with pytest.raises(Stopped, match=r"^one had a CUDA error: unspecified launch failure three"):
-        run_all([run], 1, never, "", lambda *_: None, says.append)
-    assert says == 2 * ["one had a CUDA error: unspecified launch failure, and goes on."]
+def test_process_with_a_cuda_error_resumes_twice(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_work", work_with_a_cuda_error)
+    messages: list[str] = []
+    with pytest.raises(Stopped, match=r"^one had a CUDA error: unspecified launch failure 3 t"):
+        run_all([run], 1, never, "", lambda *_: None, messages.append)
+    error = "one had a CUDA error: unspecified launch failure"
+    assert messages == 2 * [f"{error}; it resumes from its last checkpoint."]
 
 
-def test_none_outlives_a_study_that_is_killed(run: RunConfig) -> None:
+def test_processes_end_when_the_study_is_killed(run: RunConfig) -> None:
     long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100))
     spawn = multiprocessing.get_context("spawn")
     study = spawn.Process(target=run_all, args=([long], 1, never, "", print, print))
@@ -149,83 +174,66 @@ def test_none_outlives_a_study_that_is_killed(run: RunConfig) -> None:
             time.sleep(0.1)
 
 
-def test_a_worker_that_is_asked_to_stop_saves_a_checkpoint(
-    run: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without signals from the parent, which would end it at once on Windows."""
-    monkeypatch.setattr(processes, "signal", SimpleNamespace())  # cannot block signals
-    long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100_000))
-    worker = processes._Worker(long, "cpu", 1, 1)
-    while not Path("one/best").exists():
-        assert worker.process.is_alive()
-        time.sleep(0.05)
-    time.sleep(0.2)
-    worker.stop()
-    worker.process.join(timeout=60)
-    assert worker.process.exitcode == 0
-    assert json.loads(Path("one/last/config.json").read_text())["step"] > 0
-    worker.stop()  # again is no error
+Started = list[tuple[str, str, int, list[str]]]
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int, list[str]]]:
-    """Which runs begin: name, device, threads, and which others are not done then."""
-    found: list[tuple[str, str, int, list[str]]] = []
-    working: list[str] = []
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    """The runs that start: name, device, threads, and the names of those that are running then."""
+    started: Started = []
+    running: list[str] = []
 
     class Worker:
-        """Is done as soon as somebody waits for it."""
+        """A worker that finishes as soon as run_all() waits for it."""
 
-        def __init__(self, run: RunConfig, device: str, places: int, threads: int) -> None:
-            found.append((run.name, device, threads, [*working]))
-            working.append(run.name)
-            self.run, self.device, self.places = run, device, places
+        def __init__(self, run: RunConfig, device: str, slots: int, threads: int) -> None:
+            started.append((run.name, device, threads, [*running]))
+            running.append(run.name)
+            self.run, self.device, self.slots = run, device, slots
             sentinel, end = os.pipe()
             os.close(end)
             self.process = SimpleNamespace(sentinel=sentinel)
 
         def result(self) -> Trial:
             os.close(self.process.sentinel)
-            working.remove(self.run.name)
+            running.remove(self.run.name)
             return Trial(self.run, "", 1.0, 1.0, 1, 1, 1, 1.0, "", [])
 
     monkeypatch.setattr(processes, "_Worker", Worker)
     monkeypatch.setattr(processes, "count_cores", lambda: 12)
-    return found
+    return started
 
 
 @posix_only
-def test_one_that_wants_to_be_alone_is(
-    run: RunConfig, begun: list[tuple[str, str, int, list[str]]]
-) -> None:
-    runs = [named(run, name) for name in ("first", "alone", "third", "fourth")]
-    run_all(runs, 2, lambda run: run.name == "alone", "", lambda *_: None, print)
-    assert begun == [
+def test_large_run_has_the_device_to_itself(run: RunConfig, started: Started) -> None:
+    runs = [named(run, name) for name in ("first", "large", "third", "fourth")]
+    run_all(runs, 2, lambda run: run.name == "large", "", lambda *_: None, print)
+    assert started == [
         ("first", "cpu", 6, []),
-        ("alone", "cpu", 12, []),
+        ("large", "cpu", 12, []),
         ("third", "cpu", 6, []),
         ("fourth", "cpu", 6, ["third"]),
     ]
 
 
 @posix_only
-def test_runs_spread_over_gpus(
+def test_runs_are_spread_over_the_gpus(
     run: RunConfig,
-    begun: list[tuple[str, str, int, list[str]]],
+    started: Started,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(processes, "pick_device", torch.device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     runs = [replace(named(run, name), device="cuda") for name in "Aabcd"]
     run_all(runs, 3, lambda run: run.name == "A", "", lambda *_: None, print)
-    assert begun == [
+    assert started == [
         ("A", "cuda:0", 6, []),
         ("a", "cuda:1", 2, ["A"]),
         ("b", "cuda:1", 2, ["A", "a"]),
         ("c", "cuda:1", 2, ["A", "a", "b"]),
         ("d", "cuda:0", 2, []),
     ]
-    begun.clear()
+    started.clear()
     runs = [replace(named(run, name), device="cuda:1") for name in "ab"]
     run_all(runs, 3, never, "", lambda *_: None, print)
-    assert [device for _, device, *_ in begun] == ["cuda:1", "cuda:1"]
+    assert [device for _, device, *_ in started] == ["cuda:1", "cuda:1"]

@@ -1,4 +1,4 @@
-"""The study of scaling: its grid, and that it goes on where it was interrupted."""
+"""The scaling study: its texts, its grid, and that it resumes after an interruption."""
 
 import json
 import math
@@ -14,32 +14,41 @@ from nanogpt.errors import Interrupted
 from nanogpt.models import ModernConfig, build
 from nanogpt.runs.config import RunConfig
 from nanogpt.studies import scaling as module
-from nanogpt.studies.findings import conclude, tables
-from nanogpt.studies.scaling import PARTS, SHAPES, Grid, Recipe, drawn, plan, run_scaling, texts
-from nanogpt.studies.trial import Trial, finished
+from nanogpt.studies.findings import analyse_trials, format_tables
+from nanogpt.studies.scaling import (
+    PARTS,
+    SHAPES,
+    Grid,
+    Recipe,
+    load_texts,
+    plan_runs,
+    run_scaling,
+    select_part,
+)
+from nanogpt.studies.trial import Trial, read_finished_trial
 from nanogpt.text import corpora
 
 Command = Callable[..., tuple[int, str, str]]
 RUNS = 9
-# Small models do not know lower rates, so to them the last two are the same.
+# For small models `rate` has no effect, so the last two recipes are the same.
 TRIED = {
     "free": Recipe(0.0, 0.3, 1.0, 0.0, 0.7),
-    "held": Recipe(0.3, 0.6, 1.0, 0.1, math.inf),
-    "the same": Recipe(0.3, 0.6, 0.5, 0.0, math.inf),
+    "strong": Recipe(0.3, 0.6, 1.0, 0.1, math.inf),
+    "same": Recipe(0.3, 0.6, 0.5, 0.0, math.inf),
 }
 SMALL = Grid(((1, 1, 8), (2, 1, 16), (2, 2, 32)), (1, 2), TRIED, 12, 4, 16)
 
 
 @pytest.fixture
 def base(text: str, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """A study of a small text."""
+    """The settings of a study on a small text."""
     pieces = [text[i : i + 100] for i in range(0, 5000, 100)]
-    monkeypatch.setattr(module, "texts", lambda: (pieces, text[5000:]))
-    monkeypatch.setattr(module, "conclude", partial(conclude, bootstraps=5))
+    monkeypatch.setattr(module, "load_texts", lambda: (pieces, text[5000:]))
+    monkeypatch.setattr(module, "analyse_trials", partial(analyse_trials, bootstraps=5))
     return RunConfig(out=Path("runs/scaling"), device="cpu", precision="float32")
 
 
-def test_sizes_are_from_10_thousand_to_30_million() -> None:
+def test_sizes_range_from_10_thousand_to_30_million() -> None:
     sizes = [
         sum(p.numel() for p in build(ModernConfig(L, H, C, 256)).parameters()) for L, H, C in SHAPES
     ]
@@ -49,8 +58,8 @@ def test_sizes_are_from_10_thousand_to_30_million() -> None:
     assert 2.5e7 < sizes[-1] < 3.5e7
 
 
-def test_the_texts_are_those_of_tiny_shakespeare_and_the_rest() -> None:
-    pieces, val = texts()
+def test_training_text_is_tiny_shakespeare_and_the_other_plays() -> None:
+    pieces, val = load_texts()
     tiny = corpora.load_corpus("tinyshakespeare")
     assert val == "".join(tiny.read_split("val"))
     text, train = "".join(pieces), "".join(tiny.read_split("train"))
@@ -60,15 +69,15 @@ def test_the_texts_are_those_of_tiny_shakespeare_and_the_rest() -> None:
     rest = corpora.load_corpus("shakespeare-rest").text()
     known, kept = set(tiny.text()), Counter(rest)
     assert Counter(text) == Counter(train) + Counter({c: kept[c] for c in kept.keys() & known})
-    assert all(len(piece) >= module.PIECE for piece in sorted(pieces, key=len)[1:])
+    assert all(len(piece) >= module.MIN_PIECE for piece in sorted(pieces, key=len)[1:])
     assert sum(piece.endswith("\n\n") for piece in pieces) >= len(pieces) - 1
     assert val[:2000] not in text
 
 
-def test_a_part_is_from_everywhere_and_within_a_larger_one() -> None:
+def test_part_covers_the_whole_text_and_lies_within_a_larger_part() -> None:
     pieces = [f"{i:04}\n" for i in range(1000)]
-    assert drawn(pieces, 1) == "".join(pieces)
-    halves, quarter = (drawn(pieces, part).splitlines() for part in (2, 4))
+    assert select_part(pieces, 1) == "".join(pieces)
+    halves, quarter = (select_part(pieces, part).splitlines() for part in (2, 4))
     assert (len(halves), len(quarter)) == (500, 250)
     assert set(quarter) < set(halves)
     assert quarter == sorted(quarter)
@@ -76,20 +85,20 @@ def test_a_part_is_from_everywhere_and_within_a_larger_one() -> None:
         assert 30 < sum(int(line) // 100 == hundred for line in halves) < 70
 
 
-def test_every_run_has_the_same_text_to_measure_with(base: RunConfig, text: str) -> None:
+def test_all_runs_have_the_same_validation_text(base: RunConfig, text: str) -> None:
     (Path("runs/scaling")).mkdir(parents=True)
-    runs = plan(base, SMALL)
-    # 12 steps of 64 characters: 0.15 or 0.3 epochs with 0.15 to 10 parameters for a character.
+    runs = plan_runs(base, SMALL)
+    # 12 steps of 64 characters: 0.15 or 0.3 epochs with 0.15 to 10 parameters per character.
     assert sorted(run.name for run in runs) == [
         "1x8-1-of-1-free",  # 0.02
-        "1x8-1-of-1-the same",
+        "1x8-1-of-1-same",
         "1x8-1-of-2-free",  # 0.09
-        "1x8-1-of-2-the same",
+        "1x8-1-of-2-same",
         "2x16-1-of-1-free",  # 0.19
-        "2x16-1-of-1-held",
-        "2x16-1-of-2-held",  # 0.75
-        "2x32-1-of-1-held",  # 0.75
-        "2x32-1-of-2-held",  # 3.0
+        "2x16-1-of-1-strong",
+        "2x16-1-of-2-strong",  # 0.75
+        "2x32-1-of-1-strong",  # 0.75
+        "2x32-1-of-2-strong",  # 3.0
     ]
     assert len(runs) == RUNS
     for run in runs:
@@ -106,41 +115,43 @@ def test_every_run_has_the_same_text_to_measure_with(base: RunConfig, text: str)
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_the_whole_grid_has_a_recipe_for_every_cell(tmp_path: Path) -> None:
-    runs = plan(RunConfig(out=tmp_path, device="cpu"), Grid())
+def test_grid_has_a_recipe_for_each_cell(tmp_path: Path) -> None:
+    runs = plan_runs(RunConfig(out=tmp_path, device="cpu"), Grid())
     cells = Counter(run.name.rsplit("-", 1)[0] for run in runs)
     assert len(cells) == len(SHAPES) * len(PARTS)
     assert len(runs) == 47
     rates = {run.name: run.optim.muon_lr for run in runs}
     assert rates["5x96-1-of-1-free"] == rates["7x288-1-of-4-medium"] == 0.02
     assert rates["6x168-1-of-1-free"] == rates["9x512-1-of-1-free"] == 0.01
-    assert {run.name[:5] for run in runs if module._alone(run)} == {"9x512"}
+    assert {run.name[:5] for run in runs if module._needs_whole_gpu(run)} == {"9x512"}
     for run in runs:
         assert isinstance(run.model, ModernConfig)
         assert (run.model.dropout == 0) == run.name.endswith("free")
 
 
-def test_it_runs_in_processes_and_goes_on_where_it_was_interrupted(base: RunConfig) -> None:
-    def interrupt(run: RunConfig, came: Trial, done: int, of: int) -> None:
+def test_interrupted_study_resumes(base: RunConfig) -> None:
+    def interrupt(run: RunConfig, trial: Trial, done: int, total: int) -> None:
         if done == 2:
             signal.raise_signal(signal.SIGTERM)
 
-    says = r"saved with \d runs left; resume with: nanogpt study scaling"
-    with pytest.raises(Interrupted, match=says) as raised:
+    error = r"saved with \d runs left; resume with: nanogpt study scaling"
+    with pytest.raises(Interrupted, match=error) as raised:
         run_scaling(base, SMALL, 2, interrupt, print)
     assert raised.value.status == 128 + signal.SIGTERM
-    done = {file: file.stat().st_mtime_ns for file in Path("runs").rglob("trial.json")}
-    assert 2 <= len(done) < RUNS
+    finished = {file: file.stat().st_mtime_ns for file in Path("runs").rglob("trial.json")}
+    assert 2 <= len(finished) < RUNS
 
-    told: list[tuple[str, int, int]] = []
-    found = run_scaling(
-        base, SMALL, 2, lambda run, came, n, of: told.append((run.name, n, of)), print
-    )
-    assert all(file.stat().st_mtime_ns == at for file, at in done.items())
-    assert [n for _, n, _ in told] == list(range(1, RUNS + 1))
-    assert {of for *_, of in told} == {RUNS}
-    assert len({name for name, *_ in told}) == RUNS
-    assert [(cell.n_embd, cell.D) for cell in found.cells] == [
+    reported: list[tuple[str, int, int]] = []
+
+    def report(run: RunConfig, trial: Trial, done: int, total: int) -> None:
+        reported.append((run.name, done, total))
+
+    result = run_scaling(base, SMALL, 2, report, print)
+    assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
+    assert [done for _, done, _ in reported] == list(range(1, RUNS + 1))
+    assert {total for *_, total in reported} == {RUNS}
+    assert len({name for name, *_ in reported}) == RUNS
+    assert [(cell.n_embd, cell.D) for cell in result.cells] == [
         (8, 2500),
         (8, 5000),
         (16, 2500),
@@ -150,12 +161,12 @@ def test_it_runs_in_processes_and_goes_on_where_it_was_interrupted(base: RunConf
     ]
     assert not list(Path("runs").rglob("*.safetensors"))
     assert json.loads(Path("runs/scaling/scaling.json").read_text("utf-8"))["cells"][0]["D"] == 2500
-    assert Path("runs/scaling/scaling.md").read_text("utf-8") == tables(found)
+    assert Path("runs/scaling/scaling.md").read_text("utf-8") == format_tables(result)
     for picture in ("fit", "residuals", "frontier"):
         assert "loss" in Path(f"runs/scaling/{picture}.svg").read_text("utf-8")
     best = min(
-        finished(run).val_loss  # type: ignore[union-attr]
-        for run in plan(base, SMALL)
+        read_finished_trial(run).val_loss  # type: ignore[union-attr]
+        for run in plan_runs(base, SMALL)
         if "2x32-1-of-1-" in run.name
     )
-    assert found.cells[-1].loss == best
+    assert result.cells[-1].loss == best

@@ -1,0 +1,130 @@
+"""Counts of n-grams, and the language model that follows from them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.integer[Any]]
+Integers = NDArray[np.int64]
+
+
+class NGramCounts:
+    """How often each n-gram occurs in a sequence of token ids.
+
+    The counts define a model that predicts a token x from its context, the n - 1 tokens before it,
+    with add-s (Laplace) smoothing over V possible tokens:
+
+        p(x | context) = (count(context, x) + s) / (count(context) + s V)
+
+    A context is counted only where a token follows it. Memory grows with the number of distinct
+    n-grams, not with the length of the sequence.
+    """
+
+    def __init__(self, ids: Ids | Iterable[Ids], n: int, base: int) -> None:
+        """Count the n-grams of ids (N,), each at least 0 and below base, with base**n <= 2**63.
+
+        A sequence that is larger than memory can be an iterable of arrays; n-grams that cross from
+        one array to the next are counted, too.
+        """
+        assert base**n <= 1 << 63, "an n-gram must fit into 63 bits"
+        self.n, self.base = n, base
+        self.codes: Integers = np.empty(0, dtype=np.int64)
+        """The distinct n-grams, in ascending order: each a number to the base `base`, whose last
+        digit is the last token."""
+        self.counts: Integers = np.empty(0, dtype=np.int64)
+        """How often each of them occurs."""
+
+        new: list[tuple[Integers, Integers]] = []
+        tail = np.empty(0, dtype=np.int64)
+        for chunk in [ids] if isinstance(ids, np.ndarray) else ids:
+            joined = np.concatenate([tail, chunk.astype(np.int64)])
+            tail = joined[max(0, len(joined) - n + 1) :]
+            new.append(_count(_encode(joined, n, base)))
+            # Merging only when the new counts outnumber the old ones keeps the work linear.
+            if sum(len(codes) for codes, _ in new) > len(self.codes):
+                self._merge(new)
+                new = []
+        self._merge(new)
+
+    def _merge(self, parts: Sequence[tuple[Integers, Integers]]) -> None:
+        """Add the counts of several arrays of codes."""
+        codes = np.concatenate([self.codes, *(codes for codes, _ in parts)])
+        counts = np.concatenate([self.counts, *(counts for _, counts in parts)])
+        order = np.argsort(codes, kind="stable")
+        self.codes, self.counts = _sum_groups(codes[order], counts[order])
+
+    def __len__(self) -> int:
+        """The number of distinct n-grams."""
+        return len(self.codes)
+
+    def __add__(self, other: "NGramCounts") -> "NGramCounts":
+        """The counts of two separate sequences together."""
+        assert (self.n, self.base) == (other.n, other.base)
+        both = NGramCounts([], self.n, self.base)
+        both._merge([(self.codes, self.counts), (other.codes, other.counts)])
+        return both
+
+    def _count_contexts(self) -> tuple[Integers, Integers]:
+        """The distinct contexts in ascending order, and how often a token follows each."""
+        return _sum_groups(self.codes // self.base, self.counts)
+
+    def count_followers(self, context: Sequence[int]) -> Integers:
+        """How often each token (base,) follows a context of at least n - 1 tokens."""
+        code = 0
+        for token in context[len(context) - self.n + 1 :]:
+            code = code * self.base + token
+        codes = code * self.base + np.arange(self.base, dtype=np.int64)
+        return _look_up(codes, self.codes, self.counts)
+
+    def entropy(self) -> float:
+        """The entropy of a token given its context, H(x_1 … x_n) - H(x_1 … x_{n-1}), in nats."""
+        return _entropy(self.counts) - _entropy(self._count_contexts()[1])
+
+    def loss(
+        self, held_out: "NGramCounts", smoothing: float = 1.0, vocab_size: int | None = None
+    ) -> float:
+        """The mean of -ln p(x | context) over the n-grams of another sequence, in nats per token.
+
+        vocab_size is V, the number of possible tokens; by default all below base.
+        """
+        V = vocab_size or self.base
+        counts = _look_up(held_out.codes, self.codes, self.counts)
+        context_counts = _look_up(held_out.codes // self.base, *self._count_contexts())
+        losses = np.log((context_counts + smoothing * V) / (counts + smoothing))
+        return float((losses * held_out.counts).sum() / held_out.counts.sum())
+
+
+def _encode(ids: Integers, n: int, base: int) -> Integers:
+    """The code of each n-gram of ids (N,): (N - n + 1,), or (0,) if there are fewer than n ids."""
+    length = max(0, len(ids) - n + 1)
+    codes = np.zeros(length, dtype=np.int64)
+    for i in range(n):
+        codes = codes * base + ids[i : i + length]
+    return codes
+
+
+def _count(codes: Integers) -> tuple[Integers, Integers]:
+    """The distinct codes in ascending order, and how often each occurs."""
+    return np.unique(codes, return_counts=True)
+
+
+def _sum_groups(codes: Integers, counts: Integers) -> tuple[Integers, Integers]:
+    """The distinct codes of a sorted array, and the sum of the counts of each."""
+    distinct, starts = np.unique(codes, return_index=True)
+    return distinct, np.add.reduceat(counts, starts) if len(distinct) else counts
+
+
+def _look_up(asked: Integers, codes: Integers, counts: Integers) -> Integers:
+    """The count of each asked code: 0 for a code that is not among codes, which are sorted."""
+    if not len(codes):
+        return np.zeros_like(asked)
+    index = np.searchsorted(codes, asked).clip(max=len(codes) - 1)
+    return np.where(codes[index] == asked, counts[index], 0)
+
+
+def _entropy(counts: Integers) -> float:
+    """The entropy of the distribution that counts describe, in nats."""
+    p = counts / counts.sum()
+    return float(-(p * np.log(p)).sum())

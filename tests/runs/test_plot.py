@@ -1,0 +1,32 @@
+"""The curve is a picture of the numbers: drawn again, its lines hold them."""
+
+import io
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from nanogpt.runs.plot import draw_loss
+
+
+def test_the_lines_are_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, file: io.BytesIO) -> None:
+        drawn.append(figure)
+        save(figure, file)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    train, val = [(10, 3.0), (20, 2.0)], [(0, 4.0), (10, 2.5), (20, 2.75)]
+    averaged = [(10, 2.4), (20, 2.625)]
+    draw_loss(tmp_path / "loss.png", train, val, averaged, 2.25, "a run")
+    (axes,) = drawn[0].axes
+    lines = {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines}  # type: ignore
+    assert lines["training batches"] == [list(point) for point in train]
+    assert lines["validation"] == [list(point) for point in val]
+    assert lines["validation, averaged weights"] == [list(point) for point in averaged]
+    assert [y for _, y in lines["bigram 2.2500"]] == [2.25, 2.25]
+    assert axes.texts[0].get_text() == "best 2.4000\nstep 10"
+    assert axes.get_ylabel() == "loss (nats per token)"
+    assert (tmp_path / "loss.png").stat().st_size > 1000
