@@ -1,8 +1,7 @@
 """Autoregressive generation: predict the next token, sample it, append it, repeat.
 
-The prompts go through the model once (prefill). After that, each new token goes through it alone,
-since the cache (models/cache.py) holds the keys and values of all earlier tokens. On a GPU,
-fast/generation.py runs the same functions as a CUDA graph. Dimensions: B texts, V vocabulary.
+The prompts go through the model once (prefill). Then each new token goes through it alone, since
+the cache holds the keys and values of all earlier tokens. Dimensions: B texts, V vocabulary.
 """
 
 import hashlib
@@ -27,8 +26,7 @@ class Sampling:
     """Above 1, tokens already in the text become less likely: positive logits are divided by it,
     negative ones multiplied (Keskar et al. 2019, arXiv:1909.05858)."""
     temperature: float = 1.0
-    """Divides the logits: below 1 the text is safer, above 1 more varied; 0 always takes the most
-    likely token."""
+    """Divides the logits: below 1 the text is safer, above 1 more varied; 0 is the most likely."""
     top_k: int | None = None
     """Sample from the k most likely tokens only."""
     top_p: float | None = None
@@ -196,5 +194,7 @@ def make_generators(seed: int, count: int) -> list[torch.Generator]:
 
 def not_finite() -> Stopped:
     """The error for logits that are NaN or infinite."""
-    problem = "the model's logits are not finite: its weights are damaged or its training diverged"
-    return Stopped(f"{problem}; use another run")
+    return Stopped(
+        "the model's logits are not finite: its weights are damaged or its training diverged; "
+        "use another run"
+    )
