@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import Interrupted, Stopped, UserError, write_error
 from ..runs.config import RunConfig, flatten_settings
 from ..runs.formats import add_header, read_dataclass
-from ..runs.run import read_run_config
+from ..runs.run import read_saved_run
 from ..system.devices import describe_device
 from ..system.files import dump_json, write_atomically
 from ..text import corpora
@@ -59,12 +59,12 @@ def trial(config: RunConfig, study: str, reporter: Reporter | None = None) -> Tr
         return found
     try:
         if (config.out / "last").exists():
-            begun = read_run_config(config.out)
+            begun = read_saved_run(config.out)
             # It follows from the text.
-            model = replace(config.model, vocab_size=begun.model.vocab_size)
+            model = replace(config.model, vocab_size=begun.config.model.vocab_size)
             asked = replace(config, model=model)
-            _require_same(asked, begun)
-            result = resume_training(config.out, asked, reporter)
+            _require_same(asked, begun.config)
+            result = resume_training(begun, asked, reporter)
         else:
             result = train(config, reporter)
     except Interrupted as error:
