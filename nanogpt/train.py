@@ -21,7 +21,7 @@ from .runs.failures import explain_failures
 from .runs.finite import FiniteCheck
 from .runs.journal import Journal, Record, is_overfitting
 from .runs.keeper import CheckpointKeeper
-from .runs.run import Run
+from .runs.run import Run, SavedRun
 from .runs.start import prepare_run, resume_run
 from .system.interrupts import Interrupts
 
@@ -68,15 +68,20 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
     return _fit(prepare_run(config, reporter.preparing), reporter)
 
 
-def resume_training(directory: Path, config: RunConfig, reporter: Reporter | None = None) -> Result:
-    """Resume the run in a directory from its last checkpoint; raises the same as train()."""
+def resume_training(
+    saved: SavedRun | Path, config: RunConfig, reporter: Reporter | None = None
+) -> Result:
+    """Resume a run from its last checkpoint; raises the same as train().
+
+    saved is the run directory, or what was already read from it.
+    """
     reporter = reporter or Reporter()
-    run = resume_run(directory, config, reporter.preparing)
-    steps, planned = config.train.steps, run.planned_steps
-    if steps != planned and config.optim.decay_steps is None:
+    run = resume_run(saved, config, reporter.preparing)
+    steps = config.train.steps
+    if steps != run.planned_steps and config.optim.decay_steps is None:
         reporter.said(
-            f"The learning-rate schedule was for {planned:,} steps; from here on it is the one for "
-            f"{steps:,} steps."
+            f"The learning-rate schedule was for {run.planned_steps:,} steps; from here on it is "
+            f"the one for {steps:,} steps."
         )
     return _fit(run, reporter)
 

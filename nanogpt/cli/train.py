@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..runs.config import RunConfig
 from ..runs.directory import find_run
 from ..runs.presets import PRESETS, default_preset_name, get_preset
-from ..runs.run import read_run_config
+from ..runs.run import SavedRun, read_saved_run
 from ..train import resume_training
 from ..train import train as train_model
 from .arguments import OptionalRun, flat, parse_with_defaults, placeholder, positional
@@ -33,14 +33,14 @@ class TrainArgs:
 
 def train(args: list[str]) -> None:
     """Train a model or resume a run, then generate text with its best weights."""
-    options = parse_with_defaults(TrainArgs, _choose_defaults, args, "nanogpt train")
-    config = options.config
+    defaults = _Defaults()
+    config = parse_with_defaults(TrainArgs, defaults.choose, args, "nanogpt train").config
     console = Console(highlight=False)
     with TerminalReporter(console) as reporter:
-        if options.resume is None:
+        if defaults.saved is None:
             result = train_model(config, reporter)
         else:
-            result = resume_training(find_run(options.resume or None, "last"), config, reporter)
+            result = resume_training(defaults.saved, config, reporter)
     console.print()
     console.print(make_result_table(result))
     console.print("\n[bold]Sample:[/]")
@@ -49,15 +49,26 @@ def train(args: list[str]) -> None:
     print_completions(best, [""], sampling)
 
 
-def _choose_defaults(options: TrainArgs) -> tuple[TrainArgs, str]:
-    """The settings of the run to resume, or of a preset, and a description of them."""
-    if options.resume is not None:
-        if options.preset:
-            raise UserError(f"--resume keeps the settings of the run: leave out {options.preset}")
-        run = find_run(options.resume or None, "last")
-        description = f"Resume {run} from its last checkpoint. Its settings are the defaults below."
-        return TrainArgs(resume=str(run), config=read_run_config(run)), description
-    name = options.preset or default_preset_name(options.config.device)
-    presets = ", ".join(f"{name} ({preset.purpose})" for name, preset in PRESETS.items())
-    description = f"Train a model. The defaults below are those of {name}. Presets: {presets}."
-    return TrainArgs(preset=name, config=get_preset(name).config), description
+class _Defaults:
+    """The defaults of the options: the settings of the run to resume, or of a preset."""
+
+    saved: SavedRun | None = None
+    """The run to resume."""
+
+    def choose(self, options: TrainArgs) -> tuple[TrainArgs, str]:
+        """The defaults and a description of them."""
+        if options.resume is not None:
+            if options.preset:
+                raise UserError(
+                    f"--resume keeps the settings of the run: leave out {options.preset}"
+                )
+            run = find_run(options.resume or None, "last")
+            self.saved = read_saved_run(run)
+            description = (
+                f"Resume {run} from its last checkpoint. Its settings are the defaults below."
+            )
+            return TrainArgs(resume=str(run), config=self.saved.config), description
+        name = options.preset or default_preset_name(options.config.device)
+        presets = ", ".join(f"{name} ({preset.purpose})" for name, preset in PRESETS.items())
+        description = f"Train a model. The defaults below are those of {name}. Presets: {presets}."
+        return TrainArgs(preset=name, config=get_preset(name).config), description

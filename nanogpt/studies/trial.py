@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import Interrupted, Stopped, UserError, write_error
 from ..runs.config import RunConfig, flatten_settings
 from ..runs.formats import add_header, read_dataclass
-from ..runs.run import read_run_config
+from ..runs.run import read_saved_run
 from ..system.devices import describe_device
 from ..system.files import dump_json, write_atomically
 from ..text import corpora
@@ -61,12 +61,12 @@ def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None)
         return trial
     try:
         if (config.out / "last").exists():
-            started = read_run_config(config.out)
+            saved = read_saved_run(config.out)
             # The vocabulary size is known only after the text has been read.
-            model = replace(config.model, vocab_size=started.model.vocab_size)
+            model = replace(config.model, vocab_size=saved.config.model.vocab_size)
             requested = replace(config, model=model)
-            _require_same_settings(requested, started)
-            result = resume_training(config.out, requested, reporter)
+            _require_same_settings(requested, saved.config)
+            result = resume_training(saved, requested, reporter)
         else:
             result = train(config, reporter)
     except Interrupted as error:

@@ -92,6 +92,15 @@ def test_a_resume_from_a_path_reads_training_json_once(config: RunConfig, reads:
     assert reads.count("last/training.json") == 1
 
 
+def test_the_command_reads_training_json_once(
+    config: RunConfig, reads: list[str], nanogpt: Callable[..., tuple[int, str, str]]
+) -> None:
+    train(config)
+    reads.clear()
+    assert nanogpt("train", "--resume", "run", "--train.steps", 12)[0] == 0
+    assert reads.count("last/training.json") == 1
+
+
 def test_a_resume_needs_no_weights_of_the_best_checkpoint(config: RunConfig) -> None:
     """It only needs the best loss so far; a better evaluation replaces best/ as a whole."""
     best = train(config).best
