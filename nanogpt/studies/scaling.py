@@ -42,8 +42,8 @@ MIN_COMPILED = 5_000_000
 WHOLE_GPU = 20_000_000
 """Smallest number of parameters of a model that has a GPU to itself. One such model keeps the GPU
 busy; next to others, it sometimes crashes (docs/log/studies.md)."""
-MIN_PIECE = 1_000
-"""Minimum length, in characters, of the pieces from which a part of the text is selected."""
+MIN_PASSAGE = 1_000
+"""Minimum length, in characters, of the passages from which a part of the text is selected."""
 
 
 @dataclass(frozen=True)
@@ -83,31 +83,31 @@ class Grid:
 
 
 def load_texts() -> tuple[list[str], str]:
-    """Return the training text in pieces, and the validation text.
+    """Return the training text in passages, and the validation text.
 
     The training text is the training split of Tiny Shakespeare and all plays that are not in Tiny
     Shakespeare, without the few characters that do not occur in it. The validation text is Tiny
-    Shakespeare's. Each piece ends at the end of a speech.
+    Shakespeare's. Each passage ends at the end of a speech.
     """
     tiny = corpora.load_corpus("tinyshakespeare")
     val, alphabet = "".join(tiny.read_split("val")), set(tiny.text())
     rest = "".join(c for c in corpora.load_corpus("shakespeare-rest").text() if c in alphabet)
-    text, pieces, start = "".join(tiny.read_split("train")) + rest, [], 0
+    text, passages, start = "".join(tiny.read_split("train")) + rest, [], 0
     while start < len(text):
-        end = text.find("\n\n", start + MIN_PIECE) + 2
+        end = text.find("\n\n", start + MIN_PASSAGE) + 2
         end = end if end > 1 else len(text)
-        pieces.append(text[start:end])
+        passages.append(text[start:end])
         start = end
-    return pieces, val
+    return passages, val
 
 
-def select_part(pieces: Sequence[str], part: int) -> str:
-    """Return 1 / part of a text: randomly selected pieces in their original order.
+def select_part(passages: Sequence[str], part: int) -> str:
+    """Return 1 / part of a text: randomly selected passages in their original order.
 
     A smaller part is contained in a larger one.
     """
-    order = random.Random(0).sample(range(len(pieces)), len(pieces))
-    return "".join(pieces[i] for i in sorted(order[: len(pieces) // part]))
+    order = random.Random(0).sample(range(len(passages)), len(passages))
+    return "".join(passages[i] for i in sorted(order[: len(passages) // part]))
 
 
 def plan_runs(base: RunConfig, grid: Grid) -> list[RunConfig]:
@@ -117,11 +117,11 @@ def plan_runs(base: RunConfig, grid: Grid) -> list[RunConfig]:
     """
     assert base.out is not None
     out = base.out
-    pieces, val = load_texts()
-    tokenizer, runs = CharTokenizer("".join([*pieces, val])), []
+    passages, val = load_texts()
+    tokenizer, runs = CharTokenizer("".join([*passages, val])), []
     write_atomically(out / "tokenizer.json", dump_json(tokenizer.to_json()))
     for part in grid.parts:
-        train = select_part(pieces, part)
+        train = select_part(passages, part)
         file = out / f"text-1-of-{part}.txt"
         if not file.exists() or file.stat().st_size != len((train + val).encode()):
             write_atomically(file, (train + val).encode())

@@ -74,9 +74,9 @@ def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None)
     except Stopped as error:  # drop its advice, which would change the settings of the trial
         raise Stopped(f"{config.name}: {error.reason}") from None
     trial = _summarise(config, result)
-    saved = add_header({**asdict(trial), "config": config.to_json()})
+    content = add_header({**asdict(trial), "config": config.to_json()})
     with stop_on_disk_error(config.out):
-        write_atomically(config.out / TRIAL_FILE, dump_json(saved))
+        write_atomically(config.out / TRIAL_FILE, dump_json(content))
     return trial
 
 

@@ -139,7 +139,7 @@ def test_command_prints_a_row_per_rung_and_json(
     assert (status, err) == (0, "")
     assert re.search(r"^rung +val loss +gain", out)
     assert all(re.search(rf"^{name} +\d", out, re.M) for name in NAMES)
-    assert "kept in runs/ladder: ladder.json, ladder.md, ladder.svg" in out
+    assert "saved in runs/ladder: ladder.json, ladder.md, ladder.svg" in out
     _, as_json, _ = nanogpt("study", "ladder", *flags, "--json")
     assert json.loads(as_json) == json.loads(Path("runs/ladder/ladder.json").read_text("utf-8"))
 

@@ -42,8 +42,8 @@ SMALL = Grid(((1, 1, 8), (2, 1, 16), (2, 2, 32)), (1, 2), TRIED, 12, 4, 16)
 @pytest.fixture
 def base(text: str, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """The settings of a study on a small text."""
-    pieces = [text[i : i + 100] for i in range(0, 5000, 100)]
-    monkeypatch.setattr(module, "load_texts", lambda: (pieces, text[5000:]))
+    passages = [text[i : i + 100] for i in range(0, 5000, 100)]
+    monkeypatch.setattr(module, "load_texts", lambda: (passages, text[5000:]))
     monkeypatch.setattr(module, "analyse_trials", partial(analyse_trials, bootstraps=5))
     return RunConfig(out=Path("runs/scaling"), device="cpu", precision="float32")
 
@@ -59,25 +59,27 @@ def test_sizes_range_from_10_thousand_to_30_million() -> None:
 
 
 def test_training_text_is_tiny_shakespeare_and_the_other_plays() -> None:
-    pieces, val = load_texts()
+    passages, val = load_texts()
     tiny = corpora.load_corpus("tinyshakespeare")
     assert val == "".join(tiny.read_split("val"))
-    text, train = "".join(pieces), "".join(tiny.read_split("train"))
+    text, train = "".join(passages), "".join(tiny.read_split("train"))
     assert text.startswith(train)
     assert len(text) > len(train) + 3_500_000
     assert set(text) <= set(tiny.text())
     rest = corpora.load_corpus("shakespeare-rest").text()
-    known, kept = set(tiny.text()), Counter(rest)
-    assert Counter(text) == Counter(train) + Counter({c: kept[c] for c in kept.keys() & known})
-    assert all(len(piece) >= module.MIN_PIECE for piece in sorted(pieces, key=len)[1:])
-    assert sum(piece.endswith("\n\n") for piece in pieces) >= len(pieces) - 1
+    alphabet, counts = set(tiny.text()), Counter(rest)
+    assert Counter(text) == Counter(train) + Counter(
+        {c: counts[c] for c in counts.keys() & alphabet}
+    )
+    assert all(len(passage) >= module.MIN_PASSAGE for passage in sorted(passages, key=len)[1:])
+    assert sum(passage.endswith("\n\n") for passage in passages) >= len(passages) - 1
     assert val[:2000] not in text
 
 
 def test_part_covers_the_whole_text_and_lies_within_a_larger_part() -> None:
-    pieces = [f"{i:04}\n" for i in range(1000)]
-    assert select_part(pieces, 1) == "".join(pieces)
-    halves, quarter = (select_part(pieces, part).splitlines() for part in (2, 4))
+    passages = [f"{i:04}\n" for i in range(1000)]
+    assert select_part(passages, 1) == "".join(passages)
+    halves, quarter = (select_part(passages, part).splitlines() for part in (2, 4))
     assert (len(halves), len(quarter)) == (500, 250)
     assert set(quarter) < set(halves)
     assert quarter == sorted(quarter)

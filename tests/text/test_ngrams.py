@@ -74,11 +74,11 @@ def test_entropy_equals_a_plain_loop(ids: list[int], n: int) -> None:
     for ngram, count in ngrams.items():
         contexts[ngram[:-1]] += count
     total = ngrams.total()
-    entropy = -sum(
+    expected = -sum(
         count / total * math.log(count / contexts[ngram[:-1]]) for ngram, count in ngrams.items()
     )
-    found = NGramCounts(np.array(ids), n, BASE).entropy()
-    assert found == pytest.approx(entropy, rel=1e-12, abs=1e-12)
+    entropy = NGramCounts(np.array(ids), n, BASE).entropy()
+    assert entropy == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 @given(IDS, N, IDS)
