@@ -86,7 +86,7 @@ def test_a_run_contains_its_tokenizer(
     assert answer["bits_per_byte"] == pytest.approx(per_byte)
     resumed = ("train", "--resume", "mine", "--train.steps", 30)
     assert nanogpt(*resumed)[0] == 0
-    says = f"--tokenizer is char, and this run began with {kind}"
+    says = f"--tokenizer is char, but this run was started with {kind}"
     assert_refused(nanogpt(*resumed, "--tokenizer", "char"), says)
     assert nanogpt("sample", "mine", "--prompt", "问é, 😀", "--max-new-tokens", 5)[0] == 0
 
@@ -143,7 +143,7 @@ def test_the_validation_fraction_can_be_chosen(
     assert_refused(
         nanogpt("eval", "mine", "other"), "mine and other were trained on different texts"
     )
-    assert "--val-fraction is 0.1, and this run began with 0.25" in " ".join(
+    assert "--val-fraction is 0.1, but this run was started with 0.25" in " ".join(
         nanogpt("train", "--resume", "mine", "--val-fraction", 0.1)[2].split()
     )
 
@@ -234,8 +234,8 @@ def test_the_help_of_resume_has_the_settings_of_the_run(nanogpt: Command, run: P
         ("--resume mine tiny", "--resume is 'mine tiny': it must be one run"),
         ("--resume nope", "there is no run nope"),
         ("--resume mine --train.steps 10", "--train.steps is 10, and mine is at step 20: name a"),
-        ("--resume mine --seed 3", "--seed is 3, and this run began with 1337: leave it out, or"),
-        ("--resume mine --out other", "--out is other, and this run began with mine: leave it"),
+        ("--resume mine --seed 3", "--seed is 3, but this run was started with 1337: leave"),
+        ("--resume mine --out other", "--out is other, but this run was started with mine: "),
         (
             "--resume mine --precision float8",
             "--precision is 'float8': it must be one of",
