@@ -1,9 +1,11 @@
 """Run directories are created, found, and locked by one training at a time."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,9 +64,33 @@ def test_a_directory_locked_by_another_process_is_refused(tmp_path: Path) -> Non
     other.kill()
     other.communicate()
     lock_run(Path()).release()  # the lock of a dead process is free
-    assert Path(".lock").read_text() == f"{os.getpid()}\n"
+    assert Path(".pid").read_text() == f"{os.getpid()}\n"
 
 
+def test_a_lock_file_that_cannot_be_read_or_written_is_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows refuses both while the file is locked, even to the process that holds the lock."""
+    open_file = Path.open
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == ".lock":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_file(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    lock = lock_run(Path())
+    try:
+        with pytest.raises(UserError, match=rf"process {os.getpid()} is training in \."):
+            lock_run(Path())
+        Path(".pid").unlink()
+        with pytest.raises(UserError, match=r"process unknown is training in \."):
+            lock_run(Path())
+    finally:
+        lock.release()
+
+
+@needs_links
 def test_a_lock_file_that_is_a_link_is_not_followed() -> None:
     Path("secret").write_text("mine")
     Path("run").mkdir()
@@ -85,6 +111,7 @@ def test_a_directory_that_contains_a_link_is_refused(best: Path, name: str) -> N
     assert not list(Path("elsewhere").iterdir())
 
 
+@needs_links
 def test_a_checkpoint_that_is_a_link_out_of_the_run_is_not_read(best: Path) -> None:
     Path("runs/two").mkdir()
     Path("runs/two/best").symlink_to(best.resolve())
