@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from runs import RESULTS, save
+from common import RESULTS, save
 
 from nanogpt.fast.training import make_stepper
 from nanogpt.runs.presets import PRESETS

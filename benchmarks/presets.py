@@ -5,7 +5,7 @@
 
 Each run is `nanogpt train PRESET --seed N`, a process of its own; seeds count from 1. The table has
 the mean of the best validation losses, their spread from lowest to highest, the mean of the last
-ones and of those on a text that nothing was chosen by (runs.py), and the median of the seconds of
+ones and of those on a text that nothing was chosen by (common.py), and the median of the seconds of
 the whole process. With --keep, the runs are moved to a directory.
 """
 
@@ -18,7 +18,7 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from runs import RESULTS, nanogpt_train, save
+from common import RESULTS, nanogpt_train, save
 
 from nanogpt.runs.presets import PRESETS
 

@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from runs import RESULTS, save
+from common import RESULTS, save
 from torch import Tensor, nn
 
 from nanogpt.generate import Sampling, generate

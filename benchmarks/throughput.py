@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from runs import RESULTS, save
+from common import RESULTS, save
 
 from nanogpt.models import GPTConfig, build, flops_per_token
 from nanogpt.runs.presets import PRESETS

@@ -4,12 +4,12 @@
     python benchmarks/versus_nanogpt.py --table                  # anew from benchmarks/results
 
 CHECKOUT is a clone of github.com/karpathy/nanoGPT; it is copied, not changed. Its train.py runs as
-it is, in a process of its own (be_nanogpt.py), except that it saves the weights after every
+it is, in a process of its own (train_nanogpt.py), except that it saves the weights after every
 evaluation. When it has ended, all of them are measured by our protocol: the whole validation split,
 windows that do not overlap, float32. Ours is `nanogpt train PRESET`, a process of its own too, each
 time with another seed. Seconds count from process start, evaluations included; memory is the peak
 of the process in training. The best weights of each are measured once more, on a text that nothing
-was chosen by (runs.py). The programs take turns; the table has medians. On two CPU cores three
+was chosen by (common.py). The programs take turns; the table has medians. On two CPU cores three
 rounds take about 10 minutes, on one large GPU a round takes about 4.
 
 Written to benchmarks/results: versus_nanogpt_NAME.json, all that was measured; .png, loss over wall
@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from runs import RESULTS, nanogpt_train, save, timed
+from common import RESULTS, nanogpt_train, save, timed
 
 from nanogpt.system.devices import describe_device
 from nanogpt.text import corpora
@@ -76,7 +76,7 @@ def theirs(checkout: Path, flags: str) -> Result:
             corpora.load_corpus("tinyshakespeare").text(), encoding="utf-8"
         )
         subprocess.run([sys.executable, "prepare.py"], cwd=folder, check=True, stdout=sys.stderr)
-        child = Path(__file__).with_name("be_nanogpt.py")
+        child = Path(__file__).with_name("train_nanogpt.py")
         command = [sys.executable, str(child), str(copy), str(time.time()), f"--flags={flags}"]
         found: Result = json.loads(timed(command)[0].splitlines()[-1])
     return found

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from runs import RESULTS, save
+from common import RESULTS, save
 
 from nanogpt.models import GPTConfig, build, flops_per_token
 from nanogpt.runs.config import RunConfig

@@ -41,7 +41,7 @@ def measure(
     program: dict[str, Any], saved: list[Any], folder: Path
 ) -> tuple[list[dict[str, float]], float]:
     """Our evaluation of every set of weights, and that of the best on the unseen text."""
-    from runs import unseen_text
+    from common import unseen_text
     from torch import Tensor, nn
 
     from nanogpt.data import Data, Split

@@ -1,7 +1,7 @@
 """Variants of a preset, each with the same seeds: what a change is worth, and what is chance.
 
-    python benchmarks/trials.py tiny-fast -- "" "--optim.momentum 0.9" "--model.n-head 4"
-    python benchmarks/trials.py baby --seeds 2 --jobs 4 -- "" "--model.dropout 0.3"
+    python benchmarks/variants.py tiny-fast -- "" "--optim.momentum 0.9" "--model.n-head 4"
+    python benchmarks/variants.py baby --seeds 2 --jobs 4 -- "" "--model.dropout 0.3"
 
 Every argument after the preset is a variant: flags of `nanogpt train`, none for the preset as it
 is. Each run is a process of its own; with --jobs, so many run at a time, and only the losses count.
@@ -14,7 +14,7 @@ import shlex
 from concurrent.futures import ThreadPoolExecutor
 from statistics import mean, median
 
-from runs import nanogpt_train
+from common import nanogpt_train
 
 from nanogpt.runs.presets import PRESETS
 

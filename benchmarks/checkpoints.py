@@ -1,7 +1,7 @@
 """What safety costs: the pause of a checkpoint, and the same bits from the same run.
 
-    python benchmarks/safety.py tiny --device cpu
-    python benchmarks/safety.py baby --device cuda
+    python benchmarks/checkpoints.py tiny --device cpu
+    python benchmarks/checkpoints.py baby --device cuda
 
 The pause is the time in which training waits for a checkpoint: looking at the weights, copying
 them and the optimizer, and whatever of the writing is not done beside it. Its share is of the whole
