@@ -1,7 +1,4 @@
-"""What the benchmarks share: a run of nanogpt in a process of its own, timed from its start.
-
-And a text that no setting was chosen by, as the validation split is one that many were.
-"""
+"""Functions that the benchmarks share: timed training runs, unseen text, result files."""
 
 import json
 import os
@@ -23,83 +20,86 @@ from nanogpt.text.corpora import Corpus, make_corpus
 from nanogpt.text.encoding import encode_corpus
 
 RESULTS = Path(__file__).parent / "results"
+SAMPLE_HEADING = "Sample:\n"
+"""`nanogpt train` prints this line before its sample."""
 
 
-def timed(command: Sequence[str]) -> tuple[str, float, float]:
-    """Run a command: its standard output, its seconds, its peak memory in MB."""
-    began = time.time()
+def run_timed(command: Sequence[str]) -> tuple[str, float, float]:
+    """Run a command; returns its standard output, its seconds and its peak memory in MB."""
+    start = time.time()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(command)} failed")
-    return output, time.time() - began, usage.ru_maxrss / 1024
+    return output, time.time() - start, usage.ru_maxrss / 1024
 
 
-def unseen_text() -> Corpus:
-    """A Midsummer Night's Dream and some more, as long as the validation split.
+def load_unseen_text() -> Corpus:
+    """A text that no setting was chosen with, as many characters as the validation split.
 
-    The beginning of the plays that are not in Tiny Shakespeare, without what it has no symbol for.
+    It is A Midsummer Night's Dream and the beginning of the next play. Tiny Shakespeare contains
+    neither. Characters outside the alphabet of Tiny Shakespeare are left out.
     """
-    known = corpora.load_corpus("tinyshakespeare")
-    symbols, size = set(known.text()), len("".join(known.read_split("val")))
-    kept = (c for c in corpora.load_corpus("shakespeare-rest").text() if c in symbols)
-    return make_corpus("".join(islice(kept, size)))
+    tiny = corpora.load_corpus("tinyshakespeare")
+    alphabet, size = set(tiny.text()), len("".join(tiny.read_split("val")))
+    characters = corpora.load_corpus("shakespeare-rest").text()
+    return make_corpus("".join(islice((c for c in characters if c in alphabet), size)))
 
 
-def nanogpt_train(
+def train_preset(
     preset: str, flags: Sequence[str] = (), keep: Path | None = None
 ) -> dict[str, Any]:
-    """Train a preset: its evaluations, best and last, with seconds from process start.
+    """Train a preset in a process of its own; returns its evaluations, times and losses.
 
-    An evaluation counts from when its weights are on the disk. With averaged weights, its loss is
-    the lower of the two. The best weights are measured on the unseen text, too. The run is moved to
-    keep if that is given.
+    Seconds count from the start of the process until the evaluated weights are on disk. With
+    averaged weights, the loss of an evaluation is the lower of the two. The best weights are also
+    evaluated on the unseen text. The run is moved to `keep` if that is given.
     """
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
-        began = time.time()
+        start = time.time()
         command = [sys.executable, "-m", "nanogpt", "train", preset, "--out", str(out), *flags]
-        output, wall, memory = timed(command)
+        output, seconds, megabytes = run_timed(command)
         print(output, file=sys.stderr)
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        written = (out / "best" / "SHA256SUMS").stat().st_mtime - began
-        read_description = json.loads((out / "run.json").read_text())
-        kept = load(out)
-        tokens = Split(
-            encode_corpus(unseen_text(), kept.tokenizer), next(kept.model.parameters()).device
-        )
-        unseen = evaluate(kept.model, tokens).loss
+        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        best_on_disk = (out / "best" / "SHA256SUMS").stat().st_mtime - start
+        description = json.loads((out / "run.json").read_text())
+        best_model = load(out)
+        device = next(best_model.model.parameters()).device
+        unseen = Split(encode_corpus(load_unseen_text(), best_model.tokenizer), device)
+        unseen_loss = evaluate(best_model.model, unseen).loss
         if keep:
             shutil.move(out, keep)
     evaluations = [
         {
-            "step": line["step"],
-            "seconds": line["seconds"],
-            "val_loss": min(line["val_loss"], line.get("ema_val_loss", line["val_loss"])),
+            "step": record["step"],
+            "seconds": record["seconds"],
+            "val_loss": min(record["val_loss"], record.get("ema_val_loss", record["val_loss"])),
         }
-        for line in lines
-        if "val_loss" in line
+        for record in records
+        if "val_loss" in record
     ]
-    best = min(evaluations, key=lambda e: e["val_loss"])
-    before_loop = written - best["seconds"]
+    best = min(evaluations, key=lambda evaluation: evaluation["val_loss"])
+    # The clock of a run starts after the imports: add the time between it and the process start.
+    offset = best_on_disk - best["seconds"]
     for evaluation in evaluations:
-        evaluation["seconds"] += before_loop
+        evaluation["seconds"] += offset
     return {
         "best": best,
         "evaluations": evaluations,
-        "unseen": unseen,
-        "seconds": wall,
-        "megabytes": memory,
-        "parameters": read_description["parameters"],
-        "device": read_description["device"],
-        "precision": read_description["precision"],
-        "sample": output.partition("It writes:\n")[2],
+        "unseen": unseen_loss,
+        "seconds": seconds,
+        "megabytes": megabytes,
+        "parameters": description["parameters"],
+        "device": description["device"],
+        "precision": description["precision"],
+        "sample": output.partition(SAMPLE_HEADING)[2],
     }
 
 
-def save(file: Path, record: dict[str, Any]) -> None:
+def save_result(file: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON."""
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
