@@ -1,18 +1,19 @@
-"""Tokens a second of sampling, beside nanoGPT's generate() and that of Hugging Face.
+"""Compare the generation speed of nanogpt, nanoGPT and transformers, in tokens per second.
 
     python benchmarks/sampling.py --nanogpt CHECKOUT
 
-On the same random weights, one process, the programs taking turns, medians:
+All programs have the same random weights and run in one process, in turn:
 
-- 500 tokens after a line break, one text at a time, of `baby`'s shape (10.8M parameters, context
-  256), against nanoGPT's model.py as its sample.py calls it: temperature 0.8, top-k 200, under
-  autocast to bfloat16 on a GPU, in float32 on a CPU, not compiled;
-- on a GPU, 500 tokens of 64 texts at once;
-- on a GPU, 500 tokens of GPT-2's shape (124M parameters, context 1,024), in bfloat16, against
-  transformers' generate() with a static cache, which it compiles.
+- 500 tokens of one text with the shape of `baby` (10.8M parameters, context 256), against
+  nanoGPT's model.py with the settings of its sample.py: temperature 0.8, top-k 200, autocast to
+  bfloat16 on a GPU, float32 on a CPU, not compiled;
+- on a GPU, 500 tokens of 64 texts in one batch;
+- on a GPU, 500 tokens of one text with the shape of GPT-2 (124M parameters, context 1,024) in
+  bfloat16, against generate() of transformers with a static cache, which it compiles.
 
-A time is that of the whole call, with what is read, captured and past the context, but without
-loading or compiling: every program has written once before. Written to benchmarks/results.
+A time covers the whole call: the prompt, all tokens, and what happens when the context is full. It
+excludes loading and compilation, since every program generates once before. The results are medians
+and go to benchmarks/results/sampling_DEVICE.json.
 """
 
 import argparse
@@ -26,9 +27,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from runs import RESULTS, save
+from common import RESULTS, save_result
+from tables import sampling_table
 from torch import Tensor, nn
 
+from nanogpt.fast import generation as fast
 from nanogpt.generate import Sampling, generate
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.runs.presets import PRESETS
@@ -38,7 +41,7 @@ TOKENS = 500
 SAMPLING = Sampling(temperature=0.8, top_k=200)
 GPT2 = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50_257)
 
-# Our names for GPT-2's.
+# Patterns of GPT-2's parameter names, and the names of nanogpt.
 NAMES = (
     (r"^transformer\.wte", "token_embedding"),
     (r"^transformer\.wpe", "position_embedding"),
@@ -53,55 +56,62 @@ NAMES = (
 
 
 def copy_weights(model: GPT, other: nn.Module) -> None:
-    """Ours into a GPT-2 of others, whatever way round its matrices are."""
-    ours = model.state_dict()
+    """Copy the weights of our model into a GPT-2 of nanoGPT or of transformers."""
+    weights = model.state_dict()
     with torch.no_grad():
         for name, parameter in other.named_parameters():
-            for theirs, here in NAMES:
-                name = re.sub(theirs, here, name)
-            weight = ours[name]
-            # Hugging Face's are transposed; the square one can only be told by its class.
-            conv = type(other).__module__.startswith("transformers") and weight.dim() == 2
-            parameter.copy_(weight.T if conv and "embedding" not in name else weight)
+            for pattern, replacement in NAMES:
+                name = re.sub(pattern, replacement, name)
+            weight = weights[name]
+            # The matrices of transformers are transposed, except for the embeddings.
+            is_matrix = weight.dim() == 2 and "embedding" not in name
+            is_transposed = type(other).__module__.startswith("transformers") and is_matrix
+            parameter.copy_(weight.T if is_transposed else weight)
 
 
-def sure(model: GPT) -> GPT:
-    """The model with weights that give some tokens more chance than others."""
+def scale_embedding(model: GPT) -> GPT:
+    """The model in evaluation mode, with a larger embedding: its probabilities differ more."""
     with torch.no_grad():
         model.token_embedding.weight.mul_(10)
     return model.eval()
 
 
-def clocked(call: Callable[[], object], device: torch.device) -> float:
+def generate_text(model: GPT, texts: int = 1) -> None:
+    """Generate TOKENS tokens of each text with the function that nanogpt.load() uses."""
+    is_cuda = next(model.parameters()).device.type == "cuda"
+    list((fast.generate if is_cuda else generate)(model, [[0]] * texts, TOKENS, SAMPLING))
+
+
+def time_call(call: Callable[[], object], device: torch.device) -> float:
     """The seconds that a call takes."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    start = time.perf_counter()
     call()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def rates(
+def measure_rates(
     programs: Mapping[str, Callable[[], object]], tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Tokens a second of each, the programs taking turns: the median, and all."""
+    """Tokens per second of programs that run in turn: the median, and all."""
     device = pick_device("auto")
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for call in programs.values():
-        call()
+        call()  # loads and compiles
     for _ in range(repeats):
         for name, call in programs.items():
-            seconds[name].append(clocked(call, device))
+            seconds[name].append(time_call(call, device))
     return {
         name: {"median": round(tokens / median(s), 1), "all": [round(tokens / x, 1) for x in s]}
         for name, s in seconds.items()
     }
 
 
-def nanogpt_model(checkout: Path, model: GPT, device: torch.device) -> Any:
-    """nanoGPT's model with our weights, which says the same."""
+def load_nanogpt_model(checkout: Path, model: GPT, device: torch.device) -> Any:
+    """nanoGPT's model with the weights of ours; its logits are checked."""
     spec = util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec
     assert spec.loader
@@ -118,8 +128,8 @@ def nanogpt_model(checkout: Path, model: GPT, device: torch.device) -> Any:
     return other
 
 
-def hugging_face(model: GPT, device: torch.device) -> Any:
-    """GPT-2 of transformers with our weights, which says the same."""
+def load_transformers_model(model: GPT, device: torch.device) -> Any:
+    """GPT-2 of transformers with the weights of ours; its logits are checked."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     c = model.config
@@ -134,42 +144,40 @@ def hugging_face(model: GPT, device: torch.device) -> Any:
     return other
 
 
-def small(checkout: Path, device: torch.device, repeats: int) -> dict[str, Any]:
-    """One text of baby's shape, and 64 on a GPU."""
+def measure_baby(checkout: Path, device: torch.device, repeats: int) -> dict[str, Any]:
+    """One text with the shape of `baby`, against nanoGPT; on a GPU also 64 texts."""
     config = PRESETS["baby"].config.model
     assert isinstance(config, GPTConfig)
-    model = sure(GPT(config).to(device))
-    theirs = nanogpt_model(checkout, model, device)
+    model = scale_embedding(GPT(config).to(device))
+    other = load_nanogpt_model(checkout, model, device)
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
-    start = torch.zeros(1, 1, dtype=torch.long, device=device)
+    prompt = torch.zeros(1, 1, dtype=torch.long, device=device)
     ours = GPT(config).to(device, precision).eval()
     ours.load_state_dict(model.state_dict())
 
-    def nanogpt() -> None:
+    def generate_theirs() -> None:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
-            theirs.generate(start, TOKENS, temperature=0.8, top_k=200).tolist()
+            other.generate(prompt, TOKENS, temperature=0.8, top_k=200).tolist()
 
-    def here(texts: int = 1) -> None:
-        list(generate(ours, [[0]] * texts, TOKENS, SAMPLING))
-
-    found = {"baby, 1 text": rates({"nanoGPT": nanogpt, "nanogpt": here}, TOKENS, repeats)}
+    programs = {"nanoGPT": generate_theirs, "nanogpt": lambda: generate_text(ours)}
+    rows = {"baby, 1 text": measure_rates(programs, TOKENS, repeats)}
     if device.type == "cuda":
-        many = {"nanogpt": lambda: here(64)}
-        found["baby, 64 texts"] = rates(many, 64 * TOKENS, repeats)
-    return found
+        many = {"nanogpt": lambda: generate_text(ours, 64)}
+        rows["baby, 64 texts"] = measure_rates(many, 64 * TOKENS, repeats)
+    return rows
 
 
-def large(device: torch.device, repeats: int) -> dict[str, Any]:
-    """One text of GPT-2's shape."""
-    model = sure(GPT(GPT2).to(device))
-    theirs = hugging_face(model, device).to(torch.bfloat16)
+def measure_gpt2(device: torch.device, repeats: int) -> dict[str, Any]:
+    """One text with the shape of GPT-2, against transformers."""
+    model = scale_embedding(GPT(GPT2).to(device))
+    other = load_transformers_model(model, device).to(torch.bfloat16)
     model = model.to(torch.bfloat16)
-    start: Tensor = torch.zeros(1, 1, dtype=torch.long, device=device)
+    prompt: Tensor = torch.zeros(1, 1, dtype=torch.long, device=device)
 
-    def hugging() -> None:
-        theirs.generate(
-            start,
-            attention_mask=torch.ones_like(start),
+    def generate_theirs() -> None:
+        other.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
             max_new_tokens=TOKENS,
             min_new_tokens=TOKENS,
             do_sample=True,
@@ -179,42 +187,29 @@ def large(device: torch.device, repeats: int) -> dict[str, Any]:
             pad_token_id=0,
         ).tolist()
 
-    def here() -> None:
-        list(generate(model, [[0]], TOKENS, SAMPLING))
-
-    return {"GPT-2, 1 text": rates({"transformers": hugging, "nanogpt": here}, TOKENS, repeats)}
-
-
-def table(found: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    lines = ["| | program | tokens a second | times |", "| --- | --- | --- | --- |"]
-    for what, programs in found["rows"].items():
-        first = next(iter(programs.values()))["median"]
-        for name, rate in programs.items():
-            lines.append(
-                f"| {what} | {name} | {rate['median']:,.0f} | {rate['median'] / first:.1f} |"
-            )
-    return "\n".join([f"{found['device']}, torch {found['torch']}:", "", *lines, ""])
+    programs = {"transformers": generate_theirs, "nanogpt": lambda: generate_text(model)}
+    return {"GPT-2, 1 text": measure_rates(programs, TOKENS, repeats)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--nanogpt", type=Path, required=True)
+    """Measure, save and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no-large", action="store_true", help="leave GPT-2's shape out")
+    parser.add_argument("--no-large", action="store_true", help="leave out the shape of GPT-2")
     args = parser.parse_args()
     limit_threads()
     device = pick_device("auto")
     pick_precision("auto", device)
     torch.manual_seed(0)
-    about = {"device": describe_device(device), "torch": torch.__version__}
-    found: dict[str, Any] = {**about, "rows": {}}
-    found["rows"] |= small(args.nanogpt, device, args.repeats)
+    rows = measure_baby(args.nanogpt, device, args.repeats)
     if device.type == "cuda" and not args.no_large:
-        found["rows"] |= large(device, args.repeats)
-    save(RESULTS / f"sampling_{device.type}.json", found)
-    (RESULTS / f"sampling_{device.type}.md").write_text(table(found), "utf-8")
-    print(table(found))
+        rows |= measure_gpt2(device, args.repeats)
+    result = {"device": describe_device(device), "torch": torch.__version__, "rows": rows}
+    save_result(RESULTS / f"sampling_{device.type}.json", result)
+    print(sampling_table(result))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Tokens a second of training at two sizes, and of nanoGPT beside the larger one.
+"""Measure training throughput in tokens per second, for two sizes and beside nanoGPT.
 
     python benchmarks/throughput.py --nanogpt CHECKOUT
 
-baby: the preset's 10.8M parameters at 64 × 256 tokens, by milliseconds a step. gpt2: the shape of
-GPT-2, 124M parameters at 1,024 tokens, on a text of as many random characters as GPT-2 has tokens
-(50,304, as nanoGPT pads them), at every batch size given; against nanoGPT's bench.py on random
-tokens. Both without biases, as bench.py leaves them out. Ours is `nanogpt train`, a process of its
-own: the median over ten lines of metrics.jsonl after the first two, none with an evaluation.
-nanoGPT's is what bench.py prints at its end. The programs take turns; the table has medians, and
-the best batch size of each.
+- baby: the preset, 10.8M parameters, 64 × 256 tokens a step.
+- gpt2: the shape of GPT-2, 124M parameters, at every batch size in --batches, with 1,024 tokens in
+  each block. The text has 50,304 different characters in random order: the vocabulary of GPT-2 as
+  nanoGPT pads it. nanoGPT's bench.py trains on random tokens. Neither has biases, as in bench.py.
 
-Written to benchmarks/results after every round: throughput.json and .md.
+nanogpt runs as `nanogpt train`, in a process of its own. Its rate is the median over ten lines of
+metrics.jsonl after the first two, none with an evaluation. nanoGPT's rate is the one that bench.py
+prints at its end. The programs run in turn. The results go to benchmarks/results/throughput.json
+after every round.
 """
 
 import argparse
@@ -23,10 +23,10 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from runs import RESULTS, save
+from common import RESULTS, save_result
+from tables import throughput_table
 
 from nanogpt.models import GPTConfig, build, flops_per_token
 from nanogpt.runs.presets import PRESETS
@@ -38,37 +38,37 @@ GPT2 = GPTConfig(
 )
 
 
-def ours(steps: int, flags: list[str]) -> float:
-    """Tokens a second of `nanogpt train` with these flags; 0 where it fails."""
+def measure_nanogpt(steps: int, flags: list[str]) -> float:
+    """The median tokens per second of `nanogpt train`; 0 if it fails."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory, "run")
         every = max(1, steps // 12)
         command = [sys.executable, "-m", "nanogpt", "train", *flags, "--out", str(out)]
         command += ["--train.log-every", str(every), "--train.steps", str(12 * every + 1)]
         command += ["--train.no-eval-first", "--train.eval-every", str(10**6)]
-        if subprocess.run(command, stdout=sys.stderr).returncode:  # too large a batch, most likely
+        if subprocess.run(command, stdout=sys.stderr).returncode:  # out of memory, most likely
             return 0.0
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rates = [
         (later["tokens"] - earlier["tokens"]) / (later["seconds"] - earlier["seconds"])
-        for earlier, later in pairwise(lines[2:13])
+        for earlier, later in pairwise(records[2:13])
     ]
     return float(median(rates))
 
 
-def theirs(checkout: Path, batch_size: int) -> float:
-    """Tokens a second of nanoGPT's bench.py; 0 where it fails."""
+def measure_nanogpt_bench(checkout: Path, batch_size: int) -> float:
+    """Tokens per second of nanoGPT's bench.py; 0 if it fails."""
     command = [sys.executable, "bench.py", f"--batch_size={batch_size}", "--real_data=False"]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
-    if done.returncode:
-        print(done.stderr[-500:], file=sys.stderr)
+    process = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    if process.returncode:
+        print(process.stderr[-500:], file=sys.stderr)
         return 0.0
-    found = re.findall(r"time per iteration: ([\d.]+)ms", done.stdout)
-    return batch_size * 1024 / (float(found[-1]) / 1000)
+    milliseconds = re.findall(r"time per iteration: ([\d.]+)ms", process.stdout)
+    return batch_size * 1024 / (float(milliseconds[-1]) / 1000)
 
 
 def gpt2_flags(text: Path, batch_size: int) -> list[str]:
-    """Of nanogpt train: the shape of GPT-2, and bench.py's optimizer."""
+    """The options of nanogpt train for the shape of GPT-2 and the optimizer of bench.py."""
     shape = {"n-layer": 12, "n-head": 12, "n-embd": 768, "block-size": 1024, "dropout": 0.0}
     flags = ["baby", "--data", str(text), "--train.batch-size", str(batch_size), "--model.no-bias"]
     for name, value in shape.items():
@@ -79,43 +79,15 @@ def gpt2_flags(text: Path, batch_size: int) -> list[str]:
     return flags
 
 
-def random_text(file: Path) -> None:
-    """As many different characters as there are tokens, in random order."""
-    draw, alphabet = random.Random(0), [chr(0x10000 + i) for i in range(CHARACTERS)]
-    draw.shuffle(alphabet)
-    file.write_text("".join(alphabet) + "".join(draw.choices(alphabet, k=400_000)), "utf-8")
-
-
-def table(record: dict[str, Any]) -> str:
-    """What was measured, in Markdown."""
-    baby, peak = record["baby"], record["peak"]
-    rows = [
-        f"| {record['device']}, torch {record['torch']} | tokens a second | MFU |",
-        "| --- | --- | --- |",
-        f"| `baby`, 64 × 256: {1000 * 64 * 256 / median(baby['rates']):.2f} ms a step "
-        f"| {median(baby['rates']):,.0f} | {_mfu(median(baby['rates']), baby['flops'], peak)} |",
-    ]
-    best: dict[str, float] = {}
-    for program, sizes in record["gpt2"]["rates"].items():
-        for size, rates in sizes.items():
-            rate = median(rates)
-            best[program] = max(best.get(program, 0.0), rate)
-            rows.append(
-                f"| {program}, GPT-2 124M, {size} × 1,024 | {rate:,.0f} "
-                f"| {_mfu(rate, record['gpt2']['flops'], peak)} |"
-            )
-    if all(best.values()):
-        times = best["nanogpt"] / best["nanoGPT"]
-        rows += ["", f"At the best batch size of each: {times:.2f} times."]
-    return "\n".join([*rows, ""])
-
-
-def _mfu(rate: float, flops: int, peak: float | None) -> str:
-    return f"{rate * flops / peak:.0%}" if peak else ""
+def write_random_text(file: Path) -> None:
+    """Write a text with CHARACTERS different characters in random order."""
+    generator, alphabet = random.Random(0), [chr(0x10000 + i) for i in range(CHARACTERS)]
+    generator.shuffle(alphabet)
+    file.write_text("".join(alphabet) + "".join(generator.choices(alphabet, k=400_000)), "utf-8")
 
 
 def main() -> None:
-    """Let the programs take turns, and keep what came of it."""
+    """Measure the programs in turn, save after every round, and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -129,7 +101,7 @@ def main() -> None:
     flops = {name: flops_per_token(model) for name, model in models.items()}
     baby: list[float] = []
     rates: dict[str, dict[str, list[float]]] = {"nanoGPT": {}, "nanogpt": {}}
-    record = {
+    result = {
         "device": describe_device(device),
         "torch": torch.__version__,
         "peak": find_peak_flops(device, torch.bfloat16),
@@ -138,16 +110,16 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as directory:
         text = Path(directory, "random.txt")
-        random_text(text)
+        write_random_text(text)
         for _ in range(args.repeats):
-            baby.append(ours(1200, ["baby"]))
+            baby.append(measure_nanogpt(1200, ["baby"]))
             for size in args.batches:
-                found = theirs(args.nanogpt, size), ours(60, gpt2_flags(text, size))
-                for program, rate in zip(rates, found, strict=True):
+                theirs = measure_nanogpt_bench(args.nanogpt, size)
+                ours = measure_nanogpt(60, gpt2_flags(text, size))
+                for program, rate in (("nanoGPT", theirs), ("nanogpt", ours)):
                     rates[program].setdefault(str(size), []).append(rate)
-            save(RESULTS / "throughput.json", record)
-            (RESULTS / "throughput.md").write_text(table(record), encoding="utf-8")
-    print(table(record))
+            save_result(RESULTS / "throughput.json", result)
+    print(throughput_table(result))
 
 
 if __name__ == "__main__":

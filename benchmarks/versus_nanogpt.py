@@ -1,20 +1,22 @@
-"""nanoGPT and nanogpt on Tiny Shakespeare, one after the other on this machine.
+"""Train nanoGPT and nanogpt on Tiny Shakespeare, in turn, on this machine.
 
-    python benchmarks/versus_nanogpt.py --nanogpt CHECKOUT       # everything that this machine can
-    python benchmarks/versus_nanogpt.py --table                  # anew from benchmarks/results
+    python benchmarks/versus_nanogpt.py --nanogpt CHECKOUT       # train both
+    python benchmarks/versus_nanogpt.py --plots                  # only draw the plots again
 
-CHECKOUT is a clone of github.com/karpathy/nanoGPT; it is copied, not changed. Its train.py runs as
-it is, in a process of its own (be_nanogpt.py), except that it saves the weights after every
-evaluation. When it has ended, all of them are measured by our protocol: the whole validation split,
-windows that do not overlap, float32. Ours is `nanogpt train PRESET`, a process of its own too, each
-time with another seed. Seconds count from process start, evaluations included; memory is the peak
-of the process in training. The best weights of each are measured once more, on a text that nothing
-was chosen by (runs.py). The programs take turns; the table has medians. On two CPU cores three
-rounds take about 10 minutes, on one large GPU a round takes about 4.
+CHECKOUT is a clone of github.com/karpathy/nanoGPT. The script copies it and runs its train.py
+unchanged in a process of its own (train_nanogpt.py), which saves the weights after every
+evaluation. After the training, these weights are evaluated as nanogpt evaluates: the whole
+validation split, non-overlapping windows, float32. nanogpt runs as `nanogpt train PRESET`, also in
+a process of its own, each time with another seed.
 
-Written to benchmarks/results: versus_nanogpt_NAME.json, all that was measured; .png, loss over wall
-time. NAME is cpu or cuda; --name gives those of another machine another one. The tables of all
-results there are come into the README.
+Seconds count from the start of the process, with evaluations. Memory is the peak of the process
+on the host during training. The best weights of each run are also evaluated on an unseen text
+(common.py). Three rounds take about 10 minutes on two CPU cores; a round takes about 4 minutes on
+a large GPU.
+
+The results go to benchmarks/results: versus_nanogpt_NAME.json, and a plot of the loss over time.
+NAME is cpu or cuda, or the argument of --name. `python benchmarks/write_numbers.py` then writes the
+tables into docs/results.md.
 """
 
 import argparse
@@ -26,13 +28,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
+from common import RESULTS, run_timed, save_result, train_preset
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from runs import RESULTS, nanogpt_train, save, timed
+from tables import versus_table
 
 from nanogpt.system.devices import describe_device
 from nanogpt.text import corpora
@@ -42,18 +44,17 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Contest:
-    """Programs that are after the same loss."""
+    """A validation loss, and the programs that are timed until they reach it."""
 
     target: float
-    """Validation loss, in nats per character."""
+    """Validation loss in nats per character."""
     flags: str
-    """Of nanoGPT's train.py, after config/train_shakespeare_char.py."""
+    """Arguments of nanoGPT's train.py after config/train_shakespeare_char.py."""
     presets: tuple[str, ...]
-    """Ours."""
 
 
 CONTESTS = {
-    # nanoGPT's README, "I only have a macbook"; its compile is off there too.
+    # The arguments of nanoGPT's README, section "I only have a macbook".
     "cpu": Contest(
         1.88,
         "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
@@ -61,13 +62,13 @@ CONTESTS = {
         "--lr_decay_iters=2000 --dropout=0.0",
         ("tiny", "tiny-fast"),
     ),
-    # Of its 5,000 steps those until it has overfitted; its schedule is that for 5,000.
+    # nanoGPT overfits after about 1,750 of its 5,000 steps. Its schedule stays that of 5,000 steps.
     "cuda": Contest(1.4697, "--max_iters=2000", ("baby", "baby-fast", "best")),
 }
 
 
-def theirs(checkout: Path, flags: str) -> Result:
-    """Train with nanoGPT in a copy of its checkout."""
+def run_nanogpt(checkout: Path, flags: str) -> Result:
+    """Train nanoGPT in a copy of its checkout; returns what train_nanogpt.py prints."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "nanoGPT"
         shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git"))
@@ -76,63 +77,19 @@ def theirs(checkout: Path, flags: str) -> Result:
             corpora.load_corpus("tinyshakespeare").text(), encoding="utf-8"
         )
         subprocess.run([sys.executable, "prepare.py"], cwd=folder, check=True, stdout=sys.stderr)
-        child = Path(__file__).with_name("be_nanogpt.py")
+        child = Path(__file__).with_name("train_nanogpt.py")
         command = [sys.executable, str(child), str(copy), str(time.time()), f"--flags={flags}"]
-        found: Result = json.loads(timed(command)[0].splitlines()[-1])
-    return found
+        result: Result = json.loads(run_timed(command)[0].splitlines()[-1])
+    return result
 
 
-def seconds_to(target: float, result: Result) -> float:
-    """Until the loss was at most target; until the best where it never was."""
-    for evaluation in result["evaluations"]:
-        if evaluation["val_loss"] <= target:
-            return float(evaluation["seconds"])
-    return float(result["best"]["seconds"])
-
-
-def table(record: Result) -> str:
-    """What was measured, in Markdown: medians."""
-    target, runs = record["target"], record["runs"]
-    repeats = len(runs["nanoGPT"])
-    first = median(seconds_to(target, result) for result in runs["nanoGPT"])
-    heads = [
-        f"{record['device']}, torch {record['torch']}",
-        "precision",
-        "best validation loss",
-        "at step",
-        "last",
-        "on another text",
-        f"seconds to {target}, from process start",
-        "times faster",
-        "seconds, whole process",
-        "peak memory",
-    ]
-    rows = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    for name, results in runs.items():
-        best = {key: median(r["best"][key] for r in results) for key in ("val_loss", "step")}
-        seconds = median(seconds_to(target, result) for result in results)
-        reached = best["val_loss"] <= target
-        unseen = [r["unseen"] for r in results if "unseen" in r]
-        rows.append(
-            f"| {name} | {results[0].get('precision', '')} | {best['val_loss']:.4f} "
-            f"| {best['step']:,.0f} "
-            f"| {median(r['evaluations'][-1]['val_loss'] for r in results):.4f} "
-            f"| {f'{median(unseen):.4f}' if unseen else ''} "
-            f"| {seconds:.1f}{'' if reached else ' (its best)'} "
-            f"| {first / seconds:.1f} "
-            f"| {median(r['seconds'] for r in results):.1f} "
-            f"| {median(r['megabytes'] for r in results):,.0f} MB |"
-        )
-    return "\n".join([*rows, "", f"Medians of {repeats}." if repeats > 1 else "One run each.", ""])
-
-
-def draw(record: Result, file: Path) -> None:
-    """Loss over wall time, a curve for every run."""
+def draw_plot(comparison: Result, file: Path) -> None:
+    """Draw the loss over the time of every run."""
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     styles = (("0.45", "s"), ("tab:blue", "o"), ("tab:orange", "D"), ("tab:green", "^"))
-    for (name, results), (color, marker) in zip(record["runs"].items(), styles, strict=False):
+    for (name, results), (color, marker) in zip(comparison["runs"].items(), styles, strict=False):
         for number, result in enumerate(results):
             points = [(e["seconds"], e["val_loss"]) for e in result["evaluations"]]
             axes.plot(
@@ -143,77 +100,72 @@ def draw(record: Result, file: Path) -> None:
                 linewidth=1,
                 label=name if number == 0 else None,
             )
-    axes.axhline(record["target"], color="0.6", linestyle="--", linewidth=1)
+    axes.axhline(comparison["target"], color="0.6", linestyle="--", linewidth=1)
     axes.annotate(
-        f"{record['target']}",
-        (1, record["target"]),
+        f"{comparison['target']}",
+        (1, comparison["target"]),
         xycoords=("axes fraction", "data"),
         xytext=(-4, 3),
         textcoords="offset points",
         ha="right",
         color="0.4",
     )
-    lowest = min(r["best"]["val_loss"] for results in record["runs"].values() for r in results)
+    lowest = min(r["best"]["val_loss"] for results in comparison["runs"].values() for r in results)
     axes.set_ylim(lowest - 0.05, lowest + 1)
     axes.set_xlim(left=0)
     axes.set_xlabel("seconds from process start, evaluations included")
     axes.set_ylabel("validation loss, nats per character")
-    axes.set_title(f"Tiny Shakespeare on {record['device']}")
+    axes.set_title(f"Tiny Shakespeare on {comparison['device']}")
     axes.legend(frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(file)
 
 
-def show() -> None:
-    """Write and print the tables of all results there are, and draw their plots."""
-    tables = []
+def draw_plots() -> None:
+    """Draw the plots of all comparisons again."""
     for file in sorted(RESULTS.glob("versus_nanogpt_*.json")):
-        record = json.loads(file.read_text("utf-8"))
-        draw(record, file.with_suffix(".png"))
-        tables.append(table(record))
-    print("\n".join(tables))
+        draw_plot(json.loads(file.read_text("utf-8")), file.with_suffix(".png"))
 
 
 def main() -> None:
-    """Let the programs take turns, and keep what came of it."""
+    """Train the programs in turn, save the results and draw the plots."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nanogpt", type=Path, help="a clone of nanoGPT")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--name", help="of the results; cpu or cuda unless given")
-    parser.add_argument("--presets", nargs="+", help="of ours; else all that are after the loss")
-    parser.add_argument("--keep", type=Path, help="move our runs to this directory")
-    parser.add_argument(
-        "--table", action="store_true", help="only draw the plots and print the tables"
-    )
+    parser.add_argument("--name", help="name of the results; by default cpu or cuda")
+    parser.add_argument("--presets", nargs="+", help="presets to train")
+    parser.add_argument("--keep", type=Path, help="move the runs of nanogpt to this directory")
+    parser.add_argument("--plots", action="store_true", help="only draw the plots again")
     args = parser.parse_args()
-    if args.table:
-        show()
+    if args.plots:
+        draw_plots()
         return
     if args.nanogpt is None:
-        parser.error("--nanogpt: name a clone of github.com/karpathy/nanoGPT")
+        parser.error("--nanogpt is missing: name a clone of github.com/karpathy/nanoGPT")
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     contest = CONTESTS[kind]
     file = RESULTS / f"versus_nanogpt_{args.name or kind}.json"
     runs: dict[str, list[Result]] = {"nanoGPT": []}
-    record = {
+    comparison = {
         "device": describe_device(torch.device(kind)),
         "torch": torch.__version__,
         "target": contest.target,
         "runs": runs,
     }
     for number in range(args.repeats):
-        runs["nanoGPT"].append(theirs(args.nanogpt, contest.flags))
+        runs["nanoGPT"].append(run_nanogpt(args.nanogpt, contest.flags))
         for preset in args.presets or contest.presets:
             keep = args.keep / f"{preset}-{number + 1}" if args.keep else None
-            flags = ["--seed", str(1337 + number)]  # 1337 is nanoGPT's
-            found = nanogpt_train(preset, flags, keep)
-            runs.setdefault(f"nanogpt {preset}", []).append(found)
-        save(file, record)
-    show()
+            flags = ["--seed", str(1337 + number)]  # 1337 is the seed of nanoGPT
+            run = train_preset(preset, flags, keep)
+            runs.setdefault(f"nanogpt {preset}", []).append(run)
+        save_result(file, comparison)
+    draw_plots()
+    print(versus_table(comparison))
 
 
 if __name__ == "__main__":

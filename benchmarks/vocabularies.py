@@ -1,13 +1,15 @@
-"""Tokenizers on Tiny Shakespeare, in bits per byte, at equal size and at equal compute.
+"""Compare tokenizers on Tiny Shakespeare, in bits per byte, at the same number of operations.
 
     python benchmarks/vocabularies.py --device cuda --at-a-time 4
 
-The preset tiny with characters is what the others are held to. Same body: 4 layers, 128 wide, and
-however many parameters the vocabulary adds. Same size: a width at which all parameters are nearest
-to those of tiny. All train for the operations (models.flops_per_token) that tiny takes, with its
-batch of 12 blocks of 64 tokens, its rates and its schedule, so that a larger vocabulary gets fewer
-steps but has more text in each. The lowest validation loss of each run; means over seeds, with the
-standard deviation. Written to benchmarks/results/vocabularies.json and .md.
+The reference is the preset `tiny` with characters. "Same body" keeps its 4 layers and 128 channels,
+so that a larger vocabulary adds parameters. "Same size" chooses the width at which all parameters
+together are nearest to those of `tiny`. Every model trains for as many operations as `tiny`
+(models.flops_per_token), with its batch of 12 blocks of 64 tokens, its learning rates and its
+schedule. A larger vocabulary therefore gets fewer steps, but more text in each step.
+
+The results have the lowest validation loss of each run. They go to
+benchmarks/results/vocabularies.json.
 """
 
 import argparse
@@ -18,10 +20,10 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from runs import RESULTS, save
+from common import RESULTS, save_result
+from tables import VOCABULARIES, vocabularies_table
 
 from nanogpt.models import GPTConfig, build, flops_per_token
 from nanogpt.runs.config import RunConfig
@@ -32,17 +34,16 @@ from nanogpt.text.encoding import get_tokenizer
 from nanogpt.text.readers import no_progress
 from nanogpt.train import train
 
-KINDS = ("char", "byte", "bpe:512", "bpe:2048", "bpe:8192")
 TINY = PRESETS["tiny"].config
 
 
-def parameters(model: GPTConfig) -> int:
-    """How many numbers a model of this shape learns."""
-    return sum(p.numel() for p in build(model).parameters())
+def count_parameters(model: GPTConfig) -> int:
+    """The number of parameters of a model."""
+    return sum(parameter.numel() for parameter in build(model).parameters())
 
 
-def planned(kind: str, same: str) -> RunConfig:
-    """The run of a tokenizer, with the same body or the same size as tiny."""
+def plan_run(kind: str, same: str) -> RunConfig:
+    """The run of a tokenizer with the same body or the same size as `tiny`."""
     assert isinstance(TINY.model, GPTConfig)
     corpus = corpora.load_corpus(TINY.data)
     vocab_size = get_tokenizer(kind, corpus, TINY.val_fraction, no_progress).vocab_size
@@ -50,19 +51,19 @@ def planned(kind: str, same: str) -> RunConfig:
     tiny = replace(TINY.model, vocab_size=65)
     if same == "size":
         widths = range(2 * model.n_head, 2 * model.n_embd, 2 * model.n_head)
-        each = [replace(model, n_embd=width) for width in widths]
-        model = min(each, key=lambda shape: abs(parameters(shape) - parameters(tiny)))
+        candidates = [replace(model, n_embd=width) for width in widths]
+        size = count_parameters(tiny)
+        model = min(candidates, key=lambda candidate: abs(count_parameters(candidate) - size))
     ratio = flops_per_token(build(tiny)) / flops_per_token(build(model))
     steps = round(TINY.train.steps * ratio)
-    every = max(1, steps // 12)
-    settings = replace(TINY.train, steps=steps, eval_every=every, compile=False)
+    settings = replace(TINY.train, steps=steps, eval_every=max(1, steps // 12), compile=False)
     return replace(TINY, tokenizer=kind, model=model, train=settings)
 
 
-def measured(device: str, run: tuple[str, str, int]) -> dict[str, Any]:
-    """How well a tokenizer did, with one seed."""
+def train_run(device: str, run: tuple[str, str, int]) -> dict[str, Any]:
+    """Train with a tokenizer, "body" or "size", and a seed; returns the result."""
     kind, same, seed = run
-    config = planned(kind, same)
+    config = plan_run(kind, same)
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
         result = train(replace(config, seed=seed, out=out, device=device))
@@ -81,40 +82,23 @@ def measured(device: str, run: tuple[str, str, int]) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """The results in Markdown."""
-    lines = [
-        "| same | tokenizer | bytes a token | wide | parameters | steps | best at | bits a byte |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for same, kind in product(("body", "size"), KINDS):
-        runs = [run for run in found["runs"] if (run["same"], run["tokenizer"]) == (same, kind)]
-        one, bits = runs[0], [run["bits_per_byte"] for run in runs]
-        spread = f" ± {stdev(bits):.4f}" if len(bits) > 1 else ""
-        lines.append(
-            f"| {same} | `{kind}` | {one['bytes_per_token']:.2f} | {one['n_embd']} "
-            f"| {one['parameters']:,} | {one['steps']:,} "
-            f"| {mean(run['best_step'] for run in runs):,.0f} | {mean(bits):.4f}{spread} |"
-        )
-    return "\n".join(lines) + f"\n\n{found['device']}, {found['seeds']} seeds\n"
-
-
 def main() -> None:
-    """Train, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Train all runs, save the results and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--at-a-time", type=int, default=1)
-    options = parser.parse_args()
-    every = [*product(KINDS, ("body", "size"), range(1, options.seeds + 1))]
+    parser.add_argument("--at-a-time", type=int, default=1, help="runs at the same time")
+    args = parser.parse_args()
+    plan = [*product(VOCABULARIES, ("body", "size"), range(1, args.seeds + 1))]
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.at_a_time, mp_context=spawn) as pool:
-        runs = [*pool.map(partial(measured, options.device), every)]
-    device = describe_device(pick_device(options.device))
-    found = {"device": device, "seeds": options.seeds, "runs": runs}
-    save(RESULTS / "vocabularies.json", found)
-    (RESULTS / "vocabularies.md").write_text(table(found), encoding="utf-8")
-    print(table(found))
+    with ProcessPoolExecutor(args.at_a_time, mp_context=spawn) as pool:
+        runs = [*pool.map(partial(train_run, args.device), plan)]
+    device = describe_device(pick_device(args.device))
+    result = {"device": device, "seeds": args.seeds, "runs": runs}
+    save_result(RESULTS / "vocabularies.json", result)
+    print(vocabularies_table(result))
 
 
 if __name__ == "__main__":

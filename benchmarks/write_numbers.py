@@ -1,10 +1,10 @@
-"""Write every number of the README and of docs/ from the files in benchmarks/results.
+"""Write the numbers of README.md and docs/ from the files in benchmarks/results.
 
     python benchmarks/write_numbers.py           # write
-    python benchmarks/write_numbers.py --check   # only say which pages differ
+    python benchmarks/write_numbers.py --check   # only list the pages that differ; exit 1 if any
 
-A page marks a generated part with `<!-- results: NAME -->` and `<!-- end -->`. The function NAME
-below returns what stands between the two marks. The tests compare the pages with the functions.
+A generated part of a page stands between `<!-- results: NAME -->` and `<!-- end -->`. The function
+NAME of this module returns its text. tests/test_numbers.py compares all pages with the results.
 """
 
 import argparse
@@ -12,18 +12,42 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import presets as preset_runs
-import versus_nanogpt
+import scaling_text
+import torch
+from tables import (
+    Result,
+    checkpoints_table,
+    corpora_table,
+    get_losses,
+    get_median_loss,
+    get_median_seconds,
+    get_sampling_ratio,
+    get_throughput_ratio,
+    make_table,
+    preset_samples,
+    presets_table,
+    sampling_table,
+    throughput_table,
+    versus_table,
+    vocabularies_table,
+)
+
+from nanogpt.models import BigramConfig, GPTConfig, Model, ModernConfig, build, flops_per_token
+from nanogpt.runs.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PART = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+VOCABULARY = 65
+"""Characters of Tiny Shakespeare."""
+GPT2 = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50_304, bias=False)
 HEART = {
     "models/bigram.py": "the baseline: predict a character from the one before it",
     "models/gpt.py": "the model: attention, feed-forward, residual blocks, embeddings",
@@ -36,192 +60,305 @@ HEART = {
 }
 
 
-def read(name: str) -> Any:
-    """A result file."""
+def read_result(name: str) -> Any:
+    """The content of a result file."""
     return json.loads((RESULTS / name).read_text("utf-8"))
 
 
-def read_table(name: str) -> str:
-    """A table that a benchmark wrote beside its results."""
+def read_preset(name: str) -> Result:
+    """The runs of a preset, and the runs of the comparison that have the same settings."""
+    files = sorted(RESULTS.glob(f"preset_{name}_*.json"))
+    if not files:  # only measured in a comparison
+        comparison = read_result("versus_nanogpt_h100.json")
+        runs = comparison["runs"][f"nanogpt {name}"]
+        return {"preset": name, "hardware": comparison["device"], "runs": runs}
+    result: Result = read_result(files[0].name)
+    kind = files[0].stem.rpartition("_")[2]
+    compared = read_result(f"versus_nanogpt_{kind}.json")["runs"].get(f"nanogpt {name}", [])
+    settings = [(result["steps"], run["precision"]) for run in result["runs"][:1]]
+    result["compared"] = [
+        run
+        for run in compared
+        if (run["evaluations"][-1]["step"], run["precision"]) in settings
+        and run not in result["runs"]
+    ]
+    return result
+
+
+def read_presets() -> list[Result]:
+    """The runs of all presets, in the order of PRESETS."""
+    return [read_preset(name) for name in PRESETS]
+
+
+def read_markdown(name: str) -> str:
+    """A table that a study wrote beside its results."""
     return (RESULTS / name).read_text("utf-8").strip() + "\n"
 
 
-def mean_loss(name: str) -> float:
-    """The mean of the lowest validation losses of a preset's runs."""
-    (file,) = RESULTS.glob(f"preset_{name}_*.json")
-    return float(mean(run["best"]["val_loss"] for run in read(file.name)["runs"]))
-
-
-def time_to_target(record: dict[str, Any], program: str) -> float:
-    """The median seconds to the target loss, or to the lowest loss if it was not reached."""
-    runs: list[dict[str, Any]] = record["runs"][program]
-    return float(median(versus_nanogpt.seconds_to(record["target"], run) for run in runs))
-
-
-def lowest_loss(record: dict[str, Any], program: str) -> float:
-    """The median of the lowest validation losses of a program."""
-    return float(median(run["best"]["val_loss"] for run in record["runs"][program]))
+def build_preset(name: str) -> Model:
+    """The model of a preset for Tiny Shakespeare, without memory for its weights."""
+    with torch.device("meta"):
+        return build(replace(PRESETS[name].config.model, vocab_size=VOCABULARY))
 
 
 def summary() -> str:
     """The four rows of the README."""
-    cpu, gpu = read("versus_nanogpt_cpu.json"), read("versus_nanogpt_cuda.json")
-    rates = read("sampling_cuda.json")["rows"]["baby, 1 text"]
-    theirs, ours = (rates[name]["median"] for name in ("nanoGPT", "nanogpt"))
+    rates = read_result("sampling_cuda.json")
     rows = []
-    for record, preset, hardware in (
-        (cpu, "tiny-fast", "two CPU cores"),
-        (gpu, "baby-fast", gpu["device"]),
+    for name, preset, hardware in (
+        ("versus_nanogpt_cpu.json", "tiny-fast", "two CPU cores"),
+        ("versus_nanogpt_cuda.json", "baby-fast", "one GPU"),
     ):
-        first = time_to_target(record, "nanoGPT")
-        second = time_to_target(record, f"nanogpt {preset}")
-        reached = lowest_loss(record, "nanoGPT") <= record["target"]
-        note = "" if reached else f" (its lowest: {lowest_loss(record, 'nanoGPT'):.4f})"
+        result = read_result(name)
+        theirs = get_median_seconds(result, "nanoGPT")
+        ours = get_median_seconds(result, f"nanogpt {preset}")
+        is_reached = get_median_loss(result, "nanoGPT") <= result["target"]
+        note = "" if is_reached else f", at a loss of {get_median_loss(result, 'nanoGPT'):.4f}"
         rows.append(
-            f"| seconds to a loss of {record['target']}, {hardware} | {first:.1f}{note} "
-            f"| {second:.1f}, `{preset}` | {first / second:.1f} times faster |"
+            [
+                f"time to a validation loss of {result['target']}",
+                hardware,
+                f"{theirs:.1f} s{note}",
+                f"{ours:.1f} s (`{preset}`)",
+                f"{'' if is_reached else 'more than '}{theirs / ours:.1f} times as fast",
+            ]
         )
-    best = mean_loss("best")
-    lowest = lowest_loss(gpu, "nanoGPT")
-    return "\n".join(
+    loss = get_median_loss(read_result("versus_nanogpt_cuda.json"), "nanoGPT")
+    best = mean(get_losses(read_preset("best")))
+    rows.append(
         [
-            "| Tiny Shakespeare, characters | nanoGPT | nanogpt | |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            f"| lowest validation loss, one GPU | {lowest:.4f} | {best:.4f}, `best` "
-            f"| {lowest - best:.4f} nats lower |",
-            f"| generated tokens per second, one text, one GPU | {theirs:,.0f} | {ours:,.0f} "
-            f"| {ours / theirs:.1f} times faster |",
-            "",
+            "lowest validation loss",
+            "one GPU",
+            f"{loss:.4f}",
+            f"{best:.4f} (`best`)",
+            f"{loss - best:.4f} lower",
         ]
+    )
+    text = rates["rows"]["baby, 1 text"]
+    rows.append(
+        [
+            "generation of one text",
+            "one GPU",
+            f"{text['nanoGPT']['median']:,.0f} tokens/s",
+            f"{text['nanogpt']['median']:,.0f} tokens/s",
+            f"{get_sampling_ratio(rates, 'baby, 1 text', 'nanoGPT'):.1f} times as fast",
+        ]
+    )
+    return make_table(["", "hardware", "nanoGPT", "nanogpt", ""], rows)
+
+
+def first_run() -> str:
+    """How long the first command of the README takes, and what loss it reaches."""
+    result = read_preset("tiny")
+    minutes = median(run["seconds"] for run in result["runs"]) / 60
+    return (
+        f"The first command trains a small GPT on Tiny Shakespeare and prints a sample of its "
+        f"text. It takes about {minutes:.0f}\nminutes on two CPU cores, reaches a validation loss "
+        f"of about {mean(get_losses(result)):.2f} nats per character, and downloads nothing\nafter "
+        f"the installation. The second command runs the tests.\n"
     )
 
 
 def heart() -> str:
-    """The eight files with their lines."""
+    """The eight files of the heart and their numbers of lines."""
     lines = {file: len((ROOT / "nanogpt" / file).read_text("utf-8").splitlines()) for file in HEART}
-    rows = [f"| `nanogpt/{file}` | {lines[file]} | {topic} |" for file, topic in HEART.items()]
-    total = f"| together | {sum(lines.values()):,} | |"
-    return "\n".join(["| file | lines | topic |", "| --- | --- | --- |", *rows, total, ""])
+    rows = [
+        [f"[nanogpt/{file}](nanogpt/{file})", str(lines[file]), topic]
+        for file, topic in HEART.items()
+    ]
+    return make_table(
+        ["file", "lines", "topic"], [*rows, ["total", f"{sum(lines.values()):,}", ""]]
+    )
 
 
 def versus() -> str:
     """The comparisons with nanoGPT, one table for each machine."""
     files = sorted(RESULTS.glob("versus_nanogpt_*.json"))
-    return "\n".join(versus_nanogpt.table(read(file.name)) for file in files)
+    return "\n".join(versus_table(read_result(file.name)) for file in files)
 
 
 def lowest() -> str:
     """The lowest loss of one model, and of an ensemble."""
-    record = read("ensemble_cuda.json")
-    (file,) = RESULTS.glob("preset_best_*.json")
-    losses = [run["best"]["val_loss"] for run in read(file.name)["runs"]]
-    members = ", ".join(f"{loss:.4f}" for loss in record["members"])
-    commands = "\n".join(record["commands"])
+    losses, ensemble = get_losses(read_preset("best")), read_result("ensemble_cuda.json")
+    members = ", ".join(f"{loss:.4f}" for loss in ensemble["members"])
+    commands = "\n".join(ensemble["commands"])
     return (
         f"`best` has a validation loss of {mean(losses):.4f}, the mean of {len(losses)} seeds "
-        f"({min(losses):.4f} to {max(losses):.4f}).\n"
-        f"An ensemble averages the probabilities of several runs. {len(record['members'])} runs of "
-        f"`best` ({members})\nhave {record['loss']:.4f} together, on {record['device']}:\n\n"
-        f"```sh\n{commands}\n```\n"
+        f"({min(losses):.4f} to {max(losses):.4f}).\n\n"
+        f"An ensemble averages the probabilities of several runs. {len(ensemble['members'])} runs "
+        f"of `best` have losses of\n{members}; their ensemble has {ensemble['loss']:.4f}. "
+        f"Measured on {ensemble['device']} with\n\n```sh\n{commands}\n```\n"
+    )
+
+
+def lowest_in_short() -> str:
+    """The lowest loss of one model and of an ensemble, in two sentences."""
+    ensemble = read_result("ensemble_cuda.json")
+    return (
+        f"The preset `best` reaches about {mean(get_losses(read_preset('best'))):.2f} with strong "
+        f"weight decay, Muon and averaged weights. An ensemble of\n{len(ensemble['members'])} such "
+        f"runs reaches {ensemble['loss']:.2f}.\n"
     )
 
 
 def bigram() -> str:
     """How far the presets are below the bigram."""
-    base = read("ladder.json")["rungs"][1]["val_loss"]
-    baby = lowest_loss(read("versus_nanogpt_h100.json"), "nanogpt baby")
-    gains = {
-        "tiny": base - mean_loss("tiny"),
-        "baby": base - baby,
-        "best": base - mean_loss("best"),
-    }
-    shown = ", ".join(f"`{name}` {gain:.2f}" for name, gain in gains.items())
+    counted = next(r for r in read_result("ladder.json")["rungs"] if r["name"] == "bigram")
+    losses = {name: mean(get_losses(read_preset(name))) for name in ("tiny", "baby", "best")}
+    gains = ", ".join(
+        f"{counted['val_loss'] - loss:.2f} for `{name}`" for name, loss in losses.items()
+    )
     return (
-        f"The bigram has a validation loss of {base:.4f} nats per character. The presets are lower "
-        f"by this many\nnats per character: {shown}.\n"
+        f"A table of character pairs, made by counting, has a validation loss of "
+        f"{counted['val_loss']:.4f} nats per character.\nThe presets are below it by {gains}.\n"
     )
 
 
+def describe_preset(name: str) -> list[str]:
+    """The row of a preset: its model, its size, its training length, its purpose."""
+    config, model = PRESETS[name].config, PRESETS[name].config.model
+    if isinstance(model, BigramConfig):
+        shape = f"a table, {VOCABULARY} × {VOCABULARY}"
+    else:
+        assert isinstance(model, GPTConfig | ModernConfig)
+        kind = "modern, " if isinstance(model, ModernConfig) else ""
+        shape = f"{kind}{model.n_layer} layers, {model.n_head} heads, {model.n_embd} channels"
+    parameters = sum(parameter.numel() for parameter in build_preset(name).parameters())
+    return [
+        f"`{name}`",
+        shape,
+        str(model.block_size),
+        f"{parameters:,}",
+        f"{config.train.steps:,}",
+        f"{config.train.batch_size} × {model.block_size}",
+        PRESETS[name].purpose,
+    ]
+
+
+def preset_list() -> str:
+    """The presets and their settings."""
+    head = ["preset", "model", "context", "parameters", "steps", "tokens per step", "purpose"]
+    return make_table(head, [describe_preset(name) for name in PRESETS])
+
+
 def presets() -> str:
-    """The presets' losses, times and samples."""
-    return preset_runs.rows()
+    """The losses, times and samples of the presets."""
+    return f"{presets_table(read_presets())}\n{preset_samples(read_presets())}"
+
+
+def operations() -> str:
+    """The operations of a training step per token, for each preset and for GPT-2."""
+    models = {f"`{name}`": build_preset(name) for name in PRESETS if name != "bigram"}
+    with torch.device("meta"):
+        models["GPT-2, 124M"] = build(GPT2)
+    rows = []
+    for name, model in models.items():
+        N = sum(p.numel() for n, p in model.named_parameters() if n not in model.lookup_tables)
+        rows.append([name, f"{N:,}", f"{flops_per_token(model) / 1e6:.1f} million"])
+    return make_table(["", "N", "operations per token"], rows)
 
 
 def throughput() -> str:
     """Training throughput beside nanoGPT's."""
-    record = read("throughput.json")
-    best = {
-        program: max(median(rates) for rates in sizes.values())
-        for program, sizes in record["gpt2"]["rates"].items()
-    }
-    ratio = best["nanogpt"] / best["nanoGPT"]
-    table = read_table("throughput.md").partition("\n\n")[0]
-    return f"{table}\n\nAt this batch size nanogpt is {ratio:.2f} times as fast as nanoGPT.\n"
+    result = read_result("throughput.json")
+    return (
+        f"{throughput_table(result)}\nWith this batch size nanogpt trains "
+        f"{get_throughput_ratio(result):.2f} times as fast as nanoGPT.\n"
+    )
 
 
 def sampling() -> str:
-    """Generation beside nanoGPT's and transformers'."""
-    gpu, cpu = read("sampling_cuda.json")["rows"], read("sampling_cpu.json")["rows"]
-
-    def ratio(rows: Any, row: str, other: str) -> str:
-        return f"{rows[row]['nanogpt']['median'] / rows[row][other]['median']:.1f}"
-
-    many = gpu["baby, 64 texts"]["nanogpt"]["median"]
+    """Generation beside nanoGPT and transformers."""
+    gpu, cpu = read_result("sampling_cuda.json"), read_result("sampling_cpu.json")
+    many = gpu["rows"]["baby, 64 texts"]["nanogpt"]["median"]
     return (
-        f"{read_table('sampling_cuda.md')}\n{read_table('sampling_cpu.md')}\n"
-        f"On the GPU, nanogpt generates one text {ratio(gpu, 'baby, 1 text', 'nanoGPT')} times as "
-        f"fast as nanoGPT. In the shape of\nGPT-2 it is "
-        f"{ratio(gpu, 'GPT-2, 1 text', 'transformers')} times as fast as `generate()` of "
-        f"transformers with a static cache. On two cores it\ngenerates one text "
-        f"{ratio(cpu, 'baby, 1 text', 'nanoGPT')} times as fast as nanoGPT, which sends the whole "
-        f"context through the model for each token.\n64 texts together reach {many:,.0f} tokens a "
-        f"second; the goal is 200,000.\n"
+        f"{sampling_table(gpu)}\n{sampling_table(cpu)}\n"
+        f"For one text with the shape of `baby`, nanogpt is "
+        f"{get_sampling_ratio(gpu, 'baby, 1 text', 'nanoGPT'):.1f} times as fast as nanoGPT on the "
+        f"GPU and\n{get_sampling_ratio(cpu, 'baby, 1 text', 'nanoGPT'):.1f} times as fast on two "
+        f"CPU cores. nanoGPT has no cache: it sends the whole context through\nthe model for each "
+        f"token. For one text with the shape of GPT-2, nanogpt is "
+        f"{get_sampling_ratio(gpu, 'GPT-2, 1 text', 'transformers'):.1f} times as fast as\n"
+        f"`generate()` of transformers with a static cache. 64 texts in one batch reach "
+        f"{many:,.0f} tokens per\nsecond; the goal is 200,000.\n"
     )
 
 
 def corpora() -> str:
-    """How long a large text takes."""
-    return read_table("corpora.md")
+    """The time and memory that a large text takes."""
+    return corpora_table(read_result("corpora.json"))
 
 
 def vocabularies() -> str:
     """Tokenizers compared."""
-    return read_table("vocabularies.md")
+    result = read_result("vocabularies.json")
+
+    def gain(same: str) -> float:
+        bits = {
+            kind: mean(
+                run["bits_per_byte"]
+                for run in result["runs"]
+                if (run["same"], run["tokenizer"]) == (same, kind)
+            )
+            for kind in ("char", "bpe:2048")
+        }
+        return float(bits["char"] - bits["bpe:2048"])
+
+    return (
+        f"{vocabularies_table(result)}\nCompared with characters, 2,048 byte pairs save "
+        f"{gain('body'):.2f} bits per byte with the same body, and {gain('size'):.2f}\nwith the "
+        f"same size.\n"
+    )
 
 
 def ladder() -> str:
     """The ladder from counting to a GPT."""
-    return read_table("ladder.md")
+    return read_markdown("ladder.md")
 
 
 def scaling() -> str:
     """The tables of the scaling study."""
-    return read_table("scaling/scaling.md")
+    return read_markdown("scaling/scaling.md")
+
+
+def scaling_findings() -> str:
+    """The conclusions of the scaling study."""
+    return scaling_text.findings(read_result("scaling/scaling.json"))
+
+
+def checkpoint_cost() -> str:
+    """How long training waits for checkpoints."""
+    return checkpoints_table([read_result(f"checkpoints_{kind}.json") for kind in ("cpu", "cuda")])
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    function.__name__: function
-    for function in (
+    part.__name__: part
+    for part in (
         summary,
+        first_run,
         heart,
         versus,
         lowest,
+        lowest_in_short,
         bigram,
+        preset_list,
         presets,
+        operations,
         throughput,
         sampling,
         corpora,
         vocabularies,
         ladder,
         scaling,
+        scaling_findings,
+        checkpoint_cost,
     )
 }
 
 
-def render(text: str) -> str:
-    """A page with every generated part written anew. Raises KeyError for an unknown part."""
-    return PART.sub(lambda part: f"{part[1]}{PARTS[part[2]]()}{part[4]}", text)
+def render(page: str) -> str:
+    """The text of a page with new generated parts. Raises KeyError if it names an unknown part."""
+    return PART.sub(lambda part: f"{part[1]}{PARTS[part[2]]()}{part[4]}", page)
 
 
 def find_pages() -> list[Path]:
@@ -230,19 +367,18 @@ def find_pages() -> list[Path]:
 
 
 def main() -> None:
-    """Write the pages, or say which differ."""
+    """Write the pages that differ from the results, or only list them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one differs")
+    parser.add_argument("--check", action="store_true", help="only list the pages that differ")
     args = parser.parse_args()
-    differing = [
-        page for page in find_pages() if render(page.read_text("utf-8")) != page.read_text("utf-8")
-    ]
+    pages = {page: page.read_text("utf-8") for page in find_pages()}
+    differing = [page for page, text in pages.items() if render(text) != text]
     for page in differing:
         print(page.relative_to(ROOT))
         if not args.check:
-            page.write_text(render(page.read_text("utf-8")), encoding="utf-8", newline="\n")
+            page.write_text(render(pages[page]), encoding="utf-8", newline="\n")
     sys.exit(1 if args.check and differing else 0)
 
 

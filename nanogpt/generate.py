@@ -66,11 +66,11 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     # The largest logit becomes 0, so that no temperature can overflow.
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        kth = logits.topk(sampling.top_k).values[..., -1:]  # (B, 1)
-        above, tied = logits > kth, logits == kth
-        places_left = sampling.top_k - above.sum(-1, keepdim=True)  # (B, 1)
-        kept = above | (tied & (tied.cumsum(-1) <= places_left))
-        logits = logits.masked_fill(~kept, -math.inf)
+        top = logits.topk(sampling.top_k).values  # (B, k)
+        kth = top[..., -1:]  # (B, 1)
+        tied, places = logits == kth, (top == kth).sum(-1, keepdim=True)
+        is_late = tied.cumsum(-1, dtype=torch.int32) > places  # no place is left for this tie
+        logits = logits.masked_fill(torch.where(tied, is_late, logits < kth), -math.inf)
     if sampling.top_p is not None:
         p, order = logits.softmax(-1).sort(descending=True, stable=True)
         mass_before = p.cumsum(-1) - p  # the probability of all tokens that come first

@@ -1,0 +1,77 @@
+"""The conclusions of the scaling study in docs/studies.md, with numbers from its results."""
+
+from typing import Any
+
+
+def predict_loss(law: dict[str, float], parameters: float, characters: float) -> float:
+    """The loss that a scaling law predicts; see docs/studies.md."""
+    p = law["p"]
+    of_size, of_data = law["A"] / parameters ** law["alpha"], law["B"] / characters ** law["beta"]
+    return float(law["E"] + (of_size**p + of_data**p) ** (1 / p))
+
+
+def find_crossover(law: dict[str, float], characters: float) -> float:
+    """The parameters above which twice the text gains more than twice the parameters."""
+    low, high = 1e3, 1e9
+    while high / low > 1.001:
+        middle = (low * high) ** 0.5
+        from_size = predict_loss(law, 2 * middle, characters)
+        low, high = (
+            (middle, high)
+            if from_size < predict_loss(law, middle, 2 * characters)
+            else (low, middle)
+        )
+    return low
+
+
+def round_to(number: float, digits: int) -> str:
+    """A number with that many significant digits, in words above a million."""
+    rounded = float(f"{number:.{digits}g}")
+    return f"{rounded / 1e6:g} million" if rounded >= 1e6 else f"{rounded:,.0f}"
+
+
+def findings(result: dict[str, Any]) -> str:
+    """The errors of the laws, the cells below the floor, the bottlenecks and the predictions."""
+    cells, law = result["cells"], result["free"]["law"]
+    below = [
+        (law["E"] + law["B"] / cell["D"] ** law["beta"] - cell["loss"], cell) for cell in cells
+    ]
+    below = sorted((x for x in below if x[0] > 0), key=lambda x: -x[0])
+    amounts = ", ".join(f"{amount:.4f}" for amount, _ in below)
+    cell = below[0][1]
+    errors = {
+        name: [predicted / measured - 1 for _, measured, predicted in result[name]["held_out"]]
+        for name in ("free", "sum")
+    }
+    worst = {name: max(map(abs, values)) for name, values in errors.items()}
+    texts = sorted({cell["D"] for cell in cells})
+    is_low = all(error < 0 for error in errors["free"])
+    crossovers = [find_crossover(law, characters) for characters in (texts[-1], texts[2])]
+    return f"""**The terms do not add up here.** The error of a law is the root mean square of \
+predicted / measured loss − 1
+over the {len(cells)} cells. It is {result["sum"]["error"]:.1%} for the sum, whose intervals are \
+too wide to be useful: no sum fits both the
+cells with little text and the cells with small models. With p fitted, the error is \
+{result["free"]["error"]:.1%}, and the largest
+error of a cell is {result["free"]["largest_error"]:.1%}.
+
+**{len(below)} of the {len(cells)} cells lie below a floor of the law.** With p fitted, no model \
+can be better than E + B / D^β on D
+characters. These cells are better by {amounts}. The first is that of \
+{round_to(cell["N"], 1)}
+parameters on {cell["D"]:,} characters. \
+{"No cell lies" if min(c["loss"] for c in cells) > law["E"] else "Some cells lie"} below E itself.
+
+**Only the scarcer resource limits the loss.** p is about {law["p"]:.0f}, so the larger term hides \
+most of the smaller one. With
+all the text, doubling the text gains more than doubling the parameters for models of more than
+{round_to(crossovers[0], 1)} parameters. With {texts[2]:,} characters, about the size of Tiny \
+Shakespeare, this holds for models of more
+than {round_to(crossovers[1], 2)}. Larger models gain little or nothing, with the training used \
+here.
+
+**Extrapolation.** From the six smaller sizes, the law with fitted p predicts the largest model to \
+within
+{worst["free"]:.1%}{"; all predictions are too low" if is_low else ""}. The sum is off by up to \
+{worst["sum"]:.1%}.
+"""

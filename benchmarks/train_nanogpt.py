@@ -1,0 +1,120 @@
+"""Run nanoGPT's train.py, then evaluate its checkpoints; versus_nanogpt.py starts this process.
+
+During training this process imports only what nanoGPT itself imports, and safetensors to save the
+weights. So its time and memory are those of nanoGPT.
+"""
+
+import json
+import math
+import os
+import runpy
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+class SavedWeights(NamedTuple):
+    """Weights that nanoGPT saved after an evaluation; they are in a file named after the step."""
+
+    step: int
+    seconds: float
+    """Since the start of the process."""
+    model_args: dict[str, Any]
+    """The arguments of nanoGPT's GPTConfig."""
+
+
+def train(
+    checkout: Path, flags: str, folder: Path, start: float
+) -> tuple[dict[str, Any], list[SavedWeights]]:
+    """Run train.py and save its weights in a folder; returns its variables and what was saved."""
+    checkpoints: list[SavedWeights] = []
+
+    def save_weights(checkpoint: dict[str, Any], _: str) -> None:
+        step = checkpoint["iter_num"]
+        checkpoints.append(SavedWeights(step, time.time() - start, checkpoint["model_args"]))
+        weights = {n.removeprefix("_orig_mod."): t.clone() for n, t in checkpoint["model"].items()}
+        save_file(weights, folder / str(step))
+
+    os.chdir(checkout)
+    sys.path.insert(0, str(checkout))
+    sys.argv = ["train.py", "config/train_shakespeare_char.py", *flags.split()]
+    sys.argv.append("--always_save_checkpoint=True")
+    torch.save = save_weights  # type: ignore[assignment]
+    with redirect_stdout(sys.stderr):
+        return runpy.run_path("train.py"), checkpoints
+
+
+def evaluate_checkpoints(
+    program: dict[str, Any], checkpoints: list[SavedWeights], folder: Path
+) -> tuple[list[dict[str, float]], float]:
+    """The validation loss of every checkpoint, and the loss of the best one on the unseen text."""
+    from common import load_unseen_text
+    from torch import Tensor, nn
+
+    from nanogpt.data import Data, Split
+    from nanogpt.evaluate import evaluate
+    from nanogpt.text import corpora
+    from nanogpt.text.encoding import encode_corpus
+    from nanogpt.text.tokenizers import CharTokenizer
+
+    class Logits(nn.Module):
+        """Returns the logits of nanoGPT's model, (B, T) to (B, T, V)."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model, self.config = model, model.config
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            # Without targets, nanoGPT's model returns only the logits of the last position.
+            logits: Tensor = self.model(tokens, tokens)[0]
+            return logits
+
+    corpus, device = corpora.load_corpus("tinyshakespeare"), program["device"]
+    tokenizer, evaluations, lowest = CharTokenizer(corpus.text()), [], math.inf
+    validation = Data(corpus, tokenizer, device).splits["val"]
+    unseen = Split(encode_corpus(load_unseen_text(), tokenizer), device)
+    for step, seconds, model_args in checkpoints:
+        model = program["GPT"](program["GPTConfig"](**model_args)).to(device)
+        model.load_state_dict(load_file(folder / str(step)))
+        loss = evaluate(Logits(model), validation).loss  # type: ignore[arg-type]
+        evaluations.append({"step": step, "seconds": seconds, "val_loss": loss})
+        if loss < lowest:
+            lowest = loss
+            unseen_loss = evaluate(Logits(model), unseen).loss  # type: ignore[arg-type]
+    return evaluations, unseen_loss
+
+
+def main() -> None:
+    """Train and print the result as JSON.
+
+    Arguments: the copy of nanoGPT, the time when this process was started, --flags=FLAGS.
+    """
+    import resource
+
+    checkout, start, flags = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3].partition("=")[2]
+    with tempfile.TemporaryDirectory() as folder:
+        program, checkpoints = train(checkout, flags, Path(folder), start)
+        seconds = time.time() - start
+        megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        evaluations, unseen_loss = evaluate_checkpoints(program, checkpoints, Path(folder))
+    best = min(evaluations, key=lambda evaluation: evaluation["val_loss"])
+    precision = program["dtype"] if program["device_type"] == "cuda" else "float32"
+    result = {
+        "best": best,
+        "evaluations": evaluations,
+        "unseen": unseen_loss,
+        "seconds": seconds,
+        "megabytes": megabytes,
+        "precision": precision,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
