@@ -207,7 +207,7 @@ def test_a_run_can_be_resumed_without_best(config: RunConfig) -> None:
             {"train": TrainConfig(steps=10)},
             r"--train\.steps is 10, but run is already at step 21: ch",
         ),
-        ({"data": "nowhere.txt"}, "there is no file nowhere.txt"),
+        ({"data": "nowhere.txt"}, "there is no file or corpus nowhere.txt"),
         ({"data": "other.txt"}, "other.txt is not the text that this run was trained on"),
     ],
 )

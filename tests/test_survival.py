@@ -60,7 +60,7 @@ def test_a_signal_saves_the_run_and_says_how_to_resume_it(
     assert err == f"\nnanogpt: {says}\n"
     status, out, err = nanogpt("train", "--resume", "mine", "--train.steps", step + 5)
     assert (status, err) == (0, "")
-    assert f"going on from step {step:,}" in out
+    assert f"resuming from step {step:,}" in out
     assert load_checkpoint("mine/last").step == step + 5
 
 

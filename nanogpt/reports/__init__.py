@@ -1,1 +1,1 @@
-"""What a model or a text is like."""
+"""Summaries: what a run needs, what a model does with a text, what a text is like."""

@@ -1,1 +1,1 @@
-"""Experiments that answer a question: what each piece buys, and what size and data buy."""
+"""Experiments that train many models to answer a question: the ladder, the scaling law."""

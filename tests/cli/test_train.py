@@ -178,7 +178,7 @@ def test_a_directory_with_a_run_is_not_changed(
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in run.rglob("[!.]*")}
     again = nanogpt("train", "--data", text_file, "--out", run, *small)
-    assert_refused(again, "mine already holds a run: name another, such as --out mine-2")
+    assert_refused(again, "mine already holds a run: name another directory, such as --out mine-2")
     assert {file: file.stat().st_mtime_ns for file in run.rglob("[!.]*")} == before
 
 
@@ -233,7 +233,7 @@ def test_the_help_of_resume_has_the_settings_of_the_run(nanogpt: Command, run: P
         ("tiny --resume", "--resume keeps the settings of the run: leave out tiny"),
         ("--resume mine tiny", "--resume is 'mine tiny': it must be one run"),
         ("--resume nope", "there is no run nope"),
-        ("--resume mine --train.steps 10", "--train.steps is 10, and mine is at step 20: name a"),
+        ("--resume mine --train.steps 10", "--train.steps is 10, but mine is already at step 20"),
         ("--resume mine --seed 3", "--seed is 3, but this run was started with 1337: leave"),
         ("--resume mine --out other", "--out is other, but this run was started with mine: "),
         (
