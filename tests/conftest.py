@@ -25,6 +25,10 @@ from tests.texts import LANGUAGES
 settings.register_profile("nanogpt", deadline=None)  # a slow machine is no failure
 settings.load_profile("nanogpt")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread for each
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
