@@ -1,7 +1,7 @@
 """A GPT in one file: it reads a text, trains on it, and generates more text like it.
 
-    python gpt.py              Tiny Shakespeare: input.txt, downloaded if it is not there
-    python gpt.py mytext.txt   your own text in UTF-8; half a megabyte or more works best
+    python gpt.py              trains on Tiny Shakespeare: input.txt, downloaded if it is missing
+    python gpt.py mytext.txt   trains on your own text in UTF-8; use half a megabyte or more
 
 A language model reads the beginning of a text and gives each possible next character a probability.
 Training changes the weights of the model so that the character that really comes next gets a higher
@@ -90,7 +90,7 @@ class SelfAttention(nn.Module):
     def forward(self, x):
         B, T, C = x.shape
         H, D = self.n_head, C // self.n_head
-        # A query says what a position looks for, a key what it offers, a value what it passes on.
+        # Query: what a position looks for. Key: what it offers. Value: what it passes on.
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
         q, k, v = (part.view(B, T, H, D).transpose(1, 2) for part in (q, k, v))  # (B, H, T, D) each
         # The dot product of a query and a key is large if they match; @ computes it for all pairs.
@@ -115,7 +115,7 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU("tanh"), nn.Linear(4 * C, C))
 
     def forward(self, x):
-        # Each layer adds its result to x: with these residual connections, many blocks train well.
+        # Each layer adds its result to x. These residual connections make a deep model trainable.
         # The layer norm before a layer scales each vector to mean 0 and variance 1.
         x = x + self.attention(self.norm1(x))  # (B, T, C)
         return x + self.feed_forward(self.norm2(x))  # (B, T, C)
@@ -132,7 +132,7 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
         self.norm = nn.LayerNorm(n_embd)
         # Small random weights, as in GPT-2: all characters start with about the same probability.
-        # Layers that add to x start even smaller, because 2 * n_layer results add up.
+        # Layers that add to x get even smaller weights, because 2 * n_layer results add up.
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 is_residual = name.endswith(("projection.weight", "feed_forward.2.weight"))
@@ -141,7 +141,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, tokens):
-        # Attention alone does not know the order of the positions, so each has its own vector.
+        # Attention alone ignores the order of positions, so each position has its own vector.
         positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
         x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C)
         x = self.blocks(x)  # (B, T, C)
@@ -151,7 +151,7 @@ class GPT(nn.Module):
 
 # 4. Training, evaluation and generation.
 def train(model, tokens):
-    """Lower the loss, the mean of -ln p, by one small change of all weights after another."""
+    """Lower the loss, the mean of -ln p: at each step, change all weights a little."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(steps):
         inputs, targets = get_batch(tokens, batch_size, block_size)
@@ -160,7 +160,7 @@ def train(model, tokens):
         optimizer.zero_grad()  # deletes the gradient of the previous step
         loss.backward()  # computes the gradient: how the loss changes with each weight
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # limits the length of the gradient to 1
-        # The learning rate, the size of a change, rises during the warm-up and ends at 0.
+        # The learning rate, the size of a change, rises in the warm-up, then falls towards 0.
         optimizer.param_groups[0]["lr"] = learning_rate * min((step + 1) / warmup, 1 - step / steps)
         optimizer.step()  # AdamW changes each weight in the direction that lowers the loss
         if step % 100 == 0:
@@ -184,9 +184,9 @@ def evaluate(model, tokens):
 def generate(model, tokens, count, temperature=0.8):
     """Append count tokens to tokens (B, T). A lower temperature favours likely tokens more."""
     for _ in range(count):
-        logits = model(tokens[:, -model.block_size :])[:, -1]  # (B, V): those of the last position
+        logits = model(tokens[:, -model.block_size :])[:, -1]  # (B, V): at the last position
         if temperature == 0:
-            token = logits.argmax(dim=-1, keepdim=True)  # (B, 1): the most likely one
+            token = logits.argmax(dim=-1, keepdim=True)  # (B, 1): the most likely token
         else:
             token = torch.multinomial((logits / temperature).softmax(dim=-1), 1)  # (B, 1)
         tokens = torch.cat([tokens, token], dim=1)  # (B, T + 1)
@@ -198,7 +198,7 @@ def main(args):
     text = read_text(args)
     alphabet = "".join(sorted(set(text)))
     V = len(alphabet)
-    print(f"{len(text):,} characters, {V} of them different: {alphabet!r}")
+    print(f"{len(text):,} characters, {V} different ones: {alphabet!r}")
     tokens = encode(text, alphabet).to(device)
     cut = int(0.9 * len(tokens))
     assert cut > block_size, f"the text is too short: {len(text)} characters"

@@ -25,7 +25,7 @@ Prompts = list[str] | tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig(Sampling):
-    """How much text to generate, and how. The one declaration of these options."""
+    """How much text to generate, and how: the options of the command line and of Python."""
 
     max_new_tokens: int = 500
     """Tokens to generate for each prompt."""
@@ -36,13 +36,13 @@ class GenerationConfig(Sampling):
     seed: int = 1337
     """The same seed generates the same text."""
     temperature: float = 0.8
-    """Divides the logits: below 1 the text is safer, above 1 more varied; 0 always takes the most
-    likely token."""
+    """Divides the logits: a value below 1 makes the text more predictable, above 1 more varied; 0
+    always takes the most likely token."""
     cuda_graph: bool = True
     """On a CUDA device, capture a decoding step as a CUDA graph and replay it."""
 
     def __post_init__(self) -> None:
-        """Raise UserError that names the field with an impossible value."""
+        """Raise a UserError that names the field with an invalid value."""
         super().__post_init__()
         for name in ("max_new_tokens", "samples"):
             if (value := getattr(self, name)) < 1:
@@ -70,7 +70,7 @@ class GenerationOptions(TypedDict, total=False):
 def load(
     run: Path | str | None = None, device: str = "auto", precision: Precision = "auto"
 ) -> "Trained":
-    """Load the best model of a run: its directory, its name below runs/, or None for the newest.
+    """Load the best model of `run`: a run directory, a name below runs/, or None for the newest.
 
     A checkpoint directory such as runs/tiny/last works, too. The model generates on `device` at
     `precision`; auto is bfloat16 on a GPU that supports it, float32 elsewhere. Raises UserError.
@@ -88,8 +88,8 @@ def load(
 class Completions:
     """The completions of several prompts, generated together.
 
-    Iterating yields (index, text): the completion that grew, and the text it grew by. Completions
-    are in the order of the prompts, the samples of one prompt next to each other.
+    Iterating yields (index, text): the index of a completion, and its newly generated text. The
+    completions are in the order of the prompts; the samples of one prompt are adjacent.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Completions:
                 yield i, piece
 
     def finish(self) -> list[Completion]:
-        """Generate everything and return the completions."""
+        """Generate all completions and return them."""
         for _ in self:
             pass
         return self.texts
@@ -148,7 +148,7 @@ class Trained:
 
     @cached_property
     def _generator(self) -> Model:
-        """The model with its weights at the precision of generation."""
+        """The model, with its weights converted to `precision`."""
         if self.precision == torch.float32:
             return self.model
         return deepcopy(self.model).to(self.precision)
@@ -156,7 +156,7 @@ class Trained:
     def complete(
         self, prompts: Sequence[str], config: GenerationConfig, logprobs: bool = False
     ) -> Completions:
-        """The completions of prompts with their tokens: iterate over them, or finish() them."""
+        """Return the completions of prompts: iterate over them for pieces, or call finish()."""
         return Completions(self._generator, self.tokenizer, prompts, config, logprobs)
 
     @overload
@@ -179,10 +179,10 @@ class Trained:
         samples: int | None = None,
         **options: Unpack[GenerationOptions],
     ) -> str | list[str]:
-        """Generate the completion of a prompt; a list for several prompts, or if samples is given.
+        """Return the completion of a prompt; a list for several prompts, or if samples is given.
 
         An empty prompt starts at the beginning of a line. The options are the fields of
-        GenerationConfig. Raises UserError that names a wrong one.
+        GenerationConfig. Raises a UserError that names an invalid option.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         config = make_config(options, 1 if samples is None else samples)
@@ -198,7 +198,7 @@ class Trained:
 
 
 def make_config(options: GenerationOptions, samples: int = 1) -> GenerationConfig:
-    """The configuration that keyword arguments describe."""
+    """Make a GenerationConfig from keyword arguments."""
     if isinstance(stop := options.get("stop"), str):
         options["stop"] = (stop,)
     return GenerationConfig(samples=samples, **options)

@@ -28,17 +28,17 @@ class Split:
 
     def __init__(self, tokens: Tokens, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        # torch has few operations for unsigned integers; to_int64() restores the sign bit's value.
+        # torch has few operations for unsigned integers, so use signed ones; to_int64() undoes it.
         ids = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
         self.tokens = ids.to(device) if ids.nbytes < free_token_memory(self.device) else ids
         self.bytes_per_token = tokens.bytes / max(1, len(self.tokens))
 
     def bits_per_byte(self, loss: float) -> float:
-        """Convert a loss in nats per token to bits per byte, which compare between tokenizers."""
+        """Convert a loss from nats per token to bits per byte, comparable between tokenizers."""
         return loss / math.log(2) / self.bytes_per_token
 
     def require(self, block_size: int, name: str) -> None:
-        """Raise UserError unless the split holds a block and the target of its last token."""
+        """Raise UserError if the split is shorter than a block and the target of its last token."""
         if (n := len(self.tokens)) <= block_size:
             raise UserError(
                 f"the text is too short: its {name} split has {n} tokens, and block_size "
@@ -71,12 +71,12 @@ class Split:
 
 
 def to_int64(tokens: Tensor) -> Tensor:
-    """Token ids stored in 16 or 32 bits as the 64-bit integers that an embedding takes."""
+    """Convert token ids from 16 or 32 bits to the 64-bit integers that an embedding needs."""
     return tokens.long() & 0xFFFF if tokens.dtype == torch.int16 else tokens.long()
 
 
 def inputs_and_targets(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Blocks (B, T + 1) without their last token, and without their first: (B, T) each."""
+    """Split blocks (B, T + 1) into inputs and targets, which are shifted by one: (B, T) each."""
     blocks = to_int64(blocks)
     return blocks[:, :-1], blocks[:, 1:]
 
@@ -98,20 +98,20 @@ class Data:
         }
 
     def require(self, block_size: int) -> None:
-        """Raise UserError unless both splits hold a block and the target of its last token."""
+        """Raise UserError if a split is shorter than a block and the target of its last token."""
         for name, split in self.splits.items():
             split.require(block_size, name)
 
 
 class BatchOrder:
-    """Where the blocks of each batch start. It depends only on the seed and the blocks so far.
+    """Chooses where the blocks of a batch start, from the seed and the number of blocks so far.
 
-    random: each block starts anywhere, independent of all others. epochs: the text is cut into
-    blocks, each is used once, in random order; the next epoch cuts the text at other places.
+    random: each block starts at a random position. epochs: in each epoch, the text is cut into
+    blocks, and each block is used once, in random order. Each epoch cuts at other positions.
     """
 
     def __init__(self, name: OrderName, tokens: int, block_size: int, seed: int) -> None:
-        """For a split of `tokens` tokens, at least block_size + 1."""
+        """`tokens` is the number of tokens in the split, at least block_size + 1."""
         self.name, self.block_size, self.seed = name, block_size, seed
         self.places = tokens - block_size
         """Positions at which a block can start."""
@@ -120,7 +120,7 @@ class BatchOrder:
         self._blocks = torch.empty(0)
 
     def starts(self, blocks_so_far: int, batch_size: int) -> Tensor:
-        """The starts (B,) of the batch that follows after so many blocks."""
+        """The starts (B,) of the blocks in the next batch, after blocks_so_far blocks."""
         if self.name == "random":
             generator = self._generator(blocks_so_far)
             return torch.randint(self.places, (batch_size,), generator=generator)
@@ -132,7 +132,7 @@ class BatchOrder:
         return torch.cat(parts)
 
     def _shuffled(self, epoch: int) -> Tensor:
-        """The starts (per_epoch,) of all blocks of an epoch in their order."""
+        """The starts (per_epoch,) of all blocks of an epoch, in the order of their use."""
         if epoch != self._epoch:
             generator = self._generator(epoch)
             spare = self.places - (self.per_epoch - 1) * self.block_size
@@ -142,6 +142,6 @@ class BatchOrder:
         return self._blocks
 
     def _generator(self, number: int) -> torch.Generator:
-        """A random generator for each batch or epoch, derived from the seed."""
+        """A random generator for one batch or epoch; `number` and the seed decide its state."""
         digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))

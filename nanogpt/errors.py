@@ -22,7 +22,7 @@ class UserError(ValueError):
 class Stopped(RuntimeError):
     """A failure that ends a run: a full disk, a loss that is NaN, too little memory.
 
-    The message is one line: the reason, and the advice what to do. Exit status 1.
+    The message is one line: the reason, and what to do. Exit status 1.
     """
 
     def __init__(self, reason: str, advice: str = "") -> None:
@@ -31,7 +31,7 @@ class Stopped(RuntimeError):
 
 
 def write_error(run: Path, error: OSError) -> Stopped:
-    """The error of a run directory in which a file cannot be written: a full disk, for example."""
+    """Return the error for a file that cannot be written in a run, for example on a full disk."""
     reason = f"cannot write in {run} ({error.strerror or error})"
     if not (run / "last").exists():
         return Stopped(reason, ": make room, then start again")
@@ -48,7 +48,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def is_broken_pipe(error: OSError) -> bool:
-    """Whether the reader of standard output, such as `head`, has ended.
+    """Whether the program that reads standard output, such as `head`, has exited.
 
     Windows reports this as an invalid argument.
     """
@@ -58,18 +58,18 @@ def is_broken_pipe(error: OSError) -> bool:
 
 
 def join_command(arguments: Sequence[str]) -> str:
-    """A command line with these arguments, quoted as the shell of the system expects it."""
+    """Join arguments into a command line, quoted for the shell of the operating system."""
     if os.name == "nt":
-        import subprocess  # takes a while, and most commands need none
+        import subprocess  # a slow import that few commands need
 
         return subprocess.list2cmdline(arguments)
     return shlex.join(arguments)
 
 
 def escape_control(text: str) -> str:
-    """The text with its control characters, except line breaks and tabs, as escape sequences.
+    """Replace control characters, except line breaks and tabs, with escape sequences.
 
-    Printed as they are, they could change the state of a terminal.
+    Control characters could change the state of a terminal.
     """
     return "".join(
         c if category(c) != "Cc" or c in "\n\t" else c.encode("unicode_escape").decode()
@@ -78,11 +78,11 @@ def escape_control(text: str) -> str:
 
 
 def suggest_nearest(word: str, known: Iterable[str]) -> str:
-    """The question "did you mean …?" with the known words most like word; "" if none is."""
+    """The question "did you mean …?" with the known words closest to word; "" if none is."""
     close = get_close_matches(word, list(known))
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def print_note(line: str) -> None:
-    """Print a message that is neither an error nor a result to standard error."""
+    """Print to standard error a message that is neither an error nor a result."""
     print(f"nanogpt: {escape_control(line)}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""The loss of a model over a whole split. Every loss in this project is measured this way.
+"""The loss of a model over a whole split. Every evaluation in this project works this way.
 
-Non-overlapping windows of block_size, every position counted, no dropout, float32: the number
-depends only on the model and the text.
+An evaluation uses non-overlapping windows of block_size tokens, counts every position, and runs in
+float32 without dropout. So the loss depends only on the model and the text.
 """
 
 import math
@@ -36,7 +36,7 @@ class Evaluation:
 class Ensemble(nn.Module):
     """Several models as one: it averages their probabilities.
 
-    The models share a vocabulary and a block_size.
+    The models must have the same vocabulary and the same block_size.
     """
 
     def __init__(self, models: Sequence[Model]) -> None:
@@ -51,9 +51,9 @@ class Ensemble(nn.Module):
 
 @torch.no_grad()
 def evaluate(model: Model | Ensemble, split: Split) -> Evaluation:
-    """The mean loss over every token of a split, except the first, which has no context."""
+    """The mean loss over all tokens of a split except the first, which has no context."""
     block_size = model.config.block_size
-    # Batches that keep a GPU busy, or fit into the caches of a CPU.
+    # Large enough to keep a GPU busy, or small enough for the caches of a CPU.
     tokens_per_batch = 2048 if split.device.type == "cpu" else 8192
     batch_size = max(1, tokens_per_batch // block_size)
     was_training = model.training

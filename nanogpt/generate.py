@@ -1,6 +1,6 @@
 """Autoregressive generation: predict the next token, sample it, append it, repeat.
 
-The prompts go through the model once (prefill). Then each new token goes through it alone, since
+The prompts go through the model once (prefill). Then only the newest token goes through it, since
 the cache holds the keys and values of all earlier tokens. Dimensions: B texts, V vocabulary.
 """
 
@@ -23,23 +23,23 @@ class Sampling:
     """How the next token is chosen from the logits. The filters apply in this order."""
 
     repetition_penalty: float = 1.0
-    """Above 1, tokens already in the text become less likely: positive logits are divided by it,
-    negative ones multiplied (Keskar et al. 2019, arXiv:1909.05858)."""
+    """Makes tokens already in the text less likely if it is above 1: it divides positive logits and
+    multiplies negative ones (Keskar et al. 2019, arXiv:1909.05858)."""
     temperature: float = 1.0
-    """Divides the logits: below 1 the text is safer, above 1 more varied; 0 is the most likely."""
+    """Divides the logits: low values favour likely tokens; 0 always takes the most likely one."""
     top_k: int | None = None
     """Sample from the k most likely tokens only."""
     top_p: float | None = None
-    """Sample from the fewest most likely tokens with at least this total probability (Holtzman et
-    al. 2020, arXiv:1904.09751)."""
+    """Sample from the smallest set of most likely tokens with at least this total probability
+    (Holtzman et al. 2020, arXiv:1904.09751)."""
     min_p: float | None = None
     """Sample from tokens with at least this fraction of the highest probability (Nguyen et al.
     2024, arXiv:2407.01082)."""
 
     def __post_init__(self) -> None:
-        """Raise UserError that names the field with an impossible value."""
+        """Raise a UserError that names the field with an invalid value."""
         if not 0 < (value := self.repetition_penalty) < math.inf:
-            raise UserError(f"repetition_penalty is {value}: it must be more than 0 (1 is none)")
+            raise UserError(f"repetition_penalty is {value}: it must be more than 0 (1 is off)")
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature is {self.temperature}: it must be 0 or more")
         if self.top_k is not None and self.top_k < 1:
@@ -50,30 +50,30 @@ class Sampling:
 
 
 def penalise_seen(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Logits (B, V) in which the logits of seen tokens (B, V, boolean) are lowered."""
+    """Lower the logits (B, V) of the tokens that are marked in `seen` (B, V, boolean)."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     """Apply temperature, top-k, top-p and min-p to logits (B, V); a removed token gets -∞.
 
-    The most likely token always survives. On ties, top-k and top-p keep the lower index first, so
-    exactly k tokens survive top-k; min-p keeps every token at its threshold.
+    The most likely token is always kept. On ties, top-k and top-p keep the lower index first, so
+    top-k keeps exactly k tokens; min-p keeps every token at its threshold.
     """
     if sampling.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -math.inf).scatter_(-1, best, 0.0)
-    # The largest logit becomes 0, so that no temperature can overflow.
+    # Make the largest logit 0, so that no logit overflows to ∞ at a low temperature.
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         top = logits.topk(sampling.top_k).values  # (B, k)
         kth = top[..., -1:]  # (B, 1)
         tied, places = logits == kth, (top == kth).sum(-1, keepdim=True)
-        is_late = tied.cumsum(-1, dtype=torch.int32) > places  # no place is left for this tie
+        is_late = tied.cumsum(-1, dtype=torch.int32) > places  # ties after the k-th place
         logits = logits.masked_fill(torch.where(tied, is_late, logits < kth), -math.inf)
     if sampling.top_p is not None:
         p, order = logits.softmax(-1).sort(descending=True, stable=True)
-        mass_before = p.cumsum(-1) - p  # the probability of all tokens that come first
+        mass_before = p.cumsum(-1) - p  # the total probability of the tokens before it
         is_removed = mass_before >= sampling.top_p  # in sorted order
         is_removed = is_removed.scatter(-1, order, is_removed)
         logits = logits.masked_fill(is_removed, -math.inf)
@@ -99,7 +99,7 @@ def sample_token(
 
 
 def prefill(model: Model, contexts: Sequence[Sequence[int]], cache: Cache) -> Tensor:
-    """Empty the cache and read B contexts into it; returns the next logits (B, V)."""
+    """Empty the cache, then fill it with B contexts; returns the next logits (B, V)."""
     lengths = [len(context) for context in contexts]
     # The padding on the right is never attended to: later tokens overwrite it in the cache.
     rows = [[*context, *[0] * (max(lengths) - len(context))] for context in contexts]
@@ -121,7 +121,7 @@ class NextTokens(NamedTuple):
 
     tokens: list[int]
     logprobs: list[float] | None
-    """The model's own log-probability of each token in nats, before any filter, if asked for."""
+    """The model's own log-probability of each token in nats, before any filter, if requested."""
 
 
 @torch.no_grad()
@@ -164,15 +164,15 @@ def generate(
 
 
 def drop_oldest(context: list[int], block_size: int) -> list[int]:
-    """The context if it fits, otherwise only its newest tokens, as many as 3/4 of block_size."""
-    # It must be read again, since all positions change. Dropping a quarter makes that rare.
+    """Return the context if it fits, otherwise only its newest 3/4 block_size tokens."""
+    # A cut context needs a new prefill: all positions change. Dropping a quarter makes this rare.
     return context if len(context) <= block_size else context[block_size // 4 - block_size :]
 
 
 def mark_seen(
     prompts: Sequence[Sequence[int]], vocab_size: int, sampling: Sampling, device: torch.device
 ) -> Tensor | None:
-    """The tokens of each prompt (B, V, boolean); None without a repetition penalty."""
+    """Mark the tokens of each prompt (B, V, boolean); None without a repetition penalty."""
     if sampling.repetition_penalty == 1:
         return None
     seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)

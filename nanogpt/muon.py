@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalised, for the weight matrices of the blocks. Complete in this file.
+"""Muon: orthogonalised momentum for the weight matrices of the blocks. Complete in this file.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with Nesterov momentum, and with
 decoupled weight decay (Liu et al. 2025, arXiv:2502.16982).
@@ -57,7 +57,7 @@ class Muon:
         torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
         for (rows, columns), counts in self.stacks.items():
             stack = torch.cat([nesterov[i].view(-1, rows, columns) for i in counts])
-            # A tall matrix maps to more dimensions; this factor lets each of them move as far.
+            # This factor lets each output of a tall matrix move as far as in a square matrix.
             distance = rate * math.sqrt(max(1, rows / columns))
             updates = torch.mul(orthogonalise(stack, self.precision), distance, out=stack)
             torch._foreach_sub_(
@@ -72,17 +72,17 @@ class Muon:
 
 
 def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
-    """Approximately U Vᵀ of each of the matrices (N, rows, columns) = U Σ Vᵀ.
+    """Return approximately U Vᵀ for each matrix U Σ Vᵀ of `matrices` (N, rows, columns).
 
     Five steps of a Newton-Schulz iteration with a quintic polynomial, whose coefficients let small
-    singular values grow as fast as possible (Jordan et al. 2024). It does not converge to 1: a
-    singular value that is not negligible ends between 0.68 and 1.15.
+    singular values grow as fast as possible (Jordan et al. 2024). Singular values do not
+    converge to 1: those that are not negligible end between 0.68 and 1.15.
     """
     X = matrices.to(precision)
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above 1
     is_tall = X.shape[-2] > X.shape[-1]
     if is_tall:
-        X = X.mT  # then X Xᵀ is the smaller of the two products
+        X = X.mT  # now X Xᵀ is smaller than Xᵀ X
     a, b, c = 3.4445, -4.7750, 2.0315
     for _ in range(5):
         A = X @ X.mT

@@ -29,7 +29,7 @@ class OptimConfig:
     """Fraction of the steps after the warm-up in which a linear schedule decays; the rate is
     constant before."""
     min_lr: float = 1e-4
-    """Learning rate at the end of the schedule and after it; Muon's is in proportion."""
+    """Learning rate at the end of the schedule and after it; times muon_lr / lr for Muon."""
     warmup: int = 100
     """Steps in which the learning rate rises from 0."""
     decay_steps: int | None = None
@@ -41,13 +41,13 @@ class OptimConfig:
     momentum: float = 0.95
     """Decay of Muon's running mean of the gradients."""
     weight_decay: float = 0.1
-    """Each step multiplies matrices by 1 - learning rate × this. Biases and norms do not decay, nor
-    with muon do the parameters that adam updates."""
+    """Each step multiplies matrices by 1 - learning rate × this. Biases and norms do not decay;
+    with muon, the parameters that adam updates do not decay either."""
     grad_clip: float = 1.0
-    """Largest norm of the whole gradient; a longer one is scaled down. 0 turns clipping off."""
+    """Largest norm of the whole gradient; a larger one is scaled down. 0 turns clipping off."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights. It is evaluated beside the weights,
-    and becomes best/ if it is better. 0 turns it off."""
+    """Decay of an exponential moving average of the weights. The average is evaluated, too, and
+    saved in best/ if it is the best so far. 0 turns it off."""
 
     def __post_init__(self) -> None:
         for field in ("min_lr", "warmup", "weight_decay", "grad_clip"):
@@ -69,11 +69,11 @@ class OptimConfig:
 
 
 class Adam:
-    """Adam, and with a weight decay AdamW: every weight moves by about the learning rate a step.
+    """Adam, and with a weight decay AdamW: a step moves each weight by about the learning rate.
 
     m = β₁m + (1 - β₁)g and v = β₂v + (1 - β₂)g² are running means of the gradient g and its square.
     weights -= rate · m̂ / (√v̂ + ε), where m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) after t steps
-    (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1). AdamW also has weights -= rate · decay ·
+    (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1). AdamW adds weights -= rate · decay ·
     weights for matrices and tables (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2).
     torch.optim.AdamW is not used: importing torch.optim takes longer than starting torch.
     """
@@ -138,7 +138,7 @@ def build_optimizers(
 ) -> list[Optimizer]:
     """The optimizers that config describes; each parameter of the model is in exactly one.
 
-    Muon gets the matrices that the model declares; its own products run at `precision`.
+    Muon gets the matrices that model.matrices() names; its products run at `precision`.
     """
     named, betas = dict(model.named_parameters()), (config.beta1, config.beta2)
     if config.optimizer == "adamw":
@@ -166,16 +166,16 @@ def get_learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def scale_rates(optimizers: Sequence[Optimizer], rate: float, config: OptimConfig) -> list[float]:
-    """The learning rate of each optimizer: Adam's is rate, Muon's is in proportion to muon_lr."""
+    """The learning rate of each optimizer: rate for Adam, rate · muon_lr / lr for Muon."""
     muon_rate = rate / config.lr * config.muon_lr
     return [muon_rate if isinstance(optimizer, Muon) else rate for optimizer in optimizers]
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients down if their common norm exceeds max_norm; 0 leaves them as they are.
+    """Scale all gradients down if their total norm exceeds max_norm; 0 leaves them unchanged.
 
-    Returns the norm of each parameter's gradient (P,) before that. The same as
-    torch.nn.utils.clip_grad_norm_, which returns the common norm only.
+    Returns the norm of each parameter's gradient (P,) before clipping. It does the same as
+    torch.nn.utils.clip_grad_norm_, but that function returns only the total norm.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))  # one kernel on a GPU
@@ -187,14 +187,14 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 def get_ema_decay(step: int, config: OptimConfig) -> float:
     """The decay of the weight average in a step.
 
-    The average covers about 1 / (1 - ema) steps, and at first only the last ninth of the steps.
+    The average covers about 1 / (1 - ema) steps; at first, the last ninth of the steps so far.
     """
     return min(config.ema, (1 + step) / (10 + step))
 
 
 @torch.no_grad()
 def update_average(averages: Sequence[Tensor], weights: Sequence[Tensor], rate: Tensor) -> None:
-    """Move the averages towards the weights by the fraction rate ()."""
+    """Move the averages towards the weights, by a fraction `rate` () of the difference."""
     differences = torch._foreach_sub(list(weights), list(averages))
     torch._foreach_mul_(differences, rate)
     torch._foreach_add_(list(averages), differences)

@@ -1,7 +1,7 @@
 """One optimizer step: forward, loss, backward, clip, update.
 
-fast/training.py makes the same step faster from outside: it compiles the model, captures the step
-as a CUDA graph, and scales the loss of float16 runs.
+fast/training.py runs the same step faster: it compiles the model and captures the step as a CUDA
+graph. It also scales the loss of float16 runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from .optim import (
 from .runs.run import Run
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""Inputs and targets, each (B, T), to the mean loss () in nats per token."""
+"""Maps inputs and targets, each (B, T), to the mean loss () in nats per token."""
 
 
 def compute_gradients(
@@ -31,10 +31,10 @@ def compute_gradients(
     accumulation: int = 1,
     backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> Tensor:
-    """Add the gradient of the mean loss over a batch to the parameters; returns that loss ().
+    """Add the gradient of a batch's mean loss to the parameters' .grad; returns the loss ().
 
-    The batch is processed in `accumulation` equal parts, one after the other. The result is the
-    same, and activations take less memory.
+    The batch is processed in `accumulation` equal parts, one after the other. More parts give the
+    same result with less memory for activations.
     """
     total = torch.zeros((), device=inputs.device)
     for x, y in zip(inputs.chunk(accumulation), targets.chunk(accumulation), strict=True):
@@ -86,7 +86,7 @@ class Stepper:
         )
 
     def take(self, steps: int, should_stop: Callable[[], object]) -> Tensor:
-        """Take optimizer steps: at least one, fewer than `steps` if should_stop() becomes true.
+        """Take `steps` optimizer steps; if should_stop() becomes true, fewer, but at least one.
 
         Returns the loss of each step and the norms of its gradients: (steps taken, 1 + P).
         """
@@ -106,7 +106,7 @@ class Stepper:
         return torch.cat([loss[None], norms])
 
     def update(self, inputs: Tensor, targets: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
-        """train_step() with the settings of the run."""
+        """Call train_step() with the settings of the run."""
         optimizers, config = self.run.state.optimizers, self.run.config
         return train_step(
             self.parameters,
@@ -120,12 +120,12 @@ class Stepper:
         )
 
     def draw_starts(self, ahead: int) -> Tensor:
-        """Where the blocks (B,) of a batch start, for the step that many after the next."""
+        """The starts (B,) of the blocks of a coming batch; `ahead` is 0 for the next step."""
         blocks_drawn = self.run.state.tokens // self.block_size + ahead * self.batch_size
         return self.order.starts(blocks_drawn, self.batch_size)
 
     def plan(self, ahead: int) -> tuple[list[float], float]:
-        """The learning rate of each optimizer, and the rate of the weight average, for a step."""
+        """The learning rates and the rate of the weight average for a coming step."""
         config, state = self.run.config, self.run.state
         step = state.step + ahead
         rate = get_learning_rate(step, config.train.steps, config.optim)

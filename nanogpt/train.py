@@ -1,6 +1,6 @@
 """The training loop: step, log, checkpoint, evaluate, keep the best, stop.
 
-The loop knows nothing of GPT. Everything it needs is in a Run (runs/run.py), which prepare_run()
+The loop does not depend on the kind of model. It works on a Run (runs/run.py), which prepare_run()
 creates and resume_run() restores.
 """
 
@@ -26,7 +26,7 @@ from .runs.start import prepare_run, resume_run
 from .system.interrupts import Interrupts
 
 OVERFITTING = (
-    "Training loss keeps falling while validation loss rises: the model overfits, it memorises the "
+    "Training loss keeps falling while validation loss rises: the model overfits and memorises the "
     "training text. More text, more dropout or a smaller model would help."
 )
 
@@ -44,7 +44,7 @@ class Result:
 
 
 class Reporter:
-    """Receives the progress of a run; this one ignores it."""
+    """Receives the progress of a run; this base class ignores it."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Called while a large text is read and encoded, with bytes done and in total."""
@@ -73,7 +73,7 @@ def resume_training(
 ) -> Result:
     """Resume a run from its last checkpoint; raises the same as train().
 
-    saved is the run directory, or what was already read from it.
+    `saved` is the run directory, or the files that were already read from it.
     """
     reporter = reporter or Reporter()
     run = resume_run(saved, config, reporter.preparing)
@@ -87,7 +87,7 @@ def resume_training(
 
 
 def _fit(run: Run, reporter: Reporter) -> Result:
-    """Train a run to its end. Its plot is drawn and its lock released, however it ends."""
+    """Train a run to its end. Even after an error, draw its plot and release its lock."""
     in_background = run.device.type != "cpu"  # on a CPU, a thread would only slow the training down
     try:
         with explain_failures(run):
@@ -171,7 +171,7 @@ def steps_until_next_event(step: int, settings: TrainConfig) -> int:
 
 
 def reason_to_stop(journal: Journal, settings: TrainConfig) -> str | None:
-    """Why training ends with the latest evaluation; None if it continues."""
+    """Return why training ends after the latest evaluation; None if it continues."""
     last, best = journal.records[-1], journal.best
     assert best is not None
     target, patience = settings.stop_at_val_loss, settings.patience

@@ -32,8 +32,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one threa
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The tests use an empty cache, in which each corpus is built once."""
-    os.environ["NANOGPT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """The tests use an empty cache, in which each corpus is built once for all workers."""
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent
+    os.environ["NANOGPT_CACHE"] = str(directory / "cache")
 
 
 @pytest.fixture
@@ -134,7 +137,7 @@ def small() -> list[str]:
     """Flags of a run that takes less than a second."""
     model = {"n-layer": 1, "n-head": 2, "n-embd": 16, "block-size": 16}
     training = {"steps": 20, "eval-every": 10, "batch-size": 4}
-    flags = ["--device", "cpu"]
+    flags = ["--device", "cpu", "--sample-tokens", "20"]
     for name, value in model.items():
         flags += [f"--model.{name}", str(value)]
     for name, value in training.items():

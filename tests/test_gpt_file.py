@@ -96,7 +96,7 @@ def test_script_prints_its_way_from_a_text_to_generated_text(text: str, text_fil
     )
     assert (result.returncode, result.stderr) == (0, "")
     V = len(set(text))
-    assert f"{len(text):,} characters, {V} of them different" in result.stdout
+    assert f"{len(text):,} characters, {V} different ones" in result.stdout
 
     examples = re.findall(r"when the input is ('.*'), the target is ('.*')\n", result.stdout)
     contexts = [ast.literal_eval(context) for context, _ in examples]

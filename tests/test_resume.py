@@ -22,6 +22,7 @@ from nanogpt.runs.journal import Record
 from nanogpt.runs.run import read_run_config
 from nanogpt.system.devices import Precision
 from nanogpt.train import Reporter, resume_training, train
+from tests.marks import slow
 from tests.same import assert_same, metrics
 
 Command = Callable[..., tuple[int, str, str]]
@@ -77,9 +78,12 @@ VARIANTS = {
     "bigram": {"model": BigramConfig(block_size=16)},
     "parts": {"train": TrainConfig(60, 8, accumulation=4, eval_every=20, log_every=5)},
 }
+QUICK = ["muon", "averaged", "epochs", "float16", "parts"]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [variant if variant in QUICK else slow(variant) for variant in VARIANTS]
+)
 def test_a_resumed_run_is_exact_to_the_bit(config: RunConfig, variant: str) -> None:
     config = replace(config, **VARIANTS[variant])  # type: ignore[arg-type]
     train(replace(config, out=Path("straight")))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt.runs.checkpoint import load_checkpoint
+from tests.marks import slow
 from tests.same import assert_same
 
 resource = pytest.importorskip("resource")  # not on Windows, which has no signals either
@@ -25,6 +26,7 @@ def arguments(text_file: Path, out: str, steps: int, eval_every: int = 10) -> li
     """Arguments for a run whose checkpoints take about as long as its steps."""
     return [
         *("train", "tiny", "--data", text_file, "--out", out, "--device", "cpu"),
+        *("--sample-tokens", 20),
         *("--model.n-layer", 1, "--model.n-head", 2, "--model.n-embd", 32),
         *("--model.block-size", 16, "--model.dropout", 0.1, "--train.log-every", 3),
         *("--train.steps", steps, "--train.eval-every", eval_every, "--optim.warmup", 20),
@@ -58,7 +60,9 @@ def test_a_signal_saves_the_run_and_says_how_to_resume_it(
     assert step > 10
     says = f"interrupted; saved at step {step:,}; resume with: nanogpt train --resume mine"
     assert err == f"\nnanogpt: {says}\n"
-    status, out, err = nanogpt("train", "--resume", "mine", "--train.steps", step + 5)
+    status, out, err = nanogpt(
+        "train", "--resume", "mine", "--train.steps", step + 5, "--sample-tokens", 5
+    )
     assert (status, err) == (0, "")
     assert f"resuming from step {step:,}" in out
     assert load_checkpoint("mine/last").step == step + 5
@@ -108,6 +112,7 @@ def kill_and_resume(process: Process, text_file: Path, kills: int, steps: int, s
     return interrupted
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice_is_exact(
     process: Process, nanogpt: Command, text_file: Path
 ) -> None:
@@ -137,7 +142,10 @@ def test_two_processes_cannot_train_in_one_directory(
         training.kill()
         training.wait()
     step = load_checkpoint("mine/last").step
-    assert nanogpt("train", "--resume", "mine", "--train.steps", step + 5)[0] == 0
+    assert (
+        nanogpt("train", "--resume", "mine", "--train.steps", step + 5, "--sample-tokens", 5)[0]
+        == 0
+    )
 
 
 def assert_stopped_by_full_disk(answer: tuple[int, str, str], run: Path, reason: str) -> None:
@@ -153,7 +161,7 @@ def assert_stopped_by_full_disk(answer: tuple[int, str, str], run: Path, reason:
     assert not list(run.glob(".*.new"))
 
 
-@pytest.mark.parametrize("limit", [0, 200, 20_000, 100_000])
+@pytest.mark.parametrize("limit", [slow(0), slow(200), 20_000, slow(100_000)])
 def test_a_file_size_limit_stops_the_run_with_one_line(
     nanogpt: Command, text_file: Path, limit: int
 ) -> None:
@@ -164,11 +172,11 @@ def test_a_file_size_limit_stops_the_run_with_one_line(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
-        answer = nanogpt("train", "--resume", "full", "--train.steps", 40)
+        answer = nanogpt("train", "--resume", "full", "--train.steps", 40, "--sample-tokens", 5)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_stopped_by_full_disk(answer, Path("full"), "File too large")
-    assert nanogpt("train", "--resume", "full", "--train.steps", 40)[0] == 0
+    assert nanogpt("train", "--resume", "full", "--train.steps", 40, "--sample-tokens", 5)[0] == 0
     assert_same(Path("straight"), Path("full"))
 
 
@@ -184,7 +192,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("room", [0, 64, 180])
+@pytest.mark.parametrize("room", [slow(0), 64, slow(180)])
 def test_a_full_disk_stops_the_run_with_one_line(
     nanogpt: Command, text_file: Path, tiny_disk: Path, room: int
 ) -> None:
@@ -194,8 +202,8 @@ def test_a_full_disk_stops_the_run_with_one_line(
     assert nanogpt(*arguments(text_file, str(run), 20), *schedule)[0] == 0
     ballast, left = tiny_disk / "ballast", shutil.disk_usage(tiny_disk).free
     ballast.write_bytes(bytes(left - room * 1024))
-    answer = nanogpt("train", "--resume", run, "--train.steps", 60)
+    answer = nanogpt("train", "--resume", run, "--train.steps", 60, "--sample-tokens", 5)
     assert_stopped_by_full_disk(answer, run, "No space left on device")
     ballast.unlink()
-    assert nanogpt("train", "--resume", run, "--train.steps", 60)[0] == 0
+    assert nanogpt("train", "--resume", run, "--train.steps", 60, "--sample-tokens", 5)[0] == 0
     assert_same(Path("straight"), run)

@@ -1,10 +1,11 @@
 """Parses the arguments of a command into its dataclass. The only module that imports tyro.
 
 Every field of the dataclass is an option, and its docstring is the help text of that option. A
-wrong argument raises UserError with a message of one line.
+wrong argument raises UserError with a one-line message.
 """
 
 import contextlib
+import functools
 import io
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -32,12 +33,12 @@ T = TypeVar("T")
 
 
 def placeholder(text: str) -> Any:
-    """Marks a field with the text that stands for its value in the help."""
+    """Sets the text that the help shows in place of a field's value, such as [RUN]."""
     return tyro.conf.arg(metavar=text)
 
 
 def _make_value_error(value: str, requirement: str) -> ValueError:
-    message = f"is {value!r}: it must be {requirement}"  # the flag comes before it
+    message = f"is {value!r}: it must be {requirement}"  # the caller puts the flag before it
     return ValueError(message)
 
 
@@ -64,7 +65,7 @@ OptionalRun = Annotated[
         str_from_instance=lambda value: ["None"] if value is None else [value],
     ),
 ]
-"""An option whose value can be left out: None without the option, "" without the value."""
+"""An option with an optional value: None if the option is missing, "" if only its value is."""
 
 _NUMBERS: dict[type, str] = {int: "an integer", float: "a number"}
 _registry = tyro.constructors.ConstructorRegistry()
@@ -74,9 +75,9 @@ _registry = tyro.constructors.ConstructorRegistry()
 def _make_number_spec(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """How to parse an integer or a number, perhaps optional; None for any other type.
+    """Return a parser for int, float, or either with None; return None for any other type.
 
-    The messages of tyro for a wrong number are several lines long.
+    It replaces tyro's own parser, whose error message has several lines.
     """
     kinds = set(get_args(info.type) or (info.type,))
     is_optional = NoneType in kinds
@@ -106,7 +107,7 @@ def _make_number_spec(
 def parse_arguments(
     default: T, args: Sequence[str], prog: str, description: str | None = None
 ) -> T:
-    """The dataclass `default` with the values of `args`. Raises UserError for a wrong argument."""
+    """Return `default` with the values from `args`. Raises UserError for a wrong argument."""
     kind: Any = type(default)
     flags = _list_flags(kind, default)
     result = _run_parser(kind, args, prog, flags, default=default, description=description)
@@ -116,23 +117,21 @@ def parse_arguments(
 def parse_with_defaults(
     kind: type[T], choose_defaults: Callable[[T], tuple[T, str]], args: Sequence[str], prog: str
 ) -> T:
-    """A dataclass with the values of `args`, some of which decide the defaults of the others.
+    """Return a dataclass with the values from `args`; some values decide the defaults of others.
 
-    The same parser runs twice. The first pass accepts the options of every kind of model and
-    compares no value with another. `choose_defaults` gets its result, of which only the values that
-    decide are of use, and returns the defaults and the description for the second pass.
+    The same parser runs twice. The first pass accepts the options of every kind of model and does
+    not check values against each other. `choose_defaults` gets its result, uses only the values
+    that decide defaults, and returns the defaults and the description for the second pass.
     """
-    unchecked = _remove_checks(kind)
-    help_flag = Annotated[Flag, tyro.conf.arg(aliases=["-h"])]
-    first_kind = make_dataclass("FirstPass", [("help", help_flag, False)], bases=(unchecked,))
-    flags = _list_flags(unchecked)
+    first_kind = _make_first_kind(kind)  # type: ignore[arg-type]
+    flags = _list_flags(first_kind)
     first = _run_parser(first_kind, args, prog, flags, default=first_kind(), add_help=False)
     defaults, description = choose_defaults(first)
     return parse_arguments(defaults, ["--help"] if first.help else args, prog, description)
 
 
 def parse_command(commands: Mapping[str, type[T]], args: Sequence[str], prog: str) -> T:
-    """The dataclass of the command that `args` name, with the values of `args`."""
+    """Return the dataclass of the command named in `args`, with the values from `args`."""
     kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items()]
     kind = Union[tuple(kinds)]  # type: ignore[valid-type]  # noqa: UP007  built at run time
     flags = {k: v for kind in commands.values() for k, v in _list_flags(kind).items()}
@@ -141,7 +140,7 @@ def parse_command(commands: Mapping[str, type[T]], args: Sequence[str], prog: st
 
 @contextlib.contextmanager
 def report_mistakes(kind: type) -> Iterator[None]:
-    """Turn a ValueError, such as that of a configuration, into a UserError that names flags."""
+    """Turn a ValueError, for example of a configuration, into a UserError that names flags."""
     try:
         yield
     except ValueError as error:
@@ -156,14 +155,14 @@ def _run_parser(
     commands: Mapping[str, type] | None = None,
     **options: Any,
 ) -> Any:
-    """The result of tyro. `flags` has the flag of every field.
+    """Run tyro and return its result. `flags` maps field names to flags.
 
     Raises UserError for a wrong argument and SystemExit after printing help.
     """
 
     def reject(event: Any) -> None:
         error = None
-        with contextlib.suppress(Exception):  # another version of tyro has other events
+        with contextlib.suppress(Exception):  # other versions of tyro may have other events
             error = _explain_event(event, flags, commands or (), prog)
         if error:
             raise error
@@ -182,12 +181,12 @@ def _run_parser(
     except ValueError as error:
         raise UserError(_name_flags(str(error), flags)) from None
     except OSError as error:
-        if is_broken_pipe(error):  # the reader of the help has closed it
+        if is_broken_pipe(error):  # the program that reads the help has exited
             raise
     except SystemExit as exit:
         if not exit.code:
             raise
-    except Exception:  # a bug in the drawing of a message must not hide the message
+    except Exception:  # if tyro fails while it draws a message, still report the message
         pass
     if text := _remove_drawing(printed.getvalue()):
         raise UserError(text)
@@ -195,9 +194,9 @@ def _run_parser(
 
 
 def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:
-    """Calls `reject` with each error of tyro as an object, if this version of tyro can do so.
+    """Call `reject` with the object of each tyro error, if this version of tyro supports it.
 
-    The hook is private. Without it, the text that tyro prints is the message.
+    This uses a private hook of tyro. Without the hook, the message is the text that tyro prints.
     """
     try:
         listening = import_module("tyro._errors").on_parse_error(reject)
@@ -209,7 +208,7 @@ def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[
 def _explain_event(
     event: Any, flags: Mapping[str, str], commands: Collection[str], prog: str
 ) -> UserError | None:
-    """An error of tyro as a UserError; None for an error of an unknown kind."""
+    """Convert an error of tyro to a UserError; return None for an unknown kind of error."""
     match type(event).__name__:
         case "UnrecognizedArgs":
             return _explain_unknown(event.tokens, flags.values(), commands, prog)
@@ -237,7 +236,7 @@ def _get_flag(argument: Any) -> str:
 def _explain_unknown(
     tokens: Sequence[str], flags: Collection[str], commands: Collection[str], prog: str
 ) -> UserError:
-    """An error about arguments that the parser does not know, with the nearest known one."""
+    """Return an error about unknown arguments that suggests the closest known one."""
     option = next((token for token in tokens if token.startswith("-")), None)
     if option is None and commands:
         known = suggest_nearest(tokens[0], commands) or f"use one of {', '.join(commands)}"
@@ -253,9 +252,9 @@ def _explain_unknown(
 
 
 def _list_flags(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, str]:
-    """The flag of every field of a dataclass and of the dataclasses in it, by the field's name.
+    """Map the field names of a dataclass, and of the dataclasses in it, to flags.
 
-    A default decides which dataclass of a union counts. A boolean has a second flag: no_NAME.
+    In a union, a default selects its own class. A boolean has a second entry, no_NAME.
     """
     flags: dict[str, str] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
@@ -272,10 +271,10 @@ def _list_flags(kind: Any, default: Any = None, prefix: str = "--") -> dict[str,
 
 
 def _name_flags(message: str, flags: Mapping[str, str]) -> str:
-    """A message about fields of a dataclass, with the flags of the fields for their names.
+    """Replace the names of dataclass fields in a message with their flags.
 
-    A field is the first word of a message, or any word with an underscore: `n_embd is 128, which
-    n_head 3 does not divide`.
+    A name is the first word of the message, or any word with an underscore, as in `n_embd is 128,
+    which n_head 3 does not divide`.
     """
     return re.sub(
         r"^\w+|(?<![\w'\"./-])\w+_\w+",
@@ -285,7 +284,7 @@ def _name_flags(message: str, flags: Mapping[str, str]) -> str:
 
 
 def _remove_drawing(text: str) -> str:
-    """A message in plain words on one line, whatever box or colours surround it."""
+    """Return the words of a message on one line, without its box and its colours."""
     text = re.sub(r"\x1b\[[\d;]*[A-Za-z]|[\u2500-\u259f]", " ", text)
     return " ".join(word for word in text.split() if not re.fullmatch(r"[|+=_*#~-]+", word))
 
@@ -297,8 +296,19 @@ def _find_dataclasses(hint: Any) -> list[Any]:
     return [kind for kind in get_args(hint) or (hint,) if is_dataclass(kind)]
 
 
+@functools.cache
+def _make_first_kind(kind: type) -> Any:
+    """Make the dataclass of the first pass: without checks, and with a flag for help.
+
+    tyro caches by class.
+    """
+    help_flag = Annotated[Flag, tyro.conf.arg(aliases=["-h"])]
+    unchecked = _remove_checks(kind)
+    return make_dataclass("FirstPass", [("help", help_flag, False)], bases=(unchecked,))
+
+
 def _remove_checks(*kinds: Any) -> Any:
-    """A dataclass with the fields of all `kinds` and without their checks, at every depth."""
+    """Make a dataclass with the fields of all `kinds` but no checks, also in nested dataclasses."""
     merged: dict[str, tuple[str, Any, Any]] = {}
     for kind in kinds:
         hints = get_type_hints(kind, include_extras=True)

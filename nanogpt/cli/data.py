@@ -22,7 +22,7 @@ from .progress import Bar
 class DataArgs:
     """Show statistics of a text, and the entropies and validation losses of its n-grams.
 
-    A model that learns more than these counts has a lower validation loss.
+    A model with a lower validation loss has learned more than these counts.
     """
 
     data: Annotated[str, positional, placeholder("[DATA]")] = "tinyshakespeare"
@@ -60,7 +60,7 @@ def data(args: list[str]) -> None:
 
 
 def make_survey_tables(survey: Survey) -> list[Table]:
-    """A table of the statistics of a text, and one of its n-grams if they were counted."""
+    """Return a table of the statistics of a text, and one of its n-grams if they were counted."""
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     characters = " ".join(map(make_visible, survey.alphabet[:200]))
     characters += " …" if survey.alphabet[200:] else ""

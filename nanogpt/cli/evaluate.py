@@ -24,13 +24,13 @@ from .progress import Bar
 class EvalArgs:
     """Measure the loss of a trained model on a whole split of a text.
 
-    Several runs are evaluated as one model: the mean of their probabilities.
+    Several runs are evaluated as one model, which averages their probabilities.
     """
 
     runs: Annotated[tuple[str, ...], positional, placeholder("[RUN ...]")] = ()
     """Run directories, or their names below runs/; by default the newest run."""
     split: Literal["auto", "val", "train", "all"] = "auto"
-    """train is the start of the text, val the end of it that was held out; auto is val, and all
+    """train: the first part of the text. val: the held-out last part. all: both. auto: val, or all
     for another text."""
     data: str | None = None
     """Another text to evaluate on: the same values as --data of train."""

@@ -1,4 +1,4 @@
-"""nanogpt explain: show what a run needs before it starts: parameters, memory, operations, time."""
+"""nanogpt explain: show what a run will need: parameters, memory, operations, time."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ from .progress import duration
 
 @dataclass(frozen=True)
 class ExplainArgs:
-    """Show what a run needs before it starts: parameters, memory, operations, time."""
+    """Show what a run will need: parameters, memory, operations, time."""
 
     size: Annotated[str | None, positional, placeholder("[SIZE]")] = None
-    """Preset or run to explain: its values are the defaults of the options below. By default it
+    """Preset or run to explain: its values are the defaults of the options below. The default
     depends on the device: baby on a GPU, tiny elsewhere."""
     json: Flag = False
     """Print one JSON object instead of tables."""
@@ -44,7 +44,10 @@ def explain(args: list[str]) -> None:
     assert size is not None
     config = options.config
     if isinstance(config.model, PlainConfig):
-        raise UserError(f"{size} is a GPT with parts left out: explain a preset or another run")
+        raise UserError(
+            f"{size} is a GPT without some of its parts, which explain does not support: "
+            f"name a preset or another run"
+        )
     limit_threads()
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
@@ -81,10 +84,10 @@ def explain(args: list[str]) -> None:
 
 
 def _choose_defaults(options: ExplainArgs) -> tuple[ExplainArgs, str]:
-    """The settings of a preset or a run, and a description of them."""
+    """Return the settings of a preset or a run, and a description of them."""
     size = options.size or default_preset_name(options.config.device)
     description = (
-        f"Show what a run needs before it starts: parameters, memory, operations, time. "
+        f"Show what a run will need: parameters, memory, operations, time. "
         f"The defaults below are those of {size}. Presets: {', '.join(PRESETS)}."
     )
     return ExplainArgs(size=size, config=_find_config(size)), description
@@ -103,7 +106,7 @@ def _find_config(size: str) -> RunConfig:
 
 
 def make_explanation_tables(explanation: Explanation) -> list[Table]:
-    """Tables of the parameters, the memory, the operations and the time of a run."""
+    """Return tables of the parameters, the memory, the operations and the time of a run."""
 
     def make_table(title: str, lines: Sequence[Line], form: Callable[[float], str]) -> Table:
         table = Table(title, "by", "", box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -127,13 +130,13 @@ def make_explanation_tables(explanation: Explanation) -> list[Table]:
 
 
 def make_byte_format(largest: float) -> Callable[[float], str]:
-    """A function that formats a number of bytes in kB or MB: one unit for all up to `largest`."""
+    """Return a function that formats bytes in kB or MB; `largest` decides the unit."""
     size, unit = (1e3, "kB") if largest < 1e6 else (1e6, "MB")
     return lambda value: f"{value / size:,.1f} {unit}"
 
 
 def format_quantity(value: float, unit: str) -> str:
-    """A value with three digits and the prefix that keeps it between 1 and 1,000: 1.23 ms."""
+    """Format a value with three digits and an SI prefix, such as 1.23 ms."""
     prefixes = {1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "µ"}
     value = float(f"{value:.3g}")  # round before choosing the prefix: 999,600 is 1 M
     size = next((size for size in prefixes if value >= size), 1.0)

@@ -23,7 +23,7 @@ class InspectArgs:
     run: Run = None
     """Run directory, or its name below runs/; by default the newest run."""
     prompt: str = ""
-    """Text to process; by default one that the model generates."""
+    """Text to process; by default the model generates a text."""
     out: Path | None = None
     """File of the page; by default inspect.html in the run directory."""
     device: str = "auto"

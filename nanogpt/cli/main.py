@@ -1,4 +1,4 @@
-"""Runs the command that the arguments name, and turns its errors into one line and a status."""
+"""Runs the command named by the arguments, and turns errors into one line and an exit status."""
 
 import io
 import os
@@ -27,7 +27,7 @@ COMMANDS = {
     "study": ("study", "train many models to answer a question: ladder, scaling"),
     "presets": ("presets", "list the presets of train"),
 }
-"""For each command, its module with a function of the same name, and its help."""
+"""For each command: its module, which has a function of the same name, and its help text."""
 
 TOO_LARGE = "out of memory: {size} more were requested; use a smaller model, text or batch"
 
@@ -35,11 +35,11 @@ TOO_LARGE = "out of memory: {size} more were requested; use a smaller model, tex
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
-    The status is 0 after success, 1 after a failure, 2 after a mistake of the user, and 130 or 143
-    after an interruption. Each error is one line on standard error.
+    The exit status is 0 after success, 1 after a failure, 2 after a mistake in the input, and 130
+    or 143 after an interruption. Each error is one line on standard error.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack some characters
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal can show every character
             stream.reconfigure(errors="backslashreplace")
     try:
         _run(list(sys.argv[1:] if argv is None else argv))

@@ -1,4 +1,4 @@
-"""Live lines in a terminal that show the progress of long work."""
+"""Live lines that show the progress of long work in a terminal."""
 
 import time
 
@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 42 s, 3:07 min or 1:02:03 h."""
+    """Format seconds as 42 s, 3:07 min or 1:02:03 h."""
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -17,7 +17,7 @@ def duration(seconds: float) -> str:
 
 
 def make_live_line(console: Console) -> Progress:
-    """A progress bar with a text, removed at the end; nothing if the output is no terminal."""
+    """A progress bar with a text, removed at the end; shows nothing if there is no terminal."""
     return Progress(
         BarColumn(bar_width=20),
         TextColumn("{task.description}"),
@@ -43,7 +43,7 @@ class Bar:
         self.progress.stop()
 
     def update(self, activity: str, done: int, total: int) -> None:
-        """Show the bytes done; a total of 0 is unknown. A text.readers.Progress."""
+        """Show the bytes done; a total of 0 means unknown. Can be used as a Progress callback."""
         now = time.monotonic()
         if activity != self.activity:
             self.progress.remove_task(self.task)

@@ -1,4 +1,4 @@
-"""Shows a run in a terminal, or line by line if the output is no terminal."""
+"""Shows the progress of a run: live in a terminal, otherwise line by line."""
 
 from functools import partial
 from typing import Self
@@ -18,7 +18,7 @@ from .progress import Bar, duration, make_live_line
 
 
 class LiveReporter(Reporter):
-    """A live line for one run after another; the caller prints their results."""
+    """Shows one live line for the current run; the caller prints the results of each run."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -61,13 +61,13 @@ class LiveReporter(Reporter):
 
 
 class TerminalReporter(LiveReporter):
-    """A line for each evaluation, and a live line below them."""
+    """Prints a line for each evaluation, and shows a live line below them."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.previous: Record | None = None
         self.peak_fraction: float | None = None
-        """Fraction of the device's peak that one token per second uses; None if the peak is
+        """Fraction of the device's peak FLOP/s at one token per second; None if the peak is
         unknown."""
 
     def started(self, run: Run) -> None:
@@ -117,14 +117,14 @@ class TerminalReporter(LiveReporter):
             self.progress.update(self.task, completed=record.step, description=text + speed)
 
     def _format_bits(self, loss: float) -> str:
-        """A validation loss in bits per byte; empty if every token is a character."""
+        """Format a validation loss in bits per byte; return "" if every token is a character."""
         assert self.run is not None
         if isinstance(self.run.tokenizer, CharTokenizer):
             return ""
         return f" ({self.run.data.splits['val'].bits_per_byte(loss):.4f} bits/byte)"
 
     def _format_rate(self, record: Record) -> str:
-        """Tokens per second since the previous record, without the time of evaluations."""
+        """Format tokens per second since the previous record; at an evaluation, since the start."""
         previous, self.previous = self.previous, record
         if previous is None or record.val_loss is not None or record.seconds <= previous.seconds:
             rate = record.tokens / record.seconds if record.seconds else 0.0
@@ -138,7 +138,7 @@ class TerminalReporter(LiveReporter):
 
 
 def make_result_table(result: Result) -> Table:
-    """The losses, the time and the directory of a run that has ended."""
+    """Return a table of the losses, the time and the directory of a run that has ended."""
     run, best, last = result.run, result.best, result.last
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = {

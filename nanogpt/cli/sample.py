@@ -31,7 +31,7 @@ class SampleArgs(GenerationConfig):
     """Ask for one prompt after another. Ctrl-C ends a text; Ctrl-D (Ctrl-Z on
     Windows) ends the command."""
     json: Flag = False
-    """Print a JSON object for each text, one a line: prompt, text, tokens, logprobs, stopped."""
+    """Print each text as a JSON object on one line: prompt, text, tokens, logprobs, stopped."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Precision = "auto"
@@ -88,7 +88,7 @@ def _ask_for_prompts(trained: Trained, options: GenerationConfig) -> None:
         import readline  # noqa: F401  gives input() a history
 
     end = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
-    print_note(f"Ctrl-C ends a text, {end} the command")
+    print_note(f"Ctrl-C ends a text, {end} ends the command")
     while True:
         try:
             prompt = input("> ")
@@ -108,7 +108,7 @@ def _ask_for_prompts(trained: Trained, options: GenerationConfig) -> None:
 
 
 def _read_prompts(options: SampleArgs, trained: Trained) -> list[str]:
-    """The prompts of the options, with a note about each that is empty or too long."""
+    """Return the prompts of the options; print a note about each that is empty or too long."""
     prompts = list(options.prompt)
     if options.prompt_file is not None:
         prompts.append(read_text(options.prompt_file))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LadderArgs:
-    """Train models from a table of counts to a GPT, and show what each part lowers the loss by.
+    """Train models from a table of counts to a GPT, and show how much each part lowers the loss.
 
     Finished models are not trained again. Writes ladder.json, ladder.md and ladder.svg.
     """
@@ -51,11 +51,11 @@ class ScalingArgs:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; cuda uses all GPUs of the machine."""
     at_a_time: int = 3
-    """Models trained at a time on each GPU."""
+    """Number of models that train at the same time on each GPU."""
     sizes: int = 7
     """Number of model sizes, from the smallest up; the largest of 7 has 28 million parameters."""
     steps: int = 2500
-    """Most training steps of each model; training ends early when the loss stops improving."""
+    """Largest number of steps of each model; training ends early when the loss stops improving."""
     seed: int = 1337
     """Seed of the initial weights, the order of the batches and dropout."""
     json: Flag = False
@@ -159,7 +159,7 @@ def _run_scaling(options: ScalingArgs) -> None:
 
 
 def format_rungs() -> Generator[str, "Rung", None]:
-    """Yields the header of the table, then a row for each rung that is sent."""
+    """Yield the header of the table; then, for each rung sent to the generator, its row."""
     from .progress import duration
 
     form = "{:13} {:>8} {:>8} {:>9} {:>11} {:>9}  {}"

@@ -19,7 +19,7 @@ from .arguments import Flag, OptionalString, parse_arguments, placeholder, posit
 from .progress import Bar
 
 COLOURS = ("#b3d9ff", "#ffd9b3", "#c6ecc6", "#f2c6ec", "#fff2b3")
-"""Backgrounds of consecutive tokens; black text is readable on all of them."""
+"""Background colours of consecutive tokens; black text is readable on all of them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TokenizeArgs:
     data: str = "tinyshakespeare"
     """Text that char and bpe are trained on: the same values as --data of train."""
     json: Flag = False
-    """Print one JSON object instead."""
+    """Print one JSON object instead of coloured text."""
 
 
 def tokenize(args: list[str]) -> None:
@@ -62,9 +62,9 @@ def tokenize(args: list[str]) -> None:
 
 
 def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
-    """The tokenizer that the options name, trained on their text if it has to be."""
+    """Return the tokenizer named by the options; train it on their text if it needs training."""
     kind = options.tokenizer
-    # Imported where they are needed: the other kinds of tokenizers start faster without them.
+    # Slow imports are local: tokenizers that do not need them start faster.
     if not tokenizers.is_tokenizer_kind(kind) and not os.path.isfile(kind):
         from ..runs.directory import find_run
 
@@ -81,7 +81,7 @@ def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
 
 
 def render_tokens(tokenizer: Tokenizer, ids: Sequence[int], width: int) -> Text:
-    """Each token on a coloured background with its id below; white space is made visible."""
+    """Show each token on a coloured background, with its id below and visible white space."""
     lines = Text()
     tokens_line, ids_line, columns = Text(), Text(), 0
 

@@ -23,18 +23,25 @@ class TrainArgs:
     """Train a model."""
 
     preset: Annotated[str | None, positional, placeholder("[PRESET]")] = None
-    """Preset to train: its values are the defaults of the options below. By default it depends on
+    """Preset to train: its values are the defaults of the options below. The default depends on
     the device: baby on a GPU, tiny elsewhere."""
     resume: OptionalRun = None
     """Resume this run from its last checkpoint, by default the newest run. Its settings are the
     defaults of the options below."""
+    sample_tokens: int = 500
+    """Tokens to generate with the best weights when the run ends; 0 for none."""
     config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.sample_tokens < 0:
+            raise ValueError(f"sample_tokens is {self.sample_tokens}: it must be at least 0")
 
 
 def train(args: list[str]) -> None:
     """Train a model or resume a run, then generate text with its best weights."""
     defaults = _Defaults()
-    config = parse_with_defaults(TrainArgs, defaults.choose, args, "nanogpt train").config
+    options = parse_with_defaults(TrainArgs, defaults.choose, args, "nanogpt train")
+    config = options.config
     console = Console(highlight=False)
     with TerminalReporter(console) as reporter:
         if defaults.saved is None:
@@ -43,9 +50,13 @@ def train(args: list[str]) -> None:
             result = resume_training(defaults.saved, config, reporter)
     console.print()
     console.print(make_result_table(result))
+    if not options.sample_tokens:
+        return
     console.print("\n[bold]Sample:[/]")
     best = load(result.run.out, str(result.run.device))
-    sampling = GenerationConfig(seed=config.seed, cuda_graph=config.train.cuda_graph)
+    sampling = GenerationConfig(
+        max_new_tokens=options.sample_tokens, seed=config.seed, cuda_graph=config.train.cuda_graph
+    )
     print_completions(best, [""], sampling)
 
 
@@ -56,7 +67,7 @@ class _Defaults:
     """The run to resume."""
 
     def choose(self, options: TrainArgs) -> tuple[TrainArgs, str]:
-        """The defaults and a description of them."""
+        """Return the defaults and a description of them."""
         if options.resume is not None:
             if options.preset:
                 raise UserError(

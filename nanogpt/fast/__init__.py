@@ -1,1 +1,1 @@
-"""The heart's own functions made fast on a GPU: captured as CUDA graphs, ahead of the host."""
+"""Training and generation made fast on a GPU: CUDA graphs that run ahead of the host."""

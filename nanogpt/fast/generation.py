@@ -1,8 +1,8 @@
 """Generation on a CUDA device: the functions of generate.py, captured and run ahead of the host.
 
-A decoding step of a small model is hundreds of kernels that take longer to launch than to run. So
-the step is captured once as a CUDA graph, and replayed STEPS_AHEAD times before the host looks at
-the tokens, which are copied while the next steps run. The tokens equal those of generate().
+A decoding step of a small model has hundreds of kernels that take longer to launch than to run. So
+the step is captured once as a CUDA graph and replayed STEPS_AHEAD times before the host reads the
+tokens, which are copied while the next steps run. The tokens equal those of generate.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,9 +30,9 @@ from ..models.cache import Cache
 from ..system.gpu import CannotCapture, CudaGraph
 
 STEPS_AHEAD = 16
-"""Decoding steps between two looks of the host at the tokens."""
+"""Largest number of decoding steps before the host reads their tokens."""
 PREFILL_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Without cuDNN's attention, which takes a tenth of a second to plan for each new prompt length."""
+"""They exclude cuDNN's attention, which needs a tenth of a second for each new prompt length."""
 
 
 def generate(
@@ -53,7 +53,7 @@ def generate(
 
 @dataclass(frozen=True)
 class InFlight:
-    """The tokens of some steps on their way from the device to the host."""
+    """The tokens of some steps that are being copied from the device to the host."""
 
     tokens: Tensor
     """(steps, B)."""
@@ -62,11 +62,11 @@ class InFlight:
     finite: Tensor
     """(): 0 if all logits so far were finite, otherwise NaN."""
     arrived: torch.cuda.Event | None
-    """Recorded when the copies are complete; None if they are complete already."""
+    """Recorded after the copies; None on a CPU, where they are already complete."""
 
 
 class CapturedDecoder:
-    """Generates for B texts. The inputs and outputs of a step stay in place on the device."""
+    """Generates tokens for B texts. The inputs and outputs of a step keep their device memory."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class CapturedDecoder:
         self.model, self.sampling, self.device = model.eval(), sampling, device
         self.block_size = model.config.block_size
         self.contexts = [list(prompt[-self.block_size :]) for prompt in prompts]
-        """The visible tokens of each text. The newest one may not be in the cache yet."""
+        """The visible tokens of each text. The newest token may not be in the cache yet."""
         self.cache = Cache(B, self.block_size, device)
         self.generators = make_generators(seed, B)
         self.seen = mark_seen(prompts, model.config.vocab_size, sampling, device)
@@ -94,7 +94,7 @@ class CapturedDecoder:
         self.finite = torch.zeros((), device=device)
         self.row = torch.zeros(1, dtype=torch.long, device=device)
         self.host_row = STEPS_AHEAD
-        """The value of row, which the host must know without asking the device."""
+        """The value of `row`, which the host knows without waiting for the device."""
         self.steps_in_flight = 0
         is_cuda = device.type == "cuda"  # a test runs the same code on a CPU, without a graph
         self.graph = CudaGraph(device, warmup=1) if is_cuda else None
@@ -122,7 +122,7 @@ class CapturedDecoder:
             columns = [torch.rand(STEPS_AHEAD, generator=g) for g in self.generators]
             numbers = torch.stack(columns, 1)
             if self.device.type == "cuda":
-                numbers = numbers.pin_memory()  # lets the copy run without the host
+                numbers = numbers.pin_memory()  # the host does not wait for the copy
             self.uniform.copy_(numbers, non_blocking=True)
             self.row.zero_()
             self.host_row = 0
@@ -171,8 +171,8 @@ class CapturedDecoder:
             self.graph.run(self._decode)
         except CannotCapture as error:
             raise Stopped(
-                f"generation cannot be captured as a CUDA graph ({error}); without one it is "
-                f"slower: nanogpt sample --no-cuda-graph"
+                f"generation cannot be captured as a CUDA graph ({error}); to run without a graph, "
+                f"which is slower: nanogpt sample --no-cuda-graph"
             ) from None
 
     def _sample(self, logits: Tensor) -> None:

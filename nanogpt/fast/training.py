@@ -1,7 +1,7 @@
-"""Training steps made fast: compiled, planned ahead, captured as a CUDA graph; float16 scaled.
+"""Fast training steps: compiled, planned ahead, captured as a CUDA graph; float16 loss scaling.
 
-On a GPU, everything that a step needs is on the device before it starts, and its results stay
-there. So no step waits for the host, and every step is the same work for the device, which is
+On a GPU, the batch and the rates of a step are on the device before it starts, and its results
+stay there. So no step waits for the host. Every step is the same work for the device, so a step is
 captured once and replayed.
 """
 
@@ -20,13 +20,13 @@ from ..system.devices import autocast
 from ..system.gpu import CudaGraph, compile_loss
 
 STEPS_AHEAD = 100
-"""The most steps that are planned, and taken, before the host looks at their results."""
+"""Largest number of steps that are planned and taken before the host reads their results."""
 
 
 def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
-    """The fastest stepper for a run's device and precision; on_message hears what is not possible.
+    """The fastest stepper for a run's device and precision; calls on_message if it cannot compile.
 
-    In float16 the host decides after each step whether to use it, so it cannot be captured.
+    In float16 the host checks for overflow before each update, so the step cannot be captured.
     """
     mean_loss = make_loss(run, on_message)
     if run.state.scale:
@@ -39,8 +39,8 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
 def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     """The loss that a run minimises, at its precision.
 
-    On a GPU the blocks are compiled, and also the cross-entropy: it reads and writes all logits,
-    which are many with a large vocabulary.
+    On a GPU the blocks and the cross-entropy are compiled. The cross-entropy reads and writes all
+    logits, and a large vocabulary has many.
     """
     model, settings, device = run.model, run.config.train, run.device
 
@@ -92,7 +92,7 @@ class CapturedStepper(Stepper):
     def _fill_rows(self, steps: int) -> None:
         """Put the batches and rates of the coming steps into their rows."""
         starts = [self.draw_starts(ahead) for ahead in range(steps)]
-        # Several batches at once, but their indices take at most 32 MB.
+        # Gather several batches at once, as long as their indices take at most 32 MB.
         at_once = max(1, (1 << 22) // self.blocks[0].numel())
         for first in range(0, steps, at_once):
             some = torch.cat(starts[first : first + at_once])
@@ -104,7 +104,7 @@ class CapturedStepper(Stepper):
         self.row.zero_()
 
     def _step_in_row(self) -> None:
-        """Take the step of the current row, and move on to the next row."""
+        """Take the step of the current row, and advance to the next row."""
         blocks, rates, average_rate = (
             table[self.row][0] for table in (self.blocks, self.rates, self.average_rates)
         )
@@ -114,13 +114,13 @@ class CapturedStepper(Stepper):
 
 
 class ScaledStepper(Stepper):
-    """Scales the loss, so that small gradients do not vanish in float16; skips overflowing steps.
+    """Scales the loss, so that small gradients do not vanish in float16; skips steps that overflow.
 
     Micikevicius et al. 2018 (arXiv:1710.03740), section 3.2; runs/loss_scale.py adapts the scale.
     """
 
     def update(self, inputs: Tensor, targets: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as Stepper.update(); an overflow leaves the weights as they are."""
+        """The same as Stepper.update(); an overflow leaves the weights unchanged."""
         state, config, scale = self.run.state, self.run.config, self.run.state.scale
         assert scale is not None
         loss = compute_gradients(

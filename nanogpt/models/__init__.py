@@ -34,7 +34,7 @@ KINDS: dict[str, type[ModelConfig]] = {
     "plain": PlainConfig,
     "bigram": BigramConfig,
 }
-"""The name of each kind of model in a run directory."""
+"""The configuration class of each kind of model, by its name in a run directory."""
 
 
 def build(config: ModelConfig) -> Model:
@@ -51,7 +51,7 @@ def build(config: ModelConfig) -> Model:
 
 
 def to_json(config: ModelConfig) -> dict[str, Any]:
-    """The model in a run directory: its kind and all fields of its configuration."""
+    """The JSON object of a model: its kind and all fields of its configuration."""
     kind = next(name for name, cls in KINDS.items() if type(config) is cls)
     return {"kind": kind, **asdict(config)}
 
@@ -62,7 +62,7 @@ def flops_per_token(model: Model) -> int:
     Chowdhery et al. 2022 (PaLM), appendix B. N is the number of parameters in matrix products;
     lookup tables do not count. The forward pass takes 2N operations, a multiplication and an
     addition for each parameter. In each of L blocks, attention takes 2CT for the scores and 2CT for
-    the mean of the values; masked scores count, too. The backward pass takes twice as many.
+    the weighted mean of the values; masked ones are counted. The backward pass takes twice as many.
     """
     config = model.config
     if isinstance(config, BigramConfig):

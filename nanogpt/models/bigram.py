@@ -26,15 +26,15 @@ class BigramConfig:
         for field in ("vocab_size", "block_size"):
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} is {value}: it must be at least 1")
-        if self.vocab_size > 16384:  # a gigabyte
+        if self.vocab_size > 16384:  # the table would be larger than 1 GiB
             raise ValueError(
-                f"vocab_size is {self.vocab_size}, and the table of a bigram has its square: use a "
-                f"tokenizer with at most 16384 tokens"
+                f"vocab_size is {self.vocab_size}, and the table of a bigram has vocab_size² "
+                f"entries: use a tokenizer with at most 16384 tokens"
             )
 
 
 class Bigram(nn.Module):
-    """Row i of the table holds the logits of the token after token i."""
+    """A table: row i holds the logits of the token that follows token i."""
 
     def __init__(self, config: BigramConfig) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Bigram(nn.Module):
         nn.init.zeros_(self.table.weight)  # uniform probabilities: the loss starts at ln V
 
     lookup_tables = ("table.weight",)
-    """Parameters of which a token reads one row and which no matrix product uses."""
+    """Tables from which each token looks up one row; no matrix product uses them."""
 
     def matrices(self) -> dict[str, int]:
         """Empty: a bigram has no blocks."""

@@ -14,9 +14,9 @@ class Cache:
 
     def __init__(self, batch_size: int, size: int, device: torch.device) -> None:
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
-        """Cached tokens of each text (B,)."""
+        """Number of cached tokens of each text (B,)."""
         self.input_lengths = torch.ones_like(self.lengths)
-        """Tokens of each text in the next input (B,); longer rows are padded on the right."""
+        """Number of tokens of each text in the next input (B,); the rest of a row is padding."""
         self.positions = torch.empty(0)
         """Position of each token of the input in its text (B, T)."""
         self.mask: Tensor | None = None
@@ -42,7 +42,7 @@ class Cache:
     def append(self, module: nn.Module, new: Tensor, offset: int = 0) -> Tensor:
         """Store a module's tensor for the input (..., T, D); return it for all slots (..., S, D).
 
-        The leading dimensions are B, or 2, B, H. Position p is in slot p + offset; the first
+        The leading dimensions are (B) or (2, B, H). Position p is in slot p + offset; the first
         `offset` slots stay zero.
         """
         if module not in self._memory:
@@ -55,17 +55,17 @@ class Cache:
         return self._memory[module]
 
     def extend(self, module: nn.Module, new: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store the keys and values of the input (2, B, H, T, D); return all to attend to.
+        """Store the keys and values of the input (2, B, H, T, D); return keys, values and mask.
 
-        In a prefill these are the new ones, and the mask is None: the causal mask is enough. Later
-        they are those in all slots (B, H, S, D), and the mask hides the empty slots.
+        In a prefill it returns the new ones, and the mask is None: the causal mask is enough. In
+        decoding it returns all slots (B, H, S, D), and the mask hides the empty ones.
         """
         memory = self.append(module, new)
         k, v = new if self.mask is None else memory
         return k, v, self.mask
 
     def select_last(self, x: Tensor) -> Tensor:
-        """The last token of each text in the input: x (B, T, C) to (B, 1, C), without padding."""
+        """Select the last token of each text, ignoring padding: x (B, T, C) to (B, 1, C)."""
         if x.shape[1] == 1:
             return x
         return x.gather(1, (self.input_lengths - 1)[:, None, None].expand(-1, 1, x.shape[2]))
@@ -81,5 +81,5 @@ class Cache:
         self.input_lengths.fill_(1)
 
     def advance(self) -> None:
-        """Count the token of each text that the model has just read."""
+        """Count one more cached token for each text."""
         self.lengths += self.input_lengths

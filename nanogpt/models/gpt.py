@@ -38,7 +38,7 @@ class GPTConfig:
     """Use biases in linear layers and norms, as in GPT-2; without them it is slightly faster."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError that names the field with an impossible value."""
+        """Raise a ValueError that names the field with an invalid value."""
         for field in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} is {value}: it must be at least 1")
@@ -134,7 +134,7 @@ class GPT(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Weights from N(0, 0.02²), biases zero. GPT-2's code uses 0.01 for the positions.
+        """Draw weights from N(0, 0.02²), set biases to 0. (GPT-2 uses 0.01 for positions.)
 
         The last layer of each branch is scaled by 1/√(2·n_layer), so that the variance of the
         residual stream after 2·n_layer additions does not grow with depth (Radford et al., 2.3).
@@ -148,10 +148,10 @@ class GPT(nn.Module):
                 assert isinstance(last, nn.Linear)
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    lookup_tables = ("position_embedding.weight",)  # read row by row, in no matrix product
+    lookup_tables = ("position_embedding.weight",)  # looked up by row, not multiplied
 
     def matrices(self) -> dict[str, int]:
-        """The weight matrices of the blocks, with the number of matrices that each one stacks."""
+        """The weights of the blocks by name, and how many matrices each one stacks as rows."""
         named = self.blocks.named_parameters(prefix="blocks")
         names = [name for name, p in named if p.dim() == 2]
         return {name: 3 if name.endswith("attention.qkv.weight") else 1 for name in names}
@@ -166,15 +166,15 @@ class GPT(nn.Module):
             positions = cache.set_positions(T, self.token_embedding.weight.dtype)  # (B, T)
         x: Tensor = self.token_embedding(tokens) + self.position_embedding(positions)
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):  # half precision for the stream, too
+        if torch.is_autocast_enabled(kind):  # half precision for the residual stream
             x = x.to(torch.get_autocast_dtype(kind))
         return self.dropout(x)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Tokens (B, T), with T at most block_size, to logits (B, T, V).
 
-        With a cache, the tokens continue the cached ones, and only the logits after each row's last
-        token are returned: (B, 1, V).
+        With a cache, the tokens continue the cached ones, and the result has only the logits after
+        each row's last token: (B, 1, V).
         """
         x = self.embed(tokens, cache)  # (B, T, C)
         for block in self.blocks:

@@ -1,7 +1,7 @@
 """A GPT with the improvements made since GPT-2: complete in this file.
 
 Unlike gpt.py it has no biases, no gains in its norms, and no position embedding. Each new part
-names its source; docs/log.md has the measurements. It is meant for Muon, but Adam trains it, too.
+cites its source; docs/log.md has the measurements. It is designed for Muon; Adam works, too.
 
 Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
 V vocabulary, S slots of the cache.
@@ -37,11 +37,11 @@ class ModernConfig:
     """Probability that a value is set to zero during training, against overfitting."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError that names the field with an impossible value."""
+        """Raise a ValueError that names the field with an invalid value."""
         for field in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} is {value}: it must be at least 1")
-        if self.n_embd % (pairs := 2 * self.n_head):  # a rotation turns pairs of channels
+        if self.n_embd % (pairs := 2 * self.n_head):  # rotate() works on pairs of channels
             problem = f"n_embd is {self.n_embd}, which twice n_head {self.n_head} does not divide"
             raise ValueError(f"{problem}: try n_embd {math.ceil(self.n_embd / pairs) * pairs}")
         if not 0 <= self.dropout < 1:
@@ -56,7 +56,7 @@ def norm(x: Tensor) -> Tensor:
 def rotations(positions: Tensor, D: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles of positions (..., T), each (..., T, 1, D/2).
 
-    Position t turns each pair of channels by t times the frequency of the pair.
+    At position t, each pair of channels is rotated by t times the frequency of the pair.
     """
     # The base is 1,000 instead of the usual 10,000 because contexts are short here: with D = 32,
     # the slowest pair makes one turn in 4,000 positions.
@@ -66,7 +66,7 @@ def rotations(positions: Tensor, D: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of channels (d, d + D/2) of x (B, T, H, D) by its angle.
+    """Rotate each pair of channels (d, d + D/2) of x (B, T, H, D) by its angle.
 
     Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34): the product of a rotated
     query and a rotated key depends on their distance only, not on their positions.
@@ -91,7 +91,7 @@ class Attention(nn.Module):
         B, T, C, H = *x.shape, self.n_head
         qk = self.qk(x).view(B, T, 2 * H, C // H)
         v = self.v(x).view(B, T, H, C // H)
-        # QK-norm: with queries and keys of one length, scores cannot grow without bound (Henry et
+        # QK-norm: scores are bounded, because all queries and keys have the same length (Henry et
         # al. 2020, arXiv:2010.04245; Dehghani et al. 2023, arXiv:2302.05442).
         q, k = rotate(norm(qk), cos, sin).to(v.dtype).chunk(2, dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -110,7 +110,7 @@ class Attention(nn.Module):
 class SquaredReLU(torch.autograd.Function):
     """ReLU(x)² (So et al. 2021, "Primer", arXiv:2109.08668), with its gradient 2 ReLU(x).
 
-    For speed only: the gradient of relu().square() reads and writes more than twice the memory.
+    It is only for speed: the gradient of relu().square() moves more than twice the memory.
     """
 
     @staticmethod
@@ -154,10 +154,10 @@ class Block(nn.Module):
 
 
 class LookBack(nn.Module):
-    """Adds to each position a learned share, channel by channel, of the two positions before it.
+    """Adds to each position the two positions before it, scaled by learned weights per channel.
 
-    A causal depthwise convolution, as in Primer, but only once, on the embeddings. So the first
-    block already knows the last three tokens.
+    This is a causal depthwise convolution, as in Primer, but applied only once, to the embeddings.
+    So the first block already knows the last three tokens.
     """
 
     def __init__(self, config: ModernConfig) -> None:
@@ -206,10 +206,10 @@ class Modern(nn.Module):
             nn.init.zeros_(module.head.weight)
 
     lookup_tables = ("token_embedding.weight",)
-    """Parameters of which a token reads one row and which no matrix product uses."""
+    """Tables from which each token looks up one row; no matrix product uses them."""
 
     def matrices(self) -> dict[str, int]:
-        """The weight matrices of the blocks, each with how many matrices it stacks as rows."""
+        """The weights of the blocks by name, and how many matrices each one stacks as rows."""
         names = [name for name, _ in self.named_parameters() if name.startswith("blocks.")]
         return {name: 2 if name.endswith("attention.qk.weight") else 1 for name in names}
 
@@ -219,7 +219,7 @@ class Modern(nn.Module):
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size {self.config.block_size}")
         table, kind = self.token_embedding.weight, tokens.device.type
-        if torch.is_autocast_enabled(kind):  # half precision for the stream, too
+        if torch.is_autocast_enabled(kind):  # half precision for the residual stream
             table = table.to(torch.get_autocast_dtype(kind))
         positions = torch.arange(T, device=tokens.device)
         if cache is not None:
@@ -231,8 +231,8 @@ class Modern(nn.Module):
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Tokens (B, T), with T at most block_size, to logits (B, T, V).
 
-        With a cache, the tokens continue the cached ones, and only the logits after each row's last
-        token are returned: (B, 1, V).
+        With a cache, the tokens continue the cached ones, and the result has only the logits after
+        each row's last token: (B, 1, V).
         """
         x, cos, sin = self.embed(tokens, cache)  # x (B, T, C)
         for block in self.blocks:

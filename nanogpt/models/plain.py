@@ -1,6 +1,6 @@
 """A GPT without layer norm, and optionally without feed-forward layers and residual connections.
 
-These models are the steps on the way to gpt.py; studies/ladder.py measures what each step gains.
+These models are the steps from a bigram to gpt.py; studies/ladder.py measures the gain of each.
 """
 
 import math
@@ -14,7 +14,7 @@ from .cache import Cache
 
 @dataclass(frozen=True)
 class PlainConfig(gpt.GPTConfig):
-    """The shape of a GPT, and which of its parts it has."""
+    """The shape of a GPT, and the optional parts that it has."""
 
     feed_forward: bool = False
     """Use a feed-forward layer after the attention of each block."""
@@ -23,7 +23,7 @@ class PlainConfig(gpt.GPTConfig):
 
 
 class Block(gpt.Block):
-    """Attention, then optionally feed-forward; each replaces its input or is added to it."""
+    """Attention, then optionally feed-forward; each output replaces its input or is added to it."""
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__(config)
@@ -52,7 +52,7 @@ class Plain(gpt.GPT):
             if not config.feed_forward:
                 block.feed_forward = nn.Sequential()  # type: ignore[assignment]
             for module in block.modules():
-                # Without residual connections, small weights would shrink the signal. With these,
-                # a layer keeps the variance of its input (Glorot & Bengio 2010, section 4.2).
+                # Without residual connections, small weights would shrink the signal. This std
+                # keeps the variance of a layer's input (Glorot & Bengio 2010, section 4.2).
                 if isinstance(module, nn.Linear) and not config.residual:
                     nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))

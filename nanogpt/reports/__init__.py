@@ -1,1 +1,1 @@
-"""Summaries: what a run needs, what a model does with a text, what a text is like."""
+"""Reports: the needs of a run, the computations of a model, the statistics of a text."""

@@ -1,7 +1,7 @@
-"""What a run needs before it starts: parameters, memory, operations and time, each by a formula.
+"""Computes the needs of a run by formulas: parameters, memory, operations and time.
 
 Dimensions: L n_layer, C n_embd, H n_head, T block_size, V vocab_size; n tokens in one forward pass,
-N parameters, W of them weights of matrix products.
+N parameters, W of them in matrix products.
 """
 
 from dataclasses import dataclass
@@ -210,8 +210,8 @@ def estimate_time(
     training = config.train
     products = value["per step"] / rates.products
     activations = sum(v for part, v in value.items() if part.startswith(("activations", "logits")))
-    # Forward and backward pass read and write the activations and their gradients, and also
-    # values that are not stored, fewer of them in compiled blocks. docs/explain.md compares the
+    # The forward and backward passes read and write the activations, their gradients, and values
+    # that are not stored. Compiled blocks have fewer of these. docs/explain.md compares this
     # estimate with measured times.
     passes = 8 if training.compile and device.type == "cuda" else 12
     traffic = passes * training.accumulation * activations + 7 * value["weights"]

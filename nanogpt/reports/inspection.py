@@ -1,4 +1,4 @@
-"""What a model computes for a text, as one web page that loads nothing else.
+"""Shows what a model computes for a text, on one web page that loads no other files.
 
 Dimensions: B batch, T tokens, C channels, V vocabulary, L layers, H heads.
 """
@@ -51,7 +51,7 @@ class Inspection:
     tokens: list[str]
     """The T tokens, with invisible characters made visible."""
     n_hidden: int
-    """Number of earlier tokens that the model read and the page does not show."""
+    """Number of earlier tokens that are in the model's input but not on the page."""
     attention: list[list[list[list[float]]]]
     """Attention weights by layer, head and position t, over positions 0 to t."""
     hidden_attention: list[list[list[float]]]
@@ -61,20 +61,20 @@ class Inspection:
     probabilities: list[float]
     """The probability of each token given the tokens before it, from the second token on."""
     ranks: list[int]
-    """The rank of this probability among all tokens; 1 is the most probable token."""
+    """The rank of each of these tokens by probability; 1 is the most probable token."""
     loss: float
     """Mean of -ln of these probabilities, in nats per token."""
     lens_predictions: list[list[Prediction]]
-    """The logit lens: the most probable next token at each position, if the head were applied to
+    """The logit lens: the most probable next token at each position, if the head is applied to
     the input of the first block, or to the output of block 1, 2, …"""
     lens_probabilities: list[list[float]]
-    """The probability of the actual next token by the lens, at each position but the last."""
+    """The logit lens's probability of the actual next token, at each position but the last."""
     vocab_size: int
     embedding: list[EmbeddedToken]
-    """Tokens in the plane of the first two principal components of the embedding: all tokens, or of
-    a large vocabulary those of the text and of the predictions."""
+    """Tokens in the plane of the first two principal components of the embedding: all tokens;
+    for a large vocabulary, only the tokens of the text and of the predictions."""
     explained_variance: float
-    """The share of the variance of the embedding in these two components."""
+    """The share of the variance of the embedding that these two components explain."""
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> I
 
 @contextmanager
 def _record_hidden_states(model: Model) -> Iterator[list[Tensor]]:
-    """Record, within it, the input of a model's first block and the output of each: (B, T, C)."""
+    """Within the context, record the input of the first block and all outputs: (B, T, C)."""
     states: list[Tensor] = []
     blocks = [*model.get_submodule("blocks").children()] if hasattr(model, "blocks") else []
 

@@ -16,11 +16,11 @@ class Rates:
     products: float
     """Operations per second in matrix products."""
     memory: float
-    """Bytes per second that all other operations read or write."""
+    """Bytes per second read and written by all other operations."""
 
 
 def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
-    """Time products (n, C) × (C, 4C) and layer norms (n, 4C), for about half a second."""
+    """Measure products (n, C) × (C, 4C) and layer norms (n, 4C) for about half a second."""
     n = max(1, min(n, (1 << 28) // C))
     x = torch.randn(n, C, device=device, dtype=precision)
     w = torch.randn(C, 4 * C, device=device, dtype=precision)
@@ -33,7 +33,7 @@ def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) 
 
 
 def _time_call(function: Callable[[], object], device: torch.device) -> float:
-    """Return the least seconds of a call, among eight measurements in 0.25 s, or two slow ones."""
+    """Return the seconds of a call: the least of eight measurements, or of two if it is slow."""
 
     def time_calls(calls: int) -> float:
         start = time.perf_counter()

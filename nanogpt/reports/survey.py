@@ -16,22 +16,22 @@ from ..text.ngrams import NGramCounts
 from ..text.readers import Progress, no_progress
 
 CODE_POINTS = 1 << 21
-"""More than there are in Unicode; the codes of three characters still fit into 63 bits."""
+"""More than Unicode has; the codes of three characters still fit into 63 bits."""
 LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """The characters that end a line for str.splitlines()."""
 MIN_CHARACTERS = 30
-"""Length of the shortest text whose n-grams are counted: its validation split has 3 characters."""
+"""Shortest text for which n-gram losses are computed: its validation split has 3 characters."""
 
 
 @dataclass(frozen=True)
 class NGramEntropy:
-    """How well the n - 1 characters before a character predict it."""
+    """How well a character can be predicted from the n - 1 characters before it."""
 
     n: int
     entropy: float
     """Entropy of a character given the characters before it, in nats, over the whole text."""
     val_loss: float
-    """Nats per character on the last 10%, by the counts of the first 90% with add-one smoothing."""
+    """Nats per character on the last 10%, from counts of the first 90% with add-one smoothing."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def survey_text(corpus: Corpus, progress: Progress = no_progress) -> Survey:
 
 
 def count_characters(chunks: Iterable[str], n: int) -> NGramCounts:
-    """The n-grams of the characters of a text in chunks; n is at most 3."""
+    """Count the character n-grams of a text that is given in chunks; n is at most 3."""
     return NGramCounts(map(get_code_points, chunks), n, CODE_POINTS)
 
 

@@ -7,11 +7,12 @@ from contextlib import nullcontext, suppress
 from typing import Self
 
 QUEUE_LENGTH = 3
-"""Most jobs that wait or run: a slow disk slows down training instead of filling the memory."""
+"""submit() waits until at most this many jobs are pending: a slow disk then slows down training
+instead of filling the memory."""
 
 
 class BackgroundWriter:
-    """Runs jobs in order, at once or in a background thread, and raises their errors.
+    """Runs jobs in order, immediately or in a background thread, and raises their errors.
 
     As a context manager, it waits for all jobs at the end.
     """
@@ -29,7 +30,7 @@ class BackgroundWriter:
             self.wait()
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Run a job now, or after the jobs before it. Raises the error of an earlier job."""
+        """Run a job now, or queue it after the earlier jobs. Raises the error of an earlier job."""
         if self._pool is None:
             job()
         else:
@@ -37,7 +38,7 @@ class BackgroundWriter:
             self._pending.append(self._pool.submit(self._run, job))
 
     def _run(self, job: Callable[[], object]) -> None:
-        """Run a job, unless an earlier one failed: each job relies on those before it."""
+        """Run a job unless an earlier job failed: each job relies on the earlier ones."""
         if not self._has_failed:
             try:
                 job()
@@ -46,6 +47,6 @@ class BackgroundWriter:
                 raise
 
     def wait(self, pending: int = 0) -> None:
-        """Wait until at most that many jobs are pending. Raises the error of a finished job."""
+        """Wait until at most `pending` jobs remain. Raises the error of a job that failed."""
         while self._pending and (len(self._pending) > pending or self._pending[0].done()):
             self._pending.popleft().result()

@@ -1,4 +1,4 @@
-"""Writes and reads checkpoints: directories that are complete at every instant and safe to read.
+"""Writes and reads checkpoints: directories that are complete at all times and safe to read.
 
     best/ or last/
       config.json            model configuration, step, lowest validation loss so far
@@ -51,12 +51,12 @@ class Best:
     """Nats per token."""
     bits_per_byte: float
     averaged: bool = False
-    """Whether it is the loss of the averaged weights."""
+    """Whether val_loss is the loss of the averaged weights."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """The part of a checkpoint that only a resume needs."""
+    """The part of a checkpoint that is needed only to resume a run."""
 
     info: dict[str, Any]
     """The content of training.json."""
@@ -90,13 +90,13 @@ class CheckpointInfo:
 
 
 Contents = dict[str, dict[str, Any] | Snapshot]
-"""The files of a checkpoint by name: JSON objects, or tensors by their names."""
+"""The files of a checkpoint by name: each is a JSON object or a snapshot of named tensors."""
 
 
 def checkpoint_files(
     checkpoint: Checkpoint, weights: Snapshot, training: Training | None = None
 ) -> Contents:
-    """The files of a checkpoint, copied, so that training can continue while they are written."""
+    """Copy the state into files of a checkpoint: training can continue while they are written."""
     files: Contents = {
         "config.json": add_header(
             {
@@ -117,7 +117,7 @@ def checkpoint_files(
 
 
 def write_checkpoint(directory: Path, files: Contents) -> None:
-    """Replace a checkpoint directory in one step. Raises OSError; the old one then remains."""
+    """Replace a checkpoint directory in one step. If this raises OSError, the old one remains."""
     new = directory.with_name(f".{directory.name}.new")
     remove_if_present(new)
     try:
@@ -142,7 +142,7 @@ def write_checkpoint(directory: Path, files: Contents) -> None:
 
 
 def _to_os_error(error: SafetensorError) -> OSError:
-    """The message of the operating system, without its number, which differs on Windows."""
+    """The system's error message, without the error number, which differs on Windows."""
     match = re.search(r"([^:]+) \(os error \d+\)", str(error))
     return OSError(match[1].strip() if match else str(error))
 
@@ -150,7 +150,7 @@ def _to_os_error(error: SafetensorError) -> OSError:
 def save_checkpoint(
     directory: Path, checkpoint: Checkpoint, training: Training | None = None
 ) -> None:
-    """Write a checkpoint directory. Raises OSError; the old one then remains."""
+    """Write a checkpoint directory. If this raises OSError, the old one remains."""
     checkpoint = replace(checkpoint, model=unwrap_model(checkpoint.model))
     write_checkpoint(
         directory,
@@ -172,7 +172,7 @@ def load_checkpoint(directory: Path | str, device: torch.device | str = "cpu") -
 
 
 def read_checkpoint_info(directory: Path) -> CheckpointInfo:
-    """Read config.json of a checkpoint and no other file of it. Raises UserError."""
+    """Read only the file config.json of a checkpoint. Raises UserError."""
     return read_consistently(
         directory, lambda current: CheckpointFiles(current).parse("config.json", CheckpointInfo)
     )
@@ -181,7 +181,7 @@ def read_checkpoint_info(directory: Path) -> CheckpointInfo:
 def load_training_tensors(
     directory: Path, expected: Mapping[str, Tensor], optional: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Read training.safetensors of a checkpoint, as CheckpointFiles.tensors(). Raises UserError."""
+    """Read training.safetensors in a directory; see CheckpointFiles.tensors(). Raises UserError."""
     return CheckpointFiles(resolve_interrupted_swap(directory)).tensors(
         "training.safetensors", expected, optional
     )
@@ -201,7 +201,8 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
             f"{config.vocab_size}: restore both files from the same run"
         )
     try:
-        if files.count_tensors(weights) != _count_tensors(config):  # building it could take hours
+        # Check this first: a damaged n_layer could make building the model take hours.
+        if files.count_tensors(weights) != _count_tensors(config):
             raise files.damaged(weights, f"not the number of tensors of {config}")
         expected = _get_shapes(config)
     except (RuntimeError, TypeError, OverflowError) as error:  # sizes too large for a tensor
@@ -214,13 +215,13 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
 
 
 def _get_shapes(config: ModelConfig) -> dict[str, Tensor]:
-    """The state of a model as tensors without memory."""
+    """The state of a model as meta tensors, which have shapes but no memory."""
     with torch.device("meta"), _SkipInit():
         return build(config).state_dict()
 
 
 def _count_tensors(config: ModelConfig) -> int:
-    """The number of tensors of a model, computed from models of one and of two layers."""
+    """The number of tensors in a model, computed from models with one and two layers."""
     if isinstance(config, BigramConfig):
         return len(_get_shapes(config))
     one, two = (len(_get_shapes(replace(config, n_layer=n))) for n in (1, 2))
@@ -230,7 +231,7 @@ def _count_tensors(config: ModelConfig) -> int:
 class _SkipInit(TorchFunctionMode):
     """Within this context, torch.nn.init does nothing: the weights come from a file.
 
-    On the meta device, initialising would import torch's compiler, which takes seconds.
+    On the meta device, initialisation would import torch's compiler, which takes seconds.
     """
 
     def __torch_function__(

@@ -21,12 +21,12 @@ class TrainConfig:
     batch_size: int = 64
     """Blocks in the batch of each optimizer step."""
     accumulation: int = 1
-    """Equal parts in which each batch is processed: the same result with less memory."""
+    """Process each batch in this many equal parts: the same result with less memory."""
     order: OrderName = "random"
     """random: blocks start anywhere in the text. epochs: the text is cut into blocks, and every
     epoch uses each block once, in a new order."""
     eval_every: int = 250
-    """Steps between evaluations on the whole validation split; a checkpoint precedes each."""
+    """Steps between evaluations on the full validation split; a checkpoint is saved before each."""
     eval_first: bool = True
     """Also evaluate before the first step."""
     log_every: int = 10
@@ -52,7 +52,7 @@ class TrainConfig:
             )
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether the run is evaluated after that many steps."""
+        """Whether the run is evaluated after `step` steps."""
         is_skipped = step == 0 and not self.eval_first
         return step == self.steps or (step % self.eval_every == 0 and not is_skipped)
 
@@ -65,9 +65,9 @@ class RunConfig:
     """Name of the run. Its directory is runs/NAME, or the one given with --out."""
     data: str = "tinyshakespeare"
     """The text: a corpus (tinyshakespeare, shakespeare, shakespeare-rest); a file, a directory or a
-    pattern of texts, .jsonl or .parquet files; a URL (#sha256=HASH at its end is checked); hf:NAME
-    or hf:NAME:PART from the Hugging Face Hub; - for standard input; or a directory with train.bin
-    and val.bin from nanoGPT."""
+    glob pattern of text, .jsonl or .parquet files; a URL, optionally with #sha256=HASH at its end
+    to check the text; hf:NAME or hf:NAME:PART from the Hugging Face Hub; - for standard input; or a
+    directory with train.bin and val.bin from nanoGPT."""
     column: str = "text"
     """Column of .jsonl and .parquet files that contains the text."""
     separator: str = "\n\n"
@@ -84,11 +84,10 @@ class RunConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Precision = "auto"
-    """Type of the numbers in matrix products. auto is bfloat16 on hardware that has it, otherwise
+    """Data type of matrix products. auto is bfloat16 on hardware that supports it, otherwise
     float32."""
     deterministic: bool = False
-    """Make results on a GPU reproducible to the bit, at the cost of speed. On a CPU they always
-    are."""
+    """Make results on a GPU reproducible bit for bit, at lower speed. On a CPU, they always are."""
     model: ModelConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -109,7 +108,7 @@ class RunConfig:
         return {**asdict(self), "out": out, "model": models.to_json(self.model)}
 
     def check_same_run(self, saved: "RunConfig") -> None:
-        """Raise UserError if this configuration describes another run than the saved one.
+        """Raise UserError if this configuration and the saved one describe different runs.
 
         CHANGEABLE lists the settings that may differ.
         """
@@ -125,7 +124,7 @@ class RunConfig:
 CHANGEABLE = (
     "train.",
     *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("optimizer", "ema")),
-    "data",  # the place of the text; its SHA-256 must stay the same
+    "data",  # the location of the text; its SHA-256 must stay the same
     "column",
     "separator",
     "device",

@@ -1,17 +1,17 @@
 """Creates, finds and locks run directories.
 
     runs/<name>/
-      run.json          "format": 1, "nanogpt": the version that wrote it, and then
+      run.json          "format": 1, "nanogpt": the version that wrote the file, then
                         the configuration with all defaults, the SHA-256 of the text, the number of
                         parameters, the bigram baseline, device, precision, versions
-      metrics.jsonl     one JSON object a line: journal.Record
+      metrics.jsonl     one JSON object per line: journal.Record
       loss.png          the losses over the steps
       best/             the checkpoint with the lowest validation loss
       last/             the newest checkpoint, with everything that an exact resume needs
       .lock             locked by the process that trains
-      .pid              the number of that process
+      .pid              the ID of that process
 
-checkpoint.py describes best/ and last/, formats.py the first two keys.
+checkpoint.py describes best/ and last/; formats.py describes the first two keys of run.json.
 """
 
 import os
@@ -26,9 +26,9 @@ RUNS = Path("runs")
 
 
 def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
-    """Create and lock a run directory: out, or the first free of runs/NAME, runs/NAME-2, …
+    """Create and lock a run directory: out, or the first unused of runs/NAME, runs/NAME-2, …
 
-    Raises UserError if it cannot be created or already holds a run, which is not changed.
+    Raises UserError if it cannot be created, or already holds a run; that run is not changed.
     """
     directory = out or _find_free(RUNS / name)
     try:
@@ -61,12 +61,12 @@ def lock_run(directory: Path) -> FileLock:
     """Lock a run directory until release(), or until this process ends for any reason.
 
     Raises UserError if another process holds the lock, or if the directory contains a symbolic
-    link: training creates none, and a link in a stranger's run could lead anywhere.
+    link: training creates none, and a link in an untrusted run could point to any file.
     """
     for entry in directory.iterdir():
         if entry.is_symlink():
             raise UserError(f"{entry} is a link: replace it with the file itself to train here")
-    file = directory / ".pid"  # not in the lock file, which Windows lets no other process read
+    file = directory / ".pid"  # Windows does not let other processes read the lock file
     lock = FileLock(directory / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -91,7 +91,7 @@ def _read_pid(file: Path) -> str:
 
 
 def find_run(run: str | None, checkpoint: str = "best") -> Path:
-    """The directory of a run, given by its path or its name in runs/; None finds the newest.
+    """The directory of a run, given by its path or its name in runs/; None means the newest.
 
     Raises UserError if it does not contain the checkpoint, best or last.
     """

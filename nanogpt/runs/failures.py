@@ -11,17 +11,18 @@ from .run import Run
 
 @contextmanager
 def explain_failures(run: Run) -> Iterator[None]:
-    """Within it, a full disk, a failed capture or a lack of memory raises Stopped."""
+    """Within this context, a full disk, a failed capture or a lack of memory raises Stopped."""
     try:
         yield
     except OSError as error:
-        if is_broken_pipe(error):  # of the reporter's output, not of a file of the run
+        if is_broken_pipe(error):  # in the reporter's output, not in a file of the run
             raise
         raise write_error(run.out, error) from None
     except CannotCapture as error:
         raise Stopped(
             f"a step cannot be captured as a CUDA graph ({error})",
-            f"; without one it is slower: nanogpt train --resume {run.out} --train.no-cuda-graph",
+            f"; to run without a graph, which is slower: nanogpt train --resume {run.out} "
+            f"--train.no-cuda-graph",
         ) from None
     except RuntimeError as error:
         if memory := requested_memory(error):
@@ -30,7 +31,7 @@ def explain_failures(run: Run) -> Iterator[None]:
 
 
 def out_of_memory(run: Run, memory: str) -> Stopped:
-    """The error of a run for which memory, an amount in words, was not available."""
+    """The error for a run that lacks memory; `memory` is the requested amount, as text."""
     settings = run.config.train
     size, accumulation = settings.batch_size, settings.accumulation
     if accumulation == size:

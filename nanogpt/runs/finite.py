@@ -1,4 +1,4 @@
-"""Stops a run at the first loss, gradient or weight that is not finite, and names it."""
+"""Stops a run at the first loss, gradient or weight that is not finite, and reports which."""
 
 import math
 
@@ -13,7 +13,7 @@ from .run import Run
 
 
 class FiniteCheck:
-    """Checks every loss and gradient, of many steps at once: each check waits for the device."""
+    """Checks the losses and gradients of many steps together: each check waits for the device."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -22,7 +22,8 @@ class FiniteCheck:
     def check(self, results: Tensor) -> None:
         """Raise Stopped if a loss or gradient norm of the last steps (steps, 1 + P) is not finite.
 
-        In a float16 run, gradients may overflow: such a step is skipped and the loss scale falls.
+        P is the number of parameter tensors. In a float16 run, gradients may overflow: such a step
+        is skipped and the loss scale decreases.
         Raises Stopped if the loss scale falls below 1.
         """
         state = self.run.state
@@ -31,7 +32,7 @@ class FiniteCheck:
         if is_bad.any():
             names = ["the loss", *(f"the gradient of {name}" for name in self.names)]
             row = int(is_bad.any(dim=1).nonzero()[0])
-            # The backward pass runs from the last parameter to the first.
+            # The backward pass runs from the last parameter to the first: report the last bad one.
             column = 0 if is_bad[row, 0] else int(is_bad[row].nonzero()[-1])
             step = state.step - len(checked) + row
             raise self.stopped(step, names[column], checked[row, column].item())
@@ -40,7 +41,7 @@ class FiniteCheck:
 
     @torch.no_grad()
     def check_model(self) -> None:
-        """Raise Stopped if a weight is not finite, or the loss of one block of held-out text."""
+        """Raise Stopped if a weight, or the loss of one block of held-out text, is not finite."""
         model, step = self.run.model, self.run.state.step - 1
         norms = torch.stack(torch._foreach_norm(list(model.parameters())))
         if not norms.isfinite().all():
@@ -61,7 +62,7 @@ class FiniteCheck:
             raise self.stopped(self.run.state.step - 1, "the validation loss", loss)
 
     def stopped(self, step: int, name: str, value: float) -> Stopped:
-        """The error for a value that is not finite, after `step` steps were taken."""
+        """The error for a value that is not finite; `step` is the number of completed steps."""
         run, optim = self.run, self.run.config.optim
         lr = get_learning_rate(max(0, step), run.config.train.steps, optim)
         rates = {"--optim.lr": optim.lr}

@@ -1,12 +1,12 @@
-"""The format of the JSON files of a run: which one a file has, and how older ones are read.
+"""Versions the format of the JSON files of a run, and converts files of older formats.
 
 run.json, config.json, training.json and trial.json begin with two keys:
 
     "format": 1            the format of the file
     "nanogpt": "0.1.0"     the version of nanogpt that wrote it
 
-A file of an older format is converted as it is read. A file of a newer format is refused. Within
-one format, unknown keys are refused. To rename or remove a key, append a function to MIGRATIONS.
+A file of an older format is converted when it is read. A file of a newer format is rejected, and so
+is a file with an unknown key. To rename or remove a key, append a function to MIGRATIONS.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def _convert_0_to_1(name: str, content: dict[str, Any]) -> None:
 
 
 MIGRATIONS: tuple[Callable[[str, dict[str, Any]], None], ...] = (_convert_0_to_1,)
-"""MIGRATIONS[n] converts a file from format n to n + 1: it takes the name and changes the content.
+"""MIGRATIONS[n] converts a file from format n to n + 1: it gets the name and edits the content.
 
 The content comes from a file that may be damaged, so a migration must accept any JSON object.
 """
@@ -39,7 +39,7 @@ FORMAT = len(MIGRATIONS)
 
 
 def add_header(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a JSON file with the two keys that name its format."""
+    """The content of a JSON file with its header, the keys format and nanogpt, added."""
     return {"format": FORMAT, "nanogpt": VERSION, **content}
 
 
@@ -49,7 +49,7 @@ def read_dataclass(file: Path, cls: type[T]) -> T:
 
 
 def parse_file(file: Path, content: dict[str, Any], cls: type[T]) -> T:
-    """The dataclass in the content of a JSON file of any format up to FORMAT. Raises UserError."""
+    """The dataclass in the parsed content of a JSON file of any format. Raises UserError."""
     try:
         return parse_dataclass(cls, _convert(file, content), KINDS)
     except UserError:
@@ -59,7 +59,7 @@ def parse_file(file: Path, content: dict[str, Any], cls: type[T]) -> T:
 
 
 def _convert(file: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The content in the present format, without its header.
+    """The content in the current format, without its header.
 
     Raises UserError if the format is newer, ValueError if the header is not valid.
     """

@@ -35,7 +35,7 @@ class Record:
     lr: float
     """Learning rate of the next step."""
     train_loss: float | None = None
-    """Nats per token, mean over the batches since the last line; None before the first step."""
+    """Mean over the batches since the last line, in nats per token; None before the first step."""
     val_loss: float | None = None
     """Nats per token on the whole validation split; None in a line without an evaluation."""
     bits_per_byte: float | None = None
@@ -46,7 +46,7 @@ class Record:
     """ema_val_loss in bits per byte of text."""
 
     def best(self) -> Best | None:
-        """The lower of val_loss and ema_val_loss; None in a line without an evaluation."""
+        """The evaluation with the lower loss, val_loss or ema_val_loss; None if there is none."""
         evaluations = [
             Best(self.step, loss, bits, averaged)
             for loss, bits, averaged in (
@@ -59,7 +59,7 @@ class Record:
 
 
 MAX_LINE = 4096
-"""Most bytes of a line: many times the length of a record."""
+"""Maximum bytes of a line: many times the length of a record."""
 
 
 class Journal:
@@ -81,7 +81,7 @@ class Journal:
         write_atomically(self._file, b"")
 
     def resume(self, lines: int, step: int, best: Best | None) -> None:
-        """Keep the first lines of metrics.jsonl, of steps up to `step`, and remove the others.
+        """Keep the first `lines` lines of metrics.jsonl, up to step `step`, and remove the others.
 
         Raises UserError if a line is missing or damaged.
         """
@@ -131,12 +131,12 @@ class Journal:
             sync_to_disk(self._file)
 
     def draw_if_due(self) -> None:
-        """Update loss.png, unless drawing would take more than 2% of the time."""
+        """Update loss.png, unless drawing would take more than 2% of the elapsed time."""
         if time.perf_counter() - self._drawn_at > 50 * self._drawing_seconds:
             self.draw()
 
     def draw(self) -> None:
-        """Update loss.png, if there are new records."""
+        """Update loss.png if there are new records."""
         if self._drawn_records == len(self.records):
             return
         start, self._drawn_records = time.perf_counter(), len(self.records)
@@ -145,7 +145,7 @@ class Journal:
         averaged = [
             (r.step, r.ema_val_loss) for r in self.evaluations if r.ema_val_loss is not None
         ]
-        with suppress(PermissionError):  # on Windows, a program that shows the file
+        with suppress(PermissionError):  # on Windows, if a program has the file open
             draw_loss(self.out / "loss.png", train, val, averaged, self.bigram_loss, self.title)
         self._drawn_at = time.perf_counter()
         self._drawing_seconds = self._drawn_at - start
@@ -154,7 +154,7 @@ class Journal:
 def is_overfitting(records: Sequence[Record]) -> bool:
     """Whether training loss fell and validation loss rose over the last three evaluations.
 
-    The training loss is the mean between two evaluations: single batches are too noisy.
+    The training loss is averaged between evaluations: the losses of single batches are too noisy.
     """
     train: list[float] = []
     val: list[float] = []

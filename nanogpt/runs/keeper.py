@@ -1,4 +1,4 @@
-"""Saves the checkpoints of a run, through a writer that may work in the background."""
+"""Saves the checkpoints of a run with a writer that may work in the background."""
 
 import signal
 import time
@@ -21,10 +21,10 @@ class CheckpointKeeper:
         self.check = FiniteCheck(run)
         self.saved_step = -1
         self.weights: Snapshot | None = None
-        """Those of saved_step."""
+        """The weights at saved_step."""
 
     def save_last(self, start: float) -> None:
-        """Save the state of this step as last/, unless that is done; start is when the run began.
+        """Save the state of this step as last/, once per step; start is the start time of the run.
 
         Raises Stopped if a weight is not finite: such a state is never saved.
         """
@@ -38,7 +38,7 @@ class CheckpointKeeper:
         self.writer.submit(partial(self._write_last, files))
 
     def save_best(self) -> None:
-        """Save the weights of this step, or their average if that is better, as best/."""
+        """Save the weights of this step, or their average if its loss is lower, as best/."""
         best, state = self.run.journal.best, self.run.state
         assert best is not None
         weights = self.weights
@@ -56,11 +56,11 @@ class CheckpointKeeper:
         self.writer.submit(lambda: write_atomically(self.run.out / "run.json", description))
 
     def interrupted(self, number: signal.Signals) -> Interrupted:
-        """The error of an interrupted run, once everything is on the disk."""
+        """Wait until everything is on the disk, then return the error of an interrupted run."""
         self.writer.wait()
         command = f"nanogpt train --resume {self.run.out}"
         return Interrupted(number, f"at step {self.run.state.step:,}", command)
 
     def _write_last(self, files: Contents) -> None:
-        self.run.journal.flush()  # first the lines of metrics.jsonl that the checkpoint counts
+        self.run.journal.flush()  # first: the checkpoint counts lines of metrics.jsonl
         write_checkpoint(self.run.out / "last", files)

@@ -1,4 +1,4 @@
-"""The loss scale of a float16 run, which keeps small gradients from vanishing."""
+"""The loss scale of a float16 run: it keeps small gradients from underflowing to 0."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ import torch
 from torch import nn
 
 GROWTH_INTERVAL = 2000
-"""Steps without an overflow after which the scale doubles."""
+"""The scale doubles after this many steps without an overflow."""
 
 
 @dataclass
 class LossScale:
-    """The factor by which the loss, and so every gradient, is multiplied.
+    """A factor that multiplies the loss, and therefore every gradient.
 
     It halves after a step in which a gradient overflowed, and doubles after GROWTH_INTERVAL steps
-    in which none did (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
+    without an overflow (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
     """
 
     scale: float = 2.0**16
     steps: int = 0
-    """Steps without an overflow, in a row."""
+    """Consecutive steps without an overflow."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < 2.0**127:
@@ -36,7 +36,7 @@ class LossScale:
         torch._foreach_mul_(gradients, 1 / self.scale)
 
     def update(self, has_overflowed: bool) -> None:
-        """Adapt the scale to the outcome of a step."""
+        """Halve or double the scale after a step, if necessary."""
         self.steps = 0 if has_overflowed else self.steps + 1
         if has_overflowed:
             self.scale /= 2

@@ -18,9 +18,9 @@ class Preset:
     """A short phrase for lists of presets."""
 
 
-# nanoGPT's train_shakespeare_char with another schedule. nanoGPT's own, --train.steps 5000
-# --optim.min-lr 1e-4, overfits after a third of its steps. Here the cosine ends about there, and at
-# 0: the loss is lower and training takes less time (docs/log.md).
+# nanoGPT's train_shakespeare_char with a shorter schedule. nanoGPT's own schedule, --train.steps
+# 5000 --optim.min-lr 1e-4, overfits after a third of its steps. Here the learning rate is 0 at
+# about that step: the loss is lower and training takes less time (docs/log.md).
 _baby = RunConfig(
     name="baby",
     model=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
@@ -31,15 +31,15 @@ _baby = RunConfig(
 _tiny = replace(
     _baby,
     name="tiny",
-    precision="float32",  # every machine has it, so all get the same results
+    precision="float32",  # all machines support it, so all get the same results
     model=GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64),
     # Such a short run seldom repeats a block: it needs a high learning rate and no dropout.
     optim=replace(_baby.optim, lr=5e-3, warmup=200),
     train=replace(_baby.train, steps=2400, batch_size=12, eval_every=300),
 )
 
-# Muon, a learning rate that falls from the first step to the last, and bfloat16 on a CPU that has
-# it. There is only one evaluation, at the end: it takes as long as 50 steps (docs/log.md).
+# Muon, a learning rate that falls from the first step to the last, and bfloat16 on a CPU that
+# supports it. The only evaluation is at the end: it takes as long as 50 steps (docs/log.md).
 _tiny_fast = replace(
     _tiny,
     name="tiny-fast",
@@ -61,8 +61,8 @@ _tiny_fast = replace(
     train=TrainConfig(steps=130, batch_size=16, order="epochs", eval_every=130, eval_first=False),
 )
 
-# tiny-fast for a GPU. Weight decay alone prevents overfitting, because dropout takes time. The
-# model is not compiled, because compiling takes longer than these steps.
+# tiny-fast for a GPU. Only weight decay limits overfitting, because dropout takes time. The model
+# is not compiled, because compilation would take longer than these few steps.
 _baby_fast = replace(
     _baby,
     name="baby-fast",
@@ -96,7 +96,7 @@ _bigram = replace(
     _tiny,
     name="bigram",
     model=BigramConfig(block_size=64),
-    # A table needs no weight decay, and rare pairs need large steps.
+    # A bigram table needs no weight decay, and its rare pairs need large steps.
     optim=replace(_tiny.optim, lr=0.1, weight_decay=0.0),
     train=replace(_tiny.train, steps=1000, batch_size=256, eval_every=250),
 )
@@ -112,7 +112,7 @@ PRESETS = {
 
 
 def default_preset_name(device: str) -> str:
-    """The name of the preset that suits a device: auto, cpu, cuda, cuda:N or mps.
+    """The name of the default preset for a device: auto, cpu, cuda, cuda:N or mps.
 
     Raises UserError if this machine does not have that device.
     """
@@ -120,7 +120,7 @@ def default_preset_name(device: str) -> str:
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of that name. Raises UserError."""
+    """The preset with this name. Raises UserError."""
     if name not in PRESETS:
         suggestion, presets = suggest_nearest(name, PRESETS), ", ".join(PRESETS)
         advice = f"{suggestion} The" if suggestion else "the"

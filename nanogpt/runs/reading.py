@@ -1,7 +1,8 @@
 """Reads the files of a checkpoint directory strictly.
 
-The files may come from a stranger. Every claim of a file is checked before memory is allocated for
-it: sizes against limits, shapes against the configuration, contents against SHA256SUMS.
+The files may come from an untrusted source. Everything that a file declares is checked before
+memory is allocated: sizes against limits, shapes against the configuration, contents against
+SHA256SUMS.
 """
 
 import hashlib
@@ -36,11 +37,11 @@ DTYPES = {"F32": torch.float32, "U8": torch.uint8}
 """The types of the tensors in a checkpoint, by their names in safetensors."""
 
 HEADER_LIMIT = 1 << 20
-"""Most bytes of a safetensors header: enough for thousands of tensors."""
+"""Maximum bytes of a safetensors header: enough for thousands of tensors."""
 
 
 def read_consistently(directory: Path, read: Callable[[Path], T]) -> T:
-    """The result of read(directory); read again if training replaces the directory meanwhile."""
+    """The result of read(directory), repeated if training replaces the directory meanwhile."""
     while True:
         current = resolve_interrupted_swap(directory)
         identity = _get_identity(current)
@@ -52,7 +53,7 @@ def read_consistently(directory: Path, read: Callable[[Path], T]) -> T:
 
 
 def _get_identity(directory: Path) -> tuple[int, int] | None:
-    """The device and inode numbers of a directory, which tell it from its replacement."""
+    """The device and inode numbers of a directory, which distinguish it from its replacement."""
     try:
         status = directory.stat()
     except OSError:
@@ -63,7 +64,7 @@ def _get_identity(directory: Path) -> tuple[int, int] | None:
 class CheckpointFiles:
     """The files of a checkpoint directory, each compared with SHA256SUMS when it is read.
 
-    Every method raises UserError that names the file if it is missing or damaged.
+    If a file is missing or damaged, every method raises a UserError that names the file.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -101,7 +102,7 @@ class CheckpointFiles:
         """The tensors in a safetensors file, which must have the names in expected or optional.
 
         Shapes and types must be those of the expected tensors. An optional tensor may be absent;
-        it is of type uint8, at most 64 KiB, and of any shape.
+        it has type uint8, any shape, and at most 64 KiB.
         """
         with self._open(name) as file:
             names = set(file.keys())
@@ -137,7 +138,7 @@ class CheckpointFiles:
             raise self.damaged(name, f"its SHA-256 is not the one in {SUMS}")
 
     def _open(self, name: str) -> Any:
-        """A safetensors file of which only the header is read."""
+        """Open a safetensors file; this reads only its header."""
         path = self._find(name)
         try:
             with path.open("rb") as file:

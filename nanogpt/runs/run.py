@@ -1,4 +1,4 @@
-"""A run: everything that the training loop works with, and what is known of a run on disk."""
+"""A run: the objects that the training loop uses, and the description of a run on disk."""
 
 import platform
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +25,7 @@ from .state import State
 
 @dataclass(frozen=True)
 class ResumeInfo:
-    """The content of training.json: the state of a run that is not a tensor."""
+    """The content of training.json: the state of a run, except its tensors."""
 
     config: RunConfig
     text_sha256: str
@@ -78,7 +78,7 @@ class Run:
 
     config: RunConfig
     planned_steps: int
-    """config.train.steps when the last checkpoint was saved; in a new run, that of config."""
+    """config.train.steps when the last checkpoint was saved; in a new run, the current value."""
     out: Path
     """The run directory."""
     lock: FileLock
@@ -88,7 +88,7 @@ class Run:
     data: Data
     text_sha256: str
     bigram_loss: float
-    """The baseline: validation loss, in nats per token, of bigram counts of the training split.
+    """The baseline: the validation loss of bigram counts of the training split, in nats per token.
 
     Only the first MAX_BIGRAM_TOKENS tokens of each split are used.
     """
@@ -97,7 +97,7 @@ class Run:
 
     @property
     def model(self) -> Model:
-        """The model that is trained."""
+        """The model to train."""
         return self.state.model
 
     @property
@@ -123,7 +123,7 @@ class Run:
         return Checkpoint(self.model, self.tokenizer, self.state.step, self.journal.best)
 
     def training(self) -> Training:
-        """The state that a resume needs in addition to checkpoint()."""
+        """The state that is needed, besides checkpoint(), to resume the run."""
         state = self.state
         info = ResumeInfo(
             config=self.config,
@@ -139,7 +139,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run on disk that can be resumed: what its last checkpoint says, read once."""
+    """A run on disk that can be resumed: training.json of its last checkpoint, read once."""
 
     directory: Path
     info: ResumeInfo
@@ -148,11 +148,11 @@ class SavedRun:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration of the run, with the directory in which it is now."""
+        """The configuration of the run, with its current directory."""
         return replace(self.info.config, out=self.directory)
 
     def is_current(self) -> bool:
-        """Whether the last checkpoint on disk is still this one. Raises UserError."""
+        """Whether the last checkpoint on disk is still the one that was read. Raises UserError."""
         files = CheckpointFiles(resolve_interrupted_swap(self.directory / "last"))
         return files.checksums.get("training.json") == self.checksum
 

@@ -33,7 +33,7 @@ from .run import Run, SavedRun, read_saved_run
 from .state import GENERATORS, State
 
 MAX_BIGRAM_TOKENS = 5_000_000
-"""Tokens of each split, at most, from which the bigram baseline is counted."""
+"""The bigram baseline counts at most this many tokens of each split."""
 
 
 def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
@@ -44,7 +44,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, progress)
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
     data.require(config.model.block_size)
-    torch.manual_seed(config.seed)  # the initial weights, then dropout
+    torch.manual_seed(config.seed)  # for the initial weights, then for dropout
     model = build(_set_vocab_size(config.model, tokenizer.vocab_size)).to(device)
     out, lock = make_run_directory(config.out, config.name)
     config = replace(config, out=out, model=model.config, data=corpus.name)
@@ -59,8 +59,8 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
 def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = no_progress) -> Run:
     """Restore a run from its last checkpoint, to continue with the settings of config.
 
-    saved is the run directory, or what was already read from it. Raises UserError if config
-    describes another run, or if a file is missing or damaged; Stopped if writing fails.
+    saved is the run directory, or the SavedRun read from it. Raises UserError if config describes
+    a different run, or if a file is missing or damaged; raises Stopped if writing fails.
     """
     directory = saved if isinstance(saved, Path) else saved.directory
     try:
@@ -126,12 +126,12 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
         state.scale = info.scale
     best = read_checkpoint_info(run.out / "best").best if (run.out / "best").exists() else None
     if best and best.step == step and run.config.train.evaluates_at(step):
-        best = checkpoint.best  # the run repeats the evaluation of this step and finds it again
+        best = checkpoint.best  # the run repeats this evaluation and finds the new best again
     run.journal.resume(info.lines, step, best)
 
 
 def _set_up_device(config: RunConfig) -> torch.device:
-    """Apply the settings of the process that affect the device; returns the device."""
+    """Apply the settings that hold for the whole process, and return the device."""
     limit_threads()
     keep_freed_memory()
     use_deterministic(config.deterministic)
@@ -179,7 +179,7 @@ def _build_run(
 
 
 def _set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:
-    """config with the vocabulary size of the tokenizer. Raises UserError if it has another."""
+    """Return config with this vocabulary size. Raises UserError if config sets a different one."""
     if config.vocab_size not in (type(config)().vocab_size, vocab_size):
         raise UserError(
             f"--model.vocab-size is {config.vocab_size}, but this text has {vocab_size} different "

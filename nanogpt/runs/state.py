@@ -1,8 +1,8 @@
-"""Everything that training changes, to be saved and restored so that a resume is exact.
+"""The state that training changes. It is saved and restored so that a run resumes exactly.
 
-These are the weights, the optimizers, the loss scale, the states of the random generators, the
+It consists of the weights, the optimizers, the loss scale, the states of the random generators, the
 counts, and the losses that are not yet in metrics.jsonl. The order of the batches needs no state:
-it follows from the seed and the number of tokens.
+the seed and the number of tokens determine it.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from ..system.devices import get_random_states, set_random_states
 from .loss_scale import LossScale
 
 GENERATORS = ("random.cuda", "random.mps")
-"""Names in State.tensors() that depend on the device."""
+"""Names in State.tensors() that exist only on some devices."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class State:
 
     model: Model
     optimizers: list[Optimizer]
-    """Each updates its own parameters."""
+    """Each optimizer updates its own parameters."""
     scale: LossScale | None = None
     """The loss scale of a float16 run."""
     average: list[Tensor] = field(default_factory=list)
@@ -53,9 +53,9 @@ class State:
         return {**generators, **self._get_fixed_tensors(), "losses": self.losses}
 
     def expected_tensors(self, losses: int) -> dict[str, Tensor]:
-        """Tensors with the names, shapes and types of tensors(), given the number of losses.
+        """Tensors with the same names, shapes and types as tensors(), for this number of losses.
 
-        The generators of a GPU are not among them: a checkpoint may have one or none.
+        The state of a GPU's generator is not included: a checkpoint may contain one or none.
         """
         return {
             "random.cpu": torch.get_rng_state(),
@@ -64,9 +64,9 @@ class State:
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Restore the state from tensors(). Raises RuntimeError if a generator refuses its state.
+        """Restore the state from tensors(). Raises RuntimeError if a generator rejects its state.
 
-        Generator states of another device are ignored: a resume there is not exact to the bit.
+        Generator states of another device are ignored: resuming on a different device is not exact.
         """
         self.losses = tensors["losses"].to(self.device, copy=True)
         current = get_random_states(self.device)
@@ -76,7 +76,7 @@ class State:
             tensor.copy_(tensors[name])
 
     def _get_fixed_tensors(self) -> dict[str, Tensor]:
-        """The tensors that keep their place in memory all through training, by name."""
+        """The tensors that keep their memory address throughout training, by name."""
         tensors = {
             f"optimizer.{name}": tensor
             for optimizer in self.optimizers

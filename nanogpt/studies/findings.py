@@ -1,7 +1,7 @@
 """The analysis of the scaling study: the best run of each cell, the laws, and the bottlenecks.
 
 N is the number of parameters of a model, D the number of characters of its training text. A cell is
-a pair of both.
+one pair of N and D.
 """
 
 import math
@@ -31,11 +31,11 @@ class StudyRun:
     loss: float
     """Lowest validation loss, in nats per character."""
     tokens: int
-    """Characters trained on at the lowest loss."""
+    """Characters trained on until the lowest loss."""
     seconds: float
     """Training time, evaluations included."""
     falling: bool
-    """Whether the last evaluation has the lowest loss: more steps would lower it further."""
+    """Whether the last evaluation has the lowest loss: more steps may lower it further."""
 
     @staticmethod
     def from_trial(trial: Trial) -> "StudyRun":
@@ -75,7 +75,7 @@ class Cell:
     compute: float
     """Floating-point operations until the lowest loss."""
     seconds: float
-    """Training time of all runs of the cell together."""
+    """Total training time of all runs of the cell."""
     falling: bool
     """Whether the last evaluation of the best run has its lowest loss."""
 
@@ -96,12 +96,12 @@ class FittedLaw:
     largest_error: float
     """Largest absolute value of predicted / measured loss - 1."""
     held_out: list[tuple[int, float, float]]
-    """(D, measured loss, predicted loss) of the largest model, by a fit to the smaller models."""
+    """(D, measured loss, loss predicted by a fit to the smaller models) of the largest model."""
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """Whether parameters or text limit the loss of a model size that trains on all the text."""
+    """Whether parameters or text limit the loss of one model size, trained on all the text."""
 
     N: int
     of_size: float
@@ -117,7 +117,7 @@ class Bottleneck:
 
     @property
     def is_text(self) -> bool:
-        """Whether more text lowers the loss more than more parameters."""
+        """Whether twice the text lowers the loss more than twice the parameters."""
         return self.more_data > self.more_size
 
 
@@ -130,24 +130,24 @@ class ScalingResult:
     cells: list[Cell]
     """The best run of each model size on each amount of text."""
     sum: FittedLaw
-    """The law with p = 1, in which the terms add up."""
+    """The law with p = 1, which adds the two terms."""
     free: FittedLaw
     """The law with fitted p."""
     sizes: list[Bottleneck]
-    """By the law with fitted p."""
+    """One for each model size, from the law with fitted p."""
     curves: list[tuple[int, Curve]]
     """(N, curve) of the best run of each model size on all the text."""
     frontier: list[tuple[float, float, int]]
     """(operations, lowest loss with at most this many operations, N of the model that has it)."""
     takeovers: list[tuple[float, float]]
-    """(operations, parameters) at which a model overtakes the next smaller one while that still
+    """(operations, parameters) at which a model overtakes the next smaller one, which still
     trains; parameters is the geometric mean of both sizes."""
     exponent: float | None
-    """a, if the best size grows as operations^a: the slope of a line through the takeovers."""
+    """a, if the best size grows as operations^a: the slope of the takeovers on log-log axes."""
 
 
 def analyse_trials(trials: Sequence[Trial], bootstraps: int = 300) -> ScalingResult:
-    """Fit the laws to the trials of a grid, with intervals from this many bootstrap samples."""
+    """Fit the laws to the trials of a grid; `bootstraps` samples give the intervals."""
     cells = select_cells(trials)
     all_text = max(cell.D for cell in cells)
     free = fit_grid(cells, True, bootstraps)
@@ -207,7 +207,7 @@ def make_curve(trial: Trial) -> Curve:
 
 
 def find_frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float, int]]:
-    """Return (operations, loss, N) of each evaluation with a new lowest loss, by operations."""
+    """Return (operations, loss, N) of each new lowest loss, in ascending order of operations."""
     points = sorted((C, loss, N) for N, curve in curves for C, loss in curve)
     frontier: list[tuple[float, float, int]] = []
     for point in points:
@@ -274,7 +274,7 @@ def select_cells(trials: Sequence[Trial]) -> list[Cell]:
 
 
 def format_tables(result: ScalingResult) -> str:
-    """Return the tables of the study in Markdown: losses, laws, bottlenecks, held-out sizes."""
+    """Return the tables of the study in Markdown: losses, laws, bottlenecks, predictions."""
     amounts = sorted({cell.D for cell in result.cells})
     by_cell = {(cell.N, cell.D): cell for cell in result.cells}
     lines = [

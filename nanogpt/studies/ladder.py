@@ -30,9 +30,9 @@ NGRAM_RUNGS = {
     "bigram": "counts after the previous token",
     "trigram": "counts after the previous two tokens",
 }
-"""The rungs that are counted, not trained: name and the part that each adds."""
+"""The rungs that count n-grams and are not trained: name, and the part that it adds."""
 SAMPLE_WIDTH = 60
-"""Characters in a sample, at most."""
+"""Maximum number of characters in a sample."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class LadderConfig:
     """The models of the rungs, and how they are trained."""
 
     small: GPTConfig
-    """The model up to `dropout`; the rungs before `blocks` have only one block."""
+    """The model of the rungs up to `dropout`; those before `blocks` have only one block."""
     large: GPTConfig
-    """The deeper and wider model from `gpt` on."""
+    """The deeper and wider model of the rungs from `gpt` on."""
     dropout: float
     optim: OptimConfig
     muon: OptimConfig
@@ -116,7 +116,7 @@ class Ladder:
 
 
 def plan_rungs(config: LadderConfig) -> Iterator[tuple[str, str, ModelConfig, OptimConfig]]:
-    """Yield the trained rungs: name, the part that it adds, model, optimizer."""
+    """Yield the name of each trained rung, the part that it adds, its model and its optimizer."""
     small, optim = config.small, config.optim
     one_head = PlainConfig(**{**asdict(small), "n_layer": 1, "n_head": 1})
     many_heads = replace(one_head, n_head=small.n_head)
@@ -143,9 +143,9 @@ def run_ladder(
     reporter: Reporter,
     on_rung: Callable[[Rung], None],
 ) -> Ladder:
-    """Run all rungs in directories below base.out and call on_rung with each result.
+    """Run all rungs in subdirectories of base.out and call on_rung with each result.
 
-    base holds the settings that the rungs share. Reads the results of rungs that are finished.
+    base holds the settings that the rungs share. Finished rungs are read, not repeated.
     Writes ladder.json, ladder.md and ladder.svg. Raises the errors of run_trial().
     """
     assert base.out is not None

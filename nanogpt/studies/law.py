@@ -1,7 +1,7 @@
 """Scaling laws and their fit to measured losses.
 
-L(N, D) = E + A / N^α + B / D^β (Hoffmann et al. 2022, arXiv:2203.15556, equation 2), and a form in
-which the two terms need not add up.
+L(N, D) = E + A / N^α + B / D^β (Hoffmann et al. 2022, arXiv:2203.15556, equation 2), and a
+more general form that combines the two terms in other ways than a sum.
 """
 
 import math
@@ -16,7 +16,7 @@ from ..errors import UserError
 
 Floats = NDArray[np.float64]
 DELTA = 1e-3
-"""Huber loss: larger errors of log L count linearly instead of quadratically (Hoffmann et al.)."""
+"""Huber threshold: larger errors of log L count linearly, not quadratically (Hoffmann et al.)."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ScalingLaw:
     """L(N, D) = E + ((A / N^α)^p + (B / D^β)^p)^(1/p).
 
     With p = 1 this is the sum of Hoffmann et al., who train on each token once. With a large p only
-    the larger of the two terms counts, as happens if a small text is repeated for many epochs. With
+    the larger of the two terms counts, as in training on a small text for many epochs. With
     p = 1 / β and E = 0 it is equation 1.5 of Kaplan et al. 2020 (arXiv:2001.08361), who stop before
     the model overfits.
     """
@@ -38,11 +38,11 @@ class ScalingLaw:
     p: float = 1.0
 
     def size_term(self, N: float) -> float:
-        """A / N^α: how much of the loss more parameters could remove, with unlimited data."""
+        """A / N^α: the loss that unlimited parameters would remove if data were unlimited, too."""
         return float(self.A / N**self.alpha)
 
     def data_term(self, D: float) -> float:
-        """B / D^β: how much of the loss more data could remove, with unlimited parameters."""
+        """B / D^β: the loss that unlimited data would remove if parameters were unlimited, too."""
         return float(self.B / D**self.beta)
 
     def loss(self, N: float, D: float) -> float:
@@ -71,7 +71,7 @@ def fit(
     """Fit a law to the losses L of at least six pairs of N parameters and D tokens.
 
     Minimises the sum of Huber losses of the errors of log L from many starting points (Hoffmann et
-    al., equation 3). p is 1, or fitted if free.
+    al., equation 3). p is fitted if free; otherwise it is 1.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     lowest = float(logs.min())
@@ -95,8 +95,8 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Return the 95% interval of each parameter of a law: (low, high) by name.
 
-    Fits the law to bootstrap samples of the pairs, drawn with replacement (Efron 1979); times is
-    the number of samples. law is the fit to all pairs.
+    Fits the law to bootstrap samples of the pairs, drawn with replacement (Efron 1979). times is
+    the number of samples; law is the fit to all pairs.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     start = [math.log(law.A), law.alpha, math.log(law.B), law.beta, math.log(law.E)]
@@ -114,26 +114,44 @@ def bootstrap(
 
 
 def _minimise(n: Floats, d: Floats, logs: Floats, starts: Sequence[Floats]) -> Floats:
-    """Return the best fit from any start: log A, α, log B, β, log E, and log p if it is free."""
+    """Return the best fit over all starts: log A, α, log B, β, log E, and log p if it is free."""
     from scipy.optimize import least_squares
 
-    def errors(x: Floats) -> Floats:
+    def terms(x: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        """Return p and the logs of A / N^α, of B / D^β, of both together, and of L."""
         log_A, alpha, log_B, beta, log_E = x[:5]
         p = np.exp(x[5:].sum())  # 1 if p is not free
-        terms = np.logaddexp(p * (log_A - alpha * n), p * (log_B - beta * d)) / p
-        result: Floats = np.logaddexp(terms, log_E) - logs
-        return result
+        size, data = log_A - alpha * n, log_B - beta * d
+        both = np.logaddexp(p * size, p * data) / p
+        return p, size, data, both, np.logaddexp(both, log_E)
+
+    def errors(x: Floats) -> Floats:
+        return terms(x)[-1] - logs
+
+    def jacobian(x: Floats) -> Floats:
+        p, size, data, both, L = terms(x)
+        share = np.exp(both - L)  # the part of the loss that is not E
+        by_A, by_B = share * np.exp(p * (size - both)), share * np.exp(p * (data - both))
+        by_p = by_A * (size - both) + by_B * (data - both)
+        columns = [by_A, -n * by_A, by_B, -d * by_B, 1 - share, by_p]
+        return np.stack(columns[: len(x)], axis=1)
 
     low, high = [-20, 0.01, -20, 0.01, -10, 0], [40, 3, 40, 3, 3, 4]
-    bounds = low[: len(starts[0])], high[: len(starts[0])]
-    settings = {"bounds": bounds, "loss": "huber", "f_scale": DELTA}
-    fits = [least_squares(errors, start.clip(*bounds), **settings) for start in starts]
-    best: Floats = min(fits, key=lambda fit: float(fit.cost)).x
-    return best
+    bounds = np.array([low[: len(starts[0])], high[: len(starts[0])]])
+    settings = {"bounds": bounds, "loss": "huber", "f_scale": DELTA, "x_scale": "jac"}
+    # Twenty iterations from every start find the best two, which then converge.
+    tries = [
+        least_squares(errors, start.clip(*bounds), jacobian, max_nfev=20, **settings)
+        for start in starts
+    ]
+    best = sorted(tries, key=lambda fit: float(fit.cost))[:2]
+    fits = [least_squares(errors, fit.x, jacobian, **settings) for fit in best]
+    lowest: Floats = min(fits, key=lambda fit: float(fit.cost)).x
+    return lowest
 
 
 def _to_law(x: Floats) -> ScalingLaw:
-    """Return the law of a vector of parameters as _minimise() returns it."""
+    """Convert a vector of parameters, as returned by _minimise(), to a law."""
     log_A, alpha, log_B, beta, log_E, *log_p = map(float, x)
     A, B, E = (math.exp(value) for value in (log_A, log_B, log_E))
     return ScalingLaw(E, A, alpha, B, beta, math.exp(sum(log_p)))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def draw_ladder(file: Path, rungs: Sequence[tuple[str, float]]) -> None:
-    """Plot the validation loss of each rung, from top to bottom."""
+    """Plot the validation loss of each rung, the first rung at the top."""
     figure = _figure(7, 0.32 * len(rungs) + 0.9)
     axes = figure.add_subplot()
     names, losses = zip(*rungs, strict=True)
@@ -41,11 +41,11 @@ Measured = Sequence[tuple[float, float, float]]
 """(parameters, characters, loss) of each cell."""
 MARKERS = "os^Dv<>P*X"
 PredictedLoss = Callable[[float, float], float]
-"""A law: (parameters, characters) to loss."""
+"""A law: a function from (parameters, characters) to loss."""
 
 
 def draw_fit(file: Path, measured: Measured, law: PredictedLoss) -> None:
-    """Plot the loss over parameters: one line of the law and one marker for each amount of text."""
+    """Plot loss over parameters: for each amount of text, a line (law) and markers (measured)."""
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
     amounts = sorted({D for _, D, _ in measured})
@@ -97,7 +97,7 @@ def draw_frontier(
     curves: Mapping[int, Sequence[tuple[float, float]]],
     frontier: Sequence[tuple[float, float]],
 ) -> None:
-    """Plot loss over operations: a curve for each model size, and the frontier of the lowest."""
+    """Plot loss over operations: a curve for each model size, and the lowest loss of all."""
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
     for i, (N, curve) in enumerate(sorted(curves.items())):
@@ -119,7 +119,7 @@ def draw_frontier(
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """Return an empty figure, width by height inches, that needs no screen."""
+    """Return an empty figure of width by height inches; it needs no display."""
     # Imported here because matplotlib is slow to import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -130,7 +130,7 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", file: Path) -> None:
-    """Write a figure to an SVG file, with the same bytes each time."""
+    """Write a figure to an SVG file; the same figure always gives the same bytes."""
     import matplotlib
 
     for axes in figure.axes:

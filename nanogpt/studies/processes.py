@@ -1,7 +1,8 @@
-"""Runs many trials at once, each in its own process, spread over the available GPUs."""
+"""Runs many trials in parallel, each in its own process, on all available GPUs."""
 
 import multiprocessing
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -20,8 +22,13 @@ from ..system.files import remove_if_present
 from ..system.interrupts import Interrupts
 from .trial import Trial, read_finished_trial, run_trial
 
+# On Linux, processes are forked from one that has made the imports, which take seconds.
+# Elsewhere, torch does not survive a fork.
+_CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+_CONTEXT.set_forkserver_preload([__name__, "matplotlib.figure", "matplotlib.backends.backend_agg"])
+
 MAX_FAILURES = 3
-"""Times that the process of a trial may be killed before the study stops."""
+"""The study stops when the process of one trial has failed this many times."""
 
 
 def run_all(
@@ -32,17 +39,18 @@ def run_all(
     on_trial: Callable[[RunConfig, Trial, int], None],
     on_message: Callable[[str], None],
 ) -> list[Trial]:
-    """Return the results of runs, in the same order; train those that are not finished yet.
+    """Train the runs that are not finished, and return the results of all runs in order.
 
-    Trains at_a_time runs on each device at once; a run for which needs_whole_device is true has a
-    device to itself. command is the command line that resumes the study. Calls on_trial with each
-    result and the number of finished runs, and on_message when a process fails. Keeps no weights.
-    Raises UserError, Interrupted or Stopped, after the other processes have saved checkpoints.
+    Trains at_a_time runs in parallel on each device; a run for which needs_whole_device is true has
+    a device to itself. command is the command line that resumes the study. Calls on_trial with each
+    result and the number of finished runs, and on_message when a process fails. Deletes the
+    weights. Raises UserError, Interrupted or Stopped, after the other processes have saved
+    checkpoints.
     """
     trials = {run.name: trial for run in runs if (trial := read_finished_trial(run))}
     unfinished = [run for run in runs if run.name not in trials]
     for done, run in enumerate((run for run in runs if run.name in trials), 1):
-        _remove_weights(run)  # the process may have been killed before it did this
+        _remove_weights(run)  # in case its process was killed before it did this
         on_trial(run, trials[run.name], done)
     if unfinished:
         for run, trial in _run_in_processes(
@@ -115,16 +123,15 @@ class _Worker:
 
     def __init__(self, run: RunConfig, device: str, slots: int, threads: int) -> None:
         self.run, self.device, self.slots = run, device, slots
-        spawn = multiprocessing.get_context("spawn")
-        self.connection, child_end = spawn.Pipe()
-        self.process = spawn.Process(target=_work, args=(run, device, threads, child_end))
+        self.connection, child_end = multiprocessing.Pipe()
+        self.process = _CONTEXT.Process(target=_work, args=(run, device, threads, child_end))
         with _block_interrupts():
             self.process.start()
         child_end.close()
 
     def stop(self) -> None:
         """Ask the process to save a checkpoint and to end."""
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the process has ended
             self.connection.send(None)
 
     def result(self) -> Trial | str:
@@ -139,7 +146,7 @@ class _Worker:
                 problem = self.connection.recv()
         if isinstance(problem, Exception):
             raise problem
-        if problem is None and self.process.exitcode == 1:  # an exception that nobody caught
+        if problem is None and self.process.exitcode == 1:  # an uncaught exception
             raise Stopped(f"{self.run.name} failed: see the traceback above")
         reason = problem or f"was killed (exit code {self.process.exitcode})"
         return read_finished_trial(self.run) or reason
@@ -149,9 +156,9 @@ def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None
     """Train a run on a device; this is the main function of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and calls stop()
     threading.Thread(target=_end_when_asked, args=(parent,), daemon=True).start()
-    torch.set_num_threads(threads)  # more threads than cores slow all processes down
+    torch.set_num_threads(threads)  # more threads than cores would slow down all processes
     try:
-        run_trial(replace(run, device=device), command="")  # the parent names the command
+        run_trial(replace(run, device=device), command="")  # the parent reports the command
         _remove_weights(run)
     except Interrupted:
         pass
@@ -166,7 +173,7 @@ def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None
 def _end_when_asked(parent: Connection) -> None:
     """Save a checkpoint and end when the parent asks for it, or when the parent is killed.
 
-    The parent cannot send the signal: on Windows that would end this process at once.
+    The parent cannot send the signal itself: on Windows, that would kill this process immediately.
     """
     process = multiprocessing.parent_process()
     assert process is not None
@@ -176,7 +183,7 @@ def _end_when_asked(parent: Connection) -> None:
 
 @contextmanager
 def _block_interrupts() -> Iterator[None]:
-    """Within it, a process that is started never sees Ctrl-C, where the system can block signals.
+    """Within this context, new processes ignore Ctrl-C, if the system can block signals.
 
     A terminal sends Ctrl-C to all processes. Without this, a process that is still importing torch
     would end with a traceback.

@@ -1,13 +1,13 @@
 """The scaling study: how the loss depends on model size and on the amount of training text.
 
 It measures L(N, D), the loss of a model with N parameters that is trained on D characters, on a
-grid of both, and fits a law to the result. Kaplan et al. 2020 (arXiv:2001.08361) ask the question;
+grid of both, and fits a law to the result. Kaplan et al. 2020 (arXiv:2001.08361) ask this question;
 Hoffmann et al. 2022 (arXiv:2203.15556, section 3.3) give a formula and a method to fit it.
 
 Each model trains at a constant learning rate until its validation loss stops falling. The average
-of its weights is evaluated, which stands in for a decaying learning rate (Hägele et al. 2024,
-arXiv:2405.18392). How much regularisation a model needs depends on its parameters per character,
-times the number of epochs. The study tries the recipes that fit this ratio and keeps the best run.
+of its weights is evaluated: averaging replaces a decaying learning rate (Hägele et al. 2024,
+arXiv:2405.18392). The regularisation that a model needs depends on its parameters per character,
+times the number of epochs. The study tries the recipes for this value and keeps the best run.
 """
 
 import math
@@ -35,29 +35,29 @@ four times the previous one."""
 PARTS = (1, 2, 4, 8, 16)
 """The amounts of text: all of the training text, one half of it, one quarter, …"""
 LARGE_MODEL = 1_000_000
-"""Smallest number of parameters that uses the lower learning rates of a recipe: a model of this
-size learns fast enough with them, and its weights fluctuate less at the end."""
+"""Models with at least this many parameters use the lower learning rates of a recipe: they still
+learn fast enough, and their weights fluctuate less at the end."""
 MIN_COMPILED = 5_000_000
-"""Smallest number of parameters for which compilation saves more time than it takes."""
+"""With at least this many parameters, compilation saves more time than it takes."""
 WHOLE_GPU = 20_000_000
-"""Smallest number of parameters of a model that has a GPU to itself. One such model keeps the GPU
-busy; next to others, it sometimes crashes (docs/log/studies.md)."""
+"""A model with at least this many parameters has a GPU to itself. It keeps the GPU busy, and in
+parallel with other models it sometimes crashes (docs/log/studies.md)."""
 MIN_PASSAGE = 1_000
-"""Minimum length, in characters, of the passages from which a part of the text is selected."""
+"""Minimum length of a passage, in characters. A part of the text is a selection of passages."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Regularisation and learning rates, and the range of models in which they are tried."""
+    """Regularisation and learning rates, and the range of models for which they are tried."""
 
     dropout: float
     weight_decay: float
     rate: float
     """Learning rates of large models, relative to those of small models."""
     low: float
-    """Smallest parameters per character, times epochs, for which the recipe is tried."""
+    """Lower limit of parameters per character, times epochs, for which the recipe is tried."""
     high: float
-    """The upper end of this range, exclusive."""
+    """Upper limit of the same value, exclusive."""
 
 
 RECIPES = {
@@ -86,8 +86,8 @@ def load_texts() -> tuple[list[str], str]:
     """Return the training text in passages, and the validation text.
 
     The training text is the training split of Tiny Shakespeare and all plays that are not in Tiny
-    Shakespeare, without the few characters that do not occur in it. The validation text is Tiny
-    Shakespeare's. Each passage ends at the end of a speech.
+    Shakespeare, without the few characters that Tiny Shakespeare does not contain. The validation
+    text is the validation split of Tiny Shakespeare. Each passage ends at the end of a speech.
     """
     tiny = corpora.load_corpus("tinyshakespeare")
     val, alphabet = "".join(tiny.read_split("val")), set(tiny.text())
@@ -166,7 +166,7 @@ def plan_runs(base: RunConfig, grid: Grid) -> list[RunConfig]:
 
 
 def _count_block_parameters(L: int, C: int) -> int:
-    """The parameters of L blocks of C channels: 4 C² in attention and 8 C² in feed-forward."""
+    """Parameters of L blocks of C channels: each has 4 C² in attention, 8 C² in feed-forward."""
     return 12 * L * C * C
 
 
@@ -201,7 +201,7 @@ def run_scaling(
     on_trial: Callable[[RunConfig, Trial, int, int], None],
     on_message: Callable[[str], None],
 ) -> ScalingResult:
-    """Run all trials of the grid that are not finished, below base.out, and fit the laws.
+    """Run the unfinished trials of the grid in subdirectories of base.out, and fit the laws.
 
     Calls on_trial with each trial, the number of finished trials and their total number, and
     on_message with messages for the user. Writes scaling.json, scaling.md, fit.svg, residuals.svg

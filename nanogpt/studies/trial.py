@@ -1,4 +1,4 @@
-"""A trial: one run of a study. It is trained once, resumed after an interruption, and then read."""
+"""A trial: one run of a study. It is trained once, resumed if interrupted; its result is kept."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ class Point:
     seconds: float
     """Training time so far, evaluations included."""
     loss: float
-    """Validation loss in nats per token: of the weights or of their average, the lower one."""
+    """The lower validation loss, of the weights or of their average, in nats per token."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Trial:
     train_tokens: int
     """Size of the training split in tokens."""
     tokens: int
-    """Tokens trained on at the lowest validation loss."""
+    """Tokens trained on until the lowest validation loss."""
     seconds: float
     """Training time, evaluations included."""
     device: str
@@ -51,7 +51,7 @@ class Trial:
 
 
 def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None) -> Trial:
-    """Train the run that config describes in config.out, or resume it, or read its result.
+    """Train the run of config in config.out, or resume it, or read its result if it is finished.
 
     command is the command line that resumes the whole study. Raises UserError if the directory
     holds a different run, Stopped or Interrupted if the training ends early.
@@ -71,7 +71,7 @@ def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None)
             result = train(config, reporter)
     except Interrupted as error:
         raise Interrupted(error.number, f"{config.name} {error.saved}", command) from None
-    except Stopped as error:  # drop its advice, which would change the settings of the trial
+    except Stopped as error:  # drop the advice, which would change the settings of the trial
         raise Stopped(f"{config.name}: {error.reason}") from None
     trial = _summarise(config, result)
     content = add_header({**asdict(trial), "config": config.to_json()})
@@ -83,7 +83,7 @@ def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None)
 def read_finished_trial(config: RunConfig) -> Trial | None:
     """Return the result in config.out, or None if the run is not finished.
 
-    Raises UserError if the result is of a run with other settings or another text.
+    Raises UserError if the result is from a run with other settings or another text.
     """
     assert config.out is not None
     file = config.out / TRIAL_FILE
@@ -102,7 +102,7 @@ def read_finished_trial(config: RunConfig) -> Trial | None:
 
 
 def _require_same_settings(requested: RunConfig, found: RunConfig) -> None:
-    """Raise UserError unless a run in the directory has the requested settings.
+    """Raise UserError unless the run found in the directory has the requested settings.
 
     Paths and the device may differ: the hash of the text shows whether it is the same text.
     """

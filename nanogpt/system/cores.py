@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Linux: the CPU time of a container and the period, in microseconds; "max" means no limit."""
+"""Linux: the CPU time that a container may use per period, and the period, both in microseconds.
+"max" means no limit."""
 
 
 def count_cores() -> int:
-    """The number of cores that this process may use: by its affinity and its container's quota."""
+    """The number of cores that this process may use, by CPU affinity and container quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         quota, period = QUOTA.read_text("ascii").split()

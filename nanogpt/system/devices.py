@@ -18,7 +18,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device with the name cpu, cuda, cuda:N or mps; auto is the fastest of this machine.
+    """The device named cpu, cuda, cuda:N or mps; auto is the fastest device of this machine.
 
     Raises UserError if the machine has no such device.
     """
@@ -67,7 +67,7 @@ def _supports(precision: torch.dtype, device: torch.device) -> bool:
 
 
 def _is_fast(precision: torch.dtype, device: torch.device) -> bool:
-    """Whether the device has instructions for products of this data type."""
+    """Whether the device has instructions for matrix products of this data type."""
     if device.type == "cpu" and precision == torch.bfloat16:
         get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in torch 2.11
         capabilities = get_capabilities() if get_capabilities else {}
@@ -77,15 +77,15 @@ def _is_fast(precision: torch.dtype, device: torch.device) -> bool:
 
 @contextmanager
 def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
-    """Within it, matrix products run at this precision."""
+    """Within this context, matrix products run at this precision."""
     if precision == torch.float32:
         yield
     elif device.type != "cpu":
         with torch.autocast(device.type, precision):
             yield
     else:
-        # Below float32, the backward pass of fused attention on a CPU takes four times as long as
-        # that of separate products (docs/log.md).
+        # Below float32 on a CPU, the backward pass of fused attention takes four times as long as
+        # the backward pass of separate matrix products (docs/log.md).
         cuda = torch.backends.cuda  # despite its name, the setting is for the CPU, too
         previous = cuda.fp16_bf16_reduction_math_sdp_allowed()
         cuda.allow_fp16_bf16_reduction_math_sdp(True)
@@ -118,17 +118,17 @@ PEAKS = {
 
 
 def find_peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
-    """The peak of the device in floating-point operations per second; None if it is unknown."""
+    """The peak speed in floating-point operations per second; None if it is unknown."""
     if device.type != "cuda" or precision == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)
-    if "MIG" in name:  # a part of a GPU
+    if "MIG" in name:  # only a part of a GPU
         return None
     return next((peak for model, peak in PEAKS.items() if re.search(rf"\b{model}\b", name)), None)
 
 
 def use_deterministic(wanted: bool) -> None:
-    """Make runs reproducible to the bit, also on a GPU: slower kernels, not chosen by timing."""
+    """If wanted, make runs on a GPU reproducible bit for bit, with slower kernels."""
     if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler
         torch.use_deterministic_algorithms(wanted)
     if wanted:
@@ -141,15 +141,15 @@ def use_deterministic(wanted: bool) -> None:
 def limit_threads() -> None:
     """Use no more CPU threads than this process has cores, unless OMP_NUM_THREADS is set.
 
-    torch counts the cores of the machine, also in a container that may use only some of them. The
-    number is set only if it is too large: setting it makes a step 8% slower (docs/log.md).
+    torch counts all cores of the machine, even in a container that may use only some of them. The
+    number is set only if it is too large, because setting it makes a step 8% slower (docs/log.md).
     """
     if "OMP_NUM_THREADS" not in os.environ and count_cores() < torch.get_num_threads():
         torch.set_num_threads(count_cores())
 
 
 def free_token_memory(device: torch.device) -> int:
-    """The bytes that the tokens of a text may take on a device: 1/4 of the free memory of a GPU."""
+    """The bytes that the tokens of a text may use on a device: on a GPU, 1/4 of its free memory."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 1 << 62
 
 
@@ -161,7 +161,7 @@ def keep_freed_memory() -> None:
     """
     mallopt = find_c_function("mallopt")
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-    for size in (1 << 30, 32 << 20):  # the second is the maximum of an older glibc
+    for size in (1 << 30, 32 << 20):  # older versions of glibc accept at most the second
         if mallopt and mallopt(M_MMAP_THRESHOLD, size):
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
             return
@@ -187,12 +187,12 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
 
 
 def requested_memory(error: BaseException) -> str | None:
-    """The memory whose allocation failed, as text with a unit; None for any other error."""
+    """The size of a failed memory allocation, as text with a unit; None for any other error."""
     if isinstance(error, MemoryError):
         return "some bytes"
     if "Storage size calculation overflowed" in str(error):
         return "2**63 bytes"
-    # Only CUDA has a class for this error; a CPU and MPS raise a RuntimeError.
+    # Only CUDA has a class for this error; CPU and MPS raise a RuntimeError.
     match = re.search(r"[Tt]ried to allocate ([\d.]+) (\w+)", str(error))
     if not match:
         return "more" if isinstance(error, torch.OutOfMemoryError) else None

@@ -21,11 +21,11 @@ from .libc import find_c_function
 
 IS_WINDOWS = os.name == "nt"
 REPLACE_TIMEOUT = 5.0
-"""Seconds that Windows gets to release a file which another process has open."""
+"""Seconds to wait, on Windows, for another process to close a file."""
 
 
 def damaged_error(file: Path, reason: object) -> UserError:
-    """The error of a file that is missing, or whose contents nanogpt cannot have written."""
+    """The error for a file that is missing or has contents that nanogpt never writes."""
     reason = " ".join(str(reason).split())[:200]
     return UserError(f"{file} is missing or damaged ({reason}): restore it, or train again")
 
@@ -34,7 +34,7 @@ def damaged_error(file: Path, reason: object) -> UserError:
 
 
 def write_atomically(file: Path, raw: bytes) -> None:
-    """Write raw to a file, which has its old contents until the new ones are complete."""
+    """Write raw to a file. The file keeps its old contents until the new contents are complete."""
     new = file.with_name(f".{file.name}.new")
     new.unlink(missing_ok=True)
     try:
@@ -67,25 +67,25 @@ def sync_to_disk(path: Path) -> None:
     except PermissionError:
         pass  # Windows cannot open a directory
     except OSError as error:
-        if not (path.is_dir() and error.errno == errno.EINVAL):  # as some network drives answer
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # from some network drives
             raise
 
 
 def _sync_descriptor(descriptor: int) -> None:
-    """fsync(); on macOS, where that leaves data in the cache of the drive, a full sync."""
+    """Call fsync(); on macOS, where that leaves data in the drive's cache, call F_FULLFSYNC."""
     try:
         import fcntl
 
         fcntl.fcntl(descriptor, getattr(fcntl, "F_FULLFSYNC"))  # noqa: B009  mypy: macOS has it
-    except (ImportError, AttributeError, OSError):  # another system, or a drive that cannot
+    except (ImportError, AttributeError, OSError):  # not macOS, or not supported by the drive
         os.fsync(descriptor)
 
 
 def replace_path(source: Path, target: Path) -> None:
-    """Rename source to target, replacing a file there; a directory needs a free target.
+    """Rename source to target. This replaces an existing file, but not a directory.
 
-    Windows refuses while another process has one of the files open, such as a virus scanner or a
-    command that reads a checkpoint. There, the rename is retried for REPLACE_TIMEOUT seconds.
+    On Windows, this fails while another process, such as a virus scanner or a command that reads a
+    checkpoint, has one of the files open. It is then retried for REPLACE_TIMEOUT seconds.
     """
     deadline = time.monotonic() + REPLACE_TIMEOUT
     while True:
@@ -99,7 +99,7 @@ def replace_path(source: Path, target: Path) -> None:
 
 
 def replace_directory(directory: Path, new: Path) -> None:
-    """Replace directory by the directory new, in one step where the system can swap the two."""
+    """Replace directory with the directory new, in one step if the system can swap the two."""
     if directory.exists():
         try:
             _swap(directory, new)
@@ -122,7 +122,7 @@ def remove_if_present(path: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> None:
-    """Swap two directories in one step. Raises OSError where the system cannot: all but Linux."""
+    """Swap two directories in one step. Raises OSError if the system cannot: only Linux can."""
     at_cwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
     renameat2 = find_c_function("renameat2")
     if renameat2 is None:
@@ -132,7 +132,7 @@ def _swap(one: Path, other: Path) -> None:
 
 
 def _replace_in_two_steps(directory: Path, new: Path) -> None:
-    """Rename directory to its old name, then new to directory."""
+    """Rename directory to its .old name, then new to directory."""
     remove_if_present(_old_name(directory))
     replace_path(directory, _old_name(directory))
     replace_path(new, directory)
@@ -143,7 +143,7 @@ def _old_name(directory: Path) -> Path:
 
 
 def resolve_interrupted_swap(directory: Path) -> Path:
-    """The path of a directory: its old name if a replacement in two steps was interrupted."""
+    """The path of a directory: its .old name if a replacement in two steps was interrupted."""
     old = _old_name(directory)
     return old if os.path.isdir(old) and not os.path.isdir(directory) else directory
 
@@ -152,7 +152,7 @@ def resolve_interrupted_swap(directory: Path) -> Path:
 
 
 def require_inside(root: Path, path: Path) -> Path:
-    """The path. Raises UserError if it is, or passes through, a link that leads out of root."""
+    """Return path. Raises UserError if it is a link out of root, or leads through one."""
     inside, outside = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     # macOS ignores case in names, so the same directory can have two spellings.
     if not (inside.is_relative_to(outside) or any(_is_same(p, outside) for p in inside.parents)):
@@ -200,7 +200,7 @@ def parse_json(raw: bytes, file: Path) -> dict[str, Any]:
         value = json.loads(
             raw.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
         )
-        dump_json(value)  # a lone surrogate could be read but not written
+        dump_json(value)  # fails for a lone surrogate, which loads() accepts
     except (ValueError, RecursionError) as error:
         raise damaged_error(file, error) from None
     if not isinstance(value, dict):

@@ -20,13 +20,14 @@ def compile_loss(
     example: tuple[Tensor, Tensor],
     say: Callable[[str], None],
 ) -> LossFunction | None:
-    """The loss function with compiled blocks; None if compilation fails, after one line to say().
+    """The loss function with compiled blocks. If compilation fails, call say() and return None.
 
     The blocks have the same structure, so the code of one is compiled and used for all of them
-    (regional compilation), in a fraction of the time. Outside the returned function the blocks are
-    unchanged. Torch compiles at the first call, so this function computes the loss of the example
-    and its gradients once. The example needs the shapes and strides of the batches, or the blocks
-    are compiled again. Gradients are left behind; the random states are restored.
+    (regional compilation). This takes a fraction of the time. Outside the returned function, the
+    blocks are unchanged. Torch compiles at the first call, so this function computes the loss of
+    the example and its gradients once. The example must have the shapes and strides of the batches;
+    otherwise the blocks are compiled again. The gradients of the example remain in the parameters;
+    the random states are restored.
     """
     device = example[0].device
     states = get_random_states(device)
@@ -42,7 +43,7 @@ def compile_loss(
                 del vars(block)["forward"]
 
     try:
-        with catch_warnings(action="ignore"):  # they are for developers of the compiler
+        with catch_warnings(action="ignore"):  # the warnings are for developers of the compiler
             compiled_loss(*example).backward()
     except torch.OutOfMemoryError:
         raise
@@ -61,22 +62,22 @@ class CannotCapture(RuntimeError):
 class CudaGraph:
     """Work on a CUDA device, captured once and then replayed as one launch.
 
-    The host needs more time to launch the hundreds of kernels of a small model than the device to
-    run them. A replay uses the same memory addresses, so all tensors have to keep their storage.
-    Python code of the work runs only during warm-up and capture.
+    For a small model, the host needs more time to launch the hundreds of kernels than the device
+    needs to run them. A replay uses the same memory addresses, so all tensors must keep their
+    storage. The Python code of the work runs only during warm-up and capture.
     """
 
     def __init__(self, device: torch.device, warmup: int = 3) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)  # the default stream cannot be captured
         self.warmup = warmup
-        """Remaining calls without a graph: libraries initialise themselves in their first calls."""
+        """Remaining calls without a graph, in which libraries initialise themselves."""
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, work: Callable[[], None]) -> None:
-        """Do the work, the same in every call.
+        """Run the work, which must be the same in every call.
 
-        Raises CannotCapture; the process should not use CUDA any more after that.
+        Raises CannotCapture. After this error, the process should no longer use CUDA.
         """
         with torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
@@ -107,7 +108,7 @@ class CudaGraph:
             with capture:
                 try:
                     work()
-                except RuntimeError as error:  # the end of the capture fails, too, with less detail
+                except RuntimeError as error:  # ending the capture fails, too, with less detail
                     problem = error
         except RuntimeError as error:
             problem = problem or error
@@ -125,9 +126,9 @@ Snapshot = Callable[[], dict[str, Tensor]]
 def take_snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:
     """A function that returns copies of the tensors as they are now, each with its own memory.
 
-    Tensors of a CUDA device are copied on the device now. The first call of the function, in any
+    Tensors on a CUDA device are copied on the device now. The first call of the function, in any
     thread, moves the copies to the host while the device continues to compute. If the device lacks
-    memory for the copies, they are made in host memory at once.
+    memory for the copies, the tensors are copied to host memory now.
     """
     try:
         copies = {name: _copy(t) for name, t in tensors.items()}

@@ -8,7 +8,7 @@ from typing import Any
 def find_c_function(name: str) -> Any:
     """The function of this name in the C library of the process; None if there is none.
 
-    Windows never has one: its C runtime cannot be looked up without a file name.
+    On Windows it is always None: the C runtime cannot be found without a file name.
     """
     if os.name != "posix":
         return None

@@ -1,4 +1,4 @@
-"""Dataclasses from JSON, strictly: every key is known, every value has the type of its field."""
+"""Makes dataclasses from JSON, strictly: all keys are known, all values have the right type."""
 
 import math
 import types
@@ -10,13 +10,13 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 T = TypeVar("T")
 
 Kinds = Mapping[str, type]
-"""Dataclasses by name. If a field may hold one of several, the key "kind" names the one."""
+"""Dataclasses by name. If a field accepts several dataclasses, the key "kind" selects one."""
 
 
 def parse_dataclass(cls: type[T], value: object, kinds: Kinds) -> T:
-    """The dataclass cls made from a JSON object, and nested dataclasses from nested objects.
+    """Make the dataclass cls from a JSON object, and nested dataclasses from nested objects.
 
-    Raises ValueError, which names the key, unless keys and types match.
+    Raises a ValueError that names the key if a key or a type does not match.
     """
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, found {shorten(value)}")
@@ -67,6 +67,6 @@ def _to_float(value: Any) -> float:
 
 
 def shorten(value: object) -> str:
-    """The repr of a value, cut after 40 characters so that an error stays one line."""
+    """The repr of a value, cut after 40 characters so that an error fits on one line."""
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + "…"

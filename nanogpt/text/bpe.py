@@ -1,6 +1,7 @@
 """Byte-pair encoding, and any other tokenizer in the tokenizer.json format of Hugging Face.
 
-The library tokenizers trains them. Where both give the same tokens, tiktoken encodes: it is faster.
+The library `tokenizers` of Hugging Face trains the tokenizers. tiktoken encodes text if it gives
+the same tokens, because it is faster.
 """
 
 import json
@@ -21,17 +22,19 @@ if TYPE_CHECKING:
     import tokenizers
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""GPT-2 first splits a text into contractions, words, numbers, other symbols (each with a space
-before it) and spaces. Pairs are merged within these only, so no token spans two of them."""
+"""GPT-2 first splits a text into contractions, words, numbers, other symbols and spaces. A word,
+number or symbol includes one space before it. Pairs are merged only within such a part, so no token
+spans two parts."""
 
 SPACE_BOUNDARY, LINE_BOUNDARY = r"(?<=\S)[ \n]", r"(?<=\n)"
 """Regular expressions that match where a text may be split before encoding."""
 
 
 def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
-    """Train byte-pair encoding as in GPT-2: start with the 256 bytes, merge the most frequent pair.
+    """Train byte-pair encoding as in GPT-2.
 
-    Sennrich et al. 2016 (arXiv:1508.07909); on bytes, Radford et al. 2019, section 2.2. Raises
+    Start with the 256 bytes, and repeatedly merge the most frequent pair into a new token. See
+    Sennrich et al. 2016 (arXiv:1508.07909) and, for bytes, Radford et al. 2019, section 2.2. Raises
     UserError if the text has too few different pairs for vocab_size tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -55,9 +58,9 @@ def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
 
 
 class HubTokenizer:
-    """A tokenizer of the library tokenizers, from its JSON: GPT-2's, or the result of train_bpe().
+    """A tokenizer of the library `tokenizers`, from its JSON, such as GPT-2's or train_bpe()'s.
 
-    If it is GPT-2's kind of byte-pair encoding, tiktoken encodes: the same ids, four times faster.
+    If it uses byte-pair encoding as GPT-2 does, tiktoken encodes: the same ids, four times faster.
     """
 
     def __init__(self, saved: dict[str, Any]) -> None:
@@ -66,7 +69,7 @@ class HubTokenizer:
 
         try:
             self._tokenizer: tokenizers.Tokenizer = Tokenizer.from_str(json.dumps(saved))
-        except Exception as error:  # the library raises no narrower type
+        except Exception as error:  # the library raises no more specific type
             raise ValueError(str(error)) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -85,7 +88,7 @@ class HubTokenizer:
         return ids
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
-        """The ids of a text as an array (N,). Several threads can call it at a time."""
+        """The ids of a text as an array (N,). Several threads can call it at the same time."""
         encode_utf8(text)  # raises UserError for an unpaired surrogate
         if self._tiktoken:
             with suppress(ValueError):  # tiktoken fails on a million spaces in a row
@@ -99,8 +102,8 @@ class HubTokenizer:
     def boundary(self) -> str:
         """A regular expression that matches where a text may be split before encoding.
 
-        With GPT-2's pattern, no token spans a space after a non-space, so the ids stay the same.
-        For any other tokenizer this is unknown: a split at the start of a line does least harm.
+        With GPT-2's pattern, no token has a space after a non-space: a split there changes no id.
+        For any other tokenizer, this is not known. A split at the start of a line is the safest.
         """
         has_space_in_special = any(re.search(r"\s", token) for token in self._special)
         is_safe = self._tiktoken is not None and not has_space_in_special
@@ -111,7 +114,7 @@ class HubTokenizer:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token; decoded alone, if its text depends on its neighbours."""
+        """The bytes of one token; if they depend on its neighbours, the token is decoded alone."""
         return self._bytes_by_id[token] if self._bytes_by_id else self.decode([token]).encode()
 
     def decode_stream(self) -> DecodeStream:
@@ -146,7 +149,7 @@ class HubTokenizer:
 
     @cached_property
     def _tiktoken(self) -> "tiktoken.Encoding | None":
-        """The same tokenizer in tiktoken; None unless it is GPT-2's kind of byte-pair encoding."""
+        """The same tokenizer in tiktoken; None unless it uses byte-pair encoding as GPT-2 does."""
         saved = self.to_json()
         model, added_tokens, bytes_by_id = saved["model"], saved["added_tokens"], self._bytes_by_id
         if bytes_by_id is None or not _is_gpt2_bpe(saved):
@@ -164,13 +167,13 @@ class HubTokenizer:
         import tiktoken
 
         # Without a special token, tiktoken searches for an empty one at every character, which
-        # doubles its time. This one is never allowed, so a text that contains it is plain text.
+        # doubles its time. This one is never allowed, so it is encoded as plain text.
         special = special or {"<|never|>": self.vocab_size}
         encoding = tiktoken.Encoding(
             "nanogpt", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
         )
-        # The first call must not happen in a worker thread: that makes every later call there
-        # take twice as long.
+        # Make the first call here: if it happens in a worker thread, every later call there takes
+        # twice as long.
         encoding.encode_ordinary("a word")
         return encoding
 
@@ -207,15 +210,15 @@ class _HubDecodeStream:
         return self._stream.step(self._tokenizer, token) or ""
 
     def end(self) -> str:
-        """Nothing: the library drops an incomplete character."""
+        """Return no text: the library drops an incomplete character."""
         return ""
 
 
 def _map_characters_to_bytes() -> dict[str, int]:
     """Map each character of a byte-level vocabulary to its byte.
 
-    GPT-2 writes the visible bytes of Latin-1 as themselves, and the others, in order, as the
-    characters from U+0100 on.
+    GPT-2 maps the visible bytes of Latin-1 to the same characters, and the other bytes, in order,
+    to the characters from U+0100 on.
     """
     visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [byte for byte in range(256) if byte not in visible]

@@ -9,7 +9,7 @@ from .tokenizers import Tokenizer
 
 @dataclass
 class Completion:
-    """One completion of a prompt, while it grows."""
+    """One completion of a prompt; it grows during generation."""
 
     prompt: str
     text: str = ""
@@ -17,7 +17,7 @@ class Completion:
     tokens: list[int] = field(default_factory=list)
     """The generated tokens, including those of a stop string."""
     logprobs: list[float] = field(default_factory=list)
-    """The log-probability of each generated token in nats; empty unless asked for."""
+    """The log-probability of each generated token in nats; empty unless requested."""
     stopped: bool = False
     """Whether a stop string occurred."""
 
@@ -25,8 +25,8 @@ class Completion:
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The tokens of a prompt, at least one.
 
-    The model needs a token to start from, so an empty prompt is a line break: the text starts at
-    the beginning of a line. It is token 0 if the tokenizer cannot encode a line break.
+    The model needs a token to start from, so an empty prompt becomes a line break: the text starts
+    at the beginning of a line. If the tokenizer cannot encode a line break, it becomes token 0.
     """
     if prompt:
         return tokenizer.encode(prompt) or [0]
@@ -37,7 +37,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def check_stop(tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-    """Raise UserError for a stop string that the tokenizer cannot encode, so it cannot occur."""
+    """Raise UserError for a stop string that cannot occur: the tokenizer cannot encode it."""
     for text in stop:
         try:
             tokenizer.encode(text)
@@ -57,7 +57,7 @@ class CompletionDecoder:
         self._held_back = ""
 
     def push(self, token: int) -> str:
-        """Add a token and return the text that the completion grew by."""
+        """Add a token and return the new text of the completion."""
         self.completion.tokens.append(token)
         return self._append(self._stream.push(token))
 
@@ -70,7 +70,7 @@ class CompletionDecoder:
         return grown
 
     def _append(self, text: str) -> str:
-        """Append text up to the first stop string, and return what was not held back."""
+        """Append text up to the first stop string, and return the part that is not held back."""
         text = self._held_back + text
         starts = [start for stop in self._stop if (start := text.find(stop)) >= 0]
         if starts:
@@ -84,6 +84,6 @@ class CompletionDecoder:
 
 
 def _count_stop_prefix(text: str, stop: str) -> int:
-    """How many characters at the end of text are also the beginning of stop, without all of it."""
+    """The length of the longest end of text that is a beginning of stop, but not all of stop."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -48,7 +48,7 @@ from .readers import (
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 LARGE_TEXT = 16 << 20
-"""Bytes. The facts, tokenizer and tokens of a text larger than this are kept in the cache."""
+"""The cache keeps the facts, the tokenizer and the tokens of a text with more bytes than this."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TextFacts:
     """The hash and the size of a text."""
 
     sha256: str
-    """Of the text in UTF-8, in hexadecimal."""
+    """Hash of the text in UTF-8, in hexadecimal."""
     bytes: int
     characters: int
 
@@ -73,7 +73,7 @@ class Corpus:
     check_unchanged: Callable[[], None] = lambda: None
     """Raises UserError if the files have changed since the corpus was loaded."""
     token_folder: Path | None = None
-    """A directory with train.bin and val.bin, 16-bit tokens, if these take the place of a text."""
+    """A directory with 16-bit tokens, train.bin and val.bin, if the corpus has no text."""
 
     def text(self) -> str:
         """The whole text in memory."""
@@ -87,7 +87,7 @@ class Corpus:
 
 
 def count_training_characters(characters: int, val_fraction: float = 0.1) -> int:
-    """How many characters of a text are in its training split."""
+    """The number of characters in the training split of a text."""
     return int((1 - val_fraction) * characters)
 
 
@@ -122,12 +122,13 @@ def load_corpus(
 
     data is a name in CORPORA, a file, a directory or a pattern of files (readers.py), a URL,
     hf:NAME for a dataset of the Hugging Face Hub, - for standard input, or a directory with
-    train.bin and val.bin, tokens in nanoGPT's format. column and separator are for documents.
+    train.bin and val.bin, which contain tokens in nanoGPT's format. column and separator apply to
+    documents (readers.py).
 
-    With expected_sha256, the text must have this SHA-256. Without may_download, only local files
-    and the cache are read: no URL or dataset is downloaded, and standard input and pipes are
-    refused. Use it when data comes from a run's files, which may name any address. A corpus in
-    CORPORA is exempt: its address and its SHA-256 are part of this package.
+    With expected_sha256, the text must have this SHA-256. If may_download is false, only local
+    files and the cache are read: no URL or dataset is downloaded, and standard input and pipes are
+    refused. Set it to false when data comes from a run's files, which may contain any address. A
+    corpus in CORPORA is exempt: its address and its SHA-256 are part of this package.
     """
     if data in CORPORA:
         corpus = make_corpus(_load_named(data, CORPORA[data]), data)
@@ -169,7 +170,7 @@ def is_token_folder(data: str) -> bool:
 
 
 def _exists(data: str, may_be_special: bool) -> bool:
-    """Whether data names files; with may_be_special, it may be a device: reading refuses it."""
+    """Whether data names files; with may_be_special, also a device, which reading rejects."""
     if is_pattern(data) or os.path.isfile(data) or os.path.isdir(data):
         return True
     return may_be_special and os.path.exists(data)
@@ -239,8 +240,8 @@ def _cached_facts(
 ) -> tuple[TextFacts, Callable[[], None]]:
     """The facts of a text in files, and a function that raises UserError if the files change.
 
-    The facts of a large text are computed once. The cache finds them again by the files' paths,
-    sizes and modification times, and by settings.
+    The facts of a large text are computed once. Their key in the cache consists of settings and the
+    paths, sizes and modification times of the files.
     """
     stats, now = _stat_files(files), time.time_ns()
 
@@ -283,7 +284,7 @@ class NamedCorpus:
 
     sha256: str
     build: Callable[[dict[str, str]], str]
-    """Builds the text from each play's name and Markdown."""
+    """Builds the text from the plays: name to Markdown."""
     url: str | None = None
 
 
@@ -308,7 +309,7 @@ def _load_named(name: str, corpus: NamedCorpus) -> str:
 
 
 def _build_or_download(corpus: NamedCorpus) -> Iterator[bytes]:
-    """Yield candidates for the text, the fastest to get first."""
+    """Yield candidates for the text, from the fastest source first."""
     if plays := shakespeare.read_installed_plays():
         yield corpus.build(plays).encode()
     if corpus.url:

@@ -1,6 +1,6 @@
-"""Download a text, or copy standard input, into a file of the cache, where it stays.
+"""Download a text, or copy standard input, into a permanent file in the cache.
 
-No other module opens the network.
+No other module uses the network.
 """
 
 import hashlib
@@ -47,9 +47,9 @@ def is_url(data: str) -> bool:
 
 
 def download_url(data: str, may_download: bool) -> Path:
-    """Return the cached file of a URL, downloaded if need be. Raises UserError.
+    """Return the cached file of a URL, downloaded if necessary. Raises UserError.
 
-    The URL may end in #sha256= and the hash that its text must have. A file in the cache with
+    The URL may end in #sha256=HASH, the hash that its text must have. A file in the cache with
     another hash is downloaded again.
     """
     url, _, expected = data.partition("#sha256=")
@@ -86,8 +86,8 @@ def download_dataset(
 ) -> Path:
     """Return the cached file of a dataset, hf:NAME or hf:NAME:CONFIG. Raises UserError.
 
-    It has the text column of every row in the training split, joined by separator. Rows are written
-    as they arrive, so the dataset may be larger than memory.
+    It contains the text column of all rows of the training split, joined by separator. Each row is
+    written when it arrives, so the dataset may be larger than memory.
     """
     key = json.dumps([name, column, separator])
     cached = cache_directory() / f"hf-{_short_hash(key)}.txt"
@@ -114,7 +114,7 @@ def _read_rows(name: str, column: str) -> Iterator[str]:
             f"{name} needs the library datasets: install it with `pip install datasets`"
         ) from None
     datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel("ERROR")  # it warns about every retry
+    logging.getLogger("huggingface_hub").setLevel("ERROR")  # the library warns about every retry
     path, _, config = name.removeprefix("hf:").partition(":")
     try:
         rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
@@ -122,13 +122,13 @@ def _read_rows(name: str, column: str) -> Iterator[str]:
             yield get_row_text(row, column, f"{name}, row {number}", row)
     except UserError:
         raise
-    except Exception as error:  # the library and those below it raise many types
+    except Exception as error:  # datasets and the libraries below it raise many types
         advice = "check the name; some datasets need a configuration, hf:NAME:CONFIG"
         raise _download_error(name, error, advice) from None
 
 
 def cache_error(name: str, error: OSError) -> UserError:
-    """The error for a cache that cannot be written; name is the text or the file kept in it."""
+    """The error for a cache that cannot be written; name is the text or file to write."""
     return UserError(
         f"cannot write {name} to the cache in {cache_directory()} ({error.strerror}): free some "
         f"space, or set NANOGPT_CACHE to another directory"

@@ -53,10 +53,10 @@ class Tokens:
 
 
 def get_tokenizer(kind: str, corpus: Corpus, val_fraction: float, progress: Progress) -> Tokenizer:
-    """Make a tokenizer of a kind (tokenizers.make_tokenizer) for a corpus. Raises UserError.
+    """Make a tokenizer of a kind (see tokenizers.make_tokenizer) for a corpus. Raises UserError.
 
     char has every character of the text; bpe is trained on the training split, or on a sample of it
-    if it is large. A tokenizer trained on a large text is kept in the cache.
+    if the split is large. A tokenizer trained on a large text is kept in the cache.
     """
     if not is_trained_on_text(kind):
         return make_tokenizer(kind, (), ())
@@ -85,7 +85,7 @@ def _train_tokenizer(kind: str, corpus: Corpus, val_fraction: float) -> Tokenize
 
 
 def _sample_training_split(corpus: Corpus, val_fraction: float) -> Iterator[str]:
-    """Yield the chunks of the training split; evenly spaced ones if it has many."""
+    """Yield the chunks of the training split; if it has many, only evenly spaced ones."""
     characters = count_training_characters(corpus.facts.characters, val_fraction)
     total_chunks = characters / CHUNK_SIZE
     training_text = corpus.read_split("train", val_fraction)
@@ -113,7 +113,7 @@ def encode_corpus(
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     encoded = _encode_chunks(rechunk(text, tokenizer.boundary, CHUNK_SIZE), tokenizer, dtype)
     total_bytes = corpus.facts.bytes
-    if split:  # an estimate: characters differ in bytes
+    if split:  # an estimate: the bytes per character vary
         train_characters = count_training_characters(corpus.facts.characters, val_fraction)
         val_characters = corpus.facts.characters - train_characters
         characters = train_characters if split == "train" else val_characters
@@ -131,8 +131,8 @@ def encode_corpus(
 def rechunk(chunks: Iterable[str], boundary: str, size: int) -> Iterator[str]:
     """Yield the same text in chunks that end at the first match of boundary after size characters.
 
-    A chunk has at most 4 * size characters. The result depends on the text only, not on how it was
-    split into chunks before.
+    A chunk has at most 4 * size characters. The result depends only on the text, not on the chunks
+    in which it arrives.
     """
     pattern, text, searched, max_size = re.compile(boundary), "", size, 4 * size
     for chunk in chunks:
@@ -152,7 +152,7 @@ def rechunk(chunks: Iterable[str], boundary: str, size: int) -> Iterator[str]:
 def _encode_chunks(
     chunks: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype[Any]
 ) -> Iterator[Tokens]:
-    """Yield the tokens of each chunk in order; one thread per core encodes."""
+    """Encode with one thread per core, and yield the tokens of each chunk in order."""
 
     def encode(chunk: str) -> Tokens:
         return Tokens(tokenizer.encode_array(chunk).astype(dtype), len(chunk.encode()))
@@ -188,7 +188,7 @@ def _report_progress(
 
 @dataclass(frozen=True)
 class _TokenFileInfo:
-    """The JSON beside a file of tokens, written last: the file is complete if it exists."""
+    """The JSON file beside a token file. It is written last, when the token file is complete."""
 
     tokens: int
     bytes: int
@@ -197,7 +197,7 @@ class _TokenFileInfo:
 def _load_token_file(
     corpus: Corpus, folder: Path, tokenizer: Tokenizer, split: SplitName | None
 ) -> Tokens:
-    """Map the tokens in a directory. The bytes of their text are counted once, then cached."""
+    """Map one split of a token directory into memory. The size of a large text is cached."""
     if split is None:
         raise UserError(f"{folder} has two splits: choose train or val")
     file, dtype = folder / f"{split}.bin", np.dtype("<u2")
@@ -229,7 +229,7 @@ def _load_token_file(
 def _encode_to_cache(
     path: Path, encoded: Iterator[Tokens], dtype: np.dtype[Any], progress: Progress
 ) -> Tokens:
-    """Map the tokens in a file of the cache, written first if it does not exist.
+    """Map a token file in the cache into memory; write the file first if it does not exist.
 
     If another process is writing the file, wait for it.
     """
@@ -245,7 +245,7 @@ def _encode_to_cache(
                 write_atomically(info_file, dump_json(asdict(info)))
     if not info.tokens:  # an empty file cannot be mapped
         return Tokens(np.empty(0, dtype), info.bytes)
-    # Nothing writes to the mapping, but torch warns about a read-only array: copy on write.
+    # Nothing writes to the mapping, but torch warns about a read-only array: map copy-on-write.
     ids = np.memmap(file, dtype, mode="c", shape=(info.tokens,))
     return Tokens(ids, info.bytes)
 
@@ -260,7 +260,7 @@ def _read_info(file: Path, info_file: Path, dtype: np.dtype[Any]) -> _TokenFileI
 
 
 def _write_tokens(file: Path, encoded: Iterator[Tokens]) -> _TokenFileInfo:
-    """Write tokens to a new file, then rename it, so that file is complete or absent."""
+    """Write tokens to a new file, then rename it, so that `file` is complete or absent."""
     new, length, size = file.with_suffix(".new"), 0, 0
     try:
         with new.open("wb") as opened:

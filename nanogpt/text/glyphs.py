@@ -4,10 +4,10 @@ GLYPHS = {" ": "·", "\n": "↵", "\t": "→"}
 
 
 def decode_token_bytes(raw: bytes) -> str:
-    """Decode the bytes of one token; those that are not valid UTF-8 become escapes, as \\xf0."""
+    """Decode the bytes of one token; those that are not valid UTF-8 become, for example, \\xf0."""
     return raw.decode("utf-8", "backslashreplace")
 
 
 def make_visible(text: str) -> str:
-    """Replace spaces, line breaks, tabs and unprintable characters with visible ones."""
+    """Replace spaces, line breaks, tabs and unprintable characters with visible characters."""
     return "".join(GLYPHS.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)

@@ -1,4 +1,4 @@
-"""Counts of n-grams, and the language model that follows from them."""
+"""Counts of n-grams, and the language model that they define."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,12 +18,12 @@ class NGramCounts:
 
         p(x | context) = (count(context, x) + s) / (count(context) + s V)
 
-    A context is counted only where a token follows it. Memory grows with the number of distinct
+    A context is counted only if a token follows it. Memory grows with the number of distinct
     n-grams, not with the length of the sequence.
     """
 
     def __init__(self, ids: Ids | Iterable[Ids], n: int, base: int) -> None:
-        """Count the n-grams of ids (N,), each at least 0 and below base, with base**n <= 2**63.
+        """Count the n-grams of ids (N,). Each id is at least 0 and below base; base**n <= 2**63.
 
         A sequence that is larger than memory can be an iterable of arrays; n-grams that cross from
         one array to the next are counted, too.
@@ -31,10 +31,10 @@ class NGramCounts:
         assert base**n <= 1 << 63, "an n-gram must fit into 63 bits"
         self.n, self.base = n, base
         self.codes: Integers = np.empty(0, dtype=np.int64)
-        """The distinct n-grams, in ascending order: each a number to the base `base`, whose last
+        """The distinct n-grams, in ascending order. Each is a number in base `base`, whose last
         digit is the last token."""
         self.counts: Integers = np.empty(0, dtype=np.int64)
-        """How often each of them occurs."""
+        """How often each n-gram occurs."""
 
         new: list[tuple[Integers, Integers]] = []
         tail = np.empty(0, dtype=np.int64)
@@ -42,7 +42,7 @@ class NGramCounts:
             joined = np.concatenate([tail, chunk.astype(np.int64)])
             tail = joined[max(0, len(joined) - n + 1) :]
             new.append(_count(_encode(joined, n, base)))
-            # Merging only when the new counts outnumber the old ones keeps the work linear.
+            # Merge only when the new counts outnumber the old ones: this keeps the work linear.
             if sum(len(codes) for codes, _ in new) > len(self.codes):
                 self._merge(new)
                 new = []
@@ -60,7 +60,7 @@ class NGramCounts:
         return len(self.codes)
 
     def __add__(self, other: "NGramCounts") -> "NGramCounts":
-        """The counts of two separate sequences together."""
+        """The combined counts of two separate sequences."""
         assert (self.n, self.base) == (other.n, other.base)
         both = NGramCounts([], self.n, self.base)
         both._merge([(self.codes, self.counts), (other.codes, other.counts)])
@@ -87,7 +87,7 @@ class NGramCounts:
     ) -> float:
         """The mean of -ln p(x | context) over the n-grams of another sequence, in nats per token.
 
-        vocab_size is V, the number of possible tokens; by default all below base.
+        vocab_size is V, the number of possible tokens; the default is base.
         """
         V = vocab_size or self.base
         counts = _look_up(held_out.codes, self.codes, self.counts)
@@ -117,7 +117,7 @@ def _sum_groups(codes: Integers, counts: Integers) -> tuple[Integers, Integers]:
 
 
 def _look_up(asked: Integers, codes: Integers, counts: Integers) -> Integers:
-    """The count of each asked code: 0 for a code that is not among codes, which are sorted."""
+    """The count of each code in asked; 0 if the code is not in codes, which are sorted."""
     if not len(codes):
         return np.zeros_like(asked)
     index = np.searchsorted(codes, asked).clip(max=len(codes) - 1)

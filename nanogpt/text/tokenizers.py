@@ -17,7 +17,7 @@ from .bpe import HubTokenizer, train_bpe
 from .streams import ByteDecodeStream, DecodeStream, encode_utf8
 
 MAX_TOKENIZER_BYTES = 64 << 20
-"""The largest tokenizer.json that is read; the largest vocabularies in use have about 30 MB."""
+"""Maximum size of a tokenizer.json; the largest vocabularies in use need about 30 MB."""
 
 
 class Tokenizer(Protocol):
@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
         """The ids of a text. Raises UserError if a character has no id."""
 
     def encode_array(self, text: str) -> NDArray[Any]:
-        """The ids of a text as an array (N,), faster than as a list."""
+        """The ids of a text as an array (N,); this is faster than a list."""
 
     @property
     def boundary(self) -> str:
@@ -54,7 +54,7 @@ def parse_tokenizer(saved: dict[str, Any]) -> Tokenizer:
     """The tokenizer that to_json() saved. Raises ValueError for anything else."""
     if saved.get("kind") == "byte":
         return ByteTokenizer.from_json(saved)
-    # JSON of the library tokenizers has the key "model" and no "kind".
+    # JSON of the library `tokenizers` has the key "model" and no "kind".
     return HubTokenizer(saved) if "model" in saved else CharTokenizer.from_json(saved)
 
 
@@ -69,7 +69,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 
 def parse_bpe_size(kind: str) -> int | None:
-    """The vocabulary size in bpe:N, 2048 for bpe, None for another kind. Raises UserError."""
+    """The vocabulary size: N for bpe:N, 2048 for bpe, None for another kind. Raises UserError."""
     name, colon, size = kind.partition(":")
     if name != "bpe":
         return None

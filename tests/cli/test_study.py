@@ -37,6 +37,7 @@ def test_a_mistake_is_one_line(nanogpt: Command, flags: str, says: str) -> None:
     assert not list(Path().rglob("trial.json"))
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize("name", ["ladder", "scaling"])
 def test_an_interrupted_study_prints_the_command_that_resumes_it(

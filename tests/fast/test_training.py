@@ -139,7 +139,8 @@ main(sys.argv[1:])
     command = [sys.executable, "-c", code]
     done = subprocess.run([*command, *flags], capture_output=True, text=True)
     says = re.fullmatch(
-        r"nanogpt: a step cannot be captured as a CUDA graph \(.+\); without one it is slower: "
+        r"nanogpt: a step cannot be captured as a CUDA graph \(.+\); "
+        r"to run without a graph, which is slower: "
         r"nanogpt (train --resume mine --train.no-cuda-graph)\n",
         done.stderr,
     )
@@ -150,7 +151,8 @@ main(sys.argv[1:])
     written = ["sample", "mine", "--prompt", "a", "--device", "cuda"]
     done = subprocess.run([*command, *written], capture_output=True, text=True)
     assert re.fullmatch(
-        r"nanogpt: generation cannot be captured as a CUDA graph \(.+\); without one it is slower: "
+        r"nanogpt: generation cannot be captured as a CUDA graph \(.+\); "
+        r"to run without a graph, which is slower: "
         r"nanogpt sample --no-cuda-graph\n",
         done.stderr,
     ), done.stderr

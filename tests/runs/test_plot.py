@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -13,9 +14,9 @@ def test_the_lines_are_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     drawn: list[Figure] = []
     save = Figure.savefig
 
-    def keep(figure: Figure, file: io.BytesIO) -> None:
+    def keep(figure: Figure, file: io.BytesIO, **settings: Any) -> None:
         drawn.append(figure)
-        save(figure, file)
+        save(figure, file, **settings)
 
     monkeypatch.setattr(Figure, "savefig", keep)
     train, val = [(10, 3.0), (20, 2.0)], [(0, 4.0), (10, 2.5), (20, 2.75)]

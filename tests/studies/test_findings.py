@@ -1,5 +1,6 @@
 """The analysis of a scaling study whose losses follow a known law."""
 
+import functools
 import json
 import re
 from collections import Counter
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanogpt.models import ModernConfig, build
 from nanogpt.runs.config import RunConfig, TrainConfig
@@ -26,10 +28,16 @@ from nanogpt.studies.trial import Point, Trial
 TRUE = ScalingLaw(E=1.1, A=20.0, alpha=0.4, B=120.0, beta=0.35)
 
 
+@functools.cache
+def count_parameters(shape: tuple[int, int, int]) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(ModernConfig(*shape, 256)).parameters())
+
+
 def make_trial(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
     """A trial with the loss of the true law, plus its dropout."""
     model = ModernConfig(*shape, 256, 65, dropout)
-    N = sum(p.numel() for p in build(model).parameters())
+    N = count_parameters(shape)
     loss = TRUE.loss(N, D) + dropout
     points = [Point(k * 1000, k, loss + 1 / k) for k in range(1, 11)]
     config = RunConfig(name=f"{N} {D} {dropout}", model=model, train=TrainConfig())

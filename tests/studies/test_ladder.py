@@ -1,9 +1,11 @@
 """The ladder: each rung adds one part, n-gram samples follow the counts, finished runs stay."""
 
+import contextlib
 import json
 import re
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,10 +49,58 @@ NAMES = [
 ]
 
 
+@dataclass
+class Study:
+    """A small ladder that was interrupted after four trained rungs, and finished by a resume."""
+
+    directory: Path
+    base: RunConfig
+    before: dict[str, int]
+    """The results at the interruption: files and their times of modification."""
+    result: Ladder
+    reported: list[Rung]
+    """The rungs in the order in which the resume reported them."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, text: str) -> Study:
+    directory = tmp_path_factory.mktemp("ladder")
+    data = directory / "words.txt"
+    data.write_text(text, encoding="utf-8", newline="\n")
+    base = RunConfig(
+        data=str(data),
+        out=Path("runs/ladder"),
+        device="cpu",
+        train=TINY.train,
+    )
+
+    def interrupt(config: RunConfig, *rest: object) -> object:
+        if config.name == "residuals":
+            raise KeyboardInterrupt
+        return run_trial(config, *rest)  # type: ignore[arg-type]
+
+    with contextlib.chdir(directory):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "SAMPLE_WIDTH", 15)
+            patch.setattr(module, "run_trial", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run_tiny_ladder(base)
+        before = get_times()
+        result, reported = run_tiny_ladder(base)
+    return Study(directory, base, before, result, reported)
+
+
 @pytest.fixture
-def base(text_file: Path) -> RunConfig:
-    data, out = str(text_file), Path("runs/ladder")
-    return RunConfig(data=data, out=out, device="cpu", precision="float32", train=TINY.train)
+def study(finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A copy of the finished study in the working directory."""
+    monkeypatch.setattr(module, "SAMPLE_WIDTH", 15)
+    shutil.copytree(finished.directory / "runs", tmp_path / "runs")
+    return finished
+
+
+def get_times() -> dict[str, int]:
+    """The times of modification of the results of the rungs."""
+    return {str(file): file.stat().st_mtime_ns for file in Path("runs").rglob("trial.json")}
 
 
 def run_tiny_ladder(base: RunConfig) -> tuple[Ladder, list[Rung]]:
@@ -85,10 +135,10 @@ def test_each_rung_changes_one_kind_of_setting(config: LadderConfig) -> None:
     assert kinds == ["Plain"] * 5 + ["GPT"] * 3 + ["Modern"] * 2
 
 
-def test_files_hold_the_result(base: RunConfig) -> None:
-    ladder, reported = run_tiny_ladder(base)
+def test_files_hold_the_result(study: Study) -> None:
+    ladder = study.result
     assert [rung.name for rung in ladder.rungs] == NAMES
-    assert reported == ladder.rungs
+    assert study.reported == ladder.rungs
     losses = {rung.name: rung.val_loss for rung in ladder.rungs}
     assert losses["unigram"] > losses["bigram"]
     for rung in ladder.rungs[3:]:
@@ -106,37 +156,27 @@ def test_files_hold_the_result(base: RunConfig) -> None:
     assert all(f">{name}<" in svg for name in NAMES)
 
 
-def test_finished_rungs_are_not_trained_again(
-    base: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted: list[str] = []
-
-    def interrupt_once(config: RunConfig, *rest: object) -> object:
-        if config.name == "residuals" and not interrupted:
-            interrupted.append(config.name)
-            raise KeyboardInterrupt
-        return run_trial(config, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "run_trial", interrupt_once)
-    with pytest.raises(KeyboardInterrupt):
-        run_tiny_ladder(base)
-    before = {file: file.stat().st_mtime_ns for file in Path("runs").rglob("trial.json")}
-    assert len(before) == 4
-    first, _ = run_tiny_ladder(base)
-    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
-    second, _ = run_tiny_ladder(base)
-    assert [r.val_loss for r in second.rungs] == [r.val_loss for r in first.rungs]
+def test_finished_rungs_are_not_trained_again(study: Study) -> None:
+    after = get_times()
+    assert len(study.before) == 4
+    assert study.before.items() < after.items()
+    again, _ = run_tiny_ladder(study.base)
+    assert [r.val_loss for r in again.rungs] == [r.val_loss for r in study.result.rungs]
+    assert get_times() == after
     with pytest.raises(UserError, match="needs 3: name another directory"):
-        run_tiny_ladder(replace(base, seed=3))
+        run_tiny_ladder(replace(study.base, seed=3))
 
 
 def test_command_prints_a_row_per_rung_and_json(
-    nanogpt: Command, text_file: Path, monkeypatch: pytest.MonkeyPatch
+    nanogpt: Command, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LADDER_CONFIGS, "cpu", TINY)
-    flags = ("--data", text_file, "--device", "cpu")
+    flags = ("--data", study.base.data, "--device", "cpu")
+    last = Path("runs/ladder/muon")
+    shutil.rmtree(last)
     status, out, err = nanogpt("study", "ladder", *flags)
     assert (status, err) == (0, "")
+    assert (last / "trial.json").exists()
     assert re.search(r"^rung +val loss +gain", out)
     assert all(re.search(rf"^{name} +\d", out, re.M) for name in NAMES)
     assert "saved in runs/ladder: ladder.json, ladder.md, ladder.svg" in out

@@ -58,6 +58,7 @@ def test_one_outlier_changes_the_exponents_little() -> None:
     assert fitted.beta == pytest.approx(TRUE.beta, abs=0.02)
 
 
+@pytest.mark.slow
 def test_intervals_contain_the_truth_and_grow_with_the_noise() -> None:
     generator, widths = np.random.default_rng(0), []
     for noise in (0.002, 0.02):

@@ -258,6 +258,7 @@ def test_omp_num_threads_may_exceed_the_cores(monkeypatch: pytest.MonkeyPatch) -
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 @linux_only
 def test_there_are_no_more_threads_than_cores() -> None:
     cores = os.sched_getaffinity(0)
