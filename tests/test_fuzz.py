@@ -293,7 +293,7 @@ def test_a_damaged_run_resumes_with_the_same_weights_or_raises_an_error(
     assert outcomes["same"] > RUNS / 20
 
 
-@pytest.mark.parametrize("mutants", [200, slow(2000)])
+@pytest.mark.parametrize("mutants", [300, slow(2000)])
 def test_a_damaged_checkpoint_loads_the_same_weights_or_raises_an_error(
     text_file: Path, tmp_path: Path, mutants: int
 ) -> None:

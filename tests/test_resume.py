@@ -302,7 +302,7 @@ def test_out_of_memory_suggests_smaller_parts(
         _, err = training.communicate()
         assert training.returncode == 1
     match = re.fullmatch(
-        r"nanogpt: out of memory: [\d.]+ GiB more were requested; the same batch in smaller parts "
+        r"nanogpt: out of memory: [\d.]+ GiB more was requested; the same batch in smaller parts "
         r"needs less: nanogpt (train --resume large --train.batch-size 16384 "
         r"--train.accumulation 2)\n",
         err,

@@ -29,7 +29,7 @@ COMMANDS = {
 }
 """For each command: its module, which has a function of the same name, and its help text."""
 
-TOO_LARGE = "out of memory: {size} more were requested; use a smaller model, text or batch"
+TOO_LARGE = "out of memory: {size} more was requested; use a smaller model, text or batch"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -203,7 +203,7 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
     try:
         # Check this first: a damaged n_layer could make building the model take hours.
         if files.count_tensors(weights) != _count_tensors(config):
-            raise files.damaged(weights, f"not the number of tensors of {config}")
+            raise files.damaged(weights, f"the number of tensors does not match {config}")
         expected = _get_shapes(config)
     except (RuntimeError, TypeError, OverflowError) as error:  # sizes too large for a tensor
         raise files.damaged("config.json", error) from None

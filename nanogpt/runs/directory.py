@@ -111,6 +111,6 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
                 f"nanogpt train --resume {directory}"
             )
     if os.path.isdir(run):
-        raise UserError(f"{run} holds no run: it has no {checkpoint}/; name the directory of one")
+        raise UserError(f"{run} is not a run: it has no {checkpoint}/; give the directory of a run")
     known = ", ".join(sorted(str(file.parent) for file in RUNS.glob("*/best"))) or "none yet"
     raise UserError(f"there is no run {run}; the runs in {RUNS}/: {known}")

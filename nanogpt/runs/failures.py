@@ -36,13 +36,13 @@ def out_of_memory(run: Run, memory: str) -> Stopped:
     size, accumulation = settings.batch_size, settings.accumulation
     if accumulation == size:
         return Stopped(
-            f"out of memory: {memory} more were requested, and the batch is already in single "
-            f"blocks",
+            f"out of memory: {memory} more was requested, and each part of the batch is already a "
+            f"single block",
             "; a smaller --model.n-embd or --model.block-size needs less",
         )
     divisors = (n for n in range(accumulation + 1, min(size, 10_000)) if size % n == 0)
     return Stopped(
-        f"out of memory: {memory} more were requested",
-        f"; the same batch in smaller parts needs less: nanogpt train --resume {run.out} "
+        f"out of memory: {memory} more was requested",
+        f"; the same batch in smaller parts needs less memory: nanogpt train --resume {run.out} "
         f"--train.batch-size {size} --train.accumulation {next(divisors, size)}",
     )

@@ -101,7 +101,7 @@ class Journal:
                     raise damaged_error(file, error) from None
                 if not 0 <= record.step <= step:
                     raise damaged_error(
-                        file, f"a line of step {record.step}, but the checkpoint is of step {step}"
+                        file, f"a line for step {record.step}, but the checkpoint is at step {step}"
                     )
                 kept.append(line)
                 self._append(record)

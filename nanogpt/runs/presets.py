@@ -102,9 +102,9 @@ _bigram = replace(
 )
 
 PRESETS = {
-    "bigram": Preset(_bigram, "the baseline: predicts the next character from the last one"),
+    "bigram": Preset(_bigram, "the baseline: predicts the next character from the previous one"),
     "tiny": Preset(_tiny, "a small GPT for a laptop; the default on a CPU"),
-    "tiny-fast": Preset(_tiny_fast, "a modern GPT of the size of tiny: fastest on a CPU"),
+    "tiny-fast": Preset(_tiny_fast, "a modern GPT as large as tiny: fastest on a CPU"),
     "baby": Preset(_baby, "a GPT of 10.8M parameters; the default on a GPU"),
     "baby-fast": Preset(_baby_fast, "a modern GPT of the size of baby: fastest on a GPU"),
     "best": Preset(_best, "a deep, strongly regularised GPT: lowest loss on a GPU"),

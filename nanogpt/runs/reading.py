@@ -144,7 +144,7 @@ class CheckpointFiles:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
             if length > HEADER_LIMIT:
-                raise self.damaged(name, f"a header of {length:,} bytes")
+                raise self.damaged(name, f"its header has {length:,} bytes")
             return safe_open(path, framework="pt")
         except OSError as error:
             raise self.damaged(name, error.strerror or error) from None

@@ -95,7 +95,7 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
     checkpoint = load_checkpoint(directory / "last", device)
     if checkpoint.model.config != config.model:
         raise damaged_error(
-            directory / "last" / "config.json", "its model is not the one in training.json"
+            directory / "last" / "config.json", "its model differs from the one in training.json"
         )
     if checkpoint.step > config.train.steps:
         raise UserError(
@@ -183,6 +183,6 @@ def _set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:
     if config.vocab_size not in (type(config)().vocab_size, vocab_size):
         raise UserError(
             f"--model.vocab-size is {config.vocab_size}, but this text has {vocab_size} different "
-            f"tokens: leave the option out, the text determines it"
+            f"tokens: leave the option out; the text determines it"
         )
     return replace(config, vocab_size=vocab_size)

@@ -50,7 +50,7 @@ def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
         name = "bfloat16" if _is_fast(torch.bfloat16, device) else "float32"
     precision: torch.dtype = getattr(torch, name)
     if not _supports(precision, device):
-        raise UserError(f"{describe_device(device)} has no {name}: use precision float32")
+        raise UserError(f"{describe_device(device)} does not support {name}: use precision float32")
     return precision
 
 

@@ -215,7 +215,7 @@ def _load_token_file(
     used_ids = counts.nonzero()[0].tolist()
     if (highest := max(used_ids)) >= tokenizer.vocab_size:
         raise UserError(
-            f"{file} has the token {highest}, but the tokenizer only {tokenizer.vocab_size} "
+            f"{file} has the token {highest}, but the tokenizer has only {tokenizer.vocab_size} "
             f"tokens: use the tokenizer that encoded it"
         )
     size = sum(int(counts[i]) * len(tokenizer.token_bytes(i)) for i in used_ids)

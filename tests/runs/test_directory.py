@@ -147,7 +147,7 @@ def test_a_missing_run_is_named(best: Path) -> None:
     with pytest.raises(UserError, match="there is no run two; the runs in runs/: runs/one"):
         find_run("two")
     Path("empty").mkdir()
-    with pytest.raises(UserError, match="empty holds no run: it has no best/; name the dir"):
+    with pytest.raises(UserError, match="empty is not a run: it has no best/; give the dir"):
         find_run("empty")
 
 

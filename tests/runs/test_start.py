@@ -225,7 +225,7 @@ def test_a_resume_refuses_the_model_of_another_run(config: RunConfig) -> None:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(Path("other/last", name), Path("run/last", name))
     sign(Path("run/last"))
-    with pytest.raises(UserError, match=r"its model is not the one in training\.json"):
+    with pytest.raises(UserError, match=r"its model differs from the one in training\.json"):
         resume_run(Path("run"), read_run_config(Path("run")))
 
 

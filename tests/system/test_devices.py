@@ -92,7 +92,9 @@ def test_an_unsupported_precision_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("not implemented")
 
     monkeypatch.setattr(torch, "ones", ones)
-    with pytest.raises(UserError, match=r"cpu \(.*\) has no float16: use precision float32"):
+    with pytest.raises(
+        UserError, match=r"cpu \(.*\) does not support float16: use precision float32"
+    ):
         pick_precision("float16", torch.device("cpu"))
 
 

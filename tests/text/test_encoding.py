@@ -344,11 +344,11 @@ def test_files_of_tokens_without_their_tokenizer_are_refused(
         ):
             get_tokenizer(kind, corpus, 0.1, no_progress)
     with pytest.raises(
-        UserError, match=r"train\.bin has the token \d+, but the tokenizer only 3 tok"
+        UserError, match=r"train\.bin has the token \d+, but the tokenizer has only 3 tok"
     ):
         encode_corpus(corpus, CharTokenizer("abc"), "train")
     np.array([1, 3], dtype=np.uint16).tofile(folder / "val.bin")  # ids go up to 2
-    with pytest.raises(UserError, match=r"val\.bin has the token 3, but the tokenizer only 3"):
+    with pytest.raises(UserError, match=r"val\.bin has the token 3, but the tokenizer has only 3"):
         encode_corpus(corpora.load_corpus(str(folder)), CharTokenizer("abc"), "val")
     with pytest.raises(UserError, match="has two splits: choose train or val"):
         encode_corpus(corpus, bpe)
