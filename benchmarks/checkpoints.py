@@ -1,12 +1,12 @@
-"""Measure what checkpoints cost, and what --deterministic costs.
+"""Measure the cost of checkpoints and of --deterministic.
 
     python benchmarks/checkpoints.py tiny --device cpu
     python benchmarks/checkpoints.py baby --device cuda
 
 The pause is the time that training waits for a checkpoint: to check and copy the weights, copy the
-optimizer state, and write the part of it that no background thread writes. The share is that of
-the whole training time with evaluations, at the preset's own interval. For --deterministic, runs
-with and without it alternate; the rate comes from lines of metrics.jsonl without an evaluation.
+optimizer state, and write the files that no background thread writes. The share is the sum of the
+pauses divided by the training time, with evaluations at the preset's own interval. Runs with and
+without --deterministic alternate; their rates exclude lines of metrics.jsonl with an evaluation.
 The results go to benchmarks/results/checkpoints_DEVICE.json.
 """
 
@@ -53,7 +53,7 @@ def measure_pauses(preset: str, device: str, steps: int) -> dict[str, Any]:
         (CheckpointKeeper, "save_last"),
         (CheckpointKeeper, "save_best"),
         (CheckpointKeeper, "describe_run"),
-        (BackgroundWriter, "__exit__"),  # the last: it waits for the background thread
+        (BackgroundWriter, "__exit__"),  # called last; it waits for the background thread
     ):
         setattr(owner, name, time_calls(getattr(owner, name)))
     config = PRESETS[preset].config
@@ -99,7 +99,7 @@ def main() -> None:
     )
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", type=int, default=0, help="default: those of the preset")
+    parser.add_argument("--steps", type=int, default=0, help="default: the steps of the preset")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     steps = args.steps or PRESETS[args.preset].config.train.steps

@@ -37,7 +37,7 @@ def run_timed(command: Sequence[str]) -> tuple[str, float, float]:
 
 
 def load_unseen_text() -> Corpus:
-    """A text that no setting was chosen with, as many characters as the validation split.
+    """A text that was not used to choose any setting, with the length of the validation split.
 
     It is A Midsummer Night's Dream and the beginning of the next play. Tiny Shakespeare contains
     neither. Characters outside the alphabet of Tiny Shakespeare are left out.
@@ -82,7 +82,7 @@ def train_preset(
         if "val_loss" in record
     ]
     best = min(evaluations, key=lambda evaluation: evaluation["val_loss"])
-    # The clock of a run starts after the imports: add the time between it and the process start.
+    # The clock of a run starts after the imports: add the time since the process started.
     offset = best_on_disk - best["seconds"]
     for evaluation in evaluations:
         evaluation["seconds"] += offset

@@ -5,8 +5,8 @@
 The text consists of lines of Shakespeare in random order. Each start is a process of its own: the
 first with an empty cache, the second with the cache of the first. Both read the text (the first
 also computes its hash), train byte pairs and encode the text. The seconds exclude the import of
-torch, the memory includes it. Then the preset `tiny` trains in turn on tokens that are mapped from
-the cache, and on the same tokens in memory. The results go to benchmarks/results/corpora.json.
+torch; the memory includes it. Then the preset `tiny` trains alternately on tokens mapped from the
+cache and on the same tokens in memory. The results go to benchmarks/results/corpora.json.
 """
 
 import argparse
@@ -38,7 +38,7 @@ STEPS = 20
 
 
 def write_text(file: Path, megabytes: int) -> None:
-    """Write random lines of Shakespeare, that many million bytes."""
+    """Write random lines of Shakespeare until the file has `megabytes` million characters."""
     lines = corpora.load_corpus("shakespeare").text().splitlines()
     generator, size = random.Random(0), 0
     with file.open("w", encoding="utf-8") as opened:
@@ -87,7 +87,7 @@ def measure_training(file: Path, kind: str, repeats: int, out: Path) -> dict[str
             seconds = time.perf_counter() - start
             rates[name].append((run.state.tokens - before) / seconds)
     run.lock.release()
-    # The first of each warms up.
+    # The first measurement of each is a warm-up.
     return {name: median(measured[1:]) for name, measured in rates.items()}
 
 

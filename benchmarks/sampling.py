@@ -11,7 +11,7 @@ All programs have the same random weights and run in one process, in turn:
 - on a GPU, 500 tokens of one text with the shape of GPT-2 (124M parameters, context 1,024) in
   bfloat16, against generate() of transformers with a static cache, which it compiles.
 
-A time covers the whole call: the prompt, all tokens, and what happens when the context is full. It
+A time covers the whole call: the prompt and all tokens, also those after the context is full. It
 excludes loading and compilation, since every program generates once before. The results are medians
 and go to benchmarks/results/sampling_DEVICE.json.
 """
@@ -70,7 +70,7 @@ def copy_weights(model: GPT, other: nn.Module) -> None:
 
 
 def scale_embedding(model: GPT) -> GPT:
-    """The model in evaluation mode, with a larger embedding: its probabilities differ more."""
+    """Scale up the embedding, so that probabilities differ more; returns the model in eval mode."""
     with torch.no_grad():
         model.token_embedding.weight.mul_(10)
     return model.eval()
@@ -96,7 +96,7 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
 def measure_rates(
     programs: Mapping[str, Callable[[], object]], tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Tokens per second of programs that run in turn: the median, and all."""
+    """Tokens per second of programs that run in turn: the median, and the rates of all runs."""
     device = pick_device("auto")
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for call in programs.values():
@@ -111,7 +111,7 @@ def measure_rates(
 
 
 def load_nanogpt_model(checkout: Path, model: GPT, device: torch.device) -> Any:
-    """nanoGPT's model with the weights of ours; its logits are checked."""
+    """nanoGPT's model with the weights of our model; its logits are checked."""
     spec = util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec
     assert spec.loader
@@ -129,7 +129,7 @@ def load_nanogpt_model(checkout: Path, model: GPT, device: torch.device) -> Any:
 
 
 def load_transformers_model(model: GPT, device: torch.device) -> Any:
-    """GPT-2 of transformers with the weights of ours; its logits are checked."""
+    """GPT-2 of transformers with the weights of our model; its logits are checked."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     c = model.config

@@ -25,7 +25,7 @@ def find_crossover(law: dict[str, float], characters: float) -> float:
 
 
 def round_to(number: float, digits: int) -> str:
-    """A number with that many significant digits, in words above a million."""
+    """A number with this many significant digits; from a million on, such as "1.2 million"."""
     rounded = float(f"{number:.{digits}g}")
     return f"{rounded / 1e6:g} million" if rounded >= 1e6 else f"{rounded:,.0f}"
 

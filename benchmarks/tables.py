@@ -15,7 +15,7 @@ def make_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def get_seconds_to(target: float, run: Result) -> float:
-    """The seconds until the loss of a run reaches the target, or its lowest if it never does."""
+    """The seconds until a run reaches the target loss, or its own lowest loss if it never does."""
     for evaluation in run["evaluations"]:
         if evaluation["val_loss"] <= target:
             return float(evaluation["seconds"])
@@ -33,7 +33,7 @@ def get_median_loss(result: Result, program: str) -> float:
 
 
 def get_runs(result: Result) -> list[Result]:
-    """All runs of a preset: its own, and those of a comparison with the same settings."""
+    """All runs of a preset, including those in a comparison with the same settings."""
     return [*result["runs"], *result.get("compared", [])]
 
 
@@ -82,7 +82,7 @@ def versus_table(result: Result) -> str:
 
 
 def presets_table(results: Iterable[Result]) -> str:
-    """The losses of presets, means over their runs, and the median seconds of the whole process."""
+    """The mean losses of presets over their runs, and the median seconds of the whole process."""
     head = [
         "preset",
         "hardware",

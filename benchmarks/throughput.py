@@ -1,16 +1,17 @@
-"""Measure training throughput in tokens per second, for two sizes and beside nanoGPT.
+"""Measure the training throughput of nanogpt and nanoGPT, in tokens per second, at two sizes.
 
     python benchmarks/throughput.py --nanogpt CHECKOUT
 
 - baby: the preset, 10.8M parameters, 64 × 256 tokens a step.
 - gpt2: the shape of GPT-2, 124M parameters, at every batch size in --batches, with 1,024 tokens in
-  each block. The text has 50,304 different characters in random order: the vocabulary of GPT-2 as
-  nanoGPT pads it. nanoGPT's bench.py trains on random tokens. Neither has biases, as in bench.py.
+  each block. The text has 50,304 different characters in random order, as many as the tokens in
+  nanoGPT's padded vocabulary. nanoGPT's bench.py trains on random tokens. Neither model has
+  biases, as in bench.py.
 
 nanogpt runs as `nanogpt train`, in a process of its own. Its rate is the median over ten lines of
-metrics.jsonl after the first two, none with an evaluation. nanoGPT's rate is the one that bench.py
-prints at its end. The programs run in turn. The results go to benchmarks/results/throughput.json
-after every round.
+metrics.jsonl after the first two; none of them has an evaluation. nanoGPT's rate is the one that
+bench.py prints at its end. The programs run in turn. The results go to
+benchmarks/results/throughput.json after every round.
 """
 
 import argparse

@@ -24,7 +24,7 @@ class SavedWeights(NamedTuple):
 
     step: int
     seconds: float
-    """Since the start of the process."""
+    """Seconds since the start of the process."""
     model_args: dict[str, Any]
     """The arguments of nanoGPT's GPTConfig."""
 

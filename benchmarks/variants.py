@@ -1,12 +1,12 @@
-"""Train variants of a preset with the same seeds, to tell their effect from random variation.
+"""Train variants of a preset with the same seeds, to separate their effect from random variation.
 
     python benchmarks/variants.py tiny-fast -- "" "--optim.momentum 0.9" "--model.n-head 4"
     python benchmarks/variants.py baby --seeds 2 --jobs 4 -- "" "--model.dropout 0.3"
 
 Every argument after the preset is a variant: options of `nanogpt train`, or "" for the preset
-itself. Each run is a process of its own. With --jobs N, N runs share the machine, so that only the
-losses count. The table has the lowest and the last validation loss (mean over the seeds), the
-range of the lowest, and the median seconds of the whole process.
+itself. Each run is a process of its own. With --jobs N, N runs share the machine, so their
+times are not comparable. The table has the lowest and the last validation loss (mean over the
+seeds), the range of the lowest, and the median seconds of the whole process.
 """
 
 import argparse

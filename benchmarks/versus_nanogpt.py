@@ -5,11 +5,11 @@
 
 CHECKOUT is a clone of github.com/karpathy/nanoGPT. The script copies it and runs its train.py
 unchanged in a process of its own (train_nanogpt.py), which saves the weights after every
-evaluation. After the training, these weights are evaluated as nanogpt evaluates: the whole
-validation split, non-overlapping windows, float32. nanogpt runs as `nanogpt train PRESET`, also in
-a process of its own, each time with another seed.
+evaluation. After the training, these weights are evaluated in the same way as those of nanogpt: on
+the whole validation split, in non-overlapping windows, in float32. nanogpt runs as
+`nanogpt train PRESET`, also in a process of its own, with a different seed each time.
 
-Seconds count from the start of the process, with evaluations. Memory is the peak of the process
+Seconds count from the start of the process. They include evaluations. Memory is the process's peak
 on the host during training. The best weights of each run are also evaluated on an unseen text
 (common.py). Three rounds take about 10 minutes on two CPU cores; a round takes about 4 minutes on
 a large GPU.
@@ -62,7 +62,7 @@ CONTESTS = {
         "--lr_decay_iters=2000 --dropout=0.0",
         ("tiny", "tiny-fast"),
     ),
-    # nanoGPT overfits after about 1,750 of its 5,000 steps. Its schedule stays that of 5,000 steps.
+    # nanoGPT overfits after about 1,750 of its 5,000 steps. Its schedule still covers 5,000 steps.
     "cuda": Contest(1.4697, "--max_iters=2000", ("baby", "baby-fast", "best")),
 }
 

@@ -3,8 +3,8 @@
     python benchmarks/vocabularies.py --device cuda --at-a-time 4
 
 The reference is the preset `tiny` with characters. "Same body" keeps its 4 layers and 128 channels,
-so that a larger vocabulary adds parameters. "Same size" chooses the width at which all parameters
-together are nearest to those of `tiny`. Every model trains for as many operations as `tiny`
+so that a larger vocabulary adds parameters. "Same size" chooses the width at which the number of
+parameters is nearest to that of `tiny`. Every model trains for as many operations as `tiny`
 (models.flops_per_token), with its batch of 12 blocks of 64 tokens, its learning rates and its
 schedule. A larger vocabulary therefore gets fewer steps, but more text in each step.
 
@@ -61,7 +61,7 @@ def plan_run(kind: str, same: str) -> RunConfig:
 
 
 def train_run(device: str, run: tuple[str, str, int]) -> dict[str, Any]:
-    """Train with a tokenizer, "body" or "size", and a seed; returns the result."""
+    """Train one run, given as (tokenizer, "body" or "size", seed); returns the result."""
     kind, same, seed = run
     config = plan_run(kind, same)
     with tempfile.TemporaryDirectory() as directory:

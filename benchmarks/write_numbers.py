@@ -68,7 +68,7 @@ def read_result(name: str) -> Any:
 def read_preset(name: str) -> Result:
     """The runs of a preset, and the runs of the comparison that have the same settings."""
     files = sorted(RESULTS.glob(f"preset_{name}_*.json"))
-    if not files:  # only measured in a comparison
+    if not files:  # the preset was only measured in a comparison
         comparison = read_result("versus_nanogpt_h100.json")
         runs = comparison["runs"][f"nanogpt {name}"]
         return {"preset": name, "hardware": comparison["device"], "runs": runs}
@@ -91,18 +91,18 @@ def read_presets() -> list[Result]:
 
 
 def read_markdown(name: str) -> str:
-    """A table that a study wrote beside its results."""
+    """A table in Markdown that a study saved with its results."""
     return (RESULTS / name).read_text("utf-8").strip() + "\n"
 
 
 def build_preset(name: str) -> Model:
-    """The model of a preset for Tiny Shakespeare, without memory for its weights."""
+    """The model of a preset for Tiny Shakespeare; its weights take no memory."""
     with torch.device("meta"):
         return build(replace(PRESETS[name].config.model, vocab_size=VOCABULARY))
 
 
 def summary() -> str:
-    """The four rows of the README."""
+    """The comparison table of the README, with four rows."""
     rates = read_result("sampling_cuda.json")
     rows = []
     for name, preset, hardware in (
@@ -160,7 +160,7 @@ def first_run() -> str:
 
 
 def heart() -> str:
-    """The eight files of the heart and their numbers of lines."""
+    """The eight core files and their numbers of lines."""
     lines = {file: len((ROOT / "nanogpt" / file).read_text("utf-8").splitlines()) for file in HEART}
     rows = [
         [f"[nanogpt/{file}](nanogpt/{file})", str(lines[file]), topic]
@@ -202,7 +202,7 @@ def lowest_in_short() -> str:
 
 
 def bigram() -> str:
-    """How far the presets are below the bigram."""
+    """The difference in loss between the bigram and the presets."""
     counted = next(r for r in read_result("ladder.json")["rungs"] if r["name"] == "bigram")
     losses = {name: mean(get_losses(read_preset(name))) for name in ("tiny", "baby", "best")}
     gains = ", ".join(
@@ -268,7 +268,7 @@ def throughput() -> str:
 
 
 def sampling() -> str:
-    """Generation beside nanoGPT and transformers."""
+    """The generation speed, compared with nanoGPT and transformers."""
     gpu, cpu = read_result("sampling_cuda.json"), read_result("sampling_cpu.json")
     many = gpu["rows"]["baby, 64 texts"]["nanogpt"]["median"]
     return (
@@ -312,7 +312,7 @@ def vocabularies() -> str:
 
 
 def ladder() -> str:
-    """The ladder from counting to a GPT."""
+    """The table of the ladder study, from counting to a GPT."""
     return read_markdown("ladder.md")
 
 
@@ -357,7 +357,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def render(page: str) -> str:
-    """The text of a page with new generated parts. Raises KeyError if it names an unknown part."""
+    """A page with new generated parts. Raises KeyError if the page names an unknown part."""
     return PART.sub(lambda part: f"{part[1]}{PARTS[part[2]]()}{part[4]}", page)
 
 

@@ -1,4 +1,4 @@
-"""Marks for tests that need something which not every operating system has."""
+"""Marks for tests that need a feature that some operating systems lack."""
 
 import os
 import sys

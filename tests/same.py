@@ -1,4 +1,4 @@
-"""Compares two runs to the bit."""
+"""Compares two runs bit for bit."""
 
 import json
 from pathlib import Path

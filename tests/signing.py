@@ -1,4 +1,4 @@
-"""Changes the files of a checkpoint and makes its checksums right again, as a stranger would."""
+"""Changes files of a checkpoint and updates its checksums, as an attacker would do."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ def sign(directory: Path) -> None:
 
 
 def change_json(file: Path, *keys: str, **changes: object) -> None:
-    """Set keys of the object in a JSON file, or of an object inside it that `keys` lead to."""
+    """Set keys of the object in a JSON file, or of the nested object at the path `keys`."""
     content = json.loads(file.read_text())
     inner = content
     for key in keys:

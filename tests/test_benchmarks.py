@@ -1,4 +1,4 @@
-"""The benchmarks fit the package that they measure."""
+"""The benchmarks work with the current package."""
 
 import importlib
 from collections.abc import Callable
@@ -48,7 +48,8 @@ def test_a_ratio_compares_the_times_to_the_target(monkeypatch: pytest.MonkeyPatc
             "nanogpt tiny": [run((10.0, 1.5), (20.0, 1.2)), run((30.0, 1.6), (40.0, 1.5))],
         },
     }
-    assert tables.get_median_seconds(comparison, "nanoGPT") == (80 + 60) / 2  # the first: its best
+    # The first run of nanoGPT never reaches the target, so the time of its lowest loss counts.
+    assert tables.get_median_seconds(comparison, "nanoGPT") == (80 + 60) / 2
     assert tables.get_median_seconds(comparison, "nanogpt tiny") == (10 + 40) / 2
     row = tables.versus_table(comparison).splitlines()[3]
     assert row.startswith("| nanogpt tiny |  | 1.3500 |")

@@ -24,7 +24,7 @@ def find_rows(text: str) -> list[str]:
 
 
 def make_patterns(message: ast.expr) -> list[str]:
-    """A regular expression for each form of a message; a value in it matches any text."""
+    """A regular expression for each form of a message; each inserted value matches any text."""
     match message:
         case ast.Constant(str(text)):
             return [re.escape(text)]

@@ -48,7 +48,7 @@ def test_neither_batch_size_nor_dropout_matter(
 ) -> None:
     model.train()
     loss = evaluate(model, data.splits["val"]).loss
-    assert model.training  # it is left as it was
+    assert model.training  # still in training mode
     without = GPT(replace(model.config, dropout=0.0))
     without.load_state_dict(model.state_dict())
     assert evaluate(without, data.splits["val"]).loss == loss

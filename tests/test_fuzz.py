@@ -1,7 +1,7 @@
 """A mutant of a checkpoint either loads the weights that were saved or raises UserError.
 
 The mutants have flipped bits, files that are cut, swapped or replaced, changed fields, huge numbers
-and links. Some keep the old checksums; others have new ones, as a stranger would make them. Each
+and links. Some keep the old checksums; others have new ones, as from an attacker. Each
 mutant may take two seconds and 500 MB. A separate process reads them, so its memory can be
 measured.
 """
@@ -34,7 +34,7 @@ from nanogpt.system.files import remove_if_present
 from nanogpt.train import train
 from tests.marks import slow
 
-resource = pytest.importorskip("resource")  # not on Windows, nor are /dev/zero and pipes
+resource = pytest.importorskip("resource")  # Windows lacks it, /dev/zero and pipes
 UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
 
 Files = dict[str, bytes]
@@ -172,7 +172,7 @@ def replace_file(draw: random.Random, directory: Path) -> None:
         file.mkdir()
     else:
         file.touch()
-        os.truncate(file, 2**42)  # 4 TiB, of which nothing is on the disk
+        os.truncate(file, 2**42)  # a sparse file of 4 TiB
 
 
 def write_mutant(draw: random.Random, files: Files, directory: Path) -> str:
@@ -193,7 +193,7 @@ def write_mutant(draw: random.Random, files: Files, directory: Path) -> str:
 
 
 def fuzz_checkpoints(base: Path, seed: int, mutants: int) -> dict[str, Any]:
-    """Read mutants of the checkpoint base/run/last; returns how many had which outcome."""
+    """Read mutants of the checkpoint base/run/last; returns the number of each outcome."""
     files = {file.name: file.read_bytes() for file in (base / "run/last").iterdir()}
     original = load_checkpoint(base / "run/last")
     weights = original.model.state_dict()
@@ -260,7 +260,7 @@ def damage_run(draw: random.Random, run: Path) -> None:
 
 
 def fuzz_runs(base: Path, seed: int) -> dict[str, int]:
-    """Resume mutants of the run base/run; returns how many had which outcome."""
+    """Resume mutants of the run base/run; returns the number of each outcome."""
     draw, outcomes = random.Random(seed), Counter[str]()
     tensors = load_checkpoint(base / "run/last").model.state_dict()
     for _ in range(RUNS):
@@ -311,7 +311,7 @@ def test_a_damaged_checkpoint_loads_the_same_weights_or_raises_an_error(
     assert report["megabytes"] < 500
     errors = sum(n for outcome, n in outcomes.items() if outcome.endswith("UserError"))
     assert errors > mutants / 2
-    for mutation in UNSIGNED:  # checksums reveal them; few mutations are harmless
+    for mutation in UNSIGNED:  # checksums detect them, except for a few harmless ones
         same = outcomes.get(f"{mutation.__name__}: same", 0)
         assert same <= outcomes[f"{mutation.__name__}: UserError"] / 4
     assert outcomes["signed keep: same"] > 0

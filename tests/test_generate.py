@@ -1,4 +1,4 @@
-"""Sampling: its filters against plain loops, its loop against the model."""
+"""Sampling: the filters equal plain loops, and generation equals the model without a cache."""
 
 import math
 from collections import Counter
@@ -25,7 +25,7 @@ SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 
 
 
 def random_model(kind: str) -> Model:
-    """One of every kind, with weights that make it sure of itself."""
+    """A model of this kind, with large weights, so that its probabilities differ clearly."""
     torch.manual_seed(1)
     every: dict[str, Model] = {
         "gpt": GPT(GPTConfig(**SHAPE)),
@@ -53,7 +53,7 @@ def write(model: Model, start: list[int], n: int, seed: int = 0, **how: Any) -> 
 
 
 def written_out(model: Model, tokens: list[int], n: int) -> list[int]:
-    """The likeliest token n times, each from the whole text; past the context as is documented."""
+    """Generate n tokens, each the most likely, without a cache; a full context keeps 9 tokens."""
     seen, written = list(tokens), []
     for _ in range(n):
         if len(seen) > 12:
@@ -65,7 +65,7 @@ def written_out(model: Model, tokens: list[int], n: int) -> list[int]:
 
 
 def reference(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
-    """The same filters, written out."""
+    """The probabilities after the filters, computed with plain loops."""
     top = max(logits)
     p = [math.exp((logit - top) / temperature) for logit in logits]
     kth = sorted(logits, reverse=True)[min(top_k, len(logits)) - 1]
@@ -80,7 +80,7 @@ def reference(logits: list[float], temperature: float, top_k: int, top_p: float)
     return [x / sum(kept) for x in kept]
 
 
-# Logits that differ at all differ visibly: 0 and 1e-20 are a tie once the largest is subtracted.
+# Multiples of 1/64: subtracting the largest logit would make 0 and 1e-20 equal.
 visible = st.integers(-1280, 1280).map(lambda n: n / 64)
 
 
@@ -128,7 +128,7 @@ def test_there_is_always_something_to_draw(
     )[0]
     assert torch.isfinite(p).all()
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
-    # Of those that are the likeliest once they are rounded, at least one stays.
+    # After rounding, several tokens may be the most likely; at least one of them is kept.
     plain = filter_probabilities(torch.tensor([logits]), Sampling(temperature=temperature))[0]
     assert p[plain == plain.max()].max() > 0
 
@@ -179,7 +179,7 @@ def test_tokens_come_as_often_as_the_model_expects_them() -> None:
 
 @pytest.mark.parametrize("start", [1, 5, 11, 12, 20])
 def test_greedy_is_the_model_without_a_cache(model: Model, start: int) -> None:
-    """Until the context is full, and past it, where the oldest quarter is forgotten at a time."""
+    """The context becomes full; then generation drops its oldest quarter at a time."""
     tokens = [i * i % 7 for i in range(start)]
     assert write(model, tokens, 50, temperature=0) == written_out(model, tokens[-12:], 50)
 
@@ -215,11 +215,11 @@ def test_top_k_leaves_out_the_least_likely_alone() -> None:
 
 
 def test_every_text_of_a_batch_goes_its_own_way(model: Model) -> None:
-    """Of other lengths, at other times past the context."""
+    """The prompts have different lengths, so their contexts become full at different times."""
     starts = [[1, 2], [3, 4, 5, 6, 0], [1] * 12, [2]]
     together = [*generate(model, starts, 40, Sampling(temperature=0), 0)]
     for i, start in enumerate(starts):
-        # When another context is full, all are read anew, which changes nothing.
+        # When one context is full, all are prefilled again; the other texts do not change.
         assert [step.tokens[i] for step in together] == write(model, start, 40, temperature=0)
 
 
@@ -239,7 +239,7 @@ def test_the_global_generator_is_left_alone(model: Model) -> None:
 
 
 def test_logprobs_are_those_of_the_unfiltered_logits(model: Model) -> None:
-    """Before temperature and filters, and also after the context is full."""
+    """Log-probabilities ignore temperature and filters, also after the context is full."""
     visible = [1, 2]
     sampling = Sampling(temperature=0.5, top_k=3)
     for step in generate(model, [[1, 2]], 30, sampling, seed=1, logprobs=True):

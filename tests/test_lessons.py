@@ -1,4 +1,4 @@
-"""Every lesson runs, and its page is what it says."""
+"""Every lesson runs, and its page matches its script."""
 
 import importlib
 import os
@@ -23,7 +23,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
 def test_the_page_is_of_the_lesson(build: ModuleType, lesson: Path) -> None:
-    """Text and code are those of the script: otherwise run `python lessons/build.py NN`."""
+    """The page has the text and code of the script; if not, run `python lessons/build.py NN`."""
     page = lesson.with_suffix(".md").read_text("utf-8")
     expected, pictures = build.page(build.notebook(lesson), lesson.stem)
     assert build.without_outputs(page) == build.without_outputs(expected)

@@ -57,7 +57,7 @@ def test_generated_parts_equal_the_results(page: Path, numbers: ModuleType) -> N
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"docs/log.md"}))
 def test_measured_numbers_are_in_generated_parts(name: str, numbers: ModuleType) -> None:
-    """The log and its index are notebooks: their numbers are written by hand."""
+    """The log is left out: it is a notebook, and its numbers are written by hand."""
     page = ROOT / name
     by_hand = numbers.PART.sub("", page.read_text("utf-8"))
     by_hand = re.sub(r"```.*?```|`[^`\n]*`|arXiv:[\d.]+|\]\([^)]+\)", "", by_hand, flags=re.DOTALL)
@@ -97,6 +97,6 @@ def test_the_summary_compares_runs_of_one_file(numbers: ModuleType) -> None:
 
 def test_the_runs_of_a_preset_are_counted_once(numbers: ModuleType) -> None:
     result = numbers.read_preset("baby-fast")
-    assert result["compared"] == []  # its runs are those of the comparison
+    assert result["compared"] == []  # all its runs come from the comparison
     losses = numbers.get_losses(numbers.read_preset("tiny-fast"))
     assert len(losses) == len(set(losses)) == 6

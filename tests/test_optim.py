@@ -1,4 +1,4 @@
-"""Optimizers, rates and running means against their formulas and those of torch."""
+"""Optimizers, learning rates and averages equal their formulas and the optimizers of torch."""
 
 import math
 from dataclasses import replace
@@ -55,7 +55,7 @@ def test_muon_has_the_matrices_of_the_blocks(name: str) -> None:
 
 
 def test_matrices_decay_and_nothing_else() -> None:
-    """With a gradient of zero, all that is left of a step is the decay."""
+    """With a gradient of zero, a step applies only the weight decay."""
     model = GPT(GPT_CONFIG)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
@@ -90,7 +90,7 @@ def test_steps_follow_the_papers(kind: Literal["adamw", "adam"]) -> None:
 
 
 def test_adamw_is_that_of_torch() -> None:
-    """To the bit: it calls the same kernel."""
+    """The weights are equal bit for bit, because both call the same kernel."""
     ours, theirs = GPT(GPT_CONFIG), GPT(GPT_CONFIG)
     theirs.load_state_dict(ours.state_dict())
     (adam,) = build_optimizers(ours, OptimConfig(beta1=0.8, beta2=0.9, weight_decay=0.5))
@@ -116,13 +116,13 @@ def matrices(*shapes: tuple[int, int]) -> dict[str, nn.Parameter]:
 
 @pytest.mark.parametrize("shape", [(6, 6), (24, 8), (8, 24)])
 def test_what_is_left_is_near_the_nearest_orthogonal_matrix(shape: tuple[int, int]) -> None:
-    """U Vᵀ of the singular value decomposition, singular values of 0.7 to 1.2 instead of 1."""
+    """The result is U S Vᵀ: U and V of the SVD, and singular values S of 0.7 to 1.2, not 1."""
     stack = torch.randn(5, *shape, dtype=torch.float64) * 10.0 ** torch.arange(-2, 3)[:, None, None]
     found = orthogonalise(stack, torch.float64)
     U, _, Vh = torch.linalg.svd(stack, full_matrices=False)
     values = U.mT @ found @ Vh.mT
     off = values - torch.diag_embed(values.diagonal(dim1=-2, dim2=-1))
-    torch.testing.assert_close(off, torch.zeros_like(off), atol=1e-9, rtol=0)  # U and V are kept
+    torch.testing.assert_close(off, torch.zeros_like(off), atol=1e-9, rtol=0)  # same U and V
     diagonal = values.diagonal(dim1=-2, dim2=-1)
     assert 0.6 < diagonal.min() < diagonal.max() < 1.25
 
@@ -138,7 +138,7 @@ def test_stacking_changes_nothing() -> None:
 
 
 def test_muon_is_what_is_written_out() -> None:
-    """Jordan et al. 2024, with decoupled decay: one matrix after the other, in float64."""
+    """Jordan et al. 2024, with decoupled decay, computed for one matrix at a time in float64."""
     ours = matrices((4, 4), (8, 4), (4, 4), (4, 12))
     muon = Muon(ours, momentum=0.9, weight_decay=0.5, precision=torch.float32)
     weights = [p.detach().double() for p in ours.values()]
@@ -161,7 +161,7 @@ def test_muon_is_what_is_written_out() -> None:
 
 
 def test_matrices_in_one_parameter_are_moved_as_if_they_were_apart() -> None:
-    """Beside another of the same shape that is one matrix."""
+    """Another parameter of the same shape holds a single matrix."""
     apart = matrices(*[(8, 8)] * 6, (24, 8))
     pieces, whole = list(apart.values())[:6], apart["6"]
     qkv = [nn.Parameter(torch.cat([*pieces[i : i + 3]]).detach()) for i in (0, 3)]
@@ -226,7 +226,7 @@ def test_muon_is_that_of_torch() -> None:
         muon.step(torch.tensor(0.1))
         reference.step()
     for p, q in zip(ours.values(), theirs, strict=True):
-        torch.testing.assert_close(p, q, atol=0.02, rtol=0)  # bfloat16, in another order
+        torch.testing.assert_close(p, q, atol=0.02, rtol=0)  # bfloat16 sums in another order
 
 
 def test_the_mean_of_the_weights_is_what_is_written_out() -> None:

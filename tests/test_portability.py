@@ -39,7 +39,7 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
 
 
 def test_text_files_have_an_encoding_and_line_ending() -> None:
-    """The defaults of Windows are those of its language, and carriage returns."""
+    """Windows defaults to the encoding of its language, and to line ends with carriage returns."""
     for file, name, call in calls():
         method = name.rpartition(".")[2]
         options = {keyword.arg for keyword in call.keywords}
@@ -57,7 +57,7 @@ def test_text_files_have_an_encoding_and_line_ending() -> None:
 
 
 def test_only_one_module_renames_files() -> None:
-    """Windows refuses for as long as another process has the file open: see replace_path()."""
+    """Windows refuses to rename a file that another process has open: see replace_path()."""
     for file, name, _ in calls():
         is_rename = name in ("os.replace", "os.rename", "shutil.move") or name.endswith(".rename")
         assert not is_rename or file == "system/files.py", file
@@ -77,7 +77,7 @@ def test_nothing_needs_posix() -> None:
                 assert node.module not in POSIX_MODULES
 
 
-# A console of Windows.
+# The console of Windows.
 
 
 @pytest.fixture

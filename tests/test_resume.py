@@ -31,7 +31,7 @@ Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 @pytest.fixture
 def config(text_file: Path) -> RunConfig:
-    """A run of a second that uses every random generator."""
+    """A run that takes about a second and uses every random generator."""
     return RunConfig(
         data=str(text_file),
         device="cpu",
@@ -93,7 +93,7 @@ def test_a_resumed_run_is_exact_to_the_bit(config: RunConfig, variant: str) -> N
 
 
 def test_a_run_with_more_steps_is_exact_too(config: RunConfig) -> None:
-    """N steps and N more, with a schedule that does not depend on the number of steps."""
+    """30 steps, then 30 more; the schedule does not depend on the number of steps."""
     settings = replace(config.train, eval_every=30)
     config = replace(config, optim=replace(config.optim, decay_steps=60), train=settings)
     train(replace(config, out=Path("straight")))
@@ -127,7 +127,7 @@ def test_a_changed_schedule_is_reported(
 
 
 def test_a_run_that_dies_anywhere_is_exact_too(config: RunConfig) -> None:
-    """An end that saves nothing, as if the power failed after a line was written."""
+    """The run ends without saving, as if the power failed after it wrote a line."""
 
     class PowerFailure(Reporter):
         def __init__(self, step: int) -> None:
@@ -222,7 +222,7 @@ def test_settings_of_another_run_are_refused(
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("run")), Interrupter(20))
     before = {file: file.read_bytes() for file in Path("run").rglob("[!.]*") if file.is_file()}
-    with pytest.raises(UserError, match=message) as _error:  # keeps the run alive, and so its lock
+    with pytest.raises(UserError, match=message) as _error:  # its traceback holds the lock
         resume_training(Path("run"), replace(read_run_config(Path("run")), **change))  # type: ignore[arg-type]
     lock_run(Path("run")).release()  # the lock was released
     assert before == {f: f.read_bytes() for f in Path("run").rglob("[!.]*") if f.is_file()}

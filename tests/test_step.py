@@ -1,4 +1,4 @@
-"""A step is what is written out, whatever it is taken together with."""
+"""Training steps equal steps written out by hand, however many one call takes."""
 
 from dataclasses import replace
 
@@ -72,11 +72,11 @@ def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
 def test_blocks_are_drawn_in_the_order_asked_for(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An epoch and the next, eight blocks at a time, then after going on four."""
+    """Training crosses epochs, with 8 blocks per step and, after resuming, with 4."""
     drawn: list[int] = []
 
     def blocks(self: Split, starts: Tensor, size: int) -> Tensor:
-        if len(starts) > 1:  # not the look at the model before it is saved
+        if len(starts) > 1:  # the check before saving uses one block
             drawn.extend(starts.tolist())
         return original(self, starts, size)
 
@@ -105,7 +105,7 @@ def never() -> bool:
 
 @pytest.fixture
 def muon(config: RunConfig) -> RunConfig:
-    """With all that a step can have: two optimizers, a mean of the weights, dropout."""
+    """A run with every feature of a step: two optimizers, averaged weights, dropout."""
     return replace(
         config,
         model=ModernConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1),
@@ -128,7 +128,7 @@ def test_it_makes_no_difference_how_many_steps_are_taken_together(muon: RunConfi
 
 
 def test_it_finds_the_loss_and_the_norm_of_every_gradient(config: RunConfig) -> None:
-    """Before they are made smaller."""
+    """The norms are those before clipping."""
     config = replace(config, model=replace(SMALL, dropout=0.0))
     run, steps = stepper(replace(config, optim=replace(config.optim, grad_clip=1e-3)))
     order = BatchOrder("random", len(run.data.splits["train"].tokens), 16, config.seed)
@@ -141,7 +141,7 @@ def test_it_finds_the_loss_and_the_norm_of_every_gradient(config: RunConfig) -> 
 
 
 def test_it_stops_between_two_steps(muon: RunConfig) -> None:
-    """And going on from there, nothing is left out and nothing is done twice."""
+    """When it continues, no step is skipped and none is repeated."""
     (one, straight), (other, stopped) = stepper(muon), stepper(muon)
     torch.manual_seed(3)
     whole = straight.take(9, never)
@@ -154,7 +154,7 @@ def test_it_stops_between_two_steps(muon: RunConfig) -> None:
 
 
 def test_every_step_has_its_own_rates(muon: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of Adam, of Muon and of the mean of the weights; the plan has as many rows as may be."""
+    """Adam, Muon and the averaged weights each have a rate; one call takes STEPS_AHEAD steps."""
     muon = replace(muon, train=replace(muon.train, steps=2 * STEPS_AHEAD))
     run, steps = stepper(muon)
     used: list[list[float]] = [[], [], []]

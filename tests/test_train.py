@@ -1,4 +1,4 @@
-"""The loop: the same run twice, batches in parts, when it stops and what it leaves behind."""
+"""The training loop: repeated runs, gradient accumulation, stopping, and the saved files."""
 
 import json
 import math
@@ -26,13 +26,13 @@ from tests.small import SMALL
 
 
 def lines(result: Result) -> list[dict[str, float]]:
-    """metrics.jsonl without the clock."""
+    """The lines of metrics.jsonl without the seconds."""
     text = (result.run.out / "metrics.jsonl").read_text()
     return [{k: v for k, v in json.loads(s).items() if k != "seconds"} for s in text.splitlines()]
 
 
 def make_loss(result: Result, checkpoint: str) -> float:
-    """The validation loss of a checkpoint, measured anew."""
+    """The validation loss of a checkpoint, measured again."""
     loaded = load_checkpoint(result.run.out / checkpoint)
     return evaluate(loaded.model, result.run.data.splits["val"]).loss
 
@@ -55,7 +55,7 @@ def test_it_learns_and_leaves_what_it_promised(config: RunConfig) -> None:
 
 @pytest.fixture
 def by_heart(config: RunConfig, tmp_path: Path, text: str) -> RunConfig:
-    """A run on random characters: all it can learn is the training text by heart."""
+    """A run on random characters: the model can only memorise the training text."""
     random = "".join(text[i] for i in torch.randperm(400).tolist())
     (tmp_path / "random.txt").write_text(random)
     settings = TrainConfig(steps=300, batch_size=16, eval_every=30)
@@ -72,7 +72,7 @@ def test_the_best_weights_have_the_best_loss(by_heart: RunConfig) -> None:
 
 
 def test_the_mean_of_the_weights_is_kept_where_it_is_better(config: RunConfig) -> None:
-    """At so high a rate the weights jump about what they are after, and their mean does not."""
+    """At this high learning rate the weights oscillate around a minimum; their average does not."""
     optim = OptimConfig(lr=3e-2, min_lr=3e-2, warmup=10, ema=0.9)
     result = train(replace(config, optim=optim))
     assert result.best.averaged
@@ -96,7 +96,7 @@ def test_a_mean_that_is_worse_is_not_kept(config: RunConfig) -> None:
         load_checkpoint(result.run.out / "best").model, result.run.data.splits["val"]
     ).loss == pytest.approx(result.best.val_loss)
     without = train(config=replace(config, train=replace(config.train, steps=20)))
-    assert without.best.val_loss == result.best.val_loss  # the mean only looks on
+    assert without.best.val_loss == result.best.val_loss  # averaging does not change training
 
 
 def test_the_same_seed_gives_the_same_losses_twice(config: RunConfig) -> None:
@@ -232,7 +232,7 @@ def test_bfloat16_learns_as_well(config: RunConfig) -> None:
     assert coarse.best.val_loss == pytest.approx(exact.best.val_loss, abs=0.05)
     assert {p.dtype for p in coarse.run.model.parameters()} == {torch.float32}
     assert lines(coarse)[1]["train_loss"] != lines(exact)[1]["train_loss"]
-    # The measure is the same for both: float32.
+    # Both runs are evaluated in float32.
     last = evaluate(load_checkpoint(coarse.run.out / "last").model, coarse.run.data.splits["val"])
     assert last.loss == pytest.approx(coarse.last.val_loss, abs=1e-7)
 

@@ -1,4 +1,4 @@
-"""What tests of the commands share."""
+"""Helpers for the tests of the commands."""
 
 import re
 from collections.abc import Callable
@@ -9,7 +9,7 @@ Command = Callable[..., Answer]
 
 
 def assert_refused(answer: Answer, message: str) -> None:
-    """The command ended with status 2 and one line on standard error that has the message."""
+    """Assert that the status is 2 and that standard error is one line with the message."""
     status, out, err = answer
     assert (status, out) == (2, "")
     assert re.fullmatch(r"nanogpt: [^\n]+\n", err), err

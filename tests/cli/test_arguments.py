@@ -1,4 +1,4 @@
-"""How arguments are parsed, and that every mistake in them is one line."""
+"""The parsing of arguments: every mistake in them gives an error of one line."""
 
 import re
 import sys
@@ -128,11 +128,11 @@ def test_sample_declares_no_sampling_option_again() -> None:
     assert not own & inherited
 
 
-# Other versions of the library print errors in another way, or fail while they do.
+# Other versions of the library print errors differently, or fail while printing them.
 
 
 def without_hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that the library has no hook for errors, so that only its text tells them."""
+    """Remove the error hook of the library, so that only its printed text describes an error."""
     monkeypatch.setitem(sys.modules, "tyro._errors", SimpleNamespace())
 
 
@@ -202,7 +202,7 @@ def test_an_exception_in_the_library_refers_to_the_help(
 def test_an_error_of_an_unknown_kind_is_its_text(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The events of another version may have other names or fields."""
+    """The error events of another version of tyro may have other names or fields."""
     monkeypatch.setattr("nanogpt.cli.arguments._explain_event", lambda *_: None)
     assert_refused(nanogpt("eval", "--splt", "val"), "Unrecognized options: --splt, val")
 

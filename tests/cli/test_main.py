@@ -84,7 +84,7 @@ def test_a_bug_keeps_its_traceback(nanogpt: Command, monkeypatch: pytest.MonkeyP
         nanogpt("presets")
 
 
-# In a process of its own.
+# Tests that start a new process.
 
 
 def list_modules(*args: str) -> set[str]:
@@ -117,7 +117,7 @@ def test_a_closed_pipe_is_no_error(process: Process, run: Path) -> None:
     with process("sample", run, "--prompt", "a", "--max-new-tokens", 100_000) as sampling:
         assert sampling.stdout is not None
         assert sampling.stderr is not None
-        assert len(sampling.stdout.read(10)) == 10  # the text is streamed: it has only just begun
+        assert len(sampling.stdout.read(10)) == 10  # the text is streamed while it is generated
         sampling.stdout.close()
         assert sampling.wait(timeout=60) == 0
         assert sampling.stderr.read() == ""

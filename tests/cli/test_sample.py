@@ -93,7 +93,7 @@ def test_notes_about_empty_and_long_prompts(nanogpt: Command, run: Path) -> None
 def test_interactive_continues_each_prompt(
     nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A repeated prompt gets another completion; a mistake does not end the command."""
+    """A repeated prompt gets a different completion; an invalid prompt does not end the command."""
     typed = iter(["bad,", "bad,", "bad ü", "bad,"])
 
     def answer(_: str) -> str:

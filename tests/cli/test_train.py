@@ -1,4 +1,4 @@
-"""nanogpt train: from a text to a sample, resuming, and what it refuses."""
+"""nanogpt train: training on a text, the sample at the end, resuming, and refused arguments."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The captured decoder generates what the plain loop generates."""
+"""The captured decoder generates the same tokens as the plain loop."""
 
 import math
 
@@ -10,7 +10,7 @@ from nanogpt.fast import generation as fast
 from nanogpt.fast.generation import STEPS_AHEAD, CapturedDecoder
 from nanogpt.generate import Sampling, generate
 from nanogpt.models import GPT, Model
-from tests.test_generate import model as model  # a fixture: one model of every kind
+from tests.test_generate import model as model  # a fixture: a model of each kind
 from tests.test_generate import random_model
 
 PROMPTS = [[1, 2, 3], [4], list(range(6)) * 3]
@@ -23,7 +23,7 @@ GREEDY = Sampling(temperature=0)
 def test_steps_ahead_of_the_host_sample_the_same_tokens(
     model: Model, sampling: Sampling, tokens: int
 ) -> None:
-    """The same code as on a GPU, run on the CPU without a graph, past the end of the context."""
+    """Runs the GPU code on the CPU without a graph, until after the context is full."""
     decoder = CapturedDecoder(model, PROMPTS, sampling, 1, logprobs=True)
     assert [*decoder.run(tokens)] == [*generate(model, PROMPTS, tokens, sampling, 1, logprobs=True)]
     assert decoder.steps_in_flight == 0
@@ -47,7 +47,7 @@ def test_logits_that_are_not_finite_stop_generation(value: float) -> None:
 @pytest.mark.parametrize("kind", ["gpt", "modern", "bigram"])
 @pytest.mark.parametrize("sampling", [FILTERS, GREEDY])
 def test_a_gpu_generates_what_a_cpu_generates(kind: str, sampling: Sampling) -> None:
-    """Captured and replayed, past the end of the context, with all filters."""
+    """The GPU replays captured steps, also after the context is full."""
     starts = [[1, 2], [3, 4, 5], [6] * 12]
     expected = [*generate(random_model(kind), starts, 3 * STEPS_AHEAD + 5, sampling)]
     on_gpu = random_model(kind).cuda()

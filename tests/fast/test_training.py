@@ -1,4 +1,4 @@
-"""Fast training steps are the plain steps."""
+"""Fast training steps give the same results as plain steps."""
 
 import re
 import subprocess
@@ -18,13 +18,13 @@ from nanogpt.runs.config import RunConfig
 from nanogpt.runs.run import Run
 from nanogpt.runs.start import prepare_run
 from nanogpt.system.devices import use_deterministic
-from tests.test_step import muon as muon  # a fixture: a run with all that a step can have
+from tests.test_step import muon as muon  # a fixture: a run with every feature of a step
 from tests.test_step import never, stepper
 
 
 @pytest.mark.parametrize("counts", [(10,), (1, 4, 5)])
 def test_planned_steps_are_the_plain_steps(muon: RunConfig, counts: tuple[int, ...]) -> None:
-    """The captured stepper's own code, run on the CPU without a graph: equal to the bit."""
+    """Runs the captured stepper on the CPU without a graph; the results are equal bit for bit."""
     (one, plain), (other, planned) = stepper(muon), stepper(muon, CapturedStepper)
     torch.manual_seed(3)
     expected = plain.take(10, never)
@@ -42,7 +42,7 @@ def test_planned_steps_are_the_plain_steps(muon: RunConfig, counts: tuple[int, .
 def test_the_compiled_loss_is_the_one_that_is_used(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
-    """And where nothing can be compiled, the other."""
+    """If the loss cannot be compiled, the plain loss is used."""
 
     def fast(inputs: Tensor, targets: Tensor) -> Tensor:
         return torch.tensor(7.0)
@@ -63,7 +63,7 @@ def test_the_compiled_loss_is_the_one_that_is_used(
 
 
 def on_a_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Tensor]:
-    """50 steps, and what they found."""
+    """Take 50 steps; returns the run, and the loss and gradient norms of each step."""
     settings = replace(config.train, steps=50, cuda_graph=captures, compile=compile)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -78,7 +78,7 @@ def on_a_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Ten
     if isinstance(steps, CapturedStepper):
         assert steps.graph is not None
         assert steps.graph.graph is not None
-    # One for all blocks, one for what follows the logits.
+    # One graph for all blocks, one for the cross-entropy.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * compile
     return run, found
 
@@ -88,9 +88,9 @@ def on_a_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Ten
 def test_a_captured_step_is_the_step(
     muon: RunConfig, compile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the bit, where no sum depends on which thread comes first, dropout included."""
+    """With deterministic kernels, the results are equal bit for bit, also with dropout."""
     for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"):
-        monkeypatch.setenv(name, "")  # put back as it was, in the end
+        monkeypatch.setenv(name, "")  # monkeypatch restores it at the end
     muon = replace(muon, deterministic=True)
     try:
         (eager, expected), (captured, found) = (
@@ -109,7 +109,7 @@ def test_a_captured_step_is_the_step(
 @pytest.mark.gpu
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_compiled_and_captured_step_is_the_step(muon: RunConfig, parts: int) -> None:
-    """Within what another order of sums makes of 50 steps; compiled once."""
+    """Sums in another order change the losses of 50 steps slightly. Nothing is compiled twice."""
     assert isinstance(muon.model, ModernConfig)
     muon = replace(
         muon,
@@ -122,7 +122,7 @@ def test_a_compiled_and_captured_step_is_the_step(muon: RunConfig, parts: int) -
 
 @pytest.mark.gpu
 def test_a_step_that_waits_for_the_host_is_not_captured(text_file: Path, small: list[str]) -> None:
-    """One line says so, and how to go on: in another process, as torch is of no use after it."""
+    """One line says so and names a command for a new process: torch is unusable in this one."""
     flags = ["train", "tiny", "--data", str(text_file), "--out", "mine", *small]
     flags += ["--device", "cuda", "--train.no-compile"]
     code = """

@@ -21,7 +21,7 @@ CONFIGS = [
 def test_cached_logits_equal_those_of_the_whole_text(
     config: GPTConfig | ModernConfig | BigramConfig,
 ) -> None:
-    """A prefill of two lengths with padding, then one token at a time."""
+    """Prefills two texts of different lengths with padding, then decodes one token at a time."""
     model = build(config).eval()
     for parameter in model.parameters():
         parameter.normal_(std=0.5)

@@ -176,7 +176,7 @@ def test_dropout_is_active_only_in_training_mode() -> None:
 def test_dropout_applies_to_embeddings_weights_and_sublayers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """To the embeddings, the attention weights, and the output of each sub-layer."""
+    """Dropout applies to embeddings, attention weights, and the output of each sub-layer."""
     model = GPT(replace(SMALL, dropout=0.5))
     scramble(model)
     block: Any = model.blocks[0]

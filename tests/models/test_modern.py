@@ -177,7 +177,7 @@ def test_blocks_start_as_the_identity() -> None:
 
 
 def test_every_parameter_gets_a_gradient_after_two_steps() -> None:
-    """Layers that start at zero move away from it, and then the layers before them train."""
+    """Layers with zero initial weights change first; then the layers before them get gradients."""
     model, t = Modern(SMALL), tokens()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
@@ -208,7 +208,7 @@ def test_residual_stream_has_the_precision_of_autocast_and_logits_are_float32() 
 
 
 def test_dropout_applies_to_weights_and_sublayers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the attention weights and the output of each sub-layer, not to the embeddings."""
+    """Dropout applies to attention weights and the output of each sub-layer, not to embeddings."""
     model = Modern(replace(SMALL, dropout=0.5))
     scramble(model)
     t = tokens()

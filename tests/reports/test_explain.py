@@ -106,7 +106,7 @@ def test_optimizer_memory_equals_that_of_the_optimizers() -> None:
         state = [o.state() for o in build_optimizers(build(GPT), optim)]
         held = sum(tensor.nbytes for named in state for tensor in named.values())
         lines = {line.part: line.value for line in count_memory(config, CPU, torch.float32)}
-        assert lines["optimizer"] == pytest.approx(held, abs=16)  # plus a step counter
+        assert lines["optimizer"] == pytest.approx(held, abs=16)  # and a step counter
         assert lines["gradients"] == lines["weights"] == 4 * count_parameters(config)[-1].value
         assert "averaged weights" not in lines
     averaged = replace(make_config(GPT), optim=OptimConfig(ema=0.9))
@@ -130,7 +130,7 @@ def test_weights_in_half_precision_are_those_of_the_products_that_torch_counts(
 
 def test_declared_lookup_tables_are_not_in_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     class GPTWithSegments(GPTModel):
-        """A GPT with another table of which each token reads one row."""
+        """A GPT with one more lookup table: each token reads one row of it."""
 
         lookup_tables = (*GPTModel.lookup_tables, "segment_embedding.weight")  # type: ignore
 
@@ -210,7 +210,7 @@ def test_memory_is_within_5_percent_of_the_measured_peak(
         model=replace(config.model, **model),
         train=replace(config.train, **training),
     )
-    # In a new process, because memory and compiled code of an earlier run would count, too.
+    # In a new process: memory and compiled code of an earlier run would also be counted.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         computed, measured = fresh.submit(compute_and_measure_peak, config).result()
     assert computed == pytest.approx(measured, rel=0.05)

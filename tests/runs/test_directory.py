@@ -38,7 +38,7 @@ def test_a_directory_that_holds_a_run_is_refused() -> None:
     (mine / "run.json").write_text("{}")
     with pytest.raises(UserError, match="mine already holds a run: name another directory, such"):
         make_run_directory(Path("mine"), "tiny")
-    lock_run(mine).release()  # it is not left locked
+    lock_run(mine).release()  # the refused call left no lock
 
 
 def test_a_directory_that_cannot_be_written_is_refused() -> None:
@@ -70,7 +70,7 @@ def test_a_directory_locked_by_another_process_is_refused(tmp_path: Path) -> Non
 def test_a_lock_file_that_cannot_be_read_or_written_is_no_obstacle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Windows refuses both while the file is locked, even to the process that holds the lock."""
+    """Windows refuses to read or write a locked file, even in the process that holds the lock."""
     open_file = Path.open
 
     def refuse(path: Path, *args: Any, **options: Any) -> Any:

@@ -107,7 +107,7 @@ def test_a_bad_loss_is_named_before_bad_gradients(config: RunConfig, step: int) 
 def test_weights_that_are_not_finite_are_not_saved(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last step before a checkpoint, whose weights no loss has been computed with."""
+    """A weight becomes infinite in the last step before a checkpoint, before any loss uses it."""
 
     class Late(WeightSaboteur):
         def recorded(self, record: Record, best: Best | None) -> None:
@@ -162,7 +162,7 @@ class EvaluationSaboteur(Reporter):
 
 
 def test_weights_whose_loss_is_not_finite_are_not_saved(config: RunConfig) -> None:
-    """Even if each weight and the loss of the last step are finite."""
+    """Each weight and the training loss of the last step are finite; the validation loss is not."""
     message = train_until_stopped(config, EvaluationSaboteur(20))
     assert message.startswith("the validation loss became nan in step 40, at learning rate ")
     assert load_checkpoint("run/last").step == 20
@@ -171,7 +171,7 @@ def test_weights_whose_loss_is_not_finite_are_not_saved(config: RunConfig) -> No
 def test_a_validation_loss_that_is_not_finite_stops_the_run(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loss in a part of the text that check_model does not use."""
+    """The check before saving evaluates only one block, so it can miss this loss."""
     monkeypatch.setattr("nanogpt.runs.finite.FiniteCheck.check_model", lambda _: None)
     message = train_until_stopped(config, EvaluationSaboteur(0))
     assert message.startswith("the validation loss became nan in step 20")

@@ -46,7 +46,7 @@ def test_a_checkpoint_of_format_0_loads(checkpoint: str, loss: float | None) -> 
         assert loaded.best == Best(2, 1.3726807206364002, 1.9803596683860232)
     else:
         assert loaded.best == Best(4, loss, 1.9710545966154138)
-    # The weights are those whose validation loss was measured when they were saved.
+    # The validation loss of these weights was measured when they were saved.
     corpus = load_corpus(str(FORMAT_0 / "text.txt"))
     validation = Split(encode_corpus(corpus, loaded.tokenizer, "val", 0.1))
     assert evaluate(loaded.model, validation).loss == pytest.approx(1.3662309363736944, abs=1e-5)
@@ -85,7 +85,7 @@ NEWER = (
 
 @pytest.fixture
 def checkpoint() -> Path:
-    """A checkpoint of the present format."""
+    """A checkpoint of the current format."""
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3))
     save_checkpoint(Path("best"), Checkpoint(model, CharTokenizer("abc"), 7))
     return Path("best")
@@ -147,7 +147,7 @@ def test_a_header_with_a_missing_key_is_refused(checkpoint: Path, key: str, mess
 
 @dataclass(frozen=True)
 class Shape:
-    """A file whose key `size` was named `n` in the format before."""
+    """A file whose key `size` had the name `n` in the previous format."""
 
     size: int
 

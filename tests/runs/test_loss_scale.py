@@ -23,14 +23,14 @@ def test_an_impossible_scale_is_refused(scale: tuple[float, int], says: str) -> 
 
 
 def test_the_scale_of_the_loss_is_that_of_torch() -> None:
-    """A gradient of some size, or none that fits into a number, for 4,100 steps."""
+    """4,100 steps with finite gradients, except for four steps that overflow."""
     (weight,) = parameters = [nn.Parameter(torch.ones(3))]
     ours, theirs = LossScale(), torch.amp.GradScaler("cpu", enabled=True)
     sgd = torch.optim.SGD(parameters)
     overflows = {0, 5, 6, 2050}
     for step in range(4100):
         gradient = torch.randn(3)
-        theirs.scale(torch.ones(()))  # where torch makes its scale
+        theirs.scale(torch.ones(()))  # torch creates its scale here
         weight.grad = gradient * ours.scale * (math.inf if step in overflows else 1)
         theirs.unscale_(sgd)
         theirs.update()

@@ -1,4 +1,4 @@
-"""The curve is a picture of the numbers: drawn again, its lines hold them."""
+"""The lines of the loss plot contain the recorded losses."""
 
 import io
 from pathlib import Path

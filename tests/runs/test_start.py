@@ -40,7 +40,7 @@ def config(text_file: Path) -> RunConfig:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files of checkpoints that are read from now on, such as best/config.json."""
+    """A list that records each checkpoint file that is read, such as best/config.json."""
     files: list[str] = []
 
     def record(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +102,7 @@ def test_the_command_reads_training_json_once(
 
 
 def test_a_resume_needs_no_weights_of_the_best_checkpoint(config: RunConfig) -> None:
-    """It only needs the best loss so far; a better evaluation replaces best/ as a whole."""
+    """A resumed run only needs the best loss so far; a better evaluation replaces all of best/."""
     best = train(config).best
     Path("run/best/model.safetensors").unlink()
     Path("run/best/tokenizer.json").unlink()

@@ -108,11 +108,11 @@ def test_autocast_multiplies_matrices_at_the_precision(precision: torch.dtype) -
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_autocast_restores_the_attention_kernels(precision: torch.dtype) -> None:
-    """The kernel of separate products gives the same attention; afterwards all are enabled."""
+    """The math kernel gives the same attention; afterwards, all kernels are enabled again."""
     q, k, v = torch.randn(3, 2, 4, 16, 8).unbind()
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with autocast(torch.device("cpu"), precision):
-        assert not torch.backends.cuda.flash_sdp_enabled()  # slow on a CPU
+        assert not torch.backends.cuda.flash_sdp_enabled()  # fused attention is slow on a CPU
         attention = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     assert attention.dtype == precision
     torch.testing.assert_close(attention.float(), expected, atol=2e-2, rtol=2e-2)
@@ -135,7 +135,7 @@ def test_freed_memory_is_reused() -> None:
 
 @posix_only
 def test_freed_memory_is_reused_with_an_older_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It refuses a threshold above 32 MB; the trim threshold alone would be slower than none."""
+    """It refuses an mmap threshold above 32 MB; to set only the trim threshold would be slower."""
 
     class OldGlibc:
         maximum = 32 << 20
@@ -167,9 +167,9 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
 def test_every_device_computes_the_same_logits(
     kind: type[GPTConfig | ModernConfig], name: str, precision: Precision
 ) -> None:
-    """They equal those of float64 on the CPU within the tolerance of the precision."""
+    """The logits equal those of float64 on the CPU within the tolerance of the precision."""
     model = build(kind(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65))
-    for parameter in model.parameters():  # larger than initial weights
+    for parameter in model.parameters():  # make them larger than initial weights
         parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
     tokens = torch.randint(65, (4, 64))
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_the_description_of_a_cpu_has_its_threads() -> None:
 
 
 def test_a_run_on_a_cpu_never_calls_cuda(text_file: Path, small: list[str], tmp_path: Path) -> None:
-    """Not even to ask whether there is a device."""
+    """It does not even ask torch.cuda whether there is a device."""
     code = f"""
 import torch
 def forbid(name):

@@ -118,16 +118,16 @@ def test_a_replacement_interrupted_between_two_steps_is_resolved(
     assert names() == {"best"}
 
 
-# Windows and macOS, imitated.
+# Imitations of Windows and macOS.
 
 
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files behave as on Windows, as far as nanogpt can notice."""
+    """Imitates the file behaviour of Windows that nanogpt depends on."""
     open_file = os.open
 
     def windows_open(path: Path, flags: int, **options: Any) -> int:
-        if options:  # shutil.rmtree() of this system
+        if options:  # called by shutil.rmtree() of this system
             return open_file(path, flags, **options)
         if Path(path).is_dir():
             raise PermissionError(errno.EACCES, "Permission denied")
@@ -151,7 +151,7 @@ def test_windows_syncs_files_and_no_directories() -> None:
 
 
 def open_elsewhere(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """As if another process had the files open for so long: Windows then refuses to rename."""
+    """Refuse to rename for this long, as Windows does while another process has a file open."""
     replace, until = os.replace, time.monotonic() + seconds
 
     def refused_replace(source: Path, target: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_drive_that_cannot_sync_directories_is_accepted(monkeypatch: pytest.Mo
 
 
 def test_a_directory_with_two_spellings_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on macOS, where a link can spell the name of its own directory in other letters."""
+    """On macOS, a resolved path may write the same directory with other upper and lower case."""
     file = make("run", "mine") / "file"
     Path("RUN").mkdir(exist_ok=True)
     real, same = os.path.realpath, os.path.samefile
@@ -261,7 +261,7 @@ def test_a_link_out_of_the_directory_is_refused() -> None:
 
 @posix_only
 def test_a_pipe_is_not_a_regular_file() -> None:
-    os.mkfifo("pipe")  # reading it would never end
+    os.mkfifo("pipe")  # a read would block forever
     with pytest.raises(UserError, match=r"pipe is missing or damaged \(not a regular file\)"):
         require_regular_file(Path(), Path("pipe"))
     Path("itself").symlink_to("itself")

@@ -1,4 +1,4 @@
-"""The first signal is recorded, the second has its usual effect."""
+"""The first signal is recorded; the second has its usual effect."""
 
 import signal
 import threading

@@ -17,7 +17,7 @@ def test_a_function_of_the_c_library_is_found() -> None:
 
 
 def test_windows_has_no_c_library_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There, CDLL(None) raises a TypeError."""
+    """On Windows, CDLL(None) raises a TypeError."""
 
     def no_name(name: str | None, **_: object) -> None:
         raise TypeError("LoadLibrary() argument 1 must be str, not None")

@@ -1,4 +1,4 @@
-"""Byte-pair encoding compared with both libraries, on texts in many languages."""
+"""Byte-pair encoding gives the ids of tokenizers and tiktoken, on texts in many languages."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_splitting_at_a_boundary_does_not_change_the_ids(bpe: HubTokenizer, text
 
 
 def test_training_merges_the_most_frequent_pair_first() -> None:
-    """By hand: in "ab ab ab cab", first a and b, then a space and ab."""
+    """In "ab ab ab cab", a and b are merged first, then a space and ab."""
     tokenizer = train_bpe(["ab ab ab cab"], 258)
     assert [tokenizer.token_bytes(i) for i in (256, 257)] == [b"ab", b" ab"]
     assert [tokenizer.token_bytes(i) for i in tokenizer.encode("ab abb")] == [b"ab", b" ab", b"b"]
@@ -69,7 +69,7 @@ def test_other_tokenizers_of_the_library_work(word_piece: HubTokenizer, tmp_path
 
 
 def test_truncation_and_padding_in_a_tokenizer_json_are_ignored() -> None:
-    """A tokenizer.json may truncate texts to the 512 tokens of its own model."""
+    """A tokenizer.json may truncate texts to the context of its model, such as 512 tokens."""
     hub = library.Tokenizer.from_str(json.dumps(train_bpe(["ab ab"], 257).to_json()))
     hub.add_special_tokens(["<end>"])
     hub.enable_truncation(3)

@@ -31,7 +31,7 @@ def make_cyclic_model(text: str, tokenizer: Tokenizer) -> Bigram:
 
 
 def complete(text: str, prompts: list[str], logprobs: bool = False, **options: Any) -> Completions:
-    """The completions by a model that generates the characters of text in a cycle."""
+    """The completions of a model that generates the characters of `text` in a cycle."""
     tokenizer, config = CharTokenizer(text), GenerationConfig(**options)
     return Completions(make_cyclic_model(text, tokenizer), tokenizer, prompts, config, logprobs)
 

@@ -1,4 +1,4 @@
-"""Every source of a corpus, their hashes, and texts that are refused."""
+"""The sources of a corpus, the hashes of texts, and texts that are refused."""
 
 import hashlib
 import http.server
@@ -97,7 +97,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 def serve(name: str, raw: bytes, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve raw as a file, and let tinyshakespeare be a corpus at its URL."""
+    """Serve `raw` as a file, and make its URL the source of the corpus tinyshakespeare."""
     Path("www", name).write_bytes(raw)
     corpus = replace(
         corpora.CORPORA["tinyshakespeare"],
@@ -207,7 +207,7 @@ def test_the_expected_hash_is_checked_whether_or_not_downloads_are_allowed(
 
 
 def test_standard_input_is_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run trained on it can be resumed and evaluated."""
+    """A run that was trained on standard input can be resumed and evaluated."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("né\n".encode())))
     corpus = corpora.load_corpus("-")
     assert corpus.text() == "né\n"
@@ -292,7 +292,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load_facts(file: Path) -> tuple[corpora.TextFacts, bool]:
-    """The facts of a text, and whether the file was read for them."""
+    """The facts of a text, and whether the file was read to compute them."""
     reports: list[int] = []
     corpus = corpora.load_corpus(str(file), progress=lambda *report: reports.append(report[1]))
     return corpus.facts, bool(reports)
@@ -331,7 +331,7 @@ def test_a_large_text_that_changed_is_read_again(cache: Path, large: Path) -> No
 
 
 def test_a_text_just_written_is_read_again(cache: Path, large: Path) -> None:
-    """It may change again without a new modification time."""
+    """A file may change twice within one modification time."""
     large.touch()
     assert load_facts(large)[1]
     assert load_facts(large)[1]

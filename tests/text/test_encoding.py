@@ -28,7 +28,7 @@ TEXT = "\n\n".join(LANGUAGES) + "".join(f" and word {i} is a word," for i in ran
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a short text have many chunks."""
+    """Make chunks small, so that a short text has many."""
     monkeypatch.setattr(encoding, "CHUNK_SIZE", 40)
 
 
@@ -63,7 +63,7 @@ def test_rechunk_depends_on_the_text_only(text: str, cuts: list[int], boundary: 
 def test_encoding_in_chunks_gives_the_tokens_of_the_whole_text(
     bpe: HubTokenizer, large: Corpus, split: corpora.SplitName | None, monkeypatch: Any
 ) -> None:
-    """In memory and from the cache, the first and the second time."""
+    """Compares tokens in memory with tokens from the cache, on the first and the second call."""
     text = {"train": TEXT[: int(0.9 * len(TEXT))], "val": TEXT[int(0.9 * len(TEXT)) :], None: TEXT}
     for tokenizer in make_tokenizers(bpe):
         mapped, again = (encode_corpus(large, tokenizer, split) for _ in range(2))
@@ -157,7 +157,7 @@ def test_a_damaged_file_of_tokens_is_written_again(large: Corpus, cache: Path) -
 
 
 class TaskRecorder:
-    """A Progress that keeps the tasks and knows when all other threads are waiting."""
+    """A Progress that records the tasks and detects when all other threads are waiting."""
 
     def __init__(self, other_threads: int) -> None:
         self.tasks: list[str] = []
@@ -347,7 +347,7 @@ def test_files_of_tokens_without_their_tokenizer_are_refused(
         UserError, match=r"train\.bin has the token \d+, but the tokenizer has only 3 tok"
     ):
         encode_corpus(corpus, CharTokenizer("abc"), "train")
-    np.array([1, 3], dtype=np.uint16).tofile(folder / "val.bin")  # ids go up to 2
+    np.array([1, 3], dtype=np.uint16).tofile(folder / "val.bin")  # the tokenizer has ids 0 to 2
     with pytest.raises(UserError, match=r"val\.bin has the token 3, but the tokenizer has only 3"):
         encode_corpus(corpora.load_corpus(str(folder)), CharTokenizer("abc"), "val")
     with pytest.raises(UserError, match="has two splits: choose train or val"):

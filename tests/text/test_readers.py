@@ -25,7 +25,7 @@ LANGUAGES = {
 
 
 def read_texts(data: str, column: str, separator: str) -> str:
-    """The text of all files that data names."""
+    """The text of all files that `data` names."""
     return "".join(read_files(find_files(data), column, separator))
 
 
