@@ -32,7 +32,6 @@ from nanogpt.runs.run import load_run_text, read_run_config, read_saved_run
 from nanogpt.runs.start import prepare_run, resume_run
 from nanogpt.system.files import remove_if_present
 from nanogpt.train import train
-from tests.marks import slow
 
 resource = pytest.importorskip("resource")  # Windows lacks it, /dev/zero and pipes
 UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
@@ -293,7 +292,8 @@ def test_a_damaged_run_resumes_with_the_same_weights_or_raises_an_error(
     assert outcomes["same"] > RUNS / 20
 
 
-@pytest.mark.parametrize("mutants", [300, slow(2000)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mutants", [300, 2000])
 def test_a_damaged_checkpoint_loads_the_same_weights_or_raises_an_error(
     text_file: Path, tmp_path: Path, mutants: int
 ) -> None:

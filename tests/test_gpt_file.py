@@ -124,6 +124,7 @@ def test_script_prints_its_way_from_a_text_to_generated_text(text: str, text_fil
     assert set(generated) <= set(text)
 
 
+@pytest.mark.slow
 def test_same_seed_prints_the_same(
     text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,7 +47,7 @@ def wait_for(condition: Callable[[], bool], training: subprocess.Popen[str]) -> 
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [slow(signal.SIGINT), signal.SIGTERM])
 def test_a_signal_saves_the_run_and_says_how_to_resume_it(
     process: Process, nanogpt: Command, text_file: Path, number: signal.Signals
 ) -> None:
@@ -68,6 +68,7 @@ def test_a_signal_saves_the_run_and_says_how_to_resume_it(
     assert load_checkpoint("mine/last").step == step + 5
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(process: Process, text_file: Path) -> None:
     endless = [*arguments(text_file, "mine", 100_000, 100_000), "--train.batch-size", 20_000]
     with process(*endless) as training:  # a step takes many seconds
@@ -131,6 +132,7 @@ def test_a_run_that_is_killed_25_times_is_exact(
     assert_same(Path("straight"), Path("killed"))
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_train_in_one_directory(
     process: Process, nanogpt: Command, text_file: Path
 ) -> None:

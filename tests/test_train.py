@@ -62,6 +62,7 @@ def by_heart(config: RunConfig, tmp_path: Path, text: str) -> RunConfig:
     return replace(config, data=str(tmp_path / "random.txt"), train=settings)
 
 
+@pytest.mark.slow
 def test_the_best_weights_have_the_best_loss(by_heart: RunConfig) -> None:
     result = train(by_heart)
     assert result.best.step < result.last.step == 300
@@ -107,6 +108,7 @@ def test_the_same_seed_gives_the_same_losses_twice(config: RunConfig) -> None:
     assert lines(other) != lines(first)
 
 
+@pytest.mark.slow
 def test_sampling_and_evaluating_in_between_changes_nothing(config: RunConfig) -> None:
     often = train(replace(config, train=replace(config.train, eval_every=5)))
     seldom = train(replace(config, train=replace(config.train, eval_every=60)))
@@ -131,6 +133,7 @@ def test_the_baseline_is_counted_on_the_training_split(config: RunConfig, text: 
     assert prepare_run(config).bigram_loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_is_the_same_run(config: RunConfig) -> None:
     config = replace(config, model=replace(SMALL, dropout=0.0))
     whole = train(config)
@@ -188,6 +191,7 @@ def test_patience_counts_evaluations_since_the_best(tmp_path: Path) -> None:
     assert reasons == [None] * 5 + ["no better validation loss in 2 evaluations"]
 
 
+@pytest.mark.slow
 def test_overfitting_is_said_once(by_heart: RunConfig) -> None:
     class Ears(Reporter):
         def __init__(self) -> None:
@@ -227,6 +231,7 @@ def test_an_impossible_setting_is_named(field: str, value: int, says: str) -> No
         TrainConfig(**{field: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_well(config: RunConfig) -> None:
     exact, coarse = train(config), train(replace(config, precision="bfloat16"))
     assert coarse.best.val_loss == pytest.approx(exact.best.val_loss, abs=0.05)

@@ -67,6 +67,11 @@ OptionalRun = Annotated[
 ]
 """An option with an optional value: None if the option is missing, "" if only its value is."""
 
+_CONFIG = (
+    tyro.conf.AvoidSubcommands,
+    tyro.conf.UseAppendAction,
+    tyro.conf.HelptextFromCommentsOff,  # searching the source code for comments takes long
+)
 _NUMBERS: dict[type, str] = {int: "an integer", float: "a number"}
 _registry = tyro.constructors.ConstructorRegistry()
 
@@ -175,7 +180,7 @@ def _run_parser(
                 args=args,
                 prog=prog,
                 registry=_registry,
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.UseAppendAction),
+                config=_CONFIG,
                 **options,
             )
     except ValueError as error:

@@ -113,6 +113,7 @@ def test_data_does_not_load_torch(text_file: Path) -> None:
     assert not {"torch", "matplotlib", "pooch", "tokenizers"} & modules
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error(process: Process, run: Path) -> None:
     with process("sample", run, "--prompt", "a", "--max-new-tokens", 100_000) as sampling:
         assert sampling.stdout is not None

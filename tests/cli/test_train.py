@@ -91,6 +91,7 @@ def test_a_run_contains_its_tokenizer(
     assert nanogpt("sample", "mine", "--prompt", "问é, 😀", "--max-new-tokens", 5)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_run_on_many_documents_can_be_resumed(
     nanogpt: Command, small: list[str], text: str, tmp_path: Path
 ) -> None:

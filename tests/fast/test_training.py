@@ -38,6 +38,7 @@ def test_planned_steps_are_the_plain_steps(muon: RunConfig, counts: tuple[int, .
         assert torch.equal(p, q)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("works", [True, False])
 def test_the_compiled_loss_is_the_one_that_is_used(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, works: bool

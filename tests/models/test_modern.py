@@ -234,6 +234,7 @@ def test_dropout_applies_to_weights_and_sublayers(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(model.eval()(t), model(t))
 
 
+@pytest.mark.slow
 def test_training_memorises_one_batch() -> None:
     model = Modern(ModernConfig(n_layer=2, n_head=4, n_embd=64, block_size=32, vocab_size=65))
     t = torch.randint(65, (8, 33))

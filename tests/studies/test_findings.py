@@ -44,6 +44,7 @@ def make_trial(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
     return Trial(config, "", loss + 0.1, 0, N, D, 9_000, 10.0, "cpu", points)
 
 
+@pytest.mark.slow
 def test_analysis_finds_the_law_that_the_losses_follow() -> None:
     amounts = [4_500_000 // part for part in PARTS]
     trials = [make_trial(s, D, p) for s in SHAPES[:6] for D in amounts for p in (0.0, 0.3)]
@@ -69,6 +70,7 @@ def test_analysis_finds_the_law_that_the_losses_follow() -> None:
         assert TRUE.data_term(size.enough) == pytest.approx(TRUE.size_term(size.N), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_largest_size_is_predicted_from_the_smaller_sizes_only() -> None:
     law, amounts = replace(TRUE, p=3.0), [4_500_000 // part for part in PARTS]
     trials = [make_trial(s, D, 0.0) for s in SHAPES[:6] for D in amounts]
@@ -84,6 +86,7 @@ def test_largest_size_is_predicted_from_the_smaller_sizes_only() -> None:
     assert result.free.largest_error > 0.01
 
 
+@pytest.mark.slow
 def test_bottleneck_is_the_one_that_gains_more() -> None:
     law, amounts = replace(TRUE, B=20.0, p=3.0), [4_500_000 // part for part in PARTS]
     trials = [make_trial(s, D, 0.0) for s in SHAPES for D in amounts]
@@ -139,6 +142,7 @@ def test_takeover_is_where_the_curves_cross() -> None:
     assert fit_exponent([(1.0, 1.0)]) is None
 
 
+@pytest.mark.slow
 def test_tables_name_the_root_mean_square_error() -> None:
     amounts = [4_500_000 // part for part in PARTS]
     trials = [make_trial(shape, D, 0.0) for shape in SHAPES[:4] for D in amounts]

@@ -135,6 +135,7 @@ def test_each_rung_changes_one_kind_of_setting(config: LadderConfig) -> None:
     assert kinds == ["Plain"] * 5 + ["GPT"] * 3 + ["Modern"] * 2
 
 
+@pytest.mark.slow
 def test_files_hold_the_result(study: Study) -> None:
     ladder = study.result
     assert [rung.name for rung in ladder.rungs] == NAMES
@@ -156,6 +157,7 @@ def test_files_hold_the_result(study: Study) -> None:
     assert all(f">{name}<" in svg for name in NAMES)
 
 
+@pytest.mark.slow
 def test_finished_rungs_are_not_trained_again(study: Study) -> None:
     after = get_times()
     assert len(study.before) == 4
@@ -167,6 +169,7 @@ def test_finished_rungs_are_not_trained_again(study: Study) -> None:
         run_tiny_ladder(replace(study.base, seed=3))
 
 
+@pytest.mark.slow
 def test_command_prints_a_row_per_rung_and_json(
     nanogpt: Command, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

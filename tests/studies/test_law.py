@@ -39,6 +39,7 @@ def test_with_a_large_p_only_the_larger_term_counts() -> None:
     assert kaplan.loss(1e5, 1e6) == pytest.approx(term**TRUE.beta)
 
 
+@pytest.mark.slow
 def test_free_p_is_recovered_where_the_sum_does_not_fit() -> None:
     law = replace(TRUE, p=3.0)
     losses = [law.loss(n, d) for n, d in CELLS]

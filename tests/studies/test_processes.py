@@ -48,6 +48,7 @@ def named(run: RunConfig, name: str, seed: int = 0) -> RunConfig:
     return replace(run, name=name, out=Path(name), seed=seed)
 
 
+@pytest.mark.slow
 def test_results_equal_those_of_single_runs(run: RunConfig) -> None:
     runs = [named(run, f"seed{i}", seed=i) for i in range(3)]
     reported: list[tuple[str, int]] = []
@@ -70,6 +71,7 @@ def test_results_equal_those_of_single_runs(run: RunConfig) -> None:
     assert not (Path("seed1") / "last").exists()
 
 
+@pytest.mark.slow
 def test_user_error_of_a_process_is_raised(run: RunConfig) -> None:
     nowhere = replace(named(run, "two"), data="nowhere.txt")
     with pytest.raises(UserError, match=r"nowhere\.txt"):
@@ -103,6 +105,7 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
     assert messages == 2 * [expected]
 
 
+@pytest.mark.slow
 def test_worker_saves_a_checkpoint_when_it_is_asked_to_stop(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +139,7 @@ def work_with_a_cuda_error(*args: Any) -> None:
 WORK = processes._work
 
 
+@pytest.mark.slow
 def test_unexpected_exception_stops_the_study(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +163,7 @@ def test_process_with_a_cuda_error_resumes_twice(
     assert messages == 2 * [f"{error}; it resumes from its last checkpoint."]
 
 
+@pytest.mark.slow
 def test_processes_end_when_the_study_is_killed(run: RunConfig) -> None:
     long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100))
     spawn = multiprocessing.get_context("spawn")

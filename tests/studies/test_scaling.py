@@ -117,6 +117,7 @@ def test_all_runs_have_the_same_validation_text(base: RunConfig, text: str) -> N
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.slow
 def test_grid_has_a_recipe_for_each_cell(tmp_path: Path) -> None:
     runs = plan_runs(RunConfig(out=tmp_path, device="cpu"), Grid())
     cells = Counter(run.name.rsplit("-", 1)[0] for run in runs)
@@ -131,6 +132,7 @@ def test_grid_has_a_recipe_for_each_cell(tmp_path: Path) -> None:
         assert (run.model.dropout == 0) == run.name.endswith("free")
 
 
+@pytest.mark.slow
 def test_interrupted_study_resumes(base: RunConfig) -> None:
     def interrupt(run: RunConfig, trial: Trial, done: int, total: int) -> None:
         if done == 2:

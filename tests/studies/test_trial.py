@@ -54,6 +54,7 @@ def test_finished_trial_is_read(requested: RunConfig, monkeypatch: pytest.Monkey
     assert run_trial(replace(requested, device="cuda:7"), "command").val_loss == trial.val_loss
 
 
+@pytest.mark.slow
 def test_interrupted_trial_resumes_to_the_same_result(requested: RunConfig) -> None:
     whole = run_trial(replace(requested, out=Path("study/whole")), "command")
     with pytest.raises(Interrupted, match=r"small at step 2\d; resume with: nanogpt study x$"):

@@ -211,6 +211,7 @@ def test_the_description_of_a_cpu_has_its_threads() -> None:
     assert describe_device(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cpu_never_calls_cuda(text_file: Path, small: list[str], tmp_path: Path) -> None:
     """It does not even ask torch.cuda whether there is a device."""
     code = f"""
@@ -248,6 +249,7 @@ def count_threads(**environment: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_omp_num_threads_decides() -> None:
     assert count_threads(OMP_NUM_THREADS="1") == 1
 

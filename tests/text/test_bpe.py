@@ -128,6 +128,7 @@ def test_a_special_token_with_a_space_is_not_split(bpe: HubTokenizer) -> None:
     assert with_space.encode("<|a b|>") == [bpe.vocab_size]
 
 
+@pytest.mark.slow
 def test_a_text_with_too_many_spaces_for_tiktoken_is_encoded(bpe: HubTokenizer) -> None:
     text = "a" + " " * 1_100_000 + "b"
     assert bpe.decode(bpe.encode(text)) == text

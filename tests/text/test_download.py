@@ -28,6 +28,7 @@ def dataset(tmp_path: Path) -> str:
     return f"hf:{home}"
 
 
+@pytest.mark.slow
 def test_a_dataset_is_the_text_of_its_rows(cache: Path, dataset: str) -> None:
     reports: list[tuple[str, int, int]] = []
     corpus = corpora.load_corpus(
