@@ -1,13 +1,13 @@
 """A GPT in one file: it reads a text, trains on it, and generates more text like it.
 
-    python gpt.py              trains on Tiny Shakespeare: input.txt, downloaded if it is missing
+    python gpt.py              trains on Tiny Shakespeare; downloads input.txt if it is missing
     python gpt.py mytext.txt   trains on your own text in UTF-8; use half a megabyte or more
 
 A language model reads the beginning of a text and gives each possible next character a probability.
 Training changes the weights of the model so that the character that really comes next gets a higher
 probability. To generate text, sample a character from the probabilities, append it, and repeat.
 
-Data and weights are tensors: arrays of numbers. The comment after a line is the shape of a result:
+Data and weights are tensors: arrays of numbers. Comments give their shapes, with these letters:
 
     B  batch       blocks that go through the model together   batch_size
     T  time        positions in a block                        at most block_size
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 # Settings: change one at a time and compare the last validation loss.
 n_layer, n_head, n_embd = 4, 4, 128  # Transformer blocks, heads in each block, channels
 block_size, batch_size = 64, 12  # the model sees at most block_size characters: its context window
-steps, warmup, learning_rate = 1300, 100, 5e-3  # training steps; the rate rises in the warm-up
+steps, warmup, learning_rate = 1300, 100, 5e-3  # the learning rate rises for `warmup` steps
 seed = 1337  # the same seed gives the same weights, batches and text
 device = "cuda" if torch.cuda.is_available() else "cpu"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -37,7 +37,7 @@ URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 
 # 1. Data: from a text to batches of tokens.
 def read_text(args):
-    """Return the text of the file named in args, or of input.txt, which is downloaded if needed."""
+    """Return the text of the file in `args`, or of input.txt, which is downloaded if needed."""
     path = Path(args[0] if args else "input.txt")
     if not args and not path.exists():
         try:
@@ -49,7 +49,7 @@ def read_text(args):
 
 
 def encode(text, alphabet):
-    """Turn text into tokens: the token of a character is its index in the alphabet."""
+    """Turn a text into tokens: the token of a character is its index in the alphabet."""
     return torch.tensor([alphabet.index(character) for character in text])  # (length,)
 
 
@@ -72,8 +72,8 @@ def bigram_loss(train_tokens, val_tokens, V):
     The loss is the mean of -ln p, where p is the model's probability of the correct next character.
     """
     pairs = train_tokens[:-1] * V + train_tokens[1:]  # (length - 1,): one number per pair
-    counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): row a, column b: pair "ab"
-    p = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): + 1, so that no p is 0
+    counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): entry [a, b] is for "ab"
+    p = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): + 1 keeps p above 0
     return -p[val_tokens[:-1], val_tokens[1:]].log().mean().item()
 
 
@@ -96,7 +96,7 @@ class SelfAttention(nn.Module):
         # The dot product of a query and a key is large if they match; @ computes it for all pairs.
         # The division by √D keeps the scores from growing with D.
         scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, T)
-        # The mask hides later positions, where the answers are. Softmax makes each row sum to 1.
+        # The mask hides later positions, which hold the targets. Softmax makes each row sum to 1.
         is_later = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)  # (T, T)
         weights = scores.masked_fill(is_later, -math.inf).softmax(dim=-1)  # (B, H, T, T)
         y = weights @ v  # (B, H, T, D): for each position, the weighted mean of the values
@@ -105,13 +105,13 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A Transformer block: attention between positions, then a feed-forward network at each one."""
+    """A Transformer block: attention, then a feed-forward network applied to each position."""
 
     def __init__(self, C, H):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
         self.attention = SelfAttention(C, H)
-        # GELU turns negative numbers into almost 0. Without it, two linear layers would equal one.
+        # GELU makes negative numbers almost 0. Without it, one linear layer could replace the two.
         self.feed_forward = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU("tanh"), nn.Linear(4 * C, C))
 
     def forward(self, x):
@@ -122,7 +122,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The whole model: tokens in; for each position, a score for each possible next token out."""
+    """The whole model: for each position, it returns a score for each possible next token."""
 
     def __init__(self, vocab_size, block_size, n_layer, n_head, n_embd):
         super().__init__()
@@ -151,7 +151,7 @@ class GPT(nn.Module):
 
 # 4. Training, evaluation and generation.
 def train(model, tokens):
-    """Lower the loss, the mean of -ln p: at each step, change all weights a little."""
+    """Train the model: each step changes all weights a little to lower the loss (mean of -ln p)."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(steps):
         inputs, targets = get_batch(tokens, batch_size, block_size)
@@ -169,7 +169,7 @@ def train(model, tokens):
 
 @torch.no_grad()
 def evaluate(model, tokens):
-    """Return the mean loss over all tokens but the first, in blocks that do not overlap."""
+    """Return the mean loss over all tokens except the first, in blocks that do not overlap."""
     T, count = model.block_size, len(tokens) - 1
     padding = (0, -count % T)  # fills the last block; cross_entropy ignores targets of -100
     inputs = F.pad(tokens[:-1], padding).view(-1, T)  # (number of blocks, T)
@@ -182,7 +182,7 @@ def evaluate(model, tokens):
 
 @torch.no_grad()
 def generate(model, tokens, count, temperature=0.8):
-    """Append count tokens to tokens (B, T). A lower temperature favours likely tokens more."""
+    """Append `count` tokens to `tokens` (B, T). A lower temperature favours likely tokens more."""
     for _ in range(count):
         logits = model(tokens[:, -model.block_size :])[:, -1]  # (B, V): at the last position
         if temperature == 0:

@@ -3,10 +3,11 @@
     python benchmarks/checkpoints.py tiny --device cpu
     python benchmarks/checkpoints.py baby --device cuda
 
-The pause is the time that training waits for a checkpoint: to check and copy the weights, copy the
-optimizer state, and write the files that no background thread writes. The share is the sum of the
-pauses divided by the training time, with evaluations at the preset's own interval. Runs with and
-without --deterministic alternate; their rates exclude lines of metrics.jsonl with an evaluation.
+The pause is the time that training waits for a checkpoint. In this time, the training
+thread checks and copies the weights, copies the optimizer state, and writes the files if there is
+no background thread. The share is the sum of the pauses divided by the training time; evaluations
+are as frequent as in the preset. Runs with and without --deterministic alternate. Their rates
+exclude the lines of metrics.jsonl with an evaluation.
 The results go to benchmarks/results/checkpoints_DEVICE.json.
 """
 
@@ -36,7 +37,7 @@ T = TypeVar("T")
 
 
 def measure_pauses(preset: str, device: str, steps: int) -> dict[str, Any]:
-    """Train once, and time every call that saves something in the training thread."""
+    """Train once, and measure the time of each saving call in the training thread."""
     pauses: list[float] = []
 
     def time_calls(function: Callable[..., T]) -> Callable[..., T]:
@@ -77,7 +78,7 @@ def measure_pauses(preset: str, device: str, steps: int) -> dict[str, Any]:
 
 
 def measure_rate(preset: str, device: str, steps: int, *flags: str) -> float:
-    """The median tokens per second of a run in a process of its own."""
+    """Return the median tokens per second of a run in a separate process."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory, "run")
         command = [sys.executable, "-m", "nanogpt", "train", preset, "--device", device]

@@ -37,7 +37,7 @@ def run_timed(command: Sequence[str]) -> tuple[str, float, float]:
 
 
 def load_unseen_text() -> Corpus:
-    """A text that was not used to choose any setting, with the length of the validation split.
+    """Return a text that was not used to choose any setting, as long as the validation split.
 
     It is A Midsummer Night's Dream and the beginning of the next play. Tiny Shakespeare contains
     neither. Characters outside the alphabet of Tiny Shakespeare are left out.
@@ -51,11 +51,11 @@ def load_unseen_text() -> Corpus:
 def train_preset(
     preset: str, flags: Sequence[str] = (), keep: Path | None = None
 ) -> dict[str, Any]:
-    """Train a preset in a process of its own; returns its evaluations, times and losses.
+    """Train a preset in a separate process; returns its evaluations, times and losses.
 
     Seconds count from the start of the process until the evaluated weights are on disk. With
-    averaged weights, the loss of an evaluation is the lower of the two. The best weights are also
-    evaluated on the unseen text. The run is moved to `keep` if that is given.
+    averaged weights, an evaluation counts with the lower of its two losses. The best weights are
+    also evaluated on the unseen text. If `keep` is given, the run is moved to it.
     """
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"

@@ -2,9 +2,9 @@
 
     python benchmarks/corpora.py
 
-The text consists of lines of Shakespeare in random order. Each start is a process of its own: the
-first with an empty cache, the second with the cache of the first. Both read the text (the first
-also computes its hash), train byte pairs and encode the text. The seconds exclude the import of
+The text consists of lines of Shakespeare in random order. A start is a separate process. The first
+start has an empty cache: it reads the text, computes its hash, trains byte pairs and encodes the
+text. The second start finds these results in the cache. The seconds exclude the import of
 torch; the memory includes it. Then the preset `tiny` trains alternately on tokens mapped from the
 cache and on the same tokens in memory. The results go to benchmarks/results/corpora.json.
 """
@@ -47,12 +47,12 @@ def write_text(file: Path, megabytes: int) -> None:
 
 
 def get_peak_memory() -> float:
-    """The peak memory of this process in MB."""
+    """Return the peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # Linux counts kilobytes
 
 
 def measure_start(file: Path, kind: str) -> dict[str, float]:
-    """The seconds and the memory that it takes to turn a text into tokens."""
+    """Measure the seconds and the memory that are needed to turn a text into tokens."""
     imported_mb, start = get_peak_memory(), time.perf_counter()
     corpus = corpora.load_corpus(str(file))
     read = time.perf_counter()
@@ -73,7 +73,7 @@ def measure_start(file: Path, kind: str) -> dict[str, float]:
 
 
 def measure_training(file: Path, kind: str, repeats: int, out: Path) -> dict[str, float]:
-    """The median tokens per second of training, on mapped tokens and on tokens in memory."""
+    """Measure the median tokens per second of training, on mapped tokens and in memory."""
     config = replace(PRESETS["tiny"].config, data=str(file), tokenizer=kind, out=out)
     run = prepare_run(replace(config, val_fraction=VAL_FRACTION))
     split = run.data.splits["train"]
@@ -87,7 +87,7 @@ def measure_training(file: Path, kind: str, repeats: int, out: Path) -> dict[str
             seconds = time.perf_counter() - start
             rates[name].append((run.state.tokens - before) / seconds)
     run.lock.release()
-    # The first measurement of each is a warm-up.
+    # The first measurement of each kind is a warm-up.
     return {name: median(measured[1:]) for name, measured in rates.items()}
 
 

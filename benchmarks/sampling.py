@@ -1,19 +1,19 @@
-"""Compare the generation speed of nanogpt, nanoGPT and transformers, in tokens per second.
+"""Compare the generation speed of nanogpt, nanoGPT and `transformers`, in tokens per second.
 
     python benchmarks/sampling.py --nanogpt CHECKOUT
 
 All programs have the same random weights and run in one process, in turn:
 
-- 500 tokens of one text with the shape of `baby` (10.8M parameters, context 256), against
-  nanoGPT's model.py with the settings of its sample.py: temperature 0.8, top-k 200, autocast to
+- 500 tokens of one text with the shape of `baby` (10.8M parameters, context 256), compared with
+  nanoGPT's model.py at the settings of its sample.py: temperature 0.8, top-k 200, autocast to
   bfloat16 on a GPU, float32 on a CPU, not compiled;
 - on a GPU, 500 tokens of 64 texts in one batch;
 - on a GPU, 500 tokens of one text with the shape of GPT-2 (124M parameters, context 1,024) in
-  bfloat16, against generate() of transformers with a static cache, which it compiles.
+  bfloat16, compared with generate() of `transformers`, which compiles the model (static cache).
 
-A time covers the whole call: the prompt and all tokens, also those after the context is full. It
-excludes loading and compilation, since every program generates once before. The results are medians
-and go to benchmarks/results/sampling_DEVICE.json.
+A time covers the whole call: the prompt and all tokens, also the tokens after the context is full.
+It excludes loading and compilation, because every program generates once before the timing starts.
+The results are medians and go to benchmarks/results/sampling_DEVICE.json.
 """
 
 import argparse
@@ -41,7 +41,7 @@ TOKENS = 500
 SAMPLING = Sampling(temperature=0.8, top_k=200)
 GPT2 = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50_257)
 
-# Patterns of GPT-2's parameter names, and the names of nanogpt.
+# Patterns in GPT-2's parameter names, and their replacements in nanogpt.
 NAMES = (
     (r"^transformer\.wte", "token_embedding"),
     (r"^transformer\.wpe", "position_embedding"),
@@ -56,14 +56,14 @@ NAMES = (
 
 
 def copy_weights(model: GPT, other: nn.Module) -> None:
-    """Copy the weights of our model into a GPT-2 of nanoGPT or of transformers."""
+    """Copy the weights of `model` into `other`, a GPT-2 of nanoGPT or of `transformers`."""
     weights = model.state_dict()
     with torch.no_grad():
         for name, parameter in other.named_parameters():
             for pattern, replacement in NAMES:
                 name = re.sub(pattern, replacement, name)
             weight = weights[name]
-            # The matrices of transformers are transposed, except for the embeddings.
+            # The library `transformers` stores all matrices except the embeddings transposed.
             is_matrix = weight.dim() == 2 and "embedding" not in name
             is_transposed = type(other).__module__.startswith("transformers") and is_matrix
             parameter.copy_(weight.T if is_transposed else weight)
@@ -83,7 +83,7 @@ def generate_text(model: GPT, texts: int = 1) -> None:
 
 
 def time_call(call: Callable[[], object], device: torch.device) -> float:
-    """The seconds that a call takes."""
+    """Return the seconds that a call takes."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -96,7 +96,7 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
 def measure_rates(
     programs: Mapping[str, Callable[[], object]], tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Tokens per second of programs that run in turn: the median, and the rates of all runs."""
+    """Run programs in turn; returns the median and all values of their tokens per second."""
     device = pick_device("auto")
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for call in programs.values():
@@ -111,7 +111,7 @@ def measure_rates(
 
 
 def load_nanogpt_model(checkout: Path, model: GPT, device: torch.device) -> Any:
-    """nanoGPT's model with the weights of our model; its logits are checked."""
+    """Return nanoGPT's model with the weights of `model`; check that both give the same logits."""
     spec = util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec
     assert spec.loader
@@ -129,7 +129,10 @@ def load_nanogpt_model(checkout: Path, model: GPT, device: torch.device) -> Any:
 
 
 def load_transformers_model(model: GPT, device: torch.device) -> Any:
-    """GPT-2 of transformers with the weights of our model; its logits are checked."""
+    """Return the GPT-2 of the `transformers` library with the weights of `model`.
+
+    Check that both give the same logits.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     c = model.config
@@ -145,7 +148,7 @@ def load_transformers_model(model: GPT, device: torch.device) -> Any:
 
 
 def measure_baby(checkout: Path, device: torch.device, repeats: int) -> dict[str, Any]:
-    """One text with the shape of `baby`, against nanoGPT; on a GPU also 64 texts."""
+    """Compare nanogpt with nanoGPT on one text (shape of `baby`); on a GPU, also time 64 texts."""
     config = PRESETS["baby"].config.model
     assert isinstance(config, GPTConfig)
     model = scale_embedding(GPT(config).to(device))
@@ -168,7 +171,7 @@ def measure_baby(checkout: Path, device: torch.device, repeats: int) -> dict[str
 
 
 def measure_gpt2(device: torch.device, repeats: int) -> dict[str, Any]:
-    """One text with the shape of GPT-2, against transformers."""
+    """Compare nanogpt with `transformers` on one text (shape of GPT-2)."""
     model = scale_embedding(GPT(GPT2).to(device))
     other = load_transformers_model(model, device).to(torch.bfloat16)
     model = model.to(torch.bfloat16)

@@ -4,14 +4,14 @@ from typing import Any
 
 
 def predict_loss(law: dict[str, float], parameters: float, characters: float) -> float:
-    """The loss that a scaling law predicts; see docs/studies.md."""
+    """Return the loss that a scaling law predicts; see docs/studies.md."""
     p = law["p"]
     of_size, of_data = law["A"] / parameters ** law["alpha"], law["B"] / characters ** law["beta"]
     return float(law["E"] + (of_size**p + of_data**p) ** (1 / p))
 
 
 def find_crossover(law: dict[str, float], characters: float) -> float:
-    """The parameters above which twice the text gains more than twice the parameters."""
+    """Return the model size above which doubling the text gains more than doubling the model."""
     low, high = 1e3, 1e9
     while high / low > 1.001:
         middle = (low * high) ** 0.5
@@ -25,13 +25,13 @@ def find_crossover(law: dict[str, float], characters: float) -> float:
 
 
 def round_to(number: float, digits: int) -> str:
-    """A number with this many significant digits; from a million on, such as "1.2 million"."""
+    """Format a number with this many significant digits, such as "3,400" or "1.2 million"."""
     rounded = float(f"{number:.{digits}g}")
     return f"{rounded / 1e6:g} million" if rounded >= 1e6 else f"{rounded:,.0f}"
 
 
 def findings(result: dict[str, Any]) -> str:
-    """The errors of the laws, the cells below the floor, the bottlenecks and the predictions."""
+    """Describe the errors of the laws, the cells below the floor, the limits, the predictions."""
     cells, law = result["cells"], result["free"]["law"]
     below = [
         (law["E"] + law["B"] / cell["D"] ** law["beta"] - cell["loss"], cell) for cell in cells

@@ -1,4 +1,4 @@
-"""The tables of the results: each function turns the content of result files into Markdown."""
+"""The tables of the results: each function makes Markdown from the content of result files."""
 
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -15,7 +15,7 @@ def make_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def get_seconds_to(target: float, run: Result) -> float:
-    """The seconds until a run reaches the target loss, or its own lowest loss if it never does."""
+    """The seconds until a run reaches the target loss or, if it never does, its lowest loss."""
     for evaluation in run["evaluations"]:
         if evaluation["val_loss"] <= target:
             return float(evaluation["seconds"])
@@ -23,17 +23,17 @@ def get_seconds_to(target: float, run: Result) -> float:
 
 
 def get_median_seconds(result: Result, program: str) -> float:
-    """The median seconds of a program to the target of a comparison."""
+    """The median seconds that a program needs to reach the target loss of a comparison."""
     return float(median(get_seconds_to(result["target"], run) for run in result["runs"][program]))
 
 
 def get_median_loss(result: Result, program: str) -> float:
-    """The median of the lowest validation losses of a program in a comparison."""
+    """The median, over all runs of a program, of the lowest validation loss."""
     return float(median(run["best"]["val_loss"] for run in result["runs"][program]))
 
 
 def get_runs(result: Result) -> list[Result]:
-    """All runs of a preset, including those in a comparison with the same settings."""
+    """All runs of a preset, including the runs in a comparison with the same settings."""
     return [*result["runs"], *result.get("compared", [])]
 
 
@@ -43,7 +43,7 @@ def get_losses(result: Result) -> list[float]:
 
 
 def versus_table(result: Result) -> str:
-    """The comparison with nanoGPT on one machine: medians."""
+    """Make the table that compares nanogpt with nanoGPT on one machine; it has medians."""
     target, runs = result["target"], result["runs"]
     first = get_median_seconds(result, "nanoGPT")
     head = [
@@ -82,7 +82,7 @@ def versus_table(result: Result) -> str:
 
 
 def presets_table(results: Iterable[Result]) -> str:
-    """The mean losses of presets over their runs, and the median seconds of the whole process."""
+    """Make the table of presets: mean losses of all runs, median seconds of the whole process."""
     head = [
         "preset",
         "hardware",
@@ -125,7 +125,7 @@ def preset_samples(results: Iterable[Result], lines: int = 6) -> str:
 
 
 def throughput_table(result: Result) -> str:
-    """Tokens per second of training: medians."""
+    """Make the table of training speed: median tokens per second."""
     peak = result["peak"]
 
     def row(name: str, rate: float, flops: int) -> list[str]:
@@ -144,7 +144,7 @@ def throughput_table(result: Result) -> str:
 
 
 def get_throughput_ratio(result: Result) -> float:
-    """The throughput of nanogpt over that of nanoGPT, each at its best batch size."""
+    """The throughput of nanogpt divided by nanoGPT's, each at its best batch size."""
     best = {
         program: max(median(rates) for rates in sizes.values())
         for program, sizes in result["gpt2"]["rates"].items()
@@ -153,7 +153,7 @@ def get_throughput_ratio(result: Result) -> float:
 
 
 def sampling_table(result: Result) -> str:
-    """Tokens per second of generation: medians."""
+    """Make the table of generation speed: median tokens per second."""
     rows = []
     for name, programs in result["rows"].items():
         first = next(iter(programs.values()))["median"]
@@ -165,13 +165,13 @@ def sampling_table(result: Result) -> str:
 
 
 def get_sampling_ratio(result: Result, row: str, program: str) -> float:
-    """The rate of nanogpt over that of another program."""
+    """The rate of nanogpt divided by the rate of another program."""
     rates = result["rows"][row]
     return float(rates["nanogpt"]["median"] / rates[program]["median"])
 
 
 def corpora_table(result: Result) -> str:
-    """The time and memory that a large text takes."""
+    """Make the table of the time and memory that a large text needs."""
     first, second, training = result["first"], result["second"], result["training"]
     parts = ", ".join(f"{first[key]:.1f}" for key in ("read_s", "learn_s", "encode_s"))
     head = [f"{result['megabytes']:,} MB of text, `--tokenizer {result['tokenizer']}`", ""]
@@ -195,7 +195,7 @@ VOCABULARIES = ("char", "byte", "bpe:512", "bpe:2048", "bpe:8192")
 
 
 def vocabularies_table(result: Result) -> str:
-    """Tokenizers at the same width and at the same size: mean and standard deviation."""
+    """Make the table of tokenizers, at the same width and at the same size: mean and deviation."""
     rows = []
     for same, kind in product(("body", "size"), VOCABULARIES):
         runs = [run for run in result["runs"] if (run["same"], run["tokenizer"]) == (same, kind)]
@@ -226,7 +226,7 @@ def vocabularies_table(result: Result) -> str:
 
 
 def checkpoints_table(results: Iterable[Result]) -> str:
-    """How long training waits for checkpoints, with the wait at the end of the run."""
+    """Make the table of the time that training waits for checkpoints, also at its end."""
     rows = []
     for result in results:
         cost = result["checkpoint"]

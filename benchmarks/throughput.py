@@ -2,15 +2,15 @@
 
     python benchmarks/throughput.py --nanogpt CHECKOUT
 
-- baby: the preset, 10.8M parameters, 64 × 256 tokens a step.
+- baby: the preset `baby`, 10.8M parameters, 64 × 256 tokens per step.
 - gpt2: the shape of GPT-2, 124M parameters, at every batch size in --batches, with 1,024 tokens in
-  each block. The text has 50,304 different characters in random order, as many as the tokens in
-  nanoGPT's padded vocabulary. nanoGPT's bench.py trains on random tokens. Neither model has
+  each block. The text has 50,304 different characters in random order, as many as nanoGPT's
+  padded vocabulary has tokens. nanoGPT's bench.py trains on random tokens. Neither model has
   biases, as in bench.py.
 
-nanogpt runs as `nanogpt train`, in a process of its own. Its rate is the median over ten lines of
-metrics.jsonl after the first two; none of them has an evaluation. nanoGPT's rate is the one that
-bench.py prints at its end. The programs run in turn. The results go to
+nanogpt runs as `nanogpt train`, in a separate process. Its rate is the median over ten lines of
+metrics.jsonl after the first two; none of them has an evaluation. nanoGPT's rate is the last one
+that bench.py prints. The programs run in turn. The results go to
 benchmarks/results/throughput.json after every round.
 """
 
@@ -40,14 +40,14 @@ GPT2 = GPTConfig(
 
 
 def measure_nanogpt(steps: int, flags: list[str]) -> float:
-    """The median tokens per second of `nanogpt train`; 0 if it fails."""
+    """Return the median tokens per second of `nanogpt train`, or 0 if it fails."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory, "run")
         every = max(1, steps // 12)
         command = [sys.executable, "-m", "nanogpt", "train", *flags, "--out", str(out)]
         command += ["--train.log-every", str(every), "--train.steps", str(12 * every + 1)]
         command += ["--train.no-eval-first", "--train.eval-every", str(10**6)]
-        if subprocess.run(command, stdout=sys.stderr).returncode:  # out of memory, most likely
+        if subprocess.run(command, stdout=sys.stderr).returncode:  # most likely out of memory
             return 0.0
         records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rates = [
@@ -58,7 +58,7 @@ def measure_nanogpt(steps: int, flags: list[str]) -> float:
 
 
 def measure_nanogpt_bench(checkout: Path, batch_size: int) -> float:
-    """Tokens per second of nanoGPT's bench.py; 0 if it fails."""
+    """Return the tokens per second of nanoGPT's bench.py, or 0 if it fails."""
     command = [sys.executable, "bench.py", f"--batch_size={batch_size}", "--real_data=False"]
     process = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     if process.returncode:
@@ -69,7 +69,7 @@ def measure_nanogpt_bench(checkout: Path, batch_size: int) -> float:
 
 
 def gpt2_flags(text: Path, batch_size: int) -> list[str]:
-    """The options of nanogpt train for the shape of GPT-2 and the optimizer of bench.py."""
+    """Return options of `nanogpt train` for the shape of GPT-2 and the optimizer of bench.py."""
     shape = {"n-layer": 12, "n-head": 12, "n-embd": 768, "block-size": 1024, "dropout": 0.0}
     flags = ["baby", "--data", str(text), "--train.batch-size", str(batch_size), "--model.no-bias"]
     for name, value in shape.items():

@@ -1,7 +1,7 @@
 """Run nanoGPT's train.py, then evaluate its checkpoints; versus_nanogpt.py starts this process.
 
-During training this process imports only what nanoGPT itself imports, and safetensors to save the
-weights. So its time and memory are those of nanoGPT.
+During training, this process imports only what nanoGPT itself imports, and `safetensors` to save
+the weights. Therefore its time and memory are the time and memory of nanoGPT.
 """
 
 import json
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 
 class SavedWeights(NamedTuple):
-    """Weights that nanoGPT saved after an evaluation; they are in a file named after the step."""
+    """Weights that nanoGPT saved after an evaluation, in a file whose name is the step."""
 
     step: int
     seconds: float
@@ -32,7 +32,7 @@ class SavedWeights(NamedTuple):
 def train(
     checkout: Path, flags: str, folder: Path, start: float
 ) -> tuple[dict[str, Any], list[SavedWeights]]:
-    """Run train.py and save its weights in a folder; returns its variables and what was saved."""
+    """Run train.py, save its weights in `folder`; returns its variables and the saved weights."""
     checkpoints: list[SavedWeights] = []
 
     def save_weights(checkpoint: dict[str, Any], _: str) -> None:
@@ -53,7 +53,7 @@ def train(
 def evaluate_checkpoints(
     program: dict[str, Any], checkpoints: list[SavedWeights], folder: Path
 ) -> tuple[list[dict[str, float]], float]:
-    """The validation loss of every checkpoint, and the loss of the best one on the unseen text."""
+    """Return each checkpoint's validation loss, and the best checkpoint's loss on unseen text."""
     from common import load_unseen_text
     from torch import Tensor, nn
 
@@ -93,7 +93,7 @@ def evaluate_checkpoints(
 def main() -> None:
     """Train and print the result as JSON.
 
-    Arguments: the copy of nanoGPT, the time when this process was started, --flags=FLAGS.
+    Arguments: the path of the copy of nanoGPT, the start time of this process, --flags=FLAGS.
     """
     import resource
 

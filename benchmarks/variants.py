@@ -4,9 +4,9 @@
     python benchmarks/variants.py baby --seeds 2 --jobs 4 -- "" "--model.dropout 0.3"
 
 Every argument after the preset is a variant: options of `nanogpt train`, or "" for the preset
-itself. Each run is a process of its own. With --jobs N, N runs share the machine, so their
+itself. Each run is a separate process. With --jobs N, N runs share the machine, so their
 times are not comparable. The table has the lowest and the last validation loss (mean over the
-seeds), the range of the lowest, and the median seconds of the whole process.
+seeds), the range of the lowest loss, and the median seconds of the whole process.
 """
 
 import argparse

@@ -3,16 +3,16 @@
     python benchmarks/versus_nanogpt.py --nanogpt CHECKOUT       # train both
     python benchmarks/versus_nanogpt.py --plots                  # only draw the plots again
 
-CHECKOUT is a clone of github.com/karpathy/nanoGPT. The script copies it and runs its train.py
-unchanged in a process of its own (train_nanogpt.py), which saves the weights after every
-evaluation. After the training, these weights are evaluated in the same way as those of nanogpt: on
+CHECKOUT is a clone of github.com/karpathy/nanoGPT. This script copies the clone and runs its
+unchanged train.py in a separate process (train_nanogpt.py), which saves the weights after every
+evaluation. After the training, these weights are evaluated in the same way as nanogpt's weights: on
 the whole validation split, in non-overlapping windows, in float32. nanogpt runs as
-`nanogpt train PRESET`, also in a process of its own, with a different seed each time.
+`nanogpt train PRESET`, also in a separate process, with a different seed each time.
 
-Seconds count from the start of the process. They include evaluations. Memory is the process's peak
-on the host during training. The best weights of each run are also evaluated on an unseen text
-(common.py). Three rounds take about 10 minutes on two CPU cores; a round takes about 4 minutes on
-a large GPU.
+Seconds count from the start of the process. They include evaluations. Memory is the peak memory of
+the process on the host during training. The best weights of each run are also evaluated on an
+unseen text (common.py). Three rounds take about 10 minutes on two CPU cores; a round takes about 4
+minutes on a large GPU.
 
 The results go to benchmarks/results: versus_nanogpt_NAME.json, and a plot of the loss over time.
 NAME is cpu or cuda, or the argument of --name. `python benchmarks/write_numbers.py` then writes the
@@ -84,7 +84,7 @@ def run_nanogpt(checkout: Path, flags: str) -> Result:
 
 
 def draw_plot(comparison: Result, file: Path) -> None:
-    """Draw the loss over the time of every run."""
+    """Draw the loss of every run over time."""
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -4,9 +4,9 @@
 
 The reference is the preset `tiny` with characters. "Same body" keeps its 4 layers and 128 channels,
 so that a larger vocabulary adds parameters. "Same size" chooses the width at which the number of
-parameters is nearest to that of `tiny`. Every model trains for as many operations as `tiny`
-(models.flops_per_token), with its batch of 12 blocks of 64 tokens, its learning rates and its
-schedule. A larger vocabulary therefore gets fewer steps, but more text in each step.
+parameters is nearest to the number in `tiny`. Every model trains for as many operations as `tiny`
+(models.flops_per_token), with the same batch of 12 blocks of 64 tokens, the same learning rates and
+the same schedule. A larger vocabulary therefore gets fewer steps, but more text in each step.
 
 The results have the lowest validation loss of each run. They go to
 benchmarks/results/vocabularies.json.
@@ -43,7 +43,7 @@ def count_parameters(model: GPTConfig) -> int:
 
 
 def plan_run(kind: str, same: str) -> RunConfig:
-    """The run of a tokenizer with the same body or the same size as `tiny`."""
+    """Plan the run of a tokenizer with the same body or the same size as `tiny`."""
     assert isinstance(TINY.model, GPTConfig)
     corpus = corpora.load_corpus(TINY.data)
     vocab_size = get_tokenizer(kind, corpus, TINY.val_fraction, no_progress).vocab_size

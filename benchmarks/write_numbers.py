@@ -1,7 +1,7 @@
 """Write the numbers of README.md and docs/ from the files in benchmarks/results.
 
     python benchmarks/write_numbers.py           # write
-    python benchmarks/write_numbers.py --check   # only list the pages that differ; exit 1 if any
+    python benchmarks/write_numbers.py --check   # only list the pages that differ; if any, exit 1
 
 A generated part of a page stands between `<!-- results: NAME -->` and `<!-- end -->`. The function
 NAME of this module returns its text. tests/test_numbers.py compares all pages with the results.
@@ -61,12 +61,12 @@ HEART = {
 
 
 def read_result(name: str) -> Any:
-    """The content of a result file."""
+    """Read the content of a result file."""
     return json.loads((RESULTS / name).read_text("utf-8"))
 
 
 def read_preset(name: str) -> Result:
-    """The runs of a preset, and the runs of the comparison that have the same settings."""
+    """Read the runs of a preset, and the runs of the comparison that have the same settings."""
     files = sorted(RESULTS.glob(f"preset_{name}_*.json"))
     if not files:  # the preset was only measured in a comparison
         comparison = read_result("versus_nanogpt_h100.json")
@@ -91,12 +91,12 @@ def read_presets() -> list[Result]:
 
 
 def read_markdown(name: str) -> str:
-    """A table in Markdown that a study saved with its results."""
+    """Read a table in Markdown that a study saved with its results."""
     return (RESULTS / name).read_text("utf-8").strip() + "\n"
 
 
 def build_preset(name: str) -> Model:
-    """The model of a preset for Tiny Shakespeare; its weights take no memory."""
+    """Build the model of a preset for Tiny Shakespeare, with weights that take no memory."""
     with torch.device("meta"):
         return build(replace(PRESETS[name].config.model, vocab_size=VOCABULARY))
 
@@ -247,7 +247,7 @@ def presets() -> str:
 
 
 def operations() -> str:
-    """The operations of a training step per token, for each preset and for GPT-2."""
+    """The operations per token in a training step, for each preset and for GPT-2."""
     models = {f"`{name}`": build_preset(name) for name in PRESETS if name != "bigram"}
     with torch.device("meta"):
         models["GPT-2, 124M"] = build(GPT2)
@@ -259,7 +259,7 @@ def operations() -> str:
 
 
 def throughput() -> str:
-    """Training throughput beside nanoGPT's."""
+    """The training speed of nanogpt and nanoGPT."""
     result = read_result("throughput.json")
     return (
         f"{throughput_table(result)}\nWith this batch size nanogpt trains "
@@ -268,7 +268,7 @@ def throughput() -> str:
 
 
 def sampling() -> str:
-    """The generation speed, compared with nanoGPT and transformers."""
+    """The generation speed, compared with nanoGPT and `transformers`."""
     gpu, cpu = read_result("sampling_cuda.json"), read_result("sampling_cpu.json")
     many = gpu["rows"]["baby, 64 texts"]["nanogpt"]["median"]
     return (
@@ -285,12 +285,12 @@ def sampling() -> str:
 
 
 def corpora() -> str:
-    """The time and memory that a large text takes."""
+    """The time and memory that a large text needs."""
     return corpora_table(read_result("corpora.json"))
 
 
 def vocabularies() -> str:
-    """Tokenizers compared."""
+    """The comparison of tokenizers."""
     result = read_result("vocabularies.json")
 
     def gain(same: str) -> float:
@@ -357,7 +357,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def render(page: str) -> str:
-    """A page with new generated parts. Raises KeyError if the page names an unknown part."""
+    """Return a page with new generated parts. Raises KeyError if it names an unknown part."""
     return PART.sub(lambda part: f"{part[1]}{PARTS[part[2]]()}{part[4]}", page)
 
 

@@ -6,7 +6,7 @@
 >>> from nanogpt import load
 >>> load("runs/tiny").generate("ROMEO:", max_new_tokens=200)  # doctest: +SKIP
 
-Training is in nanogpt.train, evaluation in nanogpt.evaluate.
+The module nanogpt.train trains a model, and nanogpt.evaluate measures its loss.
 """
 
 from importlib import import_module
@@ -39,6 +39,11 @@ __all__ = [
     "build",
     "load",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names, also those that are not imported yet."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""Runs the command line with `python -m nanogpt`."""
+"""Runs the command line when Python starts with `python -m nanogpt`."""
 
 from .cli.main import main
 

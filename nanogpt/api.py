@@ -25,19 +25,19 @@ Prompts = list[str] | tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig(Sampling):
-    """How much text to generate, and how: the options of the command line and of Python."""
+    """Settings of text generation, shared by the command line and the Python API."""
 
     max_new_tokens: int = 500
-    """Tokens to generate for each prompt."""
+    """Number of tokens to generate for each prompt."""
     samples: int = 1
-    """Completions of each prompt."""
+    """Number of completions of each prompt."""
     stop: Sequence[str] = ()
     """A completion ends before the first of these strings."""
     seed: int = 1337
     """The same seed generates the same text."""
     temperature: float = 0.8
-    """Divides the logits: a value below 1 makes the text more predictable, above 1 more varied; 0
-    always takes the most likely token."""
+    """Divides the logits. A value below 1 makes the text more predictable; a value above 1 makes it
+    more varied; 0 always selects the most likely token."""
     cuda_graph: bool = True
     """On a CUDA device, capture a decoding step as a CUDA graph and replay it."""
 
@@ -54,7 +54,7 @@ class GenerationConfig(Sampling):
 
 
 class GenerationOptions(TypedDict, total=False):
-    """The fields of GenerationConfig as keyword arguments; a test compares the two."""
+    """The fields of GenerationConfig as keyword arguments. A test compares both classes."""
 
     repetition_penalty: float
     temperature: float
@@ -70,10 +70,11 @@ class GenerationOptions(TypedDict, total=False):
 def load(
     run: Path | str | None = None, device: str = "auto", precision: Precision = "auto"
 ) -> "Trained":
-    """Load the best model of `run`: a run directory, a name below runs/, or None for the newest.
+    """Load the best model of `run`: a run directory, its name below runs/, or None (newest run).
 
-    A checkpoint directory such as runs/tiny/last works, too. The model generates on `device` at
-    `precision`; auto is bfloat16 on a GPU that supports it, float32 elsewhere. Raises UserError.
+    `run` can also be a checkpoint directory, such as runs/tiny/last. The model generates text on
+    `device` at `precision`; auto is bfloat16 on a GPU that supports it, float32 elsewhere.
+    Raises UserError if the model cannot be loaded.
     """
     directory = Path(run) if run is not None else None
     if directory is None or not (directory / SUMS).exists():
@@ -100,7 +101,7 @@ class Completions:
         config: GenerationConfig,
         logprobs: bool = False,
     ) -> None:
-        """Raises UserError if a prompt cannot be encoded or a stop string can never occur."""
+        """Encode the prompts. Raises UserError if that fails or a stop string can never occur."""
         check_stop(tokenizer, config.stop)
         self.model, self.config, self.logprobs = model, config, logprobs
         prompts = [prompt for prompt in prompts for _ in range(config.samples)]
@@ -156,7 +157,7 @@ class Trained:
     def complete(
         self, prompts: Sequence[str], config: GenerationConfig, logprobs: bool = False
     ) -> Completions:
-        """Return the completions of prompts: iterate over them for pieces, or call finish()."""
+        """Return the completions of `prompts`. Iterate over them for pieces, or call finish()."""
         return Completions(self._generator, self.tokenizer, prompts, config, logprobs)
 
     @overload
@@ -179,7 +180,7 @@ class Trained:
         samples: int | None = None,
         **options: Unpack[GenerationOptions],
     ) -> str | list[str]:
-        """Return the completion of a prompt; a list for several prompts, or if samples is given.
+        """Return the completion of a prompt. For several prompts, or with `samples`, return a list.
 
         An empty prompt starts at the beginning of a line. The options are the fields of
         GenerationConfig. Raises a UserError that names an invalid option.
@@ -193,7 +194,7 @@ class Trained:
         return completions[0].text if is_single else [each.text for each in completions]
 
     def stream(self, prompt: str = "", **options: Unpack[GenerationOptions]) -> Iterator[str]:
-        """Generate the same text as generate(), and yield it as it grows."""
+        """Generate the same text as generate(), and yield it piece by piece."""
         return (piece for _, piece in self.complete([prompt], make_config(options)))
 
 

@@ -1,4 +1,4 @@
-"""From tokens to batches: two splits, blocks of fixed length, and the order of the blocks.
+"""Turns tokens into batches: two splits, blocks of fixed length, and the order of the blocks.
 
 The targets are the inputs shifted by one: at each position, the model predicts the next token.
 
@@ -24,21 +24,21 @@ OrderName = Literal["random", "epochs"]
 
 
 class Split:
-    """A part of a text as tokens (N,): on `device` if they fit, otherwise in host memory."""
+    """A part of a text as tokens (N,), stored on `device` if they fit, otherwise in host memory."""
 
     def __init__(self, tokens: Tokens, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        # torch has few operations for unsigned integers, so use signed ones; to_int64() undoes it.
+        # torch has few operations for unsigned integers. Use signed ones; to_int64() corrects them.
         ids = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
         self.tokens = ids.to(device) if ids.nbytes < free_token_memory(self.device) else ids
         self.bytes_per_token = tokens.bytes / max(1, len(self.tokens))
 
     def bits_per_byte(self, loss: float) -> float:
-        """Convert a loss from nats per token to bits per byte, comparable between tokenizers."""
+        """Convert nats per token to bits per byte, which can be compared between tokenizers."""
         return loss / math.log(2) / self.bytes_per_token
 
     def require(self, block_size: int, name: str) -> None:
-        """Raise UserError if the split is shorter than a block and the target of its last token."""
+        """Raise UserError unless the split has at least block_size + 1 tokens."""
         if (n := len(self.tokens)) <= block_size:
             raise UserError(
                 f"the text is too short: its {name} split has {n} tokens, and block_size "
@@ -49,14 +49,14 @@ class Split:
             )
 
     def blocks(self, starts: Tensor, block_size: int) -> Tensor:
-        """The blocks at `starts` (B,), each with the token after it: (B, T + 1)."""
+        """Return the blocks (B, T + 1) at `starts` (B,), each with the token that follows it."""
         offsets = torch.arange(block_size + 1, device=self.tokens.device)
         return self.tokens[starts.to(self.tokens.device)[:, None] + offsets].to(self.device)
 
     def windows(self, batch_size: int, block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets of the whole split, in non-overlapping windows: (B, T) each.
+        """Yield the inputs (B, T) and targets (B, T) of non-overlapping windows of the whole split.
 
-        Every token but the first is a target exactly once; the last window may be shorter.
+        Every token except the first is a target exactly once; the last window may be shorter.
         """
         inputs, targets = self.tokens[:-1], self.tokens[1:]
         whole = len(targets) // block_size * block_size
@@ -76,13 +76,13 @@ def to_int64(tokens: Tensor) -> Tensor:
 
 
 def inputs_and_targets(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Split blocks (B, T + 1) into inputs and targets, which are shifted by one: (B, T) each."""
+    """Split blocks (B, T + 1) into inputs (B, T) and targets (B, T), which are shifted by one."""
     blocks = to_int64(blocks)
     return blocks[:, :-1], blocks[:, 1:]
 
 
 class Data:
-    """The training and validation split of a text: by default its first 90% and last 10%."""
+    """The training and validation splits of a text: by default its first 90% and its last 10%."""
 
     def __init__(
         self,
@@ -98,29 +98,29 @@ class Data:
         }
 
     def require(self, block_size: int) -> None:
-        """Raise UserError if a split is shorter than a block and the target of its last token."""
+        """Raise UserError unless each split has at least block_size + 1 tokens."""
         for name, split in self.splits.items():
             split.require(block_size, name)
 
 
 class BatchOrder:
-    """Chooses where the blocks of a batch start, from the seed and the number of blocks so far.
+    """Chooses where the blocks of a batch start, given the seed and the number of earlier blocks.
 
     random: each block starts at a random position. epochs: in each epoch, the text is cut into
-    blocks, and each block is used once, in random order. Each epoch cuts at other positions.
+    blocks, and each block is used once, in random order. Each epoch cuts at different positions.
     """
 
     def __init__(self, name: OrderName, tokens: int, block_size: int, seed: int) -> None:
         """`tokens` is the number of tokens in the split, at least block_size + 1."""
         self.name, self.block_size, self.seed = name, block_size, seed
         self.places = tokens - block_size
-        """Positions at which a block can start."""
+        """Number of positions at which a block can start."""
         self.per_epoch = max(1, self.places // block_size)
         self._epoch = -1
         self._blocks = torch.empty(0)
 
     def starts(self, blocks_so_far: int, batch_size: int) -> Tensor:
-        """The starts (B,) of the blocks in the next batch, after blocks_so_far blocks."""
+        """Return the starts (B,) of the blocks in the next batch, after `blocks_so_far` blocks."""
         if self.name == "random":
             generator = self._generator(blocks_so_far)
             return torch.randint(self.places, (batch_size,), generator=generator)
@@ -132,7 +132,7 @@ class BatchOrder:
         return torch.cat(parts)
 
     def _shuffled(self, epoch: int) -> Tensor:
-        """The starts (per_epoch,) of all blocks of an epoch, in the order of their use."""
+        """Return the starts (per_epoch,) of all blocks of an epoch, in the order of their use."""
         if epoch != self._epoch:
             generator = self._generator(epoch)
             spare = self.places - (self.per_epoch - 1) * self.block_size
@@ -142,6 +142,6 @@ class BatchOrder:
         return self._blocks
 
     def _generator(self, number: int) -> torch.Generator:
-        """A random generator for one batch or epoch; `number` and the seed decide its state."""
+        """Return a random generator for one batch or epoch, seeded with `number` and the seed."""
         digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))

@@ -1,4 +1,4 @@
-"""The three ways in which a command can end early, and messages on standard error."""
+"""The three exceptions that end a command early, and messages on standard error."""
 
 import errno
 import os
@@ -12,17 +12,17 @@ from unicodedata import category
 
 
 class UserError(ValueError):
-    """A mistake in the input. The message is one line: what is wrong, and what to do.
+    """A mistake in the input. The message is one line that says what is wrong and what to do.
 
-    The command line prints the message and exits with status 2. An exception of a class that is not
-    in this module is a bug in nanogpt and keeps its traceback.
+    The command line prints the message and exits with status 2. An exception from outside this
+    module is a bug in nanogpt, so its traceback is printed.
     """
 
 
 class Stopped(RuntimeError):
     """A failure that ends a run: a full disk, a loss that is NaN, too little memory.
 
-    The message is one line: the reason, and what to do. Exit status 1.
+    The message is one line that gives the reason and says what to do. The exit status is 1.
     """
 
     def __init__(self, reason: str, advice: str = "") -> None:
@@ -31,7 +31,7 @@ class Stopped(RuntimeError):
 
 
 def write_error(run: Path, error: OSError) -> Stopped:
-    """Return the error for a file that cannot be written in a run, for example on a full disk."""
+    """Return the error for a run directory that cannot be written to, as on a full disk."""
     reason = f"cannot write in {run} ({error.strerror or error})"
     if not (run / "last").exists():
         return Stopped(reason, ": make room, then start again")
@@ -39,7 +39,7 @@ def write_error(run: Path, error: OSError) -> Stopped:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to end, and the run saved a checkpoint. Exit status 128 + signal."""
+    """A signal ended the run, which saved a checkpoint. The exit status is 128 + signal number."""
 
     def __init__(self, number: signal.Signals, saved: str, command: str) -> None:
         super().__init__(f"interrupted; saved {saved}; resume with: {command}")
@@ -48,7 +48,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def is_broken_pipe(error: OSError) -> bool:
-    """Whether the program that reads standard output, such as `head`, has exited.
+    """Return whether the program that reads standard output, such as `head`, has exited.
 
     Windows reports this as an invalid argument.
     """
@@ -78,11 +78,14 @@ def escape_control(text: str) -> str:
 
 
 def suggest_nearest(word: str, known: Iterable[str]) -> str:
-    """The question "did you mean …?" with the known words closest to word; "" if none is."""
+    """Return "did you mean …?" with the known words most similar to `word`.
+
+    Return "" if no known word is similar.
+    """
     close = get_close_matches(word, list(known))
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def print_note(line: str) -> None:
-    """Print to standard error a message that is neither an error nor a result."""
+    """Print a note, which is neither an error nor a result, to standard error."""
     print(f"nanogpt: {escape_control(line)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The loss of a model over a whole split. Every evaluation in this project works this way.
+"""Computes the loss of a model over a whole split. The whole package evaluates models this way.
 
 An evaluation uses non-overlapping windows of block_size tokens, counts every position, and runs in
 float32 without dropout. So the loss depends only on the model and the text.
@@ -17,7 +17,7 @@ from .models import Model
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """-log p(target) in nats, computed in float32 from logits (B, T, V) and targets (B, T)."""
+    """Return -log p(target) in nats, in float32, from logits (B, T, V) and targets (B, T)."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
 
 
@@ -26,15 +26,15 @@ class Evaluation:
     """The result of evaluate()."""
 
     loss: float
-    """Nats per token."""
+    """Mean loss in nats per token."""
     bits_per_byte: float
-    """Bits per byte of UTF-8 text; comparable between tokenizers."""
+    """Bits per byte of UTF-8 text, which can be compared between tokenizers."""
     tokens: int
     """Number of predicted tokens."""
 
 
 class Ensemble(nn.Module):
-    """Several models as one: it averages their probabilities.
+    """Combines several models into one model, which averages their probabilities.
 
     The models must have the same vocabulary and the same block_size.
     """
@@ -44,16 +44,16 @@ class Ensemble(nn.Module):
         self.models, self.config = nn.ModuleList(models), models[0].config
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T) to logits (B, T, V): log((p₁ + … + pₙ) / n)."""
+        """Map tokens (B, T) to logits (B, T, V): log((p₁ + … + pₙ) / n)."""
         log_p = torch.stack([model(tokens).float().log_softmax(dim=-1) for model in self.models])
         return log_p.logsumexp(dim=0) - math.log(len(log_p))
 
 
 @torch.no_grad()
 def evaluate(model: Model | Ensemble, split: Split) -> Evaluation:
-    """The mean loss over all tokens of a split except the first, which has no context."""
+    """Return the mean loss over all tokens of a split except the first, which has no context."""
     block_size = model.config.block_size
-    # Large enough to keep a GPU busy, or small enough for the caches of a CPU.
+    # Large batches keep a GPU busy; small batches fit into the caches of a CPU.
     tokens_per_batch = 2048 if split.device.type == "cpu" else 8192
     batch_size = max(1, tokens_per_batch // block_size)
     was_training = model.training

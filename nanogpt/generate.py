@@ -1,6 +1,6 @@
 """Autoregressive generation: predict the next token, sample it, append it, repeat.
 
-The prompts go through the model once (prefill). Then only the newest token goes through it, since
+The model first processes the whole prompts (prefill). Then it processes only the newest tokens, as
 the cache holds the keys and values of all earlier tokens. Dimensions: B texts, V vocabulary.
 """
 
@@ -20,21 +20,21 @@ from .models.cache import Cache
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen from the logits. The filters apply in this order."""
+    """Settings for choosing the next token from the logits. They are applied in this order."""
 
     repetition_penalty: float = 1.0
-    """Makes tokens already in the text less likely if it is above 1: it divides positive logits and
-    multiplies negative ones (Keskar et al. 2019, arXiv:1909.05858)."""
+    """A value above 1 makes tokens that are already in the text less likely: it divides positive
+    logits and multiplies negative logits (Keskar et al. 2019, arXiv:1909.05858)."""
     temperature: float = 1.0
-    """Divides the logits: low values favour likely tokens; 0 always takes the most likely one."""
+    """Divides the logits: low values favour likely tokens; 0 selects the most likely token."""
     top_k: int | None = None
     """Sample from the k most likely tokens only."""
     top_p: float | None = None
     """Sample from the smallest set of most likely tokens with at least this total probability
     (Holtzman et al. 2020, arXiv:1904.09751)."""
     min_p: float | None = None
-    """Sample from tokens with at least this fraction of the highest probability (Nguyen et al.
-    2024, arXiv:2407.01082)."""
+    """Sample from tokens whose probability is at least this fraction of the highest probability
+    (Nguyen et al. 2024, arXiv:2407.01082)."""
 
     def __post_init__(self) -> None:
         """Raise a UserError that names the field with an invalid value."""
@@ -51,16 +51,17 @@ class Sampling:
 
 def penalise_seen(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Lower the logits (B, V) of the tokens that are marked in `seen` (B, V, boolean)."""
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    lowered = torch.where(logits > 0, logits / penalty, logits * penalty).nan_to_num(0.0)
+    return torch.where(seen, lowered.clamp(-1e30, 1e30), logits)  # the penalty may overflow
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Apply temperature, top-k, top-p and min-p to logits (B, V); a removed token gets -∞.
+    """Apply temperature, top-k, top-p and min-p to logits (B, V); set removed tokens to -∞.
 
-    The most likely token is always kept. On ties, top-k and top-p keep the lower index first, so
-    top-k keeps exactly k tokens; min-p keeps every token at its threshold.
+    The most likely token is always kept. If logits are equal, top-k and top-p prefer lower indices,
+    so top-k keeps exactly k tokens. min-p keeps every token at its threshold.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < torch.finfo(torch.float32).tiny:  # 0, or 0 in float32
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -math.inf).scatter_(-1, best, 0.0)
     # Make the largest logit 0, so that no logit overflows to ∞ at a low temperature.
@@ -69,15 +70,15 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
         top = logits.topk(sampling.top_k).values  # (B, k)
         kth = top[..., -1:]  # (B, 1)
         tied, places = logits == kth, (top == kth).sum(-1, keepdim=True)
-        is_late = tied.cumsum(-1, dtype=torch.int32) > places  # ties after the k-th place
+        is_late = tied.cumsum(-1, dtype=torch.int32) > places  # tied tokens after the k-th place
         logits = logits.masked_fill(torch.where(tied, is_late, logits < kth), -math.inf)
-    if sampling.top_p is not None:
+    if sampling.top_p is not None and sampling.top_p < 1:
         p, order = logits.softmax(-1).sort(descending=True, stable=True)
-        mass_before = p.cumsum(-1) - p  # the total probability of the tokens before it
-        is_removed = mass_before >= sampling.top_p  # in sorted order
+        mass_before = p.cumsum(-1) - p  # total probability of the tokens earlier in the order
+        is_removed = mass_before >= sampling.top_p  # in the sorted order
         is_removed = is_removed.scatter(-1, order, is_removed)
         logits = logits.masked_fill(is_removed, -math.inf)
-    if sampling.min_p is not None:  # p / p_max = exp(logit - 0)
+    if sampling.min_p is not None:  # the largest logit is 0, so p / p_max = exp(logit)
         logits = logits.masked_fill(logits < math.log(sampling.min_p), -math.inf)
     return logits
 
@@ -85,10 +86,10 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
 def sample_token(
     logits: Tensor, sampling: Sampling, uniform: Tensor, seen: Tensor | None = None
 ) -> Tensor:
-    """Sample a token for each text: logits (B, V) and uniform numbers in [0, 1) (B,) to ids (B,).
+    """Sample token ids (B,) from logits (B, V), using uniform random numbers (B,) in [0, 1).
 
-    The sampled token is the first whose cumulative probability exceeds the uniform number (inverse
-    transform sampling), so the same numbers give the same tokens on every device.
+    The sampled token is the first token whose cumulative probability exceeds the random number
+    (inverse transform sampling). So the same numbers give the same tokens on every device.
     """
     if seen is not None:
         logits = penalise_seen(logits, seen, sampling.repetition_penalty)
@@ -99,9 +100,11 @@ def sample_token(
 
 
 def prefill(model: Model, contexts: Sequence[Sequence[int]], cache: Cache) -> Tensor:
-    """Empty the cache, then fill it with B contexts; returns the next logits (B, V)."""
+    """Empty the cache, fill it with B contexts, and return the logits (B, V) after them."""
     lengths = [len(context) for context in contexts]
-    # The padding on the right is never attended to: later tokens overwrite it in the cache.
+    if 0 in lengths:
+        raise UserError("a prompt has no tokens: add at least one, for example a line break")
+    # No token attends to the padding on the right: later tokens overwrite it in the cache.
     rows = [[*context, *[0] * (max(lengths) - len(context))] for context in contexts]
     cache.begin_prefill(lengths)
     logits: Tensor = model(torch.tensor(rows, device=cache.lengths.device), cache)  # (B, 1, V)
@@ -110,7 +113,7 @@ def prefill(model: Model, contexts: Sequence[Sequence[int]], cache: Cache) -> Te
 
 
 def decode_one(model: Model, tokens: Tensor, cache: Cache) -> Tensor:
-    """Append one token (B,) to each text in the cache; returns the next logits (B, V)."""
+    """Append one token (B,) to each text in the cache, and return the logits (B, V) after it."""
     logits: Tensor = model(tokens[:, None], cache)  # (B, 1, V)
     cache.advance()
     return logits[:, -1].float()
@@ -121,7 +124,7 @@ class NextTokens(NamedTuple):
 
     tokens: list[int]
     logprobs: list[float] | None
-    """The model's own log-probability of each token in nats, before any filter, if requested."""
+    """Log-probability of each token in nats, before penalty and filters; None if not requested."""
 
 
 @torch.no_grad()
@@ -133,10 +136,9 @@ def generate(
     seed: int = 1337,
     logprobs: bool = False,
 ) -> Iterator[NextTokens]:
-    """Continue B prompts, given as token ids; yields one token for each, max_new_tokens times.
+    """Continue B prompts of token ids: yield one token for each prompt, `max_new_tokens` times.
 
-    Only the last block_size tokens are visible to the model. Raises Stopped if a logit is not
-    finite.
+    The model sees only the last block_size tokens of a text. Raises Stopped for a non-finite logit.
     """
     sampling = sampling or Sampling()
     device, block_size = next(model.parameters()).device, model.config.block_size
@@ -146,7 +148,7 @@ def generate(
     generators = make_generators(seed, len(prompts))
     cache = Cache(len(prompts), block_size, device)
     tokens: Tensor | None = None
-    for _ in range(max_new_tokens):
+    for _ in range(max_new_tokens if prompts else 0):
         if tokens is None or max(map(len, contexts)) > block_size:
             contexts = [drop_oldest(context, block_size) for context in contexts]
             logits = prefill(model, contexts, cache)
@@ -164,15 +166,15 @@ def generate(
 
 
 def drop_oldest(context: list[int], block_size: int) -> list[int]:
-    """Return the context if it fits, otherwise only its newest 3/4 block_size tokens."""
-    # A cut context needs a new prefill: all positions change. Dropping a quarter makes this rare.
+    """Return the context if it fits; otherwise return its newest 3/4 × block_size tokens."""
+    # A cut changes all positions, which needs a new prefill. Dropping a quarter makes this rare.
     return context if len(context) <= block_size else context[block_size // 4 - block_size :]
 
 
 def mark_seen(
     prompts: Sequence[Sequence[int]], vocab_size: int, sampling: Sampling, device: torch.device
 ) -> Tensor | None:
-    """Mark the tokens of each prompt (B, V, boolean); None without a repetition penalty."""
+    """Mark the tokens of each prompt (B, V, boolean); return None if there is no penalty."""
     if sampling.repetition_penalty == 1:
         return None
     seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
@@ -182,19 +184,17 @@ def mark_seen(
 
 
 def select_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The log-probability of tokens (B,) under logits (B, V), in nats: (B,)."""
+    """Return the log-probabilities (B,) of tokens (B,) under logits (B, V), in nats."""
     return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
 
 
 def make_generators(seed: int, count: int) -> list[torch.Generator]:
-    """One random generator for each text, so that no text depends on the others in its batch."""
+    """Return a random generator for each text, so that no text depends on the rest of the batch."""
     digests = [hashlib.sha256(f"{seed} {row}".encode()).digest() for row in range(count)]
     return [torch.Generator().manual_seed(int.from_bytes(d[:4], "little")) for d in digests]
 
 
 def not_finite() -> Stopped:
-    """The error for logits that are NaN or infinite."""
-    return Stopped(
-        "the model's logits are not finite: its weights are damaged or its training diverged; "
-        "use another run"
-    )
+    """Return the error for logits that are NaN or infinite."""
+    reason = "its weights are damaged or its training diverged; use another run"
+    return Stopped(f"the model's logits are not finite: {reason}")

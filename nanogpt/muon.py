@@ -1,7 +1,7 @@
-"""Muon: orthogonalised momentum for the weight matrices of the blocks. Complete in this file.
+"""Muon, an optimizer that orthogonalises the updates of weight matrices. Complete in this file.
 
-Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with Nesterov momentum, and with
-decoupled weight decay (Liu et al. 2025, arXiv:2502.16982).
+The method is from Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), with Nesterov
+momentum and decoupled weight decay (Liu et al. 2025, arXiv:2502.16982).
 """
 
 import math
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 
 class Muon:
-    """Updates matrices so that every direction of a matrix moves equally far.
+    """Updates each matrix by the same distance in every direction.
 
-    The gradient of a matrix is usually dominated by a few directions. Muon replaces the matrix of
-    averaged gradients U Σ Vᵀ by U Vᵀ, in which all directions have the same length.
+    A few directions usually dominate the gradient of a matrix. Muon writes the averaged gradient as
+    its singular value decomposition U Σ Vᵀ and replaces it by U Vᵀ, in which all directions have
+    the same length.
     """
 
     def __init__(
@@ -27,19 +28,19 @@ class Muon:
         precision: torch.dtype = torch.bfloat16,
         stacked: Mapping[str, int] | None = None,
     ) -> None:
-        """`stacked` says how many matrices a parameter stacks as rows, by name; 1 if left out.
+        """`stacked` maps parameter names to numbers of matrices that a parameter stacks as rows.
 
-        For example, one parameter holds the matrices of the queries and of the keys.
+        For example, one parameter stacks the query and the key matrix. The default number is 1.
         """
         self.parameters: list[Tensor] = [*named.values()]
         self.averages = [torch.zeros_like(p) for p in self.parameters]
         """The running mean of each gradient."""
         self.momentum, self.weight_decay = momentum, weight_decay
-        # float16 could overflow; bfloat16 is exact enough (Jordan et al.).
+        # float16 could overflow; bfloat16 is accurate enough (Jordan et al.).
         self.precision = torch.float32 if precision == torch.float32 else torch.bfloat16
         self._names = list(named)
         self.stacks: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
-        """For each shape (rows, columns): the parameters, and how many such matrices each has.
+        """For each shape (rows, columns): parameter indices, and how many such matrices each has.
 
         Matrices of one shape are orthogonalised together, as one batch.
         """
@@ -49,7 +50,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: Tensor) -> None:
-        """Update every matrix at this learning rate ()."""
+        """Update every matrix with the learning rate `rate`, a scalar tensor."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         assert len(gradients) == len(self.parameters)
         torch._foreach_lerp_(self.averages, gradients, 1 - self.momentum)
@@ -57,7 +58,7 @@ class Muon:
         torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
         for (rows, columns), counts in self.stacks.items():
             stack = torch.cat([nesterov[i].view(-1, rows, columns) for i in counts])
-            # This factor lets each output of a tall matrix move as far as in a square matrix.
+            # The factor makes each output of a tall matrix change as much as with a square matrix.
             distance = rate * math.sqrt(max(1, rows / columns))
             updates = torch.mul(orthogonalise(stack, self.precision), distance, out=stack)
             torch._foreach_sub_(
@@ -66,7 +67,7 @@ class Muon:
             )
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that a checkpoint needs, by name."""
+        """Return the tensors that a checkpoint needs, by name."""
         pairs = zip(self._names, self.averages, strict=True)
         return {f"{name}.momentum": average for name, average in pairs}
 
@@ -74,9 +75,9 @@ class Muon:
 def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
     """Return approximately U Vᵀ for each matrix U Σ Vᵀ of `matrices` (N, rows, columns).
 
-    Five steps of a Newton-Schulz iteration with a quintic polynomial, whose coefficients let small
-    singular values grow as fast as possible (Jordan et al. 2024). Singular values do not
-    converge to 1: those that are not negligible end between 0.68 and 1.15.
+    It takes five steps of a Newton-Schulz iteration with a quintic polynomial, whose coefficients
+    let small singular values grow as fast as possible (Jordan et al. 2024). The singular values do
+    not converge to 1, but all that are not negligible end between 0.68 and 1.15.
     """
     X = matrices.to(precision)
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above 1

@@ -1,4 +1,4 @@
-"""Optimizers: Adam and AdamW, the learning-rate schedule, weight averaging. Muon is in muon.py."""
+"""Adam and AdamW, the learning-rate schedule, and weight averaging. Muon is in muon.py."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,21 @@ class OptimConfig:
     """The optimizer and its schedule."""
 
     optimizer: Literal["adamw", "adam", "muon"] = "adamw"
-    """adamw: Adam with decoupled weight decay (arXiv:1711.05101). adam: the original, without decay
+    """adamw: Adam with decoupled weight decay (arXiv:1711.05101). adam: Adam without weight decay
     (arXiv:1412.6980). muon: Muon for the matrices of the blocks, adam for all other parameters."""
     lr: float = 1e-3
     """Peak learning rate, reached after the warm-up."""
     muon_lr: float = 0.02
     """Peak learning rate of Muon."""
     schedule: Literal["cosine", "linear"] = "cosine"
-    """Shape of the decay of the learning rate."""
+    """Shape of the learning-rate decay after the warm-up."""
     cooldown: float = 1.0
-    """Fraction of the steps after the warm-up in which a linear schedule decays; the rate is
-    constant before."""
+    """A linear schedule lowers the rate only in this last fraction of the steps after warm-up."""
     min_lr: float = 1e-4
-    """Learning rate at the end of the schedule and after it; times muon_lr / lr for Muon."""
+    """Learning rate at the end of the schedule and after it. For Muon, it is multiplied by
+    muon_lr / lr."""
     warmup: int = 100
-    """Steps in which the learning rate rises from 0."""
+    """Number of steps in which the learning rate rises from 0."""
     decay_steps: int | None = None
     """Step at which the schedule ends; by default the last step."""
     beta1: float = 0.9
@@ -41,13 +41,13 @@ class OptimConfig:
     momentum: float = 0.95
     """Decay of Muon's running mean of the gradients."""
     weight_decay: float = 0.1
-    """Each step multiplies matrices by 1 - learning rate × this. Biases and norms do not decay;
-    with muon, the parameters that adam updates do not decay either."""
+    """Each step multiplies matrices by 1 - learning rate × this value. Biases and norms do not
+    decay. With muon, the parameters that adam updates do not decay either."""
     grad_clip: float = 1.0
-    """Largest norm of the whole gradient; a larger one is scaled down. 0 turns clipping off."""
+    """Largest norm of the whole gradient; larger gradients are scaled down. 0 turns this off."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights. The average is evaluated, too, and
-    saved in best/ if it is the best so far. 0 turns it off."""
+    """Decay of an exponential moving average of the weights. The average is also evaluated, and
+    saved in best/ if its loss is the lowest so far. 0 turns averaging off."""
 
     def __post_init__(self) -> None:
         for field in ("min_lr", "warmup", "weight_decay", "grad_clip"):
@@ -69,13 +69,13 @@ class OptimConfig:
 
 
 class Adam:
-    """Adam, and with a weight decay AdamW: a step moves each weight by about the learning rate.
+    """Adam, or AdamW if weight_decay is not 0. A step moves each weight by about the learning rate.
 
     m = β₁m + (1 - β₁)g and v = β₂v + (1 - β₂)g² are running means of the gradient g and its square.
     weights -= rate · m̂ / (√v̂ + ε), where m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) after t steps
-    (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1). AdamW adds weights -= rate · decay ·
-    weights for matrices and tables (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2).
-    torch.optim.AdamW is not used: importing torch.optim takes longer than starting torch.
+    (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1). AdamW also subtracts rate · decay ·
+    weights from matrices and tables (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2).
+    torch.optim.AdamW is not used: it imports the compiler of torch, which takes seconds.
     """
 
     def __init__(
@@ -89,16 +89,16 @@ class Adam:
         self.v = [torch.zeros_like(p) for p in self.parameters]
         self.betas = betas
         self.steps = torch.zeros((), device=self.parameters[0].device)
-        """Steps taken."""
+        """Number of steps taken so far."""
         self._names = list(named)
         matrices = [i for i, p in enumerate(self.parameters) if p.dim() >= 2]
         vectors = [i for i, p in enumerate(self.parameters) if p.dim() < 2]
         self.groups = [(matrices, weight_decay), (vectors, 0.0)]
-        """Groups of parameters, by index, with their weight decay."""
+        """Groups of parameters: their indices and their weight decay."""
 
     @torch.no_grad()
     def step(self, rate: Tensor) -> None:
-        """Update every parameter at this learning rate ()."""
+        """Update every parameter with the learning rate `rate`, a scalar tensor."""
         self.steps += 1
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         assert len(gradients) == len(self.parameters)
@@ -106,13 +106,13 @@ class Adam:
             if indices:
                 lists = self.parameters, gradients, self.m, self.v
                 weights, g, m, v = ([tensors[i] for i in indices] for tensors in lists)
-                # The equations above, in one pass over each tensor.
+                # This computes the equations above in one pass over each tensor.
                 torch._fused_adamw_(
                     weights,
                     g,
                     m,
                     v,
-                    [],  # only AMSGrad uses these
+                    [],  # this argument is for AMSGrad only
                     [self.steps] * len(indices),
                     lr=rate,
                     beta1=self.betas[0],
@@ -124,7 +124,7 @@ class Adam:
                 )
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that a checkpoint needs, by name."""
+        """Return the tensors that a checkpoint needs, by name."""
         named_m = {f"{n}.m": m for n, m in zip(self._names, self.m, strict=True)}
         named_v = {f"{n}.v": v for n, v in zip(self._names, self.v, strict=True)}
         return {**named_m, **named_v, "steps": self.steps}
@@ -136,9 +136,9 @@ Optimizer = Adam | Muon
 def build_optimizers(
     model: nn.Module, config: OptimConfig, precision: torch.dtype = torch.float32
 ) -> list[Optimizer]:
-    """The optimizers that config describes; each parameter of the model is in exactly one.
+    """Build the optimizers that `config` describes; each parameter is in exactly one of them.
 
-    Muon gets the matrices that model.matrices() names; its products run at `precision`.
+    Muon gets the matrices that model.matrices() names; `precision` is for its matrix products.
     """
     named, betas = dict(model.named_parameters()), (config.beta1, config.beta2)
     if config.optimizer == "adamw":
@@ -153,7 +153,7 @@ def build_optimizers(
 
 
 def get_learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """The learning rate of a step in 0 ... steps - 1: a linear warm-up, then the schedule."""
+    """Return the learning rate of `step`, counted from 0: a linear warm-up, then the schedule."""
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
     decaying_steps = max(1, (config.decay_steps or steps) - config.warmup)
@@ -166,35 +166,35 @@ def get_learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def scale_rates(optimizers: Sequence[Optimizer], rate: float, config: OptimConfig) -> list[float]:
-    """The learning rate of each optimizer: rate for Adam, rate · muon_lr / lr for Muon."""
+    """Return the rate of each optimizer: `rate` for Adam, `rate` · muon_lr / lr for Muon."""
     muon_rate = rate / config.lr * config.muon_lr
     return [muon_rate if isinstance(optimizer, Muon) else rate for optimizer in optimizers]
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients down if their total norm exceeds max_norm; 0 leaves them unchanged.
+    """Scale all gradients down if their total norm exceeds max_norm. max_norm 0 turns this off.
 
-    Returns the norm of each parameter's gradient (P,) before clipping. It does the same as
-    torch.nn.utils.clip_grad_norm_, but that function returns only the total norm.
+    Returns the norm of each parameter's gradient (P,) before clipping. This function replaces
+    torch.nn.utils.clip_grad_norm_, which returns only the total norm.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))  # one kernel on a GPU
+    norms = torch.stack(torch._foreach_norm(gradients))  # a single kernel on a GPU
     if max_norm:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norms.norm())
     return norms
 
 
 def get_ema_decay(step: int, config: OptimConfig) -> float:
-    """The decay of the weight average in a step.
+    """Return the decay of the weight average in a step.
 
-    The average covers about 1 / (1 - ema) steps; at first, the last ninth of the steps so far.
+    It covers about 1 / (1 - ema) steps; at first, it covers the last ninth of all steps so far.
     """
     return min(config.ema, (1 + step) / (10 + step))
 
 
 @torch.no_grad()
 def update_average(averages: Sequence[Tensor], weights: Sequence[Tensor], rate: Tensor) -> None:
-    """Move the averages towards the weights, by a fraction `rate` () of the difference."""
+    """Move the averages towards the weights by the fraction `rate` of their difference."""
     differences = torch._foreach_sub(list(weights), list(averages))
     torch._foreach_mul_(differences, rate)
     torch._foreach_add_(list(averages), differences)

@@ -21,7 +21,7 @@ from .optim import (
 from .runs.run import Run
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""Maps inputs and targets, each (B, T), to the mean loss () in nats per token."""
+"""Maps inputs and targets, each (B, T), to the mean loss in nats per token, a scalar."""
 
 
 def compute_gradients(
@@ -31,7 +31,7 @@ def compute_gradients(
     accumulation: int = 1,
     backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> Tensor:
-    """Add the gradient of a batch's mean loss to the parameters' .grad; returns the loss ().
+    """Add the gradient of a batch's mean loss to `.grad` of the parameters, and return the loss.
 
     The batch is processed in `accumulation` equal parts, one after the other. More parts give the
     same result with less memory for activations.
@@ -45,7 +45,7 @@ def compute_gradients(
 
 
 def update_weights(optimizers: Sequence[Optimizer], rates: Sequence[Tensor]) -> None:
-    """Let each optimizer update its parameters at its learning rate ()."""
+    """Let each optimizer update its parameters with its learning rate."""
     for optimizer, rate in zip(optimizers, rates, strict=True):
         optimizer.step(rate)
 
@@ -60,9 +60,9 @@ def train_step(
     grad_clip: float = 0.0,
     accumulation: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Take one optimizer step on a batch; inputs and targets are (B, T), each rate is ().
+    """Take one optimizer step on a batch of inputs (B, T) and targets (B, T).
 
-    Returns the mean loss () and the norm of each parameter's gradient (P,) before clipping.
+    Returns the mean loss, a scalar, and the norm of each parameter's gradient (P,) before clipping.
     """
     loss = compute_gradients(mean_loss, inputs, targets, accumulation)
     norms = clip_gradients(parameters, grad_clip)
@@ -86,7 +86,7 @@ class Stepper:
         )
 
     def take(self, steps: int, should_stop: Callable[[], object]) -> Tensor:
-        """Take `steps` optimizer steps; if should_stop() becomes true, fewer, but at least one.
+        """Take `steps` steps. Stop early, after at least one step, if should_stop() is true.
 
         Returns the loss of each step and the norms of its gradients: (steps taken, 1 + P).
         """
@@ -99,7 +99,7 @@ class Stepper:
         return torch.stack(results)
 
     def step(self, blocks: Tensor, rates: Tensor, average_rate: Tensor) -> Tensor:
-        """Take one step on blocks (B, T + 1); returns its loss and gradient norms (1 + P,)."""
+        """Take one step on blocks (B, T + 1), and return its loss and gradient norms (1 + P,)."""
         loss, norms = self.update(*inputs_and_targets(blocks), rates)
         if self.run.state.average:
             update_average(self.run.state.average, self.parameters, average_rate)
@@ -120,12 +120,12 @@ class Stepper:
         )
 
     def draw_starts(self, ahead: int) -> Tensor:
-        """The starts (B,) of the blocks of a coming batch; `ahead` is 0 for the next step."""
+        """Return the starts (B,) of the blocks of a future batch; `ahead` is 0 for the next one."""
         blocks_drawn = self.run.state.tokens // self.block_size + ahead * self.batch_size
         return self.order.starts(blocks_drawn, self.batch_size)
 
     def plan(self, ahead: int) -> tuple[list[float], float]:
-        """The learning rates and the rate of the weight average for a coming step."""
+        """Return the learning rates and the weight-averaging rate of a future step."""
         config, state = self.run.config, self.run.state
         step = state.step + ahead
         rate = get_learning_rate(step, config.train.steps, config.optim)
@@ -133,6 +133,6 @@ class Stepper:
         return rates, 1 - get_ema_decay(step, config.optim)
 
     def count_step(self) -> None:
-        """Count a step that was taken, and its tokens."""
+        """Add one step and its tokens to the counters of the run."""
         self.run.state.step += 1
         self.run.state.tokens += self.batch_size * self.block_size

@@ -1,4 +1,4 @@
-"""The training loop: step, log, checkpoint, evaluate, keep the best, stop.
+"""The training loop: step, log, checkpoint, evaluate, keep the best weights, stop.
 
 The loop does not depend on the kind of model. It works on a Run (runs/run.py), which prepare_run()
 creates and resume_run() restores.
@@ -33,34 +33,34 @@ OVERFITTING = (
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended."""
+    """The result of a run."""
 
     run: Run
     best: Best
     """The evaluation with the lowest validation loss; best/ holds its weights."""
     last: Record
     ended: str
-    """Why it ended."""
+    """The reason why the run ended."""
 
 
 class Reporter:
     """Receives the progress of a run; this base class ignores it."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """Called while a large text is read and encoded, with bytes done and in total."""
+        """Called while a large text is read and encoded; `done` and `total` are in bytes."""
 
     def started(self, run: Run) -> None:
         """Called once, before the first step."""
 
     def recorded(self, record: Record, best: Best | None) -> None:
-        """Called for every line of metrics.jsonl; best is None before the first evaluation."""
+        """Called for every line of metrics.jsonl; `best` is None before the first evaluation."""
 
     def said(self, line: str) -> None:
         """Called with a message for the user."""
 
 
 def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
-    """Create a run directory and train in it, from the first step to the last.
+    """Create a run directory, and train a model in it from the first step to the last.
 
     Raises UserError before the first step, Stopped or Interrupted after it.
     """
@@ -71,9 +71,9 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
 def resume_training(
     saved: SavedRun | Path, config: RunConfig, reporter: Reporter | None = None
 ) -> Result:
-    """Resume a run from its last checkpoint; raises the same as train().
+    """Resume a run from its last checkpoint; raises the same errors as train().
 
-    `saved` is the run directory, or the files that were already read from it.
+    `saved` is the run directory, or the contents that were already read from it.
     """
     reporter = reporter or Reporter()
     run = resume_run(saved, config, reporter.preparing)
@@ -104,7 +104,7 @@ def _fit(run: Run, reporter: Reporter) -> Result:
 
 
 def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, keeper: CheckpointKeeper) -> str:
-    """Train until there is a reason to stop; returns the reason."""
+    """Train until there is a reason to stop, and return the reason."""
     settings, state, journal = run.config.train, run.state, run.journal
     start = time.perf_counter() - state.seconds
     check, has_warned = FiniteCheck(run), False
@@ -115,7 +115,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, keeper: Checkpoi
     while True:
         is_evaluation = settings.evaluates_at(state.step)
         if is_evaluation or interrupts.received:
-            keeper.save_last(start)  # before the evaluation, so that a resume repeats it
+            keeper.save_last(start)  # before the evaluation, so that a resumed run repeats it
         if interrupts.received:
             raise keeper.interrupted(interrupts.received)
 
@@ -139,7 +139,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, keeper: Checkpoi
 
 
 def _measure(run: Run, check: FiniteCheck, is_evaluation: bool, start: float) -> Record:
-    """The next line of metrics.jsonl; an evaluation covers the whole validation split."""
+    """Return the next line of metrics.jsonl; an evaluation covers the whole validation split."""
     state, validation = run.state, run.data.splits["val"]
     loss: Evaluation | None = None
     averaged_loss: Evaluation | None = None
@@ -165,13 +165,13 @@ def _measure(run: Run, check: FiniteCheck, is_evaluation: bool, start: float) ->
 
 
 def steps_until_next_event(step: int, settings: TrainConfig) -> int:
-    """Steps until the next log line, evaluation or end, at most STEPS_AHEAD."""
+    """Return how many steps remain to the next log line, evaluation or end; at most STEPS_AHEAD."""
     intervals = settings.eval_every, settings.log_every, STEPS_AHEAD
     return min(settings.steps - step, *(interval - step % interval for interval in intervals))
 
 
 def reason_to_stop(journal: Journal, settings: TrainConfig) -> str | None:
-    """Return why training ends after the latest evaluation; None if it continues."""
+    """Return why training ends after the latest evaluation, or None if training continues."""
     last, best = journal.records[-1], journal.best
     assert best is not None
     target, patience = settings.stop_at_val_loss, settings.patience

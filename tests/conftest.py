@@ -1,4 +1,4 @@
-"""Fixtures for all tests: an own cache, a generated text, small runs."""
+"""Fixtures for all tests: a separate cache, a generated text, small runs."""
 
 import os
 import random
@@ -22,10 +22,10 @@ from nanogpt.text.bpe import HubTokenizer, train_bpe
 from tests.small import SMALL
 from tests.texts import LANGUAGES
 
-settings.register_profile("nanogpt", deadline=None)  # a slow machine is no failure
+settings.register_profile("nanogpt", deadline=None)  # tests may be slow on a slow machine
 settings.load_profile("nanogpt")
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread for each
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: each uses one thread
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
@@ -55,7 +55,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _forward_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests compare messages that name paths with forward slashes, also on Windows."""
+    """Error messages show paths with forward slashes, also on Windows."""
     if os.name == "nt":
         monkeypatch.setattr(
             UserError, "__str__", lambda error: ValueError.__str__(error).replace(os.sep, "/")
@@ -73,7 +73,7 @@ def text() -> str:
 
 @pytest.fixture
 def text_file(tmp_path: Path, text: str) -> Path:
-    """A file with the text."""
+    """A file with the text of the fixture `text`."""
     file = tmp_path / "words.txt"
     file.write_text(text, encoding="utf-8", newline="\n")
     return file
@@ -87,8 +87,8 @@ def bpe() -> HubTokenizer:
 
 Answer = tuple[int, str, str]
 POSIX_OPTIONS: dict[str, Any] = {
-    "start_new_session": True,  # the process leads a group of its own, as in a terminal
-    # Tests in the background of a shell ignore SIGINT, and so would their children.
+    "start_new_session": True,  # a new process group, as in a terminal
+    # Background jobs of a shell ignore SIGINT, and child processes inherit this: undo it.
     "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
 }
 if os.name != "posix":
@@ -113,7 +113,7 @@ def nanogpt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 @pytest.fixture
 def process() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
-    """Starts a command as a process, which is killed at the end of the test."""
+    """Starts a command in a new process, which is killed at the end of the test."""
 
     @contextmanager
     def run(*args: object) -> Iterator[subprocess.Popen[str]]:

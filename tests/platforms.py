@@ -25,7 +25,7 @@ needs_links = pytest.mark.skipif(not _can_link(), reason="this user may not crea
 
 
 def peak_memory() -> int:
-    """The largest memory of this process so far, in bytes; skips the test on Windows."""
+    """Return the peak memory of this process so far, in bytes. Skip the test on Windows."""
     resource = pytest.importorskip("resource")
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit

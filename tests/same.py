@@ -11,7 +11,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    """Assert that all weights, optimizer tensors, random states and lines are equal."""
+    """Assert that all weights, optimizer tensors, random states and metrics are equal."""
     assert metrics(one) == metrics(other)
     for checkpoint in ("last", "best"):
         files = {file.name for file in (one / checkpoint).iterdir()}

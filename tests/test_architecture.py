@@ -27,7 +27,7 @@ LAYER = {room: number for number, layer in enumerate(LAYERS) for room in layer}
 
 
 def parse_modules() -> dict[str, ast.Module]:
-    """Every module of the package by its dotted name below nanogpt."""
+    """Parse every module of the package; the keys are dotted names such as text.bpe."""
     return {
         ".".join(file.relative_to(HOME).with_suffix("").parts): ast.parse(file.read_text("utf-8"))
         for file in sorted(HOME.rglob("*.py"))
@@ -38,7 +38,7 @@ MODULES = parse_modules()
 
 
 def find_imports(module: str) -> set[str]:
-    """The absolute dotted names that a module imports, at any level of indentation."""
+    """The absolute dotted names that a module imports, also inside its functions."""
     here = ["nanogpt", *module.split(".")]
     found = set()
     for node in ast.walk(MODULES[module]):
@@ -52,7 +52,7 @@ def find_imports(module: str) -> set[str]:
 
 
 def find_own_imports(module: str) -> set[str]:
-    """The modules of this package, below nanogpt, that a module imports."""
+    """The modules of this package that a module imports."""
     found = set()
     for name in find_imports(module):
         if name.startswith("nanogpt."):
@@ -88,7 +88,7 @@ def test_imports_flow_one_way(module: str) -> None:
 
 def test_no_imports_are_circular() -> None:
     graph = {module: find_own_imports(module) - {module} for module in OWN}
-    assert len([*TopologicalSorter(graph).static_order()]) == len(OWN)  # raises CycleError
+    assert len([*TopologicalSorter(graph).static_order()]) == len(OWN)  # a cycle raises
 
 
 def test_models_import_torch_and_nothing_of_ours() -> None:

@@ -10,7 +10,7 @@ from nanogpt.text.tokenizers import CharTokenizer
 
 
 def make_numbered_data(n: int) -> Data:
-    """A text whose token at position i has the id i."""
+    """Make data in which the token at position i has the id i."""
     text = "".join(chr(256 + i) for i in range(n))
     return Data(make_corpus(text), CharTokenizer(text))
 
@@ -40,7 +40,7 @@ def test_targets_are_shifted_by_one_and_blocks_stay_in_their_split() -> None:
         assert inputs.shape == targets.shape == (8, 16)
         assert (targets == inputs + 1).all()  # in this text, token i is followed by i + 1
         seen |= set(targets.flatten().tolist()) | set(inputs.flatten().tolist())
-    assert seen == set(range(90))  # the whole split with its first and last token
+    assert seen == set(range(90))  # the blocks cover the whole split
 
 
 def test_the_smallest_split_has_a_single_block() -> None:
@@ -58,13 +58,13 @@ ORDERS: list[OrderName] = ["random", "epochs"]
 def test_a_batch_depends_on_the_seed_and_the_number_of_earlier_blocks(name: OrderName) -> None:
     order = BatchOrder(name, 1000, 8, seed=5)
     in_order = [order.starts(4 * step, 4).tolist() for step in range(100)]
-    torch.rand(3)  # the global random generator changes nothing
+    torch.rand(3)  # the global random generator has no effect
     again = BatchOrder(name, 1000, 8, seed=5)
     for step in (99, 3, 40, 41):
         assert again.starts(4 * step, 4).tolist() == in_order[step]
     for other in (BatchOrder(name, 1000, 8, seed=6), BatchOrder(name, 1000, 8, seed=4)):
         batches = [other.starts(4 * step, 4).tolist() for step in range(100)]
-        assert not any(batch in in_order for batch in batches)  # not even at another step
+        assert not any(batch in in_order for batch in batches)  # not even in a different step
 
 
 def test_random_blocks_start_anywhere_with_equal_probability() -> None:
@@ -125,7 +125,7 @@ def test_windows_cover_every_target_once(block_size: int, batch_size: int) -> No
 
 @pytest.mark.parametrize("extra_characters", [0, 30_000, 60_000, 100_000])
 def test_ids_are_correct_for_small_and_large_vocabularies(extra_characters: int) -> None:
-    """Vocabularies up to 65,536 tokens have 16-bit ids, larger ones 32-bit ids."""
+    """Vocabularies up to 65,536 tokens have 16-bit ids; larger vocabularies have 32-bit ids."""
     code_points = (i for i in range(0x3400, 0x3440 + extra_characters) if not 0xD800 <= i < 0xE000)
     alphabet = "".join(map(chr, code_points))
     tokenizer, text = CharTokenizer(alphabet), alphabet[-40:]

@@ -19,12 +19,12 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def find_rows(text: str) -> list[str]:
-    """The first column of the tables, without the backquotes."""
+    """Return the first column of all tables in a text, without the backquotes."""
     return [row[1] for row in re.findall(r"^\| (`+) ?(.+?) ?\1 \| ", text, re.MULTILINE)]
 
 
 def make_patterns(message: ast.expr) -> list[str]:
-    """A regular expression for each form of a message; each inserted value matches any text."""
+    """Make a regular expression for each form of a message; inserted values match any text."""
     match message:
         case ast.Constant(str(text)):
             return [re.escape(text)]
@@ -43,7 +43,7 @@ def make_patterns(message: ast.expr) -> list[str]:
 
 
 def find_patterns(*calls: str) -> Iterator[str]:
-    """The patterns of the messages in all calls of the functions or classes with these names."""
+    """Yield the patterns of the messages in all calls of these functions or classes."""
     for file in sorted(HOME.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in calls:

@@ -1,4 +1,4 @@
-"""The evaluation protocol against a plain loop over the text."""
+"""The evaluation protocol, compared with a plain loop over the text."""
 
 import math
 from dataclasses import replace

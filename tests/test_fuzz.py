@@ -1,9 +1,9 @@
 """A mutant of a checkpoint either loads the weights that were saved or raises UserError.
 
 The mutants have flipped bits, files that are cut, swapped or replaced, changed fields, huge numbers
-and links. Some keep the old checksums; others have new ones, as from an attacker. Each
-mutant may take two seconds and 500 MB. A separate process reads them, so its memory can be
-measured.
+and links. Some mutants keep the old checksums; others have new checksums, as an attacker would
+write. Each mutant may take two seconds and 500 MB. A separate process reads the mutants, so that
+its memory can be measured.
 """
 
 import hashlib
@@ -33,20 +33,21 @@ from nanogpt.runs.start import prepare_run, resume_run
 from nanogpt.system.files import remove_if_present
 from nanogpt.train import train
 
-resource = pytest.importorskip("resource")  # Windows lacks it, /dev/zero and pipes
-UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
+# Windows has no `resource` module, no /dev/zero and no such pipes
+resource = pytest.importorskip("resource")
+UNIT = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss in bytes
 
 Files = dict[str, bytes]
 
 
 def sign_files(files: Files) -> Files:
-    """The files with new checksums."""
+    """Return the files with new checksums."""
     sums = (f"{hashlib.sha256(raw).hexdigest()}  {n}\n" for n, raw in files.items() if n != SUMS)
     return files | {SUMS: "".join(sums).encode()}
 
 
 def draw_value(draw: random.Random) -> Any:
-    """A value that is probably wrong."""
+    """Choose a value that is probably wrong."""
     return draw.choice(
         [
             *(0, -1, 1, 3, 2**31, 2**63, 10**30, 10**400, -(2**64), 1e308, 0.5, True, False, None),
@@ -233,7 +234,7 @@ RUNS = 100
 
 
 def damage_run(draw: random.Random, run: Path) -> None:
-    """Damage a file of a run that is not in a checkpoint, or add one."""
+    """Damage a file of a run outside its checkpoints, or add a file."""
     name = draw.choice(["run.json", "metrics.jsonl"])
     how = draw.randrange(6)
     if how < 3:
@@ -311,7 +312,7 @@ def test_a_damaged_checkpoint_loads_the_same_weights_or_raises_an_error(
     assert report["megabytes"] < 500
     errors = sum(n for outcome, n in outcomes.items() if outcome.endswith("UserError"))
     assert errors > mutants / 2
-    for mutation in UNSIGNED:  # checksums detect them, except for a few harmless ones
+    for mutation in UNSIGNED:  # checksums detect all but a few harmless mutants
         same = outcomes.get(f"{mutation.__name__}: same", 0)
         assert same <= outcomes[f"{mutation.__name__}: UserError"] / 4
     assert outcomes["signed keep: same"] > 0

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanogpt.errors import Stopped, UserError
+from nanogpt.fast import generation as fast
 from nanogpt.generate import (
     Sampling,
     filter_logits,
@@ -19,9 +21,39 @@ from nanogpt.generate import (
     penalise_seen,
     sample_token,
 )
-from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig, Model, Modern, ModernConfig
+from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig, Model, Modern, ModernConfig, build
 
 SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 7}
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-30, 1e30, 1e300])
+@pytest.mark.parametrize("penalty", [1e-300, 1e-39, 1e39, 1e300])
+def test_extreme_settings_do_not_end_in_nan(temperature: float, penalty: float) -> None:
+    """In float32, some of these settings are 0 or infinite."""
+    logits = torch.tensor([[0.0, -2.0, 3.0, 1.0]])
+    seen = torch.tensor([[True, True, True, False]])
+    lowered = penalise_seen(logits, seen, penalty)
+    assert lowered.isfinite().all()
+    p = filter_logits(lowered, Sampling(temperature=temperature)).softmax(-1)
+    assert p.sum() == pytest.approx(1)
+    exact = [x / penalty if x > 0 else x * penalty for x in (0.0, -2.0, 3.0)] + [1.0]
+    if temperature < 1:
+        assert p.argmax() == exact.index(max(exact))
+
+
+def test_a_top_p_of_1_removes_nothing() -> None:
+    logits = torch.randn(4, 5000, generator=torch.Generator().manual_seed(0)) * 8
+    filtered = filter_logits(logits, Sampling(top_p=1.0))
+    torch.testing.assert_close(filtered.softmax(-1), logits.softmax(-1))
+    assert filtered.isfinite().all()
+
+
+@pytest.mark.parametrize("run", [generate, fast.generate])
+def test_no_prompts_and_empty_prompts(run: Callable[..., Iterator[object]]) -> None:
+    model = build(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=5))
+    assert list(run(model, [], 3)) == []
+    with pytest.raises(UserError, match="a prompt has no tokens"):
+        list(run(model, [[1], []], 3))
 
 
 def random_model(kind: str) -> Model:
@@ -44,7 +76,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 def filter_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The probabilities (B, V) to sample from."""
+    """Return the probabilities (B, V) to sample from."""
     return filter_logits(logits, sampling).softmax(-1)
 
 
@@ -53,7 +85,7 @@ def write(model: Model, start: list[int], n: int, seed: int = 0, **how: Any) -> 
 
 
 def written_out(model: Model, tokens: list[int], n: int) -> list[int]:
-    """Generate n tokens, each the most likely, without a cache; a full context keeps 9 tokens."""
+    """Generate n tokens greedily without a cache. A full context keeps its last 9 tokens."""
     seen, written = list(tokens), []
     for _ in range(n):
         if len(seen) > 12:
@@ -65,7 +97,7 @@ def written_out(model: Model, tokens: list[int], n: int) -> list[int]:
 
 
 def reference(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
-    """The probabilities after the filters, computed with plain loops."""
+    """Compute the probabilities after the filters with plain loops."""
     top = max(logits)
     p = [math.exp((logit - top) / temperature) for logit in logits]
     kth = sorted(logits, reverse=True)[min(top_k, len(logits)) - 1]
@@ -80,7 +112,7 @@ def reference(logits: list[float], temperature: float, top_k: int, top_p: float)
     return [x / sum(kept) for x in kept]
 
 
-# Multiples of 1/64: subtracting the largest logit would make 0 and 1e-20 equal.
+# Multiples of 1/64, because subtracting the largest logit makes 0 and 1e-20 equal.
 visible = st.integers(-1280, 1280).map(lambda n: n / 64)
 
 
@@ -179,7 +211,7 @@ def test_tokens_come_as_often_as_the_model_expects_them() -> None:
 
 @pytest.mark.parametrize("start", [1, 5, 11, 12, 20])
 def test_greedy_is_the_model_without_a_cache(model: Model, start: int) -> None:
-    """The context becomes full; then generation drops its oldest quarter at a time."""
+    """When the context is full, generation drops the oldest quarter of the context."""
     tokens = [i * i % 7 for i in range(start)]
     assert write(model, tokens, 50, temperature=0) == written_out(model, tokens[-12:], 50)
 
@@ -303,6 +335,6 @@ def test_logits_that_are_not_finite_are_no_text(value: float, temperature: float
     model = random_model("gpt")
     assert isinstance(model, GPT)
     with torch.no_grad():
-        model.token_embedding.weight[3] = value  # one token of seven is enough
+        model.token_embedding.weight[3] = value  # one of the seven tokens is enough
     with pytest.raises(Stopped, match="the model's logits are not finite"):
         write(model, [1], 1, temperature=temperature)

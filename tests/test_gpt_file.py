@@ -1,4 +1,4 @@
-"""gpt.py, the GPT in one file: what it prints, and its equality with the package."""
+"""gpt.py, the GPT in one file: its output, and its agreement with the package."""
 
 import ast
 import io
@@ -52,7 +52,7 @@ def make_data(text: str) -> Data:
 
 
 def count_bigram_loss(text: str) -> float:
-    """The validation loss of bigram counts with add-one smoothing, from plain dictionaries."""
+    """Compute the validation loss of bigram counts, add-one smoothed, with plain dictionaries."""
     cut, V = int(0.9 * len(text)), len(set(text))
     train, val = text[:cut], text[cut:]
     pairs, firsts = Counter(pairwise(train)), Counter(train[:-1])
@@ -202,7 +202,7 @@ def test_initial_weights_have_the_spread_of_the_package() -> None:
 
 @pytest.mark.parametrize("length", [6000, 5290, 5300, 150])
 def test_evaluation_equals_that_of_the_package(text: str, length: int) -> None:
-    text = text[:length]  # validation splits of 599, 528, 529 and 14 targets for blocks of 16
+    text = text[:length]  # 599, 528, 529 or 14 validation targets; a block has 16
     data = make_data(text)
     ours, package = make_models(**SHAPE | {"vocab_size": len(set(text))})
     split = data.splits["val"]

@@ -21,3 +21,7 @@ def test_no_public_name_hides_a_module() -> None:
 def test_another_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'nanogpt' has no attribute 'GTP'"):
         _ = nanogpt.GTP
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert set(nanogpt.__all__) <= set(dir(nanogpt))

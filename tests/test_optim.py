@@ -1,4 +1,4 @@
-"""Optimizers, learning rates and averages equal their formulas and the optimizers of torch."""
+"""Optimizers, learning rates and running means, compared with their formulas and with torch."""
 
 import math
 from dataclasses import replace
@@ -116,7 +116,7 @@ def matrices(*shapes: tuple[int, int]) -> dict[str, nn.Parameter]:
 
 @pytest.mark.parametrize("shape", [(6, 6), (24, 8), (8, 24)])
 def test_what_is_left_is_near_the_nearest_orthogonal_matrix(shape: tuple[int, int]) -> None:
-    """The result is U S Vᵀ: U and V of the SVD, and singular values S of 0.7 to 1.2, not 1."""
+    """The result is U S Vᵀ, where U and V are from the SVD and S is about 0.7 to 1.2, not 1."""
     stack = torch.randn(5, *shape, dtype=torch.float64) * 10.0 ** torch.arange(-2, 3)[:, None, None]
     found = orthogonalise(stack, torch.float64)
     U, _, Vh = torch.linalg.svd(stack, full_matrices=False)
@@ -138,7 +138,7 @@ def test_stacking_changes_nothing() -> None:
 
 
 def test_muon_is_what_is_written_out() -> None:
-    """Jordan et al. 2024, with decoupled decay, computed for one matrix at a time in float64."""
+    """Muon (Jordan et al. 2024) with decoupled decay, for one matrix at a time in float64."""
     ours = matrices((4, 4), (8, 4), (4, 4), (4, 12))
     muon = Muon(ours, momentum=0.9, weight_decay=0.5, precision=torch.float32)
     weights = [p.detach().double() for p in ours.values()]
@@ -161,7 +161,7 @@ def test_muon_is_what_is_written_out() -> None:
 
 
 def test_matrices_in_one_parameter_are_moved_as_if_they_were_apart() -> None:
-    """Another parameter of the same shape holds a single matrix."""
+    """Two parameters contain three matrices each; a third one of the same shape contains one."""
     apart = matrices(*[(8, 8)] * 6, (24, 8))
     pieces, whole = list(apart.values())[:6], apart["6"]
     qkv = [nn.Parameter(torch.cat([*pieces[i : i + 3]]).detach()) for i in (0, 3)]
@@ -226,7 +226,7 @@ def test_muon_is_that_of_torch() -> None:
         muon.step(torch.tensor(0.1))
         reference.step()
     for p, q in zip(ours.values(), theirs, strict=True):
-        torch.testing.assert_close(p, q, atol=0.02, rtol=0)  # bfloat16 sums in another order
+        torch.testing.assert_close(p, q, atol=0.02, rtol=0)  # the order of bfloat16 sums differs
 
 
 def test_the_mean_of_the_weights_is_what_is_written_out() -> None:

@@ -1,4 +1,4 @@
-"""The package uses nothing that Windows or macOS lacks, except in the modules that handle it."""
+"""The package uses no feature that Windows or macOS lacks, except in a few known modules."""
 
 import ast
 import errno
@@ -39,7 +39,7 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
 
 
 def test_text_files_have_an_encoding_and_line_ending() -> None:
-    """Windows defaults to the encoding of its language, and to line ends with carriage returns."""
+    """On Windows, the default encoding depends on the language, and lines end with \\r\\n."""
     for file, name, call in calls():
         method = name.rpartition(".")[2]
         options = {keyword.arg for keyword in call.keywords}
@@ -57,7 +57,10 @@ def test_text_files_have_an_encoding_and_line_ending() -> None:
 
 
 def test_only_one_module_renames_files() -> None:
-    """Windows refuses to rename a file that another process has open: see replace_path()."""
+    """Windows refuses to rename a file while another process has it open.
+
+    replace_path() waits for that process.
+    """
     for file, name, _ in calls():
         is_rename = name in ("os.replace", "os.rename", "shutil.move") or name.endswith(".rename")
         assert not is_rename or file == "system/files.py", file

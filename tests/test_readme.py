@@ -26,7 +26,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def blocks(language: str) -> list[str]:
-    """The code blocks of the README in a language."""
+    """Return the README's code blocks in this language."""
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
@@ -66,7 +66,7 @@ def test_the_readme_shows_every_command() -> None:
 
 
 def test_every_flag_in_a_document_exists(nanogpt: Command) -> None:
-    known = {"--check", "--train.stps"}  # an option of ruff; a typing error in errors.md
+    known = {"--check", "--train.stps"}  # an option of ruff; an intended typing error
     for benchmark in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)", benchmark.read_text("utf-8")))
     studies = (("study", "ladder"), ("study", "scaling"))
@@ -88,7 +88,7 @@ def test_the_first_link_after_the_quick_start_is_the_one_file() -> None:
 
 
 def make_anchor(heading: str) -> str:
-    """The anchor that GitHub gives to a heading."""
+    """Return the anchor that GitHub gives to a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
 
 

@@ -87,13 +87,13 @@ QUICK = ["muon", "epochs"]
 def test_a_resumed_run_is_exact_to_the_bit(config: RunConfig, variant: str) -> None:
     config = replace(config, **VARIANTS[variant])  # type: ignore[arg-type]
     train(replace(config, out=Path("straight")))
-    # At the first step, just after a checkpoint, at a checkpoint, and between two.
+    # Stop at the first step, just after a checkpoint, at a checkpoint, and between checkpoints.
     train_with_interruptions(config, Path("stopped"), 0, 5, 20, 35)
     assert_same(Path("straight"), Path("stopped"))
 
 
 def test_a_run_with_more_steps_is_exact_too(config: RunConfig) -> None:
-    """30 steps, then 30 more; the schedule does not depend on the number of steps."""
+    """Train 30 steps, then 30 more; the schedule does not depend on the number of steps."""
     settings = replace(config.train, eval_every=30)
     config = replace(config, optim=replace(config.optim, decay_steps=60), train=settings)
     train(replace(config, out=Path("straight")))
@@ -140,7 +140,7 @@ def test_a_run_that_dies_anywhere_is_exact_too(config: RunConfig) -> None:
     train(replace(config, out=Path("straight")))
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("failed")), PowerFailure(0))
-    for step in (15, 20, 55, 60):  # at 20, best/ is already written
+    for step in (15, 20, 55, 60):  # at step 20, best/ is already written
         with pytest.raises(KeyboardInterrupt):
             resume_training(Path("failed"), read_run_config(Path("failed")), PowerFailure(step))
     with Path("failed/metrics.jsonl").open("a") as file:
@@ -222,7 +222,7 @@ def test_settings_of_another_run_are_refused(
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("run")), Interrupter(20))
     before = {file: file.read_bytes() for file in Path("run").rglob("[!.]*") if file.is_file()}
-    with pytest.raises(UserError, match=message) as _error:  # its traceback holds the lock
+    with pytest.raises(UserError, match=message) as _error:  # its traceback keeps the lock object
         resume_training(Path("run"), replace(read_run_config(Path("run")), **change))  # type: ignore[arg-type]
     lock_run(Path("run")).release()  # the lock was released
     assert before == {f: f.read_bytes() for f in Path("run").rglob("[!.]*") if f.is_file()}
@@ -247,7 +247,7 @@ def test_changed_metrics_are_named(config: RunConfig, lines: int | None, message
 
 
 def gpu_flags(out: str, steps: int) -> list[object]:
-    """Arguments for a run of the size of baby, compiled, on a text of 6,000 characters."""
+    """Return arguments for a compiled run of the size of baby on a text of 6,000 characters."""
     return [
         *("train", "baby", "--data", "words.txt", "--out", out, "--device", "cuda"),
         *("--train.steps", steps, "--train.eval-every", 25, "--optim.decay-steps", 100),
@@ -257,7 +257,7 @@ def gpu_flags(out: str, steps: int) -> list[object]:
 
 @pytest.mark.gpu
 def test_a_deterministic_run_on_a_gpu_is_exact(process: Process, text_file: Path) -> None:
-    """In separate processes: cuBLAS and the compiler are configured once per process."""
+    """Each run is a new process, because cuBLAS and the compiler are configured once a process."""
     for arguments in (
         gpu_flags("straight", 100),
         gpu_flags("half", 40),

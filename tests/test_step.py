@@ -1,4 +1,4 @@
-"""Training steps equal steps written out by hand, however many one call takes."""
+"""Training steps equal explicit formulas, for any number of steps in one call."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def test_four_parts_of_16_are_a_batch_of_64() -> None:
 
 
 def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
-    """Three steps by hand: the same batches, gradients, clipping, rates and decay."""
+    """Three explicit steps give the same batches, gradients, clipping, rates and decay."""
     settings = replace(config.train, steps=3)
     config = replace(config, seed=7, model=replace(SMALL, dropout=0.0), train=settings)
     trained = train(config).run.model
@@ -72,7 +72,7 @@ def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
 def test_blocks_are_drawn_in_the_order_asked_for(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training crosses epochs, with 8 blocks per step and, after resuming, with 4."""
+    """Training takes several epochs, with 8 blocks per step, and with 4 after resuming."""
     drawn: list[int] = []
 
     def blocks(self: Split, starts: Tensor, size: int) -> Tensor:
@@ -105,7 +105,7 @@ def never() -> bool:
 
 @pytest.fixture
 def muon(config: RunConfig) -> RunConfig:
-    """A run with every feature of a step: two optimizers, averaged weights, dropout."""
+    """A run with every optional part of a step: two optimizers, averaged weights, dropout."""
     return replace(
         config,
         model=ModernConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1),
@@ -128,7 +128,7 @@ def test_it_makes_no_difference_how_many_steps_are_taken_together(muon: RunConfi
 
 
 def test_it_finds_the_loss_and_the_norm_of_every_gradient(config: RunConfig) -> None:
-    """The norms are those before clipping."""
+    """The norms are measured before clipping."""
     config = replace(config, model=replace(SMALL, dropout=0.0))
     run, steps = stepper(replace(config, optim=replace(config.optim, grad_clip=1e-3)))
     order = BatchOrder("random", len(run.data.splits["train"].tokens), 16, config.seed)
@@ -141,7 +141,7 @@ def test_it_finds_the_loss_and_the_norm_of_every_gradient(config: RunConfig) -> 
 
 
 def test_it_stops_between_two_steps(muon: RunConfig) -> None:
-    """When it continues, no step is skipped and none is repeated."""
+    """When training continues, it skips no step and repeats no step."""
     (one, straight), (other, stopped) = stepper(muon), stepper(muon)
     torch.manual_seed(3)
     whole = straight.take(9, never)

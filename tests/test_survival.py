@@ -1,4 +1,4 @@
-"""A run that ends by a signal, a kill or a full disk can be resumed exactly."""
+"""A run that was ended by a signal, a kill or a full disk can be resumed exactly."""
 
 import json
 import random
@@ -16,14 +16,14 @@ from nanogpt.runs.checkpoint import load_checkpoint
 from tests.marks import slow
 from tests.same import assert_same
 
-resource = pytest.importorskip("resource")  # not on Windows, which has no signals either
+resource = pytest.importorskip("resource")  # Windows has no `resource` and no such signals
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 
 def arguments(text_file: Path, out: str, steps: int, eval_every: int = 10) -> list[object]:
-    """Arguments for a run whose checkpoints take about as long as its steps."""
+    """Return arguments for a run whose checkpoints take about as long as its steps."""
     return [
         *("train", "tiny", "--data", text_file, "--out", out, "--device", "cpu"),
         *("--sample-tokens", 20),
@@ -102,7 +102,7 @@ def kill_and_resume(process: Process, text_file: Path, kills: int, steps: int, s
             _, err = training.communicate()
             assert training.returncode == -signal.SIGKILL, err
         interrupted += is_writing(out)
-        for checkpoint in ("last", "best"):  # complete at every instant
+        for checkpoint in ("last", "best"):  # checkpoints are complete at any time
             if (out / "run.json").exists() and (out / checkpoint).exists():
                 load_checkpoint(out / checkpoint)
         if (out / "run.json").exists():
@@ -167,7 +167,7 @@ def assert_stopped_by_full_disk(answer: tuple[int, str, str], run: Path, reason:
 def test_a_file_size_limit_stops_the_run_with_one_line(
     nanogpt: Command, text_file: Path, limit: int
 ) -> None:
-    """With each limit, another file of the run is the first to exceed it."""
+    """Each limit makes a different file of the run the first one that exceeds it."""
     schedule = ("--optim.decay-steps", 40)
     assert nanogpt(*arguments(text_file, "straight", 40), *schedule)[0] == 0
     assert nanogpt(*arguments(text_file, "full", 20), *schedule)[0] == 0

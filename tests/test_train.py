@@ -32,7 +32,7 @@ def lines(result: Result) -> list[dict[str, float]]:
 
 
 def make_loss(result: Result, checkpoint: str) -> float:
-    """The validation loss of a checkpoint, measured again."""
+    """Measure the validation loss of a checkpoint again."""
     loaded = load_checkpoint(result.run.out / checkpoint)
     return evaluate(loaded.model, result.run.data.splits["val"]).loss
 
@@ -46,7 +46,7 @@ def test_it_learns_and_leaves_what_it_promised(config: RunConfig) -> None:
     assert [line["step"] for line in lines(result)] == list(range(0, 61, 5))
     assert [line["step"] for line in lines(result) if "val_loss" in line] == [0, 20, 40, 60]
     names = {"run.json", "metrics.jsonl", "loss.png", "best", "last", ".pid"}
-    assert {file.name for file in out.iterdir()} - {".lock"} == names  # Windows removes it
+    assert {file.name for file in out.iterdir()} - {".lock"} == names  # Windows removes .lock
     saved = json.loads((out / "run.json").read_text())
     assert saved["config"]["model"]["vocab_size"] == result.run.tokenizer.vocab_size
     assert saved["config"]["train"]["steps"] == 60

@@ -1,4 +1,4 @@
-"""Parses the arguments of a command into its dataclass. The only module that imports tyro.
+"""Parses the arguments of a command into its dataclass. No other module imports tyro.
 
 Every field of the dataclass is an option, and its docstring is the help text of that option. A
 wrong argument raises UserError with a one-line message.
@@ -33,12 +33,12 @@ T = TypeVar("T")
 
 
 def placeholder(text: str) -> Any:
-    """Sets the text that the help shows in place of a field's value, such as [RUN]."""
+    """Set the text that the help shows in place of a field's value, such as [RUN]."""
     return tyro.conf.arg(metavar=text)
 
 
 def _make_value_error(value: str, requirement: str) -> ValueError:
-    message = f"is {value!r}: it must be {requirement}"  # the caller puts the flag before it
+    message = f"is {value!r}: it must be {requirement}"  # the caller adds the flag
     return ValueError(message)
 
 
@@ -52,7 +52,7 @@ positional: Any = tyro.conf.Positional
 """Marks a field that is given by its position, without a flag."""
 flat = tyro.conf.arg(name="")
 """Marks a nested dataclass whose options have no prefix."""
-OptionalString = Optional[str]  # noqa: UP045  for `str | None`, tyro loads another library: 0.1 s
+OptionalString = Optional[str]  # noqa: UP045  with `str | None`, tyro starts 0.1 s slower
 Run = Annotated[OptionalString, positional, placeholder("[RUN]")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 OptionalRun = Annotated[
@@ -65,12 +65,12 @@ OptionalRun = Annotated[
         str_from_instance=lambda value: ["None"] if value is None else [value],
     ),
 ]
-"""An option with an optional value: None if the option is missing, "" if only its value is."""
+"""An option with an optional value: None without the option, "" if it has no value."""
 
 _CONFIG = (
     tyro.conf.AvoidSubcommands,
     tyro.conf.UseAppendAction,
-    tyro.conf.HelptextFromCommentsOff,  # searching the source code for comments takes long
+    tyro.conf.HelptextFromCommentsOff,  # searching the source code for comments is slow
 )
 _NUMBERS: dict[type, str] = {int: "an integer", float: "a number"}
 _registry = tyro.constructors.ConstructorRegistry()
@@ -80,9 +80,9 @@ _registry = tyro.constructors.ConstructorRegistry()
 def _make_number_spec(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """Return a parser for int, float, or either with None; return None for any other type.
+    """Return a parser for int, float, int | None or float | None; return None for other types.
 
-    It replaces tyro's own parser, whose error message has several lines.
+    This parser replaces tyro's own parser, whose error messages have several lines.
     """
     kinds = set(get_args(info.type) or (info.type,))
     is_optional = NoneType in kinds
@@ -122,10 +122,10 @@ def parse_arguments(
 def parse_with_defaults(
     kind: type[T], choose_defaults: Callable[[T], tuple[T, str]], args: Sequence[str], prog: str
 ) -> T:
-    """Return a dataclass with the values from `args`; some values decide the defaults of others.
+    """Return a dataclass with the values from `args`; some values decide other defaults.
 
     The same parser runs twice. The first pass accepts the options of every kind of model and does
-    not check values against each other. `choose_defaults` gets its result, uses only the values
+    not check whether values fit together. `choose_defaults` gets its result, uses only the values
     that decide defaults, and returns the defaults and the description for the second pass.
     """
     first_kind = _make_first_kind(kind)  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def parse_command(commands: Mapping[str, type[T]], args: Sequence[str], prog: st
 
 @contextlib.contextmanager
 def report_mistakes(kind: type) -> Iterator[None]:
-    """Turn a ValueError, for example of a configuration, into a UserError that names flags."""
+    """Turn a ValueError, for example from a configuration, into a UserError that names flags."""
     try:
         yield
     except ValueError as error:
@@ -199,9 +199,9 @@ def _run_parser(
 
 
 def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:
-    """Call `reject` with the object of each tyro error, if this version of tyro supports it.
+    """Call `reject` with each error object of tyro, if this version of tyro supports that.
 
-    This uses a private hook of tyro. Without the hook, the message is the text that tyro prints.
+    This uses a private hook of tyro. Without it, the error message is the text that tyro prints.
     """
     try:
         listening = import_module("tyro._errors").on_parse_error(reject)
@@ -233,7 +233,7 @@ def _explain_event(
 
 
 def _get_flag(argument: Any) -> str:
-    """The flag of an argument of tyro, or the placeholder of a positional one."""
+    """Return the flag of a tyro argument, or the placeholder of a positional argument."""
     lowered = argument.lowered
     return str(lowered.metavar if argument.is_positional() else lowered.name_or_flags[-1])
 
@@ -241,7 +241,7 @@ def _get_flag(argument: Any) -> str:
 def _explain_unknown(
     tokens: Sequence[str], flags: Collection[str], commands: Collection[str], prog: str
 ) -> UserError:
-    """Return an error about unknown arguments that suggests the closest known one."""
+    """Return an error about unknown arguments that suggests the most similar known argument."""
     option = next((token for token in tokens if token.startswith("-")), None)
     if option is None and commands:
         known = suggest_nearest(tokens[0], commands) or f"use one of {', '.join(commands)}"
@@ -257,9 +257,10 @@ def _explain_unknown(
 
 
 def _list_flags(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, str]:
-    """Map the field names of a dataclass, and of the dataclasses in it, to flags.
+    """Map the field names of a dataclass, and of its nested dataclasses, to flags.
 
-    In a union, a default selects its own class. A boolean has a second entry, no_NAME.
+    If a field with a union type has a default, only the class of the default counts. A boolean
+    field has a second entry, no_NAME.
     """
     flags: dict[str, str] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
@@ -278,7 +279,7 @@ def _list_flags(kind: Any, default: Any = None, prefix: str = "--") -> dict[str,
 def _name_flags(message: str, flags: Mapping[str, str]) -> str:
     """Replace the names of dataclass fields in a message with their flags.
 
-    A name is the first word of the message, or any word with an underscore, as in `n_embd is 128,
+    A name is the first word of the message or any word with an underscore, as in `n_embd is 128,
     which n_head 3 does not divide`.
     """
     return re.sub(
@@ -295,7 +296,7 @@ def _remove_drawing(text: str) -> str:
 
 
 def _find_dataclasses(hint: Any) -> list[Any]:
-    """The dataclasses of a type hint: one, those of a union, or none."""
+    """Return the dataclasses in a type hint, which can be a union; return [] if it has none."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     return [kind for kind in get_args(hint) or (hint,) if is_dataclass(kind)]
@@ -305,7 +306,7 @@ def _find_dataclasses(hint: Any) -> list[Any]:
 def _make_first_kind(kind: type) -> Any:
     """Make the dataclass of the first pass: without checks, and with a flag for help.
 
-    tyro caches by class.
+    The result is cached, because tyro also caches by class.
     """
     help_flag = Annotated[Flag, tyro.conf.arg(aliases=["-h"])]
     unchecked = _remove_checks(kind)
@@ -313,7 +314,7 @@ def _make_first_kind(kind: type) -> Any:
 
 
 def _remove_checks(*kinds: Any) -> Any:
-    """Make a dataclass with the fields of all `kinds` but no checks, also in nested dataclasses."""
+    """Make a dataclass with the fields of all `kinds`, without checks at any level of nesting."""
     merged: dict[str, tuple[str, Any, Any]] = {}
     for kind in kinds:
         hints = get_type_hints(kind, include_extras=True)

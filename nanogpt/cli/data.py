@@ -22,16 +22,16 @@ from .progress import Bar
 class DataArgs:
     """Show statistics of a text, and the entropies and validation losses of its n-grams.
 
-    A model with a lower validation loss has learned more than these counts.
+    A model with a lower validation loss has learned more than these n-gram counts.
     """
 
     data: Annotated[str, positional, placeholder("[DATA]")] = "tinyshakespeare"
-    """Corpus, file, folder, pattern or address: the same values as --data of train."""
+    """Corpus, file, folder, pattern or address, as for --data of nanogpt train."""
     column: str = "text"
-    """Column of .jsonl and .parquet files that has the text."""
+    """Column of .jsonl and .parquet files that contains the text."""
     separator: str = "\n\n"
     """Text between documents."""
-    save: Optional[Path] = None  # noqa: UP045  for `Path | None`, tyro loads another library: 0.1 s
+    save: Optional[Path] = None  # noqa: UP045  with `Path | None`, tyro starts 0.1 s slower
     """Also write the text to this file, which must not exist yet."""
     json: Flag = False
     """Print one JSON object instead of tables."""
@@ -60,7 +60,7 @@ def data(args: list[str]) -> None:
 
 
 def make_survey_tables(survey: Survey) -> list[Table]:
-    """Return a table of the statistics of a text, and one of its n-grams if they were counted."""
+    """Return a table of the statistics of a text, and a table of its n-grams if counted."""
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     characters = " ".join(map(make_visible, survey.alphabet[:200]))
     characters += " …" if survey.alphabet[200:] else ""
@@ -86,7 +86,7 @@ def make_survey_tables(survey: Survey) -> list[Table]:
 def save_text(corpus: Corpus, file: Path) -> None:
     """Write the text of a corpus to a new file in UTF-8. Raises UserError if the file exists."""
     try:
-        with file.open("x", encoding="utf-8", newline="") as opened:  # line endings stay the same
+        with file.open("x", encoding="utf-8", newline="") as opened:  # keeps all line endings
             try:
                 opened.writelines(corpus.chunks())
             except BaseException:

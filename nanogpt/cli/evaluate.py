@@ -30,12 +30,12 @@ class EvalArgs:
     runs: Annotated[tuple[str, ...], positional, placeholder("[RUN ...]")] = ()
     """Run directories, or their names below runs/; by default the newest run."""
     split: Literal["auto", "val", "train", "all"] = "auto"
-    """train: the first part of the text. val: the held-out last part. all: both. auto: val, or all
-    for another text."""
+    """train: the first part of the text. val: the held-out last part. all: both parts. auto: val
+    for the text of the run, all for another text."""
     data: str | None = None
-    """Another text to evaluate on: the same values as --data of train."""
+    """Another text to evaluate on, given as for --data of nanogpt train."""
     column: str = "text"
-    """Column of .jsonl and .parquet files that has the text."""
+    """Column of .jsonl and .parquet files that contains the text."""
     separator: str = "\n\n"
     """Text between documents."""
     json: Flag = False

@@ -30,8 +30,8 @@ class ExplainArgs:
     """Show what a run will need: parameters, memory, operations, time."""
 
     size: Annotated[str | None, positional, placeholder("[SIZE]")] = None
-    """Preset or run to explain: its values are the defaults of the options below. The default
-    depends on the device: baby on a GPU, tiny elsewhere."""
+    """Preset or run to explain. Its values are the defaults of the options below. If SIZE is not
+    given, the preset is baby on a GPU and tiny elsewhere."""
     json: Flag = False
     """Print one JSON object instead of tables."""
     config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
@@ -94,7 +94,7 @@ def _choose_defaults(options: ExplainArgs) -> tuple[ExplainArgs, str]:
 
 
 def _find_config(size: str) -> RunConfig:
-    """The configuration of a preset or a run."""
+    """Return the configuration of a preset or a run."""
     is_run = any((directory / "run.json").exists() for directory in (Path(size), RUNS / size))
     if size in PRESETS or (suggest_nearest(size, PRESETS) and not is_run):
         return get_preset(size).config
@@ -138,6 +138,6 @@ def make_byte_format(largest: float) -> Callable[[float], str]:
 def format_quantity(value: float, unit: str) -> str:
     """Format a value with three digits and an SI prefix, such as 1.23 ms."""
     prefixes = {1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "µ"}
-    value = float(f"{value:.3g}")  # round before choosing the prefix: 999,600 is 1 M
+    value = float(f"{value:.3g}")  # round first, so that 999,600 becomes 1 M
     size = next((size for size in prefixes if value >= size), 1.0)
     return f"{value / size:.3g} {prefixes[size]}{unit}".strip()

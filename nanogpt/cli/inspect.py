@@ -8,7 +8,7 @@ from ..errors import UserError, print_note
 from ..reports.inspection import SHOWN_TOKENS, inspect_text, render_page
 from ..runs.directory import find_run
 from ..system.devices import limit_threads
-from ..system.files import write_atomically
+from ..system.files import write_output
 from .arguments import Run, parse_arguments
 
 
@@ -25,7 +25,7 @@ class InspectArgs:
     prompt: str = ""
     """Text to process; by default the model generates a text."""
     out: Path | None = None
-    """File of the page; by default inspect.html in the run directory."""
+    """File to write the page to; by default inspect.html in the run directory."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
@@ -52,7 +52,7 @@ def inspect(args: list[str]) -> None:
     title += "" if options.prompt else "; generated text"
     inspection = inspect_text(trained.model, trained.tokenizer, text, title)
     try:
-        write_atomically(out, render_page(inspection).encode())
+        write_output(out, render_page(inspection).encode())
     except OSError as error:
         raise UserError(
             f"cannot write {out}: {error.strerror}; name another file with --out"

@@ -1,4 +1,4 @@
-"""Runs the command named by the arguments, and turns errors into one line and an exit status."""
+"""Runs the command in the arguments, and turns an error into one line and an exit status."""
 
 import io
 import os
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
     except (UserError, Stopped) as error:
-        line = escape_control(str(error)).replace("\n", "\\n")  # file names may have line breaks
+        line = escape_control(str(error)).replace("\n", "\\n")  # file names can have line breaks
         print(f"nanogpt: {line}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except (RuntimeError, MemoryError) as error:
@@ -73,7 +73,7 @@ def _run(args: list[str]) -> None:
     elif args[0] == "--version":
         print(f"nanogpt {VERSION}")
     elif args[0] in COMMANDS:
-        module = COMMANDS[args[0]][0]  # imported only now: most commands need torch
+        module = COMMANDS[args[0]][0]  # imported only now, because most commands load torch
         getattr(import_module(f".{module}", __package__), module)(args[1:])
     else:
         raise UserError(

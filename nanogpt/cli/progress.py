@@ -17,7 +17,7 @@ def duration(seconds: float) -> str:
 
 
 def make_live_line(console: Console) -> Progress:
-    """A progress bar with a text, removed at the end; shows nothing if there is no terminal."""
+    """Make a progress bar with a text. It shows nothing if the output is not a terminal."""
     return Progress(
         BarColumn(bar_width=20),
         TextColumn("{task.description}"),
@@ -28,7 +28,7 @@ def make_live_line(console: Console) -> Progress:
 
 
 class Bar:
-    """The progress of reading or encoding a large text; appears after half a second."""
+    """Shows the progress of reading or encoding a large text, after the first half second."""
 
     def __init__(self, console: Console) -> None:
         self.progress = make_live_line(console)
@@ -43,7 +43,7 @@ class Bar:
         self.progress.stop()
 
     def update(self, activity: str, done: int, total: int) -> None:
-        """Show the bytes done; a total of 0 means unknown. Can be used as a Progress callback."""
+        """Show the bytes done; a total of 0 means unknown. This method is a Progress callback."""
         now = time.monotonic()
         if activity != self.activity:
             self.progress.remove_task(self.task)

@@ -67,8 +67,8 @@ class TerminalReporter(LiveReporter):
         super().__init__(console)
         self.previous: Record | None = None
         self.peak_fraction: float | None = None
-        """Fraction of the device's peak FLOP/s at one token per second; None if the peak is
-        unknown."""
+        """Fraction of the device's peak FLOP/s that a speed of one token per second uses; None if
+        the peak is unknown."""
 
     def started(self, run: Run) -> None:
         self.bar.progress.stop()

@@ -55,7 +55,7 @@ def sample(args: list[str]) -> None:
 
 
 def print_completions(trained: Trained, prompts: Sequence[str], options: GenerationConfig) -> None:
-    """Print the completions of prompts: the first one as it grows, the others after it."""
+    """Print the completions of `prompts`: the first one piece by piece, then all others."""
     completions = trained.complete(prompts, options)
     count = len(completions.texts)
 
@@ -82,7 +82,7 @@ def _print(text: str) -> None:
 def _ask_for_prompts(trained: Trained, options: GenerationConfig) -> None:
     """Ask for prompts and print their completions until the input ends.
 
-    Ctrl-C ends the completion, or clears the line.
+    Ctrl-C ends the current completion, or clears the input line.
     """
     with suppress(ImportError):
         import readline  # noqa: F401  gives input() a history
@@ -108,7 +108,7 @@ def _ask_for_prompts(trained: Trained, options: GenerationConfig) -> None:
 
 
 def _read_prompts(options: SampleArgs, trained: Trained) -> list[str]:
-    """Return the prompts of the options; print a note about each that is empty or too long."""
+    """Return the prompts in the options; print a note about each empty or too long prompt."""
     prompts = list(options.prompt)
     if options.prompt_file is not None:
         prompts.append(read_text(options.prompt_file))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import Interrupted, Stopped, UserError, join_command
 from .arguments import Flag, parse_command, report_mistakes
 
-# The studies import torch: each is imported when it runs, so that the help appears at once.
+# The studies import torch, which is slow. So a study is imported only when it runs.
 if TYPE_CHECKING:
     from ..runs.config import RunConfig
     from ..studies.ladder import Rung
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LadderArgs:
-    """Train models from a table of counts to a GPT, and show how much each part lowers the loss.
+    """Train models from a table of counts to a GPT; show how much each added part lowers the loss.
 
-    Finished models are not trained again. Writes ladder.json, ladder.md and ladder.svg.
+    Finished models are not trained again. The results are in ladder.json, .md and .svg.
     """
 
     data: str = "tinyshakespeare"
-    """Text to train on: the same values as --data of train."""
+    """Text to train on, given as for --data of nanogpt train."""
     out: Path = Path("runs/ladder")
     """Directory of the study; each model has its run directory in it."""
     device: str = "auto"
@@ -42,8 +42,8 @@ class ScalingArgs:
     """Train models of many sizes on many amounts of text, and fit a scaling law to their losses.
 
     The law is L(N, D) = E + A / N^α + B / D^β for N parameters and D characters. The study is
-    meant for a GPU. Finished models are not trained again. Writes scaling.json, scaling.md and
-    three pictures.
+    meant for a GPU. Finished models are not trained again. The results are in scaling.json,
+    scaling.md and three pictures.
     """
 
     out: Path = Path("runs/scaling")
@@ -53,9 +53,9 @@ class ScalingArgs:
     at_a_time: int = 3
     """Number of models that train at the same time on each GPU."""
     sizes: int = 7
-    """Number of model sizes, from the smallest up; the largest of 7 has 28 million parameters."""
+    """Number of model sizes, starting with the smallest; the seventh has 28 million parameters."""
     steps: int = 2500
-    """Largest number of steps of each model; training ends early when the loss stops improving."""
+    """Maximum number of steps of each model; training ends early if the loss stops improving."""
     seed: int = 1337
     """Seed of the initial weights, the order of the batches and dropout."""
     json: Flag = False
@@ -117,7 +117,7 @@ def _run_ladder(options: LadderArgs) -> None:
 
 
 def _run_scaling(options: ScalingArgs) -> None:
-    """Train the models of the scaling study, and print a line for each and the fitted law."""
+    """Train the models of the scaling study; print a line for each model, and the fitted law."""
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -159,7 +159,7 @@ def _run_scaling(options: ScalingArgs) -> None:
 
 
 def format_rungs() -> Generator[str, "Rung", None]:
-    """Yield the header of the table; then, for each rung sent to the generator, its row."""
+    """Yield the header of the table, then one row for each rung sent to this generator."""
     from .progress import duration
 
     form = "{:13} {:>8} {:>8} {:>9} {:>11} {:>9}  {}"

@@ -27,11 +27,12 @@ class TokenizeArgs:
     """Show how a tokenizer encodes a text: each token with its id."""
 
     text: Annotated[OptionalString, positional, placeholder("[TEXT]")] = None
-    """Text to encode; by default standard input."""
+    """Text to encode; by default the text from standard input."""
     tokenizer: str = "char"
-    """char, byte, bpe, bpe:N, the path of a tokenizer.json, or a run."""
+    """char, byte, bpe, bpe:N for a vocabulary of N tokens, the path of a tokenizer.json, or a run,
+    whose tokenizer is used."""
     data: str = "tinyshakespeare"
-    """Text that char and bpe are trained on: the same values as --data of train."""
+    """Text that char and bpe are trained on, given as for --data of nanogpt train."""
     json: Flag = False
     """Print one JSON object instead of coloured text."""
 
@@ -62,9 +63,9 @@ def tokenize(args: list[str]) -> None:
 
 
 def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
-    """Return the tokenizer named by the options; train it on their text if it needs training."""
+    """Return the tokenizer that the options name; train it on their text if necessary."""
     kind = options.tokenizer
-    # Slow imports are local: tokenizers that do not need them start faster.
+    # Slow imports are local, so that the command starts faster if it does not need them.
     if not tokenizers.is_tokenizer_kind(kind) and not os.path.isfile(kind):
         from ..runs.directory import find_run
 
@@ -81,7 +82,7 @@ def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
 
 
 def render_tokens(tokenizer: Tokenizer, ids: Sequence[int], width: int) -> Text:
-    """Show each token on a coloured background, with its id below and visible white space."""
+    """Render each token on a coloured background, its id below; make white space visible."""
     lines = Text()
     tokens_line, ids_line, columns = Text(), Text(), 0
 

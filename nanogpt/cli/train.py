@@ -23,13 +23,13 @@ class TrainArgs:
     """Train a model."""
 
     preset: Annotated[str | None, positional, placeholder("[PRESET]")] = None
-    """Preset to train: its values are the defaults of the options below. The default depends on
-    the device: baby on a GPU, tiny elsewhere."""
+    """Preset to train. Its values are the defaults of the options below. If PRESET is not given, it
+    is baby on a GPU and tiny elsewhere."""
     resume: OptionalRun = None
-    """Resume this run from its last checkpoint, by default the newest run. Its settings are the
-    defaults of the options below."""
+    """Resume a run, by default the newest run, from its last checkpoint. The settings of the run
+    are the defaults of the options below."""
     sample_tokens: int = 500
-    """Tokens to generate with the best weights when the run ends; 0 for none."""
+    """Number of tokens to generate with the best weights when the run ends; 0 generates none."""
     config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ def train(args: list[str]) -> None:
 
 
 class _Defaults:
-    """The defaults of the options: the settings of the run to resume, or of a preset."""
+    """Chooses the defaults of the options: the settings of the run to resume, or of a preset."""
 
     saved: SavedRun | None = None
     """The run to resume."""

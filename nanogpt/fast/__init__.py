@@ -1,1 +1,1 @@
-"""Training and generation made fast on a GPU: CUDA graphs that run ahead of the host."""
+"""Fast training and generation on a GPU, with CUDA graphs that run ahead of the host."""

@@ -1,8 +1,8 @@
-"""Generation on a CUDA device: the functions of generate.py, captured and run ahead of the host.
+"""Fast generation on a CUDA device: the functions of generate.py, captured as a CUDA graph.
 
 A decoding step of a small model has hundreds of kernels that take longer to launch than to run. So
-the step is captured once as a CUDA graph and replayed STEPS_AHEAD times before the host reads the
-tokens, which are copied while the next steps run. The tokens equal those of generate.py.
+the step is captured once and replayed up to STEPS_AHEAD times before the host reads the tokens. The
+tokens are copied to the host while the next steps run. generate.py gives the same tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,8 @@ from ..system.gpu import CannotCapture, CudaGraph
 STEPS_AHEAD = 16
 """Largest number of decoding steps before the host reads their tokens."""
 PREFILL_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""They exclude cuDNN's attention, which needs a tenth of a second for each new prompt length."""
+"""Attention kernels for the prefill. The kernel of cuDNN is not among them, because it needs a
+tenth of a second for each new prompt length."""
 
 
 def generate(
@@ -43,30 +44,33 @@ def generate(
     seed: int = 1337,
     logprobs: bool = False,
 ) -> Iterator[NextTokens]:
-    """The same as nanogpt.generate.generate(), for a model on a CUDA device.
+    """Do the same as nanogpt.generate.generate(), but faster, for a model on a CUDA device.
 
     Raises Stopped if a logit is not finite, or if the step cannot be captured.
     """
+    if not prompts:
+        return iter(())
     decoder = CapturedDecoder(model, prompts, sampling or Sampling(), seed, logprobs)
     return decoder.run(max_new_tokens)
 
 
 @dataclass(frozen=True)
 class InFlight:
-    """The tokens of some steps that are being copied from the device to the host."""
+    """The results of some steps while they are copied from the device to the host."""
 
     tokens: Tensor
-    """(steps, B)."""
+    """Sampled tokens (steps, B)."""
     logprobs: Tensor
-    """(steps, B)."""
+    """Log-probabilities of the tokens (steps, B)."""
     finite: Tensor
-    """(): 0 if all logits so far were finite, otherwise NaN."""
+    """A scalar: 0 if all logits so far were finite, otherwise NaN."""
     arrived: torch.cuda.Event | None
-    """Recorded after the copies; None on a CPU, where they are already complete."""
+    """Event recorded after the copies to host memory; None on a CPU, where the copies are already
+    complete."""
 
 
 class CapturedDecoder:
-    """Generates tokens for B texts. The inputs and outputs of a step keep their device memory."""
+    """Generates tokens for B texts. All steps use the same device memory for inputs and outputs."""
 
     def __init__(
         self,
@@ -76,7 +80,7 @@ class CapturedDecoder:
         seed: int,
         logprobs: bool,
     ) -> None:
-        """The prompts are token ids, none of them empty."""
+        """`prompts` are lists of token ids; no prompt is empty."""
         B, device = len(prompts), next(model.parameters()).device
         self.model, self.sampling, self.device = model.eval(), sampling, device
         self.block_size = model.config.block_size
@@ -87,14 +91,14 @@ class CapturedDecoder:
         self.seen = mark_seen(prompts, model.config.vocab_size, sampling, device)
         self.wants_logprobs = logprobs
         self.tokens = torch.zeros(B, dtype=torch.long, device=device)
-        # One row for each step ahead: its random numbers, then its tokens and their logprobs.
+        # One row for each planned step: random numbers, sampled tokens and log-probabilities.
         self.uniform = torch.zeros(STEPS_AHEAD, B, device=device)
         self.sampled = torch.zeros(STEPS_AHEAD, B, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(STEPS_AHEAD, B, device=device)
         self.finite = torch.zeros((), device=device)
         self.row = torch.zeros(1, dtype=torch.long, device=device)
         self.host_row = STEPS_AHEAD
-        """The value of `row`, which the host knows without waiting for the device."""
+        """A copy of `row` on the host, which the host can read without waiting for the device."""
         self.steps_in_flight = 0
         is_cuda = device.type == "cuda"  # a test runs the same code on a CPU, without a graph
         self.graph = CudaGraph(device, warmup=1) if is_cuda else None
@@ -122,7 +126,7 @@ class CapturedDecoder:
             columns = [torch.rand(STEPS_AHEAD, generator=g) for g in self.generators]
             numbers = torch.stack(columns, 1)
             if self.device.type == "cuda":
-                numbers = numbers.pin_memory()  # the host does not wait for the copy
+                numbers = numbers.pin_memory()  # so that the host does not wait for the copy
             self.uniform.copy_(numbers, non_blocking=True)
             self.row.zero_()
             self.host_row = 0

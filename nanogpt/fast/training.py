@@ -1,8 +1,8 @@
-"""Fast training steps: compiled, planned ahead, captured as a CUDA graph; float16 loss scaling.
+"""Fast training steps: compiled models, CUDA graphs, and loss scaling for float16.
 
-On a GPU, the batch and the rates of a step are on the device before it starts, and its results
-stay there. So no step waits for the host. Every step is the same work for the device, so a step is
-captured once and replayed.
+On a GPU, the batch and the rates of a step are on the device before the step starts, and its
+results stay on the device. So no step waits for the host. All steps do the same work on the device,
+so one step is captured and replayed.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ STEPS_AHEAD = 100
 
 
 def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
-    """The fastest stepper for a run's device and precision; calls on_message if it cannot compile.
+    """Return the fastest stepper for a run; call on_message if the model cannot be compiled.
 
-    In float16 the host checks for overflow before each update, so the step cannot be captured.
+    In float16, the host checks for overflow before each update, so the step cannot be captured.
     """
     mean_loss = make_loss(run, on_message)
     if run.state.scale:
@@ -37,10 +37,10 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
 
 
 def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
-    """The loss that a run minimises, at its precision.
+    """Return the loss function of a run, which computes at the precision of the run.
 
-    On a GPU the blocks and the cross-entropy are compiled. The cross-entropy reads and writes all
-    logits, and a large vocabulary has many.
+    On a GPU, the blocks and the cross-entropy are compiled. The cross-entropy reads and writes all
+    logits, which takes long if the vocabulary is large.
     """
     model, settings, device = run.model, run.config.train, run.device
 
@@ -65,7 +65,7 @@ class CapturedStepper(Stepper):
     def __init__(self, run: Run, mean_loss: LossFunction) -> None:
         super().__init__(run, mean_loss)
         device, tokens = run.device, self.split.tokens
-        # One row for each step ahead: its batch and rates, then its loss and gradient norms.
+        # One row for each planned step: its batch, its rates, its loss and its gradient norms.
         shape = STEPS_AHEAD, self.batch_size, self.block_size + 1
         self.blocks = torch.zeros(shape, dtype=tokens.dtype, device=device)
         self.rates = torch.zeros(STEPS_AHEAD, len(run.state.optimizers), device=device)
@@ -77,7 +77,7 @@ class CapturedStepper(Stepper):
         self.graph = CudaGraph(device) if is_cuda else None
 
     def take(self, steps: int, should_stop: Callable[[], object]) -> Tensor:
-        """The same as Stepper.take(), for at most STEPS_AHEAD steps. Raises CannotCapture."""
+        """Do the same as Stepper.take(), for at most STEPS_AHEAD steps. Raises CannotCapture."""
         self._fill_rows(steps)
         taken = 0
         while taken == 0 or (taken < steps and not should_stop()):
@@ -90,7 +90,7 @@ class CapturedStepper(Stepper):
         return self.results[:taken].clone()
 
     def _fill_rows(self, steps: int) -> None:
-        """Put the batches and rates of the coming steps into their rows."""
+        """Put the batches and rates of the next `steps` steps into their rows."""
         starts = [self.draw_starts(ahead) for ahead in range(steps)]
         # Gather several batches at once, as long as their indices take at most 32 MB.
         at_once = max(1, (1 << 22) // self.blocks[0].numel())
@@ -116,11 +116,12 @@ class CapturedStepper(Stepper):
 class ScaledStepper(Stepper):
     """Scales the loss, so that small gradients do not vanish in float16; skips steps that overflow.
 
-    Micikevicius et al. 2018 (arXiv:1710.03740), section 3.2; runs/loss_scale.py adapts the scale.
+    The method is from Micikevicius et al. 2018 (arXiv:1710.03740), section 3.2. The module
+    runs/loss_scale.py adapts the scale.
     """
 
     def update(self, inputs: Tensor, targets: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as Stepper.update(); an overflow leaves the weights unchanged."""
+        """Do the same as Stepper.update(), but keep the weights unchanged after an overflow."""
         state, config, scale = self.run.state, self.run.config, self.run.state.scale
         assert scale is not None
         loss = compute_gradients(

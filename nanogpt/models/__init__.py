@@ -1,4 +1,4 @@
-"""The models: build one from its configuration, describe it, count its operations."""
+"""The models, and functions that build a model, describe it and count its operations."""
 
 from dataclasses import asdict
 from typing import Any
@@ -34,11 +34,11 @@ KINDS: dict[str, type[ModelConfig]] = {
     "plain": PlainConfig,
     "bigram": BigramConfig,
 }
-"""The configuration class of each kind of model, by its name in a run directory."""
+"""The configuration class of each kind of model, by the name of the kind in saved files."""
 
 
 def build(config: ModelConfig) -> Model:
-    """A newly initialised model of the shape `config`, on the current default device."""
+    """Return a newly initialised model with the shape `config`, on the default device of torch."""
     match config:
         case PlainConfig():  # before GPTConfig, its base class
             return Plain(config)
@@ -51,18 +51,19 @@ def build(config: ModelConfig) -> Model:
 
 
 def to_json(config: ModelConfig) -> dict[str, Any]:
-    """The JSON object of a model: its kind and all fields of its configuration."""
+    """Return a JSON object that describes a model: its kind and its configuration."""
     kind = next(name for name, cls in KINDS.items() if type(config) is cls)
     return {"kind": kind, **asdict(config)}
 
 
 def flops_per_token(model: Model) -> int:
-    """Floating-point operations of a training step per token: 6N + 12LCT.
+    """Return the floating-point operations of a training step per token: 6N + 12LCT.
 
-    Chowdhery et al. 2022 (PaLM), appendix B. N is the number of parameters in matrix products;
-    lookup tables do not count. The forward pass takes 2N operations, a multiplication and an
-    addition for each parameter. In each of L blocks, attention takes 2CT for the scores and 2CT for
-    the weighted mean of the values; masked ones are counted. The backward pass takes twice as many.
+    The formula is from Chowdhery et al. 2022 (PaLM), appendix B. N is the number of parameters in
+    matrix products; lookup tables do not count. The forward pass takes 2N operations: one
+    multiplication and one addition for each parameter. In each of L blocks, attention takes 2CT
+    operations for the scores and 2CT for the weighted mean of the values, masked positions
+    included. The backward pass takes twice as many operations as the forward pass.
     """
     config = model.config
     if isinstance(config, BigramConfig):

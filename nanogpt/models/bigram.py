@@ -46,20 +46,20 @@ class Bigram(nn.Module):
     """Tables from which each token looks up one row; no matrix product uses them."""
 
     def matrices(self) -> dict[str, int]:
-        """Empty: a bigram has no blocks."""
+        """Return an empty dictionary: a bigram has no blocks."""
         return {}
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Tokens (B, T) to logits (B, T, V); with a cache, for the last token only: (B, 1, V)."""
+        """Map tokens (B, T) to logits (B, T, V); with a cache, only the last: (B, 1, V)."""
         logits = self.table(tokens)
         return logits if cache is None else cache.select_last(logits)
 
     @classmethod
     def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":
-        """The model in closed form from tokens (N,): log((count(i, j) + s) / (count(i) + s V)).
+        """Compute the model directly from tokens (N,): log((count(i, j) + s) / (count(i) + s V)).
 
-        These are the maximum-likelihood probabilities after adding s to every count (Laplace
-        smoothing), so that a pair that never occurred does not get probability zero.
+        The smoothing s is added to every count (Laplace smoothing), so that a pair that never
+        occurs does not get probability zero.
         """
         V = config.vocab_size
         pairs = tokens[:-1] * V + tokens[1:]  # (N - 1,): each pair as one integer

@@ -1,4 +1,4 @@
-"""The key/value cache: with it, generation sends each token through the model only once."""
+"""The key/value cache. With it, the model processes each token only once in generation."""
 
 import torch
 from torch import Tensor, nn
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class Cache:
     """The keys and values of B texts, and other tensors that a model needs from earlier tokens.
 
-    The keys and values of a token never change, since no token attends to later ones. All tensors
-    keep their shape and their memory: S slots for each text, and a mask that hides the empty ones.
+    The keys and values of a token never change, since no token attends to later tokens. All
+    tensors keep their shape and their memory: S slots for each text. A mask hides the empty slots.
     So a CUDA graph can capture a decoding step once and replay it.
     """
 
@@ -20,7 +20,7 @@ class Cache:
         self.positions = torch.empty(0)
         """Position of each token of the input in its text (B, T)."""
         self.mask: Tensor | None = None
-        """Added to the scores (B, 1, 1, S). None in a prefill, which needs the causal mask only."""
+        """Mask (B, 1, 1, S) to add to the scores; None in a prefill, which uses the causal mask."""
         # Attention kernels are faster with a multiple of 16 slots.
         self._slots = torch.arange(-(-size // 16) * 16, device=device)  # (S,)
         self._zero = torch.zeros((), device=device)
@@ -29,7 +29,7 @@ class Cache:
     def set_positions(self, T: int, dtype: torch.dtype) -> Tensor:
         """Set and return the positions (B, T) of the next T tokens; also set the mask.
 
-        A model calls this first. T is 1, or the tokens are the first T of their texts.
+        A model calls this first. T is 1, or the tokens are the first T tokens of their texts.
         """
         self.positions = self.lengths[:, None] + self._slots[:T]
         self.mask = None
@@ -40,7 +40,7 @@ class Cache:
         return self.positions
 
     def append(self, module: nn.Module, new: Tensor, offset: int = 0) -> Tensor:
-        """Store a module's tensor for the input (..., T, D); return it for all slots (..., S, D).
+        """Store a module's new tensor (..., T, D), and return the tensor of all slots (..., S, D).
 
         The leading dimensions are (B) or (2, B, H). Position p is in slot p + offset; the first
         `offset` slots stay zero.
@@ -57,26 +57,26 @@ class Cache:
     def extend(self, module: nn.Module, new: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store the keys and values of the input (2, B, H, T, D); return keys, values and mask.
 
-        In a prefill it returns the new ones, and the mask is None: the causal mask is enough. In
-        decoding it returns all slots (B, H, S, D), and the mask hides the empty ones.
+        In a prefill, it returns the new keys and values, and None as the mask: the causal mask is
+        enough. In decoding, it returns all slots (B, H, S, D), and the mask hides empty slots.
         """
         memory = self.append(module, new)
         k, v = new if self.mask is None else memory
         return k, v, self.mask
 
     def select_last(self, x: Tensor) -> Tensor:
-        """Select the last token of each text, ignoring padding: x (B, T, C) to (B, 1, C)."""
+        """Select the last token (B, 1, C) of each text in `x` (B, T, C), without the padding."""
         if x.shape[1] == 1:
             return x
         return x.gather(1, (self.input_lengths - 1)[:, None, None].expand(-1, 1, x.shape[2]))
 
     def begin_prefill(self, lengths: list[int]) -> None:
-        """Empty the cache and expect this many tokens of each text."""
+        """Empty the cache, and set the number of tokens of each text in the next input."""
         self.lengths.zero_()
         self.input_lengths.copy_(torch.tensor(lengths))
 
     def end_prefill(self) -> None:
-        """Count the tokens of the prefill, and expect one token at a time from now on."""
+        """Count the tokens of the prefill as cached. Each later input has one token per text."""
         self.lengths.copy_(self.input_lengths)
         self.input_lengths.fill_(1)
 

@@ -1,8 +1,8 @@
 """GPT with the architecture of GPT-2: a decoder-only Transformer, complete in this file.
 
-The decoder of Vaswani et al. 2017, "Attention Is All You Need" (https://arxiv.org/abs/1706.03762),
-with layer norm before each sub-layer and GELU, as in Radford et al. 2019, "Language Models are
-Unsupervised Multitask Learners".
+This is the decoder of Vaswani et al. 2017, "Attention Is All You Need"
+(https://arxiv.org/abs/1706.03762), with layer norm before each sub-layer and GELU, as in
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 
 Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
 V vocabulary.
@@ -33,9 +33,9 @@ class GPTConfig:
     vocab_size: int = 65
     """Number of different tokens; a training run takes it from its tokenizer."""
     dropout: float = 0.0
-    """Probability that a value is set to zero during training, against overfitting."""
+    """Probability that a value is set to zero during training, which reduces overfitting."""
     bias: bool = True
-    """Use biases in linear layers and norms, as in GPT-2; without them it is slightly faster."""
+    """Use biases in linear layers and norms (GPT-2). A model without biases is slightly faster."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError that names the field with an invalid value."""
@@ -51,7 +51,7 @@ class GPTConfig:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention written out: softmax(q kᵀ / √D + mask) v (Vaswani et al. 2017, equation 1).
+    """Compute attention in steps: softmax(q kᵀ / √D + mask) v (Vaswani et al. 2017, equation 1).
 
     Takes q, k and v of shape (..., T, D). Returns the output (..., T, D) and the attention weights
     (..., T, T): row t holds the weights of position t over positions 0 to t.
@@ -75,7 +75,7 @@ class CausalSelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def heads(self, x: Tensor) -> Tensor:
-        """Queries, keys and values of all heads: x (B, T, C) to (3, B, H, T, D)."""
+        """Map x (B, T, C) to the queries, keys and values (3, B, H, T, D) of all heads."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         return qkv.permute(2, 0, 3, 1, 4)
@@ -84,16 +84,16 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv = self.heads(x)  # (B, H, T, D) each
         mask = None
         if cache is not None:
-            k, v, mask = cache.extend(self, qkv[1:])  # (B, H, S, D) each, with earlier tokens
+            k, v, mask = cache.extend(self, qkv[1:])  # (B, H, S, D) each, earlier tokens included
         dropout = self.dropout.p if self.training else 0.0
-        # The same as causal_attention() in one fused kernel, which never stores the weights.
+        # This computes causal_attention() in one fused kernel, which never stores the weights.
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): concatenate heads
         return self.dropout(self.projection(y))
 
 
 class FeedForward(nn.Sequential):
-    """Two linear layers with a GELU in between, applied to each position on its own."""
+    """Two linear layers with a GELU in between, applied to each position separately."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(
@@ -121,7 +121,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The whole model: tokens in, and for each position the logits of the next token out."""
+    """The whole model. It maps tokens to the logits of the next token at each position."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class GPT(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Draw weights from N(0, 0.02²), set biases to 0. (GPT-2 uses 0.01 for positions.)
+        """Draw weights from N(0, 0.02²), and set biases to 0. (GPT-2 uses 0.01² for positions.)
 
         The last layer of each branch is scaled by 1/√(2·n_layer), so that the variance of the
         residual stream after 2·n_layer additions does not grow with depth (Radford et al., 2.3).
@@ -148,16 +148,16 @@ class GPT(nn.Module):
                 assert isinstance(last, nn.Linear)
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    lookup_tables = ("position_embedding.weight",)  # looked up by row, not multiplied
+    lookup_tables = ("position_embedding.weight",)  # only looked up, not in matrix products
 
     def matrices(self) -> dict[str, int]:
-        """The weights of the blocks by name, and how many matrices each one stacks as rows."""
+        """Return the number of matrices that each weight of the blocks stacks as rows, by name."""
         named = self.blocks.named_parameters(prefix="blocks")
         names = [name for name, p in named if p.dim() == 2]
         return {name: 3 if name.endswith("attention.qkv.weight") else 1 for name in names}
 
     def embed(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Token embedding plus position embedding: (B, T) to (B, T, C)."""
+        """Map tokens (B, T) to token embedding plus position embedding (B, T, C)."""
         T = tokens.shape[1]
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size {self.config.block_size}")
@@ -171,10 +171,10 @@ class GPT(nn.Module):
         return self.dropout(x)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Tokens (B, T), with T at most block_size, to logits (B, T, V).
+        """Map tokens (B, T), with T at most block_size, to logits (B, T, V).
 
-        With a cache, the tokens continue the cached ones, and the result has only the logits after
-        each row's last token: (B, 1, V).
+        With a cache, the tokens continue the cached tokens, and the result has only the logits
+        after each row's last token: (B, 1, V).
         """
         x = self.embed(tokens, cache)  # (B, T, C)
         for block in self.blocks:
@@ -184,13 +184,13 @@ class GPT(nn.Module):
         return self.unembed(x)
 
     def unembed(self, x: Tensor) -> Tensor:
-        """The final residual stream (B, T, C) to logits (B, T, V)."""
+        """Map the final residual stream (B, T, C) to logits (B, T, V)."""
         # The head shares its weights with the token embedding (Press & Wolf, arXiv:1608.05859).
         return F.linear(self.norm(x), self.token_embedding.weight)
 
     @torch.no_grad()
     def attention_weights(self, tokens: Tensor) -> Tensor:
-        """The attention weights of all blocks and heads: tokens (B, T) to (n_layer, B, H, T, T)."""
+        """Map tokens (B, T) to the attention weights (n_layer, B, H, T, T) of all heads."""
         x, weights = self.embed(tokens), []
         for block in self.blocks:
             assert isinstance(block, Block)

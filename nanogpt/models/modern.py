@@ -1,7 +1,8 @@
-"""A GPT with the improvements made since GPT-2: complete in this file.
+"""A GPT with improvements that are newer than GPT-2, complete in this file.
 
-Unlike gpt.py it has no biases, no gains in its norms, and no position embedding. Each new part
-cites its source; docs/log.md has the measurements. It is designed for Muon; Adam works, too.
+Unlike gpt.py, it has no biases, no gains in its norms, and no position embedding. The comment on
+each new part cites its source; docs/log.md has the measurements. The model is designed for Muon,
+but Adam also works.
 
 Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
 V vocabulary, S slots of the cache.
@@ -34,7 +35,7 @@ class ModernConfig:
     vocab_size: int = 65
     """Number of different tokens; a training run takes it from its tokenizer."""
     dropout: float = 0.0
-    """Probability that a value is set to zero during training, against overfitting."""
+    """Probability that a value is set to zero during training, which reduces overfitting."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError that names the field with an invalid value."""
@@ -49,12 +50,12 @@ class ModernConfig:
 
 
 def norm(x: Tensor) -> Tensor:
-    """RMSNorm without gains: scale each vector (..., n) to length √n (Zhang & Sennrich 2019)."""
+    """Scale each vector (..., n) to length √n: RMSNorm without gains (Zhang & Sennrich 2019)."""
     return F.rms_norm(x, x.shape[-1:])
 
 
 def rotations(positions: Tensor, D: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles of positions (..., T), each (..., T, 1, D/2).
+    """Return the cosines and sines (..., T, 1, D/2) of the rotary angles of positions (..., T).
 
     At position t, each pair of channels is rotated by t times the frequency of the pair.
     """
@@ -68,8 +69,8 @@ def rotations(positions: Tensor, D: int) -> tuple[Tensor, Tensor]:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair of channels (d, d + D/2) of x (B, T, H, D) by its angle.
 
-    Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34): the product of a rotated
-    query and a rotated key depends on their distance only, not on their positions.
+    Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34): the dot product of a
+    rotated query and a rotated key depends on their distance only, not on their positions.
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat([torch.addcmul(a * cos, b, -sin), torch.addcmul(b * cos, a, sin)], dim=-1)
@@ -87,7 +88,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of all heads: x (B, T, C) to three tensors (B, H, T, D)."""
+        """Map x (B, T, C) to the queries, keys and values of all heads, (B, H, T, D) each."""
         B, T, C, H = *x.shape, self.n_head
         qk = self.qk(x).view(B, T, 2 * H, C // H)
         v = self.v(x).view(B, T, H, C // H)
@@ -110,7 +111,7 @@ class Attention(nn.Module):
 class SquaredReLU(torch.autograd.Function):
     """ReLU(x)² (So et al. 2021, "Primer", arXiv:2109.08668), with its gradient 2 ReLU(x).
 
-    It is only for speed: the gradient of relu().square() moves more than twice the memory.
+    This class saves time: the gradient of relu().square() accesses more than twice the memory.
     """
 
     @staticmethod
@@ -126,7 +127,7 @@ class SquaredReLU(torch.autograd.Function):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a squared ReLU in between, applied to each position on its own."""
+    """Two linear layers with a squared ReLU in between, applied to each position separately."""
 
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
@@ -154,10 +155,10 @@ class Block(nn.Module):
 
 
 class LookBack(nn.Module):
-    """Adds to each position the two positions before it, scaled by learned weights per channel.
+    """Adds the two previous positions to each position, scaled by learned weights per channel.
 
     This is a causal depthwise convolution, as in Primer, but applied only once, to the embeddings.
-    So the first block already knows the last three tokens.
+    So the first block already gets information about the last three tokens.
     """
 
     def __init__(self, config: ModernConfig) -> None:
@@ -165,7 +166,7 @@ class LookBack(nn.Module):
         self.weight = nn.Parameter(torch.zeros(2, config.n_embd))
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        near, far = self.weight.to(x.dtype)  # (C,) each: for one position back, and for two
+        near, far = self.weight.to(x.dtype)  # (C,) each: weights for one and two positions back
         if cache is None:
             past = F.pad(x, (0, 0, 2, 0))[:, :-1]  # (B, T + 1, C), zeros before the text
             before, before_that = past[:, 1:], past[:, :-1]
@@ -177,7 +178,7 @@ class LookBack(nn.Module):
 
 
 class Modern(nn.Module):
-    """The whole model: tokens in, and for each position the logits of the next token out."""
+    """The whole model. It maps tokens to the logits of the next token at each position."""
 
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
@@ -190,7 +191,7 @@ class Modern(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """The last layer of each branch and the head start at zero.
+        """Set the last layer of each branch and the head to zero; draw other weights randomly.
 
         So each block starts as the identity (Zhang et al. 2019, "Fixup", arXiv:1901.09321), and
         all tokens start with the same probability.
@@ -209,12 +210,12 @@ class Modern(nn.Module):
     """Tables from which each token looks up one row; no matrix product uses them."""
 
     def matrices(self) -> dict[str, int]:
-        """The weights of the blocks by name, and how many matrices each one stacks as rows."""
+        """Return the number of matrices that each weight of the blocks stacks as rows, by name."""
         names = [name for name, _ in self.named_parameters() if name.startswith("blocks.")]
         return {name: 2 if name.endswith("attention.qk.weight") else 1 for name in names}
 
     def embed(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The initial residual stream (B, T, C), and rotary cosines and sines (..., T, 1, D/2)."""
+        """Return the embedded tokens (B, T, C), and rotary cosines and sines (..., T, 1, D/2)."""
         T, D = tokens.shape[1], self.config.n_embd // self.config.n_head
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size {self.config.block_size}")
@@ -229,10 +230,10 @@ class Modern(nn.Module):
         return x, cos.to(x.dtype), sin.to(x.dtype)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Tokens (B, T), with T at most block_size, to logits (B, T, V).
+        """Map tokens (B, T), with T at most block_size, to logits (B, T, V).
 
-        With a cache, the tokens continue the cached ones, and the result has only the logits after
-        each row's last token: (B, 1, V).
+        With a cache, the tokens continue the cached tokens, and the result has only the logits
+        after each row's last token: (B, 1, V).
         """
         x, cos, sin = self.embed(tokens, cache)  # x (B, T, C)
         for block in self.blocks:
@@ -242,7 +243,7 @@ class Modern(nn.Module):
         return self.unembed(x)
 
     def unembed(self, x: Tensor) -> Tensor:
-        """The final residual stream (B, T, C) to logits (B, T, V), in float32."""
+        """Map the final residual stream (B, T, C) to logits (B, T, V), in float32."""
         logits: Tensor = self.head(norm(x)).float()
         # A soft cap: logits stay between -15 and 15 (Gemma 2, 2024, arXiv:2408.00118), so that no
         # single token can cost hundreds of nats.
@@ -250,7 +251,7 @@ class Modern(nn.Module):
 
     @torch.no_grad()
     def attention_weights(self, tokens: Tensor) -> Tensor:
-        """The attention weights of all blocks and heads: tokens (B, T) to (n_layer, B, H, T, T)."""
+        """Map tokens (B, T) to the attention weights (n_layer, B, H, T, T) of all heads."""
         (x, cos, sin), weights = self.embed(tokens), []
         for block in self.blocks:
             assert isinstance(block, Block)

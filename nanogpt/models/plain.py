@@ -1,6 +1,7 @@
 """A GPT without layer norm, and optionally without feed-forward layers and residual connections.
 
-These models are the steps from a bigram to gpt.py; studies/ladder.py measures the gain of each.
+These models are the steps from a bigram to gpt.py. studies/ladder.py measures how much each step
+lowers the loss.
 """
 
 import math
@@ -14,7 +15,7 @@ from .cache import Cache
 
 @dataclass(frozen=True)
 class PlainConfig(gpt.GPTConfig):
-    """The shape of a GPT, and the optional parts that it has."""
+    """The shape of a plain GPT, and its optional parts."""
 
     feed_forward: bool = False
     """Use a feed-forward layer after the attention of each block."""
@@ -52,7 +53,8 @@ class Plain(gpt.GPT):
             if not config.feed_forward:
                 block.feed_forward = nn.Sequential()  # type: ignore[assignment]
             for module in block.modules():
-                # Without residual connections, small weights would shrink the signal. This std
-                # keeps the variance of a layer's input (Glorot & Bengio 2010, section 4.2).
+                # Without residual connections, small weights would shrink the signal. With this
+                # std, the output of a layer keeps the variance of its input (Glorot & Bengio 2010,
+                # section 4.2).
                 if isinstance(module, nn.Linear) and not config.residual:
                     nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))

@@ -1,7 +1,7 @@
-"""Computes the needs of a run by formulas: parameters, memory, operations and time.
+"""Estimates the parameters, memory, operations and time of a run with formulas.
 
 Dimensions: L n_layer, C n_embd, H n_head, T block_size, V vocab_size; n tokens in one forward pass,
-N parameters, W of them in matrix products.
+N parameters, W weights in matrix products.
 """
 
 from dataclasses import dataclass
@@ -52,13 +52,13 @@ def explain_run(
 
 
 def build_on_meta(config: RunConfig) -> Model:
-    """Build the model of a run on the meta device: shapes without memory."""
+    """Build the model of a run on the meta device: tensors have shapes, but no memory."""
     with torch.device("meta"):
         return build(config.model)
 
 
 def count_matrix_weights(model: Model) -> int:
-    """Count the weights of the matrices that the model declares: those of its blocks."""
+    """Count the weights in model.matrices(), which are the matrices of the blocks."""
     return sum(model.get_parameter(name).numel() for name in model.matrices())
 
 
@@ -97,10 +97,10 @@ def count_parameters(config: RunConfig) -> list[Line]:
 
 
 def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
-    """Count the bytes of each part of a training step, and the peak; the text is not counted.
+    """Count the bytes of each part of a training step, and their peak, without the text.
 
     The backward pass needs the activations: the inputs of all matrix products and norms. The
-    formulas count what PyTorch's CUDA kernels store.
+    formulas count the tensors that PyTorch's CUDA kernels store.
     """
     optim, training = config.optim, config.train
     model = build_on_meta(config)
@@ -125,8 +125,8 @@ def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype
     gradients = Line("gradients", "4 N", 4 * N)
     activations = count_activations(config, device, precision)
     dynamic = gradients.value, sum(line.value for line in activations)
-    # The backward pass allocates gradients while it frees activations, so only the larger of the
-    # two counts. With accumulation, the gradients of the first part stay during the second.
+    # The backward pass allocates gradients while it frees activations, so the peak has only the
+    # larger of both. With accumulation, the gradients stay in memory from one part to the next.
     accumulates = training.accumulation > 1
     peak = Line(
         "peak",
@@ -160,7 +160,7 @@ def count_activations(
         c, extra, extra_formula = 18 * b, 12 * H + 8, "12 H + 8"
         ends, logits = 4 * b, 8
     ends += has_dropout * isinstance(model, GPTConfig)
-    c += 2 * has_dropout  # two dropout masks of one byte
+    c += 2 * has_dropout  # two dropout masks of one byte per value
     lines = []
     if is_half:
         W = count_matrix_weights(build_on_meta(config)) + V * C  # the blocks and the head
@@ -175,7 +175,7 @@ def count_activations(
 
 
 def count_operations(config: RunConfig) -> list[Line]:
-    """Count the operations per token, per step and of the run (see flops_per_token())."""
+    """Count the operations per token, per step and for the run; see flops_per_token()."""
     model, training = config.model, config.train
     per_token = flops_per_token(build_on_meta(config))
     if isinstance(model, BigramConfig):
@@ -205,13 +205,13 @@ def estimate_time(
     operations: list[Line],
     rates: Rates,
 ) -> list[Line]:
-    """Estimate the seconds of a step: its matrix products, and the memory traffic of the rest."""
+    """Estimate the seconds of a step: the time of its matrix products and of the rest."""
     value = {line.part: line.value for line in [*memory, *operations]}
     training = config.train
     products = value["per step"] / rates.products
     activations = sum(v for part, v in value.items() if part.startswith(("activations", "logits")))
     # The forward and backward passes read and write the activations, their gradients, and values
-    # that are not stored. Compiled blocks have fewer of these. docs/explain.md compares this
+    # that are not stored. Compiled blocks have fewer such values. docs/explain.md compares this
     # estimate with measured times.
     passes = 8 if training.compile and device.type == "cuda" else 12
     traffic = passes * training.accumulation * activations + 7 * value["weights"]

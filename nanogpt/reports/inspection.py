@@ -17,7 +17,7 @@ from ..text.glyphs import decode_token_bytes, make_visible
 from ..text.tokenizers import Tokenizer
 
 SHOWN_TOKENS = 128
-"""Largest number of tokens on the page: with more, the attention maps would be unreadable."""
+"""Largest number of tokens on the page: with more tokens, attention maps are unreadable."""
 SHOWN_PREDICTIONS = 12
 """Number of predicted tokens that are shown for each position."""
 LARGE_VOCABULARY = 200
@@ -138,7 +138,7 @@ def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> I
 
 @contextmanager
 def _record_hidden_states(model: Model) -> Iterator[list[Tensor]]:
-    """Within the context, record the input of the first block and all outputs: (B, T, C)."""
+    """Within the context, record the input of the first block and all block outputs (B, T, C)."""
     states: list[Tensor] = []
     blocks = [*model.get_submodule("blocks").children()] if hasattr(model, "blocks") else []
 

@@ -16,7 +16,8 @@ from ..text.ngrams import NGramCounts
 from ..text.readers import Progress, no_progress
 
 CODE_POINTS = 1 << 21
-"""More than Unicode has; the codes of three characters still fit into 63 bits."""
+"""A power of two above the number of Unicode code points. Three codes of 21 bits fit into 63
+bits."""
 LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """The characters that end a line for str.splitlines()."""
 MIN_CHARACTERS = 30
@@ -31,7 +32,8 @@ class NGramEntropy:
     entropy: float
     """Entropy of a character given the characters before it, in nats, over the whole text."""
     val_loss: float
-    """Nats per character on the last 10%, from counts of the first 90% with add-one smoothing."""
+    """Nats per character on the last 10% of the text. The probabilities are from counts of the
+    first 90%, with add-one smoothing."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def count_characters(chunks: Iterable[str], n: int) -> NGramCounts:
 
 
 def get_code_points(text: str) -> NDArray[np.uint32]:
-    """The code points of a text (N,)."""
+    """Return the code points (N,) of a text."""
     return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
 
 

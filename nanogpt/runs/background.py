@@ -7,14 +7,14 @@ from contextlib import nullcontext, suppress
 from typing import Self
 
 QUEUE_LENGTH = 3
-"""submit() waits until at most this many jobs are pending: a slow disk then slows down training
-instead of filling the memory."""
+"""submit() waits while more jobs than this are pending. A slow disk then slows down the training;
+without this limit, the waiting checkpoints could fill the memory."""
 
 
 class BackgroundWriter:
     """Runs jobs in order, immediately or in a background thread, and raises their errors.
 
-    As a context manager, it waits for all jobs at the end.
+    When it is used as a context manager, it waits for all jobs at the end.
     """
 
     def __init__(self, in_background: bool) -> None:
@@ -30,7 +30,7 @@ class BackgroundWriter:
             self.wait()
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Run a job now, or queue it after the earlier jobs. Raises the error of an earlier job."""
+        """Run a job now, or add it to the queue. Raises the error of an earlier job that failed."""
         if self._pool is None:
             job()
         else:
@@ -38,7 +38,7 @@ class BackgroundWriter:
             self._pending.append(self._pool.submit(self._run, job))
 
     def _run(self, job: Callable[[], object]) -> None:
-        """Run a job unless an earlier job failed: each job relies on the earlier ones."""
+        """Run a job unless an earlier job failed, because each job relies on the earlier jobs."""
         if not self._has_failed:
             try:
                 job()

@@ -96,7 +96,7 @@ Contents = dict[str, dict[str, Any] | Snapshot]
 def checkpoint_files(
     checkpoint: Checkpoint, weights: Snapshot, training: Training | None = None
 ) -> Contents:
-    """Copy the state into files of a checkpoint: training can continue while they are written."""
+    """Return the files of a checkpoint, with copies of the state, so that training can continue."""
     files: Contents = {
         "config.json": add_header(
             {
@@ -117,7 +117,7 @@ def checkpoint_files(
 
 
 def write_checkpoint(directory: Path, files: Contents) -> None:
-    """Replace a checkpoint directory in one step. If this raises OSError, the old one remains."""
+    """Replace a checkpoint directory in one step. After an OSError, the old directory remains."""
     new = directory.with_name(f".{directory.name}.new")
     remove_if_present(new)
     try:
@@ -127,7 +127,7 @@ def write_checkpoint(directory: Path, files: Contents) -> None:
                 (new / name).write_bytes(dump_json(content))
             else:
                 save_file(content(), new / name)
-                shutil.copymode(new / "config.json", new / name)  # safetensors sets its own mode
+                shutil.copymode(new / "config.json", new / name)  # save_file sets other permissions
             sync_to_disk(new / name)
         sums = "".join(f"{compute_sha256(new / name)}  {name}\n" for name in files)
         (new / SUMS).write_bytes(sums.encode("ascii"))
@@ -142,7 +142,7 @@ def write_checkpoint(directory: Path, files: Contents) -> None:
 
 
 def _to_os_error(error: SafetensorError) -> OSError:
-    """The system's error message, without the error number, which differs on Windows."""
+    """Return an OSError with the message of the system, but without the error number in it."""
     match = re.search(r"([^:]+) \(os error \d+\)", str(error))
     return OSError(match[1].strip() if match else str(error))
 
@@ -150,7 +150,7 @@ def _to_os_error(error: SafetensorError) -> OSError:
 def save_checkpoint(
     directory: Path, checkpoint: Checkpoint, training: Training | None = None
 ) -> None:
-    """Write a checkpoint directory. If this raises OSError, the old one remains."""
+    """Write a checkpoint directory. After an OSError, the old directory remains."""
     checkpoint = replace(checkpoint, model=unwrap_model(checkpoint.model))
     write_checkpoint(
         directory,
@@ -159,7 +159,7 @@ def save_checkpoint(
 
 
 def unwrap_model(model: nn.Module) -> Model:
-    """The plain model inside the wrappers of torch.compile and parallel modules."""
+    """Return the plain model inside wrappers such as torch.compile or DistributedDataParallel."""
     while inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None):
         model = inner
     assert isinstance(model, Model)
@@ -201,11 +201,11 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
             f"{config.vocab_size}: restore both files from the same run"
         )
     try:
-        # Check this first: a damaged n_layer could make building the model take hours.
+        # Check this first: with a damaged n_layer, building the model could take hours.
         if files.count_tensors(weights) != _count_tensors(config):
             raise files.damaged(weights, f"the number of tensors does not match {config}")
         expected = _get_shapes(config)
-    except (RuntimeError, TypeError, OverflowError) as error:  # sizes too large for a tensor
+    except (RuntimeError, TypeError, OverflowError) as error:  # a size is too large for a tensor
         raise files.damaged("config.json", error) from None
     tensors = files.tensors(weights, expected)
     with _SkipInit():
@@ -215,13 +215,13 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
 
 
 def _get_shapes(config: ModelConfig) -> dict[str, Tensor]:
-    """The state of a model as meta tensors, which have shapes but no memory."""
+    """Return the state of a model as meta tensors, which have shapes but use no memory."""
     with torch.device("meta"), _SkipInit():
         return build(config).state_dict()
 
 
 def _count_tensors(config: ModelConfig) -> int:
-    """The number of tensors in a model, computed from models with one and two layers."""
+    """Compute the number of tensors in a model from models with one and with two layers."""
     if isinstance(config, BigramConfig):
         return len(_get_shapes(config))
     one, two = (len(_get_shapes(replace(config, n_layer=n))) for n in (1, 2))

@@ -38,7 +38,7 @@ class TrainConfig:
     compile: bool = True
     """On a CUDA device, compile the blocks of the model and the loss."""
     cuda_graph: bool = True
-    """On a CUDA device, capture a step as a CUDA graph and replay it; not with float16."""
+    """On a CUDA device, capture a step as a CUDA graph and replay it; not used with float16."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "eval_every", "log_every"):
@@ -52,7 +52,7 @@ class TrainConfig:
             )
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether the run is evaluated after `step` steps."""
+        """Return whether the run is evaluated after `step` steps."""
         is_skipped = step == 0 and not self.eval_first
         return step == self.steps or (step % self.eval_every == 0 and not is_skipped)
 
@@ -73,7 +73,7 @@ class RunConfig:
     separator: str = "\n\n"
     """Text inserted between documents: between files, or between rows of .jsonl and .parquet."""
     val_fraction: float = 0.1
-    """Fraction of the text, at its end, for validation. A large text needs less than 0.1."""
+    """Fraction of the text, at the end, that is used for validation. A large text needs less."""
     tokenizer: str = "char"
     """char, byte, bpe, bpe:N for a vocabulary of N tokens, or the path of a Hugging Face
     tokenizer.json."""
@@ -103,7 +103,7 @@ class RunConfig:
             raise ValueError("optimizer is muon, but a bigram has no blocks: use adam or adamw")
 
     def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON, for schema.parse_dataclass()."""
+        """Return the configuration as JSON, for schema.parse_dataclass()."""
         out = None if self.out is None else str(self.out)
         return {**asdict(self), "out": out, "model": models.to_json(self.model)}
 
@@ -135,7 +135,7 @@ CHANGEABLE = (
 
 
 def flatten_settings(config: RunConfig) -> dict[str, Any]:
-    """All settings of a run by their names on the command line, such as model.n_layer."""
+    """Return the settings of a run in one flat dictionary, with keys such as model.n_layer."""
     flat: dict[str, Any] = {}
     for name, value in config.to_json().items():
         if isinstance(value, dict):

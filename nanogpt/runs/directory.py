@@ -15,6 +15,7 @@ checkpoint.py describes best/ and last/; formats.py describes the first two keys
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,19 +24,25 @@ from ..errors import UserError
 from ..system.files import require_inside, resolve_interrupted_swap, sync_to_disk
 
 RUNS = Path("runs")
+EARLY_FILES = {".lock", ".pid", "metrics.jsonl", "loss.png", "last", ".last.new"}
+"""Files that a run writes before its first checkpoint is complete and run.json exists."""
+SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
+"""Files that file managers create."""
 
 
 def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
-    """Create and lock a run directory: out, or the first unused of runs/NAME, runs/NAME-2, …
+    """Create and lock a run directory: `out`, or the first free name of runs/NAME, runs/NAME-2, …
 
-    Raises UserError if it cannot be created, or already holds a run; that run is not changed.
+    Raises UserError if the directory cannot be created, or if it already holds a run.
     """
-    directory = out or _find_free(RUNS / name)
     try:
+        directory = _make_new(RUNS / name) if out is None else out
         directory.mkdir(parents=True, exist_ok=True)
         sync_to_disk(directory.parent)
+        entries = {entry.name for entry in directory.iterdir()}
         lock = lock_run(directory)
     except OSError as error:
+        directory = out or RUNS / name
         raise UserError(
             f"cannot write in {directory}: {error.strerror}; name another directory with --out"
         ) from None
@@ -45,11 +52,30 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
             f"{directory} already holds a run: name another directory, such as --out "
             f"{_find_free(directory)}, or resume this run with --resume {directory}"
         )
+    # A run that ended before its first checkpoint leaves .pid, and files that may be replaced.
+    others = entries - SYSTEM_FILES - (EARLY_FILES if ".pid" in entries else set())
+    if others:
+        lock.release()
+        for name in {".lock", ".pid"} - entries:
+            (directory / name).unlink(missing_ok=True)
+        raise UserError(
+            f"{directory} contains files that do not belong to a run, such as {min(others)}: name "
+            f"an empty or a new directory with --out"
+        )
     return directory, lock
 
 
+def _make_new(directory: Path) -> Path:
+    """Create the first path that does not exist: `directory`, or with -2, -3, … at its end."""
+    while True:
+        free = _find_free(directory)
+        with suppress(FileExistsError):  # another process was faster
+            free.mkdir(parents=True)
+            return free
+
+
 def _find_free(directory: Path) -> Path:
-    """The first path that does not exist: directory, directory-2, directory-3, …"""
+    """Return the first path that does not exist: `directory`, or with -2, -3, … at its end."""
     number, path = 1, directory
     while path.exists():
         number += 1
@@ -58,10 +84,10 @@ def _find_free(directory: Path) -> Path:
 
 
 def lock_run(directory: Path) -> FileLock:
-    """Lock a run directory until release(), or until this process ends for any reason.
+    """Lock a run directory until release() is called, or until this process ends.
 
     Raises UserError if another process holds the lock, or if the directory contains a symbolic
-    link: training creates none, and a link in an untrusted run could point to any file.
+    link: training creates no links, and a link in an untrusted run could point to any file.
     """
     for entry in directory.iterdir():
         if entry.is_symlink():
@@ -86,14 +112,14 @@ def lock_run(directory: Path) -> FileLock:
 def _read_pid(file: Path) -> str:
     try:
         return str(int(file.read_text("ascii")))
-    except (OSError, ValueError):  # the other process has not written it yet
+    except (OSError, ValueError):  # the other process has not written the file yet
         return "unknown"
 
 
 def find_run(run: str | None, checkpoint: str = "best") -> Path:
-    """The directory of a run, given by its path or its name in runs/; None means the newest.
+    """Return the directory of a run, given its path or its name in runs/; None is the newest run.
 
-    Raises UserError if it does not contain the checkpoint, best or last.
+    Raises UserError if the run does not contain `checkpoint`, which is best or last.
     """
     if run is None:
         files = RUNS.glob(f"*/{checkpoint}/config.json")

@@ -1,4 +1,4 @@
-"""Stops a run at the first loss, gradient or weight that is not finite, and reports which."""
+"""Stops a run at the first loss, gradient or weight that is not finite, and reports its name."""
 
 import math
 
@@ -13,18 +13,18 @@ from .run import Run
 
 
 class FiniteCheck:
-    """Checks the losses and gradients of many steps together: each check waits for the device."""
+    """Checks the results of many steps together, because each check waits for the device."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.names = [name for name, _ in run.model.named_parameters()]
 
     def check(self, results: Tensor) -> None:
-        """Raise Stopped if a loss or gradient norm of the last steps (steps, 1 + P) is not finite.
+        """Raise Stopped if a loss or a gradient norm of the last steps is not finite.
 
-        P is the number of parameter tensors. In a float16 run, gradients may overflow: such a step
-        is skipped and the loss scale decreases.
-        Raises Stopped if the loss scale falls below 1.
+        `results` (steps, 1 + P) has the loss of each step and the norms of its P gradients. In a
+        float16 run, gradients may overflow: such a step is skipped and the loss scale decreases.
+        Stopped is also raised if the loss scale falls below 1.
         """
         state = self.run.state
         checked = results[:, :1] if state.scale else results
@@ -32,7 +32,7 @@ class FiniteCheck:
         if is_bad.any():
             names = ["the loss", *(f"the gradient of {name}" for name in self.names)]
             row = int(is_bad.any(dim=1).nonzero()[0])
-            # The backward pass runs from the last parameter to the first: report the last bad one.
+            # The backward pass starts at the last parameter, so the last bad gradient came first.
             column = 0 if is_bad[row, 0] else int(is_bad[row].nonzero()[-1])
             step = state.step - len(checked) + row
             raise self.stopped(step, names[column], checked[row, column].item())
@@ -62,7 +62,7 @@ class FiniteCheck:
             raise self.stopped(self.run.state.step - 1, "the validation loss", loss)
 
     def stopped(self, step: int, name: str, value: float) -> Stopped:
-        """The error for a value that is not finite; `step` is the number of completed steps."""
+        """Return the error for a value that is not finite after `step` completed steps."""
         run, optim = self.run, self.run.config.optim
         lr = get_learning_rate(max(0, step), run.config.train.steps, optim)
         rates = {"--optim.lr": optim.lr}

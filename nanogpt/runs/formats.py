@@ -5,8 +5,8 @@ run.json, config.json, training.json and trial.json begin with two keys:
     "format": 1            the format of the file
     "nanogpt": "0.1.0"     the version of nanogpt that wrote it
 
-A file of an older format is converted when it is read. A file of a newer format is rejected, and so
-is a file with an unknown key. To rename or remove a key, append a function to MIGRATIONS.
+A file of an older format is converted when it is read. A file of a newer format, or with an unknown
+key, is rejected. To rename or remove a key, append a function to MIGRATIONS.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 
 def _convert_0_to_1(name: str, content: dict[str, Any]) -> None:
-    """Format 0 had no header; run.json had the version of nanogpt among its "versions"."""
+    """Format 0 had no header; run.json had the version of nanogpt under its key "versions"."""
     if name == "run.json" and isinstance(versions := content.get("versions"), dict):
         versions.pop("nanogpt", None)
 
 
 MIGRATIONS: tuple[Callable[[str, dict[str, Any]], None], ...] = (_convert_0_to_1,)
-"""MIGRATIONS[n] converts a file from format n to n + 1: it gets the name and edits the content.
+"""MIGRATIONS[n](name, content) edits the content of a file from format n to format n + 1.
 
 The content comes from a file that may be damaged, so a migration must accept any JSON object.
 """
@@ -39,17 +39,17 @@ FORMAT = len(MIGRATIONS)
 
 
 def add_header(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a JSON file with its header, the keys format and nanogpt, added."""
+    """Add the header, the keys "format" and "nanogpt", to the content of a JSON file."""
     return {"format": FORMAT, "nanogpt": VERSION, **content}
 
 
 def read_dataclass(file: Path, cls: type[T]) -> T:
-    """The dataclass in a JSON file of any format up to FORMAT. Raises UserError."""
+    """Read a dataclass from a JSON file of any format up to FORMAT. Raises UserError."""
     return parse_file(file, read_json(file), cls)
 
 
 def parse_file(file: Path, content: dict[str, Any], cls: type[T]) -> T:
-    """The dataclass in the parsed content of a JSON file of any format. Raises UserError."""
+    """Make a dataclass from the content of a JSON file of any format. Raises UserError."""
     try:
         return parse_dataclass(cls, _convert(file, content), KINDS)
     except UserError:
@@ -59,7 +59,7 @@ def parse_file(file: Path, content: dict[str, Any], cls: type[T]) -> T:
 
 
 def _convert(file: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The content in the current format, without its header.
+    """Convert the content of a file to the current format, and remove its header.
 
     Raises UserError if the format is newer, ValueError if the header is not valid.
     """

@@ -35,7 +35,7 @@ class Record:
     lr: float
     """Learning rate of the next step."""
     train_loss: float | None = None
-    """Mean over the batches since the last line, in nats per token; None before the first step."""
+    """Mean loss since the last line, in nats per token; None before the first step."""
     val_loss: float | None = None
     """Nats per token on the whole validation split; None in a line without an evaluation."""
     bits_per_byte: float | None = None
@@ -46,7 +46,7 @@ class Record:
     """ema_val_loss in bits per byte of text."""
 
     def best(self) -> Best | None:
-        """The evaluation with the lower loss, val_loss or ema_val_loss; None if there is none."""
+        """Return the evaluation with the lower loss; None if this record has no evaluation."""
         evaluations = [
             Best(self.step, loss, bits, averaged)
             for loss, bits, averaged in (
@@ -74,7 +74,7 @@ class Journal:
         self._file = out / "metrics.jsonl"
         self._drawn_records = -1
         self._drawn_at = time.perf_counter()
-        self._drawing_seconds = 0.2  # an estimate that puts the first plot after 10 seconds
+        self._drawing_seconds = 0.2  # an estimate: the first plot comes after 10 seconds
 
     def begin(self) -> None:
         """Create an empty metrics.jsonl."""
@@ -109,7 +109,7 @@ class Journal:
         self.best = best
 
     def add(self, record: Record) -> bool:
-        """Append a record to metrics.jsonl; returns whether it is the new best evaluation."""
+        """Append a record to metrics.jsonl. Return whether it has the best evaluation so far."""
         line = {name: value for name, value in asdict(record).items() if value is not None}
         with self._file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
@@ -152,9 +152,9 @@ class Journal:
 
 
 def is_overfitting(records: Sequence[Record]) -> bool:
-    """Whether training loss fell and validation loss rose over the last three evaluations.
+    """Return whether training loss fell and validation loss rose over the last three evaluations.
 
-    The training loss is averaged between evaluations: the losses of single batches are too noisy.
+    The training loss is averaged between evaluations, because single batches are too noisy.
     """
     train: list[float] = []
     val: list[float] = []

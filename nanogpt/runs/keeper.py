@@ -24,7 +24,7 @@ class CheckpointKeeper:
         """The weights at saved_step."""
 
     def save_last(self, start: float) -> None:
-        """Save the state of this step as last/, once per step; start is the start time of the run.
+        """Save the state of this step as last/, once per step; `start` is the start time.
 
         Raises Stopped if a weight is not finite: such a state is never saved.
         """
@@ -38,7 +38,7 @@ class CheckpointKeeper:
         self.writer.submit(partial(self._write_last, files))
 
     def save_best(self) -> None:
-        """Save the weights of this step, or their average if its loss is lower, as best/."""
+        """Save the weights of this step as best/, or the averaged weights if they are better."""
         best, state = self.run.journal.best, self.run.state
         assert best is not None
         weights = self.weights
@@ -62,5 +62,5 @@ class CheckpointKeeper:
         return Interrupted(number, f"at step {self.run.state.step:,}", command)
 
     def _write_last(self, files: Contents) -> None:
-        self.run.journal.flush()  # first: the checkpoint counts lines of metrics.jsonl
+        self.run.journal.flush()  # first, because the checkpoint stores the number of lines
         write_checkpoint(self.run.out / "last", files)

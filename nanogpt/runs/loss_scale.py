@@ -31,7 +31,7 @@ class LossScale:
             )
 
     def unscale(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Divide the gradients of parameters by the scale."""
+        """Divide the gradients of `parameters` by the scale."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         torch._foreach_mul_(gradients, 1 / self.scale)
 

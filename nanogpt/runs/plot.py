@@ -1,13 +1,38 @@
 """Draws loss.png, the losses of a run over its steps."""
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from ..system.files import write_atomically
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Points = Sequence[tuple[int, float]]
 """(step, value) pairs."""
+
+
+def make_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = None
+) -> "Figure":
+    """Return an empty figure of `width` by `height` inches, which needs no display.
+
+    matplotlib is imported here, because the import takes as long as several training steps. The
+    import fails if MPLBACKEND names an unknown backend, although no backend is used.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    figure = Figure(figsize=(width, height), dpi=120, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def draw_loss(
@@ -15,14 +40,9 @@ def draw_loss(
 ) -> None:
     """Draw training and validation losses into a PNG file that is readable in black and white.
 
-    averaged is the validation loss of the averaged weights.
+    `averaged` is the validation loss of the averaged weights.
     """
-    # Imported here: the import takes as long as several training steps.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=120)
-    FigureCanvasAgg(figure)
+    figure = make_figure(8, 5)
     figure.subplots_adjust(left=0.08, right=0.98, bottom=0.1, top=0.93)
     axes = figure.add_subplot()
     if train:
@@ -50,7 +70,7 @@ def draw_loss(
     axes.grid(alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(loc="upper right", edgecolor="none", framealpha=1)  # no curve there: losses fall
+    axes.legend(loc="upper right", edgecolor="none", framealpha=1)  # losses fall: no curve there
     png = io.BytesIO()
     figure.savefig(png, pil_kwargs={"compress_level": 1})
     write_atomically(file, png.getvalue())

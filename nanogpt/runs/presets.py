@@ -20,7 +20,7 @@ class Preset:
 
 # nanoGPT's train_shakespeare_char with a shorter schedule. nanoGPT's own schedule, --train.steps
 # 5000 --optim.min-lr 1e-4, overfits after a third of its steps. Here the learning rate is 0 at
-# about that step: the loss is lower and training takes less time (docs/log.md).
+# about that step, so the loss is lower and training takes less time (docs/log.md).
 _baby = RunConfig(
     name="baby",
     model=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
@@ -31,7 +31,7 @@ _baby = RunConfig(
 _tiny = replace(
     _baby,
     name="tiny",
-    precision="float32",  # all machines support it, so all get the same results
+    precision="float32",  # all machines support float32, so results agree
     model=GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64),
     # Such a short run seldom repeats a block: it needs a high learning rate and no dropout.
     optim=replace(_baby.optim, lr=5e-3, warmup=200),
@@ -39,7 +39,7 @@ _tiny = replace(
 )
 
 # Muon, a learning rate that falls from the first step to the last, and bfloat16 on a CPU that
-# supports it. The only evaluation is at the end: it takes as long as 50 steps (docs/log.md).
+# supports it. The only evaluation is at the end: an evaluation takes as long as 50 steps.
 _tiny_fast = replace(
     _tiny,
     name="tiny-fast",
@@ -75,7 +75,7 @@ _baby_fast = replace(
     ),
 )
 
-# Deep and narrow, with every method against overfitting: dropout, weight decay, weight averaging.
+# Deep and narrow; every method limits overfitting: dropout, weight decay, weight averaging.
 _best = replace(
     _baby_fast,
     name="best",

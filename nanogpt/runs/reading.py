@@ -1,8 +1,8 @@
 """Reads the files of a checkpoint directory strictly.
 
 The files may come from an untrusted source. Everything that a file declares is checked before
-memory is allocated: sizes against limits, shapes against the configuration, contents against
-SHA256SUMS.
+memory is allocated: sizes are compared with limits, shapes with the configuration, and contents
+with SHA256SUMS.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ HEADER_LIMIT = 1 << 20
 
 
 def read_consistently(directory: Path, read: Callable[[Path], T]) -> T:
-    """The result of read(directory), repeated if training replaces the directory meanwhile."""
+    """Return read(directory); repeat the call if training replaces the directory during it."""
     while True:
         current = resolve_interrupted_swap(directory)
         identity = _get_identity(current)
@@ -53,7 +53,7 @@ def read_consistently(directory: Path, read: Callable[[Path], T]) -> T:
 
 
 def _get_identity(directory: Path) -> tuple[int, int] | None:
-    """The device and inode numbers of a directory, which distinguish it from its replacement."""
+    """Return the device and inode numbers of a directory; a replacement has other numbers."""
     try:
         status = directory.stat()
     except OSError:
@@ -85,7 +85,7 @@ class CheckpointFiles:
         return parse_json(raw, self.directory / name)
 
     def parse(self, name: str, cls: type[T]) -> T:
-        """The dataclass in a JSON file, of this format or an older one."""
+        """The dataclass in a JSON file of the current format or an older format."""
         return parse_file(self.directory / name, self.json(name), cls)
 
     def count_tensors(self, name: str) -> int:
@@ -99,10 +99,10 @@ class CheckpointFiles:
         expected: Mapping[str, Tensor],
         optional: Collection[str] = (),
     ) -> dict[str, Tensor]:
-        """The tensors in a safetensors file, which must have the names in expected or optional.
+        """Return the tensors in a safetensors file; each name must be in `expected` or `optional`.
 
-        Shapes and types must be those of the expected tensors. An optional tensor may be absent;
-        it has type uint8, any shape, and at most 64 KiB.
+        Each expected tensor must be present, with the same shape and type. An optional tensor may
+        be absent; it has type uint8, any shape, and at most 64 KiB.
         """
         with self._open(name) as file:
             names = set(file.keys())
@@ -129,11 +129,11 @@ class CheckpointFiles:
             return {tensor: file.get_tensor(tensor) for tensor in names}
 
     def _find(self, name: str) -> Path:
-        """The path of a file, which must be a regular file inside the directory."""
+        """Return the path of a file, which must be a regular file inside the directory."""
         return require_regular_file(self.directory, self.directory / name)
 
     def _check(self, name: str, digest: str) -> None:
-        """Raise UserError if the SHA-256 of a file is not the one in SHA256SUMS."""
+        """Raise UserError if the SHA-256 of a file differs from the value in SHA256SUMS."""
         if self.checksums.get(name) != digest:
             raise self.damaged(name, f"its SHA-256 is not the one in {SUMS}")
 

@@ -36,7 +36,7 @@ class ResumeInfo:
     lines: int
     """Lines of metrics.jsonl when the checkpoint was saved."""
     losses: int
-    """Steps since the last of these lines; their losses are in training.safetensors."""
+    """Steps since the last line; the losses of these steps are in training.safetensors."""
     scale: LossScale | None = None
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class Run:
     data: Data
     text_sha256: str
     bigram_loss: float
-    """The baseline: the validation loss of bigram counts of the training split, in nats per token.
+    """The baseline: the validation loss of bigrams counted in the training split (nats per token).
 
     Only the first MAX_BIGRAM_TOKENS tokens of each split are used.
     """
@@ -152,7 +152,7 @@ class SavedRun:
         return replace(self.info.config, out=self.directory)
 
     def is_current(self) -> bool:
-        """Whether the last checkpoint on disk is still the one that was read. Raises UserError."""
+        """Whether the last checkpoint has not changed since it was read. Raises UserError."""
         files = CheckpointFiles(resolve_interrupted_swap(self.directory / "last"))
         return files.checksums.get("training.json") == self.checksum
 
@@ -174,7 +174,7 @@ def read_run_config(directory: Path) -> RunConfig:
 
 
 def load_run_text(directory: Path, progress: Progress = no_progress) -> tuple[Corpus, float]:
-    """The text that a run was trained on, and the fraction of it that is the validation split.
+    """Return the text that a run was trained on, and the fraction of the validation split.
 
     Raises UserError if the text is missing or has changed.
     """

@@ -57,10 +57,10 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
 
 
 def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = no_progress) -> Run:
-    """Restore a run from its last checkpoint, to continue with the settings of config.
+    """Restore a run from its last checkpoint, to continue it with the settings in `config`.
 
-    saved is the run directory, or the SavedRun read from it. Raises UserError if config describes
-    a different run, or if a file is missing or damaged; raises Stopped if writing fails.
+    `saved` is a run directory or a SavedRun. Raises UserError if `config` describes a different
+    run, or if a file is missing or damaged. Raises Stopped if writing fails.
     """
     directory = saved if isinstance(saved, Path) else saved.directory
     try:
@@ -131,7 +131,7 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
 
 
 def _set_up_device(config: RunConfig) -> torch.device:
-    """Apply the settings that hold for the whole process, and return the device."""
+    """Apply the settings that affect the whole process, and return the device."""
     limit_threads()
     keep_freed_memory()
     use_deterministic(config.deterministic)
@@ -147,7 +147,7 @@ def _build_run(
     data: Data,
     text_sha256: str,
 ) -> Run:
-    """A run at its first step."""
+    """Build a run at its first step."""
     assert config.out is not None
     device = next(model.parameters()).device
     precision = pick_precision(config.precision, device)
@@ -179,7 +179,7 @@ def _build_run(
 
 
 def _set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:
-    """Return config with this vocabulary size. Raises UserError if config sets a different one."""
+    """Return `config` with this vocabulary size. Raises UserError if it sets a different size."""
     if config.vocab_size not in (type(config)().vocab_size, vocab_size):
         raise UserError(
             f"--model.vocab-size is {config.vocab_size}, but this text has {vocab_size} different "

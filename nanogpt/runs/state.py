@@ -53,9 +53,9 @@ class State:
         return {**generators, **self._get_fixed_tensors(), "losses": self.losses}
 
     def expected_tensors(self, losses: int) -> dict[str, Tensor]:
-        """Tensors with the same names, shapes and types as tensors(), for this number of losses.
+        """Return tensors with the names, shapes and types of tensors(), for this number of losses.
 
-        The state of a GPU's generator is not included: a checkpoint may contain one or none.
+        The state of a GPU's generator is not included, because a checkpoint may lack it.
         """
         return {
             "random.cpu": torch.get_rng_state(),

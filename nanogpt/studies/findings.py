@@ -1,7 +1,7 @@
 """The analysis of the scaling study: the best run of each cell, the laws, and the bottlenecks.
 
-N is the number of parameters of a model, D the number of characters of its training text. A cell is
-one pair of N and D.
+N is the number of parameters of a model, and D is the number of characters of its training text. A
+cell is one pair of N and D.
 """
 
 import math
@@ -31,7 +31,7 @@ class StudyRun:
     loss: float
     """Lowest validation loss, in nats per character."""
     tokens: int
-    """Characters trained on until the lowest loss."""
+    """Number of characters that the run trained on until its lowest loss."""
     seconds: float
     """Training time, evaluations included."""
     falling: bool
@@ -39,7 +39,7 @@ class StudyRun:
 
     @staticmethod
     def from_trial(trial: Trial) -> "StudyRun":
-        """The summary of a trial."""
+        """Return the summary of a trial."""
         model, optim = trial.config.model, trial.config.optim
         assert isinstance(model, ModernConfig)
         return StudyRun(
@@ -59,7 +59,7 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Cell:
-    """The best run of a model size on an amount of text."""
+    """The best run of one model size on one amount of text."""
 
     n_layer: int
     n_head: int
@@ -73,11 +73,11 @@ class Cell:
     run: str
     """Name of the run with this loss."""
     compute: float
-    """Floating-point operations until the lowest loss."""
+    """Floating-point operations of the best run until its lowest loss."""
     seconds: float
     """Total training time of all runs of the cell."""
     falling: bool
-    """Whether the last evaluation of the best run has its lowest loss."""
+    """Whether the best run has its lowest loss at its last evaluation."""
 
 
 Curve = list[tuple[float, float]]
@@ -90,18 +90,18 @@ class FittedLaw:
 
     law: ScalingLaw
     bounds: dict[str, tuple[float, float]]
-    """95% interval of each fitted parameter, by name."""
+    """95% confidence interval of each fitted parameter, by name."""
     error: float
-    """Root mean square of predicted / measured loss - 1 over all cells."""
+    """Root mean square of the relative error, predicted / measured loss - 1, over all cells."""
     largest_error: float
-    """Largest absolute value of predicted / measured loss - 1."""
+    """Largest absolute value of the relative error over all cells."""
     held_out: list[tuple[int, float, float]]
-    """(D, measured loss, loss predicted by a fit to the smaller models) of the largest model."""
+    """For the largest model: (D, measured loss, loss predicted by a fit to the smaller models)."""
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """Whether parameters or text limit the loss of one model size, trained on all the text."""
+    """Whether parameters or text limit the loss of a model size that is trained on all the text."""
 
     N: int
     of_size: float
@@ -109,15 +109,15 @@ class Bottleneck:
     of_data: float
     """B / D^β, in nats."""
     enough: float
-    """Characters at which both terms are equal."""
+    """Number of characters at which both terms are equal."""
     more_size: float
-    """Predicted decrease of the loss with twice the parameters, in nats."""
+    """Predicted decrease of the loss if the number of parameters is doubled, in nats."""
     more_data: float
-    """Predicted decrease of the loss with twice the text, in nats."""
+    """Predicted decrease of the loss if the amount of text is doubled, in nats."""
 
     @property
     def is_text(self) -> bool:
-        """Whether twice the text lowers the loss more than twice the parameters."""
+        """Whether doubling the text lowers the loss more than doubling the parameters."""
         return self.more_data > self.more_size
 
 
@@ -134,20 +134,20 @@ class ScalingResult:
     free: FittedLaw
     """The law with fitted p."""
     sizes: list[Bottleneck]
-    """One for each model size, from the law with fitted p."""
+    """The bottleneck of each model size, from the law with fitted p."""
     curves: list[tuple[int, Curve]]
     """(N, curve) of the best run of each model size on all the text."""
     frontier: list[tuple[float, float, int]]
-    """(operations, lowest loss with at most this many operations, N of the model that has it)."""
+    """(operations, lowest loss with at most these operations, N of the model with this loss)."""
     takeovers: list[tuple[float, float]]
-    """(operations, parameters) at which a model overtakes the next smaller one, which still
-    trains; parameters is the geometric mean of both sizes."""
+    """(operations, parameters) at which the loss of a model falls below the loss of the next
+    smaller model, while both still train. `parameters` is the geometric mean of both sizes."""
     exponent: float | None
-    """a, if the best size grows as operations^a: the slope of the takeovers on log-log axes."""
+    """The best size grows as operations^a; a is the slope of the takeovers on log-log axes."""
 
 
 def analyse_trials(trials: Sequence[Trial], bootstraps: int = 300) -> ScalingResult:
-    """Fit the laws to the trials of a grid; `bootstraps` samples give the intervals."""
+    """Fit the laws to the trials of a grid; the intervals come from `bootstraps` samples."""
     cells = select_cells(trials)
     all_text = max(cell.D for cell in cells)
     free = fit_grid(cells, True, bootstraps)
@@ -182,7 +182,7 @@ def analyse_trials(trials: Sequence[Trial], bootstraps: int = 300) -> ScalingRes
 
 
 def fit_grid(cells: Sequence[Cell], free: bool, bootstraps: int) -> FittedLaw:
-    """Fit a law to cells, with p free or 1, and measure how well it fits."""
+    """Fit a law to `cells`, with p fitted if `free` and p = 1 otherwise, and measure its errors."""
 
     def unzip(cells: Sequence[Cell]) -> tuple[list[float], list[float], list[float]]:
         return [c.N for c in cells], [c.D for c in cells], [c.loss for c in cells]
@@ -207,7 +207,7 @@ def make_curve(trial: Trial) -> Curve:
 
 
 def find_frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float, int]]:
-    """Return (operations, loss, N) of each new lowest loss, in ascending order of operations."""
+    """Return (operations, loss, N) at each new lowest loss, in ascending order of operations."""
     points = sorted((C, loss, N) for N, curve in curves for C, loss in curve)
     frontier: list[tuple[float, float, int]] = []
     for point in points:
@@ -217,9 +217,9 @@ def find_frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, floa
 
 
 def find_takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float]]:
-    """Return (operations, parameters) at which each model overtakes the next smaller one.
+    """Return (operations, parameters) at which each model overtakes the next smaller model.
 
-    Counts only takeovers while both models train: after its last step a model cannot be overtaken.
+    Only takeovers while both models train are included: the curve of a model ends at its last step.
     """
     takeovers = []
     for (small_N, small_curve), (large_N, large_curve) in pairwise(curves):

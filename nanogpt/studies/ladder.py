@@ -15,7 +15,7 @@ from ..data import Data, to_int64
 from ..models import GPTConfig, ModelConfig, ModernConfig, PlainConfig
 from ..optim import OptimConfig
 from ..runs.config import RunConfig, TrainConfig
-from ..system.files import dump_json, write_atomically
+from ..system.files import dump_json, write_output
 from ..text import corpora
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
@@ -30,17 +30,17 @@ NGRAM_RUNGS = {
     "bigram": "counts after the previous token",
     "trigram": "counts after the previous two tokens",
 }
-"""The rungs that count n-grams and are not trained: name, and the part that it adds."""
+"""The rungs that count n-grams and are not trained: their names, and the parts that they add."""
 SAMPLE_WIDTH = 60
 """Maximum number of characters in a sample."""
 
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """The models of the rungs, and how they are trained."""
+    """The models of the rungs, and their training settings."""
 
     small: GPTConfig
-    """The model of the rungs up to `dropout`; those before `blocks` have only one block."""
+    """The model of the rungs up to `dropout`; the rungs before `blocks` have only one block."""
     large: GPTConfig
     """The deeper and wider model of the rungs from `gpt` on."""
     dropout: float
@@ -143,9 +143,9 @@ def run_ladder(
     reporter: Reporter,
     on_rung: Callable[[Rung], None],
 ) -> Ladder:
-    """Run all rungs in subdirectories of base.out and call on_rung with each result.
+    """Run all rungs in subdirectories of base.out, and call `on_rung` with each result.
 
-    base holds the settings that the rungs share. Finished rungs are read, not repeated.
+    `base` holds the settings that the rungs share. Finished rungs are not trained again.
     Writes ladder.json, ladder.md and ladder.svg. Raises the errors of run_trial().
     """
     assert base.out is not None
@@ -204,8 +204,8 @@ def run_ladder(
         rungs=rungs,
     )
     with stop_on_disk_error(out):
-        write_atomically(out / "ladder.json", dump_json(asdict(ladder)))
-        write_atomically(out / "ladder.md", format_table(ladder).encode())
+        write_output(out / "ladder.json", dump_json(asdict(ladder)))
+        write_output(out / "ladder.md", format_table(ladder).encode())
         draw_ladder(out / "ladder.svg", [(rung.name, rung.val_loss) for rung in rungs])
     return ladder
 
@@ -213,7 +213,7 @@ def run_ladder(
 def sample_tokens(
     counts: NGramCounts, start: int, length: int, generator: torch.Generator
 ) -> list[int]:
-    """Sample a sequence of tokens (length,) after the token start, with add-one smoothing."""
+    """Sample a sequence of tokens (length,) after the token `start`, with add-one smoothing."""
     tokens = [start] * max(1, counts.n - 1)
     for _ in range(length):
         weights = torch.from_numpy(counts.count_followers(tokens)) + 1.0  # (V,)

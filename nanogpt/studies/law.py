@@ -1,7 +1,7 @@
 """Scaling laws and their fit to measured losses.
 
 L(N, D) = E + A / N^α + B / D^β (Hoffmann et al. 2022, arXiv:2203.15556, equation 2), and a
-more general form that combines the two terms in other ways than a sum.
+more general form, in which the two terms are not always added.
 """
 
 import math
@@ -23,10 +23,10 @@ DELTA = 1e-3
 class ScalingLaw:
     """L(N, D) = E + ((A / N^α)^p + (B / D^β)^p)^(1/p).
 
-    With p = 1 this is the sum of Hoffmann et al., who train on each token once. With a large p only
-    the larger of the two terms counts, as in training on a small text for many epochs. With
-    p = 1 / β and E = 0 it is equation 1.5 of Kaplan et al. 2020 (arXiv:2001.08361), who stop before
-    the model overfits.
+    With p = 1, this is the law of Hoffmann et al., who train on each token once. With a large p,
+    only the larger of the two terms counts, as in training on a small text for many epochs. With
+    p = 1 / β and E = 0, this is equation 1.5 of Kaplan et al. 2020 (arXiv:2001.08361), who stop
+    training before the model overfits.
     """
 
     E: float
@@ -38,20 +38,20 @@ class ScalingLaw:
     p: float = 1.0
 
     def size_term(self, N: float) -> float:
-        """A / N^α: the loss that unlimited parameters would remove if data were unlimited, too."""
+        """Return A / N^α: how much unlimited parameters lower the loss, if data is unlimited."""
         return float(self.A / N**self.alpha)
 
     def data_term(self, D: float) -> float:
-        """B / D^β: the loss that unlimited data would remove if parameters were unlimited, too."""
+        """Return B / D^β: how much unlimited data lowers the loss, if parameters are unlimited."""
         return float(self.B / D**self.beta)
 
     def loss(self, N: float, D: float) -> float:
-        """L(N, D), in nats per token."""
+        """Return L(N, D) in nats per token."""
         size, data = self.size_term(N), self.data_term(D)
         return float(self.E + (size**self.p + data**self.p) ** (1 / self.p))
 
     def balanced_data(self, N: float) -> float:
-        """The D at which B / D^β equals A / N^α; with less data, the data term is larger."""
+        """Return the D at which B / D^β equals A / N^α; with less data, the data term is larger."""
         return float((self.B / self.size_term(N)) ** (1 / self.beta))
 
 
@@ -70,8 +70,8 @@ def fit(
 ) -> ScalingLaw:
     """Fit a law to the losses L of at least six pairs of N parameters and D tokens.
 
-    Minimises the sum of Huber losses of the errors of log L from many starting points (Hoffmann et
-    al., equation 3). p is fitted if free; otherwise it is 1.
+    Starting from many points, it minimises the sum of the Huber losses of all errors of log L
+    (Hoffmann et al., equation 3). It fits p if `free` is true; otherwise p is 1.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     lowest = float(logs.min())
@@ -95,8 +95,8 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Return the 95% interval of each parameter of a law: (low, high) by name.
 
-    Fits the law to bootstrap samples of the pairs, drawn with replacement (Efron 1979). times is
-    the number of samples; law is the fit to all pairs.
+    Fits the law to `times` bootstrap samples of the pairs, drawn with replacement (Efron 1979).
+    `law` is the fit to all pairs.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     start = [math.log(law.A), law.alpha, math.log(law.B), law.beta, math.log(law.E)]
@@ -114,11 +114,11 @@ def bootstrap(
 
 
 def _minimise(n: Floats, d: Floats, logs: Floats, starts: Sequence[Floats]) -> Floats:
-    """Return the best fit over all starts: log A, α, log B, β, log E, and log p if it is free."""
+    """Return the best fit over all starts: log A, α, log B, β, log E, and log p if p is free."""
     from scipy.optimize import least_squares
 
     def terms(x: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-        """Return p and the logs of A / N^α, of B / D^β, of both together, and of L."""
+        """Return p, and the logarithms of A / N^α, B / D^β, their combination and L."""
         log_A, alpha, log_B, beta, log_E = x[:5]
         p = np.exp(x[5:].sum())  # 1 if p is not free
         size, data = log_A - alpha * n, log_B - beta * d
@@ -130,7 +130,7 @@ def _minimise(n: Floats, d: Floats, logs: Floats, starts: Sequence[Floats]) -> F
 
     def jacobian(x: Floats) -> Floats:
         p, size, data, both, L = terms(x)
-        share = np.exp(both - L)  # the part of the loss that is not E
+        share = np.exp(both - L)  # the fraction of the loss that is not E
         by_A, by_B = share * np.exp(p * (size - both)), share * np.exp(p * (data - both))
         by_p = by_A * (size - both) + by_B * (data - both)
         columns = [by_A, -n * by_A, by_B, -d * by_B, 1 - share, by_p]
@@ -139,7 +139,7 @@ def _minimise(n: Floats, d: Floats, logs: Floats, starts: Sequence[Floats]) -> F
     low, high = [-20, 0.01, -20, 0.01, -10, 0], [40, 3, 40, 3, 3, 4]
     bounds = np.array([low[: len(starts[0])], high[: len(starts[0])]])
     settings = {"bounds": bounds, "loss": "huber", "f_scale": DELTA, "x_scale": "jac"}
-    # Twenty iterations from every start find the best two, which then converge.
+    # Run 20 iterations from every start; then continue the best two until they converge.
     tries = [
         least_squares(errors, start.clip(*bounds), jacobian, max_nfev=20, **settings)
         for start in starts

@@ -5,15 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..system.files import write_atomically
+from ..runs.plot import make_figure
+from ..system.files import write_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def draw_ladder(file: Path, rungs: Sequence[tuple[str, float]]) -> None:
-    """Plot the validation loss of each rung, the first rung at the top."""
-    figure = _figure(7, 0.32 * len(rungs) + 0.9)
+    """Plot the validation loss of each rung, with the first rung at the top."""
+    figure = make_figure(7, 0.32 * len(rungs) + 0.9, "constrained")
     axes = figure.add_subplot()
     names, losses = zip(*rungs, strict=True)
     rows = range(len(rungs))
@@ -45,8 +46,8 @@ PredictedLoss = Callable[[float, float], float]
 
 
 def draw_fit(file: Path, measured: Measured, law: PredictedLoss) -> None:
-    """Plot loss over parameters: for each amount of text, a line (law) and markers (measured)."""
-    figure = _figure(7, 4.2)
+    """Plot loss over parameters. Each amount of text has a line (law) and markers (measured)."""
+    figure = make_figure(7, 4.2, "constrained")
     axes = figure.add_subplot()
     amounts = sorted({D for _, D, _ in measured})
     for i, D in enumerate(amounts):
@@ -70,8 +71,8 @@ def draw_fit(file: Path, measured: Measured, law: PredictedLoss) -> None:
 
 
 def draw_residuals(file: Path, measured: Measured, law: PredictedLoss) -> None:
-    """Plot the relative error of the law over parameters, one line for each amount of text."""
-    figure = _figure(7, 3)
+    """Plot the relative error of the law over parameters, with a line for each amount of text."""
+    figure = make_figure(7, 3, "constrained")
     axes = figure.add_subplot()
     amounts = sorted({D for _, D, _ in measured})
     for i, D in enumerate(amounts):
@@ -98,7 +99,7 @@ def draw_frontier(
     frontier: Sequence[tuple[float, float]],
 ) -> None:
     """Plot loss over operations: a curve for each model size, and the lowest loss of all."""
-    figure = _figure(7, 4.2)
+    figure = make_figure(7, 4.2, "constrained")
     axes = figure.add_subplot()
     for i, (N, curve) in enumerate(sorted(curves.items())):
         axes.plot(
@@ -118,17 +119,6 @@ def draw_frontier(
     _save(figure, file)
 
 
-def _figure(width: float, height: float) -> "Figure":
-    """Return an empty figure of width by height inches; it needs no display."""
-    # Imported here because matplotlib is slow to import.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _save(figure: "Figure", file: Path) -> None:
     """Write a figure to an SVG file; the same figure always gives the same bytes."""
     import matplotlib
@@ -140,4 +130,4 @@ def _save(figure: "Figure", file: Path) -> None:
     settings = {"svg.fonttype": "none", "svg.hashsalt": "nanogpt"}
     with matplotlib.rc_context(settings):  # type: ignore[arg-type]
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    write_atomically(file, buffer.getvalue())
+    write_output(file, buffer.getvalue())

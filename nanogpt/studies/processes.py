@@ -22,8 +22,8 @@ from ..system.files import remove_if_present
 from ..system.interrupts import Interrupts
 from .trial import Trial, read_finished_trial, run_trial
 
-# On Linux, processes are forked from one that has made the imports, which take seconds.
-# Elsewhere, torch does not survive a fork.
+# On Linux, workers are forked from a process that has already imported the modules, which takes
+# seconds. On other systems, torch does not work after a fork.
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 _CONTEXT.set_forkserver_preload([__name__, "matplotlib.figure", "matplotlib.backends.backend_agg"])
 
@@ -41,16 +41,16 @@ def run_all(
 ) -> list[Trial]:
     """Train the runs that are not finished, and return the results of all runs in order.
 
-    Trains at_a_time runs in parallel on each device; a run for which needs_whole_device is true has
-    a device to itself. command is the command line that resumes the study. Calls on_trial with each
-    result and the number of finished runs, and on_message when a process fails. Deletes the
-    weights. Raises UserError, Interrupted or Stopped, after the other processes have saved
-    checkpoints.
+    Trains `at_a_time` runs in parallel on each device; a run for which `needs_whole_device` is true
+    has its own device. `command` is the command line that resumes the study. Calls `on_trial` with
+    each result and the number of finished runs, and `on_message` when a process fails. Deletes the
+    weights of finished runs. Raises UserError, Interrupted or Stopped, after the other processes
+    have saved checkpoints.
     """
     trials = {run.name: trial for run in runs if (trial := read_finished_trial(run))}
     unfinished = [run for run in runs if run.name not in trials]
     for done, run in enumerate((run for run in runs if run.name in trials), 1):
-        _remove_weights(run)  # in case its process was killed before it did this
+        _remove_weights(run)  # in case the process was killed before it removed them
         on_trial(run, trials[run.name], done)
     if unfinished:
         for run, trial in _run_in_processes(
@@ -68,7 +68,7 @@ def _run_in_processes(
     command: str,
     on_message: Callable[[str], None],
 ) -> Iterator[tuple[RunConfig, Trial]]:
-    """Yield each run and its result as soon as it is finished.
+    """Yield each run and its result as soon as the run is finished.
 
     A run whose process is killed resumes from its last checkpoint, up to MAX_FAILURES - 1 times.
     """
@@ -131,7 +131,7 @@ class _Worker:
 
     def stop(self) -> None:
         """Ask the process to save a checkpoint and to end."""
-        with suppress(OSError):  # the process has ended
+        with suppress(OSError):  # the process has already ended
             self.connection.send(None)
 
     def result(self) -> Trial | str:
@@ -191,7 +191,7 @@ def _block_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # otherwise the first start does this, and unblocks signals
+    resource_tracker.ensure_running()  # otherwise start() does this and unblocks signals
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -1,13 +1,15 @@
 """The scaling study: how the loss depends on model size and on the amount of training text.
 
-It measures L(N, D), the loss of a model with N parameters that is trained on D characters, on a
-grid of both, and fits a law to the result. Kaplan et al. 2020 (arXiv:2001.08361) ask this question;
-Hoffmann et al. 2022 (arXiv:2203.15556, section 3.3) give a formula and a method to fit it.
+It measures L(N, D), the loss of a model with N parameters that is trained on D characters, for a
+grid of N and D. Then it fits a law to the losses. Kaplan et al. 2020 (arXiv:2001.08361) ask this
+question; Hoffmann et al. 2022 (arXiv:2203.15556, section 3.3) give a formula and a method to fit
+it.
 
 Each model trains at a constant learning rate until its validation loss stops falling. The average
-of its weights is evaluated: averaging replaces a decaying learning rate (Hägele et al. 2024,
-arXiv:2405.18392). The regularisation that a model needs depends on its parameters per character,
-times the number of epochs. The study tries the recipes for this value and keeps the best run.
+of its weights is also evaluated: averaging replaces a decaying learning rate (Hägele et al. 2024,
+arXiv:2405.18392). A model needs more regularisation if it has more parameters per character, or
+trains for more epochs. The study tries several recipes of regularisation, selected by the product
+of these two values, and keeps the best run.
 """
 
 import math
@@ -18,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from ..models import ModernConfig, build, flops_per_token
 from ..optim import OptimConfig
 from ..runs.config import RunConfig, TrainConfig
-from ..system.files import dump_json, write_atomically
+from ..system.files import dump_json, write_output
 from ..text import corpora
 from ..text.corpora import count_training_characters
 from ..text.tokenizers import CharTokenizer
@@ -31,17 +33,17 @@ from .trial import Trial, make_directory, stop_on_disk_error
 SCALING_COMMAND = "nanogpt study scaling"
 SHAPES = ((1, 1, 24), (3, 1, 32), (3, 2, 64), (5, 3, 96), (6, 3, 168), (7, 6, 288), (9, 8, 512))
 """Blocks, heads and channels of the models: 10 thousand to 28 million parameters, each size about
-four times the previous one."""
+four times the previous size."""
 PARTS = (1, 2, 4, 8, 16)
-"""The amounts of text: all of the training text, one half of it, one quarter, …"""
+"""The amounts of text: 1 is all of the training text, 2 is one half, 4 is one quarter, …"""
 LARGE_MODEL = 1_000_000
 """Models with at least this many parameters use the lower learning rates of a recipe: they still
 learn fast enough, and their weights fluctuate less at the end."""
 MIN_COMPILED = 5_000_000
-"""With at least this many parameters, compilation saves more time than it takes."""
+"""Compiling a model with at least this many parameters saves more time than it takes."""
 WHOLE_GPU = 20_000_000
-"""A model with at least this many parameters has a GPU to itself. It keeps the GPU busy, and in
-parallel with other models it sometimes crashes (docs/log/studies.md)."""
+"""A model with at least this many parameters does not share its GPU. It keeps the GPU busy, and it
+sometimes crashes if other models train on the same GPU (docs/log/studies.md)."""
 MIN_PASSAGE = 1_000
 """Minimum length of a passage, in characters. A part of the text is a selection of passages."""
 
@@ -55,9 +57,9 @@ class Recipe:
     rate: float
     """Learning rates of large models, relative to those of small models."""
     low: float
-    """Lower limit of parameters per character, times epochs, for which the recipe is tried."""
+    """The recipe is tried if parameters per character × epochs is at least this value."""
     high: float
-    """Upper limit of the same value, exclusive."""
+    """The recipe is tried if the same product is less than this value."""
 
 
 RECIPES = {
@@ -85,9 +87,10 @@ class Grid:
 def load_texts() -> tuple[list[str], str]:
     """Return the training text in passages, and the validation text.
 
-    The training text is the training split of Tiny Shakespeare and all plays that are not in Tiny
-    Shakespeare, without the few characters that Tiny Shakespeare does not contain. The validation
-    text is the validation split of Tiny Shakespeare. Each passage ends at the end of a speech.
+    The training text is the training split of Tiny Shakespeare, followed by all plays that are not
+    in it. The few letters and symbols that never occur in Tiny Shakespeare are removed. The
+    validation text is the validation split of Tiny Shakespeare. Each passage ends at the end of a
+    speech.
     """
     tiny = corpora.load_corpus("tinyshakespeare")
     val, alphabet = "".join(tiny.read_split("val")), set(tiny.text())
@@ -102,29 +105,29 @@ def load_texts() -> tuple[list[str], str]:
 
 
 def select_part(passages: Sequence[str], part: int) -> str:
-    """Return 1 / part of a text: randomly selected passages in their original order.
+    """Return the fraction 1 / `part` of a text: randomly selected passages in original order.
 
-    A smaller part is contained in a larger one.
+    The text of a smaller fraction is contained in the text of a larger fraction.
     """
     order = random.Random(0).sample(range(len(passages)), len(passages))
     return "".join(passages[i] for i in sorted(order[: len(passages) // part]))
 
 
 def plan_runs(base: RunConfig, grid: Grid) -> list[RunConfig]:
-    """Return the runs of the grid, the longest first; write their texts and tokenizer to base.out.
+    """Return the runs of the grid, large models first; write texts and a tokenizer to base.out.
 
-    base holds the seed, the device and the directory.
+    `base` holds the seed, the device and the directory.
     """
     assert base.out is not None
     out = base.out
     passages, val = load_texts()
     tokenizer, runs = CharTokenizer("".join([*passages, val])), []
-    write_atomically(out / "tokenizer.json", dump_json(tokenizer.to_json()))
+    write_output(out / "tokenizer.json", dump_json(tokenizer.to_json()))
     for part in grid.parts:
         train = select_part(passages, part)
         file = out / f"text-1-of-{part}.txt"
         if not file.exists() or file.stat().st_size != len((train + val).encode()):
-            write_atomically(file, (train + val).encode())
+            write_output(file, (train + val).encode())
         total = len(train) + len(val)
         val_fraction = (len(val) - 0.5) / total
         assert count_training_characters(total, val_fraction) == len(train)
@@ -166,12 +169,12 @@ def plan_runs(base: RunConfig, grid: Grid) -> list[RunConfig]:
 
 
 def _count_block_parameters(L: int, C: int) -> int:
-    """Parameters of L blocks of C channels: each has 4 C² in attention, 8 C² in feed-forward."""
+    """Count the parameters of L blocks: each has 4 C² in attention and 8 C² in feed-forward."""
     return 12 * L * C * C
 
 
 def _make_optim(N: int, recipe: Recipe) -> OptimConfig:
-    """The optimizer settings of a recipe for a model of N parameters."""
+    """Return the optimizer settings of a recipe for a model of N parameters."""
     rate = recipe.rate if N >= LARGE_MODEL else 1.0
     return OptimConfig(
         optimizer="muon",
@@ -188,7 +191,7 @@ def _make_optim(N: int, recipe: Recipe) -> OptimConfig:
 
 
 def _needs_whole_gpu(run: RunConfig) -> bool:
-    """Whether the model of a run is so large that it has a GPU to itself."""
+    """Return whether the model of a run is so large that it must not share its GPU."""
     model = run.model
     assert isinstance(model, ModernConfig)
     return _count_block_parameters(model.n_layer, model.n_embd) >= WHOLE_GPU
@@ -203,8 +206,8 @@ def run_scaling(
 ) -> ScalingResult:
     """Run the unfinished trials of the grid in subdirectories of base.out, and fit the laws.
 
-    Calls on_trial with each trial, the number of finished trials and their total number, and
-    on_message with messages for the user. Writes scaling.json, scaling.md, fit.svg, residuals.svg
+    Calls `on_trial` with each trial, the numbers of finished trials and of all trials, and
+    `on_message` with messages for the user. Writes scaling.json, scaling.md, fit.svg, residuals.svg
     and frontier.svg. Raises UserError, Stopped or Interrupted.
     """
     assert base.out is not None
@@ -225,8 +228,8 @@ def run_scaling(
     measured = [(float(cell.N), float(cell.D), cell.loss) for cell in result.cells]
     frontier = [(flops, loss) for flops, loss, _ in result.frontier]
     with stop_on_disk_error(out):
-        write_atomically(out / "scaling.json", dump_json(asdict(result)))
-        write_atomically(out / "scaling.md", format_tables(result).encode())
+        write_output(out / "scaling.json", dump_json(asdict(result)))
+        write_output(out / "scaling.md", format_tables(result).encode())
         draw_fit(out / "fit.svg", measured, result.free.law.loss)
         draw_residuals(out / "residuals.svg", measured, result.free.law.loss)
         draw_frontier(out / "frontier.svg", dict(result.curves), frontier)

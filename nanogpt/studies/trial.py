@@ -1,4 +1,4 @@
-"""A trial: one run of a study. It is trained once, resumed if interrupted; its result is kept."""
+"""A trial is one run of a study. After an interruption, it resumes. Its result is saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from ..runs.run import read_saved_run
 from ..system.devices import describe_device
 from ..system.files import dump_json, write_atomically
 from ..text import corpora
+from ..text.readers import OUTPUT_MARK
 from ..train import Reporter, Result, resume_training, train
 
 TRIAL_FILE = "trial.json"
@@ -22,11 +23,11 @@ class Point:
     """One evaluation during a trial."""
 
     tokens: int
-    """Tokens trained on so far."""
+    """Number of tokens that the run has trained on so far."""
     seconds: float
     """Training time so far, evaluations included."""
     loss: float
-    """The lower validation loss, of the weights or of their average, in nats per token."""
+    """Validation loss of the weights or of their average, whichever is lower, in nats per token."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Trial:
     """The result of one run of a study."""
 
     config: RunConfig
-    """The configuration that the study asked for."""
+    """The configuration that the study requested."""
     text_sha256: str
     val_loss: float
     """Lowest validation loss, in nats per token."""
@@ -43,7 +44,7 @@ class Trial:
     train_tokens: int
     """Size of the training split in tokens."""
     tokens: int
-    """Tokens trained on until the lowest validation loss."""
+    """Number of tokens that the run trained on until its lowest validation loss."""
     seconds: float
     """Training time, evaluations included."""
     device: str
@@ -51,9 +52,9 @@ class Trial:
 
 
 def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None) -> Trial:
-    """Train the run of config in config.out, or resume it, or read its result if it is finished.
+    """Train or resume the run of `config` in config.out; if it is finished, read its result.
 
-    command is the command line that resumes the whole study. Raises UserError if the directory
+    `command` is the command line that resumes the whole study. Raises UserError if the directory
     holds a different run, Stopped or Interrupted if the training ends early.
     """
     assert config.out is not None
@@ -104,7 +105,7 @@ def read_finished_trial(config: RunConfig) -> Trial | None:
 def _require_same_settings(requested: RunConfig, found: RunConfig) -> None:
     """Raise UserError unless the run found in the directory has the requested settings.
 
-    Paths and the device may differ: the hash of the text shows whether it is the same text.
+    Paths and the device may differ: the hash of the text shows whether both texts are the same.
     """
     settings, found_settings = flatten_settings(requested), flatten_settings(found)
     for name in sorted(settings.keys() | found_settings.keys()):
@@ -157,6 +158,7 @@ def make_directory(out: Path) -> Path:
     """Create the directory of a study if it does not exist. Raises UserError if that fails."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / OUTPUT_MARK).touch()
         return out
     except OSError as error:
         raise UserError(

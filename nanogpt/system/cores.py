@@ -9,7 +9,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def count_cores() -> int:
-    """The number of cores that this process may use, by CPU affinity and container quota."""
+    """Count the cores that CPU affinity and the quota of a container allow this process to use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         quota, period = QUOTA.read_text("ascii").split()

@@ -18,7 +18,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device named cpu, cuda, cuda:N or mps; auto is the fastest device of this machine.
+    """Return the device cpu, cuda, cuda:N or mps; auto is the fastest device of this machine.
 
     Raises UserError if the machine has no such device.
     """
@@ -86,7 +86,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
     else:
         # Below float32 on a CPU, the backward pass of fused attention takes four times as long as
         # the backward pass of separate matrix products (docs/log.md).
-        cuda = torch.backends.cuda  # despite its name, the setting is for the CPU, too
+        cuda = torch.backends.cuda  # despite its name, this also applies to a CPU
         previous = cuda.fp16_bf16_reduction_math_sdp_allowed()
         cuda.allow_fp16_bf16_reduction_math_sdp(True)
         try:
@@ -128,13 +128,13 @@ def find_peak_flops(device: torch.device, precision: torch.dtype) -> float | Non
 
 
 def use_deterministic(wanted: bool) -> None:
-    """If wanted, make runs on a GPU reproducible bit for bit, with slower kernels."""
-    if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler
+    """If `wanted` is true, make runs on a GPU reproducible bit for bit, with slower kernels."""
+    if wanted != torch.are_deterministic_algorithms_enabled():  # avoids a slow import
         torch.use_deterministic_algorithms(wanted)
     if wanted:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS needs this
         os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"
-        # Filling new memory only helps to find bugs.
+        # torch would also fill new memory with NaN, which only helps to find bugs.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -149,7 +149,7 @@ def limit_threads() -> None:
 
 
 def free_token_memory(device: torch.device) -> int:
-    """The bytes that the tokens of a text may use on a device: on a GPU, 1/4 of its free memory."""
+    """Return how many bytes tokens may use on a device: on a GPU, 1/4 of the free memory."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 1 << 62
 
 
@@ -161,14 +161,14 @@ def keep_freed_memory() -> None:
     """
     mallopt = find_c_function("mallopt")
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-    for size in (1 << 30, 32 << 20):  # older versions of glibc accept at most the second
+    for size in (1 << 30, 32 << 20):  # older versions of glibc accept only the second size
         if mallopt and mallopt(M_MMAP_THRESHOLD, size):
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
             return
 
 
 def get_random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of the global random generators of torch that a run on this device uses."""
+    """Return the states of torch's global random generators, for a run on this device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -187,7 +187,7 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
 
 
 def requested_memory(error: BaseException) -> str | None:
-    """The size of a failed memory allocation, as text with a unit; None for any other error."""
+    """Return the size of a failed memory allocation, as text with a unit; None for other errors."""
     if isinstance(error, MemoryError):
         return "some bytes"
     if "Storage size calculation overflowed" in str(error):

@@ -1,7 +1,7 @@
 """Atomic writes to files and directories, and strict reading of files from any source.
 
-A write goes to a new file, is synced to the disk, and then replaces the old file in one step. After
-a crash or a power failure the file has its old or its new contents, never a part of either.
+Data is written to a new file and synced to the disk. Then the new file replaces the old file in one
+step. After a crash or a power failure, the file has its complete old or complete new contents.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ def damaged_error(file: Path, reason: object) -> UserError:
 
 
 def write_atomically(file: Path, raw: bytes) -> None:
-    """Write raw to a file. The file keeps its old contents until the new contents are complete."""
+    """Write `raw` to a file, which keeps its old contents until the new contents are complete."""
     new = file.with_name(f".{file.name}.new")
     new.unlink(missing_ok=True)
     try:
@@ -49,8 +49,22 @@ def write_atomically(file: Path, raw: bytes) -> None:
     sync_to_disk(file.parent)
 
 
+def write_output(file: Path, raw: bytes) -> None:
+    """Write `raw` to a file that the user named. Only a regular file is replaced.
+
+    A link is followed; a pipe or a device receives the bytes. Raises OSError.
+    """
+    if file.is_symlink():
+        file = Path(os.path.realpath(file))
+    if file.exists() and not file.is_file():
+        with file.open("wb") as opened:  # raises IsADirectoryError for a directory
+            opened.write(raw)
+    else:
+        write_atomically(file, raw)
+
+
 def dump_json(value: object) -> bytes:
-    """One JSON document, indented, with a final line break."""
+    """Return a value as indented JSON in UTF-8, with a final line break."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -67,12 +81,12 @@ def sync_to_disk(path: Path) -> None:
     except PermissionError:
         pass  # Windows cannot open a directory
     except OSError as error:
-        if not (path.is_dir() and error.errno == errno.EINVAL):  # from some network drives
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # some network drives
             raise
 
 
 def _sync_descriptor(descriptor: int) -> None:
-    """Call fsync(); on macOS, where that leaves data in the drive's cache, call F_FULLFSYNC."""
+    """Call fsync(). On macOS, use F_FULLFSYNC: there, fsync() leaves data in the drive's cache."""
     try:
         import fcntl
 
@@ -82,10 +96,10 @@ def _sync_descriptor(descriptor: int) -> None:
 
 
 def replace_path(source: Path, target: Path) -> None:
-    """Rename source to target. This replaces an existing file, but not a directory.
+    """Rename `source` to `target`. This replaces an existing file, but not an existing directory.
 
     On Windows, this fails while another process, such as a virus scanner or a command that reads a
-    checkpoint, has one of the files open. It is then retried for REPLACE_TIMEOUT seconds.
+    checkpoint, has one of the files open. The call then retries for REPLACE_TIMEOUT seconds.
     """
     deadline = time.monotonic() + REPLACE_TIMEOUT
     while True:
@@ -99,7 +113,7 @@ def replace_path(source: Path, target: Path) -> None:
 
 
 def replace_directory(directory: Path, new: Path) -> None:
-    """Replace directory with the directory new, in one step if the system can swap the two."""
+    """Replace `directory` with `new`, in one step if the system can swap two directories."""
     if directory.exists():
         try:
             _swap(directory, new)
@@ -122,7 +136,7 @@ def remove_if_present(path: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> None:
-    """Swap two directories in one step. Raises OSError if the system cannot: only Linux can."""
+    """Swap two directories in one step. Raises OSError if this fails; only Linux can do it."""
     at_cwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
     renameat2 = find_c_function("renameat2")
     if renameat2 is None:
@@ -132,7 +146,7 @@ def _swap(one: Path, other: Path) -> None:
 
 
 def _replace_in_two_steps(directory: Path, new: Path) -> None:
-    """Rename directory to its .old name, then new to directory."""
+    """Rename `directory` to its .old name, then rename `new` to `directory`."""
     remove_if_present(_old_name(directory))
     replace_path(directory, _old_name(directory))
     replace_path(new, directory)
@@ -143,7 +157,7 @@ def _old_name(directory: Path) -> Path:
 
 
 def resolve_interrupted_swap(directory: Path) -> Path:
-    """The path of a directory: its .old name if a replacement in two steps was interrupted."""
+    """Return `directory`, or its .old name if a replacement in two steps was interrupted."""
     old = _old_name(directory)
     return old if os.path.isdir(old) and not os.path.isdir(directory) else directory
 
@@ -152,7 +166,11 @@ def resolve_interrupted_swap(directory: Path) -> Path:
 
 
 def require_inside(root: Path, path: Path) -> Path:
-    """Return path. Raises UserError if it is a link out of root, or leads through one."""
+    """Return `path`.
+
+    Raises UserError if `path`, or a directory on the way to it, is a link to a place outside
+    `root`.
+    """
     inside, outside = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     # macOS ignores case in names, so the same directory can have two spellings.
     if not (inside.is_relative_to(outside) or any(_is_same(p, outside) for p in inside.parents)):
@@ -168,14 +186,14 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def require_regular_file(root: Path, file: Path) -> Path:
-    """The path of a file inside root. Raises UserError if it is a pipe, device or directory."""
+    """Return `file`. Raises UserError if it is outside `root`, or a pipe, device or directory."""
     if os.path.exists(require_inside(root, file)) and not os.path.isfile(file):
         raise damaged_error(file, "not a regular file")
     return file
 
 
 def read_limited(file: Path, limit: int) -> bytes:
-    """The contents of a file. Raises UserError if it has more than limit bytes or is unreadable."""
+    """Read a file. Raises UserError if the file has more than `limit` bytes or is unreadable."""
     try:
         with file.open("rb") as opened:
             raw = opened.read(limit + 1)
@@ -187,20 +205,20 @@ def read_limited(file: Path, limit: int) -> bytes:
 
 
 def read_json(file: Path, limit: int = 1 << 20) -> dict[str, Any]:
-    """The JSON object in a file of at most limit bytes, read strictly. Raises UserError."""
+    """Read a JSON object from a file of at most `limit` bytes. Raises UserError."""
     return parse_json(read_limited(file, limit), file)
 
 
 def parse_json(raw: bytes, file: Path) -> dict[str, Any]:
-    """The JSON object in raw, which was read from file.
+    """Parse the JSON object in `raw`, which was read from `file`.
 
-    Raises UserError for invalid JSON, a repeated key, NaN, infinity, or a lone surrogate.
+    Raises UserError for invalid JSON, a repeated key, NaN, infinity, or an unpaired surrogate.
     """
     try:
         value = json.loads(
             raw.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
         )
-        dump_json(value)  # fails for a lone surrogate, which loads() accepts
+        dump_json(value)  # fails for an unpaired surrogate, which loads() accepts
     except (ValueError, RecursionError) as error:
         raise damaged_error(file, error) from None
     if not isinstance(value, dict):

@@ -20,13 +20,13 @@ def compile_loss(
     example: tuple[Tensor, Tensor],
     say: Callable[[str], None],
 ) -> LossFunction | None:
-    """The loss function with compiled blocks. If compilation fails, call say() and return None.
+    """Return `loss` with compiled blocks. If compilation fails, call say() and return None.
 
-    The blocks have the same structure, so the code of one is compiled and used for all of them
-    (regional compilation). This takes a fraction of the time. Outside the returned function, the
-    blocks are unchanged. Torch compiles at the first call, so this function computes the loss of
-    the example and its gradients once. The example must have the shapes and strides of the batches;
-    otherwise the blocks are compiled again. The gradients of the example remain in the parameters;
+    The blocks have the same structure, so one compiled function serves all of them (regional
+    compilation). This is much faster than compiling every block. Outside the returned function,
+    the blocks are unchanged. Torch compiles at the first call, so compile_loss() computes the loss
+    of `example` and its gradients once. `example` must have the shapes and strides of the batches;
+    otherwise the blocks are compiled again. The gradients of `example` remain in the parameters;
     the random states are restored.
     """
     device = example[0].device
@@ -56,7 +56,7 @@ def compile_loss(
 
 
 class CannotCapture(RuntimeError):
-    """A CUDA graph cannot contain this work, because the host has to read a result of it."""
+    """A CUDA graph cannot contain this work, because the host must wait for one of its results."""
 
 
 class CudaGraph:
@@ -108,7 +108,7 @@ class CudaGraph:
             with capture:
                 try:
                     work()
-                except RuntimeError as error:  # ending the capture fails, too, with less detail
+                except RuntimeError as error:  # the end of the capture fails with less detail
                     problem = error
         except RuntimeError as error:
             problem = problem or error
@@ -120,15 +120,15 @@ class CudaGraph:
 
 
 Snapshot = Callable[[], dict[str, Tensor]]
-"""Returns copies of tensors, in host memory, by name."""
+"""A function that returns copies of tensors in host memory, by name."""
 
 
 def take_snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:
-    """A function that returns copies of the tensors as they are now, each with its own memory.
+    """Return a function that returns copies of the current tensors, each with its own memory.
 
-    Tensors on a CUDA device are copied on the device now. The first call of the function, in any
-    thread, moves the copies to the host while the device continues to compute. If the device lacks
-    memory for the copies, the tensors are copied to host memory now.
+    take_snapshot() copies tensors on a CUDA device to memory of the same device. The first call of
+    the returned function, in any thread, moves these copies to the host while the device continues
+    to compute. If the device lacks memory, take_snapshot() copies the tensors to host memory.
     """
     try:
         copies = {name: _copy(t) for name, t in tensors.items()}

@@ -13,7 +13,7 @@ SIGNALS = tuple(
 
 
 class Interrupts:
-    """Within this context, the first of SIGNALS is recorded; a second one has its usual effect.
+    """Within this context, the first of SIGNALS is recorded; a second signal has its usual effect.
 
     A signal that was ignored before, as with nohup, stays ignored. In threads other than the main
     thread, where Python handles no signals, nothing is recorded.

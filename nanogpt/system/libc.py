@@ -1,4 +1,4 @@
-"""Functions of the C library that Python has no module for."""
+"""Finds functions of the C library that no Python module offers."""
 
 import ctypes
 import os
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def find_c_function(name: str) -> Any:
-    """The function of this name in the C library of the process; None if there is none.
+    """Return the function with this name in the C library of the process; None if it is missing.
 
-    On Windows it is always None: the C runtime cannot be found without a file name.
+    On Windows, the result is always None: the C runtime cannot be found without a file name.
     """
     if os.name != "posix":
         return None

@@ -1,4 +1,4 @@
-"""Makes dataclasses from JSON, strictly: all keys are known, all values have the right type."""
+"""Makes dataclasses from JSON; rejects unknown keys and values of the wrong type."""
 
 import math
 import types
@@ -14,7 +14,7 @@ Kinds = Mapping[str, type]
 
 
 def parse_dataclass(cls: type[T], value: object, kinds: Kinds) -> T:
-    """Make the dataclass cls from a JSON object, and nested dataclasses from nested objects.
+    """Make the dataclass `cls` from a JSON object, and nested dataclasses from nested objects.
 
     Raises a ValueError that names the key if a key or a type does not match.
     """
@@ -31,7 +31,7 @@ def parse_dataclass(cls: type[T], value: object, kinds: Kinds) -> T:
 
 
 def _parse_value(hint: Any, value: Any, key: str, kinds: Kinds) -> object:
-    """The value of a key, if it matches the type hint. Raises ValueError."""
+    """Return the value of a key. Raises ValueError if the value does not match the type hint."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in options:
         return None

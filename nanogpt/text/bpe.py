@@ -1,7 +1,7 @@
 """Byte-pair encoding, and any other tokenizer in the tokenizer.json format of Hugging Face.
 
-The library `tokenizers` of Hugging Face trains the tokenizers. tiktoken encodes text if it gives
-the same tokens, because it is faster.
+The library `tokenizers` of Hugging Face trains and decodes. The library `tiktoken` encodes if it
+gives the same tokens, because it is faster.
 """
 
 import json
@@ -31,7 +31,7 @@ SPACE_BOUNDARY, LINE_BOUNDARY = r"(?<=\S)[ \n]", r"(?<=\n)"
 
 
 def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
-    """Train byte-pair encoding as in GPT-2.
+    """Train a tokenizer with byte-pair encoding as in GPT-2.
 
     Start with the 256 bytes, and repeatedly merge the most frequent pair into a new token. See
     Sennrich et al. 2016 (arXiv:1508.07909) and, for bytes, Radford et al. 2019, section 2.2. Raises
@@ -58,13 +58,13 @@ def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
 
 
 class HubTokenizer:
-    """A tokenizer of the library `tokenizers`, from its JSON, such as GPT-2's or train_bpe()'s.
+    """A tokenizer of the library `tokenizers`, made from the content of a tokenizer.json.
 
-    If it uses byte-pair encoding as GPT-2 does, tiktoken encodes: the same ids, four times faster.
+    If it uses byte-pair encoding as GPT-2 does, `tiktoken` encodes: same ids, four times as fast.
     """
 
     def __init__(self, saved: dict[str, Any]) -> None:
-        """Raises ValueError if saved is not a tokenizer."""
+        """Make a tokenizer from JSON. Raises ValueError if `saved` is not a tokenizer."""
         from tokenizers import Tokenizer
 
         try:
@@ -91,7 +91,7 @@ class HubTokenizer:
         """The ids of a text as an array (N,). Several threads can call it at the same time."""
         encode_utf8(text)  # raises UserError for an unpaired surrogate
         if self._tiktoken:
-            with suppress(ValueError):  # tiktoken fails on a million spaces in a row
+            with suppress(ValueError):  # tiktoken fails for a million spaces in a row
                 return self._tiktoken.encode_to_numpy(
                     text, allowed_special=self._special, disallowed_special=()
                 )
@@ -102,19 +102,19 @@ class HubTokenizer:
     def boundary(self) -> str:
         """A regular expression that matches where a text may be split before encoding.
 
-        With GPT-2's pattern, no token has a space after a non-space: a split there changes no id.
-        For any other tokenizer, this is not known. A split at the start of a line is the safest.
+        With GPT-2's pattern, a space after another character always starts a new token, so a split
+        there changes no id. For other tokenizers, the start of a line is the safest place.
         """
         has_space_in_special = any(re.search(r"\s", token) for token in self._special)
         is_safe = self._tiktoken is not None and not has_space_in_special
         return SPACE_BOUNDARY if is_safe else LINE_BOUNDARY
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are not valid UTF-8 become U+FFFD."""
+        """Decode ids to text; bytes that are not valid UTF-8 become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token; if they depend on its neighbours, the token is decoded alone."""
+        """The bytes of one token. If they depend on other tokens, the token is decoded alone."""
         return self._bytes_by_id[token] if self._bytes_by_id else self.decode([token]).encode()
 
     def decode_stream(self) -> DecodeStream:
@@ -124,7 +124,7 @@ class HubTokenizer:
         return _HubDecodeStream(self._tokenizer)
 
     def to_json(self) -> dict[str, Any]:
-        """The tokenizer as a tokenizer.json that the library tokenizers can read."""
+        """Return the content of a tokenizer.json, which the library `tokenizers` can read."""
         saved: dict[str, Any] = json.loads(self._tokenizer.to_str())
         return saved
 
@@ -149,7 +149,7 @@ class HubTokenizer:
 
     @cached_property
     def _tiktoken(self) -> "tiktoken.Encoding | None":
-        """The same tokenizer in tiktoken; None unless it uses byte-pair encoding as GPT-2 does."""
+        """The same tokenizer in `tiktoken`; None if it does not use byte pairs as GPT-2 does."""
         saved = self.to_json()
         model, added_tokens, bytes_by_id = saved["model"], saved["added_tokens"], self._bytes_by_id
         if bytes_by_id is None or not _is_gpt2_bpe(saved):
@@ -166,14 +166,14 @@ class HubTokenizer:
             return None
         import tiktoken
 
-        # Without a special token, tiktoken searches for an empty one at every character, which
-        # doubles its time. This one is never allowed, so it is encoded as plain text.
+        # Without special tokens, tiktoken searches for an empty token at every character, which
+        # doubles its time. The text <|never|> is never treated as special, so no id changes.
         special = special or {"<|never|>": self.vocab_size}
         encoding = tiktoken.Encoding(
             "nanogpt", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
         )
-        # Make the first call here: if it happens in a worker thread, every later call there takes
-        # twice as long.
+        # Make the first call here: if a worker thread makes it, every later call in that thread
+        # takes twice as long.
         encoding.encode_ordinary("a word")
         return encoding
 
@@ -217,8 +217,8 @@ class _HubDecodeStream:
 def _map_characters_to_bytes() -> dict[str, int]:
     """Map each character of a byte-level vocabulary to its byte.
 
-    GPT-2 maps the visible bytes of Latin-1 to the same characters, and the other bytes, in order,
-    to the characters from U+0100 on.
+    GPT-2 maps each visible byte of Latin-1 to the same character. It maps the other bytes, in
+    order, to the characters from U+0100 on.
     """
     visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [byte for byte in range(256) if byte not in visible]

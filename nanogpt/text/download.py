@@ -9,21 +9,29 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UserError
 from ..system.files import compute_sha256, replace_path
-from .readers import READ_BYTES, Progress, empty_error, get_row_text, join_documents
+from .readers import (
+    DOCUMENT_SUFFIXES,
+    READ_BYTES,
+    Progress,
+    empty_error,
+    get_row_text,
+    join_documents,
+    read_file,
+)
 
 
 def cache_directory() -> Path:
     """The directory of cached texts: $NANOGPT_CACHE, or the platform's directory for caches."""
     from platformdirs import user_cache_dir
 
-    return Path(os.environ.get("NANOGPT_CACHE") or user_cache_dir("nanogpt"))
+    return Path(os.environ.get("NANOGPT_CACHE") or user_cache_dir("nanogpt")).expanduser()
 
 
 def cache_stream(stream: BinaryIO, name: str) -> Path:
@@ -53,9 +61,15 @@ def download_url(data: str, may_download: bool) -> Path:
     another hash is downloaded again.
     """
     url, _, expected = data.partition("#sha256=")
-    cached = cache_directory() / f"web-{_short_hash(url)}.txt"
-    if os.path.exists(cached) and (not expected or compute_sha256(cached) == expected.lower()):
-        return cached
+    suffix = Path(url.partition("?")[0]).suffix.lower()
+    suffix = suffix if suffix in DOCUMENT_SUFFIXES else ".txt"
+    cached = cache_directory() / f"web-{_short_hash(url)}{suffix}"
+    with suppress(OSError, UserError):  # without a usable file, download it
+        if expected and compute_sha256(cached) == expected.lower():
+            return cached
+        if not expected:
+            _check_start(cached, url)
+            return cached
     if not may_download:
         raise _not_cached_error(url)
     with _new_directory(url) as directory:
@@ -68,8 +82,26 @@ def download_url(data: str, may_download: bool) -> Path:
                 f"{url} has the SHA-256 {actual}, not {expected}: the text has changed; if you "
                 f"trust it, give the new hash"
             )
+        if not expected:
+            _check_start(file, url)
+            if suffix != ".parquet":
+                for _ in read_file(file, url):  # raises UserError if it is not UTF-8
+                    pass
         replace_path(file, cached)
     return cached
+
+
+def _check_start(file: Path, url: str) -> None:
+    """Raise UserError if a file that was downloaded from a URL is empty or a web page."""
+    with file.open("rb") as opened:
+        start = opened.read(1024).lstrip().lower()
+    if not start:
+        raise empty_error(url)
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise UserError(
+            f"{url} is a web page, not a text: give the address of the file itself; to train on "
+            f"the page, save it as a file"
+        )
 
 
 def retrieve_file(url: str, expected_hash: str | None, directory: str) -> Path:
@@ -86,8 +118,8 @@ def download_dataset(
 ) -> Path:
     """Return the cached file of a dataset, hf:NAME or hf:NAME:CONFIG. Raises UserError.
 
-    It contains the text column of all rows of the training split, joined by separator. Each row is
-    written when it arrives, so the dataset may be larger than memory.
+    The file contains the texts of all rows of the training split, joined by `separator`. Each row
+    is written when it arrives, so the dataset may be larger than memory.
     """
     key = json.dumps([name, column, separator])
     cached = cache_directory() / f"hf-{_short_hash(key)}.txt"
@@ -122,13 +154,13 @@ def _read_rows(name: str, column: str) -> Iterator[str]:
             yield get_row_text(row, column, f"{name}, row {number}", row)
     except UserError:
         raise
-    except Exception as error:  # datasets and the libraries below it raise many types
+    except Exception as error:  # datasets and its libraries raise many types of errors
         advice = "check the name; some datasets need a configuration, hf:NAME:CONFIG"
         raise _download_error(name, error, advice) from None
 
 
 def cache_error(name: str, error: OSError) -> UserError:
-    """The error for a cache that cannot be written; name is the text or file to write."""
+    """The error for a cache that cannot be written; `name` is the text or file to write."""
     return UserError(
         f"cannot write {name} to the cache in {cache_directory()} ({error.strerror}): free some "
         f"space, or set NANOGPT_CACHE to another directory"

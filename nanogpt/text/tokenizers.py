@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
         """A regular expression that matches where a text may be split before encoding."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are not valid UTF-8 become U+FFFD."""
+        """Decode ids to text; bytes that are not valid UTF-8 become U+FFFD."""
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token, which may be part of a character."""
@@ -84,7 +84,7 @@ def parse_bpe_size(kind: str) -> int | None:
 
 
 def is_trained_on_text(kind: str) -> bool:
-    """Whether a tokenizer of this kind is made from a text: char, bpe and bpe:N are."""
+    """Whether this kind of tokenizer is made from a text: true for char, bpe and bpe:N."""
     return kind == "char" or parse_bpe_size(kind) is not None
 
 
@@ -96,8 +96,8 @@ def is_tokenizer_kind(kind: str) -> bool:
 def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str]) -> Tokenizer:
     """Make a tokenizer of a kind: char, byte, bpe, bpe:N, or the path of a tokenizer.json.
 
-    Both texts come in chunks. char has every character of text; bpe is trained on training_text
-    alone. Raises UserError.
+    Both texts are given in chunks. The kind char has every character of `text`; the kind bpe is
+    trained only on `training_text`. Raises UserError.
     """
     if kind == "char":
         return CharTokenizer(set().union(*map(set, text)))
@@ -114,12 +114,12 @@ def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str])
 
 
 class CharTokenizer:
-    """One token for each character of an alphabet, in the order of their code points."""
+    """A tokenizer with one token for each character of an alphabet, in order of code points."""
 
     def __init__(self, alphabet: Iterable[str]) -> None:
         self.alphabet = "".join(sorted(set(alphabet)))
         code_points = [ord(character) for character in self.alphabet]
-        # The id of each code point; -1 for one without an id. The last entry is always -1.
+        # The id of each code point; -1 if the code point has no id. The last entry is always -1.
         self._ids = np.full(max(code_points, default=-1) + 2, -1, dtype=np.int32)
         self._ids[code_points] = range(len(code_points))
 
@@ -152,7 +152,7 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
+        """Decode ids to text."""
         return "".join(self.alphabet[i] for i in ids)
 
     def token_bytes(self, token: int) -> bytes:
@@ -184,7 +184,7 @@ class _SavedChar:
 
 
 class ByteTokenizer:
-    """One token for each of the 256 bytes: it encodes any text, as UTF-8."""
+    """A tokenizer with one token for each of the 256 bytes; it encodes any text as UTF-8."""
 
     vocab_size = 256
     boundary = ""
@@ -199,7 +199,7 @@ class ByteTokenizer:
         return np.frombuffer(encode_utf8(text), dtype=np.uint8)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are not valid UTF-8 become U+FFFD."""
+        """Decode ids to text; bytes that are not valid UTF-8 become U+FFFD."""
         return bytes(ids).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The parsing of arguments: every mistake in them gives an error of one line."""
+"""Command-line arguments: every mistake gives an error message of one line."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ from .answers import Command, assert_refused
 
 
 def flatten(help_text: str) -> str:
-    """A help text without the boxes around it, on one line."""
+    """Return a help text on one line, without the boxes around it."""
     return re.sub(r"[│\s]+", " ", help_text)
 
 
@@ -128,11 +128,11 @@ def test_sample_declares_no_sampling_option_again() -> None:
     assert not own & inherited
 
 
-# Other versions of the library print errors differently, or fail while printing them.
+# Other versions of tyro print errors differently, or fail while they print an error.
 
 
 def without_hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the error hook of the library, so that only its printed text describes an error."""
+    """Remove tyro's error hook, so that only the text that tyro prints describes an error."""
     monkeypatch.setitem(sys.modules, "tyro._errors", SimpleNamespace())
 
 

@@ -1,6 +1,8 @@
 """nanogpt inspect."""
 
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from nanogpt.models import GPTConfig, build
 from nanogpt.reports.inspection import inspect_text, render_page
 from nanogpt.runs.checkpoint import Checkpoint, save_checkpoint
 from nanogpt.text.tokenizers import CharTokenizer
+from tests.platforms import needs_links, posix_only
 
 from .answers import Command, assert_refused
 
@@ -54,3 +57,26 @@ def test_a_mistake_is_one_line(
     nanogpt: Command, run: Path, flags: tuple[str, ...], says: str
 ) -> None:
     assert_refused(nanogpt("inspect", *flags), says)
+
+
+@needs_links
+def test_a_link_is_followed(nanogpt: Command, run: Path) -> None:
+    Path("real.html").write_text("old")
+    Path("page.html").symlink_to("real.html")
+    assert nanogpt("inspect", "one", "--prompt", TEXT, "--out", "page.html")[0] == 0
+    assert Path("page.html").is_symlink()
+    assert "one: GPT" in Path("real.html").read_text("utf-8")
+
+
+@posix_only
+def test_a_pipe_receives_the_page_and_stays_a_pipe(nanogpt: Command, run: Path) -> None:
+    os.mkfifo("pipe")
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(Path("pipe").read_bytes()))
+    reader.start()
+    assert nanogpt("inspect", "one", "--prompt", TEXT, "--out", "pipe")[0] == 0
+    reader.join()
+    assert Path("pipe").is_fifo()
+    assert b"one: GPT" in received[0]
+    assert nanogpt("inspect", "one", "--prompt", TEXT, "--out", os.devnull)[0] == 0
+    assert Path(os.devnull).is_char_device()

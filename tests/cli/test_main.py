@@ -1,4 +1,4 @@
-"""The dispatch of commands, and how each kind of error ends."""
+"""The command line calls the right command, and reports each kind of error."""
 
 import re
 import subprocess
@@ -88,7 +88,7 @@ def test_a_bug_keeps_its_traceback(nanogpt: Command, monkeypatch: pytest.MonkeyP
 
 
 def list_modules(*args: str) -> set[str]:
-    """The modules that a command loads."""
+    """Return the names of the modules that a command loads."""
     code = "import sys; from nanogpt.cli.main import main; main(sys.argv[1:]); print(*sys.modules)"
     command = [sys.executable, "-c", code, *args]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

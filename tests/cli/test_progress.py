@@ -1,4 +1,4 @@
-"""Live lines and durations."""
+"""Progress bars, and durations in words."""
 
 import io
 import re

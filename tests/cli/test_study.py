@@ -43,7 +43,7 @@ def test_a_mistake_is_one_line(nanogpt: Command, flags: str, says: str) -> None:
 def test_an_interrupted_study_prints_the_command_that_resumes_it(
     process: Process, text_file: Path, name: str
 ) -> None:
-    """Ctrl-C also reaches the processes of the study; only the study itself prints a message."""
+    """Ctrl-C also reaches the child processes of the study; only the parent prints a message."""
     flags = ["--steps", "100000", "--device", "cpu", "--out", "a study"]
     flags += ["--data", str(text_file)] if name == "ladder" else ["--sizes", "4"]
     with process("study", name, *flags) as studying:

@@ -32,13 +32,28 @@ def test_train_ends_with_a_sample(nanogpt: Command, small: list[str], text_file:
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "loss"), [("tiny", 1.78), ("tiny-fast", 1.88)])
 def test_the_presets_for_a_cpu_reach_their_loss(nanogpt: Command, preset: str, loss: float) -> None:
-    """The README's first command; the loss is below that of nanoGPT's recipe for a CPU."""
+    """Each preset has a lower loss than nanoGPT's recipe for a CPU; the README starts with tiny."""
     status, out, err = nanogpt("train", preset, "--device", "cpu")
     assert (status, err) == (0, "")
     _, answer, _ = nanogpt("eval", "--json")
     assert json.loads(answer)["loss"] < loss
     assert json.loads(answer)["tokens"] == 111_539
     assert len(out.partition("Sample:\n")[2]) == 500 + 1
+
+
+def test_a_run_can_be_in_the_directory_of_its_text(
+    nanogpt: Command, small: list[str], text_file: Path
+) -> None:
+    assert nanogpt("train", "--data", ".", *small)[::2] == (0, "")
+    more = ("--train.steps", 30, "--sample-tokens", 0)
+    assert nanogpt("train", "--resume", "runs/tiny", *more)[::2] == (0, "")
+    assert nanogpt("eval", "tiny", "--device", "cpu")[::2] == (0, "")
+    assert nanogpt("train", "--data", ".", *small)[::2] == (0, "")
+    hashes = [
+        json.loads(file.read_text())["text_sha256"] for file in Path("runs").glob("*/run.json")
+    ]
+    assert len(hashes) == 2
+    assert len({*hashes}) == 1
 
 
 def test_a_repeated_command_makes_another_run(
@@ -62,7 +77,7 @@ def test_the_bigram_preset_trains_a_bigram(nanogpt: Command, text_file: Path) ->
 def test_a_run_contains_its_tokenizer(
     nanogpt: Command, small: list[str], tmp_path: Path, kind: str, text: str
 ) -> None:
-    """No later command names the tokenizer, and resuming does not need its file."""
+    """Later commands need no --tokenizer, and resuming does not need the tokenizer's file."""
     text = text.replace("a", "é").replace("b", "问")
     words = tmp_path / "words.txt"
     words.write_text(text, encoding="utf-8")
@@ -224,7 +239,7 @@ def test_the_help_of_resume_has_the_settings_of_the_run(nanogpt: Command, run: P
     status, out, _ = nanogpt("train", "--resume", run, "--help")
     assert status == 0
     assert "Resume mine from its last checkpoint" in out
-    assert "(default: 16)" in re.sub(r"[│\s]+", " ", out)  # its block size
+    assert "(default: 16)" in re.sub(r"[│\s]+", " ", out)  # the block size of the run
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ GREEDY = Sampling(temperature=0)
 def test_steps_ahead_of_the_host_sample_the_same_tokens(
     model: Model, sampling: Sampling, tokens: int
 ) -> None:
-    """Runs the GPU code on the CPU without a graph, until after the context is full."""
+    """The GPU code runs on the CPU without a graph, also after the context is full."""
     decoder = CapturedDecoder(model, PROMPTS, sampling, 1, logprobs=True)
     assert [*decoder.run(tokens)] == [*generate(model, PROMPTS, tokens, sampling, 1, logprobs=True)]
     assert decoder.steps_in_flight == 0

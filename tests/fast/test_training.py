@@ -24,7 +24,7 @@ from tests.test_step import never, stepper
 
 @pytest.mark.parametrize("counts", [(10,), (1, 4, 5)])
 def test_planned_steps_are_the_plain_steps(muon: RunConfig, counts: tuple[int, ...]) -> None:
-    """Runs the captured stepper on the CPU without a graph; the results are equal bit for bit."""
+    """CapturedStepper runs on the CPU without a graph; the results are equal bit for bit."""
     (one, plain), (other, planned) = stepper(muon), stepper(muon, CapturedStepper)
     torch.manual_seed(3)
     expected = plain.take(10, never)
@@ -79,7 +79,7 @@ def on_a_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Ten
     if isinstance(steps, CapturedStepper):
         assert steps.graph is not None
         assert steps.graph.graph is not None
-    # One graph for all blocks, one for the cross-entropy.
+    # torch compiles one graph for all blocks, and one for the cross-entropy.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * compile
     return run, found
 
@@ -91,7 +91,7 @@ def test_a_captured_step_is_the_step(
 ) -> None:
     """With deterministic kernels, the results are equal bit for bit, also with dropout."""
     for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"):
-        monkeypatch.setenv(name, "")  # monkeypatch restores it at the end
+        monkeypatch.setenv(name, "")  # monkeypatch restores the variable at the end
     muon = replace(muon, deterministic=True)
     try:
         (eager, expected), (captured, found) = (
@@ -110,7 +110,7 @@ def test_a_captured_step_is_the_step(
 @pytest.mark.gpu
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_compiled_and_captured_step_is_the_step(muon: RunConfig, parts: int) -> None:
-    """Sums in another order change the losses of 50 steps slightly. Nothing is compiled twice."""
+    """Sums in a different order change the losses slightly. Nothing is compiled twice."""
     assert isinstance(muon.model, ModernConfig)
     muon = replace(
         muon,
@@ -123,7 +123,7 @@ def test_a_compiled_and_captured_step_is_the_step(muon: RunConfig, parts: int) -
 
 @pytest.mark.gpu
 def test_a_step_that_waits_for_the_host_is_not_captured(text_file: Path, small: list[str]) -> None:
-    """One line says so and names a command for a new process: torch is unusable in this one."""
+    """The error is one line with a command that resumes the run in a new process."""
     flags = ["train", "tiny", "--data", str(text_file), "--out", "mine", *small]
     flags += ["--device", "cuda", "--train.no-compile"]
     code = """

@@ -1,4 +1,4 @@
-"""models/bigram.py: counting compared with a plain loop, gradient descent with counting."""
+"""models/bigram.py: counting equals a plain loop; gradient descent converges to the counts."""
 
 import math
 from collections import Counter

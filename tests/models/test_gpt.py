@@ -1,4 +1,4 @@
-"""models/gpt.py compared with formulas written out and with transformers."""
+"""models/gpt.py compared with explicit formulas and with GPT-2 from the `transformers` library."""
 
 import math
 from dataclasses import replace
@@ -22,7 +22,7 @@ def tokens(batch: int = 3, time: int = 16, vocab: int = 11) -> Tensor:
 
 @torch.no_grad()
 def scramble(model: nn.Module) -> None:
-    """Replace all weights by large ones, so that no term is negligible."""
+    """Set large random weights, so that no term of the formulas is negligible."""
     for parameter in model.parameters():
         parameter.normal_(std=0.5)
 
@@ -58,7 +58,7 @@ def test_attention_layer_equals_the_formula_head_by_head() -> None:
 
 
 def test_scores_are_divided_by_the_root_of_the_head_size() -> None:
-    # One query that matches the first of two keys: softmax of (D / √D, 0).
+    # The query matches only the first of two keys: the weights are softmax of (D / √D, 0).
     D = 16
     q = k = torch.stack([torch.ones(D), torch.zeros(D)])
     _, weights = causal_attention(q.flip(0), k, k)
@@ -109,7 +109,7 @@ def test_logits_equal_those_of_transformers() -> None:
         ]
     with torch.no_grad():
         for their, our in pairs:
-            transposed = type(their).__name__ == "Conv1D"  # stores weights as (in, out)
+            transposed = type(their).__name__ == "Conv1D"  # Conv1D stores weights as (in, out)
             their.weight.copy_(our.weight.T if transposed else our.weight)
             if getattr(our, "bias", None) is not None:
                 their.bias.copy_(our.bias)

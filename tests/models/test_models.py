@@ -1,4 +1,4 @@
-"""nanogpt/models/__init__.py: the operations of every model."""
+"""nanogpt/models/__init__.py: the number of operations per token of every model."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ MODERN = ModernConfig(n_layer=2, n_head=2, n_embd=64, block_size=128, vocab_size
     [SHAPE, replace(SHAPE, vocab_size=4000), replace(SHAPE, block_size=256), MODERN],
 )
 def test_flops_per_token_agrees_with_the_count_of_torch(config: ModelConfig) -> None:
-    """They agree within 1%: N includes biases and gains, but torch does not count them."""
+    """The counts agree within 1%: N includes biases and gains, but torch does not count them."""
     model = build(config)
     inputs, targets = torch.randint(config.vocab_size, (2, 2, config.block_size)).unbind()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -40,7 +40,7 @@ def test_a_bigram_has_no_matrix_products() -> None:
 
 
 def test_flops_per_token_of_gpt2_has_the_published_parameter_count() -> None:
-    """N of GPT-2 is 124M without its position embedding."""
+    """Without its position embedding, GPT-2 has N = 123.7M parameters (124.4M with it)."""
     config = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257)
     with torch.device("meta"):
         found = flops_per_token(build(config))

@@ -1,4 +1,4 @@
-"""models/modern.py compared with formulas written out."""
+"""models/modern.py compared with explicit formulas."""
 
 import cmath
 import math
@@ -23,7 +23,7 @@ def tokens(batch: int = 3, time: int = 12) -> Tensor:
 
 @torch.no_grad()
 def scramble(model: nn.Module) -> None:
-    """Replace all weights by large ones, so that no term is negligible."""
+    """Set large random weights, so that no term of the formulas is negligible."""
     for parameter in model.parameters():
         parameter.normal_(std=0.5)
 
@@ -35,7 +35,7 @@ def make_scrambled_model(config: ModernConfig = SMALL) -> Modern:
 
 
 def test_logits_equal_the_formulas() -> None:
-    """Token by token in float64, with complex numbers for the rotations, without a batch."""
+    """The formulas use one token at a time, float64, and complex numbers for the rotations."""
     model = make_scrambled_model().double()
     w = {name: p.detach() for name, p in model.named_parameters()}
     text = tokens(1)[0].tolist()

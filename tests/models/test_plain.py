@@ -1,4 +1,4 @@
-"""models/plain.py compared with formulas written out and with GPT."""
+"""models/plain.py compared with explicit formulas and with the model GPT."""
 
 import math
 from dataclasses import asdict, replace
@@ -16,7 +16,7 @@ TOKENS = torch.arange(32).remainder(11).view(2, 16)
 
 
 def compute_logits(model: Plain, tokens: Tensor) -> Tensor:
-    """The logits of a model, computed from its weights with plain formulas."""
+    """Compute the logits of a model from its weights with plain formulas."""
     config, w = model.config, dict(model.named_parameters())
     assert isinstance(config, PlainConfig)
     x = w["token_embedding.weight"][tokens] + w["position_embedding.weight"][: tokens.shape[1]]
@@ -25,7 +25,7 @@ def compute_logits(model: Plain, tokens: Tensor) -> Tensor:
         def linear(name: str, x: Tensor, i: int = i) -> Tensor:
             return x @ w[f"blocks.{i}.{name}.weight"].T + w[f"blocks.{i}.{name}.bias"]
 
-        heads = linear("attention.qkv", x).split(16, dim=-1)  # q, q, k, k, v, v
+        heads = linear("attention.qkv", x).split(16, dim=-1)  # two heads of q, of k and of v
         mixed = [causal_attention(*heads[h::2])[0] for h in range(2)]
         a = linear("attention.projection", torch.cat(mixed, dim=-1))
         x = x + a if config.residual else a

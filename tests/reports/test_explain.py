@@ -1,4 +1,4 @@
-"""Counts of parameters, memory and operations, against those of torch."""
+"""Counts of parameters, memory and operations, compared with the counts of torch."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -87,7 +87,7 @@ def test_activations_equal_what_autograd_saves(config: GPTConfig | ModernConfig)
 @pytest.mark.parametrize("config", [GPT, MODERN])
 def test_operations_equal_those_that_torch_counts(config: GPTConfig | ModernConfig) -> None:
     model, tokens = build(config), torch.zeros(16, 32, dtype=torch.long)
-    # torch does not count the fused attention of a CPU, so attention is computed step by step.
+    # torch does not count fused attention on a CPU: use separate matrix products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         cross_entropy(model(tokens), tokens).backward()
     each, a_step = (
@@ -106,7 +106,7 @@ def test_optimizer_memory_equals_that_of_the_optimizers() -> None:
         state = [o.state() for o in build_optimizers(build(GPT), optim)]
         held = sum(tensor.nbytes for named in state for tensor in named.values())
         lines = {line.part: line.value for line in count_memory(config, CPU, torch.float32)}
-        assert lines["optimizer"] == pytest.approx(held, abs=16)  # and a step counter
+        assert lines["optimizer"] == pytest.approx(held, abs=16)  # plus the step counters
         assert lines["gradients"] == lines["weights"] == 4 * count_parameters(config)[-1].value
         assert "averaged weights" not in lines
     averaged = replace(make_config(GPT), optim=OptimConfig(ema=0.9))
@@ -130,7 +130,7 @@ def test_weights_in_half_precision_are_those_of_the_products_that_torch_counts(
 
 def test_declared_lookup_tables_are_not_in_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     class GPTWithSegments(GPTModel):
-        """A GPT with one more lookup table: each token reads one row of it."""
+        """A GPT with one more lookup table; each token reads one row of this table."""
 
         lookup_tables = (*GPTModel.lookup_tables, "segment_embedding.weight")  # type: ignore
 
@@ -210,7 +210,7 @@ def test_memory_is_within_5_percent_of_the_measured_peak(
         model=replace(config.model, **model),
         train=replace(config.train, **training),
     )
-    # In a new process: memory and compiled code of an earlier run would also be counted.
+    # A new process, because memory and compiled code of an earlier run would also be counted.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         computed, measured = fresh.submit(compute_and_measure_peak, config).result()
     assert computed == pytest.approx(measured, rel=0.05)

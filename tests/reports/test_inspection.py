@@ -1,4 +1,4 @@
-"""The page has the values that the model computes."""
+"""The page of an inspection has the values that the model computes."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 def read_data(inspection: Inspection) -> dict[str, Any]:
-    """The data in the page of an inspection."""
+    """Read the data in the page of an inspection."""
     raw = re.search(r'id="data">(.*?)</script>', render_page(inspection), re.DOTALL)
     assert raw
     data: dict[str, Any] = json.loads(raw[1])

@@ -1,4 +1,4 @@
-"""The survey of a text: entropies by hand, known values, and a start without torch."""
+"""The survey of a text: entropies computed by hand, known values, and no import of torch."""
 
 import math
 import random
@@ -16,13 +16,13 @@ from nanogpt.text.ngrams import NGramCounts
 
 
 def count_in_chunks(text: str, n: int) -> NGramCounts:
-    """The n-grams of a text that comes in five chunks of random lengths."""
+    """Count the n-grams of a text that is given in five chunks of random lengths."""
     cuts = sorted(random.Random(0).choices(range(len(text) + 1), k=4))
     return count_characters((text[a:b] for a, b in pairwise([0, *cuts, len(text)])), n)
 
 
 def test_entropy_of_periodic_texts() -> None:
-    """In abab… one character predicts the next; in aabbaabb… two characters do."""
+    """In abab…, one character determines the next; in aabbaabb…, two characters are needed."""
     assert count_in_chunks("ab" * 50, 1).entropy() == pytest.approx(math.log(2))
     assert count_in_chunks("ab" * 50, 2).entropy() == pytest.approx(0, abs=1e-3)
     assert count_in_chunks("aabb" * 500, 2).entropy() == pytest.approx(math.log(2), abs=1e-2)

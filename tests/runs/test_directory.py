@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,36 @@ def test_a_directory_that_holds_a_run_is_refused() -> None:
     (mine / "run.json").write_text("{}")
     with pytest.raises(UserError, match="mine already holds a run: name another directory, such"):
         make_run_directory(Path("mine"), "tiny")
-    lock_run(mine).release()  # the refused call left no lock
+    lock_run(mine).release()  # the refused call released its lock
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "last/mine.txt", "metrics.jsonl", ".hidden"])
+def test_a_directory_with_other_files_is_refused_and_not_changed(name: str) -> None:
+    file = Path("mine", name)
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    says = f"mine contains files that do not belong to a run, such as {Path(name).parts[0]}: name"
+    with pytest.raises(UserError, match=says):
+        make_run_directory(Path("mine"), "tiny")
+    assert file.read_text() == "mine"
+    assert [entry.name for entry in Path("mine").iterdir()] == [Path(name).parts[0]]
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again() -> None:
+    mine, lock = make_run_directory(Path("mine"), "tiny")
+    (mine / "metrics.jsonl").touch()
+    (mine / ".last.new").mkdir()
+    lock.release()
+    make_run_directory(mine, "tiny")[1].release()
+    (mine / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"such as notes\.txt"):
+        make_run_directory(mine, "tiny")
+
+
+def test_runs_that_start_at_the_same_instant_get_different_numbers() -> None:
+    with ThreadPoolExecutor(16) as pool:
+        made = [*pool.map(lambda _: make_run_directory(None, "tiny")[0], range(16))]
+    assert len({*made}) == 16
 
 
 def test_a_directory_that_cannot_be_written_is_refused() -> None:
@@ -63,7 +93,7 @@ def test_a_directory_locked_by_another_process_is_refused(tmp_path: Path) -> Non
             lock_run(tmp_path.relative_to(Path.cwd()))
     other.kill()
     other.communicate()
-    lock_run(Path()).release()  # the lock of a dead process is free
+    lock_run(Path()).release()  # a dead process holds no lock
     assert Path(".pid").read_text() == f"{os.getpid()}\n"
 
 

@@ -35,7 +35,7 @@ def config(text_file: Path) -> RunConfig:
 
 
 class Saboteur(Reporter):
-    """Replaces the gradient of a parameter by a value, in every step after the given one."""
+    """Replaces the gradient of a parameter by a value, in every step after the given step."""
 
     def __init__(self, step: int, name: str, value: float) -> None:
         self.step, self.name, self.value = step, name, value
@@ -60,7 +60,7 @@ class WeightSaboteur(Saboteur):
 
 
 def train_until_stopped(config: RunConfig, reporter: Reporter) -> str:
-    """Train a run that must stop; returns the message of the error."""
+    """Train a run that must stop with an error; returns the error message."""
     with pytest.raises(Stopped) as error:
         train(config, reporter)
     assert Path("run/loss.png").exists()
@@ -107,7 +107,7 @@ def test_a_bad_loss_is_named_before_bad_gradients(config: RunConfig, step: int) 
 def test_weights_that_are_not_finite_are_not_saved(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A weight becomes infinite in the last step before a checkpoint, before any loss uses it."""
+    """A weight becomes infinite in the last step before a checkpoint; no loss has used it yet."""
 
     class Late(WeightSaboteur):
         def recorded(self, record: Record, best: Best | None) -> None:
@@ -206,7 +206,7 @@ def test_float16_skips_steps_with_an_overflow(config: RunConfig) -> None:
 
 
 def test_an_overflow_in_one_gradient_skips_the_step_of_all_optimizers(config: RunConfig) -> None:
-    """With two optimizers, neither changes a weight or its own state."""
+    """Neither of the two optimizers changes a weight or its own state."""
 
     class Overflow(Reporter):
         def started(self, run: Run) -> None:

@@ -26,12 +26,12 @@ from tests.same import metrics
 from tests.signing import change_json, sign
 
 FORMAT_0 = Path(__file__).parent / "format_0"
-"""A run that a version of nanogpt without formats wrote: 4 steps, stopped before the evaluation."""
+"""A run of an old nanogpt, in format 0. It stopped after 4 steps, before the evaluation."""
 
 
 @pytest.fixture
 def old_run() -> Path:
-    """A copy of the run of format 0."""
+    """A copy of the run in format 0."""
     shutil.copytree(FORMAT_0, "old")
     return Path("old")
 

@@ -50,7 +50,7 @@ def test_the_best_may_belong_to_the_averaged_weights(tmp_path: Path) -> None:
 def test_the_plot_is_updated_during_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first plot is drawn after some time, later ones only while drawing takes little time."""
+    """The first plot comes after some time; later plots only while drawing takes little time."""
     now, plot = time.perf_counter(), tmp_path / "loss.png"
     journal = Journal(tmp_path, "a run", 2.5)
     journal.add(record(0, None, 4.0))
@@ -92,8 +92,8 @@ def test_overfitting_is_falling_training_and_rising_validation_loss() -> None:
 
     assert run([2.0, 1.5, 1.4, 1.3], [1.8, 1.5, 1.6, 1.7])
     assert not run([2.0, 1.5, 1.4, 1.3], [1.8, 1.7, 1.6, 1.5])  # both fall
-    assert not run([2.0, 1.5, 1.4, 1.3], [1.8, 1.7, 1.6, 1.65])  # one rise is noise
-    assert not run([2.0, 1.5, 1.6, 1.7], [1.8, 1.5, 1.6, 1.7])  # both rise: it diverges
+    assert not run([2.0, 1.5, 1.4, 1.3], [1.8, 1.7, 1.6, 1.65])  # a single rise is noise
+    assert not run([2.0, 1.5, 1.6, 1.7], [1.8, 1.5, 1.6, 1.7])  # both rise: training diverges
     assert not run([2.0, 1.5], [1.8, 1.9])
     assert not is_overfitting([])
 

@@ -30,7 +30,7 @@ def test_the_scale_of_the_loss_is_that_of_torch() -> None:
     overflows = {0, 5, 6, 2050}
     for step in range(4100):
         gradient = torch.randn(3)
-        theirs.scale(torch.ones(()))  # torch creates its scale here
+        theirs.scale(torch.ones(()))  # torch creates its scale in the first call
         weight.grad = gradient * ours.scale * (math.inf if step in overflows else 1)
         theirs.unscale_(sgd)
         theirs.update()

@@ -1,6 +1,9 @@
 """The lines of the loss plot contain the recorded losses."""
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +34,11 @@ def test_the_lines_are_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert axes.texts[0].get_text() == "best 2.4000\nstep 10"
     assert axes.get_ylabel() == "loss (nats per token)"
     assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_an_unknown_backend_does_not_matter() -> None:
+    code = "from nanogpt.runs.plot import make_figure; print(make_figure(1, 1))"
+    environment = os.environ | {"MPLBACKEND": "nonsense"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

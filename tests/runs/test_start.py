@@ -1,4 +1,4 @@
-"""A resumed run is checked as strictly as a new one, and each of its files is read once."""
+"""A resumed run is checked as strictly as a new run, and each of its files is read once."""
 
 import json
 import shutil
@@ -230,9 +230,10 @@ def test_a_resume_refuses_the_model_of_another_run(config: RunConfig) -> None:
 
 
 def test_a_new_run_ignores_the_files_of_one_that_never_started(config: RunConfig) -> None:
-    """A run that was killed before run.json was written."""
+    """The old run was killed before run.json was written."""
     Path("run").mkdir()
     Path("run/metrics.jsonl").write_text('{"step": 99}\n')
+    Path("run/.pid").write_text("1\n")
     train(config)
     lines = Path("run/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]

@@ -35,7 +35,7 @@ def count_parameters(shape: tuple[int, int, int]) -> int:
 
 
 def make_trial(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
-    """A trial with the loss of the true law, plus its dropout."""
+    """Make a trial whose loss is the loss of the true law plus the dropout."""
     model = ModernConfig(*shape, 256, 65, dropout)
     N = count_parameters(shape)
     loss = TRUE.loss(N, D) + dropout
@@ -128,15 +128,15 @@ def test_frontier_has_each_new_lowest_loss() -> None:
 
 def test_takeover_is_where_the_curves_cross() -> None:
     small = 10, [(10.0**k, 3.0 - 0.2 * k) for k in range(6)]  # from 3.0 at 1 to 2.0 at 10⁵
-    large = 1000, [(10.0**k, 4.0 - 0.6 * k) for k in range(1, 7)]  # equal to small at 10^2.5
+    large = 1000, [(10.0**k, 4.0 - 0.6 * k) for k in range(1, 7)]  # equals `small` at 10^2.5
     late = (
         4000,
         [(10.0**k, 5.0 - 0.5 * k) for k in range(1, 9)],
-    )  # ahead only after large ends
+    )  # lower only after `large` ends
     ((operations, parameters),) = find_takeovers([small, large, late])
     assert operations == pytest.approx(10**2.5)
     assert parameters == pytest.approx(100)
-    first = 4000, [(10.0**k, 1.0) for k in range(3, 5)]  # ahead from the start
+    first = 4000, [(10.0**k, 1.0) for k in range(3, 5)]  # lower from the start
     assert find_takeovers([small, first]) == []
     assert fit_exponent([(10.0**k, 10.0 ** (2 * k)) for k in range(1, 6)]) == pytest.approx(2)
     assert fit_exponent([(1.0, 1.0)]) is None

@@ -1,4 +1,4 @@
-"""The ladder: each rung adds one part, n-gram samples follow the counts, finished runs stay."""
+"""The ladder: each rung adds one part, n-gram samples follow the counts, finished runs are kept."""
 
 import contextlib
 import json
@@ -51,12 +51,12 @@ NAMES = [
 
 @dataclass
 class Study:
-    """A small ladder that was interrupted after four trained rungs, and finished by a resume."""
+    """A small ladder that was interrupted after four trained rungs, and then resumed."""
 
     directory: Path
     base: RunConfig
     before: dict[str, int]
-    """The results at the interruption: files and their times of modification."""
+    """The modification time of each rung's result file at the interruption."""
     result: Ladder
     reported: list[Rung]
     """The rungs in the order in which the resume reported them."""
@@ -99,12 +99,12 @@ def study(finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
 
 
 def get_times() -> dict[str, int]:
-    """The times of modification of the results of the rungs."""
+    """Return the modification time of each rung's result file."""
     return {str(file): file.stat().st_mtime_ns for file in Path("runs").rglob("trial.json")}
 
 
 def run_tiny_ladder(base: RunConfig) -> tuple[Ladder, list[Rung]]:
-    """The result of a small ladder, and the rungs in the order in which they were reported."""
+    """Run a small ladder; returns its result, and the rungs in the order of their reports."""
     reported: list[Rung] = []
     return run_ladder(base, TINY, Reporter(), reported.append), reported
 

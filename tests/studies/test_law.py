@@ -32,7 +32,7 @@ def test_with_a_large_p_only_the_larger_term_counts() -> None:
     size, data = law.size_term(1e5), law.data_term(1e6)
     assert law.loss(1e5, 1e6) == pytest.approx(1.1 + (size**3 + data**3) ** (1 / 3))
     assert replace(TRUE, p=1000.0).loss(1e5, 1e6) == pytest.approx(1.1 + max(size, data), rel=1e-3)
-    # Kaplan et al. 2020, equation 1.5, with N_c and D_c of A^(1/α) and B^(1/β), and without E.
+    # Kaplan et al. 2020, equation 1.5, where N_c = A^(1/α), D_c = B^(1/β) and E = 0.
     kaplan = replace(TRUE, E=0.0, p=1 / TRUE.beta)
     N_c, D_c = TRUE.A ** (1 / TRUE.alpha), TRUE.B ** (1 / TRUE.beta)
     term = (N_c / 1e5) ** (TRUE.alpha / TRUE.beta) + D_c / 1e6

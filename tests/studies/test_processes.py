@@ -27,7 +27,7 @@ from tests.platforms import posix_only
 
 @pytest.fixture
 def run(text_file: Path) -> RunConfig:
-    """A run of about a second."""
+    """A run that takes about a second."""
     return RunConfig(
         name="one",
         out=Path("one"),
@@ -40,7 +40,7 @@ def run(text_file: Path) -> RunConfig:
 
 
 def never(run: RunConfig) -> bool:
-    """No run needs a whole device."""
+    """Return False, because no run needs a whole device."""
     return False
 
 
@@ -65,7 +65,7 @@ def test_results_equal_those_of_single_runs(run: RunConfig) -> None:
         assert trial.val_loss == pytest.approx(single.val_loss, rel=1e-5)
     assert not list(Path().glob("seed?/**/*.safetensors"))
     reported.clear()
-    (Path("seed1") / "last").mkdir()  # as a process leaves it that is killed at its end
+    (Path("seed1") / "last").mkdir()  # left by a process that was killed at its end
     assert run_all(runs, 2, never, "", report, print) == trials
     assert reported == [("seed0", 1), ("seed1", 2), ("seed2", 3)]
     assert not (Path("seed1") / "last").exists()
@@ -86,7 +86,7 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
     saves, messages = iter((0, 100, 200)), []
 
     def kill(step: int) -> None:
-        """Kill the process of the run as soon as it has saved this step or a later one."""
+        """Kill the process of the run as soon as it has saved this step or a later step."""
         config = Path("one/last/config.json")
         while not config.exists() or json.loads(config.read_text())["step"] < step:
             time.sleep(0.05)
@@ -109,7 +109,7 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
 def test_worker_saves_a_checkpoint_when_it_is_asked_to_stop(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The parent sends no signal, which would end the process at once on Windows."""
+    """The parent sends no signal, because a signal ends a process at once on Windows."""
     monkeypatch.setattr(processes, "signal", SimpleNamespace())  # no pthread_sigmask
     long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100_000))
     worker = processes._Worker(long, "cpu", 1, 1)
@@ -121,7 +121,7 @@ def test_worker_saves_a_checkpoint_when_it_is_asked_to_stop(
     worker.process.join(timeout=60)
     assert worker.process.exitcode == 0
     assert json.loads(Path("one/last/config.json").read_text())["step"] > 0
-    worker.stop()  # the process has ended: no error
+    worker.stop()  # no error, although the process has ended
 
 
 def raise_a_value_error(*_: object) -> None:
@@ -190,7 +190,7 @@ Started = list[tuple[str, str, int, list[str]]]
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """The runs that start: name, device, threads, and the names of those that are running then."""
+    """Each run that starts: name, device, threads, and the names of the runs already running."""
     started: Started = []
     running: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The scaling study: its texts, its grid, and that it resumes after an interruption."""
+"""The scaling study: its texts, its grid, and resuming after an interruption."""
 
 import json
 import math
@@ -90,7 +90,7 @@ def test_part_covers_the_whole_text_and_lies_within_a_larger_part() -> None:
 def test_all_runs_have_the_same_validation_text(base: RunConfig, text: str) -> None:
     (Path("runs/scaling")).mkdir(parents=True)
     runs = plan_runs(base, SMALL)
-    # 12 steps of 64 characters: 0.15 or 0.3 epochs with 0.15 to 10 parameters per character.
+    # 12 steps of 64 characters are 0.15 or 0.3 epochs. Below: parameters per character × epochs.
     assert sorted(run.name for run in runs) == [
         "1x8-1-of-1-free",  # 0.02
         "1x8-1-of-1-same",

@@ -130,12 +130,12 @@ def test_freed_memory_is_reused() -> None:
         torch.ones(8 << 20)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     if find_c_function("mallopt"):
-        assert median(faults) < 100  # of 8,192 pages
+        assert median(faults) < 100  # a tensor has 8,192 pages
 
 
 @posix_only
 def test_freed_memory_is_reused_with_an_older_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It refuses an mmap threshold above 32 MB; to set only the trim threshold would be slower."""
+    """An old glibc refuses an mmap threshold above 32 MB; 32 MB is then used instead."""
 
     class OldGlibc:
         maximum = 32 << 20
@@ -158,7 +158,7 @@ def test_freed_memory_is_reused_with_an_older_glibc(monkeypatch: pytest.MonkeyPa
 
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
-"""The error of the logits relative to the largest: a few rounding errors of the format."""
+"""Error of the logits, relative to the largest logit: a few rounding errors of the type."""
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
@@ -167,9 +167,9 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
 def test_every_device_computes_the_same_logits(
     kind: type[GPTConfig | ModernConfig], name: str, precision: Precision
 ) -> None:
-    """The logits equal those of float64 on the CPU within the tolerance of the precision."""
+    """The logits equal float64 logits from the CPU, within the tolerance of the precision."""
     model = build(kind(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65))
-    for parameter in model.parameters():  # make them larger than initial weights
+    for parameter in model.parameters():  # make the weights larger than initially
         parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
     tokens = torch.randint(65, (4, 64))
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_every_device_computes_the_same_logits(
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA L4", 121e12),
-        ("NVIDIA GH200 480GB", None),  # not in PEAKS, although its name contains one that is
+        ("NVIDIA GH200 480GB", None),  # not the H200 in PEAKS
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("Tesla T4", None),
     ],
@@ -213,7 +213,7 @@ def test_the_description_of_a_cpu_has_its_threads() -> None:
 
 @pytest.mark.slow
 def test_a_run_on_a_cpu_never_calls_cuda(text_file: Path, small: list[str], tmp_path: Path) -> None:
-    """It does not even ask torch.cuda whether there is a device."""
+    """The run does not even ask torch.cuda whether there is a device."""
     code = f"""
 import torch
 def forbid(name):
@@ -241,7 +241,7 @@ assert "torch._dynamo" not in sys.modules, "torch's compiler takes longer to imp
 
 
 def count_threads(**environment: str) -> int:
-    """The number of threads of a process with this environment."""
+    """Count the threads of a new process with this environment."""
     code = "from nanogpt.system.devices import *; limit_threads(); print(torch.get_num_threads())"
     clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     command = [sys.executable, "-c", code]

@@ -127,7 +127,7 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> None:
     open_file = os.open
 
     def windows_open(path: Path, flags: int, **options: Any) -> int:
-        if options:  # called by shutil.rmtree() of this system
+        if options:  # a call from shutil.rmtree() with dir_fd
             return open_file(path, flags, **options)
         if Path(path).is_dir():
             raise PermissionError(errno.EACCES, "Permission denied")
@@ -151,7 +151,7 @@ def test_windows_syncs_files_and_no_directories() -> None:
 
 
 def open_elsewhere(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Refuse to rename for this long, as Windows does while another process has a file open."""
+    """Refuse to rename for some seconds, as Windows does while another process opens the file."""
     replace, until = os.replace, time.monotonic() + seconds
 
     def refused_replace(source: Path, target: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_drive_that_cannot_sync_directories_is_accepted(monkeypatch: pytest.Mo
 
 
 def test_a_directory_with_two_spellings_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS, a resolved path may write the same directory with other upper and lower case."""
+    """On macOS, a resolved path may differ from the original path in upper and lower case."""
     file = make("run", "mine") / "file"
     Path("RUN").mkdir(exist_ok=True)
     real, same = os.path.realpath, os.path.samefile
@@ -242,7 +242,7 @@ def test_a_directory_with_two_spellings_is_one(monkeypatch: pytest.MonkeyPatch) 
         require_inside(file.parent, file)
 
 
-# Links and other odd files.
+# Links and special files.
 
 
 @needs_links

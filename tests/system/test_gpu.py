@@ -102,7 +102,7 @@ def test_a_missing_c_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.mark.gpu
 def test_every_call_does_the_captured_work() -> None:
-    """Each replay uses new random numbers, the same as calls without a graph."""
+    """Each replay uses new random numbers: the same numbers as calls without a graph."""
     cuda, result, results = torch.device("cuda"), torch.zeros(4, device="cuda"), []
 
     def work() -> None:
@@ -124,11 +124,11 @@ def test_every_call_does_the_captured_work() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_snapshot_has_the_values_at_its_time(device: str) -> None:
-    """Another thread calls the snapshot after the tensors changed; each copy has its own memory."""
+    """Another thread calls the snapshot after the tensors change; each copy has its own memory."""
     whole = torch.randn(512, 512, device=device)
     tensors = {"whole": whole, "part": whole[3:7].mT, "on the cpu": torch.randn(5)}
     expected = {name: t.cpu().clone() for name, t in tensors.items()}
-    if device == "cuda":  # the device is busy before the copies begin
+    if device == "cuda":  # keep the device busy, so that the copies begin later
         torch.cuda._sleep(10**9)
     snapshot = take_snapshot(tensors)
     for t in tensors.values():

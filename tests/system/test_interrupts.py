@@ -10,7 +10,7 @@ from nanogpt.system.interrupts import SIGNALS, Interrupts
 
 @pytest.fixture(autouse=True)
 def _restore_default_handler() -> None:
-    """Undo the effect of nohup or of a job in the background of a shell."""
+    """Handle SIGINT again, because nohup and background jobs of a shell ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

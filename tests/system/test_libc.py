@@ -1,4 +1,4 @@
-"""A function of the C library is found where the system has one."""
+"""A function of the C library is found on systems that have this function."""
 
 import ctypes
 from pathlib import Path

@@ -21,7 +21,7 @@ from nanogpt.text.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 
 
 def make_cyclic_model(text: str, tokenizer: Tokenizer) -> Bigram:
-    """A model that generates the tokens of a text, all different, in a cycle."""
+    """Return a model that repeats the tokens of `text` forever; each token may occur only once."""
     ids = tokenizer.encode(text)
     model = Bigram(BigramConfig(tokenizer.vocab_size))
     with torch.no_grad():
@@ -31,7 +31,7 @@ def make_cyclic_model(text: str, tokenizer: Tokenizer) -> Bigram:
 
 
 def complete(text: str, prompts: list[str], logprobs: bool = False, **options: Any) -> Completions:
-    """The completions of a model that generates the characters of `text` in a cycle."""
+    """Return the completions of a model that repeats the characters of `text` forever."""
     tokenizer, config = CharTokenizer(text), GenerationConfig(**options)
     return Completions(make_cyclic_model(text, tokenizer), tokenizer, prompts, config, logprobs)
 
@@ -65,7 +65,7 @@ def test_text_held_back_for_a_stop_string_is_not_lost() -> None:
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 def test_a_completion_ends_where_the_first_stop_string_begins(text: str, stop: list[str]) -> None:
-    """Compared with a search for the earliest end of a stop string in the whole text."""
+    """The expected text comes from a search for the stop string that ends first."""
     tokenizer = ByteTokenizer()
     decoder = CompletionDecoder(Completion(""), tokenizer, stop)
     output = ""

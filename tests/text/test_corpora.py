@@ -37,7 +37,7 @@ def test_the_other_shakespeare_corpora(cache: Path) -> None:
     whole, rest = (corpora.load_corpus(name).text() for name in ("shakespeare", "shakespeare-rest"))
     assert (len(whole), len(rest)) == (4_688_364, 3_516_500)
     assert "ROMEO:" in whole
-    assert "ROMEO:" not in rest  # that play is in Tiny Shakespeare
+    assert "ROMEO:" not in rest  # Romeo and Juliet is in Tiny Shakespeare
     assert "HAMLET:" in rest
     assert not set("[]_*#") & set(whole)  # no Markdown is left
 
@@ -53,7 +53,7 @@ def test_a_named_corpus_is_read_from_the_cache_first(
 
 
 def test_a_cached_corpus_is_not_written_again(cache: Path) -> None:
-    """Another process may be reading it."""
+    """Another process may be reading the file."""
     corpora.load_corpus("tinyshakespeare")
     stat = (cache / "tinyshakespeare.txt").stat()
     corpora.load_corpus("tinyshakespeare")
@@ -161,6 +161,43 @@ def test_a_url_is_downloaded_once(cache: Path, server: str) -> None:
     wrong = "0" * 64
     with pytest.raises(UserError, match=r"cannot download .*own\.txt"):
         corpora.load_corpus(f"{server}/own.txt#sha256={wrong}")
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (b"", "own.txt is empty"),
+        (b" \n<!DOCTYPE html><title>Moved</title>", "own.txt is a web page, not a text"),
+        (b"abc\xff", "own.txt is not UTF-8"),
+    ],
+)
+def test_a_bad_download_is_not_kept(cache: Path, server: str, bad: bytes, says: str) -> None:
+    Path("www", "own.txt").write_bytes(bad)
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"{server}/{says}"):
+            corpora.load_corpus(f"{server}/own.txt")
+    Path("www", "own.txt").write_bytes(b"mended")
+    assert corpora.load_corpus(f"{server}/own.txt").text() == "mended"
+
+
+def test_a_bad_download_of_an_earlier_version_is_replaced(cache: Path, server: str) -> None:
+    Path("www", "own.txt").write_bytes(b"good")
+    assert corpora.load_corpus(f"{server}/own.txt").text() == "good"
+    (cached,) = cache.glob("web-*")
+    cached.write_bytes(b"<html>Not found</html>")
+    assert corpora.load_corpus(f"{server}/own.txt").text() == "good"
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.JSONL"])
+def test_documents_are_the_same_from_a_file_a_directory_and_a_url(
+    cache: Path, server: str, name: str
+) -> None:
+    raw = b'{"body": "one"}\n{"body": "two"}\n'
+    Path("www", name).write_bytes(raw)
+    for data in (f"www/{name}", "www", f"www/*{Path(name).suffix}", f"{server}/{name}"):
+        assert corpora.load_corpus(data, "body", "|").text() == "one|two"
+        with pytest.raises(UserError, match="there is no column text; choose one of body"):
+            corpora.load_corpus(data)
 
 
 def test_a_download_that_fails_or_has_another_hash_is_refused(cache: Path, server: str) -> None:
@@ -305,7 +342,7 @@ def test_a_large_text_is_read_once(cache: Path, large: Path) -> None:
     assert load_facts(large) == (first, False)
     assert (
         corpora.load_corpus(".", separator="|").facts == first
-    )  # other settings, another cache file
+    )  # other settings use another cache file
 
 
 def test_the_cached_facts_depend_on_column_and_separator(cache: Path, large: Path) -> None:
@@ -331,7 +368,7 @@ def test_a_large_text_that_changed_is_read_again(cache: Path, large: Path) -> No
 
 
 def test_a_text_just_written_is_read_again(cache: Path, large: Path) -> None:
-    """A file may change twice within one modification time."""
+    """A file may change twice with the same modification time."""
     large.touch()
     assert load_facts(large)[1]
     assert load_facts(large)[1]

@@ -28,7 +28,7 @@ TEXT = "\n\n".join(LANGUAGES) + "".join(f" and word {i} is a word," for i in ran
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make chunks small, so that a short text has many."""
+    """Make chunks small, so that a short text has many chunks."""
     monkeypatch.setattr(encoding, "CHUNK_SIZE", 40)
 
 
@@ -104,7 +104,7 @@ def test_a_large_vocabulary_has_32_bit_ids() -> None:
 
 
 class CountingTokenizer(ByteTokenizer):
-    """Counts the calls of encode_array, and is interrupted after max_calls."""
+    """Counts the calls of encode_array(), and raises KeyboardInterrupt after `max_calls` calls."""
 
     def __init__(self, max_calls: int = 10**9) -> None:
         self.calls, self.max_calls = 0, max_calls
@@ -170,7 +170,7 @@ class TaskRecorder:
 
 
 def run_together(function: Callable[[], None], count: int) -> None:
-    """Call a function in several threads at a time."""
+    """Call a function in several threads at the same time."""
     threads = [threading.Thread(target=function) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -256,7 +256,7 @@ def test_processes_that_start_together_train_one_tokenizer(large: Corpus) -> Non
 
     run_together(train, 5)
     assert errors == []
-    assert len(reads) <= 2  # once for the alphabet, once for the text that bpe would be trained on
+    assert len(reads) <= 2  # once for the alphabet, once for the training text of bpe
     waiting = "waiting for another process that is training the same tokenizer"
     assert sorted(recorder.tasks) == ["training a tokenizer", *[waiting] * 4]
 

@@ -12,7 +12,7 @@ MODULES = sorted(
 
 
 def test_no_text_module_imports_torch() -> None:
-    """In a new process: another test may have imported torch in this one."""
+    """The test uses a new process, because other tests import torch in this process."""
     assert "nanogpt.text.encoding" in MODULES
     code = f"""
 import sys

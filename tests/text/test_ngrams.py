@@ -1,4 +1,4 @@
-"""N-gram counts equal dictionaries, and their losses equal a plain loop and the bigram's table."""
+"""N-gram counts, compared with dictionaries and with the table of the bigram model."""
 
 import math
 from collections import Counter
@@ -23,7 +23,7 @@ def count_by_hand(ids: list[int], n: int) -> Counter[tuple[int, ...]]:
 
 
 def decode(counts: NGramCounts) -> dict[tuple[int, ...], int]:
-    """The counts by n-gram."""
+    """Return the count of each n-gram as a dictionary."""
     digits = [counts.base**i for i in reversed(range(counts.n))]
     return {
         tuple(int(code) // digit % counts.base for digit in digits): int(count)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from pyarrow import parquet
 
 from nanogpt.errors import UserError
+from nanogpt.runs.directory import make_run_directory
+from nanogpt.studies.trial import make_directory
 from nanogpt.text.readers import find_files, read_files, read_text
 from tests.platforms import needs_links, posix_only
 
@@ -25,8 +28,55 @@ LANGUAGES = {
 
 
 def read_texts(data: str, column: str, separator: str) -> str:
-    """The text of all files that `data` names."""
+    """Read the text of all files that `data` names."""
     return "".join(read_files(find_files(data), column, separator))
+
+
+def make_run(directory: Path) -> None:
+    """The files of a run that matter for reading."""
+    (directory / "last").mkdir(parents=True)
+    for name in ("run.json", "metrics.jsonl", "last/config.md"):
+        (directory / name).write_text('{"step": 0}\n')
+
+
+def make_started_run(directory: Path) -> None:
+    make_run_directory(directory, "tiny")[1].release()
+    (directory / "metrics.jsonl").write_text('{"step": 0}\n')
+
+
+def make_study(directory: Path) -> None:
+    make_directory(directory)
+    (directory / "ladder.md").write_text("| rung |")
+
+
+def make_hidden(directory: Path) -> None:
+    (directory / ".cache").mkdir(parents=True)
+    (directory / ".cache" / "a.txt").write_text("hidden")
+    (directory / ".b.txt").write_text("hidden")
+
+
+@pytest.mark.parametrize("make", [make_run, make_started_run, make_study, make_hidden])
+def test_what_nanogpt_writes_is_not_read_as_text(
+    folder: Path, make: Callable[[Path], None]
+) -> None:
+    before, pattern = find_files(str(folder)), str(folder / "**" / "*.[mtj]*")
+    matches = find_files(pattern)
+    make(folder / "runs" / "one")
+    assert find_files(str(folder)) == before
+    assert find_files(pattern) == matches
+
+
+def test_the_cache_is_not_read_as_text(folder: Path) -> None:
+    before, cache = find_files(str(folder)), folder / "cache"
+    cache.mkdir()
+    (cache / "web-1.txt").write_text("cached")
+    assert find_files(str(folder), cache) == before
+
+
+def test_the_case_of_a_name_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "A.TXT").write_text("a")
+    (tmp_path / "B.JsonL").write_text('{"text": "b"}')
+    assert read_texts(str(tmp_path), "text", "|") == "a|b"
 
 
 @pytest.fixture

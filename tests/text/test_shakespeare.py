@@ -24,7 +24,7 @@ def test_every_correction_is_needed() -> None:
 
 
 def test_extract_speeches_of_a_small_play() -> None:
-    """Stage directions are dropped, and the lines that the original program dropped."""
+    """Stage directions and the lines that the original program dropped are left out."""
     markdown = r"""
 # ACT I
 

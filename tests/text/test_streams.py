@@ -20,7 +20,7 @@ def test_a_stream_never_returns_part_of_a_character(bpe: HubTokenizer) -> None:
 
 
 def find_token(tokenizer: Tokenizer, byte: int) -> int:
-    """The token of a single byte."""
+    """Find the token of a single byte."""
     return next(i for i in range(256) if tokenizer.token_bytes(i) == bytes([byte]))
 
 

@@ -23,7 +23,7 @@ from tests.texts import LANGUAGES, stream_decode, texts
 
 
 def check_round_trip(tokenizer: Tokenizer, text: str) -> None:
-    """Encoding then decoding gives the text, also after saving and loading the tokenizer."""
+    """Encoding and then decoding gives the text, also after saving and loading the tokenizer."""
     loaded = parse_tokenizer(json.loads(json.dumps(tokenizer.to_json())))
     ids = tokenizer.encode(text)
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
