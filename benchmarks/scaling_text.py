@@ -72,6 +72,6 @@ here.
 
 **Extrapolation.** From the six smaller sizes, the law with fitted p predicts the largest model to \
 within
-{worst["free"]:.1%}{"; all predictions are too low" if is_low else ""}. The sum is off by up to \
-{worst["sum"]:.1%}.
+{worst["free"]:.1%}{"; all predictions are too low" if is_low else ""}. With p = 1 (a sum), the \
+predictions are off by up to {worst["sum"]:.1%}.
 """

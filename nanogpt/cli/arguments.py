@@ -96,9 +96,13 @@ def _make_number_spec(
         if is_optional and values[0] == "None":
             return None
         try:
-            return kind(values[0])
+            number = kind(values[0])
         except ValueError:
             raise _make_value_error(values[0], description) from None
+        if not -(2**63) < number < 2**63:  # also false for NaN
+            limits = f"{_NUMBERS[kind]} between -2**63 and 2**63"
+            raise _make_value_error(values[0], limits + (" or None" if is_optional else ""))
+        return number
 
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,

@@ -45,7 +45,7 @@ def explain(args: list[str]) -> None:
     config = options.config
     if isinstance(config.model, PlainConfig):
         raise UserError(
-            f"{size} is a GPT without some of its parts, which explain does not support: "
+            f"{size} is a GPT without some of its parts, and nanogpt explain does not support it: "
             f"name a preset or another run"
         )
     limit_threads()

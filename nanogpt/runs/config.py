@@ -1,5 +1,6 @@
 """The settings of a run. The docstring of each field is its help on the command line."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value}: it must be at least 1 and less than 2**31")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}: it must be at least 1, or None")
+        if self.stop_at_val_loss is not None and not math.isfinite(self.stop_at_val_loss):
+            raise ValueError(
+                f"stop_at_val_loss is {self.stop_at_val_loss}: it must be a finite number, or None"
+            )
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"accumulation is {self.accumulation}: it must divide batch_size {self.batch_size}"

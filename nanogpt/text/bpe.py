@@ -217,8 +217,8 @@ class _HubDecodeStream:
 def _map_characters_to_bytes() -> dict[str, int]:
     """Map each character of a byte-level vocabulary to its byte.
 
-    GPT-2 maps each visible byte of Latin-1 to the same character. It maps the other bytes, in
-    order, to the characters from U+0100 on.
+    If a byte is the code of a visible Latin-1 character, GPT-2 maps it to that character. It maps
+    the other bytes, in order, to the characters from U+0100 on.
     """
     visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [byte for byte in range(256) if byte not in visible]

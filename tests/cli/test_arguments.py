@@ -46,6 +46,16 @@ def flatten(help_text: str) -> str:
         ("train --train.steps", "--train.steps needs a value, as in --train.steps=VALUE"),
         ("train --data --seed 3", "--data needs a value, as in --data=VALUE"),
         ("train --train.steps many", "--train.steps is 'many': it must be an integer"),
+        (
+            "train --model.n-embd 999999999999999999999",
+            "--model.n-embd is '999999999999999999999': it must be an integer between -2**63 and",
+        ),
+        (
+            "train --train.stop-at-val-loss nan",
+            "--train.stop-at-val-loss is 'nan': it must be a number between -2**63 and 2**63 or",
+        ),
+        ("sample --temperature inf", "--temperature is 'inf': it must be a number between -2**63"),
+        ("study scaling --seed -1e400", "--seed is '-1e400': it must be an integer"),
         ("train --optim.lr high", "--optim.lr is 'high': it must be a number"),
         ("train --train.patience x", "--train.patience is 'x': it must be an integer or None"),
         (
@@ -75,7 +85,10 @@ def flatten(help_text: str) -> str:
         ("sample --top_k 0", "nanogpt: --top-k is 0: it must be at least 1"),
         ("sample --top-p 2", "nanogpt: --top-p is 2.0: it must be more than 0 and at most 1"),
         ("sample --temperature -1", "nanogpt: --temperature is -1.0: it must be 0 or more"),
-        ("sample --seed 99999999999999999999", "--seed is 99999999999999999999: it must be at lea"),
+        (
+            "sample --seed 99999999999999999999",
+            "--seed is '99999999999999999999': it must be an int",
+        ),
         ("sample --stop=", "nanogpt: --stop has an empty string: leave it out"),
         ("eval --split test", "--split is 'test': it must be one of auto, val, train, all"),
         ("explain --jsn", "there is no option --jsn: did you mean --json?"),

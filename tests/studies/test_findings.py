@@ -179,7 +179,7 @@ def test_docs_name_the_cells_below_the_floor_and_the_errors() -> None:
     assert 0.055 < max(map(abs, held_out["sum"])) < 0.06
     worst = {name: max(map(abs, errors)) for name, errors in held_out.items()}
     assert f"to within {worst['free']:.1%}; all predictions are too low." in page
-    assert f"The sum is off by up to {worst['sum']:.1%}." in page
+    assert f"With p = 1 (a sum), the predictions are off by up to {worst['sum']:.1%}." in page
     runs = Counter((run["N"], run["D"]) for run in saved["runs"])
     single = sum(count == 1 for count in runs.values())
     assert f"{single} of the 35 cells have a single run" in page
