@@ -148,7 +148,10 @@ def load_transformers_model(model: GPT, device: torch.device) -> Any:
 
 
 def measure_baby(checkout: Path, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Compare nanogpt with nanoGPT on one text (shape of `baby`); on a GPU, also time 64 texts."""
+    """Compare nanogpt with nanoGPT: one text, with a model of the shape of `baby`.
+
+    On a GPU, also time 64 texts.
+    """
     config = PRESETS["baby"].config.model
     assert isinstance(config, GPTConfig)
     model = scale_embedding(GPT(config).to(device))
@@ -171,7 +174,7 @@ def measure_baby(checkout: Path, device: torch.device, repeats: int) -> dict[str
 
 
 def measure_gpt2(device: torch.device, repeats: int) -> dict[str, Any]:
-    """Compare nanogpt with `transformers` on one text (shape of GPT-2)."""
+    """Compare nanogpt with `transformers`: one text, with a model of the shape of GPT-2."""
     model = scale_embedding(GPT(GPT2).to(device))
     other = load_transformers_model(model, device).to(torch.bfloat16)
     model = model.to(torch.bfloat16)

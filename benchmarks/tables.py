@@ -187,7 +187,8 @@ def corpora_table(result: Result) -> str:
         ["training on tokens in memory", f"{training['in_memory']:,.0f} tokens/s"],
         ["ratio of the two", f"{training['mapped'] / training['in_memory']:.3f}"],
     ]
-    note = f"{result['device']}; training: medians of {result['repeats']} times 20 steps"
+    repeats = f"{result['repeats']} repeats of 20 steps each"
+    note = f"{result['device']}; training: medians of {repeats}"
     return f"{make_table(head, rows)}\n{note}\n"
 
 

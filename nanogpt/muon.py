@@ -6,7 +6,7 @@ momentum and decoupled weight decay (Liu et al. 2025, arXiv:2502.16982).
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,7 @@ class Muon:
     @torch.no_grad()
     def step(self, rate: Tensor) -> None:
         """Update every matrix with the learning rate `rate`, a scalar tensor."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        assert len(gradients) == len(self.parameters)
+        gradients = collect_gradients(self._names, self.parameters)
         torch._foreach_lerp_(self.averages, gradients, 1 - self.momentum)
         nesterov = torch._foreach_lerp(gradients, self.averages, self.momentum)
         torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
@@ -70,6 +69,19 @@ class Muon:
         """Return the tensors that a checkpoint needs, by name."""
         pairs = zip(self._names, self.averages, strict=True)
         return {f"{name}.momentum": average for name, average in pairs}
+
+
+def collect_gradients(names: Sequence[str], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradient of each parameter. Raises ValueError if one has no gradient."""
+    gradients = []
+    for name, p in zip(names, parameters, strict=True):
+        if p.grad is None:
+            raise ValueError(
+                f"{name} has no gradient: use it in the loss, or set its requires_grad to False "
+                f"before the optimizers are built"
+            )
+        gradients.append(p.grad)
+    return gradients
 
 
 def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .models import Model
-from .muon import Muon
+from .muon import Muon, collect_gradients
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ class Adam:
     def step(self, rate: Tensor) -> None:
         """Update every parameter with the learning rate `rate`, a scalar tensor."""
         self.steps += 1
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        assert len(gradients) == len(self.parameters)
+        gradients = collect_gradients(self._names, self.parameters)
         for indices, decay in self.groups:
             if indices:
                 lists = self.parameters, gradients, self.m, self.v
@@ -136,17 +135,18 @@ Optimizer = Adam | Muon
 def build_optimizers(
     model: nn.Module, config: OptimConfig, precision: torch.dtype = torch.float32
 ) -> list[Optimizer]:
-    """Build the optimizers that `config` describes; each parameter is in exactly one of them.
+    """Build the optimizers that `config` describes; each trainable parameter is in exactly one.
 
     Muon gets the matrices that model.matrices() names; `precision` is for its matrix products.
     """
-    named, betas = dict(model.named_parameters()), (config.beta1, config.beta2)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    betas = config.beta1, config.beta2
     if config.optimizer == "adamw":
         return [Adam(named, betas, config.weight_decay)]
     if config.optimizer == "adam":
         return [Adam(named, betas)]
     stacked = cast(Model, model).matrices()
-    matrices = {name: named[name] for name in stacked}
+    matrices = {name: named[name] for name in stacked if name in named}
     others = {name: p for name, p in named.items() if name not in matrices}
     muon = Muon(matrices, config.momentum, config.weight_decay, precision, stacked)
     return [Adam(others, betas), muon]

@@ -325,3 +325,29 @@ def test_a_run_shorter_than_its_warm_up_only_rises() -> None:
 def test_an_impossible_setting_is_named(field: str, value: float, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         replace(OptimConfig(), **{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_frozen_parameter_stays_as_it_is(name: Literal["adamw", "muon"]) -> None:
+    model = Modern(ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=5))
+    frozen = {"token_embedding.weight", *[*model.matrices()][:2]}
+    named = dict(model.named_parameters())
+    for each in frozen & named.keys():
+        named[each].requires_grad_(False)
+    before = {each: p.detach().clone() for each, p in named.items()}
+    optimizers = build_optimizers(model, OptimConfig(optimizer=name))
+    tokens = torch.tensor([[0, 1, 2, 3]])
+    for _ in range(2):  # some weights start at 0, so that others have no effect in the first step
+        nn.functional.cross_entropy(model(tokens)[0], tokens[0]).backward()
+        for optimizer in optimizers:
+            optimizer.step(torch.tensor(0.1))
+    changed = {each for each, p in named.items() if not torch.equal(p, before[each])}
+    assert changed
+    assert not changed & frozen
+
+
+@pytest.mark.parametrize("optimizer", [Adam, Muon])
+def test_a_parameter_without_a_gradient_is_named(optimizer: type[Adam | Muon]) -> None:
+    parameter = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"^unused\.weight has no gradient: use it in the loss"):
+        optimizer({"unused.weight": parameter}).step(torch.tensor(0.1))

@@ -123,8 +123,8 @@ def load_corpus(
 
     `data` is a name in CORPORA, a file, a directory or a pattern of files (readers.py), a URL,
     hf:NAME for a dataset of the Hugging Face Hub, - for standard input, or a directory with
-    train.bin and val.bin, which contain tokens in nanoGPT's format. `column` and `separator` apply
-    to documents (readers.py).
+    train.bin and val.bin, which contain tokens in nanoGPT's format. `column` is the column of
+    .jsonl and .parquet files that contains the text; `separator` is inserted between documents.
 
     If `expected_sha256` is given, the text must have this SHA-256. If `may_download` is false, only
     local files and the cache are read: URLs and datasets are not downloaded, and standard input and

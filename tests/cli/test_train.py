@@ -32,7 +32,7 @@ def test_train_ends_with_a_sample(nanogpt: Command, small: list[str], text_file:
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "loss"), [("tiny", 1.78), ("tiny-fast", 1.88)])
 def test_the_presets_for_a_cpu_reach_their_loss(nanogpt: Command, preset: str, loss: float) -> None:
-    """Each preset has a lower loss than nanoGPT's recipe for a CPU; the README starts with tiny."""
+    """Each preset reaches a lower loss than nanoGPT's recipe for a CPU."""
     status, out, err = nanogpt("train", preset, "--device", "cpu")
     assert (status, err) == (0, "")
     _, answer, _ = nanogpt("eval", "--json")

@@ -106,7 +106,7 @@ def test_optimizer_memory_equals_that_of_the_optimizers() -> None:
         state = [o.state() for o in build_optimizers(build(GPT), optim)]
         held = sum(tensor.nbytes for named in state for tensor in named.values())
         lines = {line.part: line.value for line in count_memory(config, CPU, torch.float32)}
-        assert lines["optimizer"] == pytest.approx(held, abs=16)  # plus the step counters
+        assert lines["optimizer"] == pytest.approx(held, abs=16)  # held includes the step counters
         assert lines["gradients"] == lines["weights"] == 4 * count_parameters(config)[-1].value
         assert "averaged weights" not in lines
     averaged = replace(make_config(GPT), optim=OptimConfig(ema=0.9))
