@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..system.files import require_inside, resolve_interrupted_swap, sync_to_disk
 
 RUNS = Path("runs")
-EARLY_FILES = {".lock", ".pid", "metrics.jsonl", "loss.png", "last", ".last.new"}
+EARLY_FILES = {".lock", ".pid", "metrics.jsonl", "loss.png", "last"}
 """Files that a run writes before its first checkpoint is complete and run.json exists."""
 SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """Files that file managers create."""
@@ -53,7 +53,9 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
             f"{_find_free(directory)}, or resume this run with --resume {directory}"
         )
     # A run that ended before its first checkpoint leaves .pid, and files that may be replaced.
-    others = entries - SYSTEM_FILES - (EARLY_FILES if ".pid" in entries else set())
+    others = entries - SYSTEM_FILES
+    if ".pid" in entries:
+        others = {n for n in others - EARLY_FILES if not (n[0] == "." and n.endswith(".new"))}
     if others:
         lock.release()
         for name in {".lock", ".pid"} - entries:

@@ -58,6 +58,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again() -> 
     mine, lock = make_run_directory(Path("mine"), "tiny")
     (mine / "metrics.jsonl").touch()
     (mine / ".last.new").mkdir()
+    (mine / ".run.json.new").touch()
     lock.release()
     make_run_directory(mine, "tiny")[1].release()
     (mine / "notes.txt").touch()
