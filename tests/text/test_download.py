@@ -11,6 +11,7 @@ import pytest
 
 from nanogpt.errors import UserError
 from nanogpt.text import corpora
+from nanogpt.text.download import cache_directory
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +88,8 @@ def test_a_dataset_is_refused_without_a_writable_cache(
         UserError, match=r"cannot write hf:.* to the cache in .*file \(.*\): free some space"
     ):
         corpora.load_corpus(dataset)
+
+
+def test_a_tilde_in_the_name_of_the_cache_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOGPT_CACHE", "~/texts")
+    assert cache_directory() == Path.home() / "texts"
