@@ -62,7 +62,8 @@ CONTESTS = {
         "--lr_decay_iters=2000 --dropout=0.0",
         ("tiny", "tiny-fast"),
     ),
-    # nanoGPT overfits after about 1,750 of its 5,000 steps. Its schedule still covers 5,000 steps.
+    # nanoGPT overfits after about 1,750 of its 5,000 steps, so training stops after 2,000 here.
+    # Its learning-rate schedule still covers 5,000 steps.
     "cuda": Contest(1.4697, "--max_iters=2000", ("baby", "baby-fast", "best")),
 }
 

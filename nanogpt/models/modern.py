@@ -111,7 +111,7 @@ class Attention(nn.Module):
 class SquaredReLU(torch.autograd.Function):
     """ReLU(x)² (So et al. 2021, "Primer", arXiv:2109.08668), with its gradient 2 ReLU(x).
 
-    This class saves time: the gradient of relu().square() accesses more than twice the memory.
+    Saves time: the gradient of relu().square() accesses over twice as much memory as its own.
     """
 
     @staticmethod

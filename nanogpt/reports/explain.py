@@ -130,7 +130,7 @@ def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype
     accumulates = training.accumulation > 1
     peak = Line(
         "peak",
-        "sum of all" if accumulates else "sum, with the larger of gradients and activations",
+        "sum of all" if accumulates else "sum, but only the larger of gradients and activations",
         sum(line.value for line in static) + (sum(dynamic) if accumulates else max(dynamic)),
         total=True,
     )

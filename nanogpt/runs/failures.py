@@ -15,7 +15,7 @@ def explain_failures(run: Run) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if is_broken_pipe(error):  # printing failed, not writing a file of the run
+        if is_broken_pipe(error):  # the error is in printing, not in writing a file of the run
             raise
         raise write_error(run.out, error) from None
     except CannotCapture as error:

@@ -1,4 +1,4 @@
-"""Run directories are created, found, and locked by one training at a time."""
+"""Run directories are created and found; only one training at a time can lock one."""
 
 import errno
 import os
