@@ -15,7 +15,6 @@ checkpoint.py describes best/ and last/; formats.py describes the first two keys
 """
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -58,8 +57,8 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
         others = {n for n in others - EARLY_FILES if not (n[0] == "." and n.endswith(".new"))}
     if others:
         lock.release()
-        for name in {".lock", ".pid"} - entries:
-            (directory / name).unlink(missing_ok=True)
+        for ours in {".lock", ".pid"} - entries:
+            (directory / ours).unlink(missing_ok=True)
         raise UserError(
             f"{directory} contains files that do not belong to a run, such as {min(others)}: name "
             f"an empty or a new directory with --out"
@@ -71,15 +70,19 @@ def _make_new(directory: Path) -> Path:
     """Create the first path that does not exist: `directory`, or with -2, -3, … at its end."""
     while True:
         free = _find_free(directory)
-        with suppress(FileExistsError):  # another process was faster
+        try:
             free.mkdir(parents=True)
             return free
+        except FileExistsError:
+            if not os.path.lexists(free):  # runs/ is a broken link
+                raise
+            # Another process was faster: try the next number.
 
 
 def _find_free(directory: Path) -> Path:
     """Return the first path that does not exist: `directory`, or with -2, -3, … at its end."""
     number, path = 1, directory
-    while path.exists():
+    while os.path.lexists(path):
         number += 1
         path = directory.with_name(f"{directory.name}-{number}")
     return path

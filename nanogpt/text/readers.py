@@ -4,6 +4,7 @@ Text is yielded in chunks, so a file may be larger than memory.
 """
 
 import codecs
+import functools
 import glob
 import json
 import os
@@ -56,11 +57,8 @@ def find_files(data: str, excluded: Path | None = None) -> list[Path]:
     path = Path(data)
     if is_pattern(data):
         found = map(Path, glob.glob(data, recursive=True))
-        files = sorted(
-            p
-            for p in found
-            if os.path.isfile(p) and not any(_is_output(parent, excluded) for parent in p.parents)
-        )
+        is_output = functools.cache(lambda parent: _is_output(parent, excluded))
+        files = sorted(p for p in found if os.path.isfile(p) and not any(map(is_output, p.parents)))
         if not files:
             raise UserError(f"no file matches {data}: name another pattern")
         return files

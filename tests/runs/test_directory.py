@@ -192,3 +192,15 @@ def test_a_run_without_best_says_how_to_resume_it(best: Path) -> None:
     with pytest.raises(UserError, match="stopped before its first evaluation: resume it with nano"):
         find_run(str(best.parent))
     assert find_run(str(best.parent), "last") == best.parent
+
+
+@needs_links
+@pytest.mark.parametrize("link", ["runs", "runs/tiny"])
+def test_a_broken_link_is_no_endless_loop(link: str) -> None:
+    Path(link).parent.mkdir(exist_ok=True)
+    Path(link).symlink_to("nowhere")
+    if link == "runs":
+        with pytest.raises(UserError, match="cannot write in runs/tiny: "):
+            make_run_directory(None, "tiny")
+    else:
+        assert make_run_directory(None, "tiny")[0] == Path("runs/tiny-2")
