@@ -51,8 +51,8 @@ class Sampling:
 
 def penalise_seen(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Lower the logits (B, V) of the tokens that are marked in `seen` (B, V, boolean)."""
-    lowered = torch.where(logits > 0, logits / penalty, logits * penalty).nan_to_num(0.0)
-    return torch.where(seen, lowered.clamp(-1e30, 1e30), logits)  # the penalty may overflow
+    lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, lowered.nan_to_num(0.0), logits)  # an extreme penalty is 0 or ∞
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
