@@ -43,7 +43,7 @@ def read_text(args):
         try:
             path.write_bytes(urllib.request.urlopen(URL, timeout=30).read())
         except OSError as error:
-            advice = "nanogpt data tinyshakespeare --save input.txt writes it without a network"
+            advice = "create it without a network: nanogpt data tinyshakespeare --save input.txt"
             sys.exit(f"input.txt is missing and its download failed ({error}): {advice}")
     return path.read_text(encoding="utf-8")
 
@@ -59,15 +59,15 @@ def decode(tokens, alphabet):
 
 
 def get_batch(tokens, batch_size, block_size):
-    """Return blocks from random places in the text, and their targets: the next tokens."""
+    """Return random blocks of the text, and the target of each token: the token after it."""
     starts = torch.randint(len(tokens) - block_size, (batch_size, 1))  # (B, 1)
     blocks = tokens[starts + torch.arange(block_size + 1)]  # (B, T + 1)
     return blocks[:, :-1], blocks[:, 1:]  # (B, T) each: inputs, and targets shifted by one
 
 
-# 2. The bigram: a baseline that the GPT has to beat.
+# 2. The bigram: a simple model of pairs of characters, which the GPT has to beat.
 def bigram_loss(train_tokens, val_tokens, V):
-    """Count how often each pair of characters occurs; return the validation loss of the counts.
+    """Return the validation loss of a model that counts how often each pair of characters occurs.
 
     The loss is the mean of -ln p, where p is the model's probability of the correct next character.
     """
@@ -132,7 +132,7 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
         self.norm = nn.LayerNorm(n_embd)
         # Small random weights, as in GPT-2: all characters start with about the same probability.
-        # Layers that add to x get even smaller weights, because 2 * n_layer results add up.
+        # Layers that add to x get even smaller weights, because 2 * n_layer layers add to x.
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 is_residual = name.endswith(("projection.weight", "feed_forward.2.weight"))

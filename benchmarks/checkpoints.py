@@ -3,11 +3,11 @@
     python benchmarks/checkpoints.py tiny --device cpu
     python benchmarks/checkpoints.py baby --device cuda
 
-The pause is the time that training waits for a checkpoint. In this time, the training
-thread checks and copies the weights, copies the optimizer state, and writes the files if there is
-no background thread. The share is the sum of the pauses divided by the training time; evaluations
-are as frequent as in the preset. Runs with and without --deterministic alternate. Their rates
-exclude the lines of metrics.jsonl with an evaluation.
+The pause is the time that training waits for a checkpoint. During a pause, the training thread
+checks and copies the weights and copies the optimizer state. Without a background thread, it also
+writes the files. The share is the sum of the pauses divided by the training time. Evaluations are
+as frequent as in the preset. Runs with and without --deterministic alternate. Their rates exclude
+the lines of metrics.jsonl with an evaluation.
 The results go to benchmarks/results/checkpoints_DEVICE.json.
 """
 
@@ -54,7 +54,7 @@ def measure_pauses(preset: str, device: str, steps: int) -> dict[str, Any]:
         (CheckpointKeeper, "save_last"),
         (CheckpointKeeper, "save_best"),
         (CheckpointKeeper, "describe_run"),
-        (BackgroundWriter, "__exit__"),  # called last; it waits for the background thread
+        (BackgroundWriter, "__exit__"),  # the last call: waits for the background thread
     ):
         setattr(owner, name, time_calls(getattr(owner, name)))
     config = PRESETS[preset].config

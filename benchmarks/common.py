@@ -37,10 +37,10 @@ def run_timed(command: Sequence[str]) -> tuple[str, float, float]:
 
 
 def load_unseen_text() -> Corpus:
-    """Return a text that was not used to choose any setting, as long as the validation split.
+    """Return a text that was not used to choose settings. It is as long as the validation split.
 
-    It is A Midsummer Night's Dream and the beginning of the next play. Tiny Shakespeare contains
-    neither. Characters outside the alphabet of Tiny Shakespeare are left out.
+    The text is A Midsummer Night's Dream and the beginning of the next play. Neither of the two
+    plays is in Tiny Shakespeare. Characters outside the alphabet of Tiny Shakespeare are left out.
     """
     tiny = corpora.load_corpus("tinyshakespeare")
     alphabet, size = set(tiny.text()), len("".join(tiny.read_split("val")))
@@ -54,8 +54,8 @@ def train_preset(
     """Train a preset in a separate process; returns its evaluations, times and losses.
 
     Seconds count from the start of the process until the evaluated weights are on disk. With
-    averaged weights, an evaluation counts with the lower of its two losses. The best weights are
-    also evaluated on the unseen text. If `keep` is given, the run is moved to it.
+    averaged weights, an evaluation has two losses; the lower one counts. The best weights are also
+    evaluated on the unseen text. If `keep` is given, the run is moved to this path.
     """
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
@@ -82,7 +82,7 @@ def train_preset(
         if "val_loss" in record
     ]
     best = min(evaluations, key=lambda evaluation: evaluation["val_loss"])
-    # The clock of a run starts after the imports: add the time since the process started.
+    # The clock of a run starts after the imports: add the time from the start of the process.
     offset = best_on_disk - best["seconds"]
     for evaluation in evaluations:
         evaluation["seconds"] += offset

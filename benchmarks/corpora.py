@@ -2,11 +2,12 @@
 
     python benchmarks/corpora.py
 
-The text consists of lines of Shakespeare in random order. A start is a separate process. The first
-start has an empty cache: it reads the text, computes its hash, trains byte pairs and encodes the
-text. The second start finds these results in the cache. The seconds exclude the import of
-torch; the memory includes it. Then the preset `tiny` trains alternately on tokens mapped from the
-cache and on the same tokens in memory. The results go to benchmarks/results/corpora.json.
+The text consists of lines of Shakespeare in random order. Each of the two starts is a separate
+process. The first start has an empty cache: it reads the text, computes its hash, trains byte pairs
+and encodes the text. The second start finds these results in the cache. The seconds exclude the
+import of torch; the memory includes this import. Then the preset `tiny` trains alternately on
+tokens mapped from the cache and on the same tokens in memory. The results go to
+benchmarks/results/corpora.json.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def measure_start(file: Path, kind: str) -> dict[str, float]:
 
 
 def measure_training(file: Path, kind: str, repeats: int, out: Path) -> dict[str, float]:
-    """Measure the median tokens per second of training, on mapped tokens and in memory."""
+    """Measure the median tokens per second of training on mapped tokens and on tokens in memory."""
     config = replace(PRESETS["tiny"].config, data=str(file), tokenizer=kind, out=out)
     run = prepare_run(replace(config, val_fraction=VAL_FRACTION))
     split = run.data.splits["train"]

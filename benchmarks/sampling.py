@@ -11,9 +11,9 @@ All programs have the same random weights and run in one process, in turn:
 - on a GPU, 500 tokens of one text with the shape of GPT-2 (124M parameters, context 1,024) in
   bfloat16, compared with generate() of `transformers`, which compiles the model (static cache).
 
-A time covers the whole call: the prompt and all tokens, also the tokens after the context is full.
-It excludes loading and compilation, because every program generates once before the timing starts.
-The results are medians and go to benchmarks/results/sampling_DEVICE.json.
+A time covers the whole call: the prompt and all tokens, even the tokens after the context is full.
+The time excludes loading and compilation, because every program generates once before the timing
+starts. The results are medians and go to benchmarks/results/sampling_DEVICE.json.
 """
 
 import argparse
@@ -41,7 +41,7 @@ TOKENS = 500
 SAMPLING = Sampling(temperature=0.8, top_k=200)
 GPT2 = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50_257)
 
-# Patterns in GPT-2's parameter names, and their replacements in nanogpt.
+# Patterns in the parameter names of GPT-2, and the replacements that give nanogpt's names.
 NAMES = (
     (r"^transformer\.wte", "token_embedding"),
     (r"^transformer\.wpe", "position_embedding"),
@@ -96,7 +96,7 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
 def measure_rates(
     programs: Mapping[str, Callable[[], object]], tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Run programs in turn; returns the median and all values of their tokens per second."""
+    """Run programs in turn; returns the tokens per second of each: the median and all values."""
     device = pick_device("auto")
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for call in programs.values():

@@ -31,7 +31,7 @@ def round_to(number: float, digits: int) -> str:
 
 
 def findings(result: dict[str, Any]) -> str:
-    """Describe the errors of the laws, the cells below the floor, the limits, the predictions."""
+    """Describe the errors of the laws, cells below a floor, limiting resources and predictions."""
     cells, law = result["cells"], result["free"]["law"]
     below = [
         (law["E"] + law["B"] / cell["D"] ** law["beta"] - cell["loss"], cell) for cell in cells
@@ -47,31 +47,34 @@ def findings(result: dict[str, Any]) -> str:
     texts = sorted({cell["D"] for cell in cells})
     is_low = all(error < 0 for error in errors["free"])
     crossovers = [find_crossover(law, characters) for characters in (texts[-1], texts[2])]
-    return f"""**The terms do not add up here.** The error of a law is the root mean square of \
-predicted / measured loss − 1
-over the {len(cells)} cells. It is {result["sum"]["error"]:.1%} for the sum, whose intervals are \
-too wide to be useful: no sum fits both the
-cells with little text and the cells with small models. With p fitted, the error is \
-{result["free"]["error"]:.1%}, and the largest
-error of a cell is {result["free"]["largest_error"]:.1%}.
+    return f"""**A sum of both terms does not fit the losses.** The error of a law is the root \
+mean square of
+predicted / measured loss − 1 over the {len(cells)} cells. It is {result["sum"]["error"]:.1%} for \
+the sum (p = 1). The confidence
+intervals of its parameters are too wide to be useful: no sum fits both the cells with little text
+and the cells with small models. With p fitted, the error is {result["free"]["error"]:.1%}, and \
+the largest error of a
+cell is {result["free"]["largest_error"]:.1%}.
 
-**{len(below)} of the {len(cells)} cells lie below a floor of the law.** With p fitted, no model \
-can be better than E + B / D^β on D
-characters. These cells are better by {amounts}. The first is that of \
-{round_to(cell["N"], 1)}
-parameters on {cell["D"]:,} characters. \
+**{len(below)} of the {len(cells)} cells lie below a floor of the law.** With p fitted, the law \
+predicts no loss below
+E + B / D^β for a text of D characters. The losses of these cells are below this floor by {amounts}
+nats per character. The largest difference is at {round_to(cell["N"], 1)} parameters and \
+{cell["D"]:,} characters.
 {"No cell lies" if min(c["loss"] for c in cells) > law["E"] else "Some cells lie"} below E itself.
 
 **Only the scarcer resource limits the loss.** p is about {law["p"]:.0f}, so the larger term hides \
 most of the smaller one. With
-all the text, doubling the text gains more than doubling the parameters for models of more than
-{round_to(crossovers[0], 1)} parameters. With {texts[2]:,} characters, about the size of Tiny \
-Shakespeare, this holds for models of more
-than {round_to(crossovers[1], 2)}. Larger models gain little or nothing, with the training used \
-here.
+all the text, doubling the text lowers the loss more than doubling the parameters, for models of
+more than {round_to(crossovers[0], 1)} parameters. With {texts[2]:,} characters, about the size of \
+Tiny Shakespeare, this holds for
+models of more than {round_to(crossovers[1], 2)} parameters. Above this size, more parameters \
+lower the loss little or not
+at all, with the training used here.
 
-**Extrapolation.** From the six smaller sizes, the law with fitted p predicts the largest model to \
-within
-{worst["free"]:.1%}{"; all predictions are too low" if is_low else ""}. With p = 1 (a sum), the \
-predictions are off by up to {worst["sum"]:.1%}.
+**Extrapolation.** The laws were also fitted to the six smaller sizes only. With p fitted, this \
+law predicts the
+losses of the largest model with errors of at most {worst["free"]:.1%}\
+{"; all predictions are too low" if is_low else ""}. With p = 1 (a sum),
+the largest error is {worst["sum"]:.1%}.
 """

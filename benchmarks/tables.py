@@ -15,7 +15,7 @@ def make_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def get_seconds_to(target: float, run: Result) -> float:
-    """The seconds until a run reaches the target loss or, if it never does, its lowest loss."""
+    """The seconds until a run reaches the target loss; if it never does, until its lowest loss."""
     for evaluation in run["evaluations"]:
         if evaluation["val_loss"] <= target:
             return float(evaluation["seconds"])
@@ -43,7 +43,7 @@ def get_losses(result: Result) -> list[float]:
 
 
 def versus_table(result: Result) -> str:
-    """Make the table that compares nanogpt with nanoGPT on one machine; it has medians."""
+    """Make the table that compares nanogpt with nanoGPT on one machine; its values are medians."""
     target, runs = result["target"], result["runs"]
     first = get_median_seconds(result, "nanoGPT")
     head = [
@@ -144,7 +144,7 @@ def throughput_table(result: Result) -> str:
 
 
 def get_throughput_ratio(result: Result) -> float:
-    """The throughput of nanogpt divided by nanoGPT's, each at its best batch size."""
+    """The throughput of nanogpt divided by that of nanoGPT, both at their best batch sizes."""
     best = {
         program: max(median(rates) for rates in sizes.values())
         for program, sizes in result["gpt2"]["rates"].items()
@@ -177,7 +177,7 @@ def corpora_table(result: Result) -> str:
     head = [f"{result['megabytes']:,} MB of text, `--tokenizer {result['tokenizer']}`", ""]
     rows = [
         ["first start", f"{first['seconds']:.1f} s, {first['megabytes_per_second']:.1f} MB/s"],
-        ["of it reading, training the tokenizer, encoding", f"{parts} s"],
+        ["parts: reading, training the tokenizer, encoding", f"{parts} s"],
         [
             "peak memory, and memory of the libraries",
             f"{first['peak_mb']:.0f} MB, {first['imported_mb']:.0f} MB",
@@ -185,7 +185,7 @@ def corpora_table(result: Result) -> str:
         ["second start", f"{second['seconds']:.2f} s"],
         ["training on tokens from the cache", f"{training['mapped']:,.0f} tokens/s"],
         ["training on tokens in memory", f"{training['in_memory']:,.0f} tokens/s"],
-        ["ratio of the two", f"{training['mapped'] / training['in_memory']:.3f}"],
+        ["ratio of rates, cache / memory", f"{training['mapped'] / training['in_memory']:.3f}"],
     ]
     repeats = f"{result['repeats']} repeats of 20 steps each"
     note = f"{result['device']}; training: medians of {repeats}"
@@ -196,7 +196,7 @@ VOCABULARIES = ("char", "byte", "bpe:512", "bpe:2048", "bpe:8192")
 
 
 def vocabularies_table(result: Result) -> str:
-    """Make the table of tokenizers, at the same width and at the same size: mean and deviation."""
+    """Make the table of tokenizers, for the same body and the same size: mean and deviation."""
     rows = []
     for same, kind in product(("body", "size"), VOCABULARIES):
         runs = [run for run in result["runs"] if (run["same"], run["tokenizer"]) == (same, kind)]
@@ -227,7 +227,7 @@ def vocabularies_table(result: Result) -> str:
 
 
 def checkpoints_table(results: Iterable[Result]) -> str:
-    """Make the table of the time that training waits for checkpoints, also at its end."""
+    """Make the table of the time that training waits for checkpoints, also after the last step."""
     rows = []
     for result in results:
         cost = result["checkpoint"]

@@ -4,9 +4,9 @@
 
 - baby: the preset `baby`, 10.8M parameters, 64 × 256 tokens per step.
 - gpt2: the shape of GPT-2, 124M parameters, at every batch size in --batches, with 1,024 tokens in
-  each block. nanoGPT pads its vocabulary to 50,304 tokens, so the text has 50,304 different
-  characters in random order. nanoGPT's bench.py trains on random tokens and without biases;
-  nanogpt does the same.
+  each block. nanoGPT pads its vocabulary to 50,304 tokens. The text of nanogpt therefore has 50,304
+  different characters, in random order. nanoGPT's bench.py trains on random tokens and without
+  biases; nanogpt does the same.
 
 nanogpt runs as `nanogpt train`, in a separate process. Its rate is the median over ten lines of
 metrics.jsonl after the first two; none of them has an evaluation. nanoGPT's rate is the last one

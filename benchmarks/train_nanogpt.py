@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 
 class SavedWeights(NamedTuple):
-    """Weights that nanoGPT saved after an evaluation, in a file whose name is the step."""
+    """Weights that nanoGPT saved after an evaluation; the name of their file is the step."""
 
     step: int
     seconds: float
@@ -64,7 +64,7 @@ def evaluate_checkpoints(
     from nanogpt.text.tokenizers import CharTokenizer
 
     class Logits(nn.Module):
-        """Returns the logits of nanoGPT's model, (B, T) to (B, T, V)."""
+        """Maps tokens (B, T) to the logits (B, T, V) of nanoGPT's model."""
 
         def __init__(self, model: nn.Module) -> None:
             super().__init__()
@@ -93,7 +93,7 @@ def evaluate_checkpoints(
 def main() -> None:
     """Train and print the result as JSON.
 
-    Arguments: the path of the copy of nanoGPT, the start time of this process, --flags=FLAGS.
+    Arguments: the path of nanoGPT's copy, the start time of this process, and --flags=FLAGS.
     """
     import resource
 

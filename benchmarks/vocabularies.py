@@ -2,13 +2,14 @@
 
     python benchmarks/vocabularies.py --device cuda --at-a-time 4
 
-The reference is the preset `tiny` with characters. "Same body" keeps its 4 layers and 128 channels,
-so that a larger vocabulary adds parameters. "Same size" chooses the width at which the number of
-parameters is nearest to the number in `tiny`. Every model trains for as many operations as `tiny`
-(models.flops_per_token), with the same batch of 12 blocks of 64 tokens, the same learning rates and
-the same schedule. A larger vocabulary therefore gets fewer steps, but more text in each step.
+The reference is the preset `tiny` with characters. "Same body" keeps the 4 layers and 128 channels
+of `tiny`, so that a larger vocabulary adds parameters. "Same size" chooses the number of channels
+that makes the number of parameters most similar to that of `tiny`. Every model trains for as many
+operations as `tiny` (models.flops_per_token), with the same batch of 12 blocks of 64 tokens, the
+same learning rates and the same schedule. A model with more operations per token therefore gets
+fewer steps. With byte pairs, each step contains more text.
 
-The results have the lowest validation loss of each run. They go to
+The results contain the lowest validation loss of each run. They go to
 benchmarks/results/vocabularies.json.
 """
 

@@ -68,7 +68,7 @@ def read_result(name: str) -> Any:
 def read_preset(name: str) -> Result:
     """Read the runs of a preset, and the runs of the comparison that have the same settings."""
     files = sorted(RESULTS.glob(f"preset_{name}_*.json"))
-    if not files:  # the preset was only measured in a comparison
+    if not files:  # only a comparison measured this preset
         comparison = read_result("versus_nanogpt_h100.json")
         runs = comparison["runs"][f"nanogpt {name}"]
         return {"preset": name, "hardware": comparison["device"], "runs": runs}
@@ -148,7 +148,7 @@ def summary() -> str:
 
 
 def first_run() -> str:
-    """How long the first command of the README takes, and what loss it reaches."""
+    """The time that the first command of the README takes, and the loss that it reaches."""
     result = read_preset("tiny")
     minutes = median(run["seconds"] for run in result["runs"]) / 60
     return (
@@ -186,8 +186,8 @@ def lowest() -> str:
         f"`best` has a validation loss of {mean(losses):.4f}, the mean of {len(losses)} seeds "
         f"({min(losses):.4f} to {max(losses):.4f}).\n\n"
         f"An ensemble averages the probabilities of several runs. {len(ensemble['members'])} runs "
-        f"of `best` have losses of\n{members}; their ensemble has {ensemble['loss']:.4f}. "
-        f"Measured on {ensemble['device']} with\n\n```sh\n{commands}\n```\n"
+        f"of `best` have losses of\n{members}; their ensemble has a loss of "
+        f"{ensemble['loss']:.4f}. Measured on {ensemble['device']} with\n\n```sh\n{commands}\n```\n"
     )
 
 
@@ -210,7 +210,8 @@ def bigram() -> str:
     )
     return (
         f"A table of character pairs, made by counting, has a validation loss of "
-        f"{counted['val_loss']:.4f} nats per character.\nThe presets are below it by {gains}.\n"
+        f"{counted['val_loss']:.4f} nats per character.\nThe losses of the presets are lower by "
+        f"{gains}.\n"
     )
 
 
@@ -262,7 +263,7 @@ def throughput() -> str:
     """The training speed of nanogpt and nanoGPT."""
     result = read_result("throughput.json")
     return (
-        f"{throughput_table(result)}\nWith this batch size nanogpt trains "
+        f"{throughput_table(result)}\nAt the best batch size of each program, nanogpt trains "
         f"{get_throughput_ratio(result):.2f} times as fast as nanoGPT.\n"
     )
 
@@ -305,8 +306,9 @@ def vocabularies() -> str:
         return float(bits["char"] - bits["bpe:2048"])
 
     return (
-        f"{vocabularies_table(result)}\nCompared with characters, 2,048 byte pairs save "
-        f"{gain('body'):.2f} bits per byte with the same body, and {gain('size'):.2f}\nwith the "
+        f"{vocabularies_table(result)}\nCompared with characters, a vocabulary of 2,048 "
+        f"byte-pair tokens saves\n"
+        f"{gain('body'):.2f} bits per byte with the same body, and {gain('size'):.2f} with the "
         f"same size.\n"
     )
 
@@ -327,7 +329,7 @@ def scaling_findings() -> str:
 
 
 def checkpoint_cost() -> str:
-    """How long training waits for checkpoints."""
+    """The time that training waits for checkpoints."""
     return checkpoints_table([read_result(f"checkpoints_{kind}.json") for kind in ("cpu", "cuda")])
 
 
@@ -357,7 +359,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def render(page: str) -> str:
-    """Return a page with new generated parts. Raises KeyError if it names an unknown part."""
+    """Return a page with new generated parts. Raises KeyError if the page names an unknown part."""
     return PART.sub(lambda part: f"{part[1]}{PARTS[part[2]]()}{part[4]}", page)
 
 

@@ -42,7 +42,7 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """Return the public names, also those that are not imported yet."""
+    """Return the public names, including those that are not imported yet."""
     return sorted({*globals(), *__all__})
 
 

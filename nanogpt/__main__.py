@@ -1,4 +1,4 @@
-"""Runs the command line when Python starts with `python -m nanogpt`."""
+"""Runs the command line for `python -m nanogpt`."""
 
 from .cli.main import main
 

@@ -32,14 +32,14 @@ class GenerationConfig(Sampling):
     samples: int = 1
     """Number of completions of each prompt."""
     stop: Sequence[str] = ()
-    """A completion ends before the first of these strings."""
+    """Strings that end a completion; the completion does not contain them."""
     seed: int = 1337
-    """The same seed generates the same text."""
+    """Seed of the random numbers; the same seed and settings generate the same text."""
     temperature: float = 0.8
     """Divides the logits. A value below 1 makes the text more predictable; a value above 1 makes it
     more varied; 0 always selects the most likely token."""
     cuda_graph: bool = True
-    """On a CUDA device, capture a decoding step as a CUDA graph and replay it."""
+    """On a CUDA device, capture a decoding step as a CUDA graph and replay it, which is faster."""
 
     def __post_init__(self) -> None:
         """Raise a UserError that names the field with an invalid value."""
@@ -54,7 +54,7 @@ class GenerationConfig(Sampling):
 
 
 class GenerationOptions(TypedDict, total=False):
-    """The fields of GenerationConfig as keyword arguments. A test compares both classes."""
+    """The fields of GenerationConfig except `samples`, as keyword arguments. A test checks this."""
 
     repetition_penalty: float
     temperature: float
@@ -73,7 +73,7 @@ def load(
     """Load the best model of `run`: a run directory, its name below runs/, or None (newest run).
 
     `run` can also be a checkpoint directory, such as runs/tiny/last. The model generates text on
-    `device` at `precision`; auto is bfloat16 on a GPU that supports it, float32 elsewhere.
+    `device` at `precision`; precision auto is bfloat16 on GPUs that support it, otherwise float32.
     Raises UserError if the model cannot be loaded.
     """
     directory = Path(run) if run is not None else None
@@ -101,7 +101,7 @@ class Completions:
         config: GenerationConfig,
         logprobs: bool = False,
     ) -> None:
-        """Encode the prompts. Raises UserError if that fails or a stop string can never occur."""
+        """Encode the prompts. Raises UserError if a prompt or a stop string cannot be encoded."""
         check_stop(tokenizer, config.stop)
         self.model, self.config, self.logprobs = model, config, logprobs
         prompts = [prompt for prompt in prompts for _ in range(config.samples)]
@@ -157,7 +157,7 @@ class Trained:
     def complete(
         self, prompts: Sequence[str], config: GenerationConfig, logprobs: bool = False
     ) -> Completions:
-        """Return the completions of `prompts`. Iterate over them for pieces, or call finish()."""
+        """Return the completions of `prompts`. Iterate to get pieces of text, or call finish()."""
         return Completions(self._generator, self.tokenizer, prompts, config, logprobs)
 
     @overload
@@ -182,8 +182,8 @@ class Trained:
     ) -> str | list[str]:
         """Return the completion of a prompt. For several prompts, or with `samples`, return a list.
 
-        An empty prompt starts at the beginning of a line. The options are the fields of
-        GenerationConfig. Raises a UserError that names an invalid option.
+        With an empty prompt, the text starts at the beginning of a line. The options are the
+        fields of GenerationConfig. Raises a UserError that names an invalid option.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         config = make_config(options, 1 if samples is None else samples)

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .errors import UserError
 from .system.devices import free_token_memory
 from .text.corpora import SPLITS, Corpus
 from .text.encoding import Tokens, encode_corpus
@@ -28,7 +27,7 @@ class Split:
 
     def __init__(self, tokens: Tokens, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        # torch has few operations for unsigned integers. Use signed ones; to_int64() corrects them.
+        # torch has few operations on unsigned integers: use signed ones, which to_int64() corrects.
         ids = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
         self.tokens = ids.to(device) if ids.nbytes < free_token_memory(self.device) else ids
         self.bytes_per_token = tokens.bytes / max(1, len(self.tokens))
@@ -36,17 +35,6 @@ class Split:
     def bits_per_byte(self, loss: float) -> float:
         """Convert nats per token to bits per byte, which can be compared between tokenizers."""
         return loss / math.log(2) / self.bytes_per_token
-
-    def require(self, block_size: int, name: str) -> None:
-        """Raise UserError unless the split has at least block_size + 1 tokens."""
-        if (n := len(self.tokens)) <= block_size:
-            raise UserError(
-                f"the text is too short: its {name} split has {n} tokens, and block_size "
-                f"{block_size} needs at least {block_size + 1}; give more text, or set "
-                f"--model.block-size to {n - 1} or less"
-                if n > 1
-                else f"the text is too short: its {name} split has {n} tokens; give more text"
-            )
 
     def blocks(self, starts: Tensor, block_size: int) -> Tensor:
         """Return the blocks (B, T + 1) at `starts` (B,), each with the token that follows it."""
@@ -96,11 +84,6 @@ class Data:
             name: Split(encode_corpus(corpus, tokenizer, name, val_fraction, progress), device)
             for name in SPLITS
         }
-
-    def require(self, block_size: int) -> None:
-        """Raise UserError unless each split has at least block_size + 1 tokens."""
-        for name, split in self.splits.items():
-            split.require(block_size, name)
 
 
 class BatchOrder:

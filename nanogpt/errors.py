@@ -14,8 +14,8 @@ from unicodedata import category
 class UserError(ValueError):
     """A mistake in the input. The message is one line that says what is wrong and what to do.
 
-    The command line prints the message and exits with status 2. An exception from outside this
-    module is a bug in nanogpt, so its traceback is printed.
+    The command line prints the message and exits with status 2. An exception of a class
+    outside this module is normally a bug in nanogpt, so its traceback is printed.
     """
 
 
@@ -31,11 +31,11 @@ class Stopped(RuntimeError):
 
 
 def write_error(run: Path, error: OSError) -> Stopped:
-    """Return the error for a run directory that cannot be written to, as on a full disk."""
+    """Return the error for a run directory in which writing fails, for example on a full disk."""
     reason = f"cannot write in {run} ({error.strerror or error})"
     if not (run / "last").exists():
-        return Stopped(reason, ": make room, then start again")
-    return Stopped(reason, f": make room, then resume with: nanogpt train --resume {run}")
+        return Stopped(reason, ": free disk space, then start again")
+    return Stopped(reason, f": free disk space, then resume with: nanogpt train --resume {run}")
 
 
 class Interrupted(KeyboardInterrupt):

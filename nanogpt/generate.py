@@ -20,7 +20,7 @@ from .models.cache import Cache
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Settings for choosing the next token from the logits. They are applied in this order."""
+    """Settings for choosing the next token from the logits, applied in the order of the fields."""
 
     repetition_penalty: float = 1.0
     """A value above 1 makes tokens that are already in the text less likely: it divides positive
@@ -52,7 +52,7 @@ class Sampling:
 def penalise_seen(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Lower the logits (B, V) of the tokens that are marked in `seen` (B, V, boolean)."""
     lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen, lowered.nan_to_num(0.0), logits)  # an extreme penalty is 0 or ∞
+    return torch.where(seen, lowered.nan_to_num(0.0), logits)  # an extreme penalty gives ∞ or NaN
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -61,7 +61,7 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     The most likely token is always kept. If logits are equal, top-k and top-p prefer lower indices,
     so top-k keeps exactly k tokens. min-p keeps every token at its threshold.
     """
-    if sampling.temperature < torch.finfo(torch.float32).tiny:  # 0, or 0 in float32
+    if sampling.temperature < torch.finfo(torch.float32).tiny:  # 0, or too small for float32
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -math.inf).scatter_(-1, best, 0.0)
     # Make the largest logit 0, so that no logit overflows to ∞ at a low temperature.
@@ -74,7 +74,7 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
         logits = logits.masked_fill(torch.where(tied, is_late, logits < kth), -math.inf)
     if sampling.top_p is not None and sampling.top_p < 1:
         p, order = logits.softmax(-1).sort(descending=True, stable=True)
-        mass_before = p.cumsum(-1) - p  # total probability of the tokens earlier in the order
+        mass_before = p.cumsum(-1) - p  # total probability of the tokens before this one
         is_removed = mass_before >= sampling.top_p  # in the sorted order
         is_removed = is_removed.scatter(-1, order, is_removed)
         logits = logits.masked_fill(is_removed, -math.inf)
@@ -100,11 +100,11 @@ def sample_token(
 
 
 def prefill(model: Model, contexts: Sequence[Sequence[int]], cache: Cache) -> Tensor:
-    """Empty the cache, fill it with B contexts, and return the logits (B, V) after them."""
+    """Empty the cache, fill it with B contexts, and return the logits (B, V) of the next tokens."""
     lengths = [len(context) for context in contexts]
     if 0 in lengths:
         raise UserError("a prompt has no tokens: add at least one, for example a line break")
-    # No token attends to the padding on the right: later tokens overwrite it in the cache.
+    # Padding is on the right, so no token attends to it. Later tokens overwrite it in the cache.
     rows = [[*context, *[0] * (max(lengths) - len(context))] for context in contexts]
     cache.begin_prefill(lengths)
     logits: Tensor = model(torch.tensor(rows, device=cache.lengths.device), cache)  # (B, 1, V)
@@ -113,7 +113,7 @@ def prefill(model: Model, contexts: Sequence[Sequence[int]], cache: Cache) -> Te
 
 
 def decode_one(model: Model, tokens: Tensor, cache: Cache) -> Tensor:
-    """Append one token (B,) to each text in the cache, and return the logits (B, V) after it."""
+    """Add a token (B,) of each text to the cache; return the logits (B, V) of the next token."""
     logits: Tensor = model(tokens[:, None], cache)  # (B, 1, V)
     cache.advance()
     return logits[:, -1].float()
@@ -167,7 +167,7 @@ def generate(
 
 def drop_oldest(context: list[int], block_size: int) -> list[int]:
     """Return the context if it fits; otherwise return its newest 3/4 × block_size tokens."""
-    # A cut changes all positions, which needs a new prefill. Dropping a quarter makes this rare.
+    # Dropping tokens shifts all positions, which needs a prefill. Dropping a quarter makes it rare.
     return context if len(context) <= block_size else context[block_size // 4 - block_size :]
 
 

@@ -1,4 +1,4 @@
-"""Muon, an optimizer that orthogonalises the updates of weight matrices. Complete in this file.
+"""The complete optimizer Muon, which orthogonalises the updates of weight matrices.
 
 The method is from Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), with Nesterov
 momentum and decoupled weight decay (Liu et al. 2025, arXiv:2502.16982).
@@ -28,9 +28,10 @@ class Muon:
         precision: torch.dtype = torch.bfloat16,
         stacked: Mapping[str, int] | None = None,
     ) -> None:
-        """`stacked` maps parameter names to numbers of matrices that a parameter stacks as rows.
+        """`stacked` maps the name of a parameter to the number of matrices stacked in its rows.
 
-        For example, one parameter stacks the query and the key matrix. The default number is 1.
+        For example, the number is 2 for a parameter that consists of the query matrix and the key
+        matrix. The default is 1.
         """
         self.parameters: list[Tensor] = [*named.values()]
         self.averages = [torch.zeros_like(p) for p in self.parameters]
@@ -40,7 +41,7 @@ class Muon:
         self.precision = torch.float32 if precision == torch.float32 else torch.bfloat16
         self._names = list(named)
         self.stacks: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
-        """For each shape (rows, columns): parameter indices, and how many such matrices each has.
+        """Maps each matrix shape (rows, columns) to {parameter index: number of such matrices}.
 
         Matrices of one shape are orthogonalised together, as one batch.
         """
@@ -57,7 +58,8 @@ class Muon:
         torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
         for (rows, columns), counts in self.stacks.items():
             stack = torch.cat([nesterov[i].view(-1, rows, columns) for i in counts])
-            # The factor makes each output of a tall matrix change as much as with a square matrix.
+            # The factor √(rows / columns) lets each output of a tall matrix change as much as each
+            # output of a square matrix.
             distance = rate * math.sqrt(max(1, rows / columns))
             updates = torch.mul(orthogonalise(stack, self.precision), distance, out=stack)
             torch._foreach_sub_(
@@ -72,7 +74,7 @@ class Muon:
 
 
 def collect_gradients(names: Sequence[str], parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradient of each parameter. Raises ValueError if one has no gradient."""
+    """Return the gradient of each parameter. Raises ValueError if a gradient is missing."""
     gradients = []
     for name, p in zip(names, parameters, strict=True):
         if p.grad is None:
@@ -87,9 +89,9 @@ def collect_gradients(names: Sequence[str], parameters: Sequence[Tensor]) -> lis
 def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
     """Return approximately U Vᵀ for each matrix U Σ Vᵀ of `matrices` (N, rows, columns).
 
-    It takes five steps of a Newton-Schulz iteration with a quintic polynomial, whose coefficients
-    let small singular values grow as fast as possible (Jordan et al. 2024). The singular values do
-    not converge to 1, but all that are not negligible end between 0.68 and 1.15.
+    The method is five steps of a Newton-Schulz iteration with a quintic polynomial. Its
+    coefficients let small singular values grow as fast as possible (Jordan et al. 2024). The
+    singular values do not converge to 1, but all except negligible ones end between 0.68 and 1.15.
     """
     X = matrices.to(precision)
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above 1

@@ -26,7 +26,7 @@ class OptimConfig:
     schedule: Literal["cosine", "linear"] = "cosine"
     """Shape of the learning-rate decay after the warm-up."""
     cooldown: float = 1.0
-    """A linear schedule lowers the rate only in this last fraction of the steps after warm-up."""
+    """Fraction of the steps after warm-up, at their end, in which a linear schedule decays."""
     min_lr: float = 1e-4
     """Learning rate at the end of the schedule and after it. For Muon, it is multiplied by
     muon_lr / lr."""
@@ -105,7 +105,7 @@ class Adam:
             if indices:
                 lists = self.parameters, gradients, self.m, self.v
                 weights, g, m, v = ([tensors[i] for i in indices] for tensors in lists)
-                # This computes the equations above in one pass over each tensor.
+                # This computes the equations of the class in one pass over each tensor.
                 torch._fused_adamw_(
                     weights,
                     g,
@@ -187,7 +187,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 def get_ema_decay(step: int, config: OptimConfig) -> float:
     """Return the decay of the weight average in a step.
 
-    It covers about 1 / (1 - ema) steps; at first, it covers the last ninth of all steps so far.
+    The average covers about the last 1 / (1 - ema) steps; at first, the last ninth of all steps.
     """
     return min(config.ema, (1 + step) / (10 + step))
 

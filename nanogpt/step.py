@@ -120,7 +120,7 @@ class Stepper:
         )
 
     def draw_starts(self, ahead: int) -> Tensor:
-        """Return the starts (B,) of the blocks of a future batch; `ahead` is 0 for the next one."""
+        """Return the starts (B,) of the blocks in a future batch; the next batch has `ahead` 0."""
         blocks_drawn = self.run.state.tokens // self.block_size + ahead * self.batch_size
         return self.order.starts(blocks_drawn, self.batch_size)
 

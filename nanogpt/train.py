@@ -80,8 +80,8 @@ def resume_training(
     steps = config.train.steps
     if steps != run.planned_steps and config.optim.decay_steps is None:
         reporter.said(
-            f"The learning-rate schedule was for {run.planned_steps:,} steps; from here on it is "
-            f"the one for {steps:,} steps."
+            f"The learning-rate schedule was planned for {run.planned_steps:,} steps; from here "
+            f"on, it is planned for {steps:,} steps."
         )
     return _fit(run, reporter)
 

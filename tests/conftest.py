@@ -22,17 +22,17 @@ from nanogpt.text.bpe import HubTokenizer, train_bpe
 from tests.small import SMALL
 from tests.texts import LANGUAGES
 
-settings.register_profile("nanogpt", deadline=None)  # tests may be slow on a slow machine
+settings.register_profile("nanogpt", deadline=None)  # no time limit, because a machine may be slow
 settings.load_profile("nanogpt")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: each uses one thread
     torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for processes that tests start
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The tests use an empty cache, in which each corpus is built once for all workers."""
+    """Use an empty cache; all worker processes share it, so each corpus is built only once."""
     directory = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         directory = directory.parent
@@ -48,14 +48,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test starts in an empty directory with the same random state."""
+    """Start every test in an empty directory and with the same random state."""
     monkeypatch.chdir(tmp_path)
     torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _forward_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Error messages show paths with forward slashes, also on Windows."""
+    """Show paths in error messages with forward slashes, even on Windows."""
     if os.name == "nt":
         monkeypatch.setattr(
             UserError, "__str__", lambda error: ValueError.__str__(error).replace(os.sep, "/")
@@ -64,7 +64,7 @@ def _forward_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def text() -> str:
-    """6,000 characters with structure to learn: random words from a small vocabulary."""
+    """A text of 6,000 characters: random words from a vocabulary of 40 words."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 6))) for _ in range(40)]
     text = " ".join(draw.choice(words) + draw.choice(["", "", ",", ".\n"]) for _ in range(2000))
@@ -73,7 +73,7 @@ def text() -> str:
 
 @pytest.fixture
 def text_file(tmp_path: Path, text: str) -> Path:
-    """A file with the text of the fixture `text`."""
+    """A file that contains the text of the fixture `text`."""
     file = tmp_path / "words.txt"
     file.write_text(text, encoding="utf-8", newline="\n")
     return file
@@ -88,7 +88,7 @@ def bpe() -> HubTokenizer:
 Answer = tuple[int, str, str]
 POSIX_OPTIONS: dict[str, Any] = {
     "start_new_session": True,  # a new process group, as in a terminal
-    # Background jobs of a shell ignore SIGINT, and child processes inherit this: undo it.
+    # A background job of a shell ignores SIGINT. Its child processes do too; undo this.
     "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
 }
 if os.name != "posix":

@@ -1,11 +1,11 @@
-"""Compares two runs bit for bit."""
+"""A helper that compares two runs bit for bit."""
 
 import json
 from pathlib import Path
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl without the times."""
+    """The lines of metrics.jsonl without their seconds."""
     lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
     return [{name: line[name] for name in line if name != "seconds"} for line in lines]
 

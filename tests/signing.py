@@ -1,4 +1,4 @@
-"""Changes files of a checkpoint and updates its checksums, as an attacker would do."""
+"""Helpers that change files of a checkpoint and update the checksums, like an attacker."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from nanogpt.runs.reading import SUMS
 
 
 def sign(directory: Path) -> None:
-    """Write SHA256SUMS for the files that are now in a checkpoint directory."""
+    """Write the file SHA256SUMS with checksums of the current files of a checkpoint."""
     files = sorted(file for file in directory.iterdir() if file.name != SUMS)
     sums = (f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files)
     (directory / SUMS).write_text("".join(sums))

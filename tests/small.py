@@ -1,4 +1,4 @@
-"""The model of the tests that train: a step takes a millisecond."""
+"""A small model for tests that train; a training step takes about a millisecond."""
 
 from nanogpt.models import GPTConfig
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 import nanogpt
-from nanogpt import api as trained
-from nanogpt import load
+from nanogpt import api, load
 from nanogpt.api import GenerationConfig, GenerationOptions
 from nanogpt.errors import UserError
 from nanogpt.models import GPT, GPTConfig
@@ -31,13 +30,13 @@ def run() -> Path:
     return Path("runs/tiny")
 
 
-def test_a_run_is_loaded_by_what_a_person_would_call_it(run: Path) -> None:
+def test_a_run_is_loaded_by_path_or_name_or_as_the_newest(run: Path) -> None:
     texts = {load(name).generate("ab") for name in (run, "runs/tiny", "tiny", run / "best", None)}
     assert len(texts) == 1
     assert load(run).step == 7
 
 
-def test_text_in_text_out(run: Path) -> None:
+def test_a_prompt_gives_a_completion(run: Path) -> None:
     nano = load(run, device="cpu")
     text = nano.generate("ab", max_new_tokens=30, temperature=0.9)
     assert isinstance(text, str)
@@ -57,20 +56,20 @@ def test_text_in_text_out(run: Path) -> None:
     )
 
 
-def test_lower_precision_is_for_writing_alone(run: Path) -> None:
+def test_a_lower_precision_does_not_change_the_weights(run: Path) -> None:
     nano = load(run, device="cpu", precision="bfloat16")
     assert len(nano.generate("ab", max_new_tokens=20)) == 20
     assert next(nano.model.parameters()).dtype == torch.float32
-    how = GenerationConfig(max_new_tokens=20, temperature=0)
-    exact = load(run, device="cpu").complete(["ab"], how, logprobs=True).finish()[0]
-    rough = nano.complete(["ab"], how, logprobs=True).finish()[0]
-    assert rough.logprobs[0] == pytest.approx(exact.logprobs[0], abs=0.05)
-    assert rough.logprobs[0] != exact.logprobs[0]
+    options = GenerationConfig(max_new_tokens=20, temperature=0)
+    exact = load(run, device="cpu").complete(["ab"], options, logprobs=True).finish()[0]
+    low_precision = nano.complete(["ab"], options, logprobs=True).finish()[0]
+    assert low_precision.logprobs[0] == pytest.approx(exact.logprobs[0], abs=0.05)
+    assert low_precision.logprobs[0] != exact.logprobs[0]
 
 
-def test_errors_of_the_api_are_ours(run: Path) -> None:
+def test_the_api_raises_user_errors(run: Path) -> None:
     with pytest.raises(UserError, match="there is no run"):
-        trained.load("nope")
+        api.load("nope")
     with pytest.raises(UserError, match="the tokenizer does not know the character 'x'"):
         load(run).generate("x")
     with pytest.raises(UserError, match="top_p is 2"):

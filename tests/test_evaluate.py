@@ -43,12 +43,12 @@ def test_the_loss_is_minus_log_p_over_every_token(model: GPT, data: Data) -> Non
     assert found.bits_per_byte == pytest.approx(total / 599 / math.log(2), rel=1e-5)
 
 
-def test_neither_batch_size_nor_dropout_matter(
+def test_batch_size_and_dropout_do_not_change_the_loss(
     model: GPT, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.train()
     loss = evaluate(model, data.splits["val"]).loss
-    assert model.training  # still in training mode
+    assert model.training  # evaluate() restores training mode
     without = GPT(replace(model.config, dropout=0.0))
     without.load_state_dict(model.state_dict())
     assert evaluate(without, data.splits["val"]).loss == loss

@@ -33,9 +33,9 @@ from nanogpt.runs.start import prepare_run, resume_run
 from nanogpt.system.files import remove_if_present
 from nanogpt.train import train
 
-# Windows has no `resource` module, no /dev/zero and no such pipes
+# Windows has no module `resource`, no /dev/zero and no named pipes.
 resource = pytest.importorskip("resource")
-UNIT = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss in bytes
+UNIT = 1 if sys.platform == "darwin" else 1024  # bytes per unit of ru_maxrss
 
 Files = dict[str, bytes]
 
@@ -312,7 +312,7 @@ def test_a_damaged_checkpoint_loads_the_same_weights_or_raises_an_error(
     assert report["megabytes"] < 500
     errors = sum(n for outcome, n in outcomes.items() if outcome.endswith("UserError"))
     assert errors > mutants / 2
-    for mutation in UNSIGNED:  # checksums detect all but a few harmless mutants
+    for mutation in UNSIGNED:  # with the old checksums, only a few mutants load
         same = outcomes.get(f"{mutation.__name__}: same", 0)
         assert same <= outcomes[f"{mutation.__name__}: UserError"] / 4
     assert outcomes["signed keep: same"] > 0

@@ -29,7 +29,7 @@ SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-30, 1e30, 1e300])
 @pytest.mark.parametrize("penalty", [1e-300, 1e-39, 1e39, 1e300])
 def test_extreme_settings_do_not_end_in_nan(temperature: float, penalty: float) -> None:
-    """In float32, some of these settings are 0 or infinite."""
+    """In float32, some of these temperatures and penalties become 0 or infinite."""
     logits = torch.tensor([[0.0, -2.0, 3.0, 1.0]])
     seen = torch.tensor([[True, True, True, False]])
     lowered = penalise_seen(logits, seen, penalty)
@@ -57,7 +57,7 @@ def test_no_prompts_and_empty_prompts(run: Callable[..., Iterator[object]]) -> N
 
 
 def random_model(kind: str) -> Model:
-    """A model of this kind, with large weights, so that its probabilities differ clearly."""
+    """Return a model of this kind; its large weights make its probabilities differ clearly."""
     torch.manual_seed(1)
     every: dict[str, Model] = {
         "gpt": GPT(GPTConfig(**SHAPE)),
@@ -76,16 +76,18 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 def filter_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Return the probabilities (B, V) to sample from."""
+    """Return the probabilities (B, V) after the filters."""
     return filter_logits(logits, sampling).softmax(-1)
 
 
-def write(model: Model, start: list[int], n: int, seed: int = 0, **how: Any) -> list[int]:
-    return [step.tokens[0] for step in generate(model, [start], n, Sampling(**how), seed)]
+def generate_tokens(
+    model: Model, start: list[int], n: int, seed: int = 0, **options: Any
+) -> list[int]:
+    return [step.tokens[0] for step in generate(model, [start], n, Sampling(**options), seed)]
 
 
-def written_out(model: Model, tokens: list[int], n: int) -> list[int]:
-    """Generate n tokens greedily without a cache. A full context keeps its last 9 tokens."""
+def generate_without_cache(model: Model, tokens: list[int], n: int) -> list[int]:
+    """Generate n tokens greedily without a cache. A context of 13 tokens is cut to its last 9."""
     seen, written = list(tokens), []
     for _ in range(n):
         if len(seen) > 12:
@@ -96,7 +98,9 @@ def written_out(model: Model, tokens: list[int], n: int) -> list[int]:
     return written
 
 
-def reference(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
+def filter_with_plain_loops(
+    logits: list[float], temperature: float, top_k: int, top_p: float
+) -> list[float]:
     """Compute the probabilities after the filters with plain loops."""
     top = max(logits)
     p = [math.exp((logit - top) / temperature) for logit in logits]
@@ -112,25 +116,25 @@ def reference(logits: list[float], temperature: float, top_k: int, top_p: float)
     return [x / sum(kept) for x in kept]
 
 
-# Multiples of 1/64, because subtracting the largest logit makes 0 and 1e-20 equal.
-visible = st.integers(-1280, 1280).map(lambda n: n / 64)
+# Multiples of 1/64 stay different after the largest logit is subtracted; 0 and 1e-20 may not.
+logit_values = st.integers(-1280, 1280).map(lambda n: n / 64)
 
 
 @given(
-    st.lists(visible, min_size=1, max_size=12, unique=True),
+    st.lists(logit_values, min_size=1, max_size=12, unique=True),
     st.floats(0.25, 4),
     st.integers(1, 15),
     st.floats(0.05, 0.95),
     st.floats(0.01, 1),
 )
-def test_the_filters_are_what_is_written_out(
+def test_the_filters_equal_plain_loops(
     logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     double = torch.tensor([logits], dtype=torch.float64)
     found = filter_probabilities(
         double, Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     )[0]
-    expected = reference(logits, temperature, top_k, top_p)
+    expected = filter_with_plain_loops(logits, temperature, top_k, top_p)
     torch.testing.assert_close(found, torch.tensor(expected).double(), atol=1e-6, rtol=1e-6)
     found = filter_probabilities(
         double, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -147,7 +151,7 @@ def test_the_filters_are_what_is_written_out(
     st.none() | st.floats(1e-6, 1),
     st.none() | st.floats(1e-6, 1),
 )
-def test_there_is_always_something_to_draw(
+def test_the_filters_always_keep_a_token(
     logits: list[float],
     temperature: float,
     top_k: int | None,
@@ -160,23 +164,23 @@ def test_there_is_always_something_to_draw(
     )[0]
     assert torch.isfinite(p).all()
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
-    # After rounding, several tokens may be the most likely; at least one of them is kept.
+    # After rounding, several tokens may have the highest probability; at least one is kept.
     plain = filter_probabilities(torch.tensor([logits]), Sampling(temperature=temperature))[0]
     assert p[plain == plain.max()].max() > 0
 
 
-def test_without_filters_it_is_the_softmax() -> None:
+def test_without_filters_the_probabilities_are_the_softmax() -> None:
     logits = torch.randn(3, 9)
     torch.testing.assert_close(filter_probabilities(logits, Sampling()), logits.softmax(-1))
 
 
-def test_top_p_stops_as_soon_as_it_is_reached() -> None:
+def test_top_p_keeps_no_more_tokens_than_needed() -> None:
     halves = torch.zeros(1, 2)
     assert filter_probabilities(halves, Sampling(top_p=0.5)).tolist() == [[1.0, 0.0]]
     assert filter_probabilities(halves, Sampling(top_p=0.6)).tolist() == [[0.5, 0.5]]
 
 
-def test_top_p_keeps_more_the_larger_it_is() -> None:
+def test_a_larger_top_p_keeps_at_least_as_many_tokens() -> None:
     logits: Tensor = torch.randn(50, 20)
     kept = [
         (filter_probabilities(logits, Sampling(top_p=p)) > 0).sum(-1) for p in (0.1, 0.5, 0.9, 1.0)
@@ -190,7 +194,7 @@ def test_top_p_keeps_more_the_larger_it_is() -> None:
     st.lists(st.floats(0.01, 1), min_size=1, max_size=9),
     st.floats(0, 1, exclude_max=True, width=32),
 )
-def test_the_sampled_token_is_where_the_cumulative_probability_exceeds_the_number(
+def test_the_sampled_token_is_where_the_cumulative_probability_exceeds_a_number(
     weights: list[float], number: float
 ) -> None:
     p = torch.tensor([weights]) / sum(weights)
@@ -200,24 +204,26 @@ def test_the_sampled_token_is_where_the_cumulative_probability_exceeds_the_numbe
     assert token == 0 or cumulative[token - 1] <= number + 1e-5
 
 
-def test_tokens_come_as_often_as_the_model_expects_them() -> None:
+def test_token_frequencies_equal_the_probabilities_of_the_model() -> None:
     model = Bigram(BigramConfig(3))
     expected = torch.tensor([0.6, 0.3, 0.1])
     model.table.weight.data = expected.log().expand(3, 3).clone()
-    counts = Counter(write(model, [0], 3000))
+    counts = Counter(generate_tokens(model, [0], 3000))
     for token in range(3):
         assert counts[token] / 3000 == pytest.approx(expected[token].item(), abs=0.03)
 
 
 @pytest.mark.parametrize("start", [1, 5, 11, 12, 20])
-def test_greedy_is_the_model_without_a_cache(model: Model, start: int) -> None:
+def test_greedy_generation_equals_the_model_without_a_cache(model: Model, start: int) -> None:
     """When the context is full, generation drops the oldest quarter of the context."""
     tokens = [i * i % 7 for i in range(start)]
-    assert write(model, tokens, 50, temperature=0) == written_out(model, tokens[-12:], 50)
+    assert generate_tokens(model, tokens, 50, temperature=0) == generate_without_cache(
+        model, tokens[-12:], 50
+    )
 
 
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=12), st.integers(1, 12), st.booleans())
-def test_exactly_k_tokens_survive_top_k_whatever_is_tied(
+def test_top_k_keeps_exactly_k_tokens_even_with_ties(
     values: list[int], top_k: int, is_bfloat16: bool
 ) -> None:
     dtype = torch.bfloat16 if is_bfloat16 else torch.float32
@@ -240,38 +246,41 @@ def test_min_p_keeps_every_token_at_its_threshold() -> None:
     assert p.tolist() == [0.5, 0.5, 0.0]
 
 
-def test_top_k_leaves_out_the_least_likely_alone() -> None:
+def test_top_k_removes_only_the_least_likely_tokens() -> None:
     p = filter_probabilities(torch.tensor([[3.0, 1.0, 2.0]]), Sampling(top_k=2))[0]
     assert (p > 0).tolist() == [True, False, True]
     assert filter_probabilities(torch.tensor([[3.0, 1.0, 2.0]]), Sampling(top_k=3)).min() > 0
 
 
-def test_every_text_of_a_batch_goes_its_own_way(model: Model) -> None:
+def test_texts_in_a_batch_do_not_affect_each_other(model: Model) -> None:
     """The prompts have different lengths, so their contexts become full at different times."""
     starts = [[1, 2], [3, 4, 5, 6, 0], [1] * 12, [2]]
     together = [*generate(model, starts, 40, Sampling(temperature=0), 0)]
     for i, start in enumerate(starts):
-        # When one context is full, all are prefilled again; the other texts do not change.
-        assert [step.tokens[i] for step in together] == write(model, start, 40, temperature=0)
+        # When one context is full, all contexts are prefilled again; this changes no other text.
+        assert [step.tokens[i] for step in together] == generate_tokens(
+            model, start, 40, temperature=0
+        )
 
 
-def test_the_same_seed_writes_the_same_alone_and_beside_others(model: Model) -> None:
-    alone = write(model, [1], 40, seed=3)
-    assert alone == write(model, [1], 40, seed=3) != write(model, [1], 40, seed=4)
+def test_the_same_seed_gives_the_same_tokens_alone_and_in_a_batch(model: Model) -> None:
+    alone = generate_tokens(model, [1], 40, seed=3)
+    assert alone == generate_tokens(model, [1], 40, seed=3)
+    assert alone != generate_tokens(model, [1], 40, seed=4)
     rows = [*generate(model, [[1], [1], [2, 3]], 40, seed=3)]
     assert [step.tokens[0] for step in rows] == alone != [step.tokens[1] for step in rows]
 
 
-def test_the_global_generator_is_left_alone(model: Model) -> None:
+def test_generation_does_not_change_the_global_random_generator(model: Model) -> None:
     torch.manual_seed(9)
-    undisturbed = torch.rand(1)
+    expected = torch.rand(1)
     torch.manual_seed(9)
-    write(model, [1], 5)
-    assert torch.rand(1) == undisturbed
+    generate_tokens(model, [1], 5)
+    assert torch.rand(1) == expected
 
 
 def test_logprobs_are_those_of_the_unfiltered_logits(model: Model) -> None:
-    """Log-probabilities ignore temperature and filters, also after the context is full."""
+    """Log-probabilities ignore temperature and filters, even after the context is full."""
     visible = [1, 2]
     sampling = Sampling(temperature=0.5, top_k=3)
     for step in generate(model, [[1, 2]], 30, sampling, seed=1, logprobs=True):
@@ -284,16 +293,16 @@ def test_logprobs_are_those_of_the_unfiltered_logits(model: Model) -> None:
         visible.append(step.tokens[0])
 
 
-def test_a_penalty_moves_every_logit_down() -> None:
+def test_a_penalty_lowers_the_logits_of_seen_tokens() -> None:
     logits = torch.tensor([[2.0, -2.0, 2.0, -2.0, 0.0]])
     seen = torch.tensor([[True, True, False, False, True]])
     assert penalise_seen(logits, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0, 0.0]]
 
 
-def test_a_repetition_penalty_is_what_is_written_out(model: Model) -> None:
+def test_a_repetition_penalty_equals_a_plain_loop(model: Model) -> None:
     tokens, penalty = [1, 2], 1.7
     seen = list(tokens)
-    for token in write(model, tokens, 10, temperature=0, repetition_penalty=penalty):
+    for token in generate_tokens(model, tokens, 10, temperature=0, repetition_penalty=penalty):
         with torch.no_grad():
             logits = model(torch.tensor([seen]))[0, -1].tolist()
         for i in set(seen):
@@ -303,7 +312,7 @@ def test_a_repetition_penalty_is_what_is_written_out(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("options", "says"),
     [
         ({"temperature": -0.1}, "temperature is -0.1: it must be 0"),
         ({"temperature": math.nan}, "temperature is nan"),
@@ -316,25 +325,25 @@ def test_a_repetition_penalty_is_what_is_written_out(model: Model) -> None:
         ({"repetition_penalty": math.inf}, "repetition_penalty is inf"),
     ],
 )
-def test_what_cannot_be_sampled_with_is_refused(how: dict[str, Any], says: str) -> None:
+def test_invalid_sampling_settings_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        Sampling(**how)
+        Sampling(**options)
 
 
-def test_there_is_no_dropout_in_what_it_writes() -> None:
+def test_generation_uses_no_dropout() -> None:
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=7, dropout=0.5))
     model.train()
-    text = write(model, [1], 30, temperature=0)
-    assert text == write(model.eval(), [1], 30, temperature=0)
-    assert text == write(model.train(), [1], 30, temperature=0)
+    text = generate_tokens(model, [1], 30, temperature=0)
+    assert text == generate_tokens(model.eval(), [1], 30, temperature=0)
+    assert text == generate_tokens(model.train(), [1], 30, temperature=0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_no_text(value: float, temperature: float) -> None:
+def test_logits_that_are_not_finite_raise_an_error(value: float, temperature: float) -> None:
     model = random_model("gpt")
     assert isinstance(model, GPT)
     with torch.no_grad():
-        model.token_embedding.weight[3] = value  # one of the seven tokens is enough
+        model.token_embedding.weight[3] = value  # the embedding of one of the seven tokens
     with pytest.raises(Stopped, match="the model's logits are not finite"):
-        write(model, [1], 1, temperature=temperature)
+        generate_tokens(model, [1], 1, temperature=temperature)

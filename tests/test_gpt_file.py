@@ -202,7 +202,7 @@ def test_initial_weights_have_the_spread_of_the_package() -> None:
 
 @pytest.mark.parametrize("length", [6000, 5290, 5300, 150])
 def test_evaluation_equals_that_of_the_package(text: str, length: int) -> None:
-    text = text[:length]  # 599, 528, 529 or 14 validation targets; a block has 16
+    text = text[:length]  # 599, 528, 529 or 14 validation targets, in blocks of 16
     data = make_data(text)
     ours, package = make_models(**SHAPE | {"vocab_size": len(set(text))})
     split = data.splits["val"]
@@ -213,7 +213,7 @@ def test_evaluation_equals_that_of_the_package(text: str, length: int) -> None:
 def test_greedy_text_equals_that_of_the_package() -> None:
     ours, package = make_models(**SHAPE)
     prompt = [3, 1, 4]
-    count = 16 - len(prompt) + 1  # until the context window is full
+    count = 16 - len(prompt) + 1  # the last token is predicted from a full context
     expected = [
         step.tokens[0] for step in generate(package, [prompt], count, Sampling(temperature=0))
     ]

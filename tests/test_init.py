@@ -7,7 +7,7 @@ import pytest
 import nanogpt
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     for name in nanogpt.__all__:
         assert getattr(nanogpt, name) is not None
 
@@ -18,7 +18,7 @@ def test_no_public_name_hides_a_module() -> None:
             importlib.import_module(f"nanogpt.{name}")
 
 
-def test_another_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'nanogpt' has no attribute 'GTP'"):
         _ = nanogpt.GTP
 

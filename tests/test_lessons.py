@@ -16,13 +16,13 @@ LESSONS = sorted((ROOT / "lessons").glob("[0-9][0-9]_*.py"))
 
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """lessons/build.py."""
+    """The module lessons/build.py."""
     monkeypatch.syspath_prepend(str(ROOT / "lessons"))
     return importlib.import_module("build")
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
-def test_the_page_is_of_the_lesson(build: ModuleType, lesson: Path) -> None:
+def test_the_page_matches_the_lesson(build: ModuleType, lesson: Path) -> None:
     """The page has the text and code of the script; if not, run `python lessons/build.py NN`."""
     page = lesson.with_suffix(".md").read_text("utf-8")
     expected, pictures = build.page(build.notebook(lesson), lesson.stem)
@@ -37,7 +37,7 @@ def test_the_page_is_of_the_lesson(build: ModuleType, lesson: Path) -> None:
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
-def test_a_lesson_is_read_in_a_quarter_of_an_hour(lesson: Path) -> None:
+def test_reading_a_lesson_takes_at_most_15_minutes(lesson: Path) -> None:
     page = lesson.with_suffix(".md").read_text("utf-8")
     prose = re.sub(r"^```.*?^```$|<!--.*?-->", "", page, flags=re.DOTALL | re.MULTILINE)
     assert len(prose.split()) / 200 <= 15
@@ -54,7 +54,7 @@ def test_every_lesson_has_exercises_with_solutions(lesson: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
-def test_it_runs(lesson: Path) -> None:
+def test_a_lesson_runs(lesson: Path) -> None:
     fast = {**os.environ, "NANOGPT_FAST": "1", "MPLBACKEND": "Agg", "PYTHONUTF8": "1"}
     done = subprocess.run([sys.executable, lesson], env=fast, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -54,7 +54,7 @@ def test_muon_has_the_matrices_of_the_blocks(name: str) -> None:
     assert len(names) == {"gpt": 8, "modern": 10}[name]
 
 
-def test_matrices_decay_and_nothing_else() -> None:
+def test_weight_decay_applies_only_to_matrices() -> None:
     """With a gradient of zero, a step applies only the weight decay."""
     model = GPT(GPT_CONFIG)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -89,7 +89,7 @@ def test_steps_follow_the_papers(kind: Literal["adamw", "adam"]) -> None:
         torch.testing.assert_close(layer.weight.detach().double(), weights, atol=1e-5, rtol=1e-5)
 
 
-def test_adamw_is_that_of_torch() -> None:
+def test_adamw_equals_that_of_torch() -> None:
     """The weights are equal bit for bit, because both call the same kernel."""
     ours, theirs = GPT(GPT_CONFIG), GPT(GPT_CONFIG)
     theirs.load_state_dict(ours.state_dict())
@@ -110,13 +110,13 @@ def test_adamw_is_that_of_torch() -> None:
         assert torch.equal(p, q)
 
 
-def matrices(*shapes: tuple[int, int]) -> dict[str, nn.Parameter]:
+def make_matrices(*shapes: tuple[int, int]) -> dict[str, nn.Parameter]:
     return {str(i): nn.Parameter(torch.randn(shape)) for i, shape in enumerate(shapes)}
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (24, 8), (8, 24)])
-def test_what_is_left_is_near_the_nearest_orthogonal_matrix(shape: tuple[int, int]) -> None:
-    """The result is U S Vᵀ, where U and V are from the SVD and S is about 0.7 to 1.2, not 1."""
+def test_orthogonalise_is_near_the_nearest_orthogonal_matrix(shape: tuple[int, int]) -> None:
+    """The result is U S Vᵀ with U and V from the SVD; S is not 1, but between 0.6 and 1.25."""
     stack = torch.randn(5, *shape, dtype=torch.float64) * 10.0 ** torch.arange(-2, 3)[:, None, None]
     found = orthogonalise(stack, torch.float64)
     U, _, Vh = torch.linalg.svd(stack, full_matrices=False)
@@ -131,15 +131,15 @@ def test_a_gradient_of_zero_is_no_division_by_zero() -> None:
     assert torch.equal(orthogonalise(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
 
 
-def test_stacking_changes_nothing() -> None:
+def test_a_stack_gives_the_same_results_as_single_matrices() -> None:
     stack = torch.randn(3, 4, 6)
     one_by_one = torch.cat([orthogonalise(matrix[None]) for matrix in stack])
     torch.testing.assert_close(orthogonalise(stack), one_by_one)
 
 
-def test_muon_is_what_is_written_out() -> None:
+def test_muon_follows_the_formulas() -> None:
     """Muon (Jordan et al. 2024) with decoupled decay, for one matrix at a time in float64."""
-    ours = matrices((4, 4), (8, 4), (4, 4), (4, 12))
+    ours = make_matrices((4, 4), (8, 4), (4, 4), (4, 12))
     muon = Muon(ours, momentum=0.9, weight_decay=0.5, precision=torch.float32)
     weights = [p.detach().double() for p in ours.values()]
     means = [torch.zeros_like(w) for w in weights]
@@ -160,9 +160,9 @@ def test_muon_is_what_is_written_out() -> None:
         torch.testing.assert_close(p.detach().double(), w, atol=1e-4, rtol=1e-4)
 
 
-def test_matrices_in_one_parameter_are_moved_as_if_they_were_apart() -> None:
-    """Two parameters contain three matrices each; a third one of the same shape contains one."""
-    apart = matrices(*[(8, 8)] * 6, (24, 8))
+def test_stacked_matrices_change_like_separate_parameters() -> None:
+    """Two parameters contain three matrices each; a third parameter of the same shape is one."""
+    apart = make_matrices(*[(8, 8)] * 6, (24, 8))
     pieces, whole = list(apart.values())[:6], apart["6"]
     qkv = [nn.Parameter(torch.cat([*pieces[i : i + 3]]).detach()) for i in (0, 3)]
     together = {"qkv": qkv[0], "whole": nn.Parameter(whole.detach().clone()), "other": qkv[1]}
@@ -184,7 +184,7 @@ def test_matrices_in_one_parameter_are_moved_as_if_they_were_apart() -> None:
 
 
 @pytest.mark.parametrize(("kind", "fused", "n"), [("gpt", "qkv", 3), ("modern", "qk", 2)])
-def test_queries_keys_and_values_are_matrices_of_their_own_to_muon(
+def test_muon_treats_queries_keys_and_values_as_separate_matrices(
     kind: str, fused: str, n: int
 ) -> None:
     _, muon = build_optimizers(MODELS[kind], OptimConfig("muon"))
@@ -197,7 +197,7 @@ def test_queries_keys_and_values_are_matrices_of_their_own_to_muon(
         assert found == (n if f".{fused}." in named[key] else 1), named[key]
 
 
-def test_a_name_with_qkv_in_it_is_not_split_unless_the_model_says_so() -> None:
+def test_a_parameter_is_split_only_if_the_model_says_so() -> None:
     class OwnModel(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -213,9 +213,9 @@ def test_a_name_with_qkv_in_it_is_not_split_unless_the_model_says_so() -> None:
     assert [p.shape for p in adam.parameters] == [(3, 12), (3,)]
 
 
-def test_muon_is_that_of_torch() -> None:
+def test_muon_equals_that_of_torch() -> None:
     shapes = (16, 16), (48, 16), (16, 16), (16, 64), (64, 16)
-    ours = matrices(*shapes)
+    ours = make_matrices(*shapes)
     theirs = [nn.Parameter(p.detach().clone()) for p in ours.values()]
     muon = Muon(ours, momentum=0.9, weight_decay=0.5, precision=torch.bfloat16)
     reference = torch.optim.Muon(theirs, lr=0.1, momentum=0.9, weight_decay=0.5)
@@ -229,8 +229,8 @@ def test_muon_is_that_of_torch() -> None:
         torch.testing.assert_close(p, q, atol=0.02, rtol=0)  # the order of bfloat16 sums differs
 
 
-def test_the_mean_of_the_weights_is_what_is_written_out() -> None:
-    weights = [*matrices((2, 3), (4, 1)).values()]
+def test_the_average_of_the_weights_follows_the_formula() -> None:
+    weights = [*make_matrices((2, 3), (4, 1)).values()]
     means = [p.detach().clone() for p in weights]
     expected = [mean.double() for mean in means]
     for _ in range(10):
@@ -243,20 +243,20 @@ def test_the_mean_of_the_weights_is_what_is_written_out() -> None:
         assert not mean.requires_grad
 
 
-def test_the_first_weights_are_soon_forgotten() -> None:
+def test_the_first_weights_soon_leave_the_average() -> None:
     decays = [get_ema_decay(step, OptimConfig(ema=0.7)) for step in range(100)]
     assert decays == [min(0.7, (1 + step) / (10 + step)) for step in range(100)]
     assert math.prod(decays[:20]) < 1e-5
 
 
-def test_the_rate_of_muon_follows_that_of_adam() -> None:
+def test_the_rate_of_muon_is_proportional_to_that_of_adam() -> None:
     config = OptimConfig("muon", lr=0.1, muon_lr=0.02)
     optimizers = build_optimizers(MODELS["modern"], config)
     assert scale_rates(optimizers, 0.05, config) == [0.05, 0.01]
 
 
 @pytest.mark.parametrize("cooldown", [1.0, 0.6, 0.1])
-def test_a_linear_schedule_is_constant_and_then_falls_in_a_line(cooldown: float) -> None:
+def test_a_linear_schedule_is_constant_and_then_falls_linearly(cooldown: float) -> None:
     config = OptimConfig(lr=1.0, min_lr=0.2, warmup=10, schedule="linear", cooldown=cooldown)
     rates = [get_learning_rate(step, 110, config) for step in range(120)]
     bend = round(110 - 100 * cooldown)
@@ -267,7 +267,7 @@ def test_a_linear_schedule_is_constant_and_then_falls_in_a_line(cooldown: float)
     assert rates[110:] == pytest.approx([0.2] * 10)
 
 
-def test_the_rate_rises_then_follows_a_cosine_down() -> None:
+def test_the_rate_rises_and_then_falls_like_a_cosine() -> None:
     config = OptimConfig(lr=1.0, min_lr=0.2, warmup=10)
     rates = [get_learning_rate(step, 110, config) for step in range(111)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
@@ -279,17 +279,17 @@ def test_the_rate_rises_then_follows_a_cosine_down() -> None:
 
 
 def test_the_cosine_may_end_before_the_run_or_after_it() -> None:
-    planned = OptimConfig(lr=1.0, min_lr=0.2, warmup=10, decay_steps=110)
-    as_long = OptimConfig(lr=1.0, min_lr=0.2, warmup=10)
+    other_length = OptimConfig(lr=1.0, min_lr=0.2, warmup=10, decay_steps=110)
+    same_length = OptimConfig(lr=1.0, min_lr=0.2, warmup=10)
     for steps in (50, 110, 300):
-        rates = [get_learning_rate(step, steps, planned) for step in range(steps)]
+        rates = [get_learning_rate(step, steps, other_length) for step in range(steps)]
         assert rates[:110] == [
-            get_learning_rate(step, 110, as_long) for step in range(min(steps, 110))
+            get_learning_rate(step, 110, same_length) for step in range(min(steps, 110))
         ]
         assert rates[110:] == [pytest.approx(0.2)] * (steps - len(rates[:110]))
 
 
-def test_gradients_are_measured_and_then_scaled_as_torch_does_it() -> None:
+def test_clip_gradients_returns_the_norms_and_clips_like_torch() -> None:
     for max_norm in (0.5, 100.0, 0.0):
         one, other = nn.Linear(3, 2), nn.Linear(3, 2)
         for p, q in zip(one.parameters(), other.parameters(), strict=True):
@@ -305,7 +305,7 @@ def test_gradients_are_measured_and_then_scaled_as_torch_does_it() -> None:
             assert torch.equal(p.grad, q.grad)
 
 
-def test_a_run_shorter_than_its_warm_up_only_rises() -> None:
+def test_the_rate_only_rises_in_a_run_shorter_than_its_warmup() -> None:
     config = OptimConfig(lr=1.0, warmup=100)
     assert get_learning_rate(0, 5, config) < get_learning_rate(5, 5, config) < 1.0
 
@@ -328,7 +328,7 @@ def test_an_impossible_setting_is_named(field: str, value: float, says: str) -> 
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_frozen_parameter_stays_as_it_is(name: Literal["adamw", "muon"]) -> None:
+def test_a_frozen_parameter_does_not_change(name: Literal["adamw", "muon"]) -> None:
     model = Modern(ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=5))
     frozen = {"token_embedding.weight", *[*model.matrices()][:2]}
     named = dict(model.named_parameters())
@@ -337,7 +337,7 @@ def test_a_frozen_parameter_stays_as_it_is(name: Literal["adamw", "muon"]) -> No
     before = {each: p.detach().clone() for each, p in named.items()}
     optimizers = build_optimizers(model, OptimConfig(optimizer=name))
     tokens = torch.tensor([[0, 1, 2, 3]])
-    for _ in range(2):  # some weights start at 0, so that others have no effect in the first step
+    for _ in range(2):  # weights before a layer of zeros get no gradient in step 1
         nn.functional.cross_entropy(model(tokens)[0], tokens[0]).backward()
         for optimizer in optimizers:
             optimizer.step(torch.tensor(0.1))

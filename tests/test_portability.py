@@ -80,7 +80,7 @@ def test_nothing_needs_posix() -> None:
                 assert node.module not in POSIX_MODULES
 
 
-# The console of Windows.
+# Tests of the Windows console.
 
 
 @pytest.fixture

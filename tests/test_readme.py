@@ -80,7 +80,7 @@ def test_the_readme_has_at_most_150_lines() -> None:
     assert len(README.splitlines()) <= 150
 
 
-def test_the_first_link_after_the_quick_start_is_the_one_file() -> None:
+def test_the_first_link_after_the_quick_start_is_gpt_py() -> None:
     after = README.partition("```sh\n")[2].partition("```\n")[2]
     link = re.search(r"\]\(([^)]+)\)", after)
     assert link

@@ -107,7 +107,7 @@ def test_a_run_with_more_steps_is_exact_too(config: RunConfig) -> None:
 def test_a_changed_schedule_is_reported(
     config: RunConfig, decay_steps: int | None, times: int
 ) -> None:
-    class Listener(Reporter):
+    class LineRecorder(Reporter):
         def __init__(self) -> None:
             self.lines: list[str] = []
 
@@ -116,18 +116,19 @@ def test_a_changed_schedule_is_reported(
 
     optim = replace(config.optim, decay_steps=decay_steps)
     train(replace(config, out=Path("run"), optim=optim, train=replace(config.train, steps=20)))
-    saved, listener = read_run_config(Path("run")), Listener()
-    resume_training(Path("run"), saved, listener)
-    assert listener.lines == []
-    resume_training(Path("run"), replace(saved, train=config.train), listener)
+    saved, recorder = read_run_config(Path("run")), LineRecorder()
+    resume_training(Path("run"), saved, recorder)
+    assert recorder.lines == []
+    resume_training(Path("run"), replace(saved, train=config.train), recorder)
     message = (
-        "The learning-rate schedule was for 20 steps; from here on it is the one for 60 steps."
+        "The learning-rate schedule was planned for 20 steps; from here on, "
+        "it is planned for 60 steps."
     )
-    assert listener.lines == [message] * times
+    assert recorder.lines == [message] * times
 
 
 def test_a_run_that_dies_anywhere_is_exact_too(config: RunConfig) -> None:
-    """The run ends without saving, as if the power failed after it wrote a line."""
+    """The run ends without saving, as if the power failed after a line was written."""
 
     class PowerFailure(Reporter):
         def __init__(self, step: int) -> None:
@@ -140,7 +141,7 @@ def test_a_run_that_dies_anywhere_is_exact_too(config: RunConfig) -> None:
     train(replace(config, out=Path("straight")))
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("failed")), PowerFailure(0))
-    for step in (15, 20, 55, 60):  # at step 20, best/ is already written
+    for step in (15, 20, 55, 60):  # at step 20, best/ was already written
         with pytest.raises(KeyboardInterrupt):
             resume_training(Path("failed"), read_run_config(Path("failed")), PowerFailure(step))
     with Path("failed/metrics.jsonl").open("a") as file:
@@ -222,9 +223,9 @@ def test_settings_of_another_run_are_refused(
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("run")), Interrupter(20))
     before = {file: file.read_bytes() for file in Path("run").rglob("[!.]*") if file.is_file()}
-    with pytest.raises(UserError, match=message) as _error:  # its traceback keeps the lock object
+    with pytest.raises(UserError, match=message) as _error:  # keeps the lock object alive
         resume_training(Path("run"), replace(read_run_config(Path("run")), **change))  # type: ignore[arg-type]
-    lock_run(Path("run")).release()  # the lock was released
+    lock_run(Path("run")).release()  # succeeds, because the lock was released
     assert before == {f: f.read_bytes() for f in Path("run").rglob("[!.]*") if f.is_file()}
 
 

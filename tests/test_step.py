@@ -36,8 +36,8 @@ def test_four_parts_of_16_are_a_batch_of_64() -> None:
         torch.testing.assert_close(parameter.grad, expected, atol=1e-5, rtol=0)
 
 
-def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
-    """Three explicit steps give the same batches, gradients, clipping, rates and decay."""
+def test_training_equals_three_explicit_steps(config: RunConfig) -> None:
+    """The explicit steps use the same batches, gradients, clipping, rates and weight decay."""
     settings = replace(config.train, steps=3)
     config = replace(config, seed=7, model=replace(SMALL, dropout=0.0), train=settings)
     trained = train(config).run.model
@@ -69,14 +69,14 @@ def test_the_loop_is_what_is_written_out(config: RunConfig) -> None:
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_blocks_are_drawn_in_the_order_asked_for(
+def test_blocks_are_drawn_in_the_configured_order(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training takes several epochs, with 8 blocks per step, and with 4 after resuming."""
+    """Train for two epochs and two blocks: 21 steps of 8 blocks, then resume with 4 per step."""
     drawn: list[int] = []
 
     def blocks(self: Split, starts: Tensor, size: int) -> Tensor:
-        if len(starts) > 1:  # the check before saving uses one block
+        if len(starts) > 1:  # ignore the check before saving, which uses one block
             drawn.extend(starts.tolist())
         return original(self, starts, size)
 
@@ -93,7 +93,7 @@ def test_blocks_are_drawn_in_the_order_asked_for(
     assert torch.equal(torch.tensor(drawn), order.starts(0, len(drawn)))
 
 
-def stepper(config: RunConfig, kind: type[Stepper] = Stepper) -> tuple[Run, Stepper]:
+def build_stepper(config: RunConfig, kind: type[Stepper] = Stepper) -> tuple[Run, Stepper]:
     run = prepare_run(config)
     run.lock.release()
     return run, kind(run, make_loss(run, pytest.fail))
@@ -104,7 +104,7 @@ def never() -> bool:
 
 
 @pytest.fixture
-def muon(config: RunConfig) -> RunConfig:
+def muon_config(config: RunConfig) -> RunConfig:
     """A run with every optional part of a step: two optimizers, averaged weights, dropout."""
     return replace(
         config,
@@ -114,8 +114,8 @@ def muon(config: RunConfig) -> RunConfig:
     )
 
 
-def test_it_makes_no_difference_how_many_steps_are_taken_together(muon: RunConfig) -> None:
-    (one, together), (other, apart) = stepper(muon), stepper(muon)
+def test_the_number_of_steps_per_call_does_not_change_results(muon_config: RunConfig) -> None:
+    (one, together), (other, apart) = build_stepper(muon_config), build_stepper(muon_config)
     torch.manual_seed(3)
     whole = together.take(10, never)
     torch.manual_seed(3)
@@ -127,22 +127,22 @@ def test_it_makes_no_difference_how_many_steps_are_taken_together(muon: RunConfi
         assert torch.equal(first[name], second[name]), name
 
 
-def test_it_finds_the_loss_and_the_norm_of_every_gradient(config: RunConfig) -> None:
+def test_a_step_returns_the_loss_and_the_norm_of_every_gradient(config: RunConfig) -> None:
     """The norms are measured before clipping."""
     config = replace(config, model=replace(SMALL, dropout=0.0))
-    run, steps = stepper(replace(config, optim=replace(config.optim, grad_clip=1e-3)))
+    run, steps = build_stepper(replace(config, optim=replace(config.optim, grad_clip=1e-3)))
     order = BatchOrder("random", len(run.data.splits["train"].tokens), 16, config.seed)
     inputs, targets = inputs_and_targets(run.data.splits["train"].blocks(order.starts(0, 8), 16))
     loss = cross_entropy(run.model(inputs), targets)
-    slopes = torch.autograd.grad(loss, [*run.model.parameters()])
+    gradients = torch.autograd.grad(loss, [*run.model.parameters()])
     (found,) = steps.take(1, never)
     torch.testing.assert_close(found[0], loss.detach())
-    torch.testing.assert_close(found[1:], torch.stack([slope.norm() for slope in slopes]))
+    torch.testing.assert_close(found[1:], torch.stack([g.norm() for g in gradients]))
 
 
-def test_it_stops_between_two_steps(muon: RunConfig) -> None:
-    """When training continues, it skips no step and repeats no step."""
-    (one, straight), (other, stopped) = stepper(muon), stepper(muon)
+def test_a_call_can_stop_between_two_steps(muon_config: RunConfig) -> None:
+    """The next call continues with the next step: none is skipped or repeated."""
+    (one, straight), (other, stopped) = build_stepper(muon_config), build_stepper(muon_config)
     torch.manual_seed(3)
     whole = straight.take(9, never)
     torch.manual_seed(3)
@@ -153,10 +153,12 @@ def test_it_stops_between_two_steps(muon: RunConfig) -> None:
         assert torch.equal(p, q)
 
 
-def test_every_step_has_its_own_rates(muon: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Adam, Muon and the averaged weights each have a rate; one call takes STEPS_AHEAD steps."""
-    muon = replace(muon, train=replace(muon.train, steps=2 * STEPS_AHEAD))
-    run, steps = stepper(muon)
+def test_every_step_has_its_own_rates(
+    muon_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam, Muon and the averaged weights each have a rate, which also changes within one call."""
+    muon_config = replace(muon_config, train=replace(muon_config.train, steps=2 * STEPS_AHEAD))
+    run, steps = build_stepper(muon_config)
     used: list[list[float]] = [[], [], []]
     for optimizer, rates in zip(run.state.optimizers, used[:2], strict=True):
         monkeypatch.setattr(optimizer, "step", lambda rate, rates=rates: rates.append(float(rate)))
@@ -166,10 +168,11 @@ def test_every_step_has_its_own_rates(muon: RunConfig, monkeypatch: pytest.Monke
     for n in (3, STEPS_AHEAD):
         steps.take(n, never)
     planned = [
-        get_learning_rate(step, 2 * STEPS_AHEAD, muon.optim) for step in range(STEPS_AHEAD + 3)
+        get_learning_rate(step, 2 * STEPS_AHEAD, muon_config.optim)
+        for step in range(STEPS_AHEAD + 3)
     ]
     assert used[0] == pytest.approx(planned)
     assert used[1] == pytest.approx([3 * rate for rate in planned])
     assert used[2] == pytest.approx(
-        [1 - get_ema_decay(step, muon.optim) for step in range(STEPS_AHEAD + 3)]
+        [1 - get_ema_decay(step, muon_config.optim) for step in range(STEPS_AHEAD + 3)]
     )

@@ -16,7 +16,7 @@ from nanogpt.runs.checkpoint import load_checkpoint
 from tests.marks import slow
 from tests.same import assert_same
 
-resource = pytest.importorskip("resource")  # Windows has no `resource` and no such signals
+resource = pytest.importorskip("resource")  # Windows has neither this module nor these signals
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
@@ -102,7 +102,7 @@ def kill_and_resume(process: Process, text_file: Path, kills: int, steps: int, s
             _, err = training.communicate()
             assert training.returncode == -signal.SIGKILL, err
         interrupted += is_writing(out)
-        for checkpoint in ("last", "best"):  # checkpoints are complete at any time
+        for checkpoint in ("last", "best"):  # a kill never leaves an incomplete checkpoint
             if (out / "run.json").exists() and (out / checkpoint).exists():
                 load_checkpoint(out / checkpoint)
         if (out / "run.json").exists():
@@ -155,7 +155,7 @@ def assert_stopped_by_full_disk(answer: tuple[int, str, str], run: Path, reason:
     status, _, err = answer
     assert status == 1
     assert err == (
-        f"nanogpt: cannot write in {run} ({reason}): make room, then resume with: "
+        f"nanogpt: cannot write in {run} ({reason}): free disk space, then resume with: "
         f"nanogpt train --resume {run}\n"
     )
     assert load_checkpoint(run / "last").step >= 20
@@ -167,7 +167,7 @@ def assert_stopped_by_full_disk(answer: tuple[int, str, str], run: Path, reason:
 def test_a_file_size_limit_stops_the_run_with_one_line(
     nanogpt: Command, text_file: Path, limit: int
 ) -> None:
-    """Each limit makes a different file of the run the first one that exceeds it."""
+    """With each limit, a different file of the run is the first file that is too large."""
     schedule = ("--optim.decay-steps", 40)
     assert nanogpt(*arguments(text_file, "straight", 40), *schedule)[0] == 0
     assert nanogpt(*arguments(text_file, "full", 20), *schedule)[0] == 0
@@ -194,18 +194,18 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("room", [slow(0), 64, slow(180)])
+@pytest.mark.parametrize("free_kilobytes", [slow(0), 64, slow(180)])
 def test_a_full_disk_stops_the_run_with_one_line(
-    nanogpt: Command, text_file: Path, tiny_disk: Path, room: int
+    nanogpt: Command, text_file: Path, tiny_disk: Path, free_kilobytes: int
 ) -> None:
     schedule = ("--optim.decay-steps", 60)
     assert nanogpt(*arguments(text_file, "straight", 60), *schedule)[0] == 0
     run = tiny_disk / "full"
     assert nanogpt(*arguments(text_file, str(run), 20), *schedule)[0] == 0
-    ballast, left = tiny_disk / "ballast", shutil.disk_usage(tiny_disk).free
-    ballast.write_bytes(bytes(left - room * 1024))
+    filler, left = tiny_disk / "filler", shutil.disk_usage(tiny_disk).free
+    filler.write_bytes(bytes(left - free_kilobytes * 1024))
     answer = nanogpt("train", "--resume", run, "--train.steps", 60, "--sample-tokens", 5)
     assert_stopped_by_full_disk(answer, run, "No space left on device")
-    ballast.unlink()
+    filler.unlink()
     assert nanogpt("train", "--resume", run, "--train.steps", 60, "--sample-tokens", 5)[0] == 0
     assert_same(Path("straight"), run)

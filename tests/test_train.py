@@ -31,13 +31,13 @@ def lines(result: Result) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(s).items() if k != "seconds"} for s in text.splitlines()]
 
 
-def make_loss(result: Result, checkpoint: str) -> float:
-    """Measure the validation loss of a checkpoint again."""
+def measure_loss(result: Result, checkpoint: str) -> float:
+    """Load a checkpoint, and measure its validation loss again."""
     loaded = load_checkpoint(result.run.out / checkpoint)
     return evaluate(loaded.model, result.run.data.splits["val"]).loss
 
 
-def test_it_learns_and_leaves_what_it_promised(config: RunConfig) -> None:
+def test_training_lowers_the_loss_and_writes_all_files(config: RunConfig) -> None:
     result = train(config)
     out = result.run.out
     assert out == Path("runs/small")
@@ -54,7 +54,7 @@ def test_it_learns_and_leaves_what_it_promised(config: RunConfig) -> None:
 
 
 @pytest.fixture
-def by_heart(config: RunConfig, tmp_path: Path, text: str) -> RunConfig:
+def random_text_config(config: RunConfig, tmp_path: Path, text: str) -> RunConfig:
     """A run on random characters: the model can only memorise the training text."""
     random = "".join(text[i] for i in torch.randperm(400).tolist())
     (tmp_path / "random.txt").write_text(random)
@@ -63,17 +63,17 @@ def by_heart(config: RunConfig, tmp_path: Path, text: str) -> RunConfig:
 
 
 @pytest.mark.slow
-def test_the_best_weights_have_the_best_loss(by_heart: RunConfig) -> None:
-    result = train(by_heart)
+def test_the_best_weights_have_the_best_loss(random_text_config: RunConfig) -> None:
+    result = train(random_text_config)
     assert result.best.step < result.last.step == 300
     best, last = load_checkpoint(result.run.out / "best"), load_checkpoint(result.run.out / "last")
     assert (best.step, last.step) == (result.best.step, 300)
-    assert make_loss(result, "best") == pytest.approx(result.best.val_loss)
-    assert make_loss(result, "last") == pytest.approx(result.last.val_loss)
+    assert measure_loss(result, "best") == pytest.approx(result.best.val_loss)
+    assert measure_loss(result, "last") == pytest.approx(result.last.val_loss)
 
 
-def test_the_mean_of_the_weights_is_kept_where_it_is_better(config: RunConfig) -> None:
-    """At this high learning rate the weights oscillate around a minimum; their average does not."""
+def test_averaged_weights_are_kept_if_their_loss_is_lower(config: RunConfig) -> None:
+    """At this high rate, the weights oscillate around a minimum, but their average does not."""
     optim = OptimConfig(lr=3e-2, min_lr=3e-2, warmup=10, ema=0.9)
     result = train(replace(config, optim=optim))
     assert result.best.averaged
@@ -84,12 +84,12 @@ def test_the_mean_of_the_weights_is_kept_where_it_is_better(config: RunConfig) -
     )
     assert record.val_loss is not None
     assert record.val_loss > result.best.val_loss
-    assert make_loss(result, "best") == pytest.approx(result.best.val_loss)
-    assert make_loss(result, "last") == pytest.approx(result.last.val_loss)
+    assert measure_loss(result, "best") == pytest.approx(result.best.val_loss)
+    assert measure_loss(result, "last") == pytest.approx(result.last.val_loss)
     assert lines(result)[-1]["val_loss"] == result.last.val_loss
 
 
-def test_a_mean_that_is_worse_is_not_kept(config: RunConfig) -> None:
+def test_averaged_weights_are_not_kept_if_their_loss_is_higher(config: RunConfig) -> None:
     optim = replace(config.optim, ema=0.999)
     result = train(replace(config, optim=optim, train=replace(config.train, steps=20)))
     assert not result.best.averaged
@@ -109,7 +109,7 @@ def test_the_same_seed_gives_the_same_losses_twice(config: RunConfig) -> None:
 
 
 @pytest.mark.slow
-def test_sampling_and_evaluating_in_between_changes_nothing(config: RunConfig) -> None:
+def test_more_evaluations_do_not_change_training(config: RunConfig) -> None:
     often = train(replace(config, train=replace(config.train, eval_every=5)))
     seldom = train(replace(config, train=replace(config.train, eval_every=60)))
     assert [line["train_loss"] for line in lines(often)[1:]] == [
@@ -134,7 +134,7 @@ def test_the_baseline_is_counted_on_the_training_split(config: RunConfig, text: 
 
 
 @pytest.mark.slow
-def test_a_run_in_parts_is_the_same_run(config: RunConfig) -> None:
+def test_gradient_accumulation_gives_the_same_losses(config: RunConfig) -> None:
     config = replace(config, model=replace(SMALL, dropout=0.0))
     whole = train(config)
     parts = train(replace(config, train=replace(config.train, accumulation=4)))
@@ -142,16 +142,16 @@ def test_a_run_in_parts_is_the_same_run(config: RunConfig) -> None:
         assert one == pytest.approx(other, abs=1e-3)
 
 
-def test_nobody_elses_random_numbers_change_the_order(config: RunConfig) -> None:
-    class Dice(Reporter):
+def test_other_random_numbers_do_not_change_the_batches(config: RunConfig) -> None:
+    class RandomNumberDrawer(Reporter):
         def recorded(self, record: Record, best: Best | None) -> None:
             torch.rand(3)
 
     config = replace(config, model=replace(SMALL, dropout=0.0))
-    assert lines(train(config)) == lines(train(config, Dice()))
+    assert lines(train(config)) == lines(train(config, RandomNumberDrawer()))
 
 
-def test_the_bigram_trains_to_what_counting_gives(config: RunConfig) -> None:
+def test_training_a_bigram_reaches_the_loss_of_counting(config: RunConfig) -> None:
     result = train(
         replace(
             config,
@@ -163,7 +163,7 @@ def test_the_bigram_trains_to_what_counting_gives(config: RunConfig) -> None:
     assert result.best.val_loss == pytest.approx(result.run.bigram_loss, abs=0.02)
 
 
-def test_it_stops_at_the_loss_asked_for(config: RunConfig) -> None:
+def test_training_stops_at_the_requested_loss(config: RunConfig) -> None:
     settings = replace(config.train, stop_at_val_loss=2.5, eval_every=5)
     result = train(replace(config, train=settings))
     assert result.ended == "validation loss reached 2.5"
@@ -172,7 +172,7 @@ def test_it_stops_at_the_loss_asked_for(config: RunConfig) -> None:
     assert result.last.val_loss <= 2.5
 
 
-def test_the_loss_asked_for_is_reached_by_equalling_it(tmp_path: Path) -> None:
+def test_a_loss_equal_to_the_requested_loss_stops_training(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "a run", 2.5)
     journal.add(Record(1, 1, 1, 0.1, 1.0, 2.0, 2.0))
     assert reason_to_stop(journal, TrainConfig(stop_at_val_loss=1.99)) is None
@@ -192,27 +192,27 @@ def test_patience_counts_evaluations_since_the_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_overfitting_is_said_once(by_heart: RunConfig) -> None:
-    class Ears(Reporter):
+def test_overfitting_is_reported_once(random_text_config: RunConfig) -> None:
+    class LineRecorder(Reporter):
         def __init__(self) -> None:
-            self.heard: list[str] = []
+            self.recorded_lines: list[str] = []
 
         def said(self, line: str) -> None:
-            self.heard.append(line)
+            self.recorded_lines.append(line)
 
-    ears = Ears()
-    train(by_heart, ears)
-    assert len(ears.heard) == 1
-    assert "Training loss keeps falling while validation loss rises" in ears.heard[0]
+    recorder = LineRecorder()
+    train(random_text_config, recorder)
+    assert len(recorder.recorded_lines) == 1
+    assert "Training loss keeps falling while validation loss rises" in recorder.recorded_lines[0]
 
 
-def test_the_alphabet_decides_the_vocabulary(config: RunConfig, text: str) -> None:
+def test_the_alphabet_determines_the_vocabulary_size(config: RunConfig, text: str) -> None:
     assert prepare_run(config).model.config.vocab_size == len(set(text))
     with pytest.raises(UserError, match=r"--model.vocab-size is 99, but this text has \d+ diff"):
         prepare_run(replace(config, model=replace(SMALL, vocab_size=99)))
 
 
-def test_nothing_is_written_for_a_run_that_cannot_begin(config: RunConfig) -> None:
+def test_nothing_is_written_for_a_run_that_cannot_start(config: RunConfig) -> None:
     with pytest.raises(UserError, match="too short"):
         train(replace(config, model=replace(SMALL, block_size=4096)))
     assert not Path("runs").exists()
@@ -232,43 +232,45 @@ def test_an_impossible_setting_is_named(field: str, value: int, says: str) -> No
 
 
 @pytest.mark.slow
-def test_bfloat16_learns_as_well(config: RunConfig) -> None:
-    exact, coarse = train(config), train(replace(config, precision="bfloat16"))
-    assert coarse.best.val_loss == pytest.approx(exact.best.val_loss, abs=0.05)
-    assert {p.dtype for p in coarse.run.model.parameters()} == {torch.float32}
-    assert lines(coarse)[1]["train_loss"] != lines(exact)[1]["train_loss"]
+def test_bfloat16_reaches_about_the_same_loss(config: RunConfig) -> None:
+    exact, low_precision = train(config), train(replace(config, precision="bfloat16"))
+    assert low_precision.best.val_loss == pytest.approx(exact.best.val_loss, abs=0.05)
+    assert {p.dtype for p in low_precision.run.model.parameters()} == {torch.float32}
+    assert lines(low_precision)[1]["train_loss"] != lines(exact)[1]["train_loss"]
     # Both runs are evaluated in float32.
-    last = evaluate(load_checkpoint(coarse.run.out / "last").model, coarse.run.data.splits["val"])
-    assert last.loss == pytest.approx(coarse.last.val_loss, abs=1e-7)
+    last = evaluate(
+        load_checkpoint(low_precision.run.out / "last").model, low_precision.run.data.splits["val"]
+    )
+    assert last.loss == pytest.approx(low_precision.last.val_loss, abs=1e-7)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_gpu_learns_the_same(config: RunConfig, compile: bool) -> None:
+def test_a_gpu_reaches_about_the_same_loss(config: RunConfig, compile: bool) -> None:
     config = replace(config, model=replace(SMALL, dropout=0.0))
-    here = train(config)
+    on_cpu = train(config)
     settings = replace(config.train, compile=compile)
-    there = train(replace(config, device="cuda", precision="float32", train=settings))
-    assert lines(there)[0] == pytest.approx(lines(here)[0], abs=1e-3)  # the same start
-    assert there.best.val_loss == pytest.approx(here.best.val_loss, abs=0.05)
-    assert load_checkpoint(there.run.out / "best").step == there.best.step
+    on_gpu = train(replace(config, device="cuda", precision="float32", train=settings))
+    assert lines(on_gpu)[0] == pytest.approx(lines(on_cpu)[0], abs=1e-3)  # the initial loss
+    assert on_gpu.best.val_loss == pytest.approx(on_cpu.best.val_loss, abs=0.05)
+    assert load_checkpoint(on_gpu.run.out / "best").step == on_gpu.best.step
 
 
 @pytest.mark.gpu
-def test_tokens_that_a_gpu_has_no_room_for_stay_with_the_host(
+def test_tokens_that_do_not_fit_on_the_gpu_stay_on_the_host(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(config.train, compile=False)
     config = replace(config, device="cuda", deterministic=True, train=settings)
-    there = train(config)
+    on_gpu = train(config)
     monkeypatch.setattr("nanogpt.data.room_for_tokens", lambda device: 0)
-    here = train(replace(config, out=Path("other")))
-    assert there.run.data.splits["train"].tokens.is_cuda
-    assert not here.run.data.splits["train"].tokens.is_cuda
-    assert lines(here) == lines(there)
+    on_host = train(replace(config, out=Path("other")))
+    assert on_gpu.run.data.splits["train"].tokens.is_cuda
+    assert not on_host.run.data.splits["train"].tokens.is_cuda
+    assert lines(on_host) == lines(on_gpu)
 
 
-def test_data_is_encoded_by_the_runs_own_tokenizer(config: RunConfig, text: str) -> None:
+def test_data_is_encoded_by_the_tokenizer_of_the_run(config: RunConfig, text: str) -> None:
     run = prepare_run(config)
     again = Data(make_corpus(text), CharTokenizer(text))
     assert torch.equal(run.data.splits["val"].tokens, again.splits["val"].tokens)

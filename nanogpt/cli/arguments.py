@@ -1,4 +1,4 @@
-"""Parses the arguments of a command into its dataclass. No other module imports tyro.
+"""Parses the arguments of a command into its dataclass. Only this module uses the library tyro.
 
 Every field of the dataclass is an option, and its docstring is the help text of that option. A
 wrong argument raises UserError with a one-line message.
@@ -38,7 +38,7 @@ def placeholder(text: str) -> Any:
 
 
 def _make_value_error(value: str, requirement: str) -> ValueError:
-    message = f"is {value!r}: it must be {requirement}"  # the caller adds the flag
+    message = f"is {value!r}: it must be {requirement}"  # the caller puts the flag before it
     return ValueError(message)
 
 
@@ -52,7 +52,7 @@ positional: Any = tyro.conf.Positional
 """Marks a field that is given by its position, without a flag."""
 flat = tyro.conf.arg(name="")
 """Marks a nested dataclass whose options have no prefix."""
-OptionalString = Optional[str]  # noqa: UP045  with `str | None`, tyro starts 0.1 s slower
+OptionalString = Optional[str]  # noqa: UP045  `str | None` delays the start of tyro by 0.1 s
 Run = Annotated[OptionalString, positional, placeholder("[RUN]")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 OptionalRun = Annotated[
@@ -65,7 +65,7 @@ OptionalRun = Annotated[
         str_from_instance=lambda value: ["None"] if value is None else [value],
     ),
 ]
-"""An option with an optional value: None without the option, "" if it has no value."""
+"""An option with an optional value: None if it is absent, "" if it has no value."""
 
 _CONFIG = (
     tyro.conf.AvoidSubcommands,
@@ -126,11 +126,11 @@ def parse_arguments(
 def parse_with_defaults(
     kind: type[T], choose_defaults: Callable[[T], tuple[T, str]], args: Sequence[str], prog: str
 ) -> T:
-    """Return a dataclass with the values from `args`; some values decide other defaults.
+    """Return a dataclass with the values from `args`; some values decide the defaults of others.
 
-    The same parser runs twice. The first pass accepts the options of every kind of model and does
-    not check whether values fit together. `choose_defaults` gets its result, uses only the values
-    that decide defaults, and returns the defaults and the description for the second pass.
+    The parser runs twice. The first pass accepts the options of every kind of model and does not
+    check whether values fit together. `choose_defaults` receives the result of the first pass. It
+    returns the defaults and the description that the second pass uses.
     """
     first_kind = _make_first_kind(kind)  # type: ignore[arg-type]
     flags = _list_flags(first_kind)
@@ -149,7 +149,7 @@ def parse_command(commands: Mapping[str, type[T]], args: Sequence[str], prog: st
 
 @contextlib.contextmanager
 def report_mistakes(kind: type) -> Iterator[None]:
-    """Turn a ValueError, for example from a configuration, into a UserError that names flags."""
+    """Turn a ValueError about fields of the dataclass `kind` into a UserError about their flags."""
     try:
         yield
     except ValueError as error:
@@ -205,7 +205,7 @@ def _run_parser(
 def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:
     """Call `reject` with each error object of tyro, if this version of tyro supports that.
 
-    This uses a private hook of tyro. Without it, the error message is the text that tyro prints.
+    This uses a private hook of tyro. Without the hook, the message is the text that tyro prints.
     """
     try:
         listening = import_module("tyro._errors").on_parse_error(reject)
@@ -283,8 +283,8 @@ def _list_flags(kind: Any, default: Any = None, prefix: str = "--") -> dict[str,
 def _name_flags(message: str, flags: Mapping[str, str]) -> str:
     """Replace the names of dataclass fields in a message with their flags.
 
-    A name is the first word of the message or any word with an underscore, as in `n_embd is 128,
-    which n_head 3 does not divide`.
+    A name is the first word of the message or any word with an underscore, as in `n_embd is 128:
+    it must be a multiple of n_head 3`.
     """
     return re.sub(
         r"^\w+|(?<![\w'\"./-])\w+_\w+",
@@ -310,7 +310,7 @@ def _find_dataclasses(hint: Any) -> list[Any]:
 def _make_first_kind(kind: type) -> Any:
     """Make the dataclass of the first pass: without checks, and with a flag for help.
 
-    The result is cached, because tyro also caches by class.
+    The result is cached, because tyro parses the docstrings of each new class again.
     """
     help_flag = Annotated[Flag, tyro.conf.arg(aliases=["-h"])]
     unchecked = _remove_checks(kind)

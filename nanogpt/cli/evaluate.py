@@ -13,6 +13,7 @@ from ..evaluate import evaluate as evaluate_split
 from ..runs.checkpoint import load_checkpoint
 from ..runs.directory import find_run
 from ..runs.run import load_run_text, read_description
+from ..runs.start import require_tokens
 from ..system.devices import limit_threads, pick_device
 from ..text import corpora
 from ..text.encoding import encode_corpus
@@ -82,7 +83,7 @@ def evaluate(args: list[str]) -> None:
     with Bar(Console()) as bar:
         tokens = encode_corpus(corpus, first.tokenizer, part, val_fraction, bar.update)
     split = Split(tokens, device)
-    split.require(1, name)
+    require_tokens({name: split}, 1)
     models = [checkpoint.model for checkpoint in checkpoints]
     evaluation = evaluate_split(models[0] if len(models) == 1 else Ensemble(models), split)
     steps = [checkpoint.step for checkpoint in checkpoints]

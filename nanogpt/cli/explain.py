@@ -79,7 +79,7 @@ def explain(args: list[str]) -> None:
     values = ", ".join(f"{name} = {value:,} ({words})" for name, (words, value) in symbols.items())
     console.print(
         f"{size} on {device.type} in {str(precision).removeprefix('torch.')}: {values}. The times "
-        f"follow from rates just measured on this machine; they do not include evaluations."
+        f"are estimates from speeds just measured on this machine, and do not include evaluations."
     )
 
 
@@ -136,7 +136,7 @@ def make_byte_format(largest: float) -> Callable[[float], str]:
 
 
 def format_quantity(value: float, unit: str) -> str:
-    """Format a value with three digits and an SI prefix, such as 1.23 ms."""
+    """Format a value with three significant digits and an SI prefix, such as 1.23 ms."""
     prefixes = {1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "µ"}
     value = float(f"{value:.3g}")  # round first, so that 999,600 becomes 1 M
     size = next((size for size in prefixes if value >= size), 1.0)

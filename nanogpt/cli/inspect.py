@@ -44,7 +44,7 @@ def inspect(args: list[str]) -> None:
     if (tokens := len(trained.tokenizer.encode(text))) > block_size:
         print_note(f"the model sees the last {block_size} of the prompt's {tokens:,} tokens")
     if min(tokens, block_size) > SHOWN_TOKENS:
-        print_note(f"the page shows the last {SHOWN_TOKENS} of these")
+        print_note(f"the page shows only the last {SHOWN_TOKENS} tokens")
     parameters = sum(p.numel() for p in trained.model.parameters())
     kind = type(trained.model).__name__
     title = f"{run}: {kind}, {parameters:,} parameters, step {trained.step:,}"

@@ -24,7 +24,7 @@ COMMANDS = {
     "tokenize": ("tokenize", "show how a tokenizer encodes a text"),
     "inspect": ("inspect", "show attention, predictions and embeddings on a web page"),
     "explain": ("explain", "show what a run needs: parameters, memory, operations, time"),
-    "study": ("study", "train many models to answer a question: ladder, scaling"),
+    "study": ("study", "train many models for a study: ladder or scaling"),
     "presets": ("presets", "list the presets of train"),
 }
 """For each command: its module, which has a function of the same name, and its help text."""
@@ -73,7 +73,7 @@ def _run(args: list[str]) -> None:
     elif args[0] == "--version":
         print(f"nanogpt {VERSION}")
     elif args[0] in COMMANDS:
-        module = COMMANDS[args[0]][0]  # imported only now, because most commands load torch
+        module = COMMANDS[args[0]][0]  # imported late: many commands load torch, which is slow
         getattr(import_module(f".{module}", __package__), module)(args[1:])
     else:
         raise UserError(

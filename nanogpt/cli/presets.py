@@ -23,7 +23,8 @@ def presets(args: list[str]) -> None:
         model, training = preset.config.model, preset.config.train
         shape = f"block size {model.block_size}"
         if not isinstance(model, BigramConfig):
-            shape = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, " + shape
+            size = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} channels"
+            shape = f"{size}, {shape}"
         if isinstance(model, ModernConfig):
             shape = "modern, " + shape
         table.add_row(name, shape, f"{training.steps:,}", str(training.batch_size), preset.purpose)

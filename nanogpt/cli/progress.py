@@ -1,4 +1,4 @@
-"""Live lines that show the progress of long work in a terminal."""
+"""Live lines that show the progress of a long task in a terminal."""
 
 import time
 
@@ -43,7 +43,7 @@ class Bar:
         self.progress.stop()
 
     def update(self, activity: str, done: int, total: int) -> None:
-        """Show the bytes done; a total of 0 means unknown. This method is a Progress callback."""
+        """Show how many bytes of the task `activity` are done; `total` is 0 if it is unknown."""
         now = time.monotonic()
         if activity != self.activity:
             self.progress.remove_task(self.task)

@@ -61,13 +61,13 @@ class LiveReporter(Reporter):
 
 
 class TerminalReporter(LiveReporter):
-    """Prints a line for each evaluation, and shows a live line below them."""
+    """Prints a line for each evaluation, and shows a live line below these lines."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.previous: Record | None = None
         self.peak_fraction: float | None = None
-        """Fraction of the device's peak FLOP/s that a speed of one token per second uses; None if
+        """Fraction of the device's peak FLOP/s that training uses at one token per second; None if
         the peak is unknown."""
 
     def started(self, run: Run) -> None:

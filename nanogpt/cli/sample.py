@@ -31,7 +31,7 @@ class SampleArgs(GenerationConfig):
     """Ask for one prompt after another. Ctrl-C ends a text; Ctrl-D (Ctrl-Z on
     Windows) ends the command."""
     json: Flag = False
-    """Print each text as a JSON object on one line: prompt, text, tokens, logprobs, stopped."""
+    """Print each text as one line of JSON with the keys prompt, text, tokens, logprobs, stopped."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Precision = "auto"
@@ -104,7 +104,7 @@ def _ask_for_prompts(trained: Trained, options: GenerationConfig) -> None:
             print()
         except UserError as error:  # a character that the tokenizer does not know
             print_note(str(error))
-        options = replace(options, seed=options.seed + 1)  # a repeated prompt gets another text
+        options = replace(options, seed=options.seed + 1)  # a repeated prompt gets a new text
 
 
 def _read_prompts(options: SampleArgs, trained: Trained) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import Interrupted, Stopped, UserError, join_command
 from .arguments import Flag, parse_command, report_mistakes
 
-# The studies import torch, which is slow. So a study is imported only when it runs.
+# The studies import torch, which takes long. So a study is imported only when it runs.
 if TYPE_CHECKING:
     from ..runs.config import RunConfig
     from ..studies.ladder import Rung
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LadderArgs:
-    """Train models from a table of counts to a GPT; show how much each added part lowers the loss.
+    """Train a series of models, from n-gram counts to a GPT, and compare their losses.
 
-    Finished models are not trained again. The results are in ladder.json, .md and .svg.
+    Each model adds a part and shows how much this part lowers the loss. Finished models are not
+    trained again. The results are in ladder.json, ladder.md and ladder.svg.
     """
 
     data: str = "tinyshakespeare"
     """Text to train on, given as for --data of nanogpt train."""
     out: Path = Path("runs/ladder")
-    """Directory of the study; each model has its run directory in it."""
+    """Directory of the study; it contains the run directory of each model."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; on a GPU the models and the batches are larger."""
     steps: int | None = None
@@ -47,7 +48,7 @@ class ScalingArgs:
     """
 
     out: Path = Path("runs/scaling")
-    """Directory of the study; each model has its run directory in it."""
+    """Directory of the study; it contains the run directory of each model."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; cuda uses all GPUs of the machine."""
     at_a_time: int = 3
@@ -159,7 +160,7 @@ def _run_scaling(options: ScalingArgs) -> None:
 
 
 def format_rungs() -> Generator[str, "Rung", None]:
-    """Yield the header of the table, then one row for each rung sent to this generator."""
+    """Yield the header of the table, then one row for each rung (model) sent to this generator."""
     from .progress import duration
 
     form = "{:13} {:>8} {:>8} {:>9} {:>11} {:>9}  {}"

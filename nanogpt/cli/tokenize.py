@@ -63,7 +63,7 @@ def tokenize(args: list[str]) -> None:
 
 
 def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
-    """Return the tokenizer that the options name; train it on their text if necessary."""
+    """Return the tokenizer that the options name; train it on the text of --data if necessary."""
     kind = options.tokenizer
     # Slow imports are local, so that the command starts faster if it does not need them.
     if not tokenizers.is_tokenizer_kind(kind) and not os.path.isfile(kind):
@@ -82,7 +82,7 @@ def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
 
 
 def render_tokens(tokenizer: Tokenizer, ids: Sequence[int], width: int) -> Text:
-    """Render each token on a coloured background, its id below; make white space visible."""
+    """Render each token on a coloured background, with its id below; make white space visible."""
     lines = Text()
     tokens_line, ids_line, columns = Text(), Text(), 0
 

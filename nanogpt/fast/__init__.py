@@ -1,1 +1,1 @@
-"""Fast training and generation on a GPU, with CUDA graphs that run ahead of the host."""
+"""Fast training and generation on a GPU, with CUDA graphs that do not wait for the host."""

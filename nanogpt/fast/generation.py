@@ -32,8 +32,8 @@ from ..system.gpu import CannotCapture, CudaGraph
 STEPS_AHEAD = 16
 """Largest number of decoding steps before the host reads their tokens."""
 PREFILL_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Attention kernels for the prefill. The kernel of cuDNN is not among them, because it needs a
-tenth of a second for each new prompt length."""
+"""Attention kernels for the prefill. The kernel of cuDNN is not among them, because its
+preparation takes about 0.1 s for each new prompt length."""
 
 
 def generate(
@@ -85,7 +85,7 @@ class CapturedDecoder:
         self.model, self.sampling, self.device = model.eval(), sampling, device
         self.block_size = model.config.block_size
         self.contexts = [list(prompt[-self.block_size :]) for prompt in prompts]
-        """The visible tokens of each text. The newest token may not be in the cache yet."""
+        """The tokens of each text that the model sees. The newest may not be in the cache yet."""
         self.cache = Cache(B, self.block_size, device)
         self.generators = make_generators(seed, B)
         self.seen = mark_seen(prompts, model.config.vocab_size, sampling, device)
@@ -109,7 +109,7 @@ class CapturedDecoder:
         running: InFlight | None = None
         while remaining > 0 or running:
             finished, running = running, None
-            # The prefill needs every token on the host; decoding only needs room in the cache.
+            # A prefill needs all earlier tokens on the host; decoding only needs room in the cache.
             room = self.block_size - max(map(len, self.contexts)) - self.steps_in_flight
             if remaining > 0 and is_prefilled and room >= 0:
                 running = self._launch(min(remaining, STEPS_AHEAD, room + 1), self._replay)
@@ -121,7 +121,7 @@ class CapturedDecoder:
                 yield from self._collect(finished)
 
     def _launch(self, steps: int, work: Callable[[], None]) -> InFlight:
-        """Start up to `steps` steps, and the copies of their tokens to the host."""
+        """Start up to `steps` steps, and start to copy their tokens to the host."""
         if self.host_row == STEPS_AHEAD:  # all rows are used: refill the random numbers
             columns = [torch.rand(STEPS_AHEAD, generator=g) for g in self.generators]
             numbers = torch.stack(columns, 1)
@@ -180,7 +180,7 @@ class CapturedDecoder:
             ) from None
 
     def _sample(self, logits: Tensor) -> None:
-        """Sample a token of each text from logits (B, V), and store it in the current row."""
+        """Sample a token for each text from logits (B, V), and store it in the current row."""
         self.finite.add_(logits.sum(), alpha=0)  # 0 × NaN and 0 × ∞ are NaN
         uniform = self.uniform.index_select(0, self.row)[0]  # (B,)
         tokens = sample_token(logits, self.sampling, uniform, self.seen)

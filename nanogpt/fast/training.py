@@ -1,8 +1,8 @@
 """Fast training steps: compiled models, CUDA graphs, and loss scaling for float16.
 
-On a GPU, the batch and the rates of a step are on the device before the step starts, and its
-results stay on the device. So no step waits for the host. All steps do the same work on the device,
-so one step is captured and replayed.
+On a GPU, the batch and the learning rates of a step are on the device before the step starts, and
+its results stay on the device. So no step waits for the host. All steps do the same work on the
+device, so one step is captured and replayed.
 """
 
 from collections.abc import Callable
@@ -92,7 +92,7 @@ class CapturedStepper(Stepper):
     def _fill_rows(self, steps: int) -> None:
         """Put the batches and rates of the next `steps` steps into their rows."""
         starts = [self.draw_starts(ahead) for ahead in range(steps)]
-        # Gather several batches at once, as long as their indices take at most 32 MB.
+        # Gather several batches at once, as long as their indices take at most 32 MiB.
         at_once = max(1, (1 << 22) // self.blocks[0].numel())
         for first in range(0, steps, at_once):
             some = torch.cat(starts[first : first + at_once])

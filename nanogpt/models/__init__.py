@@ -40,7 +40,7 @@ KINDS: dict[str, type[ModelConfig]] = {
 def build(config: ModelConfig) -> Model:
     """Return a newly initialised model with the shape `config`, on the default device of torch."""
     match config:
-        case PlainConfig():  # before GPTConfig, its base class
+        case PlainConfig():  # must come before its base class, GPTConfig
             return Plain(config)
         case GPTConfig():
             return GPT(config)
@@ -61,9 +61,10 @@ def flops_per_token(model: Model) -> int:
 
     The formula is from Chowdhery et al. 2022 (PaLM), appendix B. N is the number of parameters in
     matrix products; lookup tables do not count. The forward pass takes 2N operations: one
-    multiplication and one addition for each parameter. In each of L blocks, attention takes 2CT
-    operations for the scores and 2CT for the weighted mean of the values, masked positions
-    included. The backward pass takes twice as many operations as the forward pass.
+    multiplication and one addition for each parameter. In each of L blocks, attention over T
+    positions with C channels takes 2CT operations for the scores and 2CT for the weighted mean of
+    the values; this includes masked positions. The backward pass takes twice as many operations as
+    the forward pass.
     """
     config = model.config
     if isinstance(config, BigramConfig):

@@ -43,14 +43,14 @@ class Bigram(nn.Module):
         nn.init.zeros_(self.table.weight)  # uniform probabilities: the loss starts at ln V
 
     lookup_tables = ("table.weight",)
-    """Tables from which each token looks up one row; no matrix product uses them."""
+    """Names of the tables in which each token looks up one row, without a matrix product."""
 
     def matrices(self) -> dict[str, int]:
         """Return an empty dictionary: a bigram has no blocks."""
         return {}
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Map tokens (B, T) to logits (B, T, V); with a cache, only the last: (B, 1, V)."""
+        """Map tokens (B, T) to logits (B, T, V); with a cache, of the last token: (B, 1, V)."""
         logits = self.table(tokens)
         return logits if cache is None else cache.select_last(logits)
 

@@ -1,4 +1,4 @@
-"""The key/value cache. With it, the model processes each token only once in generation."""
+"""The key/value cache, from which generation reads the keys and values of earlier tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Cache:
     def set_positions(self, T: int, dtype: torch.dtype) -> Tensor:
         """Set and return the positions (B, T) of the next T tokens; also set the mask.
 
-        A model calls this first. T is 1, or the tokens are the first T tokens of their texts.
+        A model calls this first. T is 1, or the tokens are the first T tokens of each text.
         """
         self.positions = self.lengths[:, None] + self._slots[:T]
         self.mask = None
@@ -65,7 +65,7 @@ class Cache:
         return k, v, self.mask
 
     def select_last(self, x: Tensor) -> Tensor:
-        """Select the last token (B, 1, C) of each text in `x` (B, T, C), without the padding."""
+        """Select the last token (B, 1, C) of each text in `x` (B, T, C), ignoring the padding."""
         if x.shape[1] == 1:
             return x
         return x.gather(1, (self.input_lengths - 1)[:, None, None].expand(-1, 1, x.shape[2]))

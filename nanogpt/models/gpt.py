@@ -1,8 +1,8 @@
 """GPT with the architecture of GPT-2: a decoder-only Transformer, complete in this file.
 
 This is the decoder of Vaswani et al. 2017, "Attention Is All You Need"
-(https://arxiv.org/abs/1706.03762), with layer norm before each sub-layer and GELU, as in
-Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+(https://arxiv.org/abs/1706.03762), with GELU and with layer norm before each sub-layer,
+as in Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 
 Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
 V vocabulary.
@@ -43,9 +43,9 @@ class GPTConfig:
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} is {value}: it must be at least 1")
         if self.n_embd % self.n_head:
-            problem = f"n_embd is {self.n_embd}, which n_head {self.n_head} does not divide"
+            problem = f"n_embd is {self.n_embd}: it must be a multiple of n_head {self.n_head}"
             nearest = math.ceil(self.n_embd / self.n_head) * self.n_head
-            raise ValueError(f"{problem}: try n_embd {nearest}")
+            raise ValueError(f"{problem}; try n_embd {nearest}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and less than 1")
 
@@ -86,7 +86,7 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v, mask = cache.extend(self, qkv[1:])  # (B, H, S, D) each, earlier tokens included
         dropout = self.dropout.p if self.training else 0.0
-        # This computes causal_attention() in one fused kernel, which never stores the weights.
+        # One fused kernel computes causal_attention() without storing the attention weights.
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): concatenate heads
         return self.dropout(self.projection(y))
@@ -134,24 +134,24 @@ class GPT(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Draw weights from N(0, 0.02²), and set biases to 0. (GPT-2 uses 0.01² for positions.)
+        """Draw weights from N(0, 0.02²), and set biases to 0. (For positions, GPT-2 uses 0.01².)
 
-        The last layer of each branch is scaled by 1/√(2·n_layer), so that the variance of the
-        residual stream after 2·n_layer additions does not grow with depth (Radford et al., 2.3).
+        The last layers of attention and feed-forward are scaled by 1/√(2·n_layer). So the variance
+        of the residual stream after 2·n_layer additions does not grow with depth (Radford, 2.3).
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, Block):  # apply() visits children before parents
+        if isinstance(module, Block):  # apply() visits a block after the layers in it
             for last in (module.attention.projection, module.feed_forward[2]):
                 assert isinstance(last, nn.Linear)
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    lookup_tables = ("position_embedding.weight",)  # only looked up, not in matrix products
+    lookup_tables = ("position_embedding.weight",)  # only looked up, not used in matrix products
 
     def matrices(self) -> dict[str, int]:
-        """Return the number of matrices that each weight of the blocks stacks as rows, by name."""
+        """Map the name of each weight of a block to the number of matrices stacked in its rows."""
         named = self.blocks.named_parameters(prefix="blocks")
         names = [name for name, p in named if p.dim() == 2]
         return {name: 3 if name.endswith("attention.qkv.weight") else 1 for name in names}
@@ -185,7 +185,7 @@ class GPT(nn.Module):
 
     def unembed(self, x: Tensor) -> Tensor:
         """Map the final residual stream (B, T, C) to logits (B, T, V)."""
-        # The head shares its weights with the token embedding (Press & Wolf, arXiv:1608.05859).
+        # The output layer has the weights of the token embedding (Press & Wolf, arXiv:1608.05859).
         return F.linear(self.norm(x), self.token_embedding.weight)
 
     @torch.no_grad()

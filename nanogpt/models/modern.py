@@ -1,8 +1,8 @@
 """A GPT with improvements that are newer than GPT-2, complete in this file.
 
 Unlike gpt.py, it has no biases, no gains in its norms, and no position embedding. The comment on
-each new part cites its source; docs/log.md has the measurements. The model is designed for Muon,
-but Adam also works.
+each new part cites its source; docs/log.md has the measurements. The model is designed for the
+optimizer Muon, but Adam also works.
 
 Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
 V vocabulary, S slots of the cache.
@@ -42,9 +42,11 @@ class ModernConfig:
         for field in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} is {value}: it must be at least 1")
-        if self.n_embd % (pairs := 2 * self.n_head):  # rotate() works on pairs of channels
-            problem = f"n_embd is {self.n_embd}, which twice n_head {self.n_head} does not divide"
-            raise ValueError(f"{problem}: try n_embd {math.ceil(self.n_embd / pairs) * pairs}")
+        divisor = 2 * self.n_head  # rotate() needs an even number of channels in each head
+        if self.n_embd % divisor:
+            nearest = math.ceil(self.n_embd / divisor) * divisor
+            problem = f"n_embd is {self.n_embd}: it must be a multiple of twice n_head, {divisor}"
+            raise ValueError(f"{problem}; try n_embd {nearest}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and less than 1")
 
@@ -111,7 +113,7 @@ class Attention(nn.Module):
 class SquaredReLU(torch.autograd.Function):
     """ReLU(x)² (So et al. 2021, "Primer", arXiv:2109.08668), with its gradient 2 ReLU(x).
 
-    Saves time: the gradient of relu().square() accesses over twice as much memory as its own.
+    This is faster than relu().square(), whose backward pass accesses twice as much memory.
     """
 
     @staticmethod
@@ -186,7 +188,7 @@ class Modern(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.look_back = LookBack(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        # The head does not share the weights of the embedding, so it can start at zero.
+        # The head has its own weights, because they start at zero; an embedding must not be zero.
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._initialise)
 
@@ -207,10 +209,10 @@ class Modern(nn.Module):
             nn.init.zeros_(module.head.weight)
 
     lookup_tables = ("token_embedding.weight",)
-    """Tables from which each token looks up one row; no matrix product uses them."""
+    """Names of the tables in which each token looks up one row, without a matrix product."""
 
     def matrices(self) -> dict[str, int]:
-        """Return the number of matrices that each weight of the blocks stacks as rows, by name."""
+        """Map the name of each weight of a block to the number of matrices stacked in its rows."""
         names = [name for name, _ in self.named_parameters() if name.startswith("blocks.")]
         return {name: 2 if name.endswith("attention.qk.weight") else 1 for name in names}
 
@@ -245,8 +247,8 @@ class Modern(nn.Module):
     def unembed(self, x: Tensor) -> Tensor:
         """Map the final residual stream (B, T, C) to logits (B, T, V), in float32."""
         logits: Tensor = self.head(norm(x)).float()
-        # A soft cap: logits stay between -15 and 15 (Gemma 2, 2024, arXiv:2408.00118), so that no
-        # single token can cost hundreds of nats.
+        # A soft cap: logits stay between -15 and 15 (Gemma 2, 2024, arXiv:2408.00118), so that
+        # the loss of a single token never reaches hundreds of nats.
         return 15 * torch.tanh(logits / 15)
 
     @torch.no_grad()

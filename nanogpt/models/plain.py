@@ -1,6 +1,6 @@
 """A GPT without layer norm, and optionally without feed-forward layers and residual connections.
 
-These models are the steps from a bigram to gpt.py. studies/ladder.py measures how much each step
+These models are steps between a bigram and gpt.py. studies/ladder.py measures how much each step
 lowers the loss.
 """
 

@@ -1,1 +1,1 @@
-"""Reports: the needs of a run, the computations of a model, the statistics of a text."""
+"""Reports on the resources of a run, the computations of a model and the statistics of a text."""

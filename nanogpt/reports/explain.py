@@ -41,7 +41,7 @@ class Explanation:
 def explain_run(
     config: RunConfig, device: torch.device, precision: torch.dtype, rates: Rates
 ) -> Explanation:
-    """Compute what a run needs on a device with the given rates, without its evaluations."""
+    """Compute what the training steps of a run need on a device with the given rates."""
     memory, operations = count_memory(config, device, precision), count_operations(config)
     return Explanation(
         count_parameters(config),
@@ -52,7 +52,7 @@ def explain_run(
 
 
 def build_on_meta(config: RunConfig) -> Model:
-    """Build the model of a run on the meta device: tensors have shapes, but no memory."""
+    """Build the model of a run on the meta device, where tensors have shapes but use no memory."""
     with torch.device("meta"):
         return build(config.model)
 
@@ -97,7 +97,7 @@ def count_parameters(config: RunConfig) -> list[Line]:
 
 
 def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
-    """Count the bytes of each part of a training step, and their peak, without the text.
+    """Count the bytes of each part of a training step, and their peak. The text is not included.
 
     The backward pass needs the activations: the inputs of all matrix products and norms. The
     formulas count the tensors that PyTorch's CUDA kernels store.
@@ -125,8 +125,9 @@ def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype
     gradients = Line("gradients", "4 N", 4 * N)
     activations = count_activations(config, device, precision)
     dynamic = gradients.value, sum(line.value for line in activations)
-    # The backward pass allocates gradients while it frees activations, so the peak has only the
-    # larger of both. With accumulation, the gradients stay in memory from one part to the next.
+    # The backward pass allocates gradients while it frees activations, so the peak includes only
+    # the larger of the two. With accumulation, the peak includes both, because the gradients stay
+    # in memory from one part of the batch to the next.
     accumulates = training.accumulation > 1
     peak = Line(
         "peak",
@@ -149,8 +150,8 @@ def count_activations(
     is_half, has_dropout = precision != torch.float32, model.dropout > 0
     is_compiled = training.compile and device.type == "cuda"
     b = 2 if is_half else 4  # bytes per value in the blocks
-    # c: bytes per token and channel in a block. Each block stores the inputs of two norms and four
-    # matrix products, queries, keys and values, and the input of the activation function.
+    # c: bytes per token and channel in a block. Each block stores the inputs of its two norms, its
+    # four matrix products and its activation function, and the queries, keys and values.
     if isinstance(model, GPTConfig):
         # In half precision, a layer norm that is not compiled stores its input in float32.
         c = 32 if is_half and is_compiled else 36 if is_half else 64
@@ -205,13 +206,13 @@ def estimate_time(
     operations: list[Line],
     rates: Rates,
 ) -> list[Line]:
-    """Estimate the seconds of a step: the time of its matrix products and of the rest."""
+    """Estimate the seconds of a step and of a run, from matrix products and memory traffic."""
     value = {line.part: line.value for line in [*memory, *operations]}
     training = config.train
     products = value["per step"] / rates.products
     activations = sum(v for part, v in value.items() if part.startswith(("activations", "logits")))
-    # The forward and backward passes read and write the activations, their gradients, and values
-    # that are not stored. Compiled blocks have fewer such values. docs/explain.md compares this
+    # The forward and backward passes read and write the activations, their gradients, and
+    # temporary values. Compiled blocks have fewer temporary values. docs/explain.md compares this
     # estimate with measured times.
     passes = 8 if training.compile and device.type == "cuda" else 12
     traffic = passes * training.accumulation * activations + 7 * value["weights"]

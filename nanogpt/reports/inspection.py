@@ -61,20 +61,20 @@ class Inspection:
     probabilities: list[float]
     """The probability of each token given the tokens before it, from the second token on."""
     ranks: list[int]
-    """The rank of each of these tokens by probability; 1 is the most probable token."""
+    """The rank of each token by probability, from the second token on; 1 is the most probable."""
     loss: float
-    """Mean of -ln of these probabilities, in nats per token."""
+    """Mean of -ln p over `probabilities`, in nats per token."""
     lens_predictions: list[list[Prediction]]
     """The logit lens: the most probable next token at each position, if the head is applied to
     the input of the first block, or to the output of block 1, 2, …"""
     lens_probabilities: list[list[float]]
-    """The logit lens's probability of the actual next token, at each position but the last."""
+    """The probability of the next token by the logit lens, at each position but the last."""
     vocab_size: int
     embedding: list[EmbeddedToken]
-    """Tokens in the plane of the first two principal components of the embedding: all tokens;
-    for a large vocabulary, only the tokens of the text and of the predictions."""
+    """Tokens in the plane of the first two principal components of the embedding. These are all
+    tokens or, for a large vocabulary, only the tokens of the text and of the predictions."""
     explained_variance: float
-    """The share of the variance of the embedding that these two components explain."""
+    """The share of the embedding's variance that the first two principal components explain."""
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> I
 
 @contextmanager
 def _record_hidden_states(model: Model) -> Iterator[list[Tensor]]:
-    """Within the context, record the input of the first block and all block outputs (B, T, C)."""
+    """Yield a list that records the input of the first block and all block outputs (B, T, C)."""
     states: list[Tensor] = []
     blocks = [*model.get_submodule("blocks").children()] if hasattr(model, "blocks") else []
 

@@ -20,7 +20,7 @@ class Rates:
 
 
 def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
-    """Measure matrix products (n, C) × (C, 4C) and layer norms (n, 4C) for about half a second."""
+    """Time matrix products (n, C) × (C, 4C) and layer norms (n, 4C) for about half a second."""
     n = max(1, min(n, (1 << 28) // C))
     x = torch.randn(n, C, device=device, dtype=precision)
     w = torch.randn(C, 4 * C, device=device, dtype=precision)
@@ -33,7 +33,7 @@ def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) 
 
 
 def _time_call(function: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of a call: the minimum of eight measurements, or of two if it is slow."""
+    """Return the seconds of a call: the minimum of eight measurements, or two for a slow call."""
 
     def time_calls(calls: int) -> float:
         start = time.perf_counter()

@@ -16,8 +16,8 @@ from ..text.ngrams import NGramCounts
 from ..text.readers import Progress, no_progress
 
 CODE_POINTS = 1 << 21
-"""A power of two above the number of Unicode code points. Three codes of 21 bits fit into 63
-bits."""
+"""A power of two above the number of Unicode code points. A 3-gram of code points, with 21 bits
+each, fits into 63 bits."""
 LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """The characters that end a line for str.splitlines()."""
 MIN_CHARACTERS = 30
@@ -30,7 +30,7 @@ class NGramEntropy:
 
     n: int
     entropy: float
-    """Entropy of a character given the characters before it, in nats, over the whole text."""
+    """Entropy of a character given the n - 1 characters before it, in nats, over the whole text."""
     val_loss: float
     """Nats per character on the last 10% of the text. The probabilities are from counts of the
     first 90%, with add-one smoothing."""

@@ -14,7 +14,7 @@ without this limit, the waiting checkpoints could fill the memory."""
 class BackgroundWriter:
     """Runs jobs in order, immediately or in a background thread, and raises their errors.
 
-    When it is used as a context manager, it waits for all jobs at the end.
+    At the end of its `with` statement, it waits for all jobs.
     """
 
     def __init__(self, in_background: bool) -> None:

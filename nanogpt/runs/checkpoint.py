@@ -4,7 +4,7 @@
       config.json            model configuration, step, lowest validation loss so far
       tokenizer.json
       model.safetensors      the weights, under the parameter names of the plain model
-      training.json          only in last/: configuration of the run, counts
+      training.json          only in last/: configuration and counters of the run
       training.safetensors   only in last/: optimizers, random generators, losses not yet logged
       SHA256SUMS             checksums of the other files, for `sha256sum -c SHA256SUMS`
 
@@ -43,7 +43,7 @@ from .reading import SUMS, CheckpointFiles, read_consistently
 
 @dataclass(frozen=True)
 class Best:
-    """The evaluation with the lowest validation loss of a run."""
+    """The evaluation of a run that has the lowest validation loss."""
 
     step: int
     """Optimizer steps taken."""
@@ -142,7 +142,7 @@ def write_checkpoint(directory: Path, files: Contents) -> None:
 
 
 def _to_os_error(error: SafetensorError) -> OSError:
-    """Return an OSError with the message of the system, but without the error number in it."""
+    """Return an OSError with only the system's message, such as "No space left on device"."""
     match = re.search(r"([^:]+) \(os error \d+\)", str(error))
     return OSError(match[1].strip() if match else str(error))
 
@@ -181,7 +181,7 @@ def read_checkpoint_info(directory: Path) -> CheckpointInfo:
 def load_training_tensors(
     directory: Path, expected: Mapping[str, Tensor], optional: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Read training.safetensors in a directory; see CheckpointFiles.tensors(). Raises UserError."""
+    """Read a checkpoint's training.safetensors; see CheckpointFiles.tensors(). Raises UserError."""
     return CheckpointFiles(resolve_interrupted_swap(directory)).tensors(
         "training.safetensors", expected, optional
     )
@@ -221,7 +221,7 @@ def _get_shapes(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _count_tensors(config: ModelConfig) -> int:
-    """Compute the number of tensors in a model from models with one and with two layers."""
+    """Compute the number of tensors in a model from the numbers for one layer and two layers."""
     if isinstance(config, BigramConfig):
         return len(_get_shapes(config))
     one, two = (len(_get_shapes(replace(config, n_layer=n))) for n in (1, 2))

@@ -78,14 +78,14 @@ class RunConfig:
     separator: str = "\n\n"
     """Text inserted between documents: between files, or between rows of .jsonl and .parquet."""
     val_fraction: float = 0.1
-    """Fraction of the text, at the end, that is used for validation. A large text needs less."""
+    """Fraction of the text, at its end, for validation. A large text needs a smaller fraction."""
     tokenizer: str = "char"
     """char, byte, bpe, bpe:N for a vocabulary of N tokens, or the path of a Hugging Face
     tokenizer.json."""
     out: Path | None = None
     """Directory of the run. The default is runs/NAME, or if that exists, runs/NAME-2 and so on."""
     seed: int = 1337
-    """Determines the initial weights, the order of the batches, dropout and the sample."""
+    """Determines the initial weights, the order of the batches, dropout and the final sample."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Precision = "auto"
@@ -108,7 +108,7 @@ class RunConfig:
             raise ValueError("optimizer is muon, but a bigram has no blocks: use adam or adamw")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the configuration as JSON, for schema.parse_dataclass()."""
+        """Return the configuration as a JSON object, which schema.parse_dataclass() can read."""
         out = None if self.out is None else str(self.out)
         return {**asdict(self), "out": out, "model": models.to_json(self.model)}
 

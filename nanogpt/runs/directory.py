@@ -67,7 +67,7 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
 
 
 def _make_new(directory: Path) -> Path:
-    """Create the first path that does not exist: `directory`, or with -2, -3, … at its end."""
+    """Create the first of `directory`, `directory`-2, `directory`-3, … that does not exist."""
     while True:
         free = _find_free(directory)
         try:
@@ -76,11 +76,11 @@ def _make_new(directory: Path) -> Path:
         except FileExistsError:
             if not os.path.lexists(free):  # runs/ is a broken link
                 raise
-            # Another process was faster: try the next number.
+            # Another process has just created this directory: try the next number.
 
 
 def _find_free(directory: Path) -> Path:
-    """Return the first path that does not exist: `directory`, or with -2, -3, … at its end."""
+    """Return the first of `directory`, `directory`-2, `directory`-3, … that does not exist."""
     number, path = 1, directory
     while os.path.lexists(path):
         number += 1

@@ -32,7 +32,8 @@ class FiniteCheck:
         if is_bad.any():
             names = ["the loss", *(f"the gradient of {name}" for name in self.names)]
             row = int(is_bad.any(dim=1).nonzero()[0])
-            # The backward pass starts at the last parameter, so the last bad gradient came first.
+            # The backward pass starts at the last parameter, so of several bad gradients, the last
+            # one was computed first.
             column = 0 if is_bad[row, 0] else int(is_bad[row].nonzero()[-1])
             step = state.step - len(checked) + row
             raise self.stopped(step, names[column], checked[row, column].item())
@@ -62,7 +63,7 @@ class FiniteCheck:
             raise self.stopped(self.run.state.step - 1, "the validation loss", loss)
 
     def stopped(self, step: int, name: str, value: float) -> Stopped:
-        """Return the error for a value that is not finite after `step` completed steps."""
+        """Return the error for a value that became infinite or NaN in `step`, counted from 0."""
         run, optim = self.run, self.run.config.optim
         lr = get_learning_rate(max(0, step), run.config.train.steps, optim)
         rates = {"--optim.lr": optim.lr}

@@ -1,4 +1,4 @@
-"""Versions the format of the JSON files of a run, and converts files of older formats.
+"""Writes the format version into the JSON files of a run, and converts files of older formats.
 
 run.json, config.json, training.json and trial.json begin with two keys:
 
@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 
 def _convert_0_to_1(name: str, content: dict[str, Any]) -> None:
-    """Format 0 had no header; run.json had the version of nanogpt under its key "versions"."""
+    """Remove the version of nanogpt from "versions" in run.json; the header now has it."""
     if name == "run.json" and isinstance(versions := content.get("versions"), dict):
         versions.pop("nanogpt", None)
 
 
 MIGRATIONS: tuple[Callable[[str, dict[str, Any]], None], ...] = (_convert_0_to_1,)
-"""MIGRATIONS[n](name, content) edits the content of a file from format n to format n + 1.
+"""MIGRATIONS[n](name, content) changes the content of a file from format n to format n + 1.
 
 The content comes from a file that may be damaged, so a migration must accept any JSON object.
 """
@@ -61,7 +61,7 @@ def parse_file(file: Path, content: dict[str, Any], cls: type[T]) -> T:
 def _convert(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Convert the content of a file to the current format, and remove its header.
 
-    Raises UserError if the format is newer, ValueError if the header is not valid.
+    Raises UserError if the format is newer, and ValueError if the header is not valid.
     """
     body = dict(content)
     number = body.pop("format", 0)  # format 0 has no header

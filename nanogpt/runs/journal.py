@@ -35,7 +35,7 @@ class Record:
     lr: float
     """Learning rate of the next step."""
     train_loss: float | None = None
-    """Mean loss since the last line, in nats per token; None before the first step."""
+    """Mean loss since the previous line, in nats per token; None before the first step."""
     val_loss: float | None = None
     """Nats per token on the whole validation split; None in a line without an evaluation."""
     bits_per_byte: float | None = None
@@ -46,7 +46,7 @@ class Record:
     """ema_val_loss in bits per byte of text."""
 
     def best(self) -> Best | None:
-        """Return the evaluation with the lower loss; None if this record has no evaluation."""
+        """Return the better evaluation, of the weights or their average; None if there is none."""
         evaluations = [
             Best(self.step, loss, bits, averaged)
             for loss, bits, averaged in (
@@ -74,7 +74,7 @@ class Journal:
         self._file = out / "metrics.jsonl"
         self._drawn_records = -1
         self._drawn_at = time.perf_counter()
-        self._drawing_seconds = 0.2  # an estimate: the first plot comes after 10 seconds
+        self._drawing_seconds = 0.2  # an estimate: the first plot comes after 50 × 0.2 = 10 seconds
 
     def begin(self) -> None:
         """Create an empty metrics.jsonl."""
@@ -109,7 +109,7 @@ class Journal:
         self.best = best
 
     def add(self, record: Record) -> bool:
-        """Append a record to metrics.jsonl. Return whether it has the best evaluation so far."""
+        """Append a record to metrics.jsonl. Return whether its evaluation is the best so far."""
         line = {name: value for name, value in asdict(record).items() if value is not None}
         with self._file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
@@ -131,7 +131,7 @@ class Journal:
             sync_to_disk(self._file)
 
     def draw_if_due(self) -> None:
-        """Update loss.png, unless drawing would take more than 2% of the elapsed time."""
+        """Update loss.png, unless drawing takes more than 2% of the time since the last update."""
         if time.perf_counter() - self._drawn_at > 50 * self._drawing_seconds:
             self.draw()
 

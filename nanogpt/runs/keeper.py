@@ -24,9 +24,10 @@ class CheckpointKeeper:
         """The weights at saved_step."""
 
     def save_last(self, start: float) -> None:
-        """Save the state of this step as last/, once per step; `start` is the start time.
+        """Save the state of this step as last/, unless it is already saved.
 
-        Raises Stopped if a weight is not finite: such a state is never saved.
+        `start` is the time at which training began. Raises Stopped if a weight is not finite: such
+        a state is never saved.
         """
         state = self.run.state
         if state.step == self.saved_step:
@@ -62,5 +63,6 @@ class CheckpointKeeper:
         return Interrupted(number, f"at step {self.run.state.step:,}", command)
 
     def _write_last(self, files: Contents) -> None:
-        self.run.journal.flush()  # first, because the checkpoint stores the number of lines
+        # The checkpoint stores the number of log lines, so the lines must be on the disk first.
+        self.run.journal.flush()
         write_checkpoint(self.run.out / "last", files)

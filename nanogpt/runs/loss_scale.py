@@ -20,7 +20,7 @@ class LossScale:
 
     scale: float = 2.0**16
     steps: int = 0
-    """Consecutive steps without an overflow."""
+    """Steps without an overflow since the last change of `scale`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < 2.0**127:

@@ -21,7 +21,7 @@ def make_figure(
     """Return an empty figure of `width` by `height` inches, which needs no display.
 
     matplotlib is imported here, because the import takes as long as several training steps. The
-    import fails if MPLBACKEND names an unknown backend, although no backend is used.
+    import fails if MPLBACKEND names an unknown backend, so it runs without this variable.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
@@ -66,11 +66,13 @@ def draw_loss(
         )
     axes.axhline(bigram_loss, color="black", linestyle=":", label=f"bigram {bigram_loss:.4f}")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.set_title(title, y=1, parse_math=False)  # without y, matplotlib measures all labels
+    # With a fixed y, matplotlib does not measure all labels to place the title.
+    axes.set_title(title, y=1, parse_math=False)
     axes.grid(alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(loc="upper right", edgecolor="none", framealpha=1)  # losses fall: no curve there
+    # Losses usually fall, so the curves do not reach the upper right corner.
+    axes.legend(loc="upper right", edgecolor="none", framealpha=1)
     png = io.BytesIO()
     figure.savefig(png, pil_kwargs={"compress_level": 1})
     write_atomically(file, png.getvalue())

@@ -18,9 +18,9 @@ class Preset:
     """A short phrase for lists of presets."""
 
 
-# nanoGPT's train_shakespeare_char with a shorter schedule. nanoGPT's own schedule, --train.steps
-# 5000 --optim.min-lr 1e-4, overfits after a third of its steps. Here the learning rate is 0 at
-# about that step, so the loss is lower and training takes less time (docs/log.md).
+# nanoGPT's train_shakespeare_char with a shorter schedule. With nanoGPT's own schedule
+# (--train.steps 5000 --optim.min-lr 1e-4), the model overfits after a third of the steps. Here the
+# learning rate is 0 at about that step, so the loss is lower and training is shorter (docs/log.md).
 _baby = RunConfig(
     name="baby",
     model=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
@@ -38,7 +38,7 @@ _tiny = replace(
     train=replace(_baby.train, steps=2400, batch_size=12, eval_every=300),
 )
 
-# Muon, a learning rate that falls from the first step to the last, and bfloat16 on a CPU that
+# With Muon, a learning rate that falls from the first step to the last, and bfloat16 on a CPU that
 # supports it. The only evaluation is at the end: an evaluation takes as long as 50 steps.
 _tiny_fast = replace(
     _tiny,
@@ -61,8 +61,8 @@ _tiny_fast = replace(
     train=TrainConfig(steps=130, batch_size=16, order="epochs", eval_every=130, eval_first=False),
 )
 
-# tiny-fast for a GPU. Only weight decay limits overfitting, because dropout takes time. The model
-# is not compiled, because compilation would take longer than these few steps.
+# Like tiny-fast, but for a GPU. Only weight decay limits overfitting, because dropout takes time.
+# The model is not compiled, because compilation would take longer than these few steps.
 _baby_fast = replace(
     _baby,
     name="baby-fast",
@@ -75,7 +75,7 @@ _baby_fast = replace(
     ),
 )
 
-# Deep and narrow; every method limits overfitting: dropout, weight decay, weight averaging.
+# Deep and narrow. Three methods limit overfitting: dropout, weight decay and weight averaging.
 _best = replace(
     _baby_fast,
     name="best",
@@ -96,7 +96,7 @@ _bigram = replace(
     _tiny,
     name="bigram",
     model=BigramConfig(block_size=64),
-    # A bigram table needs no weight decay, and its rare pairs need large steps.
+    # A bigram table needs no weight decay, and its rare pairs of characters need large steps.
     optim=replace(_tiny.optim, lr=0.1, weight_decay=0.0),
     train=replace(_tiny.train, steps=1000, batch_size=256, eval_every=250),
 )

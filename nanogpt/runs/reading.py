@@ -41,7 +41,7 @@ HEADER_LIMIT = 1 << 20
 
 
 def read_consistently(directory: Path, read: Callable[[Path], T]) -> T:
-    """Return read(directory); repeat the call if training replaces the directory during it."""
+    """Return read(directory). If it fails because training replaced the directory, repeat it."""
     while True:
         current = resolve_interrupted_swap(directory)
         identity = _get_identity(current)
@@ -101,8 +101,8 @@ class CheckpointFiles:
     ) -> dict[str, Tensor]:
         """Return the tensors in a safetensors file; each name must be in `expected` or `optional`.
 
-        Each expected tensor must be present, with the same shape and type. An optional tensor may
-        be absent; it has type uint8, any shape, and at most 64 KiB.
+        Each tensor of `expected` must be present, with the shape and type given there. An optional
+        tensor may be absent; it has type uint8, any shape, and at most 64 KiB.
         """
         with self._open(name) as file:
             names = set(file.keys())

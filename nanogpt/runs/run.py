@@ -36,7 +36,7 @@ class ResumeInfo:
     lines: int
     """Lines of metrics.jsonl when the checkpoint was saved."""
     losses: int
-    """Steps since the last line; the losses of these steps are in training.safetensors."""
+    """Steps since the last line of metrics.jsonl; their losses are in training.safetensors."""
     scale: LossScale | None = None
 
     def __post_init__(self) -> None:

@@ -1,12 +1,14 @@
 """Creates new runs, and restores runs from their last checkpoint."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
-from ..data import Data, to_int64
+from ..data import Data, Split, to_int64
 from ..errors import UserError, write_error
 from ..models import Model, ModelConfig, build
 from ..optim import build_optimizers
@@ -43,7 +45,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
     tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, progress)
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
-    data.require(config.model.block_size)
+    require_tokens(data.splits, config.model.block_size)
     torch.manual_seed(config.seed)  # for the initial weights, then for dropout
     model = build(_set_vocab_size(config.model, tokenizer.vocab_size)).to(device)
     out, lock = make_run_directory(config.out, config.name)
@@ -104,7 +106,7 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
         )
     tokenizer, model = checkpoint.tokenizer, checkpoint.model.train()
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
-    data.require(config.model.block_size)
+    require_tokens(data.splits, config.model.block_size)
     config = replace(config, out=directory, data=corpus.name)
     planned_steps = info.config.train.steps
     run = _build_run(config, planned_steps, lock, model, tokenizer, data, info.text_sha256)
@@ -126,8 +128,25 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
         state.scale = info.scale
     best = read_checkpoint_info(run.out / "best").best if (run.out / "best").exists() else None
     if best and best.step == step and run.config.train.evaluates_at(step):
-        best = checkpoint.best  # the run repeats this evaluation and finds the new best again
+        best = checkpoint.best  # the resumed run repeats the evaluation that found `best`
     run.journal.resume(info.lines, step, best)
+
+
+def require_tokens(
+    splits: Mapping[str, Split], block_size: int, option: str | None = "--model.block-size"
+) -> None:
+    """Raise UserError unless each split has at least block_size + 1 tokens.
+
+    `option` is the command-line option that sets block_size, if there is one.
+    """
+    name, n = min(((name, len(split.tokens)) for name, split in splits.items()), key=itemgetter(1))
+    if n > block_size:
+        return
+    problem = f"the text is too short: its {name} split has {n} token{'' if n == 1 else 's'}"
+    if n > 1:
+        problem += f", and block_size {block_size} needs at least {block_size + 1}"
+    advice = f", or set {option} to {n - 1} or less" if option and n > 1 else ""
+    raise UserError(f"{problem}; give more text{advice}")
 
 
 def _set_up_device(config: RunConfig) -> torch.device:
@@ -147,7 +166,7 @@ def _build_run(
     data: Data,
     text_sha256: str,
 ) -> Run:
-    """Build a run at its first step."""
+    """Build a run at step 0."""
     assert config.out is not None
     device = next(model.parameters()).device
     precision = pick_precision(config.precision, device)
@@ -179,7 +198,7 @@ def _build_run(
 
 
 def _set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:
-    """Return `config` with this vocabulary size. Raises UserError if it sets a different size."""
+    """Return `config` with this vocabulary size. Raises UserError if `config` has another size."""
     if config.vocab_size not in (type(config)().vocab_size, vocab_size):
         raise UserError(
             f"--model.vocab-size is {config.vocab_size}, but this text has {vocab_size} different "

@@ -2,7 +2,7 @@
 
 It consists of the weights, the optimizers, the loss scale, the states of the random generators, the
 counts, and the losses that are not yet in metrics.jsonl. The order of the batches needs no state:
-the seed and the number of tokens determine it.
+the seed and the number of tokens so far determine it.
 """
 
 from collections.abc import Iterator
@@ -89,7 +89,7 @@ class State:
     @contextmanager
     @torch.no_grad()
     def averaged(self) -> Iterator[None]:
-        """Within this context, the weights of the model are their running means."""
+        """Within this context, the weights of the model are replaced by their running means."""
         parameters: list[Tensor] = [*self.model.parameters()]
         weights = [p.detach().clone() for p in parameters]
         torch._foreach_copy_(parameters, self.average)

@@ -31,7 +31,7 @@ class StudyRun:
     loss: float
     """Lowest validation loss, in nats per character."""
     tokens: int
-    """Number of characters that the run trained on until its lowest loss."""
+    """Number of characters that the run had trained on when it reached its lowest loss."""
     seconds: float
     """Training time, evaluations included."""
     falling: bool
@@ -130,7 +130,7 @@ class ScalingResult:
     cells: list[Cell]
     """The best run of each model size on each amount of text."""
     sum: FittedLaw
-    """The law with p = 1, which adds the two terms."""
+    """The law with p = 1, which adds the terms A / N^α and B / D^β."""
     free: FittedLaw
     """The law with fitted p."""
     sizes: list[Bottleneck]
@@ -141,13 +141,14 @@ class ScalingResult:
     """(operations, lowest loss with at most these operations, N of the model with this loss)."""
     takeovers: list[tuple[float, float]]
     """(operations, parameters) at which the loss of a model falls below the loss of the next
-    smaller model, while both still train. `parameters` is the geometric mean of both sizes."""
+    smaller model, while both still train. `parameters` is the geometric mean of the two N."""
     exponent: float | None
-    """The best size grows as operations^a; a is the slope of the takeovers on log-log axes."""
+    """The best number of parameters grows as operations^exponent. It is the slope of the takeovers
+    on log-log axes."""
 
 
 def analyse_trials(trials: Sequence[Trial], bootstraps: int = 300) -> ScalingResult:
-    """Fit the laws to the trials of a grid; the intervals come from `bootstraps` samples."""
+    """Fit the laws to the trials of a grid; `bootstraps` is the number of bootstrap samples."""
     cells = select_cells(trials)
     all_text = max(cell.D for cell in cells)
     free = fit_grid(cells, True, bootstraps)

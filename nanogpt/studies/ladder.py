@@ -1,6 +1,6 @@
 """The ladder study: what each part of a GPT contributes, from counting characters to Muon.
 
-Each rung adds one part to the previous rung. All trained rungs see the same batches for the same
+Each rung adds one part to the previous rung. All trained rungs use the same batches for the same
 number of steps, and all rungs are evaluated on the same validation split.
 """
 
@@ -15,6 +15,7 @@ from ..data import Data, to_int64
 from ..models import GPTConfig, ModelConfig, ModernConfig, PlainConfig
 from ..optim import OptimConfig
 from ..runs.config import RunConfig, TrainConfig
+from ..runs.start import require_tokens
 from ..system.files import dump_json, write_output
 from ..text import corpora
 from ..text.corpora import SPLITS
@@ -158,7 +159,7 @@ def run_ladder(
     corpus = corpora.load_corpus(base.data, progress=reporter.preparing)
     tokenizer = get_tokenizer(base.tokenizer, corpus, base.val_fraction, reporter.preparing)
     data = Data(corpus, tokenizer, "cpu", base.val_fraction, reporter.preparing)
-    data.require(config.small.block_size)
+    require_tokens(data.splits, config.small.block_size, option=None)
     train, val = (to_int64(data.splits[name].tokens).numpy() for name in SPLITS)
     for n, (name, adds) in enumerate(NGRAM_RUNGS.items(), 1):
         start_time = time.perf_counter()

@@ -1,7 +1,8 @@
 """Scaling laws and their fit to measured losses.
 
-L(N, D) = E + A / N^α + B / D^β (Hoffmann et al. 2022, arXiv:2203.15556, equation 2), and a
-more general form, in which the two terms are not always added.
+A law predicts L(N, D), the loss of a model with N parameters that is trained on D tokens. Hoffmann
+et al. 2022 (arXiv:2203.15556, equation 2) use L(N, D) = E + A / N^α + B / D^β. ScalingLaw is more
+general: its exponent p determines how the two terms are combined.
 """
 
 import math
@@ -21,12 +22,12 @@ DELTA = 1e-3
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """L(N, D) = E + ((A / N^α)^p + (B / D^β)^p)^(1/p).
+    """The scaling law L(N, D) = E + ((A / N^α)^p + (B / D^β)^p)^(1/p).
 
     With p = 1, this is the law of Hoffmann et al., who train on each token once. With a large p,
-    only the larger of the two terms counts, as in training on a small text for many epochs. With
-    p = 1 / β and E = 0, this is equation 1.5 of Kaplan et al. 2020 (arXiv:2001.08361), who stop
-    training before the model overfits.
+    almost only the larger of the two terms counts; this describes training on a small text for many
+    epochs. With p = 1 / β and E = 0, this is equation 1.5 of Kaplan et al. 2020 (arXiv:2001.08361),
+    who stop training before the model overfits.
     """
 
     E: float
@@ -38,11 +39,11 @@ class ScalingLaw:
     p: float = 1.0
 
     def size_term(self, N: float) -> float:
-        """Return A / N^α: how much unlimited parameters lower the loss, if data is unlimited."""
+        """Return A / N^α. With unlimited data, the loss is higher than E by this amount."""
         return float(self.A / N**self.alpha)
 
     def data_term(self, D: float) -> float:
-        """Return B / D^β: how much unlimited data lowers the loss, if parameters are unlimited."""
+        """Return B / D^β. With unlimited parameters, the loss is higher than E by this amount."""
         return float(self.B / D**self.beta)
 
     def loss(self, N: float, D: float) -> float:
@@ -68,10 +69,10 @@ def require_scipy() -> None:
 def fit(
     N: Sequence[float], D: Sequence[float], L: Sequence[float], free: bool = False
 ) -> ScalingLaw:
-    """Fit a law to the losses L of at least six pairs of N parameters and D tokens.
+    """Fit a law to the losses L of at least six pairs (N parameters, D tokens).
 
-    Starting from many points, it minimises the sum of the Huber losses of all errors of log L
-    (Hoffmann et al., equation 3). It fits p if `free` is true; otherwise p is 1.
+    Minimises the sum of the Huber losses of all errors of log L (Hoffmann et al., equation 3),
+    from many starting points. Fits p if `free` is true; otherwise p is 1.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     lowest = float(logs.min())
@@ -93,7 +94,7 @@ def bootstrap(
     free: bool = False,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Return the 95% interval of each parameter of a law: (low, high) by name.
+    """Return the 95% confidence interval of each parameter of a law: (low, high) by name.
 
     Fits the law to `times` bootstrap samples of the pairs, drawn with replacement (Efron 1979).
     `law` is the fit to all pairs.

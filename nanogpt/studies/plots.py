@@ -39,14 +39,14 @@ def draw_ladder(file: Path, rungs: Sequence[tuple[str, float]]) -> None:
 
 
 Measured = Sequence[tuple[float, float, float]]
-"""(parameters, characters, loss) of each cell."""
+"""(parameters, characters, loss) of each cell of the grid."""
 MARKERS = "os^Dv<>P*X"
 PredictedLoss = Callable[[float, float], float]
 """A law: a function from (parameters, characters) to loss."""
 
 
 def draw_fit(file: Path, measured: Measured, law: PredictedLoss) -> None:
-    """Plot loss over parameters. Each amount of text has a line (law) and markers (measured)."""
+    """Plot the loss by model size. Each amount of text has a line (law) and markers (measured)."""
     figure = make_figure(7, 4.2, "constrained")
     axes = figure.add_subplot()
     amounts = sorted({D for _, D, _ in measured})
@@ -71,7 +71,7 @@ def draw_fit(file: Path, measured: Measured, law: PredictedLoss) -> None:
 
 
 def draw_residuals(file: Path, measured: Measured, law: PredictedLoss) -> None:
-    """Plot the relative error of the law over parameters, with a line for each amount of text."""
+    """Plot the relative error of the law by model size, with a line for each amount of text."""
     figure = make_figure(7, 3, "constrained")
     axes = figure.add_subplot()
     amounts = sorted({D for _, D, _ in measured})
@@ -98,7 +98,7 @@ def draw_frontier(
     curves: Mapping[int, Sequence[tuple[float, float]]],
     frontier: Sequence[tuple[float, float]],
 ) -> None:
-    """Plot loss over operations: a curve for each model size, and the lowest loss of all."""
+    """Plot the loss by operations: a curve for each model size, and the lowest of all curves."""
     figure = make_figure(7, 4.2, "constrained")
     axes = figure.add_subplot()
     for i, (N, curve) in enumerate(sorted(curves.items())):

@@ -22,8 +22,8 @@ from ..system.files import remove_if_present
 from ..system.interrupts import Interrupts
 from .trial import Trial, read_finished_trial, run_trial
 
-# On Linux, workers are forked from a process that has already imported the modules, which takes
-# seconds. On other systems, torch does not work after a fork.
+# Importing the modules takes seconds. On Linux, workers are forked from a process that has already
+# imported them. On other systems, torch does not work after a fork.
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 _CONTEXT.set_forkserver_preload([__name__, "matplotlib.figure", "matplotlib.backends.backend_agg"])
 
@@ -39,13 +39,13 @@ def run_all(
     on_trial: Callable[[RunConfig, Trial, int], None],
     on_message: Callable[[str], None],
 ) -> list[Trial]:
-    """Train the runs that are not finished, and return the results of all runs in order.
+    """Train the runs that are not finished, and return the results in the order of `runs`.
 
     Trains `at_a_time` runs in parallel on each device; a run for which `needs_whole_device` is true
-    has its own device. `command` is the command line that resumes the study. Calls `on_trial` with
-    each result and the number of finished runs, and `on_message` when a process fails. Deletes the
-    weights of finished runs. Raises UserError, Interrupted or Stopped, after the other processes
-    have saved checkpoints.
+    does not share its device. `command` is the command line that resumes the study. Calls
+    `on_trial` with each result and the number of finished runs, and `on_message` when a process
+    fails. Deletes the weights of finished runs. Raises UserError, Interrupted or Stopped, after the
+    other processes have saved checkpoints.
     """
     trials = {run.name: trial for run in runs if (trial := read_finished_trial(run))}
     unfinished = [run for run in runs if run.name not in trials]
@@ -135,7 +135,7 @@ class _Worker:
             self.connection.send(None)
 
     def result(self) -> Trial | str:
-        """Wait for the process, and return the trial or the reason why there is none.
+        """Wait for the process, and return the trial or the reason why there is no trial.
 
         Raises the UserError or Stopped that the process raised.
         """
@@ -158,7 +158,7 @@ def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None
     threading.Thread(target=_end_when_asked, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)  # more threads than cores would slow down all processes
     try:
-        run_trial(replace(run, device=device), command="")  # the parent reports the command
+        run_trial(replace(run, device=device), command="")  # the parent shows the command
         _remove_weights(run)
     except Interrupted:
         pass
@@ -173,7 +173,8 @@ def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None
 def _end_when_asked(parent: Connection) -> None:
     """Save a checkpoint and end when the parent asks for it, or when the parent is killed.
 
-    The parent cannot send the signal itself: on Windows, that would kill this process immediately.
+    This process then sends SIGTERM to itself. The parent cannot send this signal: on Windows, the
+    signal would kill this process immediately.
     """
     process = multiprocessing.parent_process()
     assert process is not None
@@ -185,13 +186,13 @@ def _end_when_asked(parent: Connection) -> None:
 def _block_interrupts() -> Iterator[None]:
     """Within this context, new processes ignore Ctrl-C, if the system can block signals.
 
-    A terminal sends Ctrl-C to all processes. Without this, a process that is still importing torch
-    would end with a traceback.
+    A terminal sends Ctrl-C to all processes. Without this context, a process that is still
+    importing torch would end with a traceback.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # otherwise start() does this and unblocks signals
+    resource_tracker.ensure_running()  # otherwise start() runs it, which unblocks signals
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

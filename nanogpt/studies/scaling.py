@@ -8,8 +8,8 @@ it.
 Each model trains at a constant learning rate until its validation loss stops falling. The average
 of its weights is also evaluated: averaging replaces a decaying learning rate (Hägele et al. 2024,
 arXiv:2405.18392). A model needs more regularisation if it has more parameters per character, or
-trains for more epochs. The study tries several recipes of regularisation, selected by the product
-of these two values, and keeps the best run.
+trains for more epochs. The product of these two values, parameters per character and epochs,
+selects several recipes of regularisation. The study tries each of them and keeps the best run.
 """
 
 import math
@@ -37,8 +37,8 @@ four times the previous size."""
 PARTS = (1, 2, 4, 8, 16)
 """The amounts of text: 1 is all of the training text, 2 is one half, 4 is one quarter, …"""
 LARGE_MODEL = 1_000_000
-"""Models with at least this many parameters use the lower learning rates of a recipe: they still
-learn fast enough, and their weights fluctuate less at the end."""
+"""A recipe may use lower learning rates for models with at least this many parameters: they still
+learn fast enough, and their weights fluctuate less at the end of training."""
 MIN_COMPILED = 5_000_000
 """Compiling a model with at least this many parameters saves more time than it takes."""
 WHOLE_GPU = 20_000_000
@@ -55,7 +55,7 @@ class Recipe:
     dropout: float
     weight_decay: float
     rate: float
-    """Learning rates of large models, relative to those of small models."""
+    """Factor for the learning rates of large models (see LARGE_MODEL)."""
     low: float
     """The recipe is tried if parameters per character × epochs is at least this value."""
     high: float
@@ -105,7 +105,7 @@ def load_texts() -> tuple[list[str], str]:
 
 
 def select_part(passages: Sequence[str], part: int) -> str:
-    """Return the fraction 1 / `part` of a text: randomly selected passages in original order.
+    """Return the fraction 1 / `part` of a text: random passages, in their original order.
 
     The text of a smaller fraction is contained in the text of a larger fraction.
     """
@@ -206,9 +206,9 @@ def run_scaling(
 ) -> ScalingResult:
     """Run the unfinished trials of the grid in subdirectories of base.out, and fit the laws.
 
-    Calls `on_trial` with each trial, the numbers of finished trials and of all trials, and
-    `on_message` with messages for the user. Writes scaling.json, scaling.md, fit.svg, residuals.svg
-    and frontier.svg. Raises UserError, Stopped or Interrupted.
+    Calls `on_trial` with each run, its trial, the number of finished trials and the number of all
+    trials. Calls `on_message` with messages for the user. Writes scaling.json, scaling.md, fit.svg,
+    residuals.svg and frontier.svg. Raises UserError, Stopped or Interrupted.
     """
     assert base.out is not None
     require_scipy()
@@ -223,7 +223,7 @@ def run_scaling(
         lambda run, trial, done: on_trial(run, trial, done, len(runs)),
         on_message,
     )
-    on_message("Fitting the laws and their bootstrap intervals: about half a minute.")
+    on_message("Fitting the laws and their bootstrap intervals takes about half a minute.")
     result = analyse_trials(trials)
     measured = [(float(cell.N), float(cell.D), cell.loss) for cell in result.cells]
     frontier = [(flops, loss) for flops, loss, _ in result.frontier]

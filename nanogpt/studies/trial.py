@@ -25,7 +25,7 @@ class Point:
     tokens: int
     """Number of tokens that the run has trained on so far."""
     seconds: float
-    """Training time so far, evaluations included."""
+    """Training time so far in seconds, evaluations included."""
     loss: float
     """Validation loss of the weights or of their average, whichever is lower, in nats per token."""
 
@@ -46,7 +46,7 @@ class Trial:
     tokens: int
     """Number of tokens that the run trained on until its lowest validation loss."""
     seconds: float
-    """Training time, evaluations included."""
+    """Training time in seconds, evaluations included."""
     device: str
     points: list[Point]
 
@@ -72,7 +72,7 @@ def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None)
             result = train(config, reporter)
     except Interrupted as error:
         raise Interrupted(error.number, f"{config.name} {error.saved}", command) from None
-    except Stopped as error:  # drop the advice, which would change the settings of the trial
+    except Stopped as error:  # omit its advice, which would change the settings of the trial
         raise Stopped(f"{config.name}: {error.reason}") from None
     trial = _summarise(config, result)
     content = add_header({**asdict(trial), "config": config.to_json()})
@@ -147,7 +147,7 @@ def _summarise(config: RunConfig, result: Result) -> Trial:
 
 @contextmanager
 def stop_on_disk_error(out: Path) -> Iterator[None]:
-    """Turn an OSError in the block, such as a full disk, into Stopped."""
+    """Within this context, an OSError, for example for a full disk, becomes Stopped."""
     try:
         yield
     except OSError as error:

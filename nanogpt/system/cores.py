@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Linux: the CPU time that a container may use per period, and the period, both in microseconds.
-"max" means no limit."""
+"""On Linux, this file contains the CPU time that a container may use per period, and the length of
+the period, both in microseconds. "max" means no limit."""
 
 
 def count_cores() -> int:

@@ -84,8 +84,8 @@ def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
         with torch.autocast(device.type, precision):
             yield
     else:
-        # Below float32 on a CPU, the backward pass of fused attention takes four times as long as
-        # the backward pass of separate matrix products (docs/log.md).
+        # With 16-bit types on a CPU, the backward pass of fused attention takes four times as long
+        # as the backward pass of separate matrix products (docs/log.md).
         cuda = torch.backends.cuda  # despite its name, this also applies to a CPU
         previous = cuda.fp16_bf16_reduction_math_sdp_allowed()
         cuda.allow_fp16_bf16_reduction_math_sdp(True)
@@ -141,15 +141,16 @@ def use_deterministic(wanted: bool) -> None:
 def limit_threads() -> None:
     """Use no more CPU threads than this process has cores, unless OMP_NUM_THREADS is set.
 
-    torch counts all cores of the machine, even in a container that may use only some of them. The
-    number is set only if it is too large, because setting it makes a step 8% slower (docs/log.md).
+    torch counts all cores of the machine, even in a container that may use only some of them. This
+    function sets the number of threads only if it is too large, because any call of
+    torch.set_num_threads() makes a step 9% slower (docs/log.md).
     """
     if "OMP_NUM_THREADS" not in os.environ and count_cores() < torch.get_num_threads():
         torch.set_num_threads(count_cores())
 
 
 def free_token_memory(device: torch.device) -> int:
-    """Return how many bytes tokens may use on a device: on a GPU, 1/4 of the free memory."""
+    """Return how many bytes tokens may use: 1/4 of the free memory of a CUDA GPU; else no limit."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 1 << 62
 
 

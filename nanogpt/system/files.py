@@ -1,7 +1,8 @@
-"""Atomic writes to files and directories, and strict reading of files from any source.
+"""Atomic writes to files and directories, and strict reading of files that may be untrusted.
 
 Data is written to a new file and synced to the disk. Then the new file replaces the old file in one
-step. After a crash or a power failure, the file has its complete old or complete new contents.
+step. After a crash or a power failure, a file therefore has either its old contents or its new
+contents, never a part of them.
 """
 
 import ctypes
@@ -38,7 +39,7 @@ def write_atomically(file: Path, raw: bytes) -> None:
     new = file.with_name(f".{file.name}.new")
     new.unlink(missing_ok=True)
     try:
-        with new.open("xb") as opened:  # "x" does not follow a link
+        with new.open("xb") as opened:  # mode "x" does not follow a link
             opened.write(raw)
             opened.flush()
             _sync_descriptor(opened.fileno())
@@ -146,7 +147,7 @@ def _swap(one: Path, other: Path) -> None:
 
 
 def _replace_in_two_steps(directory: Path, new: Path) -> None:
-    """Rename `directory` to its .old name, then rename `new` to `directory`."""
+    """Rename `directory`, called NAME, to .NAME.old, then rename `new` to `directory`."""
     remove_if_present(_old_name(directory))
     replace_path(directory, _old_name(directory))
     replace_path(new, directory)
@@ -157,7 +158,7 @@ def _old_name(directory: Path) -> Path:
 
 
 def resolve_interrupted_swap(directory: Path) -> Path:
-    """Return `directory`, or its .old name if a replacement in two steps was interrupted."""
+    """Return `directory`, or .NAME.old if a replacement in two steps was interrupted."""
     old = _old_name(directory)
     return old if os.path.isdir(old) and not os.path.isdir(directory) else directory
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .devices import get_random_states, set_random_states
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""The mean loss () of inputs (B, T) and targets (B, T)."""
+"""A function of inputs (B, T) and targets (B, T) that returns their mean loss, a scalar ()."""
 
 
 def compile_loss(
@@ -62,16 +62,16 @@ class CannotCapture(RuntimeError):
 class CudaGraph:
     """Work on a CUDA device, captured once and then replayed as one launch.
 
-    For a small model, the host needs more time to launch the hundreds of kernels than the device
-    needs to run them. A replay uses the same memory addresses, so all tensors must keep their
-    storage. The Python code of the work runs only during warm-up and capture.
+    For a small model, the host needs more time to launch the hundreds of kernels of a step than the
+    device needs to run them. A replay uses the same memory addresses, so all tensors must keep
+    their storage. The Python code of the work runs only during warm-up and capture.
     """
 
     def __init__(self, device: torch.device, warmup: int = 3) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)  # the default stream cannot be captured
         self.warmup = warmup
-        """Remaining calls without a graph, in which libraries initialise themselves."""
+        """Number of remaining calls without a graph; in these, libraries initialise themselves."""
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, work: Callable[[], None]) -> None:
@@ -108,7 +108,7 @@ class CudaGraph:
             with capture:
                 try:
                     work()
-                except RuntimeError as error:  # the end of the capture fails with less detail
+                except RuntimeError as error:  # the end of the capture raises a less precise error
                     problem = error
         except RuntimeError as error:
             problem = problem or error

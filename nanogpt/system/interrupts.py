@@ -13,10 +13,10 @@ SIGNALS = tuple(
 
 
 class Interrupts:
-    """Within this context, the first of SIGNALS is recorded; a second signal has its usual effect.
+    """A context that records the first signal in SIGNALS; a second signal has its usual effect.
 
-    A signal that was ignored before, as with nohup, stays ignored. In threads other than the main
-    thread, where Python handles no signals, nothing is recorded.
+    A signal that was ignored before, as with nohup, stays ignored. Python handles signals
+    only in the main thread; in another thread, this context records nothing.
     """
 
     def __init__(self) -> None:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import tokenizers
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""GPT-2 first splits a text into contractions, words, numbers, other symbols and spaces. A word,
-number or symbol includes one space before it. Pairs are merged only within such a part, so no token
-spans two parts."""
+"""GPT-2 first splits a text into parts: contractions, words, numbers, other symbols and spaces. A
+word, number or symbol includes one space before it. Pairs are merged only within a part, so no
+token spans two parts."""
 
 SPACE_BOUNDARY, LINE_BOUNDARY = r"(?<=\S)[ \n]", r"(?<=\n)"
 """Regular expressions that match where a text may be split before encoding."""
@@ -60,7 +60,8 @@ def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
 class HubTokenizer:
     """A tokenizer of the library `tokenizers`, made from the content of a tokenizer.json.
 
-    If it uses byte-pair encoding as GPT-2 does, `tiktoken` encodes: same ids, four times as fast.
+    If it uses byte-pair encoding as GPT-2 does, `tiktoken` encodes: it returns the same ids and is
+    four times as fast.
     """
 
     def __init__(self, saved: dict[str, Any]) -> None:
@@ -69,7 +70,7 @@ class HubTokenizer:
 
         try:
             self._tokenizer: tokenizers.Tokenizer = Tokenizer.from_str(json.dumps(saved))
-        except Exception as error:  # the library raises no more specific type
+        except Exception as error:  # the library raises a plain Exception
             raise ValueError(str(error)) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -102,8 +103,9 @@ class HubTokenizer:
     def boundary(self) -> str:
         """A regular expression that matches where a text may be split before encoding.
 
-        With GPT-2's pattern, a space after another character always starts a new token, so a split
-        there changes no id. For other tokenizers, the start of a line is the safest place.
+        With GPT-2's pattern, a space or line break after a visible character always starts a new
+        token, so a split before it changes no id. For other tokenizers, the start of a line is the
+        safest place.
         """
         has_space_in_special = any(re.search(r"\s", token) for token in self._special)
         is_safe = self._tiktoken is not None and not has_space_in_special

@@ -1,4 +1,4 @@
-"""The text side of generation: encode prompts, decode tokens, and end at a stop string."""
+"""Text for generation: encode prompts, decode tokens, and end at a stop string."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def check_stop(tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-    """Raise UserError for a stop string that the tokenizer cannot encode: it cannot occur."""
+    """Raise UserError for a stop string that the tokenizer cannot encode: it can never occur."""
     for text in stop:
         try:
             tokenizer.encode(text)
@@ -84,6 +84,6 @@ class CompletionDecoder:
 
 
 def _count_stop_prefix(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
+    """The length of the longest suffix of `text` that is a prefix of `stop`, but not all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -49,7 +49,7 @@ from .readers import (
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 LARGE_TEXT = 16 << 20
-"""The cache keeps the facts, the tokenizer and the tokens of a text with more bytes than this."""
+"""If a text has more bytes than this, the cache keeps its facts, its tokenizer and its tokens."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,15 @@ def load_corpus(
     """Load the text that `data` names. Raises UserError if it is missing, empty or not UTF-8.
 
     `data` is a name in CORPORA, a file, a directory or a pattern of files (readers.py), a URL,
-    hf:NAME for a dataset of the Hugging Face Hub, - for standard input, or a directory with
-    train.bin and val.bin, which contain tokens in nanoGPT's format. `column` is the column of
-    .jsonl and .parquet files that contains the text; `separator` is inserted between documents.
+    hf:NAME for a dataset of the Hugging Face Hub, "-" for standard input, or a directory with
+    train.bin and val.bin, which contain tokens in nanoGPT's format. `column` is the name of the
+    column with the text, in .jsonl and .parquet files; `separator` is inserted between documents.
 
     If `expected_sha256` is given, the text must have this SHA-256. If `may_download` is false, only
     local files and the cache are read: URLs and datasets are not downloaded, and standard input and
-    pipes are refused. Set it to false when `data` comes from the files of a run, which may contain
-    any address. This does not affect a corpus in CORPORA: this package contains its address.
+    pipes are refused. Set `may_download` to false when `data` comes from the files of a run, which
+    may contain any address. A corpus in CORPORA may always be downloaded: its address is part of
+    this package.
     """
     if data in CORPORA:
         corpus = make_corpus(_load_named(data, CORPORA[data]), data)
@@ -173,7 +174,7 @@ def is_token_folder(data: str) -> bool:
 
 
 def _exists(data: str, may_be_special: bool) -> bool:
-    """Whether `data` names files or, with `may_be_special`, a device, which reading rejects."""
+    """Whether `data` names files or, with `may_be_special`, a device; reading a device fails."""
     if is_pattern(data) or os.path.isfile(data) or os.path.isdir(data):
         return True
     return may_be_special and os.path.exists(data)
@@ -241,7 +242,7 @@ def _load_token_folder(folder: Path, progress: Progress) -> Corpus:
 def _cached_facts(
     files: Sequence[Path], settings: str, name: str, compute: Callable[[], TextFacts]
 ) -> tuple[TextFacts, Callable[[], None]]:
-    """Return the facts of the text in `files`, and a function that raises UserError after a change.
+    """Return the facts of `files`, and a function that raises UserError if the files have changed.
 
     The facts of a large text are computed once. Their key in the cache consists of `settings` and
     the path, size and modification time of each file.
@@ -272,7 +273,7 @@ def _stat_files(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     """The path, size and modification time in nanoseconds of each file."""
     stats = []
     for file in files:
-        with suppress(OSError):  # reading the file raises the error that the user sees
+        with suppress(OSError):  # reading the file will raise an error for the user
             stat = file.stat()
             stats.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
     return stats
@@ -287,7 +288,7 @@ class NamedCorpus:
 
     sha256: str
     build: Callable[[dict[str, str]], str]
-    """Builds the text from a dictionary with the name and the Markdown of each play."""
+    """Builds the text from a dictionary that maps the name of each play to its Markdown."""
     url: str | None = None
 
 

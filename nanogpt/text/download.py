@@ -64,7 +64,7 @@ def download_url(data: str, may_download: bool) -> Path:
     suffix = Path(url.partition("?")[0]).suffix.lower()
     suffix = suffix if suffix in DOCUMENT_SUFFIXES else ".txt"
     cached = cache_directory() / f"web-{_short_hash(url)}{suffix}"
-    with suppress(OSError, UserError):  # without a usable file, download it
+    with suppress(OSError, UserError):  # if there is no usable file, download it
         if expected and compute_sha256(cached) == expected.lower():
             return cached
         if not expected:

@@ -32,9 +32,9 @@ from .tokenizers import Tokenizer, is_trained_on_text, make_tokenizer, read_toke
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
 
 CHUNK_SIZE = 1 << 20
-"""Characters encoded at a time; a chunk ends at the next place where the text may be split."""
+"""Characters after which a chunk ends, at the next place where the text may be split."""
 TRAINING_CHUNK_SIZE = 1 << 14
-"""Characters given to the tokenizer trainer at a time; the library keeps 256 chunks in memory."""
+"""Number of characters in a chunk for the tokenizer trainer, which keeps 256 chunks in memory."""
 SAMPLE_CHUNKS = 8
 """A tokenizer is trained on at most this many chunks, evenly spaced in the training split."""
 
@@ -55,8 +55,8 @@ class Tokens:
 def get_tokenizer(kind: str, corpus: Corpus, val_fraction: float, progress: Progress) -> Tokenizer:
     """Make a tokenizer of a kind (see tokenizers.make_tokenizer) for a corpus. Raises UserError.
 
-    The kind char has every character of the text. The kind bpe is trained on the training split, or
-    on a sample of a large split. A tokenizer that was trained on a large text is kept in the cache.
+    A char tokenizer has every character of the text. A bpe tokenizer is trained on the training
+    split, or on a sample of a large split. The cache keeps the tokenizer of a large text.
     """
     if not is_trained_on_text(kind):
         return make_tokenizer(kind, (), ())
@@ -113,7 +113,7 @@ def encode_corpus(
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     encoded = _encode_chunks(rechunk(text, tokenizer.boundary, CHUNK_SIZE), tokenizer, dtype)
     total_bytes = corpus.facts.bytes
-    if split:  # an estimate: the bytes per character vary
+    if split:  # an estimate: the number of bytes per character varies
         train_characters = count_training_characters(corpus.facts.characters, val_fraction)
         val_characters = corpus.facts.characters - train_characters
         characters = train_characters if split == "train" else val_characters
@@ -131,8 +131,8 @@ def encode_corpus(
 def rechunk(chunks: Iterable[str], boundary: str, size: int) -> Iterator[str]:
     """Yield the text in chunks that end at the first match of `boundary` after `size` characters.
 
-    A chunk has at most 4 * `size` characters. The result depends only on the text, not on the input
-    chunks.
+    A chunk has at most 4 * `size` characters. The result depends only on the text, not on the
+    boundaries of the input chunks.
     """
     pattern, text, searched, max_size = re.compile(boundary), "", size, 4 * size
     for chunk in chunks:
@@ -245,7 +245,7 @@ def _encode_to_cache(
                 write_atomically(info_file, dump_json(asdict(info)))
     if not info.tokens:  # an empty file cannot be mapped
         return Tokens(np.empty(0, dtype), info.bytes)
-    # Nothing writes to the mapping, but torch warns about a read-only array: map copy-on-write.
+    # Nothing writes to the mapping. It is copy-on-write because torch warns about read-only arrays.
     ids = np.memmap(file, dtype, mode="c", shape=(info.tokens,))
     return Tokens(ids, info.bytes)
 
@@ -303,7 +303,7 @@ def _locked(path: Path, waiting: str, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _writing_cache(file: Path, name: str) -> Iterator[None]:
-    """Create the directory of a cache file. Raises UserError if the file cannot be written."""
+    """A context for writing a cache file: creates its directory, turns OSError into UserError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -1,10 +1,10 @@
-"""Show tokens on a terminal or a page."""
+"""Show tokens on a terminal or a web page."""
 
 GLYPHS = {" ": "·", "\n": "↵", "\t": "→"}
 
 
 def decode_token_bytes(raw: bytes) -> str:
-    """Decode the bytes of one token; bytes that are not valid UTF-8 become escapes: \\xf0."""
+    """Decode the bytes of one token; bytes that are not valid UTF-8 become escapes like \\xf0."""
     return raw.decode("utf-8", "backslashreplace")
 
 

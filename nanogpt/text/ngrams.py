@@ -42,7 +42,7 @@ class NGramCounts:
             joined = np.concatenate([tail, chunk.astype(np.int64)])
             tail = joined[max(0, len(joined) - n + 1) :]
             new.append(_count(_encode(joined, n, base)))
-            # Merge only when the new counts outnumber the old ones: the total work stays linear.
+            # Merge only when the new counts outnumber the old ones, so that the work stays linear.
             if sum(len(codes) for codes, _ in new) > len(self.codes):
                 self._merge(new)
                 new = []

@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a task, the bytes processed so far, and the total bytes, which are 0 if unknown."""
 
 OUTPUT_MARK = ".nanogpt"
-"""A file that marks the directory of a study; its files are never read as text."""
+"""Name of a file that marks the directory of a study. No file in that directory is read as text."""
 
 READ_BYTES = 1 << 20
 """Bytes read from a file at a time."""
@@ -42,7 +42,7 @@ def is_pattern(data: str) -> bool:
 
 
 def is_pipe(data: str) -> bool:
-    """Whether `data` is a named pipe, such as the shell creates for <(zcat text.gz)."""
+    """Whether `data` is a named pipe, such as the one that a shell creates for <(zcat text.gz)."""
     with suppress(OSError, ValueError):
         return stat.S_ISFIFO(os.stat(data).st_mode)
     return False
@@ -204,7 +204,7 @@ def is_encodable(text: str) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file, without a byte-order mark. Raises UserError if it is empty."""
+    """Return the text of a UTF-8 file; drops a byte-order mark. Raises UserError if it is empty."""
     if text := "".join(read_file(path)):
         return text
     raise empty_error(str(path))
@@ -214,7 +214,7 @@ def read_file(path: Path, name: str | None = None) -> Iterator[str]:
     """Yield the text of a UTF-8 file in chunks. Raises a UserError that shows `name` or `path`."""
     name = name or str(path)
     try:
-        if path.is_char_device() or path.is_block_device():  # its data may be endless
+        if path.is_char_device() or path.is_block_device():  # it may never end
             raise UserError(f"{path} is a device: name a text file")
         with path.open("rb") as file:
             yield from decode_utf8(file, name)
@@ -230,7 +230,7 @@ def open_standard_input() -> BinaryIO:
 
 
 def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
-    """Decode UTF-8 in chunks, without a byte-order mark. Raises a UserError that shows `name`."""
+    """Decode UTF-8 in chunks; drops a byte-order mark. Raises a UserError that shows `name`."""
     decoder, bytes_read = codecs.getincrementaldecoder("utf-8-sig")(), 0
     while True:
         raw = file.read(READ_BYTES)

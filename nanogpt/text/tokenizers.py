@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
         """Decode ids to text; bytes that are not valid UTF-8 become U+FFFD."""
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token, which may be part of a character."""
+        """The bytes of one token, which may be only a part of a character."""
 
     def decode_stream(self) -> DecodeStream:
         """A decoder that takes one token at a time."""
@@ -96,8 +96,8 @@ def is_tokenizer_kind(kind: str) -> bool:
 def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str]) -> Tokenizer:
     """Make a tokenizer of a kind: char, byte, bpe, bpe:N, or the path of a tokenizer.json.
 
-    Both texts are given in chunks. The kind char has every character of `text`; the kind bpe is
-    trained only on `training_text`. Raises UserError.
+    Both texts are given in chunks. A char tokenizer has every character of `text`; a bpe tokenizer
+    is trained only on `training_text`. Raises UserError.
     """
     if kind == "char":
         return CharTokenizer(set().union(*map(set, text)))
@@ -119,7 +119,7 @@ class CharTokenizer:
     def __init__(self, alphabet: Iterable[str]) -> None:
         self.alphabet = "".join(sorted(set(alphabet)))
         code_points = [ord(character) for character in self.alphabet]
-        # The id of each code point; -1 if the code point has no id. The last entry is always -1.
+        # The id of each code point; -1 if it has no id. The last entry, -1, serves all larger ones.
         self._ids = np.full(max(code_points, default=-1) + 2, -1, dtype=np.int32)
         self._ids[code_points] = range(len(code_points))
 

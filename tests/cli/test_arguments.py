@@ -65,7 +65,8 @@ def flatten(help_text: str) -> str:
         ("train tiny --model.n-layer 0", "--model.n-layer is 0: it must be at least 1"),
         (
             "train tiny --model.n-head 3",
-            "--model.n-embd is 128, which --model.n-head 3 does not divide: try --model.n-embd 129",
+            "--model.n-embd is 128: it must be a multiple of --model.n-head 3; "
+            "try --model.n-embd 129",
         ),
         ("train --train.batch-size 0", "--train.batch-size is 0: it must be at least 1"),
         ("train --optim.lr -1", "--optim.lr is -1.0: it must be more than 0"),

@@ -1,4 +1,4 @@
-"""nanogpt study: its arguments and interruptions. tests/studies/ tests the studies."""
+"""nanogpt study: its arguments and interruptions. tests/studies/ tests the studies themselves."""
 
 import os
 import shlex

@@ -27,7 +27,7 @@ def test_tokenize_shows_each_token_with_its_id(
     assert answer["tokens"] == ["b", "a", "d", ","]
     assert answer["ids"] == load_checkpoint(run / "best").tokenizer.encode("bad,")
     how = ("--tokenizer", "bpe:300", "--data", text_file, "bad,", "--json")
-    text = text_file.read_text() + "bad," * 160  # the added words are in the validation split
+    text = text_file.read_text() + "bad," * 160  # all of this is in the validation split
     text_file.write_text(text)
     learned = make_tokenizer("bpe:300", [], [text[: int(0.9 * len(text))]])
     assert json.loads(nanogpt("tokenize", *how)[1])["ids"] == learned.encode("bad,")

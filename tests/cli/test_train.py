@@ -179,7 +179,7 @@ def test_names_are_not_interpreted_as_markup(
     [
         (b"", "own.txt is empty: name a file with text in it"),
         (b"fine so far \xe9 no more", "own.txt is not UTF-8: byte 12 is 0xe9; convert it"),
-        (b"short", "the text is too short: its train split has 4 tokens, and block_size 64 needs"),
+        (b"short", "the text is too short: its val split has 1 token; give more text"),
         (b"a" * 200, "the text is too short: its val split has 20 tokens, and block_size 64 needs"),
     ],
 )
@@ -239,7 +239,7 @@ def test_the_help_of_resume_has_the_settings_of_the_run(nanogpt: Command, run: P
     status, out, _ = nanogpt("train", "--resume", run, "--help")
     assert status == 0
     assert "Resume mine from its last checkpoint" in out
-    assert "(default: 16)" in re.sub(r"[│\s]+", " ", out)  # the block size of the run
+    assert "(default: 16)" in re.sub(r"[│\s]+", " ", out)  # the run has block size 16
 
 
 @pytest.mark.parametrize(

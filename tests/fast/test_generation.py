@@ -20,10 +20,10 @@ GREEDY = Sampling(temperature=0)
 
 @pytest.mark.parametrize("sampling", [FILTERS, GREEDY, Sampling()])
 @pytest.mark.parametrize("tokens", [1, STEPS_AHEAD, 100])
-def test_steps_ahead_of_the_host_sample_the_same_tokens(
+def test_steps_ahead_of_the_host_generate_the_same_tokens(
     model: Model, sampling: Sampling, tokens: int
 ) -> None:
-    """The GPU code runs on the CPU without a graph, also after the context is full."""
+    """On the CPU, the GPU code runs without a graph. With 100 tokens, the context becomes full."""
     decoder = CapturedDecoder(model, PROMPTS, sampling, 1, logprobs=True)
     assert [*decoder.run(tokens)] == [*generate(model, PROMPTS, tokens, sampling, 1, logprobs=True)]
     assert decoder.steps_in_flight == 0
@@ -46,8 +46,8 @@ def test_logits_that_are_not_finite_stop_generation(value: float) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["gpt", "modern", "bigram"])
 @pytest.mark.parametrize("sampling", [FILTERS, GREEDY])
-def test_a_gpu_generates_what_a_cpu_generates(kind: str, sampling: Sampling) -> None:
-    """The GPU replays captured steps, also after the context is full."""
+def test_a_gpu_generates_the_same_tokens_as_a_cpu(kind: str, sampling: Sampling) -> None:
+    """The GPU replays captured steps; it continues to do this after the context is full."""
     starts = [[1, 2], [3, 4, 5], [6] * 12]
     expected = [*generate(random_model(kind), starts, 3 * STEPS_AHEAD + 5, sampling)]
     on_gpu = random_model(kind).cuda()

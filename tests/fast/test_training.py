@@ -18,14 +18,17 @@ from nanogpt.runs.config import RunConfig
 from nanogpt.runs.run import Run
 from nanogpt.runs.start import prepare_run
 from nanogpt.system.devices import use_deterministic
-from tests.test_step import muon as muon  # a fixture: a run with every feature of a step
-from tests.test_step import never, stepper
+from tests.test_step import build_stepper, never
+from tests.test_step import muon_config as muon_config  # a fixture with every part of a step
 
 
 @pytest.mark.parametrize("counts", [(10,), (1, 4, 5)])
-def test_planned_steps_are_the_plain_steps(muon: RunConfig, counts: tuple[int, ...]) -> None:
+def test_planned_steps_equal_plain_steps(muon_config: RunConfig, counts: tuple[int, ...]) -> None:
     """CapturedStepper runs on the CPU without a graph; the results are equal bit for bit."""
-    (one, plain), (other, planned) = stepper(muon), stepper(muon, CapturedStepper)
+    (one, plain), (other, planned) = (
+        build_stepper(muon_config),
+        build_stepper(muon_config, CapturedStepper),
+    )
     torch.manual_seed(3)
     expected = plain.take(10, never)
     torch.manual_seed(3)
@@ -40,16 +43,16 @@ def test_planned_steps_are_the_plain_steps(muon: RunConfig, counts: tuple[int, .
 
 @pytest.mark.slow
 @pytest.mark.parametrize("works", [True, False])
-def test_the_compiled_loss_is_the_one_that_is_used(
+def test_the_compiled_loss_is_used_if_there_is_one(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
-    """If the loss cannot be compiled, the plain loss is used."""
+    """Without a compiled loss, the plain loss is used."""
 
     def fast(inputs: Tensor, targets: Tensor) -> Tensor:
         return torch.tensor(7.0)
 
     monkeypatch.setattr("nanogpt.fast.training.compile_loss", lambda *_: fast if works else None)
-    run, _ = stepper(config)
+    run, _ = build_stepper(config)
     run.model.eval()  # no dropout
     loss = make_loss(replace(run, device=torch.device("cuda")), pytest.fail)
     inputs, targets = inputs_and_targets(run.data.splits["train"].blocks(torch.tensor([0]), 16))
@@ -63,7 +66,7 @@ def test_the_compiled_loss_is_the_one_that_is_used(
 # On a GPU.
 
 
-def on_a_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Tensor]:
+def take_steps_on_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Tensor]:
     """Take 50 steps; returns the run, and the loss and gradient norms of each step."""
     settings = replace(config.train, steps=50, cuda_graph=captures, compile=compile)
     torch._dynamo.reset()
@@ -86,16 +89,16 @@ def on_a_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Ten
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_captured_step_is_the_step(
-    muon: RunConfig, compile: bool, monkeypatch: pytest.MonkeyPatch
+def test_captured_steps_equal_plain_steps(
+    muon_config: RunConfig, compile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With deterministic kernels, the results are equal bit for bit, also with dropout."""
     for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"):
-        monkeypatch.setenv(name, "")  # monkeypatch restores the variable at the end
-    muon = replace(muon, deterministic=True)
+        monkeypatch.setenv(name, "")  # so monkeypatch restores the variable at the end
+    muon_config = replace(muon_config, deterministic=True)
     try:
         (eager, expected), (captured, found) = (
-            on_a_gpu(muon, captures, compile) for captures in (False, True)
+            take_steps_on_gpu(muon_config, captures, compile) for captures in (False, True)
         )
     finally:
         use_deterministic(False)
@@ -109,15 +112,20 @@ def test_a_captured_step_is_the_step(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_compiled_and_captured_step_is_the_step(muon: RunConfig, parts: int) -> None:
-    """Sums in a different order change the losses slightly. Nothing is compiled twice."""
-    assert isinstance(muon.model, ModernConfig)
-    muon = replace(
-        muon,
-        model=replace(muon.model, dropout=0.0),
-        train=replace(muon.train, accumulation=parts),
+def test_compiled_and_captured_steps_have_about_the_same_losses(
+    muon_config: RunConfig, parts: int
+) -> None:
+    """The compiled sums have a different order, so the losses differ slightly."""
+    assert isinstance(muon_config.model, ModernConfig)
+    muon_config = replace(
+        muon_config,
+        model=replace(muon_config.model, dropout=0.0),
+        train=replace(muon_config.train, accumulation=parts),
     )
-    (_, expected), (_, found) = on_a_gpu(muon, False, False), on_a_gpu(muon, True, True)
+    (_, expected), (_, found) = (
+        take_steps_on_gpu(muon_config, False, False),
+        take_steps_on_gpu(muon_config, True, True),
+    )
     torch.testing.assert_close(found[:, 0], expected[:, 0], rtol=1e-3, atol=0)
 
 

@@ -215,7 +215,7 @@ def test_training_memorises_one_batch() -> None:
     [
         ("n_layer", 0, "n_layer is 0: it must be at least 1"),
         ("vocab_size", -3, "vocab_size is -3"),
-        ("n_head", 5, "n_embd is 32, which n_head 5 does not divide: try n_embd 35"),
+        ("n_head", 5, "n_embd is 32: it must be a multiple of n_head 5; try n_embd 35"),
         ("dropout", 1.0, "dropout is 1.0"),
         ("dropout", float("nan"), "dropout is nan"),
     ],

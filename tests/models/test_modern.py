@@ -177,7 +177,7 @@ def test_blocks_start_as_the_identity() -> None:
 
 
 def test_every_parameter_gets_a_gradient_after_two_steps() -> None:
-    """Layers with zero initial weights change first; then the layers before them get gradients."""
+    """Layers that start at zero change in step 1; then the layers before them get gradients."""
     model, t = Modern(SMALL), tokens()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
@@ -251,8 +251,8 @@ def test_training_memorises_one_batch() -> None:
     ("field", "value", "message"),
     [
         ("n_layer", 0, "n_layer is 0: it must be at least 1"),
-        ("n_head", 3, "n_embd is 16, which twice n_head 3 does not divide: try n_embd 18"),
-        ("n_head", 16, "n_embd is 16, which twice n_head 16 does not divide: try n_embd 32"),
+        ("n_head", 3, "n_embd is 16: it must be a multiple of twice n_head, 6; try n_embd 18"),
+        ("n_head", 16, "n_embd is 16: it must be a multiple of twice n_head, 32; try n_embd 32"),
         ("dropout", 1.0, "dropout is 1.0: it must be at least 0 and less than 1"),
     ],
 )

@@ -25,7 +25,7 @@ def compute_logits(model: Plain, tokens: Tensor) -> Tensor:
         def linear(name: str, x: Tensor, i: int = i) -> Tensor:
             return x @ w[f"blocks.{i}.{name}.weight"].T + w[f"blocks.{i}.{name}.bias"]
 
-        heads = linear("attention.qkv", x).split(16, dim=-1)  # two heads of q, of k and of v
+        heads = linear("attention.qkv", x).split(16, dim=-1)  # q, k and v have two heads each
         mixed = [causal_attention(*heads[h::2])[0] for h in range(2)]
         a = linear("attention.projection", torch.cat(mixed, dim=-1))
         x = x + a if config.residual else a
@@ -47,7 +47,7 @@ def test_logits_equal_the_formulas(feed_forward: bool, residual: bool) -> None:
     assert not any("norm" in name for name, _ in model.named_parameters())
 
 
-def test_it_equals_a_gpt_whose_norms_do_nothing() -> None:
+def test_logits_equal_those_of_a_gpt_without_norms() -> None:
     plain = build(replace(SHAPE, feed_forward=True, residual=True))
     shape = {k: v for k, v in asdict(SHAPE).items() if k not in ("feed_forward", "residual")}
     full = GPT(GPTConfig(**shape))
@@ -64,7 +64,7 @@ def test_blocks_without_residual_connections_keep_the_variance() -> None:
     x = torch.randn(500, 1, 256)
     assert block(x).std().item() == pytest.approx(
         math.sqrt(0.35), rel=0.3
-    )  # GELU reduces the variance
+    )  # below 1, because GELU reduces the variance
 
 
 def test_generation_with_a_cache_equals_generation_without() -> None:

@@ -87,17 +87,17 @@ def test_activations_equal_what_autograd_saves(config: GPTConfig | ModernConfig)
 @pytest.mark.parametrize("config", [GPT, MODERN])
 def test_operations_equal_those_that_torch_counts(config: GPTConfig | ModernConfig) -> None:
     model, tokens = build(config), torch.zeros(16, 32, dtype=torch.long)
-    # torch does not count fused attention on a CPU: use separate matrix products.
+    # torch does not count the operations of fused attention on a CPU: use the math kernel.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         cross_entropy(model(tokens), tokens).backward()
-    each, a_step = (
+    per_token, per_step = (
         next(line.value for line in count_operations(make_config(config)) if line.part == part)
         for part in ("per token", "per step")
     )
-    assert a_step == each * 512
-    assert a_step == pytest.approx(
+    assert per_step == per_token * 512
+    assert per_step == pytest.approx(
         counter.get_total_flops(), rel=0.02
-    )  # the formula ignores biases
+    )  # the formula, unlike torch, ignores biases
 
 
 def test_optimizer_memory_equals_that_of_the_optimizers() -> None:
@@ -106,7 +106,8 @@ def test_optimizer_memory_equals_that_of_the_optimizers() -> None:
         state = [o.state() for o in build_optimizers(build(GPT), optim)]
         held = sum(tensor.nbytes for named in state for tensor in named.values())
         lines = {line.part: line.value for line in count_memory(config, CPU, torch.float32)}
-        assert lines["optimizer"] == pytest.approx(held, abs=16)  # held includes the step counters
+        # `held` also counts the step counters, which take at most 16 bytes.
+        assert lines["optimizer"] == pytest.approx(held, abs=16)
         assert lines["gradients"] == lines["weights"] == 4 * count_parameters(config)[-1].value
         assert "averaged weights" not in lines
     averaged = replace(make_config(GPT), optim=OptimConfig(ema=0.9))
@@ -217,7 +218,7 @@ def test_memory_is_within_5_percent_of_the_measured_peak(
 
 
 def compute_and_measure_peak(config: RunConfig) -> tuple[float, int]:
-    """Return the computed peak of a run on a GPU, and the peak measured during its first steps."""
+    """Return the computed peak memory of a run on a GPU, and the peak measured in 3 steps."""
     run = prepare_run(config)
     stepper = make_stepper(run, print)
     torch.cuda.reset_peak_memory_stats()

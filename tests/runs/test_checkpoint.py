@@ -121,7 +121,7 @@ def test_a_damaged_file_is_named(best: Path, name: str, how: str) -> None:
     [
         ("n_embed", 16, "model: unknown key 'n_embed'"),
         ("kind", "rnn", "model: its kind must be one of gpt, modern, plain, bigram"),
-        ("n_head", 3, "model: n_embd is 16, which n_head 3 does not divide"),
+        ("n_head", 3, "model: n_embd is 16: it must be a multiple of n_head 3"),
         ("n_embd", 32, r"\w+ is F32 .*, not torch.float32"),
         ("n_embd", "16", "model: n_embd cannot be '16'"),
         ("n_embd", 10**30, "config.json is missing or damaged"),

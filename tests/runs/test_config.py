@@ -1,4 +1,4 @@
-"""A configuration survives JSON, and a resume may change only some of its settings."""
+"""A configuration can be saved as JSON and read back; a resume may change only some settings."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Run directories are created and found; only one training at a time can lock one."""
+"""Run directories are created and found; only one process at a time can lock a directory."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ def test_a_directory_that_holds_a_run_is_refused() -> None:
     (mine / "run.json").write_text("{}")
     with pytest.raises(UserError, match="mine already holds a run: name another directory, such"):
         make_run_directory(Path("mine"), "tiny")
-    lock_run(mine).release()  # the refused call released its lock
+    lock_run(mine).release()  # succeeds, because the refused call released its lock
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "last/mine.txt", "metrics.jsonl", ".hidden"])
@@ -94,7 +94,7 @@ def test_a_directory_locked_by_another_process_is_refused(tmp_path: Path) -> Non
             lock_run(tmp_path.relative_to(Path.cwd()))
     other.kill()
     other.communicate()
-    lock_run(Path()).release()  # a dead process holds no lock
+    lock_run(Path()).release()  # succeeds, because a dead process holds no lock
     assert Path(".pid").read_text() == f"{os.getpid()}\n"
 
 
@@ -157,7 +157,7 @@ def test_a_run_is_found_by_path_or_name_and_the_newest_by_default(best: Path) ->
     for name in ("two", "later"):
         save_checkpoint(Path("runs", name, "best"), load_checkpoint(best))
         assert find_run(None) == Path("runs", name)
-    # The newest run that can be resumed has no best/ yet.
+    # The newest run can be resumed, but it has no best/ yet.
     save_checkpoint(Path("runs/started/last"), load_checkpoint(best))
     assert find_run(None, "last") == find_run("started", "last") == Path("runs/started")
     assert find_run(None) == Path("runs/later")

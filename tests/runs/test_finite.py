@@ -34,8 +34,8 @@ def config(text_file: Path) -> RunConfig:
     )
 
 
-class Saboteur(Reporter):
-    """Replaces the gradient of a parameter by a value, in every step after the given step."""
+class GradientCorrupter(Reporter):
+    """Fills the gradient of a parameter with a value in every step after the given step."""
 
     def __init__(self, step: int, name: str, value: float) -> None:
         self.step, self.name, self.value = step, name, value
@@ -50,8 +50,8 @@ class Saboteur(Reporter):
         parameter.register_hook(lambda gradient: torch.full_like(gradient, self.value))
 
 
-class WeightSaboteur(Saboteur):
-    """Replaces a parameter by a value after the given step."""
+class WeightCorrupter(GradientCorrupter):
+    """Fills a parameter with a value after the given step."""
 
     def recorded(self, record: Record, best: Best | None) -> None:
         if record.step == self.step:
@@ -72,7 +72,9 @@ def train_until_stopped(config: RunConfig, reporter: Reporter) -> str:
 def test_the_first_gradient_that_is_not_finite_is_named(
     config: RunConfig, step: int, value: float
 ) -> None:
-    message = train_until_stopped(config, Saboteur(step, "blocks.1.feed_forward.2.weight", value))
+    message = train_until_stopped(
+        config, GradientCorrupter(step, "blocks.1.feed_forward.2.weight", value)
+    )
     rate = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[step // 5])["lr"]
     assert message == (
         f"the gradient of blocks.1.feed_forward.2.weight became {value:g} in step {step + 1}, at "
@@ -83,7 +85,7 @@ def test_the_first_gradient_that_is_not_finite_is_named(
 
 
 def test_the_first_bad_gradient_of_the_backward_pass_is_named(config: RunConfig) -> None:
-    class Several(Saboteur):
+    class SeveralGradientsCorrupter(GradientCorrupter):
         def recorded(self, record: Record, best: Best | None) -> None:
             for self.name in (
                 "blocks.0.norm1.bias",
@@ -92,7 +94,7 @@ def test_the_first_bad_gradient_of_the_backward_pass_is_named(config: RunConfig)
             ):
                 super().recorded(record, best)
 
-    message = train_until_stopped(config, Several(20, "", float("nan")))
+    message = train_until_stopped(config, SeveralGradientsCorrupter(20, "", float("nan")))
     assert message.startswith(
         "the gradient of blocks.1.norm1.bias became nan in step 21, at learning"
     )
@@ -100,28 +102,30 @@ def test_the_first_bad_gradient_of_the_backward_pass_is_named(config: RunConfig)
 
 @pytest.mark.parametrize("step", [10, 20])
 def test_a_bad_loss_is_named_before_bad_gradients(config: RunConfig, step: int) -> None:
-    message = train_until_stopped(config, WeightSaboteur(step, "norm.weight", float("nan")))
+    message = train_until_stopped(config, WeightCorrupter(step, "norm.weight", float("nan")))
     assert message.startswith(f"the loss became nan in step {step + 1}, at learning rate ")
 
 
 def test_weights_that_are_not_finite_are_not_saved(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A weight becomes infinite in the last step before a checkpoint; no loss has used it yet."""
+    """A weight becomes infinite in the last step before a checkpoint, after the last loss."""
 
-    class Late(WeightSaboteur):
+    class LateWeightCorrupter(WeightCorrupter):
         def recorded(self, record: Record, best: Best | None) -> None:
             if record.step == 20:
                 optimizer = self.run.state.optimizers[0]
-                monkeypatch.setattr(optimizer, "step", partial(self.spoil, optimizer.step))
+                monkeypatch.setattr(optimizer, "step", partial(self.corrupt, optimizer.step))
 
-        def spoil(self, step: Callable[[Tensor], None], rate: Tensor) -> None:
+        def corrupt(self, step: Callable[[Tensor], None], rate: Tensor) -> None:
             step(rate)
             if self.run.state.step == 39:
                 with torch.no_grad():
                     dict(self.run.model.named_parameters())[self.name].fill_(self.value)
 
-    message = train_until_stopped(config, Late(0, "token_embedding.weight", float("inf")))
+    message = train_until_stopped(
+        config, LateWeightCorrupter(0, "token_embedding.weight", float("inf"))
+    )
     assert message.startswith("token_embedding.weight became inf in step 40, at learning rate ")
     for checkpoint, step in (("last", 20), ("best", 20)):
         loaded = load_checkpoint(Path("run", checkpoint))
@@ -137,14 +141,14 @@ def test_weights_that_are_not_finite_are_not_saved(
 
 
 def test_a_far_too_high_learning_rate_is_explained(config: RunConfig) -> None:
-    wild = OptimConfig(lr=1e30, warmup=0, grad_clip=0.0)
-    message = train_until_stopped(replace(config, optim=wild), Reporter())
+    too_high = OptimConfig(lr=1e30, warmup=0, grad_clip=0.0)
+    message = train_until_stopped(replace(config, optim=too_high), Reporter())
     assert re.match(r".* became (nan|inf|-inf) in step 2, at learning rate 9\.99e\+29; ", message)
     assert "a longer --optim.warmup, --optim.grad-clip 1, for example" in message
     assert load_checkpoint("run/last").step == 0
 
 
-class EvaluationSaboteur(Reporter):
+class EvaluationCorrupter(Reporter):
     """Makes the logits NaN in evaluation mode, but not in training mode."""
 
     def __init__(self, step: int) -> None:
@@ -162,8 +166,8 @@ class EvaluationSaboteur(Reporter):
 
 
 def test_weights_whose_loss_is_not_finite_are_not_saved(config: RunConfig) -> None:
-    """Each weight and the training loss of the last step are finite; the validation loss is not."""
-    message = train_until_stopped(config, EvaluationSaboteur(20))
+    """All weights and the last training loss are finite, but the validation loss is not."""
+    message = train_until_stopped(config, EvaluationCorrupter(20))
     assert message.startswith("the validation loss became nan in step 40, at learning rate ")
     assert load_checkpoint("run/last").step == 20
 
@@ -171,16 +175,16 @@ def test_weights_whose_loss_is_not_finite_are_not_saved(config: RunConfig) -> No
 def test_a_validation_loss_that_is_not_finite_stops_the_run(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check before saving evaluates only one block, so it can miss this loss."""
+    """The check before saving is switched off here, because its single block may miss the loss."""
     monkeypatch.setattr("nanogpt.runs.finite.FiniteCheck.check_model", lambda _: None)
-    message = train_until_stopped(config, EvaluationSaboteur(0))
+    message = train_until_stopped(config, EvaluationCorrupter(0))
     assert message.startswith("the validation loss became nan in step 20")
 
 
 def test_a_bad_gradient_is_found_between_rare_log_lines(config: RunConfig) -> None:
     rare = TrainConfig(steps=400, batch_size=8, eval_every=400, log_every=400)
     message = train_until_stopped(
-        replace(config, train=rare), Saboteur(0, "norm.weight", float("nan"))
+        replace(config, train=rare), GradientCorrupter(0, "norm.weight", float("nan"))
     )
     assert message.startswith("the gradient of norm.weight became nan in step 1, ")
     assert load_checkpoint("run/last").step == 0
@@ -213,9 +217,9 @@ def test_an_overflow_in_one_gradient_skips_the_step_of_all_optimizers(config: Ru
             self.run, self.before, self.after = run, tensors(run), tensors(run)
             block = run.model.get_submodule("blocks.0.attention.qk")
             assert isinstance(block.weight, nn.Parameter)
-            block.weight.register_hook(self.spoil)
+            block.weight.register_hook(self.corrupt)
 
-        def spoil(self, gradient: torch.Tensor) -> torch.Tensor:
+        def corrupt(self, gradient: torch.Tensor) -> torch.Tensor:
             return gradient * float("inf") if self.run.state.step == 7 else gradient
 
         def recorded(self, record: Record, best: Best | None) -> None:
@@ -243,6 +247,6 @@ def test_an_overflow_in_one_gradient_skips_the_step_of_all_optimizers(config: Ru
 
 def test_float16_stops_if_every_step_overflows(config: RunConfig) -> None:
     config = replace(config, precision="float16", train=replace(config.train, eval_every=60))
-    message = train_until_stopped(config, Saboteur(5, "norm.weight", float("inf")))
+    message = train_until_stopped(config, GradientCorrupter(5, "norm.weight", float("inf")))
     assert message.startswith("the loss scale became ")
     assert "--precision float32" in message

@@ -31,7 +31,7 @@ FORMAT_0 = Path(__file__).parent / "format_0"
 
 @pytest.fixture
 def old_run() -> Path:
-    """A copy of the run in format 0."""
+    """A copy of a run that was saved in format 0."""
     shutil.copytree(FORMAT_0, "old")
     return Path("old")
 
@@ -46,7 +46,7 @@ def test_a_checkpoint_of_format_0_loads(checkpoint: str, loss: float | None) -> 
         assert loaded.best == Best(2, 1.3726807206364002, 1.9803596683860232)
     else:
         assert loaded.best == Best(4, loss, 1.9710545966154138)
-    # The validation loss of these weights was measured when they were saved.
+    # The expected loss was measured when the weights of this checkpoint were saved.
     corpus = load_corpus(str(FORMAT_0 / "text.txt"))
     validation = Split(encode_corpus(corpus, loaded.tokenizer, "val", 0.1))
     assert evaluate(loaded.model, validation).loss == pytest.approx(1.3662309363736944, abs=1e-5)
@@ -67,7 +67,7 @@ def test_a_run_of_format_0_is_resumed(old_run: Path) -> None:
     assert result.last.step == 8
     assert metrics(old_run)[:3] == before[:3]
     assert [line["step"] for line in metrics(old_run)] == [0, 2, 3, 4, 6, 8]
-    # The evaluation of step 4 is repeated with the restored weights and their restored average.
+    # The resumed run evaluates step 4 again, with the restored weights and averaged weights.
     repeated = metrics(old_run)[3]
     for name in ("train_loss", "val_loss", "ema_val_loss"):
         assert repeated[name] == pytest.approx(before[3][name], abs=1e-5)
@@ -147,7 +147,7 @@ def test_a_header_with_a_missing_key_is_refused(checkpoint: Path, key: str, mess
 
 @dataclass(frozen=True)
 class Shape:
-    """A file whose key `size` had the name `n` in the previous format."""
+    """The content of a file whose key `size` had the name `n` in the previous format."""
 
     size: int
 

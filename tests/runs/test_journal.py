@@ -33,7 +33,7 @@ def test_the_best_is_the_first_of_equal_lowest_losses(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "a run", 2.5)
     for step, val in enumerate([4.0, 3.0, 2.0, 2.0, 2.5]):
         journal.add(record(step, 1.0, val))
-        journal.add(record(step, 0.5))  # a lower training loss does not matter
+        journal.add(record(step, 0.5))  # no effect: the best depends on the validation loss
     assert journal.best is not None
     assert journal.best.step == 2
 
@@ -50,7 +50,7 @@ def test_the_best_may_belong_to_the_averaged_weights(tmp_path: Path) -> None:
 def test_the_plot_is_updated_during_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first plot comes after some time; later plots only while drawing takes little time."""
+    """The plot is not drawn at once, but after 60 seconds, and again when it has new records."""
     now, plot = time.perf_counter(), tmp_path / "loss.png"
     journal = Journal(tmp_path, "a run", 2.5)
     journal.add(record(0, None, 4.0))
@@ -86,13 +86,13 @@ def test_overfitting_is_falling_training_and_rising_validation_loss() -> None:
     def run(train: list[float], val: list[float]) -> bool:
         records = [record(0, None, 4.0)]
         for i, (t, v) in enumerate(zip(train, val, strict=True), start=1):
-            # Three noisy lines between evaluations: only their mean shows the trend.
+            # One evaluation per three noisy training losses: only their mean shows the trend.
             records += [record(3 * i - 2, t - 0.5), record(3 * i - 1, t + 0.5), record(3 * i, t, v)]
         return is_overfitting(records)
 
     assert run([2.0, 1.5, 1.4, 1.3], [1.8, 1.5, 1.6, 1.7])
     assert not run([2.0, 1.5, 1.4, 1.3], [1.8, 1.7, 1.6, 1.5])  # both fall
-    assert not run([2.0, 1.5, 1.4, 1.3], [1.8, 1.7, 1.6, 1.65])  # a single rise is noise
+    assert not run([2.0, 1.5, 1.4, 1.3], [1.8, 1.7, 1.6, 1.65])  # a single rise may be noise
     assert not run([2.0, 1.5, 1.6, 1.7], [1.8, 1.5, 1.6, 1.7])  # both rise: training diverges
     assert not run([2.0, 1.5], [1.8, 1.9])
     assert not is_overfitting([])

@@ -22,7 +22,7 @@ def test_an_impossible_scale_is_refused(scale: tuple[float, int], says: str) -> 
         LossScale(*scale)
 
 
-def test_the_scale_of_the_loss_is_that_of_torch() -> None:
+def test_the_loss_scale_equals_that_of_torch() -> None:
     """4,100 steps with finite gradients, except for four steps that overflow."""
     (weight,) = parameters = [nn.Parameter(torch.ones(3))]
     ours, theirs = LossScale(), torch.amp.GradScaler("cpu", enabled=True)
@@ -30,7 +30,7 @@ def test_the_scale_of_the_loss_is_that_of_torch() -> None:
     overflows = {0, 5, 6, 2050}
     for step in range(4100):
         gradient = torch.randn(3)
-        theirs.scale(torch.ones(()))  # torch creates its scale in the first call
+        theirs.scale(torch.ones(()))  # torch creates its scale in the first call of scale()
         weight.grad = gradient * ours.scale * (math.inf if step in overflows else 1)
         theirs.unscale_(sgd)
         theirs.update()

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from nanogpt.runs.plot import draw_loss
 
 
-def test_the_lines_are_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lines_contain_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     save = Figure.savefig
 

@@ -55,7 +55,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return files
 
 
-def test_a_resumed_run_is_the_run_that_was_saved(config: RunConfig) -> None:
+def test_a_resumed_run_equals_the_saved_run(config: RunConfig) -> None:
     saved = train(config).run
     run = resume_run(Path("run"), read_run_config(Path("run")))
     assert (run.config, run.text_sha256, run.bigram_loss) == (
@@ -67,7 +67,7 @@ def test_a_resumed_run_is_the_run_that_was_saved(config: RunConfig) -> None:
     assert run.model.training
     for one, other in zip(run.model.parameters(), saved.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert run.journal.records == saved.journal.records[:-1]  # the last evaluation is repeated
+    assert run.journal.records == saved.journal.records[:-1]  # the last will be repeated
     assert run.journal.best == saved.journal.evaluations[-2].best()
 
 
@@ -102,7 +102,7 @@ def test_the_command_reads_training_json_once(
 
 
 def test_a_resume_needs_no_weights_of_the_best_checkpoint(config: RunConfig) -> None:
-    """A resumed run only needs the best loss so far; a better evaluation replaces all of best/."""
+    """A resumed run needs only the best loss so far: a lower loss replaces all files of best/."""
     best = train(config).best
     Path("run/best/model.safetensors").unlink()
     Path("run/best/tokenizer.json").unlink()
@@ -247,3 +247,30 @@ def test_prepare_run_applies_the_setting_deterministic(config: RunConfig) -> Non
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("characters", [11, 30, 64, 200, 640])
+@pytest.mark.parametrize("val_fraction", [0.1, 0.5, 0.9])
+def test_the_block_size_that_the_error_of_a_short_text_names_is_the_largest_possible(
+    config: RunConfig, tmp_path: Path, characters: int, val_fraction: float
+) -> None:
+    file = tmp_path / "short.txt"
+    file.write_text("ab" * characters)
+
+    def prepare(block_size: int) -> None:
+        model = replace(config.model, block_size=block_size)
+        run = replace(config, data=str(file), val_fraction=val_fraction, model=model, out=None)
+        prepare_run(run).lock.release()
+
+    with pytest.raises(UserError, match="too short") as error:
+        prepare(2000)
+    largest = int(str(error.value).rsplit("--model.block-size to ", 1)[1].split()[0])
+    prepare(largest)
+    with pytest.raises(UserError, match="too short"):
+        prepare(largest + 1)
+
+
+def test_a_text_of_one_token_in_a_split_needs_more_text(config: RunConfig, tmp_path: Path) -> None:
+    (file := tmp_path / "short.txt").write_text("abc")
+    with pytest.raises(UserError, match=r"its val split has 1 token; give more text$"):
+        prepare_run(replace(config, data=str(file)))

@@ -35,7 +35,7 @@ def count_parameters(shape: tuple[int, int, int]) -> int:
 
 
 def make_trial(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
-    """Make a trial whose loss is the loss of the true law plus the dropout."""
+    """Make a trial; its loss is that of the law TRUE plus `dropout`, so dropout makes it worse."""
     model = ModernConfig(*shape, 256, 65, dropout)
     N = count_parameters(shape)
     loss = TRUE.loss(N, D) + dropout
@@ -127,16 +127,16 @@ def test_frontier_has_each_new_lowest_loss() -> None:
 
 
 def test_takeover_is_where_the_curves_cross() -> None:
-    small = 10, [(10.0**k, 3.0 - 0.2 * k) for k in range(6)]  # from 3.0 at 1 to 2.0 at 10⁵
-    large = 1000, [(10.0**k, 4.0 - 0.6 * k) for k in range(1, 7)]  # equals `small` at 10^2.5
+    small = 10, [(10.0**k, 3.0 - 0.2 * k) for k in range(6)]  # loss 3.0 at 1 operation, 2.0 at 10⁵
+    large = 1000, [(10.0**k, 4.0 - 0.6 * k) for k in range(1, 7)]  # crosses `small` at 10^2.5
     late = (
         4000,
         [(10.0**k, 5.0 - 0.5 * k) for k in range(1, 9)],
-    )  # lower only after `large` ends
+    )  # higher than `large` until `large` ends
     ((operations, parameters),) = find_takeovers([small, large, late])
     assert operations == pytest.approx(10**2.5)
     assert parameters == pytest.approx(100)
-    first = 4000, [(10.0**k, 1.0) for k in range(3, 5)]  # lower from the start
+    first = 4000, [(10.0**k, 1.0) for k in range(3, 5)]  # lower than `small` from its first point
     assert find_takeovers([small, first]) == []
     assert fit_exponent([(10.0**k, 10.0 ** (2 * k)) for k in range(1, 6)]) == pytest.approx(2)
     assert fit_exponent([(1.0, 1.0)]) is None
@@ -165,7 +165,7 @@ def test_docs_name_the_cells_below_the_floor_and_the_errors() -> None:
     assert (len(below), len(cells)) == (4, 35)
     assert all(cell["loss"] > law.E for cell in cells)
     assert "4 of the 35 cells lie below" in page
-    assert f"better by {', '.join(f'{gap:.4f}' for gap in below)}." in page
+    assert f"floor by {', '.join(f'{gap:.4f}' for gap in below)} nats" in page
     assert f"It is {saved['sum']['error']:.1%} for the sum" in page
     free = saved["free"]
     assert f"the error is {free['error']:.1%}, and the largest error of a cell is" in page
@@ -178,11 +178,11 @@ def test_docs_name_the_cells_below_the_floor_and_the_errors() -> None:
     assert -0.012 < min(held_out["free"]) <= max(held_out["free"]) < 0
     assert 0.055 < max(map(abs, held_out["sum"])) < 0.06
     worst = {name: max(map(abs, errors)) for name, errors in held_out.items()}
-    assert f"to within {worst['free']:.1%}; all predictions are too low." in page
-    assert f"With p = 1 (a sum), the predictions are off by up to {worst['sum']:.1%}." in page
+    assert f"errors of at most {worst['free']:.1%}; all predictions are too low." in page
+    assert f"With p = 1 (a sum), the largest error is {worst['sum']:.1%}." in page
     runs = Counter((run["N"], run["D"]) for run in saved["runs"])
     single = sum(count == 1 for count in runs.values())
     assert f"{single} of the 35 cells have a single run" in page
     (curve,) = (curve for N, curve in saved["curves"] if N == 7_005_312)
-    gain = curve[-6][1] - curve[-1][1]  # one evaluation every 100 steps
+    gain = curve[-6][1] - curve[-1][1]  # 5 evaluations are 500 steps
     assert f"fell by {gain:.3f} in its last 500 steps" in page

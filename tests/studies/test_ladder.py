@@ -125,12 +125,12 @@ def test_each_rung_changes_one_kind_of_setting(config: LadderConfig) -> None:
     assert different[1] == {"feed_forward"}
     assert different[2] == {"n_layer"}
     assert different[3] == {"residual"}
-    assert different[4] == set()  # only the class changes: GPTConfig has layer norm
+    assert different[4] == set()  # only the class changes, to GPTConfig, which has layer norm
     assert different[5] == {"dropout"}
     assert different[6] <= {"n_layer", "n_embd", "n_head"}
-    assert different[7] == {"n_head"}  # and ModernConfig instead of GPTConfig
+    assert different[7] == {"n_head"}  # the class also changes, to ModernConfig
     assert "optimizer" in different[8]
-    assert different[8] <= asdict(config.muon).keys()  # the model is the same
+    assert different[8] <= asdict(config.muon).keys()  # only optimizer settings change
     kinds = [type(build(model)).__name__ for _, _, model, _ in plan_rungs(config)]
     assert kinds == ["Plain"] * 5 + ["GPT"] * 3 + ["Modern"] * 2
 

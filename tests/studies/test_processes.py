@@ -86,7 +86,7 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
     saves, messages = iter((0, 100, 200)), []
 
     def kill(step: int) -> None:
-        """Kill the process of the run as soon as it has saved this step or a later step."""
+        """Kill the process of the run after it has saved this step or a later one."""
         config = Path("one/last/config.json")
         while not config.exists() or json.loads(config.read_text())["step"] < step:
             time.sleep(0.05)
@@ -121,7 +121,7 @@ def test_worker_saves_a_checkpoint_when_it_is_asked_to_stop(
     worker.process.join(timeout=60)
     assert worker.process.exitcode == 0
     assert json.loads(Path("one/last/config.json").read_text())["step"] > 0
-    worker.stop()  # no error, although the process has ended
+    worker.stop()  # a second stop() raises no error
 
 
 def raise_a_value_error(*_: object) -> None:
@@ -144,7 +144,7 @@ def test_unexpected_exception_stops_the_study(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(processes, "_work", raise_a_value_error)
-    if sys.platform == "linux":  # a new fork server writes to the standard error of this test
+    if sys.platform == "linux":  # the next fork server writes to the standard error of this test
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
     with pytest.raises(Stopped, match=r"^one failed: see the traceback above$"):
         run_all([run], 1, never, "", lambda *_: None, pytest.fail)
@@ -190,7 +190,7 @@ Started = list[tuple[str, str, int, list[str]]]
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """Each run that starts: name, device, threads, and the names of the runs already running."""
+    """For each run that starts: name, device, threads, and the names of the other running runs."""
     started: Started = []
     running: list[str] = []
 

@@ -112,7 +112,7 @@ def test_autocast_restores_the_attention_kernels(precision: torch.dtype) -> None
     q, k, v = torch.randn(3, 2, 4, 16, 8).unbind()
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with autocast(torch.device("cpu"), precision):
-        assert not torch.backends.cuda.flash_sdp_enabled()  # fused attention is slow on a CPU
+        assert not torch.backends.cuda.flash_sdp_enabled()  # slow on a CPU
         attention = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     assert attention.dtype == precision
     torch.testing.assert_close(attention.float(), expected, atol=2e-2, rtol=2e-2)
@@ -121,7 +121,7 @@ def test_autocast_restores_the_attention_kernels(precision: torch.dtype) -> None
 
 
 def test_freed_memory_is_reused() -> None:
-    """Without the setting, glibc requests new pages for each tensor of 32 MB."""
+    """Without keep_freed_memory(), glibc requests new pages for each tensor of 32 MB."""
     resource = pytest.importorskip("resource")
     keep_freed_memory()
     faults = []
@@ -130,12 +130,12 @@ def test_freed_memory_is_reused() -> None:
         torch.ones(8 << 20)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     if find_c_function("mallopt"):
-        assert median(faults) < 100  # a tensor has 8,192 pages
+        assert median(faults) < 100  # 32 MB of new pages would cause 8,192 faults
 
 
 @posix_only
 def test_freed_memory_is_reused_with_an_older_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An old glibc refuses an mmap threshold above 32 MB; 32 MB is then used instead."""
+    """An old glibc refuses an mmap threshold above 32 MB, so the threshold becomes 32 MB."""
 
     class OldGlibc:
         maximum = 32 << 20
@@ -169,7 +169,7 @@ def test_every_device_computes_the_same_logits(
 ) -> None:
     """The logits equal float64 logits from the CPU, within the tolerance of the precision."""
     model = build(kind(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65))
-    for parameter in model.parameters():  # make the weights larger than initially
+    for parameter in model.parameters():  # make the initial weights larger
         parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
     tokens = torch.randint(65, (4, 64))
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_every_device_computes_the_same_logits(
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA L4", 121e12),
-        ("NVIDIA GH200 480GB", None),  # not the H200 in PEAKS
+        ("NVIDIA GH200 480GB", None),  # contains H200, but is another device
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("Tesla T4", None),
     ],

@@ -118,12 +118,12 @@ def test_a_replacement_interrupted_between_two_steps_is_resolved(
     assert names() == {"best"}
 
 
-# Imitations of Windows and macOS.
+# Tests that imitate Windows and macOS.
 
 
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Imitates the file behaviour of Windows that nanogpt depends on."""
+    """Make files behave as on Windows."""
     open_file = os.open
 
     def windows_open(path: Path, flags: int, **options: Any) -> int:
@@ -150,8 +150,8 @@ def test_windows_syncs_files_and_no_directories() -> None:
     assert Path("best/file").read_text() == "two"
 
 
-def open_elsewhere(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Refuse to rename for some seconds, as Windows does while another process opens the file."""
+def refuse_renames(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Refuse to rename files for some seconds, like Windows while another process has them open."""
     replace, until = os.replace, time.monotonic() + seconds
 
     def refused_replace(source: Path, target: Path) -> None:
@@ -167,7 +167,7 @@ def test_windows_waits_for_another_process_to_close_a_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     replace_directory(Path("best"), make("new", "one"))
-    open_elsewhere(monkeypatch, 0.2)
+    refuse_renames(monkeypatch, 0.2)
     replace_directory(Path("best"), make("new", "two"))
     assert Path("best/file").read_text() == "two"
     assert names() == {"best"}
@@ -177,7 +177,7 @@ def test_windows_waits_for_another_process_to_close_a_file(
 def test_windows_waits_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomically(Path("file"), b"one")
     monkeypatch.setattr(files, "REPLACE_TIMEOUT", 0.2)
-    open_elsewhere(monkeypatch, 60)
+    refuse_renames(monkeypatch, 60)
     with pytest.raises(PermissionError):
         write_atomically(Path("file"), b"two")
     assert Path("file").read_bytes() == b"one"
@@ -187,7 +187,7 @@ def test_windows_waits_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> No
 @posix_only
 def test_other_systems_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").touch()
-    open_elsewhere(monkeypatch, 60)
+    refuse_renames(monkeypatch, 60)
     start = time.monotonic()
     with pytest.raises(PermissionError):
         replace_path(Path("file"), Path("other"))
@@ -226,7 +226,7 @@ def test_a_drive_that_cannot_sync_directories_is_accepted(monkeypatch: pytest.Mo
 
 
 def test_a_directory_with_two_spellings_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS, a resolved path may differ from the original path in upper and lower case."""
+    """On macOS, a path and its resolved path may differ in upper and lower case."""
     file = make("run", "mine") / "file"
     Path("RUN").mkdir(exist_ok=True)
     real, same = os.path.realpath, os.path.samefile

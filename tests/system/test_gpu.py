@@ -17,8 +17,8 @@ from nanogpt.system.gpu import CudaGraph, compile_loss, take_snapshot
 # Compilation.
 
 
-class Noisy(torch.nn.Module):
-    """A model whose blocks have the same structure, with dropout."""
+class ModelWithDropout(torch.nn.Module):
+    """A model with dropout; its three blocks have the same structure."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def test_one_block_is_compiled_for_all_or_one_line_gives_the_reason(
         return call
 
     monkeypatch.setattr(torch, "compile", compile)
-    model, before = Noisy(), torch.get_rng_state()
+    model, before = ModelWithDropout(), torch.get_rng_state()
     example = torch.tensor([[0, 1]]), torch.tensor([[1, 2]])
     function = compile_loss(model.loss, [*model.blocks], example, lines.append)
     assert torch.equal(torch.get_rng_state(), before)
@@ -101,8 +101,8 @@ def test_a_missing_c_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.mark.gpu
-def test_every_call_does_the_captured_work() -> None:
-    """Each replay uses new random numbers: the same numbers as calls without a graph."""
+def test_every_replay_does_the_captured_work() -> None:
+    """Each replay draws new random numbers, equal to those of a call without a graph."""
     cuda, result, results = torch.device("cuda"), torch.zeros(4, device="cuda"), []
 
     def work() -> None:
@@ -124,11 +124,11 @@ def test_every_call_does_the_captured_work() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_snapshot_has_the_values_at_its_time(device: str) -> None:
-    """Another thread calls the snapshot after the tensors change; each copy has its own memory."""
+    """A thread calls the snapshot after the tensors changed; each copy has its own memory."""
     whole = torch.randn(512, 512, device=device)
     tensors = {"whole": whole, "part": whole[3:7].mT, "on the cpu": torch.randn(5)}
     expected = {name: t.cpu().clone() for name, t in tensors.items()}
-    if device == "cuda":  # keep the device busy, so that the copies begin later
+    if device == "cuda":  # keep the device busy, so that the copies start later
         torch.cuda._sleep(10**9)
     snapshot = take_snapshot(tensors)
     for t in tensors.values():

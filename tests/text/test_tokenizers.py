@@ -126,7 +126,7 @@ def test_a_file_that_is_not_a_tokenizer_is_refused_in_one_line(tmp_path: Path) -
         assert "\n" not in str(error.value)
 
 
-def test_kinds_are_told_from_paths() -> None:
+def test_kinds_are_distinguished_from_paths() -> None:
     kinds = ("char", "bpe", "bpe:9999", "byte", "x")
     assert [kind for kind in kinds if tokenizers.is_trained_on_text(kind)] == [
         "char",
