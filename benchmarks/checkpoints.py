@@ -6,8 +6,8 @@
 The pause is the time that training waits for a checkpoint. During a pause, the training thread
 checks and copies the weights and copies the optimizer state. Without a background thread, it also
 writes the files. The share is the sum of the pauses divided by the training time. Evaluations are
-as frequent as in the preset. Runs with and without --deterministic alternate. Their rates exclude
-the lines of metrics.jsonl with an evaluation.
+as frequent as in the preset. Runs with and without --deterministic alternate. The rate
+of such a run excludes the time of evaluations.
 The results go to benchmarks/results/checkpoints_DEVICE.json.
 """
 

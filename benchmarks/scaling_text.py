@@ -64,11 +64,11 @@ nats per character. The largest difference is at {round_to(cell["N"], 1)} parame
 {"No cell lies" if min(c["loss"] for c in cells) > law["E"] else "Some cells lie"} below E itself.
 
 **Only the scarcer resource limits the loss.** p is about {law["p"]:.0f}, so the larger term hides \
-most of the smaller one. With
-all the text, doubling the text lowers the loss more than doubling the parameters, for models of
-more than {round_to(crossovers[0], 1)} parameters. With {texts[2]:,} characters, about the size of \
-Tiny Shakespeare, this holds for
-models of more than {round_to(crossovers[1], 2)} parameters. Above this size, more parameters \
+most of the smaller one. For
+models of more than {round_to(crossovers[0], 1)} parameters, trained on all the text, the law
+predicts a larger gain from twice as much text than from twice as many parameters. With \
+{texts[2]:,} characters, about the size of Tiny Shakespeare, it predicts this for models of more
+than {round_to(crossovers[1], 2)} parameters. Above this size, more parameters \
 lower the loss little or not
 at all, with the training used here.
 

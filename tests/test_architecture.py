@@ -68,7 +68,7 @@ def find_own_imports(module: str) -> set[str]:
 
 
 def get_top_level_name(module: str) -> str:
-    """The subpackage or top-level module that contains a module, such as text for text.bpe."""
+    """Return the first part of the name of a module: `text` for `text.bpe`."""
     return module.split(".")[0]
 
 

@@ -1,7 +1,7 @@
 """A mutant of a checkpoint either loads the weights that were saved or raises UserError.
 
-The mutants have flipped bits, files that are cut, swapped or replaced, changed fields, huge numbers
-and links. Some mutants keep the old checksums; others have new checksums, as an attacker would
+A mutant has flipped bits, changed fields, huge numbers or links, or some of its files are cut,
+swapped or replaced. Some mutants keep the old checksums; others have new checksums, as an attacker would
 write. Each mutant may take two seconds and 500 MB. A separate process reads the mutants, so that
 its memory can be measured.
 """

@@ -1,4 +1,4 @@
-"""Training steps equal explicit formulas, for any number of steps in one call."""
+"""Training steps give the results of explicit formulas, however many steps a call takes."""
 
 from dataclasses import replace
 

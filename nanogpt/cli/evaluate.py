@@ -83,7 +83,7 @@ def evaluate(args: list[str]) -> None:
     with Bar(Console()) as bar:
         tokens = encode_corpus(corpus, first.tokenizer, part, val_fraction, bar.update)
     split = Split(tokens, device)
-    require_tokens({name: split}, 1)
+    require_tokens([(name, split)], 1)
     models = [checkpoint.model for checkpoint in checkpoints]
     evaluation = evaluate_split(models[0] if len(models) == 1 else Ensemble(models), split)
     steps = [checkpoint.step for checkpoint in checkpoints]

@@ -5,7 +5,7 @@ This is the decoder of Vaswani et al. 2017, "Attention Is All You Need"
 as in Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 
 Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
-V vocabulary.
+S slots of the cache, V vocabulary.
 """
 
 import math

@@ -69,9 +69,9 @@ class RunConfig:
     name: str = "gpt"
     """Name of the run. Its directory is runs/NAME, or the one given with --out."""
     data: str = "tinyshakespeare"
-    """The text: a corpus (tinyshakespeare, shakespeare, shakespeare-rest); a file, a directory or a
-    glob pattern of text, .jsonl or .parquet files; a URL, optionally with #sha256=HASH at its end
-    to check the text; hf:NAME or hf:NAME:PART from the Hugging Face Hub; - for standard input; or a
+    """The text. A corpus: tinyshakespeare, shakespeare or shakespeare-rest. A file, a directory or
+    a glob pattern: plain text, .jsonl or .parquet. A URL; #sha256=HASH at its end checks the text.
+    hf:NAME or hf:NAME:PART: a dataset of the Hugging Face Hub. A hyphen (-): standard input. A
     directory with train.bin and val.bin from nanoGPT."""
     column: str = "text"
     """Column of .jsonl and .parquet files that contains the text."""

@@ -1,6 +1,6 @@
 """Creates new runs, and restores runs from their last checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -45,7 +45,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
     tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, progress)
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
-    require_tokens(data.splits, config.model.block_size)
+    require_tokens(data.splits.items(), config.model.block_size)
     torch.manual_seed(config.seed)  # for the initial weights, then for dropout
     model = build(_set_vocab_size(config.model, tokenizer.vocab_size)).to(device)
     out, lock = make_run_directory(config.out, config.name)
@@ -106,7 +106,7 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
         )
     tokenizer, model = checkpoint.tokenizer, checkpoint.model.train()
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
-    require_tokens(data.splits, config.model.block_size)
+    require_tokens(data.splits.items(), config.model.block_size)
     config = replace(config, out=directory, data=corpus.name)
     planned_steps = info.config.train.steps
     run = _build_run(config, planned_steps, lock, model, tokenizer, data, info.text_sha256)
@@ -128,18 +128,18 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
         state.scale = info.scale
     best = read_checkpoint_info(run.out / "best").best if (run.out / "best").exists() else None
     if best and best.step == step and run.config.train.evaluates_at(step):
-        best = checkpoint.best  # the resumed run repeats the evaluation that found `best`
+        best = checkpoint.best  # as before this evaluation, which the resumed run repeats
     run.journal.resume(info.lines, step, best)
 
 
 def require_tokens(
-    splits: Mapping[str, Split], block_size: int, option: str | None = "--model.block-size"
+    splits: Iterable[tuple[str, Split]], block_size: int, option: str | None = "--model.block-size"
 ) -> None:
-    """Raise UserError unless each split has at least block_size + 1 tokens.
+    """Raise UserError unless each split, given with its name, has at least block_size + 1 tokens.
 
     `option` is the command-line option that sets block_size, if there is one.
     """
-    name, n = min(((name, len(split.tokens)) for name, split in splits.items()), key=itemgetter(1))
+    name, n = min(((name, len(split.tokens)) for name, split in splits), key=itemgetter(1))
     if n > block_size:
         return
     problem = f"the text is too short: its {name} split has {n} token{'' if n == 1 else 's'}"

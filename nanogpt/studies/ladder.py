@@ -159,7 +159,7 @@ def run_ladder(
     corpus = corpora.load_corpus(base.data, progress=reporter.preparing)
     tokenizer = get_tokenizer(base.tokenizer, corpus, base.val_fraction, reporter.preparing)
     data = Data(corpus, tokenizer, "cpu", base.val_fraction, reporter.preparing)
-    require_tokens(data.splits, config.small.block_size, option=None)
+    require_tokens(data.splits.items(), config.small.block_size, option=None)
     train, val = (to_int64(data.splits[name].tokens).numpy() for name in SPLITS)
     for n, (name, adds) in enumerate(NGRAM_RUNGS.items(), 1):
         start_time = time.perf_counter()

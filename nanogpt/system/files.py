@@ -91,7 +91,8 @@ def _sync_descriptor(descriptor: int) -> None:
     try:
         import fcntl
 
-        fcntl.fcntl(descriptor, getattr(fcntl, "F_FULLFSYNC"))  # noqa: B009  mypy: macOS has it
+        # mypy knows the constant only on macOS, so its name is given as a string.
+        fcntl.fcntl(descriptor, getattr(fcntl, "F_FULLFSYNC"))  # noqa: B009
     except (ImportError, AttributeError, OSError):  # not macOS, or not supported by the drive
         os.fsync(descriptor)
 

@@ -260,7 +260,7 @@ def _cached_facts(
             return parse_dataclass(TextFacts, read_json(cached), {}), check_unchanged
     facts = compute()
     check_unchanged()
-    # A file written within the last two seconds may change again without a new modification time.
+    # Some file systems store times in steps of two seconds: a newer file may change unnoticed.
     is_settled = all(now - modified > 2e9 for _, _, modified in stats)
     if facts.bytes > LARGE_TEXT and is_settled:
         with suppress(OSError):  # without the cache, the next run works but is slower

@@ -197,7 +197,7 @@ class _TokenFileInfo:
 def _load_token_file(
     corpus: Corpus, folder: Path, tokenizer: Tokenizer, split: SplitName | None
 ) -> Tokens:
-    """Map one split of a token directory into memory. The size of a large text is cached."""
+    """Map one split of a token directory into memory, and cache the number of bytes of its text."""
     if split is None:
         raise UserError(f"{folder} has two splits: choose train or val")
     file, dtype = folder / f"{split}.bin", np.dtype("<u2")

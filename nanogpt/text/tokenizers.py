@@ -89,7 +89,7 @@ def is_trained_on_text(kind: str) -> bool:
 
 
 def is_tokenizer_kind(kind: str) -> bool:
-    """Whether kind is char, byte, bpe or bpe:N, not a path. Raises UserError for a bad bpe:N."""
+    """Whether `kind` names a kind (char, byte, bpe, bpe:N). Raises UserError for a bad bpe:N."""
     return kind == "byte" or is_trained_on_text(kind)
 
 

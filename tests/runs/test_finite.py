@@ -109,7 +109,7 @@ def test_a_bad_loss_is_named_before_bad_gradients(config: RunConfig, step: int) 
 def test_weights_that_are_not_finite_are_not_saved(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A weight becomes infinite in the last step before a checkpoint, after the last loss."""
+    """In the last step before a checkpoint, a weight becomes infinite after the loss is known."""
 
     class LateWeightCorrupter(WeightCorrupter):
         def recorded(self, record: Record, best: Best | None) -> None:
