@@ -3,10 +3,10 @@
     python benchmarks/versus_nanogpt.py --nanogpt CHECKOUT       # train both
     python benchmarks/versus_nanogpt.py --plots                  # only draw the plots again
 
-CHECKOUT is a clone of github.com/karpathy/nanoGPT. This script copies the clone. In a
-separate process, train_nanogpt.py runs the unchanged train.py of the clone, and saves the weights
-after every evaluation. After the training, these weights are evaluated in the same way as nanogpt's weights: on
-the whole validation split, in non-overlapping windows, in float32. nanogpt runs as
+CHECKOUT is a clone of github.com/karpathy/nanoGPT. This script copies the clone. In a separate
+process, train_nanogpt.py runs the unchanged train.py of the clone, and saves the weights after
+every evaluation. After the training, these weights are evaluated in the same way as nanogpt's
+weights: on the whole validation split, in non-overlapping windows, in float32. nanogpt runs as
 `nanogpt train PRESET`, also in a separate process, with a different seed each time.
 
 Seconds count from the start of the process. They include evaluations. Memory is the peak memory of

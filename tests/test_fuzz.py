@@ -1,9 +1,9 @@
 """A mutant of a checkpoint either loads the weights that were saved or raises UserError.
 
 A mutant has flipped bits, changed fields, huge numbers or links, or some of its files are cut,
-swapped or replaced. Some mutants keep the old checksums; others have new checksums, as an attacker would
-write. Each mutant may take two seconds and 500 MB. A separate process reads the mutants, so that
-its memory can be measured.
+swapped or replaced. Some mutants keep the old checksums; others have new checksums, as an attacker
+would write. Each mutant may take two seconds and 500 MB. A separate process reads the mutants, so
+that its memory can be measured.
 """
 
 import hashlib
