@@ -1,6 +1,6 @@
 """A GPT in one file: it reads a text, trains on it, and generates more text like it.
 
-    python gpt.py              trains on Tiny Shakespeare; downloads input.txt if it is missing
+    python gpt.py              trains on Tiny Shakespeare, in input.txt; downloads it if missing
     python gpt.py mytext.txt   trains on your own text in UTF-8; use half a megabyte or more
 
 A language model reads the beginning of a text and gives each possible next character a probability.
@@ -9,8 +9,8 @@ probability. To generate text, sample a character from the probabilities, append
 
 Data and weights are tensors: arrays of numbers. Comments give their shapes, with these letters:
 
-    B  batch       blocks that go through the model together   batch_size
-    T  time        positions in a block                        at most block_size
+    B  batch       blocks of text processed together           batch_size
+    T  time        positions in a block of text                at most block_size
     C  channels    numbers in the vector of one position       n_embd
     H  heads       attention heads in one Transformer block    n_head
     D  head size   channels of one head                        C / H
@@ -37,13 +37,13 @@ URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 
 # 1. Data: from a text to batches of tokens.
 def read_text(args):
-    """Return the text of the file in `args`, or of input.txt, which is downloaded if needed."""
+    """Return the text of the file named in `args`, or of input.txt (downloaded if missing)."""
     path = Path(args[0] if args else "input.txt")
     if not args and not path.exists():
         try:
             path.write_bytes(urllib.request.urlopen(URL, timeout=30).read())
         except OSError as error:
-            advice = "create it without a network: nanogpt data tinyshakespeare --save input.txt"
+            advice = "create it offline with nanogpt data tinyshakespeare --save input.txt"
             sys.exit(f"input.txt is missing and its download failed ({error}): {advice}")
     return path.read_text(encoding="utf-8")
 
@@ -65,15 +65,15 @@ def get_batch(tokens, batch_size, block_size):
     return blocks[:, :-1], blocks[:, 1:]  # (B, T) each: inputs, and targets shifted by one
 
 
-# 2. The bigram: a simple model of pairs of characters, which the GPT has to beat.
+# 2. The bigram: a simple model that counts pairs of characters. The GPT has to beat its loss.
 def bigram_loss(train_tokens, val_tokens, V):
     """Return the validation loss of a model that counts how often each pair of characters occurs.
 
     The loss is the mean of -ln p, where p is the model's probability of the correct next character.
     """
     pairs = train_tokens[:-1] * V + train_tokens[1:]  # (length - 1,): one number per pair
-    counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): entry [a, b] is for "ab"
-    p = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): + 1 keeps p above 0
+    counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): [a, b] counts b after a
+    p = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): + 1 prevents ln p = -inf
     return -p[val_tokens[:-1], val_tokens[1:]].log().mean().item()
 
 
@@ -132,7 +132,7 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
         self.norm = nn.LayerNorm(n_embd)
         # Small random weights, as in GPT-2: all characters start with about the same probability.
-        # Layers that add to x get even smaller weights, because 2 * n_layer layers add to x.
+        # The 2 * n_layer layers that add to x get smaller weights, so that their sum stays small.
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 is_residual = name.endswith(("projection.weight", "feed_forward.2.weight"))
@@ -169,7 +169,7 @@ def train(model, tokens):
 
 @torch.no_grad()
 def evaluate(model, tokens):
-    """Return the mean loss over all tokens except the first, in blocks that do not overlap."""
+    """Return the mean loss over all targets (tokens after the first), in blocks without overlap."""
     T, count = model.block_size, len(tokens) - 1
     padding = (0, -count % T)  # fills the last block; cross_entropy ignores targets of -100
     inputs = F.pad(tokens[:-1], padding).view(-1, T)  # (number of blocks, T)

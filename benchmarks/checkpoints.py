@@ -4,10 +4,13 @@
     python benchmarks/checkpoints.py baby --device cuda
 
 The pause is the time that training waits for a checkpoint. During a pause, the training thread
-checks and copies the weights and copies the optimizer state. Without a background thread, it also
-writes the files. The share is the sum of the pauses divided by the training time. Evaluations are
-as frequent as in the preset. Runs with and without --deterministic alternate. The rate
-of such a run excludes the time of evaluations.
+checks the model, and copies the weights and the optimizer state. On a CPU, it also writes the
+files; on a GPU, a background thread writes them. The share is the sum of the pauses divided by the
+training time. Each evaluation saves a checkpoint; evaluations are as frequent as in the preset.
+
+The script also measures the training rate with and without --deterministic, in alternating runs.
+The rate excludes the time of evaluations.
+
 The results go to benchmarks/results/checkpoints_DEVICE.json.
 """
 
@@ -37,7 +40,7 @@ T = TypeVar("T")
 
 
 def measure_pauses(preset: str, device: str, steps: int) -> dict[str, Any]:
-    """Train once, and measure the time of each saving call in the training thread."""
+    """Train once; measure the time that each call for a checkpoint takes in the training thread."""
     pauses: list[float] = []
 
     def time_calls(function: Callable[..., T]) -> Callable[..., T]:
@@ -100,7 +103,9 @@ def main() -> None:
     )
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", type=int, default=0, help="default: the steps of the preset")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="steps of the run with pauses; default: the preset's"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     steps = args.steps or PRESETS[args.preset].config.train.steps

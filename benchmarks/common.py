@@ -39,8 +39,9 @@ def run_timed(command: Sequence[str]) -> tuple[str, float, float]:
 def load_unseen_text() -> Corpus:
     """Return a text that was not used to choose settings. It is as long as the validation split.
 
-    The text is A Midsummer Night's Dream and the beginning of the next play. Neither of the two
-    plays is in Tiny Shakespeare. Characters outside the alphabet of Tiny Shakespeare are left out.
+    The text is the beginning of `shakespeare-rest`: A Midsummer Night's Dream and a part of the
+    next play. Neither of the two plays is in Tiny Shakespeare. Characters outside the alphabet of
+    Tiny Shakespeare are left out.
     """
     tiny = corpora.load_corpus("tinyshakespeare")
     alphabet, size = set(tiny.text()), len("".join(tiny.read_split("val")))
@@ -53,9 +54,10 @@ def train_preset(
 ) -> dict[str, Any]:
     """Train a preset in a separate process; returns its evaluations, times and losses.
 
-    Seconds count from the start of the process until the evaluated weights are on disk. With
-    averaged weights, an evaluation has two losses; the lower one counts. The best weights are also
-    evaluated on the unseen text. If `keep` is given, the run is moved to this path.
+    The seconds of an evaluation count from the start of the process until the evaluated weights are
+    on disk. With averaged weights, an evaluation has two losses; the lower one counts. The best
+    weights are also evaluated on the unseen text. If `keep` is given, the run directory is moved to
+    this path.
     """
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
@@ -82,7 +84,8 @@ def train_preset(
         if "val_loss" in record
     ]
     best = min(evaluations, key=lambda evaluation: evaluation["val_loss"])
-    # The clock of a run starts after the imports: add the time from the start of the process.
+    # The clock of a run starts after the imports, and is read before the weights are written.
+    # The offset adds both times.
     offset = best_on_disk - best["seconds"]
     for evaluation in evaluations:
         evaluation["seconds"] += offset

@@ -2,12 +2,12 @@
 
     python benchmarks/corpora.py
 
-The text consists of lines of Shakespeare in random order. Each of the two starts is a separate
-process. The first start has an empty cache: it reads the text, computes its hash, trains byte pairs
-and encodes the text. The second start finds these results in the cache. The seconds exclude the
-import of torch; the memory includes this import. Then the preset `tiny` trains alternately on
-tokens mapped from the cache and on the same tokens in memory. The results go to
-benchmarks/results/corpora.json.
+The text consists of random lines of Shakespeare. The script measures two starts, each in a separate
+process. The first start has an empty cache: it reads the text, computes its hash, trains a
+byte-pair tokenizer and encodes the text. The second start finds these results in the cache. The
+seconds exclude the import of torch; the memory includes this import. Then the preset `tiny` trains
+alternately on tokens that are memory-mapped from the cache and on a copy of them in memory. The
+results go to benchmarks/results/corpora.json.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def measure_training(file: Path, kind: str, repeats: int, out: Path) -> dict[str
             seconds = time.perf_counter() - start
             rates[name].append((run.state.tokens - before) / seconds)
     run.lock.release()
-    # The first measurement of each kind is a warm-up.
+    # The first measurement of each kind is a warm-up, so the median leaves it out.
     return {name: median(measured[1:]) for name, measured in rates.items()}
 
 
@@ -110,7 +110,7 @@ def main() -> None:
         text = home / "large.txt"
         write_text(text, args.megabytes)
         os.environ["NANOGPT_CACHE"] = str(home / "cache")
-        time.sleep(3)  # the cache does not trust a file that was changed less than 2 seconds ago
+        time.sleep(3)  # the facts of a text are not cached if it changed in the last 2 seconds
         command = [sys.executable, __file__, "--tokenizer", args.tokenizer, "--start", str(text)]
         first, second = (json.loads(subprocess.check_output(command)) for _ in range(2))
         result = {

@@ -2,16 +2,18 @@
 
     python benchmarks/sampling.py --nanogpt CHECKOUT
 
-All programs have the same random weights and run in one process, in turn:
+The compared programs have the same random weights. They run in one process, in turn, and generate
+500 tokens of each text, with temperature 0.8 and top-k 200. There are three measurements:
 
-- 500 tokens of one text with the shape of `baby` (10.8M parameters, context 256), compared with
-  nanoGPT's model.py at the settings of its sample.py: temperature 0.8, top-k 200, autocast to
-  bfloat16 on a GPU, float32 on a CPU, not compiled;
-- on a GPU, 500 tokens of 64 texts in one batch;
-- on a GPU, 500 tokens of one text with the shape of GPT-2 (124M parameters, context 1,024) in
-  bfloat16, compared with generate() of `transformers`, which compiles the model (static cache).
+- One text, from a model with the shape of `baby` (10.8M parameters, context 256): nanogpt, and
+  nanoGPT's model.py. On a GPU, nanogpt has bfloat16 weights, and nanoGPT uses autocast to bfloat16.
+  On a CPU, both use float32. As in nanoGPT's sample.py, nanoGPT's model is not compiled.
+- On a GPU, 64 texts in one batch, from the same model: only nanogpt.
+- On a GPU, one text, from a model with the shape of GPT-2 (124M parameters, context 1,024) in
+  bfloat16: nanogpt, and generate() of `transformers`. With a static cache, as here, generate()
+  compiles the model.
 
-A time covers the whole call: the prompt and all tokens, even the tokens after the context is full.
+A time covers the whole call: the prompt and all tokens, also those after the context is full.
 The time excludes loading and compilation, because every program generates once before the timing
 starts. The results are medians and go to benchmarks/results/sampling_DEVICE.json.
 """
@@ -41,7 +43,7 @@ TOKENS = 500
 SAMPLING = Sampling(temperature=0.8, top_k=200)
 GPT2 = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50_257)
 
-# Patterns in the parameter names of GPT-2, and the replacements that give nanogpt's names.
+# Patterns in GPT-2's parameter names, and the replacements that turn them into nanogpt's names.
 NAMES = (
     (r"^transformer\.wte", "token_embedding"),
     (r"^transformer\.wpe", "position_embedding"),
@@ -77,7 +79,7 @@ def scale_embedding(model: GPT) -> GPT:
 
 
 def generate_text(model: GPT, texts: int = 1) -> None:
-    """Generate TOKENS tokens of each text with the function that nanogpt.load() uses."""
+    """Generate TOKENS tokens of each text, as a model from nanogpt.load() does."""
     is_cuda = next(model.parameters()).device.type == "cuda"
     list((fast.generate if is_cuda else generate)(model, [[0]] * texts, TOKENS, SAMPLING))
 
@@ -204,7 +206,7 @@ def main() -> None:
     )
     parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no-large", action="store_true", help="leave out the shape of GPT-2")
+    parser.add_argument("--no-large", action="store_true", help="skip the model of GPT-2's shape")
     args = parser.parse_args()
     limit_threads()
     device = pick_device("auto")

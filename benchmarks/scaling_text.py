@@ -11,7 +11,7 @@ def predict_loss(law: dict[str, float], parameters: float, characters: float) ->
 
 
 def find_crossover(law: dict[str, float], characters: float) -> float:
-    """Return the model size above which doubling the text gains more than doubling the model."""
+    """Return the model size above which twice the text lowers the loss more than twice the size."""
     low, high = 1e3, 1e9
     while high / low > 1.001:
         middle = (low * high) ** 0.5
@@ -25,13 +25,13 @@ def find_crossover(law: dict[str, float], characters: float) -> float:
 
 
 def round_to(number: float, digits: int) -> str:
-    """Format a number with this many significant digits, such as "3,400" or "1.2 million"."""
+    """Format a number with `digits` significant digits, such as "3,400" or "1.2 million"."""
     rounded = float(f"{number:.{digits}g}")
     return f"{rounded / 1e6:g} million" if rounded >= 1e6 else f"{rounded:,.0f}"
 
 
 def findings(result: dict[str, Any]) -> str:
-    """Describe the errors of the laws, cells below a floor, limiting resources and predictions."""
+    """Describe the errors of the laws, cells below a floor, bottlenecks and the extrapolation."""
     cells, law = result["cells"], result["free"]["law"]
     below = [
         (law["E"] + law["B"] / cell["D"] ** law["beta"] - cell["loss"], cell) for cell in cells
@@ -47,13 +47,13 @@ def findings(result: dict[str, Any]) -> str:
     texts = sorted({cell["D"] for cell in cells})
     is_low = all(error < 0 for error in errors["free"])
     crossovers = [find_crossover(law, characters) for characters in (texts[-1], texts[2])]
-    return f"""**A sum of both terms does not fit the losses.** The error of a law is the root \
-mean square of
-predicted / measured loss − 1 over the {len(cells)} cells. It is {result["sum"]["error"]:.1%} for \
-the sum (p = 1). The confidence
-intervals of its parameters are too wide to be useful: no sum fits both the cells with little text
-and the cells with small models. With p fitted, the error is {result["free"]["error"]:.1%}, and \
-the largest error of a
+    return f"""**A sum of both terms does not fit the losses.** The error of a cell is \
+predicted loss / measured loss − 1.
+The error of a law is the root mean square of the errors of all {len(cells)} cells. It is \
+{result["sum"]["error"]:.1%} for the sum (p = 1).
+The confidence intervals of the sum's constants are too wide to be useful: no sum fits both the
+cells with little text and the cells with small models. With p fitted, the error is \
+{result["free"]["error"]:.1%}, and the largest error of a
 cell is {result["free"]["largest_error"]:.1%}.
 
 **{len(below)} of the {len(cells)} cells lie below a floor of the law.** With p fitted, the law \
@@ -72,7 +72,7 @@ than {round_to(crossovers[1], 2)} parameters. Above this size, more parameters \
 lower the loss little or not
 at all, with the training used here.
 
-**Extrapolation.** The laws were also fitted to the six smaller sizes only. With p fitted, this \
+**Extrapolation.** The laws were also fitted to the six smaller sizes only. With p fitted, the \
 law predicts the
 losses of the largest model with errors of at most {worst["free"]:.1%}\
 {"; all predictions are too low" if is_low else ""}. With p = 1 (a sum),

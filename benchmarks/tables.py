@@ -33,7 +33,7 @@ def get_median_loss(result: Result, program: str) -> float:
 
 
 def get_runs(result: Result) -> list[Result]:
-    """All runs of a preset, including the runs in a comparison with the same settings."""
+    """All runs of a preset, and its runs in a comparison if they have the same settings."""
     return [*result["runs"], *result.get("compared", [])]
 
 
@@ -144,7 +144,7 @@ def throughput_table(result: Result) -> str:
 
 
 def get_throughput_ratio(result: Result) -> float:
-    """The throughput of nanogpt divided by that of nanoGPT, both at their best batch sizes."""
+    """The throughput of nanogpt divided by that of nanoGPT, each at its best batch size."""
     best = {
         program: max(median(rates) for rates in sizes.values())
         for program, sizes in result["gpt2"]["rates"].items()
@@ -188,7 +188,7 @@ def corpora_table(result: Result) -> str:
         ["ratio of rates, cache / memory", f"{training['mapped'] / training['in_memory']:.3f}"],
     ]
     repeats = f"{result['repeats']} repeats of 20 steps each"
-    note = f"{result['device']}; training: medians of {repeats}"
+    note = f"Measured on {result['device']}. The training rates are medians of {repeats}."
     return f"{make_table(head, rows)}\n{note}\n"
 
 
@@ -196,7 +196,7 @@ VOCABULARIES = ("char", "byte", "bpe:512", "bpe:2048", "bpe:8192")
 
 
 def vocabularies_table(result: Result) -> str:
-    """Make the table of tokenizers, for the same body and the same size: mean and deviation."""
+    """Make the table of tokenizers; vocabularies.py explains "same body" and "same size"."""
     rows = []
     for same, kind in product(("body", "size"), VOCABULARIES):
         runs = [run for run in result["runs"] if (run["same"], run["tokenizer"]) == (same, kind)]
@@ -223,11 +223,12 @@ def vocabularies_table(result: Result) -> str:
         "step of the lowest loss",
         "bits per byte",
     ]
-    return f"{make_table(head, rows)}\n{result['device']}, {result['seeds']} seeds\n"
+    note = f"{result['device']}, {result['seeds']} seeds, ± standard deviation"
+    return f"{make_table(head, rows)}\n{note}\n"
 
 
 def checkpoints_table(results: Iterable[Result]) -> str:
-    """Make the table of the time that training waits for checkpoints, also after the last step."""
+    """Make the table of how long training waits for checkpoints, including the end of the run."""
     rows = []
     for result in results:
         cost = result["checkpoint"]

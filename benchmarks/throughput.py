@@ -2,16 +2,16 @@
 
     python benchmarks/throughput.py --nanogpt CHECKOUT
 
-- baby: the preset `baby`, 10.8M parameters, 64 × 256 tokens per step.
+- baby: the preset `baby`, 10.8M parameters, 64 × 256 tokens per step; only nanogpt.
 - gpt2: the shape of GPT-2, 124M parameters, at every batch size in --batches, with 1,024 tokens in
   each block. nanoGPT pads its vocabulary to 50,304 tokens. The text of nanogpt therefore has 50,304
   different characters, in random order. nanoGPT's bench.py trains on random tokens and without
   biases; nanogpt does the same.
 
-nanogpt runs as `nanogpt train`, in a separate process. Its rate is the median over ten lines of
-metrics.jsonl after the first two; none of them has an evaluation. nanoGPT's rate is the last one
-that bench.py prints. The programs run in turn. The results go to
-benchmarks/results/throughput.json after every round.
+nanogpt runs as `nanogpt train`, in a separate process. Its rate is the median over the ten
+intervals between lines 3 and 13 of metrics.jsonl; these intervals contain no evaluation. nanoGPT's
+rate comes from the last time per iteration that bench.py prints. The programs run in turn. The
+results go to benchmarks/results/throughput.json after every round.
 """
 
 import argparse

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 
 class SavedWeights(NamedTuple):
-    """Weights that nanoGPT saved after an evaluation; the name of their file is the step."""
+    """Describes weights that nanoGPT saved after an evaluation; their file is named `step`."""
 
     step: int
     seconds: float
@@ -71,7 +71,7 @@ def evaluate_checkpoints(
             self.model, self.config = model, model.config
 
         def forward(self, tokens: Tensor) -> Tensor:
-            # Without targets, nanoGPT's model returns only the logits of the last position.
+            # Without targets, nanoGPT's model returns only the last logits, so pass some targets.
             logits: Tensor = self.model(tokens, tokens)[0]
             return logits
 
@@ -91,9 +91,10 @@ def evaluate_checkpoints(
 
 
 def main() -> None:
-    """Train and print the result as JSON.
+    """Train, evaluate, and print the result as JSON.
 
-    Arguments: the path of nanoGPT's copy, the start time of this process, and --flags=FLAGS.
+    Arguments: the path of a copy of nanoGPT, the start time of this process, and --flags=FLAGS.
+    FLAGS are the arguments of train.py.
     """
     import resource
 

@@ -1,12 +1,12 @@
-"""Train variants of a preset with the same seeds, to separate their effect from random variation.
+"""Train variants of a preset with the same seeds, to separate effects from random variation.
 
     python benchmarks/variants.py tiny-fast -- "" "--optim.momentum 0.9" "--model.n-head 4"
     python benchmarks/variants.py baby --seeds 2 --jobs 4 -- "" "--model.dropout 0.3"
 
-Every argument after the preset is a variant: options of `nanogpt train`, or "" for the preset
-itself. Each run is a separate process. With --jobs N, N runs share the machine, so their
-times are not comparable. The table has the lowest and the last validation loss (mean over the
-seeds), the range of the lowest loss, and the median seconds of the whole process.
+Every argument after `--` is a variant: options of `nanogpt train`, or "" for the preset itself.
+Each run is a separate process. With --jobs N, N runs share the machine, so their times are not
+comparable. The table has the lowest and the last validation loss (mean over the seeds), the range
+of the lowest loss, and the median seconds of the whole process.
 """
 
 import argparse
@@ -26,8 +26,8 @@ def main() -> None:
     )
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("variants", nargs="+", metavar="OPTIONS")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 1, 2, ...")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
     args = parser.parse_args()
     print(f"| `{args.preset}` | lowest | range | last | seconds |\n| --- | --- | --- | --- | --- |")
     with ThreadPoolExecutor(args.jobs) as pool:

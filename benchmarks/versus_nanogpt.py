@@ -4,15 +4,15 @@
     python benchmarks/versus_nanogpt.py --plots                  # only draw the plots again
 
 CHECKOUT is a clone of github.com/karpathy/nanoGPT. This script copies the clone. In a separate
-process, train_nanogpt.py runs the unchanged train.py of the clone, and saves the weights after
+process, train_nanogpt.py runs the unchanged train.py of the copy, and saves the weights after
 every evaluation. After the training, these weights are evaluated in the same way as nanogpt's
 weights: on the whole validation split, in non-overlapping windows, in float32. nanogpt runs as
 `nanogpt train PRESET`, also in a separate process, with a different seed each time.
 
 Seconds count from the start of the process. They include evaluations. Memory is the peak memory of
 the process on the host during training. The best weights of each run are also evaluated on an
-unseen text (common.py). Three rounds take about 10 minutes on two CPU cores; a round takes about 4
-minutes on a large GPU.
+unseen text: see load_unseen_text() in common.py. A round trains each program once. Three rounds
+take about 10 minutes on two CPU cores; one round takes about 4 minutes on a large GPU.
 
 The results go to benchmarks/results: versus_nanogpt_NAME.json, and a plot of the loss over time.
 NAME is cpu or cuda, or the argument of --name. `python benchmarks/write_numbers.py` then writes the
@@ -69,7 +69,7 @@ CONTESTS = {
 
 
 def run_nanogpt(checkout: Path, flags: str) -> Result:
-    """Train nanoGPT in a copy of its checkout; returns what train_nanogpt.py prints."""
+    """Train nanoGPT in a copy of its checkout; returns the result that train_nanogpt.py prints."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "nanoGPT"
         shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git"))

@@ -2,12 +2,12 @@
 
     python benchmarks/vocabularies.py --device cuda --at-a-time 4
 
-The reference is the preset `tiny` with characters. "Same body" keeps the 4 layers and 128 channels
-of `tiny`, so that a larger vocabulary adds parameters. "Same size" chooses the number of channels
-that makes the number of parameters most similar to that of `tiny`. Every model trains for as many
-operations as `tiny` (models.flops_per_token), with the same batch of 12 blocks of 64 tokens, the
-same learning rates and the same schedule. A model with more operations per token therefore gets
-fewer steps. With byte pairs, each step contains more text.
+The reference is the preset `tiny`, whose tokens are characters. "Same body" keeps the 4 layers and
+128 channels of `tiny`; a larger vocabulary then adds parameters. "Same size" chooses the number
+of channels that makes the number of parameters most similar to that of `tiny`. Every model trains
+for as many operations as `tiny` (models.flops_per_token), with the same batch of 12 blocks of 64
+tokens, the same learning rates and the same schedule. A model with more operations per token
+therefore gets fewer steps. With byte pairs, a token is longer, so each step trains on more text.
 
 The results contain the lowest validation loss of each run. They go to
 benchmarks/results/vocabularies.json.
@@ -44,7 +44,7 @@ def count_parameters(model: GPTConfig) -> int:
 
 
 def plan_run(kind: str, same: str) -> RunConfig:
-    """Plan the run of a tokenizer with the same body or the same size as `tiny`."""
+    """Plan a run with this tokenizer and a model of the same body or the same size as `tiny`."""
     assert isinstance(TINY.model, GPTConfig)
     corpus = corpora.load_corpus(TINY.data)
     vocab_size = get_tokenizer(kind, corpus, TINY.val_fraction, no_progress).vocab_size
@@ -90,7 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--at-a-time", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--at-a-time", type=int, default=1, help="number of runs at the same time")
     args = parser.parse_args()
     plan = [*product(VOCABULARIES, ("body", "size"), range(1, args.seeds + 1))]
     spawn = multiprocessing.get_context("spawn")

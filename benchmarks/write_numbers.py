@@ -1,10 +1,10 @@
-"""Write the numbers of README.md and docs/ from the files in benchmarks/results.
+"""Write the generated parts of README.md and docs/ from the files in benchmarks/results.
 
     python benchmarks/write_numbers.py           # write
     python benchmarks/write_numbers.py --check   # only list the pages that differ; if any, exit 1
 
 A generated part of a page stands between `<!-- results: NAME -->` and `<!-- end -->`. The function
-NAME of this module returns its text. tests/test_numbers.py compares all pages with the results.
+NAME of this module returns this part. tests/test_numbers.py compares all pages with the results.
 """
 
 import argparse
@@ -66,9 +66,9 @@ def read_result(name: str) -> Any:
 
 
 def read_preset(name: str) -> Result:
-    """Read the runs of a preset, and the runs of the comparison that have the same settings."""
+    """Read a preset's runs, and add those of the nanoGPT comparison with the same settings."""
     files = sorted(RESULTS.glob(f"preset_{name}_*.json"))
-    if not files:  # only a comparison measured this preset
+    if not files:  # only the comparison with nanoGPT measured this preset
         comparison = read_result("versus_nanogpt_h100.json")
         runs = comparison["runs"][f"nanogpt {name}"]
         return {"preset": name, "hardware": comparison["device"], "runs": runs}
@@ -185,9 +185,10 @@ def lowest() -> str:
     return (
         f"`best` has a validation loss of {mean(losses):.4f}, the mean of {len(losses)} seeds "
         f"({min(losses):.4f} to {max(losses):.4f}).\n\n"
-        f"An ensemble averages the probabilities of several runs. {len(ensemble['members'])} runs "
-        f"of `best` have losses of\n{members}; their ensemble has a loss of "
-        f"{ensemble['loss']:.4f}. Measured on {ensemble['device']} with\n\n```sh\n{commands}\n```\n"
+        f"An ensemble averages the probabilities of several models. {len(ensemble['members'])} "
+        f"other runs of `best` have losses of\n{members}; their ensemble has a loss of "
+        f"{ensemble['loss']:.4f}. Measured on\n{ensemble['device']} with these commands:\n\n"
+        f"```sh\n{commands}\n```\n"
     )
 
 
@@ -196,8 +197,8 @@ def lowest_in_short() -> str:
     ensemble = read_result("ensemble_cuda.json")
     return (
         f"The preset `best` reaches about {mean(get_losses(read_preset('best'))):.2f} with strong "
-        f"weight decay, Muon and averaged weights. An ensemble of\n{len(ensemble['members'])} such "
-        f"runs reaches {ensemble['loss']:.2f}.\n"
+        f"weight decay, Muon and averaged weights. An ensemble,\nwhich averages the probabilities "
+        f"of {len(ensemble['members'])} such models, reaches {ensemble['loss']:.2f}.\n"
     )
 
 
@@ -209,7 +210,7 @@ def bigram() -> str:
         f"{counted['val_loss'] - loss:.2f} for `{name}`" for name, loss in losses.items()
     )
     return (
-        f"A table of character pairs, made by counting, has a validation loss of "
+        f"A bigram that only counts character pairs has a validation loss of "
         f"{counted['val_loss']:.4f} nats per character.\nThe losses of the presets are lower by "
         f"{gains}.\n"
     )
@@ -248,7 +249,7 @@ def presets() -> str:
 
 
 def operations() -> str:
-    """The operations per token in a training step, for each preset and for GPT-2."""
+    """The operations per token in a training step, for all presets but `bigram`, and for GPT-2."""
     models = {f"`{name}`": build_preset(name) for name in PRESETS if name != "bigram"}
     with torch.device("meta"):
         models["GPT-2, 124M"] = build(GPT2)
@@ -274,14 +275,14 @@ def sampling() -> str:
     many = gpu["rows"]["baby, 64 texts"]["nanogpt"]["median"]
     return (
         f"{sampling_table(gpu)}\n{sampling_table(cpu)}\n"
-        f"For one text with the shape of `baby`, nanogpt is "
+        f"With the model of `baby`, nanogpt generates one text "
         f"{get_sampling_ratio(gpu, 'baby, 1 text', 'nanoGPT'):.1f} times as fast as nanoGPT on the "
         f"GPU and\n{get_sampling_ratio(cpu, 'baby, 1 text', 'nanoGPT'):.1f} times as fast on two "
         f"CPU cores. nanoGPT has no cache: it sends the whole context through\nthe model for each "
-        f"token. For one text with the shape of GPT-2, nanogpt is "
+        f"token. With the model of GPT-2, nanogpt generates one text "
         f"{get_sampling_ratio(gpu, 'GPT-2, 1 text', 'transformers'):.1f} times as fast as\n"
-        f"`generate()` of transformers with a static cache. 64 texts in one batch reach "
-        f"{many:,.0f} tokens per\nsecond; the goal is 200,000.\n"
+        f"`generate()` of `transformers` with a static cache. With the model of `baby`, 64 texts "
+        f"in one batch\nreach {many:,.0f} tokens per second; the goal of this project is 200,000.\n"
     )
 
 

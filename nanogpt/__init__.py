@@ -6,7 +6,7 @@
 >>> from nanogpt import load
 >>> load("runs/tiny").generate("ROMEO:", max_new_tokens=200)  # doctest: +SKIP
 
-The module nanogpt.train trains a model, and nanogpt.evaluate measures its loss.
+The module `nanogpt.train` trains a model, and `nanogpt.evaluate` measures its loss.
 """
 
 from importlib import import_module
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """Return the public names, including those that are not imported yet."""
+    """Return the names in this module, including public names that are not imported yet."""
     return sorted({*globals(), *__all__})
 
 

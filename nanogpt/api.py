@@ -28,7 +28,7 @@ class GenerationConfig(Sampling):
     """Settings of text generation, shared by the command line and the Python API."""
 
     max_new_tokens: int = 500
-    """Number of tokens to generate for each prompt."""
+    """Number of tokens to generate for each completion; a stop string can end it earlier."""
     samples: int = 1
     """Number of completions of each prompt."""
     stop: Sequence[str] = ()
@@ -73,7 +73,7 @@ def load(
     """Load the best model of `run`: a run directory, its name below runs/, or None (newest run).
 
     `run` can also be a checkpoint directory, such as runs/tiny/last. The model generates text on
-    `device` at `precision`; precision auto is bfloat16 on GPUs that support it, otherwise float32.
+    `device` at `precision`: auto is bfloat16 on CUDA GPUs that support it, otherwise float32.
     Raises UserError if the model cannot be loaded.
     """
     directory = Path(run) if run is not None else None
@@ -107,7 +107,8 @@ class Completions:
         prompts = [prompt for prompt in prompts for _ in range(config.samples)]
         self._tokens = [encode_prompt(tokenizer, prompt) for prompt in prompts]
         self._decoders = [
-            CompletionDecoder(Completion(prompt), tokenizer, config.stop) for prompt in prompts
+            CompletionDecoder(Completion(prompt), tokenizer, config.stop, tokens)
+            for prompt, tokens in zip(prompts, self._tokens, strict=True)
         ]
         self.texts = [decoder.completion for decoder in self._decoders]
 
@@ -157,7 +158,7 @@ class Trained:
     def complete(
         self, prompts: Sequence[str], config: GenerationConfig, logprobs: bool = False
     ) -> Completions:
-        """Return the completions of `prompts`. Iterate to get pieces of text, or call finish()."""
+        """Return the completions of `prompts`; iterating over them, or finish(), generates them."""
         return Completions(self._generator, self.tokenizer, prompts, config, logprobs)
 
     @overload

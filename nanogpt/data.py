@@ -27,14 +27,19 @@ class Split:
 
     def __init__(self, tokens: Tokens, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        # torch has few operations on unsigned integers: use signed ones, which to_int64() corrects.
+        # torch has few operations on unsigned integers: read ids as signed; to_int64() undoes this.
         ids = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
         self.tokens = ids.to(device) if ids.nbytes < free_token_memory(self.device) else ids
         self.bytes_per_token = tokens.bytes / max(1, len(self.tokens))
+        self.lost = tokens.lost_bytes / max(1, tokens.bytes)
+        """Fraction of the text that the tokens do not reproduce."""
 
-    def bits_per_byte(self, loss: float) -> float:
-        """Convert nats per token to bits per byte, which can be compared between tokenizers."""
-        return loss / math.log(2) / self.bytes_per_token
+    def bits_per_byte(self, loss: float) -> float | None:
+        """Convert nats per token to bits per byte, which can be compared between tokenizers.
+
+        Returns None if the tokens do not reproduce the text: a lost text need not be predicted.
+        """
+        return None if self.lost else loss / math.log(2) / self.bytes_per_token
 
     def blocks(self, starts: Tensor, block_size: int) -> Tensor:
         """Return the blocks (B, T + 1) at `starts` (B,), each with the token that follows it."""
@@ -59,7 +64,7 @@ class Split:
 
 
 def to_int64(tokens: Tensor) -> Tensor:
-    """Convert token ids from 16 or 32 bits to the 64-bit integers that an embedding needs."""
+    """Convert token ids from 16 or 32 bits to the 64-bit integers that the loss function needs."""
     return tokens.long() & 0xFFFF if tokens.dtype == torch.int16 else tokens.long()
 
 
@@ -89,7 +94,7 @@ class Data:
 class BatchOrder:
     """Chooses where the blocks of a batch start, given the seed and the number of earlier blocks.
 
-    random: each block starts at a random position. epochs: in each epoch, the text is cut into
+    `random`: each block starts at a random position. `epochs`: in each epoch, the text is cut into
     blocks, and each block is used once, in random order. Each epoch cuts at different positions.
     """
 

@@ -39,7 +39,7 @@ def write_error(run: Path, error: OSError) -> Stopped:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the run, which saved a checkpoint. The exit status is 128 + signal number."""
+    """A signal ended the command; its work is saved. The exit status is 128 + signal number."""
 
     def __init__(self, number: signal.Signals, saved: str, command: str) -> None:
         super().__init__(f"interrupted; saved {saved}; resume with: {command}")
@@ -67,9 +67,9 @@ def join_command(arguments: Sequence[str]) -> str:
 
 
 def escape_control(text: str) -> str:
-    """Replace control characters, except line breaks and tabs, with escape sequences.
+    """Make control characters readable, except line breaks and tabs: ESC becomes \\x1b.
 
-    Control characters could change the state of a terminal.
+    A terminal would obey control characters, for example clear the screen.
     """
     return "".join(
         c if category(c) != "Cc" or c in "\n\t" else c.encode("unicode_escape").decode()

@@ -1,7 +1,7 @@
 """Computes the loss of a model over a whole split. The whole package evaluates models this way.
 
-An evaluation uses non-overlapping windows of block_size tokens, counts every position, and runs in
-float32 without dropout. So the loss depends only on the model and the text.
+An evaluation uses non-overlapping windows of block_size tokens, averages over all positions, and
+runs in float32 without dropout. So the loss depends only on the model and the text.
 """
 
 import math
@@ -17,7 +17,7 @@ from .models import Model
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Return -log p(target) in nats, in float32, from logits (B, T, V) and targets (B, T)."""
+    """Return the mean -log p(target) in nats, in float32, for logits (B, T, V), targets (B, T)."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
 
 
@@ -27,8 +27,8 @@ class Evaluation:
 
     loss: float
     """Mean loss in nats per token."""
-    bits_per_byte: float
-    """Bits per byte of UTF-8 text, which can be compared between tokenizers."""
+    bits_per_byte: float | None
+    """Bits per byte of UTF-8 text, to compare tokenizers; None if the tokenizer loses text."""
     tokens: int
     """Number of predicted tokens."""
 
@@ -51,7 +51,7 @@ class Ensemble(nn.Module):
 
 @torch.no_grad()
 def evaluate(model: Model | Ensemble, split: Split) -> Evaluation:
-    """Return the mean loss over all tokens of a split except the first, which has no context."""
+    """Predict every token of a split but the first, which has no context; return the mean loss."""
     block_size = model.config.block_size
     # Large batches keep a GPU busy; small batches fit into the caches of a CPU.
     tokens_per_batch = 2048 if split.device.type == "cpu" else 8192

@@ -1,7 +1,7 @@
 """Autoregressive generation: predict the next token, sample it, append it, repeat.
 
-The model first processes the whole prompts (prefill). Then it processes only the newest tokens, as
-the cache holds the keys and values of all earlier tokens. Dimensions: B texts, V vocabulary.
+The model first processes the whole prompts (prefill). Then it processes only the newest token of
+each text; the cache has the keys and values of the earlier ones. Dimensions: B texts, V vocabulary.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ class Sampling:
     """Settings for choosing the next token from the logits, applied in the order of the fields."""
 
     repetition_penalty: float = 1.0
-    """A value above 1 makes tokens that are already in the text less likely: it divides positive
-    logits and multiplies negative logits (Keskar et al. 2019, arXiv:1909.05858)."""
+    """A value above 1 makes tokens that are already in the text less likely: it divides their
+    logits if positive and multiplies them if negative (Keskar et al. 2019, arXiv:1909.05858)."""
     temperature: float = 1.0
     """Divides the logits: low values favour likely tokens; 0 selects the most likely token."""
     top_k: int | None = None
@@ -59,7 +59,7 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     """Apply temperature, top-k, top-p and min-p to logits (B, V); set removed tokens to -∞.
 
     The most likely token is always kept. If logits are equal, top-k and top-p prefer lower indices,
-    so top-k keeps exactly k tokens. min-p keeps every token at its threshold.
+    so top-k keeps exactly k tokens. min-p keeps every token that is exactly at its threshold.
     """
     if sampling.temperature < torch.finfo(torch.float32).tiny:  # 0, or too small for float32
         best = logits.argmax(-1, keepdim=True)
@@ -88,8 +88,8 @@ def sample_token(
 ) -> Tensor:
     """Sample token ids (B,) from logits (B, V), using uniform random numbers (B,) in [0, 1).
 
-    The sampled token is the first token whose cumulative probability exceeds the random number
-    (inverse transform sampling). So the same numbers give the same tokens on every device.
+    The result is the first token whose cumulative probability exceeds the random number (inverse
+    transform sampling). So the same numbers normally give the same tokens on every device.
     """
     if seen is not None:
         logits = penalise_seen(logits, seen, sampling.repetition_penalty)
@@ -124,7 +124,7 @@ class NextTokens(NamedTuple):
 
     tokens: list[int]
     logprobs: list[float] | None
-    """Log-probability of each token in nats, before penalty and filters; None if not requested."""
+    """Log-probability of each token in nats, without `Sampling` settings; None if not requested."""
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def generate(
 ) -> Iterator[NextTokens]:
     """Continue B prompts of token ids: yield one token for each prompt, `max_new_tokens` times.
 
-    The model sees only the last block_size tokens of a text. Raises Stopped for a non-finite logit.
+    The model sees at most the last block_size tokens. Raises Stopped for a non-finite logit.
     """
     sampling = sampling or Sampling()
     device, block_size = next(model.parameters()).device, model.config.block_size
@@ -167,7 +167,7 @@ def generate(
 
 def drop_oldest(context: list[int], block_size: int) -> list[int]:
     """Return the context if it fits; otherwise return its newest 3/4 × block_size tokens."""
-    # Dropping tokens shifts all positions, which needs a prefill. Dropping a quarter makes it rare.
+    # A drop shifts all positions, so it needs a prefill. Dropping a quarter makes prefills rare.
     return context if len(context) <= block_size else context[block_size // 4 - block_size :]
 
 

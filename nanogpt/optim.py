@@ -26,7 +26,7 @@ class OptimConfig:
     schedule: Literal["cosine", "linear"] = "cosine"
     """Shape of the learning-rate decay after the warm-up."""
     cooldown: float = 1.0
-    """Fraction of the steps after warm-up, at their end, in which a linear schedule decays."""
+    """A linear schedule decays only in this last fraction of the steps after the warm-up."""
     min_lr: float = 1e-4
     """Learning rate at the end of the schedule and after it. For Muon, it is multiplied by
     muon_lr / lr."""
@@ -105,7 +105,7 @@ class Adam:
             if indices:
                 lists = self.parameters, gradients, self.m, self.v
                 weights, g, m, v = ([tensors[i] for i in indices] for tensors in lists)
-                # This computes the equations of the class in one pass over each tensor.
+                # This computes the equations of the class docstring in one pass over each tensor.
                 torch._fused_adamw_(
                     weights,
                     g,
@@ -174,7 +174,7 @@ def scale_rates(optimizers: Sequence[Optimizer], rate: float, config: OptimConfi
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     """Scale all gradients down if their total norm exceeds max_norm. max_norm 0 turns this off.
 
-    Returns the norm of each parameter's gradient (P,) before clipping. This function replaces
+    Returns the norms (P,) of the gradients of P parameters before clipping. This function replaces
     torch.nn.utils.clip_grad_norm_, which returns only the total norm.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -187,7 +187,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 def get_ema_decay(step: int, config: OptimConfig) -> float:
     """Return the decay of the weight average in a step.
 
-    The average covers about the last 1 / (1 - ema) steps; at first, the last ninth of all steps.
+    The average covers about the last 1 / (1 - ema) steps; at first, a ninth of the steps so far.
     """
     return min(config.ema, (1 + step) / (10 + step))
 

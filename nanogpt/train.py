@@ -47,13 +47,13 @@ class Reporter:
     """Receives the progress of a run; this base class ignores it."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """Called while a large text is read and encoded; `done` and `total` are in bytes."""
+        """Called while text is read and encoded; `done` and `total` (0 if unknown) are in bytes."""
 
     def started(self, run: Run) -> None:
         """Called once, before the first step."""
 
     def recorded(self, record: Record, best: Best | None) -> None:
-        """Called for every line of metrics.jsonl; `best` is None before the first evaluation."""
+        """Called for each new line of metrics.jsonl; `best` is None before the first evaluation."""
 
     def said(self, line: str) -> None:
         """Called with a message for the user."""
@@ -62,7 +62,7 @@ class Reporter:
 def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
     """Create a run directory, and train a model in it from the first step to the last.
 
-    Raises UserError before the first step, Stopped or Interrupted after it.
+    Raises UserError for a mistake in the input, Stopped or Interrupted if the run ends early.
     """
     reporter = reporter or Reporter()
     return _fit(prepare_run(config, reporter.preparing), reporter)
@@ -73,7 +73,7 @@ def resume_training(
 ) -> Result:
     """Resume a run from its last checkpoint; raises the same errors as train().
 
-    `saved` is the run directory, or the contents that were already read from it.
+    `saved` is the run directory, or a SavedRun that was already read from it.
     """
     reporter = reporter or Reporter()
     run = resume_run(saved, config, reporter.preparing)
@@ -115,7 +115,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, keeper: Checkpoi
     while True:
         is_evaluation = settings.evaluates_at(state.step)
         if is_evaluation or interrupts.received:
-            keeper.save_last(start)  # before the evaluation, so that a resumed run repeats it
+            keeper.save_last(start)  # if the evaluation fails, the resumed run repeats it
         if interrupts.received:
             raise keeper.interrupted(interrupts.received)
 

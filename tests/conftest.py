@@ -81,14 +81,14 @@ def text_file(tmp_path: Path, text: str) -> Path:
 
 @pytest.fixture(scope="session")
 def bpe() -> HubTokenizer:
-    """A small tokenizer, trained on five languages."""
+    """A small tokenizer, trained on texts in four languages and on emoji."""
     return train_bpe(LANGUAGES * 3, 400)
 
 
 Answer = tuple[int, str, str]
 POSIX_OPTIONS: dict[str, Any] = {
-    "start_new_session": True,  # a new process group, as in a terminal
-    # A background job of a shell ignores SIGINT. Its child processes do too; undo this.
+    "start_new_session": True,  # the command and its children form a group, as in a terminal
+    # If pytest is a background job of a shell, it and its children ignore SIGINT: undo this.
     "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
 }
 if os.name != "posix":
@@ -113,7 +113,7 @@ def nanogpt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 @pytest.fixture
 def process() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
-    """Starts a command in a new process, which is killed at the end of the test."""
+    """Starts a command in a new process, which is killed at the end of the `with` block."""
 
     @contextmanager
     def run(*args: object) -> Iterator[subprocess.Popen[str]]:
@@ -147,7 +147,7 @@ def small() -> list[str]:
 
 @pytest.fixture
 def config(text_file: Path) -> RunConfig:
-    """The configuration of a run that takes one second."""
+    """The configuration of a run that takes about a second."""
     return RunConfig(
         name="small",
         data=str(text_file),
@@ -161,7 +161,7 @@ def config(text_file: Path) -> RunConfig:
 
 @pytest.fixture
 def run(nanogpt: Callable[..., Answer], small: list[str], text_file: Path) -> Path:
-    """The directory of a run that the command has trained."""
+    """The directory of a run that `nanogpt train` has trained."""
     status, _, err = nanogpt("train", "--data", text_file, "--out", "mine", *small)
     assert (status, err) == (0, "")
     return Path("mine")

@@ -6,5 +6,5 @@ import pytest
 
 
 def slow(value: object) -> Any:
-    """A value that is tested only with -m slow."""
+    """A value that is tested only with `-m slow`."""
     return pytest.param(value, marks=pytest.mark.slow)

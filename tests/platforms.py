@@ -12,7 +12,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs a feature
 
 
 def _can_link() -> bool:
-    """Whether this user may create symbolic links, which Windows restricts."""
+    """Whether this user may create symbolic links; Windows restricts this."""
     with tempfile.TemporaryDirectory() as directory:
         try:
             Path(directory, "link").symlink_to("target")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl without their seconds."""
+    """The lines of metrics.jsonl without the key `seconds`, which differs between runs."""
     lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
     return [{name: line[name] for name in line if name != "seconds"} for line in lines]
 

@@ -1,4 +1,4 @@
-"""Helpers that change files of a checkpoint and update the checksums, like an attacker."""
+"""Helpers that change files of a checkpoint and update the checksums, as an attacker would."""
 
 import hashlib
 import json

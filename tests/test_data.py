@@ -63,7 +63,7 @@ def test_a_batch_depends_on_the_seed_and_the_number_of_earlier_blocks(name: Orde
         assert again.starts(4 * step, 4).tolist() == in_order[step]
     for other in (BatchOrder(name, 1000, 8, seed=6), BatchOrder(name, 1000, 8, seed=4)):
         batches = [other.starts(4 * step, 4).tolist() for step in range(100)]
-        assert not any(batch in in_order for batch in batches)  # not at any step
+        assert not any(batch in in_order for batch in batches)  # not even at another step
 
 
 def test_random_blocks_start_anywhere_with_equal_probability() -> None:
@@ -71,7 +71,7 @@ def test_random_blocks_start_anywhere_with_equal_probability() -> None:
     starts = torch.cat([order.starts(10 * step, 10) for step in range(1000)])
     counts = starts.bincount(minlength=10)
     assert len(counts) == 10  # starts 0 to 9; the block at 9 ends with target 25
-    assert counts.min() > 850  # expected: 1,000, standard deviation: 30
+    assert counts.min() > 850  # 1,000 expected, with a standard deviation of 30
     assert counts.max() < 1150
 
 

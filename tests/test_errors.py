@@ -19,12 +19,12 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def find_rows(text: str) -> list[str]:
-    """Return the first column of all tables in a text, without the backquotes."""
+    """Return the first column of all tables in a text, without the backticks."""
     return [row[1] for row in re.findall(r"^\| (`+) ?(.+?) ?\1 \| ", text, re.MULTILINE)]
 
 
 def make_patterns(message: ast.expr) -> list[str]:
-    """Make a regular expression for each form of a message; inserted values match any text."""
+    """Make a regular expression for each form of a message; `(.*)` stands for inserted values."""
     match message:
         case ast.Constant(str(text)):
             return [re.escape(text)]
@@ -47,7 +47,7 @@ def find_patterns(*calls: str) -> Iterator[str]:
     for file in sorted(HOME.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in calls:
-                # The message of damaged_error() is its last argument; Stopped() has two parts.
+                # The message is the last argument; only Stopped() joins its arguments to a message.
                 parts = node.args if ast.unparse(node.func) == "Stopped" else node.args[-1:]
                 yield from map("".join, product(*map(make_patterns, parts)))
 

@@ -91,7 +91,7 @@ def swap(draw: random.Random, files: Files) -> Files:
 
 
 def change_field(draw: random.Random, files: Files) -> Files:
-    """Change a value of a JSON file; or rename, remove or repeat a key."""
+    """Change a value in a JSON file, or add, rename, remove or repeat a key."""
     name = draw.choice(sorted(file for file in files if file.endswith(".json")))
     whole = json.loads(files[name])
     inner = whole
@@ -193,7 +193,7 @@ def write_mutant(draw: random.Random, files: Files, directory: Path) -> str:
 
 
 def fuzz_checkpoints(base: Path, seed: int, mutants: int) -> dict[str, Any]:
-    """Read mutants of the checkpoint base/run/last; returns the number of each outcome."""
+    """Read mutants of the checkpoint base/run/last; returns outcomes, slowest time and memory."""
     files = {file.name: file.read_bytes() for file in (base / "run/last").iterdir()}
     original = load_checkpoint(base / "run/last")
     weights = original.model.state_dict()
@@ -234,7 +234,7 @@ RUNS = 100
 
 
 def damage_run(draw: random.Random, run: Path) -> None:
-    """Damage a file of a run outside its checkpoints, or add a file."""
+    """Damage run.json or metrics.jsonl, or place a link or a file in the run directory."""
     name = draw.choice(["run.json", "metrics.jsonl"])
     how = draw.randrange(6)
     if how < 3:

@@ -1,4 +1,4 @@
-"""Sampling: the filters equal plain loops, and generation equals the model without a cache."""
+"""Sampling: filters give the results of plain loops; a cache does not change generation."""
 
 import math
 from collections import Counter
@@ -101,7 +101,7 @@ def generate_without_cache(model: Model, tokens: list[int], n: int) -> list[int]
 def filter_with_plain_loops(
     logits: list[float], temperature: float, top_k: int, top_p: float
 ) -> list[float]:
-    """Compute the probabilities after the filters with plain loops."""
+    """With plain loops, compute the probabilities after the filters."""
     top = max(logits)
     p = [math.exp((logit - top) / temperature) for logit in logits]
     kth = sorted(logits, reverse=True)[min(top_k, len(logits)) - 1]

@@ -52,7 +52,7 @@ def make_data(text: str) -> Data:
 
 
 def count_bigram_loss(text: str) -> float:
-    """Compute the validation loss of bigram counts, add-one smoothed, with plain dictionaries."""
+    """With dictionaries, compute the validation loss of bigram counts with add-one smoothing."""
     cut, V = int(0.9 * len(text)), len(set(text))
     train, val = text[:cut], text[cut:]
     pairs, firsts = Counter(pairwise(train)), Counter(train[:-1])

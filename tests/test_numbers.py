@@ -44,7 +44,7 @@ CONSTANTS = {
 
 @pytest.fixture
 def numbers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module of the script that writes the numbers."""
+    """The module benchmarks/write_numbers.py."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module("write_numbers")
 
@@ -97,6 +97,6 @@ def test_the_summary_compares_runs_of_one_file(numbers: ModuleType) -> None:
 
 def test_the_runs_of_a_preset_are_counted_once(numbers: ModuleType) -> None:
     result = numbers.read_preset("baby-fast")
-    assert result["compared"] == []  # the comparison provides all runs of this preset
+    assert result["compared"] == []  # the comparison has the same runs
     losses = numbers.get_losses(numbers.read_preset("tiny-fast"))
     assert len(losses) == len(set(losses)) == 6

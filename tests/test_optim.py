@@ -69,7 +69,7 @@ def test_weight_decay_applies_only_to_matrices() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "adam"])
 def test_steps_follow_the_papers(kind: Literal["adamw", "adam"]) -> None:
-    """Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2."""
+    """Adam: Kingma & Ba 2015, algorithm 1. AdamW: Loshchilov & Hutter 2019, algorithm 2."""
     config = OptimConfig(kind, beta1=0.8, beta2=0.9, weight_decay=0.5)
     layer = nn.Linear(3, 2, bias=False)
     (optimizer,) = build_optimizers(layer, config)
@@ -116,7 +116,7 @@ def make_matrices(*shapes: tuple[int, int]) -> dict[str, nn.Parameter]:
 
 @pytest.mark.parametrize("shape", [(6, 6), (24, 8), (8, 24)])
 def test_orthogonalise_is_near_the_nearest_orthogonal_matrix(shape: tuple[int, int]) -> None:
-    """The result is U S Vᵀ with U and V from the SVD; S is not 1, but between 0.6 and 1.25."""
+    """The result is U S Vᵀ: U and V are those of the SVD; the values in S are from 0.6 to 1.25."""
     stack = torch.randn(5, *shape, dtype=torch.float64) * 10.0 ** torch.arange(-2, 3)[:, None, None]
     found = orthogonalise(stack, torch.float64)
     U, _, Vh = torch.linalg.svd(stack, full_matrices=False)
@@ -138,7 +138,7 @@ def test_a_stack_gives_the_same_results_as_single_matrices() -> None:
 
 
 def test_muon_follows_the_formulas() -> None:
-    """Muon (Jordan et al. 2024) with decoupled decay, for one matrix at a time in float64."""
+    """Muon (Jordan et al. 2024) with decoupled weight decay, one matrix at a time in float64."""
     ours = make_matrices((4, 4), (8, 4), (4, 4), (4, 12))
     muon = Muon(ours, momentum=0.9, weight_decay=0.5, precision=torch.float32)
     weights = [p.detach().double() for p in ours.values()]
@@ -161,7 +161,7 @@ def test_muon_follows_the_formulas() -> None:
 
 
 def test_stacked_matrices_change_like_separate_parameters() -> None:
-    """Two parameters contain three matrices each; a third parameter of the same shape is one."""
+    """Two parameters contain three matrices each; a third parameter of this shape is one matrix."""
     apart = make_matrices(*[(8, 8)] * 6, (24, 8))
     pieces, whole = list(apart.values())[:6], apart["6"]
     qkv = [nn.Parameter(torch.cat([*pieces[i : i + 3]]).detach()) for i in (0, 3)]

@@ -43,7 +43,7 @@ def config(text_file: Path) -> RunConfig:
 
 
 class Interrupter(Reporter):
-    """Sends this process a signal when the line of a step is written."""
+    """Sends SIGINT to this process when the line of a step is written to metrics.jsonl."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -93,7 +93,7 @@ def test_a_resumed_run_is_exact_to_the_bit(config: RunConfig, variant: str) -> N
 
 
 def test_a_run_with_more_steps_is_exact_too(config: RunConfig) -> None:
-    """Train 30 steps, then 30 more; the schedule does not depend on the number of steps."""
+    """Train 30 steps, then 30 more; with decay_steps, both runs have the same schedule."""
     settings = replace(config.train, eval_every=30)
     config = replace(config, optim=replace(config.optim, decay_steps=60), train=settings)
     train(replace(config, out=Path("straight")))
@@ -223,7 +223,7 @@ def test_settings_of_another_run_are_refused(
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("run")), Interrupter(20))
     before = {file: file.read_bytes() for file in Path("run").rglob("[!.]*") if file.is_file()}
-    with pytest.raises(UserError, match=message) as _error:  # keeps the lock object alive
+    with pytest.raises(UserError, match=message) as _error:  # its traceback keeps the lock alive
         resume_training(Path("run"), replace(read_run_config(Path("run")), **change))  # type: ignore[arg-type]
     lock_run(Path("run")).release()  # succeeds, because the lock was released
     assert before == {f: f.read_bytes() for f in Path("run").rglob("[!.]*") if f.is_file()}
@@ -242,13 +242,13 @@ def test_changed_metrics_are_named(config: RunConfig, lines: int | None, message
     train(replace(config, out=Path("run"), train=replace(config.train, steps=20)))
     file = Path("run/metrics.jsonl")
     kept = file.read_text().splitlines(keepends=True)[:lines] if lines is not None else ["x\n"] * 9
-    file.write_text("".join(kept) if lines != -1 else "".join(kept)[:-1])  # the last line is cut
+    file.write_text("".join(kept) if lines != -1 else "".join(kept)[:-1])  # without the last \n
     with pytest.raises(UserError, match=rf"run.metrics\.jsonl is missing or damaged \({message}"):
         resume_training(Path("run"), read_run_config(Path("run")))
 
 
 def gpu_flags(out: str, steps: int) -> list[object]:
-    """Return arguments for a compiled run of the size of baby on a text of 6,000 characters."""
+    """Return arguments for a compiled run of the preset `baby` on a text of 6,000 characters."""
     return [
         *("train", "baby", "--data", "words.txt", "--out", out, "--device", "cuda"),
         *("--train.steps", steps, "--train.eval-every", 25, "--optim.decay-steps", 100),
@@ -258,7 +258,7 @@ def gpu_flags(out: str, steps: int) -> list[object]:
 
 @pytest.mark.gpu
 def test_a_deterministic_run_on_a_gpu_is_exact(process: Process, text_file: Path) -> None:
-    """Each run is a new process, because cuBLAS and the compiler are configured once a process."""
+    """Each run is a new process: cuBLAS and the compiler are configured only once per process."""
     for arguments in (
         gpu_flags("straight", 100),
         gpu_flags("half", 40),

@@ -72,7 +72,7 @@ def test_training_equals_three_explicit_steps(config: RunConfig) -> None:
 def test_blocks_are_drawn_in_the_configured_order(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Train for two epochs and two blocks: 21 steps of 8 blocks, then resume with 4 per step."""
+    """Train for two epochs and two blocks: 21 steps of 8 blocks, then 42 steps of 4."""
     drawn: list[int] = []
 
     def blocks(self: Split, starts: Tensor, size: int) -> Tensor:

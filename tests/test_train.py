@@ -26,7 +26,7 @@ from tests.small import SMALL
 
 
 def lines(result: Result) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl without the seconds."""
+    """The lines of metrics.jsonl without the key `seconds`, which differs between runs."""
     text = (result.run.out / "metrics.jsonl").read_text()
     return [{k: v for k, v in json.loads(s).items() if k != "seconds"} for s in text.splitlines()]
 
@@ -237,7 +237,7 @@ def test_bfloat16_reaches_about_the_same_loss(config: RunConfig) -> None:
     assert low_precision.best.val_loss == pytest.approx(exact.best.val_loss, abs=0.05)
     assert {p.dtype for p in low_precision.run.model.parameters()} == {torch.float32}
     assert lines(low_precision)[1]["train_loss"] != lines(exact)[1]["train_loss"]
-    # Both runs are evaluated in float32.
+    # Every run is evaluated in float32, also a run in bfloat16.
     last = evaluate(
         load_checkpoint(low_precision.run.out / "last").model, low_precision.run.data.splits["val"]
     )

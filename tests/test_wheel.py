@@ -1,4 +1,4 @@
-"""The wheel holds the package and nothing else, and works on its own."""
+"""The wheel holds the package and nothing else, and works in an empty environment."""
 
 import json
 import os
@@ -18,7 +18,7 @@ PACKAGE = Path(nanogpt.__file__).parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout."""
+    """A wheel built from this checkout."""
     directory = tmp_path_factory.mktemp("wheel")
     command = [
         sys.executable,

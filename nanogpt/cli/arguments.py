@@ -65,7 +65,7 @@ OptionalRun = Annotated[
         str_from_instance=lambda value: ["None"] if value is None else [value],
     ),
 ]
-"""An option with an optional value: None if it is absent, "" if it has no value."""
+"""An option whose value is optional: None if the option is absent, "" if it has no value."""
 
 _CONFIG = (
     tyro.conf.AvoidSubcommands,
@@ -142,7 +142,7 @@ def parse_with_defaults(
 def parse_command(commands: Mapping[str, type[T]], args: Sequence[str], prog: str) -> T:
     """Return the dataclass of the command named in `args`, with the values from `args`."""
     kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items()]
-    kind = Union[tuple(kinds)]  # type: ignore[valid-type]  # noqa: UP007  built at run time
+    kind = Union[tuple(kinds)]  # type: ignore[valid-type]  # noqa: UP007  a union built at run time
     flags = {k: v for kind in commands.values() for k, v in _list_flags(kind).items()}
     return cast(T, _run_parser(kind, args, prog, flags, commands))
 
@@ -203,9 +203,9 @@ def _run_parser(
 
 
 def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:
-    """Call `reject` with each error object of tyro, if this version of tyro supports that.
+    """Return a context in which tyro passes its errors to `reject`, if this version of tyro can.
 
-    This uses a private hook of tyro. Without the hook, the message is the text that tyro prints.
+    This uses a private hook of tyro. Without it, the error message is the text that tyro prints.
     """
     try:
         listening = import_module("tyro._errors").on_parse_error(reject)
@@ -245,7 +245,7 @@ def _get_flag(argument: Any) -> str:
 def _explain_unknown(
     tokens: Sequence[str], flags: Collection[str], commands: Collection[str], prog: str
 ) -> UserError:
-    """Return an error about unknown arguments that suggests the most similar known argument."""
+    """Return an error that names an unknown argument and suggests the most similar known one."""
     option = next((token for token in tokens if token.startswith("-")), None)
     if option is None and commands:
         known = suggest_nearest(tokens[0], commands) or f"use one of {', '.join(commands)}"
@@ -263,8 +263,8 @@ def _explain_unknown(
 def _list_flags(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, str]:
     """Map the field names of a dataclass, and of its nested dataclasses, to flags.
 
-    If a field with a union type has a default, only the class of the default counts. A boolean
-    field has a second entry, no_NAME.
+    If a field with a union of dataclasses has a default, only the class of the default is mapped.
+    A boolean field has a second entry, no_NAME.
     """
     flags: dict[str, str] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
@@ -294,7 +294,7 @@ def _name_flags(message: str, flags: Mapping[str, str]) -> str:
 
 
 def _remove_drawing(text: str) -> str:
-    """Return the words of a message on one line, without its box and its colours."""
+    """Return the words of a message on one line, without the box and colours that tyro adds."""
     text = re.sub(r"\x1b\[[\d;]*[A-Za-z]|[\u2500-\u259f]", " ", text)
     return " ".join(word for word in text.split() if not re.fullmatch(r"[|+=_*#~-]+", word))
 

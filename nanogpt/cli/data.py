@@ -1,4 +1,4 @@
-"""nanogpt data: statistics of a text, and the losses of its n-grams."""
+"""nanogpt data: show statistics of a text, and the losses of n-gram models."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -20,9 +20,9 @@ from .progress import Bar
 
 @dataclass(frozen=True)
 class DataArgs:
-    """Show statistics of a text, and the entropies and validation losses of its n-grams.
+    """Show statistics of a text, entropies of its n-grams, and validation losses of n-gram models.
 
-    A model with a lower validation loss has learned more than these n-gram counts.
+    A model with a lower validation loss has learned more than these counts of n-grams.
     """
 
     data: Annotated[str, positional, placeholder("[DATA]")] = "tinyshakespeare"
@@ -60,7 +60,7 @@ def data(args: list[str]) -> None:
 
 
 def make_survey_tables(survey: Survey) -> list[Table]:
-    """Return a table of the statistics of a text and, if counted, a table of its n-grams."""
+    """Return a table of the statistics of a text and, if it is long enough, one of its n-grams."""
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     characters = " ".join(map(make_visible, survey.alphabet[:200]))
     characters += " …" if survey.alphabet[200:] else ""

@@ -1,6 +1,7 @@
 """nanogpt eval: measure the loss of a trained model on a whole split."""
 
 import json
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,8 +18,9 @@ from ..runs.start import require_tokens
 from ..system.devices import limit_threads, pick_device
 from ..text import corpora
 from ..text.encoding import encode_corpus
+from ..text.tokenizers import describe_lost_text
 from .arguments import Flag, parse_arguments, placeholder, positional
-from .progress import Bar
+from .progress import NO_BITS, Bar
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class EvalArgs:
     """Run directories, or their names below runs/; by default the newest run."""
     split: Literal["auto", "val", "train", "all"] = "auto"
     """train: the first part of the text. val: the held-out last part. all: both parts. auto: val
-    for the text of the run, all for another text."""
+    for the text of the run or a folder with train.bin and val.bin, all for another text."""
     data: str | None = None
     """Another text to evaluate on, given as for --data of nanogpt train."""
     column: str = "text"
@@ -98,10 +100,14 @@ def evaluate(args: list[str]) -> None:
         }
         print(json.dumps(answer))
     else:
+        bits_per_byte = evaluation.bits_per_byte
+        bits = "" if bits_per_byte is None else f", {bits_per_byte:.4f} bits per byte"
+        if split.lost:
+            print(f"{describe_lost_text(split.lost)} {NO_BITS}", file=sys.stderr)
         subject = " and ".join(
             f"{run}, step {step:,}" for run, step in zip(runs, steps, strict=True)
         )
         print(
-            f"{subject}: {name} loss {evaluation.loss:.4f} nats per token, "
-            f"{evaluation.bits_per_byte:.4f} bits per byte, over {evaluation.tokens:,} tokens"
+            f"{subject}: {name} loss {evaluation.loss:.4f} nats per token{bits}, "
+            f"over {evaluation.tokens:,} tokens"
         )

@@ -1,4 +1,4 @@
-"""nanogpt explain: show what a run will need: parameters, memory, operations, time."""
+"""nanogpt explain: show the parameters, memory, operations and time that a run will need."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class ExplainArgs:
 
     size: Annotated[str | None, positional, placeholder("[SIZE]")] = None
     """Preset or run to explain. Its values are the defaults of the options below. If SIZE is not
-    given, the preset is baby on a GPU and tiny elsewhere."""
+    given, the preset is baby on a CUDA GPU and tiny elsewhere."""
     json: Flag = False
     """Print one JSON object instead of tables."""
     config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
@@ -84,7 +84,7 @@ def explain(args: list[str]) -> None:
 
 
 def _choose_defaults(options: ExplainArgs) -> tuple[ExplainArgs, str]:
-    """Return the settings of a preset or a run, and a description of them."""
+    """Return the default options for a preset or a run, and the description of the command."""
     size = options.size or default_preset_name(options.config.device)
     description = (
         f"Show what a run will need: parameters, memory, operations, time. "
@@ -130,7 +130,7 @@ def make_explanation_tables(explanation: Explanation) -> list[Table]:
 
 
 def make_byte_format(largest: float) -> Callable[[float], str]:
-    """Return a function that formats bytes in kB or MB; `largest` decides the unit."""
+    """Return a function that formats numbers of bytes: in kB if `largest` < 1 MB, else in MB."""
     size, unit = (1e3, "kB") if largest < 1e6 else (1e6, "MB")
     return lambda value: f"{value / size:,.1f} {unit}"
 

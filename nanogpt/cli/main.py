@@ -1,4 +1,4 @@
-"""Runs the command in the arguments, and turns an error into one line and an exit status."""
+"""Runs the command named in the arguments, and turns an error into one line and an exit status."""
 
 import io
 import os
@@ -20,14 +20,14 @@ COMMANDS = {
     "train": ("train", "train a model, or resume a run"),
     "sample": ("sample", "generate text with a trained model"),
     "eval": ("evaluate", "measure the loss of a trained model on a whole split"),
-    "data": ("data", "show statistics of a text, and the losses of its n-grams"),
+    "data": ("data", "show statistics of a text, and the losses of n-gram models"),
     "tokenize": ("tokenize", "show how a tokenizer encodes a text"),
     "inspect": ("inspect", "show attention, predictions and embeddings on a web page"),
     "explain": ("explain", "show what a run needs: parameters, memory, operations, time"),
     "study": ("study", "train many models for a study: ladder or scaling"),
     "presets": ("presets", "list the presets of train"),
 }
-"""For each command: its module, which has a function of the same name, and its help text."""
+"""For each command: the name of its module and of the function in it, and its help text."""
 
 TOO_LARGE = "out of memory: {size} more was requested; use a smaller model, text or batch"
 
@@ -92,5 +92,5 @@ A GPT that one person can read in one sitting, and train in minutes.
 commands:
 {commands}
 
-`nanogpt COMMAND --help` shows the options of a command, `nanogpt --version` the version.
+`nanogpt COMMAND --help` shows the options of a command; `nanogpt --version` shows the version.
 `nanogpt train` without options trains on Tiny Shakespeare and generates a sample."""

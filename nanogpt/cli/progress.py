@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+NO_BITS = "Bits per byte are left out, because they could not be compared."
+
 
 def duration(seconds: float) -> str:
     """Format seconds as 42 s, 3:07 min or 1:02:03 h."""

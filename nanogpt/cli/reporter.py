@@ -1,4 +1,4 @@
-"""Shows the progress of a run: live in a terminal, otherwise line by line."""
+"""Shows the progress of a run: a line for each evaluation and, in a terminal, a live line."""
 
 from functools import partial
 from typing import Self
@@ -12,9 +12,9 @@ from ..runs.checkpoint import Best
 from ..runs.journal import Record
 from ..runs.run import Run
 from ..system.devices import describe_device, find_peak_flops
-from ..text.tokenizers import CharTokenizer
+from ..text.tokenizers import CharTokenizer, describe_lost_text
 from ..train import Reporter, Result
-from .progress import Bar, duration, make_live_line
+from .progress import NO_BITS, Bar, duration, make_live_line
 
 
 class LiveReporter(Reporter):
@@ -92,6 +92,8 @@ class TerminalReporter(LiveReporter):
             f"bigram baseline: validation loss {run.bigram_loss:.4f}"
             f"{self._format_bits(run.bigram_loss)}"
         )
+        if lost := max(split.lost for split in splits.values()):
+            self.said(f"{describe_lost_text(lost)} {NO_BITS}")
         if run.state.step:
             print_line(f"resuming from step {run.state.step:,}")
         super().started(run)
@@ -117,11 +119,12 @@ class TerminalReporter(LiveReporter):
             self.progress.update(self.task, completed=record.step, description=text + speed)
 
     def _format_bits(self, loss: float) -> str:
-        """Format a validation loss in bits per byte; return "" if every token is a character."""
+        """Format a validation loss in bits per byte; return "" for characters, or if unknown."""
         assert self.run is not None
-        if isinstance(self.run.tokenizer, CharTokenizer):
+        bits = self.run.data.splits["val"].bits_per_byte(loss)
+        if isinstance(self.run.tokenizer, CharTokenizer) or bits is None:
             return ""
-        return f" ({self.run.data.splits['val'].bits_per_byte(loss):.4f} bits/byte)"
+        return f" ({bits:.4f} bits/byte)"
 
     def _format_rate(self, record: Record) -> str:
         """Format tokens per second since the previous record; at an evaluation, since the start."""
@@ -141,15 +144,18 @@ def make_result_table(result: Result) -> Table:
     """Return a table of the losses, the time and the directory of a run that has ended."""
     run, best, last = result.run, result.best, result.last
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    bigram_bits = run.data.splits["val"].bits_per_byte(run.bigram_loss)
     rows = {
         "best validation loss": f"{best.val_loss:.4f} nats per token, at step {best.step:,}"
         + (", of the averaged weights" if best.averaged else ""),
-        "bits per byte": f"{best.bits_per_byte:.4f}",
-        "bigram baseline": f"{run.bigram_loss:.4f} nats per token, "
-        f"{run.data.splits['val'].bits_per_byte(run.bigram_loss):.4f} bits per byte",
+        "bits per byte": "" if best.bits_per_byte is None else f"{best.bits_per_byte:.4f}",
+        "bigram baseline": f"{run.bigram_loss:.4f} nats per token"
+        + ("" if bigram_bits is None else f", {bigram_bits:.4f} bits per byte"),
         "training": f"{duration(last.seconds)}, {last.tokens:,} tokens; ended: {result.ended}",
         "saved in": escape(f"{run.out}; generate more text with: nanogpt sample {run.out}"),
     }
     for name, value in rows.items():
+        if not value:
+            continue
         table.add_row(name, value, style="bold" if name.startswith("best") else "")
     return table

@@ -28,14 +28,14 @@ class SampleArgs(GenerationConfig):
     prompt_file: Path | None = None
     """File with a text to continue."""
     interactive: Flag = False
-    """Ask for one prompt after another. Ctrl-C ends a text; Ctrl-D (Ctrl-Z on
+    """Ask for one prompt after another. Ctrl-C stops a completion; Ctrl-D (Ctrl-Z on
     Windows) ends the command."""
     json: Flag = False
-    """Print each text as one line of JSON with the keys prompt, text, tokens, logprobs, stopped."""
+    """Print each completion as a line of JSON; keys: prompt, text, tokens, logprobs, stopped."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Precision = "auto"
-    """Data type of the weights; auto is bfloat16 on a GPU that supports it, float32 elsewhere."""
+    """Data type of the weights; auto is bfloat16 on a CUDA GPU that supports it, else float32."""
 
 
 def sample(args: list[str]) -> None:
@@ -85,10 +85,10 @@ def _ask_for_prompts(trained: Trained, options: GenerationConfig) -> None:
     Ctrl-C ends the current completion, or clears the input line.
     """
     with suppress(ImportError):
-        import readline  # noqa: F401  gives input() a history
+        import readline  # noqa: F401  the import gives input() a history
 
     end = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
-    print_note(f"Ctrl-C ends a text, {end} ends the command")
+    print_note(f"Ctrl-C stops a completion, {end} ends the command")
     while True:
         try:
             prompt = input("> ")
@@ -102,7 +102,7 @@ def _ask_for_prompts(trained: Trained, options: GenerationConfig) -> None:
             print_completions(trained, [prompt], options)
         except KeyboardInterrupt:
             print()
-        except UserError as error:  # a character that the tokenizer does not know
+        except UserError as error:  # such as an unknown character in the prompt
             print_note(str(error))
         options = replace(options, seed=options.seed + 1)  # a repeated prompt gets a new text
 

@@ -1,4 +1,4 @@
-"""nanogpt study: train many models to answer a question."""
+"""nanogpt study: train many models and compare them: the ladder, the scaling law."""
 
 import json
 from collections.abc import Generator
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import Interrupted, Stopped, UserError, join_command
 from .arguments import Flag, parse_command, report_mistakes
 
-# The studies import torch, which takes long. So a study is imported only when it runs.
+# A study imports torch, and this is slow. So a study is imported only when it runs.
 if TYPE_CHECKING:
     from ..runs.config import RunConfig
     from ..studies.ladder import Rung
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class LadderArgs:
     """Train a series of models, from n-gram counts to a GPT, and compare their losses.
 
-    Each model adds a part and shows how much this part lowers the loss. Finished models are not
-    trained again. The results are in ladder.json, ladder.md and ladder.svg.
+    Each model adds one part to the previous model. The difference between their losses shows what
+    this part contributes. Finished models are not trained again. The results are in ladder.json,
+    ladder.md and ladder.svg.
     """
 
     data: str = "tinyshakespeare"
@@ -29,7 +30,7 @@ class LadderArgs:
     out: Path = Path("runs/ladder")
     """Directory of the study; it contains the run directory of each model."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; on a GPU the models and the batches are larger."""
+    """auto, cpu, cuda, cuda:N or mps; on a CUDA GPU, the models and batches are larger."""
     steps: int | None = None
     """Training steps of each model; by default 1,000."""
     seed: int = 1337
@@ -42,21 +43,21 @@ class LadderArgs:
 class ScalingArgs:
     """Train models of many sizes on many amounts of text, and fit a scaling law to their losses.
 
-    The law is L(N, D) = E + A / N^α + B / D^β for N parameters and D characters. The study is
-    meant for a GPU. Finished models are not trained again. The results are in scaling.json,
-    scaling.md and three pictures.
+    The law is L(N, D) = E + A / N^α + B / D^β: the loss L of a model with N parameters that is
+    trained on D characters. The study is meant for a GPU. Finished models are not trained again.
+    The results are in scaling.json, scaling.md and three pictures.
     """
 
     out: Path = Path("runs/scaling")
     """Directory of the study; it contains the run directory of each model."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; cuda uses all GPUs of the machine."""
+    """auto, cpu, cuda, cuda:N or mps; auto and cuda use all CUDA GPUs of the machine."""
     at_a_time: int = 3
-    """Number of models that train at the same time on each GPU."""
+    """Maximum number of models that train at the same time on each GPU."""
     sizes: int = 7
     """Number of model sizes, starting with the smallest; the seventh has 28 million parameters."""
     steps: int = 2500
-    """Maximum number of steps of each model; training ends early if the loss stops improving."""
+    """Maximum steps of each model; training ends early if the validation loss stops falling."""
     seed: int = 1337
     """Seed of the initial weights, the order of the batches and dropout."""
     json: Flag = False
@@ -161,6 +162,7 @@ def _run_scaling(options: ScalingArgs) -> None:
 
 def format_rungs() -> Generator[str, "Rung", None]:
     """Yield the header of the table, then one row for each rung (model) sent to this generator."""
+    from ..studies.ladder import format_bits
     from .progress import duration
 
     form = "{:13} {:>8} {:>8} {:>9} {:>11} {:>9}  {}"
@@ -174,7 +176,7 @@ def format_rungs() -> Generator[str, "Rung", None]:
             rung.name,
             f"{rung.val_loss:.4f}",
             gain,
-            f"{rung.bits_per_byte:.4f}",
+            format_bits(rung.bits_per_byte),
             f"{rung.parameters:,}",
             duration(rung.seconds),
             rung.sample,

@@ -14,7 +14,7 @@ from rich.text import Text
 from ..text import tokenizers
 from ..text.glyphs import decode_token_bytes, make_visible
 from ..text.readers import decode_utf8, empty_error, open_standard_input
-from ..text.tokenizers import Tokenizer
+from ..text.tokenizers import Tokenizer, describe_lost_text
 from .arguments import Flag, OptionalString, parse_arguments, placeholder, positional
 from .progress import Bar
 
@@ -29,8 +29,8 @@ class TokenizeArgs:
     text: Annotated[OptionalString, positional, placeholder("[TEXT]")] = None
     """Text to encode; by default the text from standard input."""
     tokenizer: str = "char"
-    """char, byte, bpe, bpe:N for a vocabulary of N tokens, the path of a tokenizer.json, or a run,
-    whose tokenizer is used."""
+    """char, byte, bpe or bpe:N (N is the size of the vocabulary); the path of a tokenizer.json; or
+    a run, to use its tokenizer."""
     data: str = "tinyshakespeare"
     """Text that char and bpe are trained on, given as for --data of nanogpt train."""
     json: Flag = False
@@ -48,11 +48,12 @@ def tokenize(args: list[str]) -> None:
     tokenizer = _get_tokenizer(options)
     ids = tokenizer.encode(text)
     size = len(text.encode())
+    lost_bytes = tokenizer.count_lost_bytes(text, tokenizer.encode_array(text))
     ratio = size / max(1, len(ids))
     if options.json:
         tokens = [decode_token_bytes(tokenizer.token_bytes(i)) for i in ids]
         answer = {"ids": ids, "tokens": tokens, "bytes": size, "bytes_per_token": ratio}
-        print(json.dumps(answer))
+        print(json.dumps(answer | {"lost_bytes": lost_bytes}))
         return
     console = Console(highlight=False)
     console.print(render_tokens(tokenizer, ids, console.width), soft_wrap=True)
@@ -60,12 +61,14 @@ def tokenize(args: list[str]) -> None:
         f"{len(ids):,} tokens for {size:,} bytes: {ratio:.2f} bytes per token; "
         f"vocabulary {tokenizer.vocab_size:,}"
     )
+    if lost_bytes:
+        console.print(describe_lost_text(lost_bytes / size), style="yellow", soft_wrap=True)
 
 
 def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
     """Return the tokenizer that the options name; train it on the text of --data if necessary."""
     kind = options.tokenizer
-    # Slow imports are local, so that the command starts faster if it does not need them.
+    # Import slow modules only where they are needed, so that the command starts fast without them.
     if not tokenizers.is_tokenizer_kind(kind) and not os.path.isfile(kind):
         from ..runs.directory import find_run
 

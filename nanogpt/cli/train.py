@@ -24,7 +24,7 @@ class TrainArgs:
 
     preset: Annotated[str | None, positional, placeholder("[PRESET]")] = None
     """Preset to train. Its values are the defaults of the options below. If PRESET is not given, it
-    is baby on a GPU and tiny elsewhere."""
+    is baby on a CUDA GPU and tiny elsewhere."""
     resume: OptionalRun = None
     """Resume a run, by default the newest run, from its last checkpoint. The settings of the run
     are the defaults of the options below."""

@@ -1,1 +1,1 @@
-"""Fast training and generation on a GPU, with CUDA graphs that do not wait for the host."""
+"""Fast training and generation on a GPU, with CUDA graphs: the GPU seldom waits for the host."""

@@ -1,8 +1,9 @@
 """Fast generation on a CUDA device: the functions of generate.py, captured as a CUDA graph.
 
-A decoding step of a small model has hundreds of kernels that take longer to launch than to run. So
-the step is captured once and replayed up to STEPS_AHEAD times before the host reads the tokens. The
-tokens are copied to the host while the next steps run. generate.py gives the same tokens.
+A decoding step of a small model has hundreds of kernels (GPU functions) that take longer to launch
+than to run. So the step is captured once: a graph records its kernels. The graph is replayed up to
+STEPS_AHEAD times before the host reads the tokens. The tokens are copied to the host while the next
+steps run. They are the same tokens as those of generate.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -85,7 +86,7 @@ class CapturedDecoder:
         self.model, self.sampling, self.device = model.eval(), sampling, device
         self.block_size = model.config.block_size
         self.contexts = [list(prompt[-self.block_size :]) for prompt in prompts]
-        """The tokens of each text that the model sees. The newest may not be in the cache yet."""
+        """The tokens of each text that the model sees. The newest token may not be cached yet."""
         self.cache = Cache(B, self.block_size, device)
         self.generators = make_generators(seed, B)
         self.seen = mark_seen(prompts, model.config.vocab_size, sampling, device)

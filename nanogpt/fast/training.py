@@ -1,8 +1,8 @@
 """Fast training steps: compiled models, CUDA graphs, and loss scaling for float16.
 
 On a GPU, the batch and the learning rates of a step are on the device before the step starts, and
-its results stay on the device. So no step waits for the host. All steps do the same work on the
-device, so one step is captured and replayed.
+the results of the step stay on the device. So no step waits for the host. All steps do the same
+work on the device, so one step is captured as a CUDA graph, which is replayed for the other steps.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ STEPS_AHEAD = 100
 
 
 def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
-    """Return the fastest stepper for a run; call on_message if the model cannot be compiled.
+    """Return the fastest stepper for a run; call `on_message` if the model cannot be compiled.
 
     In float16, the host checks for overflow before each update, so the step cannot be captured.
     """
@@ -39,8 +39,8 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
 def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     """Return the loss function of a run, which computes at the precision of the run.
 
-    On a GPU, the blocks and the cross-entropy are compiled. The cross-entropy reads and writes all
-    logits, which takes long if the vocabulary is large.
+    On a GPU, the blocks are compiled. The cross-entropy is compiled too, because it reads and
+    writes all logits, and they are many if the vocabulary is large.
     """
     model, settings, device = run.model, run.config.train, run.device
 
@@ -114,7 +114,7 @@ class CapturedStepper(Stepper):
 
 
 class ScaledStepper(Stepper):
-    """Scales the loss, so that small gradients do not vanish in float16; skips steps that overflow.
+    """Scales the loss, so that small gradients are not 0 in float16; skips updates that overflow.
 
     The method is from Micikevicius et al. 2018 (arXiv:1710.03740), section 3.2. The module
     runs/loss_scale.py adapts the scale.

@@ -46,11 +46,11 @@ class Bigram(nn.Module):
     """Names of the tables in which each token looks up one row, without a matrix product."""
 
     def matrices(self) -> dict[str, int]:
-        """Return an empty dictionary: a bigram has no blocks."""
+        """Return an empty dictionary: a bigram has no Transformer blocks."""
         return {}
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Map tokens (B, T) to logits (B, T, V); with a cache, of the last token: (B, 1, V)."""
+        """Map tokens (B, T) to logits (B, T, V); with a cache, only of the last token (B, 1, V)."""
         logits = self.table(tokens)
         return logits if cache is None else cache.select_last(logits)
 
@@ -58,8 +58,8 @@ class Bigram(nn.Module):
     def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":
         """Compute the model directly from tokens (N,): log((count(i, j) + s) / (count(i) + s V)).
 
-        The smoothing s is added to every count (Laplace smoothing), so that a pair that never
-        occurs does not get probability zero.
+        Token j follows token i count(i, j) times. The smoothing s is added to every such count
+        (Laplace smoothing), so that a pair that never occurs does not get probability zero.
         """
         V = config.vocab_size
         pairs = tokens[:-1] * V + tokens[1:]  # (N - 1,): each pair as one integer

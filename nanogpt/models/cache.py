@@ -29,7 +29,7 @@ class Cache:
     def set_positions(self, T: int, dtype: torch.dtype) -> Tensor:
         """Set and return the positions (B, T) of the next T tokens; also set the mask.
 
-        A model calls this first. T is 1, or the tokens are the first T tokens of each text.
+        A model calls this first. In decoding, T is 1; in a prefill, these are the first T tokens.
         """
         self.positions = self.lengths[:, None] + self._slots[:T]
         self.mask = None
@@ -43,7 +43,7 @@ class Cache:
         """Store a module's new tensor (..., T, D), and return the tensor of all slots (..., S, D).
 
         The leading dimensions are (B) or (2, B, H). Position p is in slot p + offset; the first
-        `offset` slots stay zero.
+        `offset` slots stay zero, for positions before the text.
         """
         if module not in self._memory:
             S = len(self._slots) + offset

@@ -1,8 +1,8 @@
-"""A GPT with improvements that are newer than GPT-2, complete in this file.
+"""A GPT with improvements that are newer than GPT-2.
 
-Unlike gpt.py, it has no biases, no gains in its norms, and no position embedding. The comment on
-each new part cites its source; docs/log.md has the measurements. The model is designed for the
-optimizer Muon, but Adam also works.
+Unlike gpt.py, it has no biases, no gains in its norms, and no position embedding. The docstring or
+comment of each new part cites its source; docs/log.md has measurements. The model is designed for
+the optimizer Muon, but Adam also works.
 
 Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
 V vocabulary, S slots of the cache.
@@ -59,10 +59,10 @@ def norm(x: Tensor) -> Tensor:
 def rotations(positions: Tensor, D: int) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines (..., T, 1, D/2) of the rotary angles of positions (..., T).
 
-    At position t, each pair of channels is rotated by t times the frequency of the pair.
+    Each pair of channels has a frequency: at position t, its angle is t times the frequency.
     """
-    # The base is 1,000 instead of the usual 10,000 because contexts are short here: with D = 32,
-    # the slowest pair makes one turn in 4,000 positions.
+    # The base of the frequencies is 1,000 instead of the usual 10,000, because contexts are short
+    # here: with D = 32, the slowest pair makes one turn in about 4,000 positions.
     pairs = torch.linspace(0, 1, D // 2 + 1, device=positions.device)[:-1]  # (D/2,)
     angles = positions[..., None, None] * 1000.0**-pairs  # (..., T, 1, D/2)
     return angles.cos(), angles.sin()
@@ -71,8 +71,8 @@ def rotations(positions: Tensor, D: int) -> tuple[Tensor, Tensor]:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair of channels (d, d + D/2) of x (B, T, H, D) by its angle.
 
-    Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34): the dot product of a
-    rotated query and a rotated key depends on their distance only, not on their positions.
+    Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34): the positions of a rotated
+    query and a rotated key change their dot product only through the distance between the two.
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat([torch.addcmul(a * cos, b, -sin), torch.addcmul(b * cos, a, sin)], dim=-1)
@@ -157,10 +157,10 @@ class Block(nn.Module):
 
 
 class LookBack(nn.Module):
-    """Adds the two previous positions to each position, scaled by learned weights per channel.
+    """Adds to each position the two before it, multiplied by learned weights for each channel.
 
     This is a causal depthwise convolution, as in Primer, but applied only once, to the embeddings.
-    So the first block already gets information about the last three tokens.
+    So at each position, the first block already gets information about the last three tokens.
     """
 
     def __init__(self, config: ModernConfig) -> None:
@@ -188,12 +188,12 @@ class Modern(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.look_back = LookBack(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        # The head has its own weights, because they start at zero; an embedding must not be zero.
+        # Unlike in gpt.py, the head cannot share the weights of the embedding: it starts at zero.
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Set the last layer of each branch and the head to zero; draw other weights randomly.
+        """Draw random weights; set the head and the last layers of attention and feed-forward to 0.
 
         So each block starts as the identity (Zhang et al. 2019, "Fixup", arXiv:1901.09321), and
         all tokens start with the same probability.
@@ -202,7 +202,7 @@ class Modern(nn.Module):
             nn.init.normal_(module.weight)
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.5 / math.sqrt(module.in_features))
-        if isinstance(module, Block):  # apply() visits children before parents
+        if isinstance(module, Block):  # apply() visits a block after the layers in it
             nn.init.zeros_(module.attention.projection.weight)
             nn.init.zeros_(module.feed_forward.down.weight)
         if isinstance(module, Modern):
@@ -212,7 +212,7 @@ class Modern(nn.Module):
     """Names of the tables in which each token looks up one row, without a matrix product."""
 
     def matrices(self) -> dict[str, int]:
-        """Map the name of each weight of a block to the number of matrices stacked in its rows."""
+        """Map the name of each weight matrix of a block to the number of matrices stacked in it."""
         names = [name for name, _ in self.named_parameters() if name.startswith("blocks.")]
         return {name: 2 if name.endswith("attention.qk.weight") else 1 for name in names}
 

@@ -24,7 +24,7 @@ class PlainConfig(gpt.GPTConfig):
 
 
 class Block(gpt.Block):
-    """Attention, then optionally feed-forward; each output replaces its input or is added to it."""
+    """Attention and optional feed-forward; with `residual`, each adds its input to its output."""
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__(config)
@@ -53,8 +53,8 @@ class Plain(gpt.GPT):
             if not config.feed_forward:
                 block.feed_forward = nn.Sequential()  # type: ignore[assignment]
             for module in block.modules():
-                # Without residual connections, small weights would shrink the signal. With this
-                # std, the output of a layer keeps the variance of its input (Glorot & Bengio 2010,
-                # section 4.2).
+                # Without residual connections, the small weights of gpt.py would shrink the signal.
+                # With this std, the output of a layer keeps the variance of its input (Glorot &
+                # Bengio 2010, section 4.2).
                 if isinstance(module, nn.Linear) and not config.residual:
                     nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))

@@ -97,7 +97,7 @@ def count_parameters(config: RunConfig) -> list[Line]:
 
 
 def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
-    """Count the bytes of each part of a training step, and their peak. The text is not included.
+    """Count the bytes that each part of a training step uses, and the peak, without the text.
 
     The backward pass needs the activations: the inputs of all matrix products and norms. The
     formulas count the tensors that PyTorch's CUDA kernels store.

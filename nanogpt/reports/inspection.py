@@ -65,10 +65,10 @@ class Inspection:
     loss: float
     """Mean of -ln p over `probabilities`, in nats per token."""
     lens_predictions: list[list[Prediction]]
-    """The logit lens: the most probable next token at each position, if the head is applied to
-    the input of the first block, or to the output of block 1, 2, …"""
+    """The logit lens: the most probable next token at each position if the head is applied to an
+    earlier state. Entry 0 uses the input of the first block; entry i uses the output of block i."""
     lens_probabilities: list[list[float]]
-    """The probability of the next token by the logit lens, at each position but the last."""
+    """The probability that the logit lens gives to the actual next token, by entry and position."""
     vocab_size: int
     embedding: list[EmbeddedToken]
     """Tokens in the plane of the first two principal components of the embedding. These are all
@@ -86,7 +86,7 @@ def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> I
     """
     ids = tokenizer.encode(text)[-model.config.block_size :]
     n_hidden = max(0, len(ids) - SHOWN_TOKENS)
-    tokens = torch.tensor([ids], device=next(model.parameters()).device)  # (1, T)
+    tokens = torch.tensor([ids], device=next(model.parameters()).device)  # (1, n_hidden + T)
     names = [
         make_visible(decode_token_bytes(tokenizer.token_bytes(i)))
         for i in range(tokenizer.vocab_size)

@@ -16,7 +16,7 @@ class Rates:
     products: float
     """Operations per second in matrix products."""
     memory: float
-    """Bytes per second read and written by all other operations."""
+    """Bytes that other operations read and write per second, measured with a layer norm."""
 
 
 def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
@@ -33,7 +33,7 @@ def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) 
 
 
 def _time_call(function: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of a call: the minimum of eight measurements, or two for a slow call."""
+    """Return the seconds of a call: the minimum of eight measurements, or of two if it is slow."""
 
     def time_calls(calls: int) -> float:
         start = time.perf_counter()

@@ -17,11 +17,11 @@ from ..text.readers import Progress, no_progress
 
 CODE_POINTS = 1 << 21
 """A power of two above the number of Unicode code points. A 3-gram of code points, with 21 bits
-each, fits into 63 bits."""
+each, fits into an int64."""
 LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """The characters that end a line for str.splitlines()."""
 MIN_CHARACTERS = 30
-"""Shortest text for which n-gram losses are computed: its validation split has 3 characters."""
+"""Shortest text for which n-gram losses are computed: its validation split has one 3-gram."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def survey_text(corpus: Corpus, progress: Progress = no_progress) -> Survey:
     words, breaks, last = Counter[str](), 0, ""
     for chunk in rechunk(report(corpus.chunks(), "counting words"), SPACE_BOUNDARY, CHUNK_SIZE):
         words.update(re.findall(r"\w+(?:['’]\w+)*", chunk.lower()))
-        # The dashes make splitlines() count a line break at either end of the chunk, too.
+        # Without a dash after it, splitlines() would ignore a line break at the end of the chunk.
         breaks, last = breaks + len(f"-{chunk}-".splitlines()) - 1, chunk[-1]
     ngrams, alphabet = [], ""
     for n in (1, 2, 3):

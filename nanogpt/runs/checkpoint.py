@@ -3,7 +3,7 @@
     best/ or last/
       config.json            model configuration, step, lowest validation loss so far
       tokenizer.json
-      model.safetensors      the weights, under the parameter names of the plain model
+      model.safetensors      the weights, by their names in the model without torch.compile
       training.json          only in last/: configuration and counters of the run
       training.safetensors   only in last/: optimizers, random generators, losses not yet logged
       SHA256SUMS             checksums of the other files, for `sha256sum -c SHA256SUMS`
@@ -43,13 +43,13 @@ from .reading import SUMS, CheckpointFiles, read_consistently
 
 @dataclass(frozen=True)
 class Best:
-    """The evaluation of a run that has the lowest validation loss."""
+    """The evaluation with the lowest validation loss in a run."""
 
     step: int
     """Optimizer steps taken."""
     val_loss: float
     """Nats per token."""
-    bits_per_byte: float
+    bits_per_byte: float | None
     averaged: bool = False
     """Whether val_loss is the loss of the averaged weights."""
 
@@ -96,7 +96,7 @@ Contents = dict[str, dict[str, Any] | Snapshot]
 def checkpoint_files(
     checkpoint: Checkpoint, weights: Snapshot, training: Training | None = None
 ) -> Contents:
-    """Return the files of a checkpoint, with copies of the state, so that training can continue."""
+    """Return the files of a checkpoint, made of copies, so that training can continue."""
     files: Contents = {
         "config.json": add_header(
             {
@@ -159,7 +159,7 @@ def save_checkpoint(
 
 
 def unwrap_model(model: nn.Module) -> Model:
-    """Return the plain model inside wrappers such as torch.compile or DistributedDataParallel."""
+    """Return the model inside wrappers such as torch.compile or DistributedDataParallel."""
     while inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None):
         model = inner
     assert isinstance(model, Model)
@@ -221,7 +221,7 @@ def _get_shapes(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _count_tensors(config: ModelConfig) -> int:
-    """Compute the number of tensors in a model from the numbers for one layer and two layers."""
+    """Compute the number of tensors in a model from the numbers in models of one and two layers."""
     if isinstance(config, BigramConfig):
         return len(_get_shapes(config))
     one, two = (len(_get_shapes(replace(config, n_layer=n))) for n in (1, 2))

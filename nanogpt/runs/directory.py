@@ -4,7 +4,7 @@
       run.json          "format": 1, "nanogpt": the version that wrote the file, then
                         the configuration with all defaults, the SHA-256 of the text, the number of
                         parameters, the bigram baseline, device, precision, versions
-      metrics.jsonl     one JSON object per line: journal.Record
+      metrics.jsonl     one JSON object per line (see journal.Record)
       loss.png          the losses over the steps
       best/             the checkpoint with the lowest validation loss
       last/             the newest checkpoint, with everything that an exact resume needs
@@ -24,9 +24,9 @@ from ..system.files import require_inside, resolve_interrupted_swap, sync_to_dis
 
 RUNS = Path("runs")
 EARLY_FILES = {".lock", ".pid", "metrics.jsonl", "loss.png", "last"}
-"""Files that a run writes before its first checkpoint is complete and run.json exists."""
+"""Files that a run may write before run.json, which marks the directory as a run."""
 SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
-"""Files that file managers create."""
+"""Files that file managers create; a directory with only these counts as empty."""
 
 
 def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
@@ -51,7 +51,7 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
             f"{directory} already holds a run: name another directory, such as --out "
             f"{_find_free(directory)}, or resume this run with --resume {directory}"
         )
-    # A run that ended before its first checkpoint leaves .pid, and files that may be replaced.
+    # A run that ended before it wrote run.json leaves .pid: its EARLY_FILES may be replaced.
     others = entries - SYSTEM_FILES
     if ".pid" in entries:
         others = {n for n in others - EARLY_FILES if not (n[0] == "." and n.endswith(".new"))}
@@ -97,7 +97,7 @@ def lock_run(directory: Path) -> FileLock:
     for entry in directory.iterdir():
         if entry.is_symlink():
             raise UserError(f"{entry} is a link: replace it with the file itself to train here")
-    file = directory / ".pid"  # Windows does not let other processes read the lock file
+    file = directory / ".pid"  # not .lock: on Windows, other processes cannot read it
     lock = FileLock(directory / ".lock", timeout=0)
     try:
         lock.acquire()

@@ -11,11 +11,11 @@ from .run import Run
 
 @contextmanager
 def explain_failures(run: Run) -> Iterator[None]:
-    """Within this context, a full disk, a failed capture or a lack of memory raises Stopped."""
+    """Within this context, a full disk, a failed CUDA graph or lack of memory raises Stopped."""
     try:
         yield
     except OSError as error:
-        if is_broken_pipe(error):  # the error is in printing, not in writing a file of the run
+        if is_broken_pipe(error):  # printing failed; the files of the run are not affected
             raise
         raise write_error(run.out, error) from None
     except CannotCapture as error:

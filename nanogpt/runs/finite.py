@@ -23,8 +23,8 @@ class FiniteCheck:
         """Raise Stopped if a loss or a gradient norm of the last steps is not finite.
 
         `results` (steps, 1 + P) has the loss of each step and the norms of its P gradients. In a
-        float16 run, gradients may overflow: such a step is skipped and the loss scale decreases.
-        Stopped is also raised if the loss scale falls below 1.
+        float16 run, only the losses are checked: a step whose gradients overflow is skipped, and
+        the loss scale decreases. If it falls below 1, this method raises Stopped, too.
         """
         state = self.run.state
         checked = results[:, :1] if state.scale else results
@@ -32,8 +32,8 @@ class FiniteCheck:
         if is_bad.any():
             names = ["the loss", *(f"the gradient of {name}" for name in self.names)]
             row = int(is_bad.any(dim=1).nonzero()[0])
-            # The backward pass starts at the last parameter, so of several bad gradients, the last
-            # one was computed first.
+            # The backward pass computes the gradient of the last parameter first. So if several
+            # gradients are bad, the last of them was the first to become bad.
             column = 0 if is_bad[row, 0] else int(is_bad[row].nonzero()[-1])
             step = state.step - len(checked) + row
             raise self.stopped(step, names[column], checked[row, column].item())

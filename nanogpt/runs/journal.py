@@ -37,7 +37,7 @@ class Record:
     train_loss: float | None = None
     """Mean loss since the previous line, in nats per token; None before the first step."""
     val_loss: float | None = None
-    """Nats per token on the whole validation split; None in a line without an evaluation."""
+    """Loss on the whole validation split, in nats per token; None without an evaluation."""
     bits_per_byte: float | None = None
     """val_loss in bits per byte of text."""
     ema_val_loss: float | None = None
@@ -46,20 +46,20 @@ class Record:
     """ema_val_loss in bits per byte of text."""
 
     def best(self) -> Best | None:
-        """Return the better evaluation, of the weights or their average; None if there is none."""
+        """Return the better evaluation (weights or averaged weights); None if there is none."""
         evaluations = [
             Best(self.step, loss, bits, averaged)
             for loss, bits, averaged in (
                 (self.val_loss, self.bits_per_byte, False),
                 (self.ema_val_loss, self.ema_bits_per_byte, True),
             )
-            if loss is not None and bits is not None
+            if loss is not None
         ]
         return min(evaluations, key=lambda best: best.val_loss, default=None)
 
 
 MAX_LINE = 4096
-"""Maximum bytes of a line: many times the length of a record."""
+"""Maximum bytes of a line in metrics.jsonl; the line of a record is many times shorter."""
 
 
 class Journal:
@@ -74,16 +74,16 @@ class Journal:
         self._file = out / "metrics.jsonl"
         self._drawn_records = -1
         self._drawn_at = time.perf_counter()
-        self._drawing_seconds = 0.2  # an estimate: the first plot comes after 50 × 0.2 = 10 seconds
+        self._drawing_seconds = 0.2  # a guess: the first plot is due after 50 × 0.2 = 10 seconds
 
     def begin(self) -> None:
         """Create an empty metrics.jsonl."""
         write_atomically(self._file, b"")
 
     def resume(self, lines: int, step: int, best: Best | None) -> None:
-        """Keep the first `lines` lines of metrics.jsonl, up to step `step`, and remove the others.
+        """Read and keep the first `lines` lines of metrics.jsonl, and remove the others.
 
-        Raises UserError if a line is missing or damaged.
+        Raises UserError if one of them is missing, damaged, or for a step after `step`.
         """
         file, kept = require_regular_file(self.out, self._file), []
         with file.open("rb") if file.exists() else io.BytesIO() as opened:
@@ -131,7 +131,7 @@ class Journal:
             sync_to_disk(self._file)
 
     def draw_if_due(self) -> None:
-        """Update loss.png, unless drawing takes more than 2% of the time since the last update."""
+        """Update loss.png, but spend at most about 2% of the time of the run on drawing."""
         if time.perf_counter() - self._drawn_at > 50 * self._drawing_seconds:
             self.draw()
 
@@ -145,7 +145,7 @@ class Journal:
         averaged = [
             (r.step, r.ema_val_loss) for r in self.evaluations if r.ema_val_loss is not None
         ]
-        with suppress(PermissionError):  # on Windows, if a program has the file open
+        with suppress(PermissionError):  # Windows cannot replace an open file
             draw_loss(self.out / "loss.png", train, val, averaged, self.bigram_loss, self.title)
         self._drawn_at = time.perf_counter()
         self._drawing_seconds = self._drawn_at - start

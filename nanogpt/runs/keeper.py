@@ -26,8 +26,8 @@ class CheckpointKeeper:
     def save_last(self, start: float) -> None:
         """Save the state of this step as last/, unless it is already saved.
 
-        `start` is the time at which training began. Raises Stopped if a weight is not finite: such
-        a state is never saved.
+        The seconds of training are time.perf_counter() - `start`. Raises Stopped if check_model()
+        finds a value that is not finite: such a state is never saved.
         """
         state = self.run.state
         if state.step == self.saved_step:
@@ -63,6 +63,6 @@ class CheckpointKeeper:
         return Interrupted(number, f"at step {self.run.state.step:,}", command)
 
     def _write_last(self, files: Contents) -> None:
-        # The checkpoint stores the number of log lines, so the lines must be on the disk first.
+        # The lines of metrics.jsonl must be on the disk first: the checkpoint stores their number.
         self.run.journal.flush()
         write_checkpoint(self.run.out / "last", files)

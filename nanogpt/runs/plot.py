@@ -18,10 +18,11 @@ Points = Sequence[tuple[int, float]]
 def make_figure(
     width: float, height: float, layout: Literal["constrained"] | None = None
 ) -> "Figure":
-    """Return an empty figure of `width` by `height` inches, which needs no display.
+    """Return an empty figure of `width` by `height` inches; drawing it needs no display.
 
-    matplotlib is imported here, because the import takes as long as several training steps. The
-    import fails if MPLBACKEND names an unknown backend, so it runs without this variable.
+    matplotlib is imported only here, because its import takes as long as several training steps.
+    The import fails if the environment variable MPLBACKEND names an unknown backend, so this
+    function removes the variable during the import.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
@@ -66,7 +67,7 @@ def draw_loss(
         )
     axes.axhline(bigram_loss, color="black", linestyle=":", label=f"bigram {bigram_loss:.4f}")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
-    # With a fixed y, matplotlib does not measure all labels to place the title.
+    # A fixed y saves time: otherwise matplotlib measures all labels to place the title.
     axes.set_title(title, y=1, parse_math=False)
     axes.grid(alpha=0.3)
     for side in ("top", "right"):

@@ -1,4 +1,4 @@
-"""Presets: named configurations, each derived from another."""
+"""Presets: named configurations. All except `baby` are derived from another preset."""
 
 from dataclasses import dataclass, replace
 
@@ -31,15 +31,15 @@ _baby = RunConfig(
 _tiny = replace(
     _baby,
     name="tiny",
-    precision="float32",  # all machines support float32, so results agree
+    precision="float32",  # on all machines, so that their results can be compared
     model=GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64),
-    # Such a short run seldom repeats a block: it needs a high learning rate and no dropout.
+    # A short run needs a high learning rate. It hardly overfits, so it needs no dropout.
     optim=replace(_baby.optim, lr=5e-3, warmup=200),
     train=replace(_baby.train, steps=2400, batch_size=12, eval_every=300),
 )
 
-# With Muon, a learning rate that falls from the first step to the last, and bfloat16 on a CPU that
-# supports it. The only evaluation is at the end: an evaluation takes as long as 50 steps.
+# Uses Muon, a learning rate that falls from the first step to the last, and bfloat16 on CPUs that
+# support it. The only evaluation is at the end, because an evaluation takes as long as 50 steps.
 _tiny_fast = replace(
     _tiny,
     name="tiny-fast",
@@ -96,23 +96,23 @@ _bigram = replace(
     _tiny,
     name="bigram",
     model=BigramConfig(block_size=64),
-    # A bigram table needs no weight decay, and its rare pairs of characters need large steps.
+    # A bigram table needs no weight decay. Rare pairs get few gradients, so they need large steps.
     optim=replace(_tiny.optim, lr=0.1, weight_decay=0.0),
     train=replace(_tiny.train, steps=1000, batch_size=256, eval_every=250),
 )
 
 PRESETS = {
     "bigram": Preset(_bigram, "the baseline: predicts the next character from the previous one"),
-    "tiny": Preset(_tiny, "a small GPT for a laptop; the default on a CPU"),
-    "tiny-fast": Preset(_tiny_fast, "a modern GPT as large as tiny: fastest on a CPU"),
-    "baby": Preset(_baby, "a GPT of 10.8M parameters; the default on a GPU"),
-    "baby-fast": Preset(_baby_fast, "a modern GPT of the size of baby: fastest on a GPU"),
-    "best": Preset(_best, "a deep, strongly regularised GPT: lowest loss on a GPU"),
+    "tiny": Preset(_tiny, "a small GPT for a laptop; the default without a CUDA GPU"),
+    "tiny-fast": Preset(_tiny_fast, "a modern GPT as large as tiny, tuned to train fast on a CPU"),
+    "baby": Preset(_baby, "a GPT of 10.8M parameters; the default on a CUDA GPU"),
+    "baby-fast": Preset(_baby_fast, "a modern GPT as large as baby, tuned to train fast on a GPU"),
+    "best": Preset(_best, "a deep, strongly regularised GPT, tuned for the lowest loss on a GPU"),
 }
 
 
 def default_preset_name(device: str) -> str:
-    """The name of the default preset for a device: auto, cpu, cuda, cuda:N or mps.
+    """The name of the default preset for `device`, which is auto, cpu, cuda, cuda:N or mps.
 
     Raises UserError if this machine does not have that device.
     """

@@ -1,8 +1,8 @@
 """Reads the files of a checkpoint directory strictly.
 
-The files may come from an untrusted source. Everything that a file declares is checked before
-memory is allocated: sizes are compared with limits, shapes with the configuration, and contents
-with SHA256SUMS.
+The files may come from an untrusted source. So sizes are compared with limits, and shapes with the
+configuration, before memory is allocated. The contents are compared with SHA256SUMS before they are
+used.
 """
 
 import hashlib

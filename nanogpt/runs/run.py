@@ -34,9 +34,9 @@ class ResumeInfo:
     seconds: float
     """Seconds of training, evaluations included."""
     lines: int
-    """Lines of metrics.jsonl when the checkpoint was saved."""
+    """Number of lines in metrics.jsonl when the checkpoint was saved."""
     losses: int
-    """Steps since the last line of metrics.jsonl; their losses are in training.safetensors."""
+    """Number of losses in training.safetensors: those since the last line of metrics.jsonl."""
     scale: LossScale | None = None
 
     def __post_init__(self) -> None:
@@ -139,7 +139,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run on disk that can be resumed: training.json of its last checkpoint, read once."""
+    """A run on disk that can be resumed, with the content of training.json in its last/."""
 
     directory: Path
     info: ResumeInfo
@@ -148,11 +148,11 @@ class SavedRun:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration of the run, with its current directory."""
+        """The configuration of the run; `out` is the directory in which it was found."""
         return replace(self.info.config, out=self.directory)
 
     def is_current(self) -> bool:
-        """Whether the last checkpoint has not changed since it was read. Raises UserError."""
+        """Whether the last checkpoint is still the one that was read. Raises UserError."""
         files = CheckpointFiles(resolve_interrupted_swap(self.directory / "last"))
         return files.checksums.get("training.json") == self.checksum
 
@@ -174,7 +174,7 @@ def read_run_config(directory: Path) -> RunConfig:
 
 
 def load_run_text(directory: Path, progress: Progress = no_progress) -> tuple[Corpus, float]:
-    """Return the text that a run was trained on, and the fraction of the validation split.
+    """Return the text of a run, and the fraction of the text that is the validation split.
 
     Raises UserError if the text is missing or has changed.
     """

@@ -46,7 +46,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, progress)
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
     require_tokens(data.splits.items(), config.model.block_size)
-    torch.manual_seed(config.seed)  # for the initial weights, then for dropout
+    torch.manual_seed(config.seed)  # seeds the initial weights and, later, dropout
     model = build(_set_vocab_size(config.model, tokenizer.vocab_size)).to(device)
     out, lock = make_run_directory(config.out, config.name)
     config = replace(config, out=out, model=model.config, data=corpus.name)
@@ -198,7 +198,7 @@ def _build_run(
 
 
 def _set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:
-    """Return `config` with this vocabulary size. Raises UserError if `config` has another size."""
+    """Return `config` with this vocabulary size. Raises UserError if `config` sets another size."""
     if config.vocab_size not in (type(config)().vocab_size, vocab_size):
         raise UserError(
             f"--model.vocab-size is {config.vocab_size}, but this text has {vocab_size} different "

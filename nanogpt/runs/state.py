@@ -1,8 +1,8 @@
 """The state that training changes. It is saved and restored so that a run resumes exactly.
 
-It consists of the weights, the optimizers, the loss scale, the states of the random generators, the
-counts, and the losses that are not yet in metrics.jsonl. The order of the batches needs no state:
-the seed and the number of tokens so far determine it.
+It consists of the weights and their running means, the optimizers, the loss scale, the states of
+the random generators, the counters, and the losses that are not yet in metrics.jsonl. The order of
+the batches needs no state: the seed and the number of tokens so far determine it.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from ..system.devices import get_random_states, set_random_states
 from .loss_scale import LossScale
 
 GENERATORS = ("random.cuda", "random.mps")
-"""Names in State.tensors() that exist only on some devices."""
+"""Names of the generator states in State.tensors() that exist only on some devices."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class State:
     seconds: float = 0.0
     """Seconds of training, evaluations included."""
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
-    """Losses of the steps since the last line of metrics.jsonl (n,), on the device."""
+    """Losses (n,) of the n steps since the last line of metrics.jsonl, on the device."""
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +55,7 @@ class State:
     def expected_tensors(self, losses: int) -> dict[str, Tensor]:
         """Return tensors with the names, shapes and types of tensors(), for this number of losses.
 
-        The state of a GPU's generator is not included, because a checkpoint may lack it.
+        The state of a GPU's generator is not included: a checkpoint of a CPU run lacks it.
         """
         return {
             "random.cpu": torch.get_rng_state(),
@@ -64,9 +64,9 @@ class State:
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Restore the state from tensors(). Raises RuntimeError if a generator rejects its state.
+        """Restore what tensors() returned. Raises RuntimeError if a generator rejects its state.
 
-        Generator states of another device are ignored: resuming on a different device is not exact.
+        The state of another device's generator is ignored: resuming on another device is not exact.
         """
         self.losses = tensors["losses"].to(self.device, copy=True)
         current = get_random_states(self.device)

@@ -1,1 +1,1 @@
-"""Experiments that train many models to answer a question: the ladder, the scaling law."""
+"""The ladder and the scaling law: experiments that train many models to answer a question."""

@@ -1,7 +1,7 @@
 """The analysis of the scaling study: the best run of each cell, the laws, and the bottlenecks.
 
 N is the number of parameters of a model, and D is the number of characters of its training text. A
-cell is one pair of N and D.
+cell is one pair of N and D. law.py defines the laws and their parameters, such as p.
 """
 
 import math
@@ -35,7 +35,7 @@ class StudyRun:
     seconds: float
     """Training time, evaluations included."""
     falling: bool
-    """Whether the last evaluation has the lowest loss: more steps may lower it further."""
+    """Whether the last evaluation has the lowest loss; if so, more steps may lower it further."""
 
     @staticmethod
     def from_trial(trial: Trial) -> "StudyRun":
@@ -92,9 +92,9 @@ class FittedLaw:
     bounds: dict[str, tuple[float, float]]
     """95% confidence interval of each fitted parameter, by name."""
     error: float
-    """Root mean square of the relative error, predicted / measured loss - 1, over all cells."""
+    """Root mean square of the relative errors (predicted loss / measured loss - 1) of all cells."""
     largest_error: float
-    """Largest absolute value of the relative error over all cells."""
+    """Largest absolute value of the relative errors of all cells."""
     held_out: list[tuple[int, float, float]]
     """For the largest model: (D, measured loss, loss predicted by a fit to the smaller models)."""
 
@@ -143,8 +143,8 @@ class ScalingResult:
     """(operations, parameters) at which the loss of a model falls below the loss of the next
     smaller model, while both still train. `parameters` is the geometric mean of the two N."""
     exponent: float | None
-    """The best number of parameters grows as operations^exponent. It is the slope of the takeovers
-    on log-log axes."""
+    """The best number of parameters grows as operations^exponent. The exponent is the slope of the
+    takeovers on log-log axes."""
 
 
 def analyse_trials(trials: Sequence[Trial], bootstraps: int = 300) -> ScalingResult:
@@ -240,7 +240,7 @@ def find_takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, flo
 
 
 def fit_exponent(takeovers: Sequence[tuple[float, float]]) -> float | None:
-    """Return the slope of log(parameters) over log(operations); None for fewer than two points."""
+    """Return the slope of log(parameters) against log(operations); None for one point or none."""
     if len(takeovers) < 2:
         return None
     operations, sizes = zip(*takeovers, strict=True)
@@ -317,7 +317,9 @@ def format_tables(result: ScalingResult) -> str:
         lines.append(f"| {D:,} | {measured:.4f} | {by_sum:.4f} | {by_free:.4f} |")
     if result.exponent is not None:
         growth = f"the number of parameters grows as operations^{result.exponent:.2f}"
-        lines += ["", f"At the points where a model overtakes the next smaller one, {growth}."]
+        overtakes = "A model overtakes the next smaller one where its loss falls below that of the"
+        overtakes += " smaller one after the same operations."
+        lines += ["", f"{overtakes} At these points, {growth}."]
     lines += ["", f"{result.device}."]
     return "\n".join(lines) + "\n"
 

@@ -41,7 +41,7 @@ class LadderConfig:
     """The models of the rungs, and their training settings."""
 
     small: GPTConfig
-    """The model of the rungs up to `dropout`; the rungs before `blocks` have only one block."""
+    """The model of the trained rungs up to `dropout`; those before `blocks` have only one block."""
     large: GPTConfig
     """The deeper and wider model of the rungs from `gpt` on."""
     dropout: float
@@ -98,10 +98,10 @@ class Rung:
     """The part that the previous rung does not have."""
     val_loss: float
     """Lowest validation loss, in nats per token."""
-    bits_per_byte: float
+    bits_per_byte: float | None
     parameters: int
     seconds: float
-    """Time for training and evaluation, or for counting."""
+    """Time for training and evaluation, or for counting n-grams and evaluation."""
     sample: str
 
 
@@ -117,7 +117,7 @@ class Ladder:
 
 
 def plan_rungs(config: LadderConfig) -> Iterator[tuple[str, str, ModelConfig, OptimConfig]]:
-    """Yield the name of each trained rung, the part that it adds, its model and its optimizer."""
+    """For each trained rung, yield its name, the part that it adds, its model and its optimizer."""
     small, optim = config.small, config.optim
     one_head = PlainConfig(**{**asdict(small), "n_layer": 1, "n_head": 1})
     many_heads = replace(one_head, n_head=small.n_head)
@@ -146,7 +146,8 @@ def run_ladder(
 ) -> Ladder:
     """Run all rungs in subdirectories of base.out, and call `on_rung` with each result.
 
-    `base` holds the settings that the rungs share. Finished rungs are not trained again.
+    `base` holds the settings that the rungs share. Rungs that an earlier call finished are not
+    trained again.
     Writes ladder.json, ladder.md and ladder.svg. Raises the errors of run_trial().
     """
     assert base.out is not None
@@ -227,6 +228,11 @@ def find_longest_line(text: str) -> str:
     return max((line.strip() for line in text.splitlines()), key=len, default="")[:SAMPLE_WIDTH]
 
 
+def format_bits(bits_per_byte: float | None) -> str:
+    """Format bits per byte; return a dash if the tokenizer does not reproduce the text."""
+    return "–" if bits_per_byte is None else f"{bits_per_byte:.4f}"
+
+
 def format_table(ladder: Ladder) -> str:
     """Return the ladder as a Markdown table."""
     lines = [
@@ -240,7 +246,7 @@ def format_table(ladder: Ladder) -> str:
         sample = rung.sample.replace("|", "\\|").replace("`", "'")
         lines.append(
             f"| {rung.name} | {rung.adds} | {rung.val_loss:.4f} | {gain} "
-            f"| {rung.bits_per_byte:.4f} | {rung.parameters:,} | {rung.seconds:,.1f} "
+            f"| {format_bits(rung.bits_per_byte)} | {rung.parameters:,} | {rung.seconds:,.1f} "
             f"| `{sample}` |"
         )
     return "\n".join(lines) + f"\n\n{ladder.data}, {ladder.budget}, {ladder.device}\n"

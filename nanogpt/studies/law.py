@@ -17,15 +17,16 @@ from ..errors import UserError
 
 Floats = NDArray[np.float64]
 DELTA = 1e-3
-"""Huber threshold: larger errors of log L count linearly, not quadratically (Hoffmann et al.)."""
+"""Threshold of the Huber loss: an error of log L above it counts linearly, not quadratically. The
+value is from Hoffmann et al."""
 
 
 @dataclass(frozen=True)
 class ScalingLaw:
     """The scaling law L(N, D) = E + ((A / N^α)^p + (B / D^β)^p)^(1/p).
 
-    With p = 1, this is the law of Hoffmann et al., who train on each token once. With a large p,
-    almost only the larger of the two terms counts; this describes training on a small text for many
+    With p = 1, this is the law of Hoffmann et al., who train on each token once. With a large p, L
+    is close to E plus the larger of the two terms; this describes training on a small text for many
     epochs. With p = 1 / β and E = 0, this is equation 1.5 of Kaplan et al. 2020 (arXiv:2001.08361),
     who stop training before the model overfits.
     """
@@ -62,7 +63,8 @@ def require_scipy() -> None:
         import scipy.optimize  # noqa: F401
     except ImportError:
         raise UserError(
-            "the fit needs scipy: install it with pip install -e '.[study]', or pip install scipy"
+            "fitting a scaling law needs scipy: install it with pip install -e '.[study]', "
+            "or pip install scipy"
         ) from None
 
 
@@ -71,8 +73,8 @@ def fit(
 ) -> ScalingLaw:
     """Fit a law to the losses L of at least six pairs (N parameters, D tokens).
 
-    Minimises the sum of the Huber losses of all errors of log L (Hoffmann et al., equation 3),
-    from many starting points. Fits p if `free` is true; otherwise p is 1.
+    Minimises the sum of the Huber losses of the errors of log L (Hoffmann et al., equation 3), and
+    returns the best result from many starting points. Fits p if `free` is true; otherwise p is 1.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     lowest = float(logs.min())
@@ -97,7 +99,7 @@ def bootstrap(
     """Return the 95% confidence interval of each parameter of a law: (low, high) by name.
 
     Fits the law to `times` bootstrap samples of the pairs, drawn with replacement (Efron 1979).
-    `law` is the fit to all pairs.
+    `law` is the fit to all pairs; it gives the starting points of the other fits.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     start = [math.log(law.A), law.alpha, math.log(law.B), law.beta, math.log(law.E)]
@@ -119,9 +121,9 @@ def _minimise(n: Floats, d: Floats, logs: Floats, starts: Sequence[Floats]) -> F
     from scipy.optimize import least_squares
 
     def terms(x: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-        """Return p, and the logarithms of A / N^α, B / D^β, their combination and L."""
+        """Return p, and the logarithms of A / N^α, B / D^β, L - E and L."""
         log_A, alpha, log_B, beta, log_E = x[:5]
-        p = np.exp(x[5:].sum())  # 1 if p is not free
+        p = np.exp(x[5:].sum())  # exp(0) = 1 if p is not free
         size, data = log_A - alpha * n, log_B - beta * d
         both = np.logaddexp(p * size, p * data) / p
         return p, size, data, both, np.logaddexp(both, log_E)
@@ -131,7 +133,7 @@ def _minimise(n: Floats, d: Floats, logs: Floats, starts: Sequence[Floats]) -> F
 
     def jacobian(x: Floats) -> Floats:
         p, size, data, both, L = terms(x)
-        share = np.exp(both - L)  # the fraction of the loss that is not E
+        share = np.exp(both - L)  # (loss - E) / loss
         by_A, by_B = share * np.exp(p * (size - both)), share * np.exp(p * (data - both))
         by_p = by_A * (size - both) + by_B * (data - both)
         columns = [by_A, -n * by_A, by_B, -d * by_B, 1 - share, by_p]
@@ -140,7 +142,7 @@ def _minimise(n: Floats, d: Floats, logs: Floats, starts: Sequence[Floats]) -> F
     low, high = [-20, 0.01, -20, 0.01, -10, 0], [40, 3, 40, 3, 3, 4]
     bounds = np.array([low[: len(starts[0])], high[: len(starts[0])]])
     settings = {"bounds": bounds, "loss": "huber", "f_scale": DELTA, "x_scale": "jac"}
-    # Run 20 iterations from every start; then continue the best two until they converge.
+    # Evaluate at most 20 times from every start; then continue the best two to convergence.
     tries = [
         least_squares(errors, start.clip(*bounds), jacobian, max_nfev=20, **settings)
         for start in starts

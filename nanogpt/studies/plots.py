@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def draw_ladder(file: Path, rungs: Sequence[tuple[str, float]]) -> None:
-    """Plot the validation loss of each rung, with the first rung at the top."""
+    """Plot the validation loss of each rung of the ladder study, with the first rung at the top."""
     figure = make_figure(7, 0.32 * len(rungs) + 0.9, "constrained")
     axes = figure.add_subplot()
     names, losses = zip(*rungs, strict=True)
@@ -39,14 +39,17 @@ def draw_ladder(file: Path, rungs: Sequence[tuple[str, float]]) -> None:
 
 
 Measured = Sequence[tuple[float, float, float]]
-"""(parameters, characters, loss) of each cell of the grid."""
+"""(parameters, characters, loss) for each model size and amount of text."""
 MARKERS = "os^Dv<>P*X"
 PredictedLoss = Callable[[float, float], float]
 """A law: a function from (parameters, characters) to loss."""
 
 
 def draw_fit(file: Path, measured: Measured, law: PredictedLoss) -> None:
-    """Plot the loss by model size. Each amount of text has a line (law) and markers (measured)."""
+    """Plot the loss against the model size.
+
+    For each amount of text, a line shows the law, and markers show the measured losses.
+    """
     figure = make_figure(7, 4.2, "constrained")
     axes = figure.add_subplot()
     amounts = sorted({D for _, D, _ in measured})
@@ -71,7 +74,7 @@ def draw_fit(file: Path, measured: Measured, law: PredictedLoss) -> None:
 
 
 def draw_residuals(file: Path, measured: Measured, law: PredictedLoss) -> None:
-    """Plot the relative error of the law by model size, with a line for each amount of text."""
+    """Plot the relative error of the law against the model size: a line per amount of text."""
     figure = make_figure(7, 3, "constrained")
     axes = figure.add_subplot()
     amounts = sorted({D for _, D, _ in measured})
@@ -98,7 +101,10 @@ def draw_frontier(
     curves: Mapping[int, Sequence[tuple[float, float]]],
     frontier: Sequence[tuple[float, float]],
 ) -> None:
-    """Plot the loss by operations: a curve for each model size, and the lowest of all curves."""
+    """Plot the loss against the floating-point operations of the training.
+
+    Each model size has a curve; `frontier` is the lowest loss for each number of operations.
+    """
     figure = make_figure(7, 4.2, "constrained")
     axes = figure.add_subplot()
     for i, (N, curve) in enumerate(sorted(curves.items())):

@@ -23,12 +23,12 @@ from ..system.interrupts import Interrupts
 from .trial import Trial, read_finished_trial, run_trial
 
 # Importing the modules takes seconds. On Linux, workers are forked from a process that has already
-# imported them. On other systems, torch does not work after a fork.
+# imported them. Windows has no fork, and on macOS a forked process may crash.
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 _CONTEXT.set_forkserver_preload([__name__, "matplotlib.figure", "matplotlib.backends.backend_agg"])
 
 MAX_FAILURES = 3
-"""The study stops when the process of one trial has failed this many times."""
+"""The study stops when one run has been killed, or has had a CUDA error, this many times."""
 
 
 def run_all(
@@ -39,13 +39,13 @@ def run_all(
     on_trial: Callable[[RunConfig, Trial, int], None],
     on_message: Callable[[str], None],
 ) -> list[Trial]:
-    """Train the runs that are not finished, and return the results in the order of `runs`.
+    """Train the unfinished runs, and return the results of all runs in the order of `runs`.
 
     Trains `at_a_time` runs in parallel on each device; a run for which `needs_whole_device` is true
     does not share its device. `command` is the command line that resumes the study. Calls
-    `on_trial` with each result and the number of finished runs, and `on_message` when a process
-    fails. Deletes the weights of finished runs. Raises UserError, Interrupted or Stopped, after the
-    other processes have saved checkpoints.
+    `on_trial` with each run, its result and the number of finished runs; calls `on_message` when a
+    process fails. Deletes the weights of finished runs. Raises UserError, Interrupted or Stopped,
+    after the other processes have saved checkpoints.
     """
     trials = {run.name: trial for run in runs if (trial := read_finished_trial(run))}
     unfinished = [run for run in runs if run.name not in trials]
@@ -70,7 +70,8 @@ def _run_in_processes(
 ) -> Iterator[tuple[RunConfig, Trial]]:
     """Yield each run and its result as soon as the run is finished.
 
-    A run whose process is killed resumes from its last checkpoint, up to MAX_FAILURES - 1 times.
+    A run whose process is killed or has a CUDA error resumes from its last checkpoint, up to
+    MAX_FAILURES - 1 times.
     """
     device = pick_device(runs[0].device)
     use_all_gpus = device.type == "cuda" and device.index is None
@@ -158,7 +159,7 @@ def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None
     threading.Thread(target=_end_when_asked, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)  # more threads than cores would slow down all processes
     try:
-        run_trial(replace(run, device=device), command="")  # the parent shows the command
+        run_trial(replace(run, device=device), command="")  # the parent reports interruptions
         _remove_weights(run)
     except Interrupted:
         pass
@@ -171,10 +172,10 @@ def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None
 
 
 def _end_when_asked(parent: Connection) -> None:
-    """Save a checkpoint and end when the parent asks for it, or when the parent is killed.
+    """Wait until the parent asks for the end or is killed; then send SIGTERM to this process.
 
-    This process then sends SIGTERM to itself. The parent cannot send this signal: on Windows, the
-    signal would kill this process immediately.
+    At this signal, the training saves a checkpoint and ends. The parent cannot send the signal: on
+    Windows, this would kill the process immediately.
     """
     process = multiprocessing.parent_process()
     assert process is not None
@@ -192,7 +193,7 @@ def _block_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # otherwise start() runs it, which unblocks signals
+    resource_tracker.ensure_running()  # else start() starts it and unblocks SIGINT
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -1,15 +1,15 @@
 """The scaling study: how the loss depends on model size and on the amount of training text.
 
 It measures L(N, D), the loss of a model with N parameters that is trained on D characters, for a
-grid of N and D. Then it fits a law to the losses. Kaplan et al. 2020 (arXiv:2001.08361) ask this
-question; Hoffmann et al. 2022 (arXiv:2203.15556, section 3.3) give a formula and a method to fit
-it.
+grid of N and D. Then it fits a law to the losses. The question is from Kaplan et al. 2020
+(arXiv:2001.08361). The formula and the method to fit it are from Hoffmann et al. 2022
+(arXiv:2203.15556, section 3.3).
 
 Each model trains at a constant learning rate until its validation loss stops falling. The average
 of its weights is also evaluated: averaging replaces a decaying learning rate (Hägele et al. 2024,
 arXiv:2405.18392). A model needs more regularisation if it has more parameters per character, or
-trains for more epochs. The product of these two values, parameters per character and epochs,
-selects several recipes of regularisation. The study tries each of them and keeps the best run.
+trains for more epochs. So for each model and text, the product of these two values (parameters per
+character and epochs) decides which recipes of regularisation the study tries; the best run counts.
 """
 
 import math
@@ -45,7 +45,8 @@ WHOLE_GPU = 20_000_000
 """A model with at least this many parameters does not share its GPU. It keeps the GPU busy, and it
 sometimes crashes if other models train on the same GPU (docs/log/studies.md)."""
 MIN_PASSAGE = 1_000
-"""Minimum length of a passage, in characters. A part of the text is a selection of passages."""
+"""Minimum length of a passage, in characters; the last passage may be shorter. A part of the text
+consists of randomly selected passages."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Recipe:
     low: float
     """The recipe is tried if parameters per character × epochs is at least this value."""
     high: float
-    """The recipe is tried if the same product is less than this value."""
+    """The recipe is tried if parameters per character × epochs is less than this value."""
 
 
 RECIPES = {
@@ -74,7 +75,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Grid:
-    """The models, the amounts of text, the recipes, and the largest number of steps."""
+    """The models, amounts of text and recipes of the study; the steps and the size of a batch."""
 
     shapes: Sequence[tuple[int, int, int]] = SHAPES
     parts: Sequence[int] = PARTS
@@ -88,9 +89,9 @@ def load_texts() -> tuple[list[str], str]:
     """Return the training text in passages, and the validation text.
 
     The training text is the training split of Tiny Shakespeare, followed by all plays that are not
-    in it. The few letters and symbols that never occur in Tiny Shakespeare are removed. The
-    validation text is the validation split of Tiny Shakespeare. Each passage ends at the end of a
-    speech.
+    in Tiny Shakespeare. The few letters and symbols of these plays that never occur in Tiny
+    Shakespeare are removed. The validation text is the validation split of Tiny Shakespeare. Each
+    passage ends at the end of a speech.
     """
     tiny = corpora.load_corpus("tinyshakespeare")
     val, alphabet = "".join(tiny.read_split("val")), set(tiny.text())
@@ -107,7 +108,7 @@ def load_texts() -> tuple[list[str], str]:
 def select_part(passages: Sequence[str], part: int) -> str:
     """Return the fraction 1 / `part` of a text: random passages, in their original order.
 
-    The text of a smaller fraction is contained in the text of a larger fraction.
+    A larger fraction contains all passages of a smaller fraction.
     """
     order = random.Random(0).sample(range(len(passages)), len(passages))
     return "".join(passages[i] for i in sorted(order[: len(passages) // part]))
@@ -116,7 +117,7 @@ def select_part(passages: Sequence[str], part: int) -> str:
 def plan_runs(base: RunConfig, grid: Grid) -> list[RunConfig]:
     """Return the runs of the grid, large models first; write texts and a tokenizer to base.out.
 
-    `base` holds the seed, the device and the directory.
+    `base` holds the seed, the device and the directory of the study.
     """
     assert base.out is not None
     out = base.out
@@ -181,7 +182,7 @@ def _make_optim(N: int, recipe: Recipe) -> OptimConfig:
         lr=4e-3 * rate,
         muon_lr=0.02 * rate,
         schedule="linear",
-        min_lr=4e-3 * rate,  # equal to lr: the learning rate stays constant
+        min_lr=4e-3 * rate,  # equal to lr: constant after the warm-up
         warmup=50,
         beta2=0.95,
         weight_decay=recipe.weight_decay,

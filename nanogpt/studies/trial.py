@@ -1,4 +1,4 @@
-"""A trial is one run of a study. After an interruption, it resumes. Its result is saved."""
+"""Trains one run of a study, or resumes it after an interruption, and saves its result."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,12 +39,12 @@ class Trial:
     text_sha256: str
     val_loss: float
     """Lowest validation loss, in nats per token."""
-    bits_per_byte: float
+    bits_per_byte: float | None
     parameters: int
     train_tokens: int
     """Size of the training split in tokens."""
     tokens: int
-    """Number of tokens that the run trained on until its lowest validation loss."""
+    """Number of tokens that the run had trained on when it reached its lowest validation loss."""
     seconds: float
     """Training time in seconds, evaluations included."""
     device: str
@@ -63,7 +63,7 @@ def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None)
     try:
         if (config.out / "last").exists():
             saved = read_saved_run(config.out)
-            # The vocabulary size is known only after the text has been read.
+            # `config` may lack the vocabulary size, which is known only after reading the text.
             model = replace(config.model, vocab_size=saved.config.model.vocab_size)
             requested = replace(config, model=model)
             _require_same_settings(requested, saved.config)
@@ -105,7 +105,8 @@ def read_finished_trial(config: RunConfig) -> Trial | None:
 def _require_same_settings(requested: RunConfig, found: RunConfig) -> None:
     """Raise UserError unless the run found in the directory has the requested settings.
 
-    Paths and the device may differ: the hash of the text shows whether both texts are the same.
+    The paths and the device may differ. The caller compares the texts by their hashes, not by their
+    paths.
     """
     settings, found_settings = flatten_settings(requested), flatten_settings(found)
     for name in sorted(settings.keys() | found_settings.keys()):
@@ -121,7 +122,7 @@ def _require_same_settings(requested: RunConfig, found: RunConfig) -> None:
 
 
 def _summarise(config: RunConfig, result: Result) -> Trial:
-    """Return the trial that describes a finished run."""
+    """Return the result of a finished run as a Trial."""
     run, best = result.run, result.best
     evaluations = [
         (record, evaluation)

@@ -18,7 +18,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device cpu, cuda, cuda:N or mps; auto is the fastest device of this machine.
+    """Return the device cpu, cuda, cuda:N or mps; auto is cuda if available, else mps, else cpu.
 
     Raises UserError if the machine has no such device.
     """
@@ -41,8 +41,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """The data type of matrix products; auto is bfloat16 if the device has instructions for it.
+    """The data type of matrix products.
 
+    The name auto stands for bfloat16 if the device has instructions for it, else for float32.
     Weights, optimizer state and losses are float32 at every precision. Raises UserError if the
     device does not support the precision.
     """
@@ -69,7 +70,7 @@ def _supports(precision: torch.dtype, device: torch.device) -> bool:
 def _is_fast(precision: torch.dtype, device: torch.device) -> bool:
     """Whether the device has instructions for matrix products of this data type."""
     if device.type == "cpu" and precision == torch.bfloat16:
-        get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in torch 2.11
+        get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.11 lacks it
         capabilities = get_capabilities() if get_capabilities else {}
         return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
     return device.type == "cuda" and _supports(precision, device)
@@ -84,9 +85,9 @@ def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
         with torch.autocast(device.type, precision):
             yield
     else:
-        # With 16-bit types on a CPU, the backward pass of fused attention takes four times as long
-        # as the backward pass of separate matrix products (docs/log.md).
-        cuda = torch.backends.cuda  # despite its name, this also applies to a CPU
+        # In bfloat16 on a CPU, fused attention takes four times as long (forward and backward) as
+        # attention with separate matrix products and no float32 copies (docs/log/cpu.md).
+        cuda = torch.backends.cuda  # its setting for float32 copies applies to a CPU too
         previous = cuda.fp16_bf16_reduction_math_sdp_allowed()
         cuda.allow_fp16_bf16_reduction_math_sdp(True)
         try:
@@ -114,7 +115,8 @@ PEAKS = {
     r"L4": 121e12,
     r"L40S": 362e12,
 }
-"""Dense floating-point operations per second in bfloat16 and float16, from NVIDIA's data sheets."""
+"""Peak floating-point operations per second in bfloat16 and float16, by the name of the GPU: the
+values for dense (not sparse) matrices in NVIDIA's data sheets."""
 
 
 def find_peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
@@ -122,14 +124,14 @@ def find_peak_flops(device: torch.device, precision: torch.dtype) -> float | Non
     if device.type != "cuda" or precision == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)
-    if "MIG" in name:  # only a part of a GPU
+    if "MIG" in name:  # only a part of a GPU, so slower
         return None
     return next((peak for model, peak in PEAKS.items() if re.search(rf"\b{model}\b", name)), None)
 
 
 def use_deterministic(wanted: bool) -> None:
     """If `wanted` is true, make runs on a GPU reproducible bit for bit, with slower kernels."""
-    if wanted != torch.are_deterministic_algorithms_enabled():  # avoids a slow import
+    if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports a slow module
         torch.use_deterministic_algorithms(wanted)
     if wanted:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS needs this
@@ -143,26 +145,27 @@ def limit_threads() -> None:
 
     torch counts all cores of the machine, even in a container that may use only some of them. This
     function sets the number of threads only if it is too large, because any call of
-    torch.set_num_threads() makes a step 9% slower (docs/log.md).
+    torch.set_num_threads() makes training slower: by 9% in one measurement (docs/log/cpu.md).
     """
     if "OMP_NUM_THREADS" not in os.environ and count_cores() < torch.get_num_threads():
         torch.set_num_threads(count_cores())
 
 
 def free_token_memory(device: torch.device) -> int:
-    """Return how many bytes tokens may use: 1/4 of the free memory of a CUDA GPU; else no limit."""
+    """Return how many bytes of tokens fit: 1/4 of the free memory of a CUDA GPU; else no limit."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 1 << 62
 
 
 def keep_freed_memory() -> None:
     """Keep freed memory for the next step instead of returning it to the operating system.
 
-    Otherwise glibc requests new pages for every large tensor, and each page is zeroed at its first
-    use (docs/log.md). Other C libraries have no such setting.
+    Otherwise glibc requests new pages for every large tensor, and the system fills each page with
+    zeros at its first use, which takes time (docs/log/cpu.md). Other C libraries have no such
+    setting.
     """
     mallopt = find_c_function("mallopt")
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-    for size in (1 << 30, 32 << 20):  # older versions of glibc accept only the second size
+    for size in (1 << 30, 32 << 20):  # older versions of glibc reject the first size
         if mallopt and mallopt(M_MMAP_THRESHOLD, size):
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
             return
@@ -193,7 +196,7 @@ def requested_memory(error: BaseException) -> str | None:
         return "some bytes"
     if "Storage size calculation overflowed" in str(error):
         return "2**63 bytes"
-    # Only CUDA has a class for this error; CPU and MPS raise a RuntimeError.
+    # Only CUDA has a class for this error. CPU and MPS raise a RuntimeError: search its message.
     match = re.search(r"[Tt]ried to allocate ([\d.]+) (\w+)", str(error))
     if not match:
         return "more" if isinstance(error, torch.OutOfMemoryError) else None

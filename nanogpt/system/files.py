@@ -22,7 +22,7 @@ from .libc import find_c_function
 
 IS_WINDOWS = os.name == "nt"
 REPLACE_TIMEOUT = 5.0
-"""Seconds to wait, on Windows, for another process to close a file."""
+"""Maximum seconds to wait, on Windows, until another process closes a file."""
 
 
 def damaged_error(file: Path, reason: object) -> UserError:
@@ -100,8 +100,9 @@ def _sync_descriptor(descriptor: int) -> None:
 def replace_path(source: Path, target: Path) -> None:
     """Rename `source` to `target`. This replaces an existing file, but not an existing directory.
 
-    On Windows, this fails while another process, such as a virus scanner or a command that reads a
-    checkpoint, has one of the files open. The call then retries for REPLACE_TIMEOUT seconds.
+    On Windows, os.replace() fails while another process, such as a virus scanner or a command that
+    reads a checkpoint, has one of the files open. So the call is repeated for up to
+    REPLACE_TIMEOUT seconds.
     """
     deadline = time.monotonic() + REPLACE_TIMEOUT
     while True:
@@ -159,7 +160,10 @@ def _old_name(directory: Path) -> Path:
 
 
 def resolve_interrupted_swap(directory: Path) -> Path:
-    """Return `directory`, or .NAME.old if a replacement in two steps was interrupted."""
+    """Return `directory`, called NAME, or .NAME.old if only .NAME.old exists.
+
+    This is the case if _replace_in_two_steps() was interrupted between its steps.
+    """
     old = _old_name(directory)
     return old if os.path.isdir(old) and not os.path.isdir(directory) else directory
 
@@ -207,14 +211,15 @@ def read_limited(file: Path, limit: int) -> bytes:
 
 
 def read_json(file: Path, limit: int = 1 << 20) -> dict[str, Any]:
-    """Read a JSON object from a file of at most `limit` bytes. Raises UserError."""
+    """Read a JSON object from a file. Raises UserError, also for more than `limit` bytes."""
     return parse_json(read_limited(file, limit), file)
 
 
 def parse_json(raw: bytes, file: Path) -> dict[str, Any]:
     """Parse the JSON object in `raw`, which was read from `file`.
 
-    Raises UserError for invalid JSON, a repeated key, NaN, infinity, or an unpaired surrogate.
+    Raises UserError if `raw` is not a JSON object, or contains a repeated key, NaN, infinity or an
+    unpaired surrogate (a code point that UTF-8 cannot encode).
     """
     try:
         value = json.loads(

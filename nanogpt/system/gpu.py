@@ -20,7 +20,7 @@ def compile_loss(
     example: tuple[Tensor, Tensor],
     say: Callable[[str], None],
 ) -> LossFunction | None:
-    """Return `loss` with compiled blocks. If compilation fails, call say() and return None.
+    """Return `loss` with compiled blocks; if this fails, return None, and say() gets the reason.
 
     The blocks have the same structure, so one compiled function serves all of them (regional
     compilation). This is much faster than compiling every block. Outside the returned function,
@@ -56,7 +56,7 @@ def compile_loss(
 
 
 class CannotCapture(RuntimeError):
-    """A CUDA graph cannot contain this work, because the host must wait for one of its results."""
+    """A CUDA graph cannot contain this work, for example because the host waits for a result."""
 
 
 class CudaGraph:
@@ -89,7 +89,7 @@ class CudaGraph:
                 current.wait_stream(self.stream)
                 return
             if self.graph is None:
-                torch.cuda.synchronize()  # reports earlier errors before the capture
+                torch.cuda.synchronize()  # raises the errors of earlier work here
                 try:
                     self.graph = self._capture(work)
                 finally:
@@ -101,7 +101,7 @@ class CudaGraph:
         capture = torch.cuda.graph(
             graph,
             stream=self.stream,
-            capture_error_mode="thread_local",  # another thread may be saving a checkpoint
+            capture_error_mode="thread_local",  # lets another thread save a checkpoint
         )
         problem: RuntimeError | None = None
         try:
@@ -124,11 +124,11 @@ Snapshot = Callable[[], dict[str, Tensor]]
 
 
 def take_snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:
-    """Return a function that returns copies of the current tensors, each with its own memory.
+    """Return a function that returns copies of the current `tensors`, each with its own memory.
 
     take_snapshot() copies tensors on a CUDA device to memory of the same device. The first call of
     the returned function, in any thread, moves these copies to the host while the device continues
-    to compute. If the device lacks memory, take_snapshot() copies the tensors to host memory.
+    to compute. If the device lacks memory, take_snapshot() itself copies the tensors to the host.
     """
     try:
         copies = {name: _copy(t) for name, t in tensors.items()}

@@ -16,7 +16,8 @@ Kinds = Mapping[str, type]
 def parse_dataclass(cls: type[T], value: object, kinds: Kinds) -> T:
     """Make the dataclass `cls` from a JSON object, and nested dataclasses from nested objects.
 
-    Raises a ValueError that names the key if a key or a type does not match.
+    Raises a ValueError that names the key if a key is unknown or missing, or its value has the
+    wrong type.
     """
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, found {shorten(value)}")
@@ -31,7 +32,7 @@ def parse_dataclass(cls: type[T], value: object, kinds: Kinds) -> T:
 
 
 def _parse_value(hint: Any, value: Any, key: str, kinds: Kinds) -> object:
-    """Return the value of a key. Raises ValueError if the value does not match the type hint."""
+    """Convert the value of a key to the type `hint`. Raises ValueError if it does not match."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in options:
         return None

@@ -1,1 +1,1 @@
-"""Load text from its source and encode it as tokens. No module here imports torch."""
+"""Loads text and encodes it as tokens. No module here imports torch, because this is slow."""

@@ -1,11 +1,12 @@
 """Byte-pair encoding, and any other tokenizer in the tokenizer.json format of Hugging Face.
 
-The library `tokenizers` of Hugging Face trains and decodes. The library `tiktoken` encodes if it
-gives the same tokens, because it is faster.
+The library `tokenizers` of Hugging Face trains a tokenizer. The library `tiktoken` encodes if it
+gives the same tokens, because it is faster; otherwise `tokenizers` encodes.
 """
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .streams import ByteDecodeStream, DecodeStream, encode_utf8
+from .streams import ByteDecodeStream, DecodeStream, TextDecodeStream, encode_utf8
 
 if TYPE_CHECKING:
     import tiktoken
@@ -27,7 +28,16 @@ word, number or symbol includes one space before it. Pairs are merged only withi
 token spans two parts."""
 
 SPACE_BOUNDARY, LINE_BOUNDARY = r"(?<=\S)[ \n]", r"(?<=\n)"
-"""Regular expressions that match where a text may be split before encoding."""
+"""Regular expressions that match where a text may be split into chunks that are encoded alone."""
+
+
+BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
+"""The tokens of the 256 bytes in a tokenizer with byte fallback. The decoder `ByteFallback` decodes
+successive byte tokens together: if one of them is invalid, all of them become U+FFFD."""
+TOKEN_DECODERS = ("ByteLevel", "BPEDecoder", "CTC", "Metaspace", "WordPiece")
+"""Decoders that change each token by itself. After `Fuse`, they would change the whole text."""
+STABLE_DECODERS = ("ByteFallback", "Fuse", "Replace", "Strip")
+"""Decoders that, also after `Fuse`, do not change earlier text when tokens follow it."""
 
 
 def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
@@ -89,23 +99,29 @@ class HubTokenizer:
         return ids
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
-        """The ids of a text as an array (N,). Several threads can call it at the same time."""
+        """The ids of a text as an array (N,). Several threads can call this at the same time."""
         encode_utf8(text)  # raises UserError for an unpaired surrogate
         if self._tiktoken:
             with suppress(ValueError):  # tiktoken fails for a million spaces in a row
                 return self._tiktoken.encode_to_numpy(
                     text, allowed_special=self._special, disallowed_special=()
                 )
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises a plain Exception
+            raise UserError(
+                f"the tokenizer cannot encode the text: {error}; use a tokenizer that has a token "
+                f"for unknown text, or remove the characters and words that it does not know"
+            ) from None
         return np.array(ids, dtype=np.uint32)
 
     @property
     def boundary(self) -> str:
-        """A regular expression that matches where a text may be split before encoding.
+        """A regular expression that matches where a text may be split into chunks before encoding.
 
         With GPT-2's pattern, a space or line break after a visible character always starts a new
         token, so a split before it changes no id. For other tokenizers, the start of a line is the
-        safest place.
+        safest place to split.
         """
         has_space_in_special = any(re.search(r"\s", token) for token in self._special)
         is_safe = self._tiktoken is not None and not has_space_in_special
@@ -113,17 +129,63 @@ class HubTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids to text; bytes that are not valid UTF-8 become U+FFFD."""
+        if self._bytes_by_id:
+            return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+        if not ids:  # some decoders of the library fail here
+            return ""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token. If they depend on other tokens, the token is decoded alone."""
         return self._bytes_by_id[token] if self._bytes_by_id else self.decode([token]).encode()
 
-    def decode_stream(self) -> DecodeStream:
-        """A decoder that takes one token at a time."""
+    def decode_stream(self, context: Sequence[int] = ()) -> DecodeStream:
+        """A decoder for the tokens that follow those in `context`; it takes them step by step."""
         if self._bytes_by_id:
             return ByteDecodeStream(self.token_bytes)
-        return _HubDecodeStream(self._tokenizer)
+        return TextDecodeStream(self.decode, self._is_open, context)
+
+    def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
+        """The bytes of the characters in `text` that its ids do not reproduce.
+
+        They are unknown to the tokenizer, or it changes or drops them (lower case, accents, line
+        breaks). Characters are counted, and their order is not compared.
+        """
+        if self._tiktoken:
+            return 0
+        decoded = self.decode(ids.tolist())
+        if self.unknown_id is not None:
+            decoded = decoded.replace(self._tokenizer.id_to_token(self.unknown_id) or "", "")
+        lost = Counter(text) - Counter(decoded)
+        return sum(count * len(character.encode()) for character, count in lost.items())
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id of the token for unknown text; None if there is none."""
+        model = self.to_json()["model"]
+        unknown: str | None = model.get("unk_token")
+        return model.get("unk_id") if unknown is None else self._tokenizer.token_to_id(unknown)
+
+    def _is_open(self, token: int) -> bool:
+        """Whether the token after this one may change its text."""
+        content = self._tokenizer.id_to_token(token)
+        # An unused id has no text, and it does not end a row of byte tokens.
+        is_open = content is None or BYTE_TOKEN.fullmatch(content) is not None
+        return is_open or not self._is_decoded_in_parts
+
+    @cached_property
+    def _is_decoded_in_parts(self) -> bool:
+        """Whether a text that ends with a complete character keeps its decoding in longer texts."""
+        decoder = self.to_json()["decoder"] or {}
+        is_fused = False
+        for step in decoder.get("decoders", [decoder] if decoder else []):
+            kind, pattern = step["type"], step.get("pattern", {}).get("String", "")
+            if kind == "Replace" and is_fused and len(pattern) != 1:
+                return False
+            if kind not in STABLE_DECODERS and (is_fused or kind not in TOKEN_DECODERS):
+                return False
+            is_fused = is_fused or kind in ("Fuse", "ByteLevel")
+        return True
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a tokenizer.json, which the library `tokenizers` can read."""
@@ -145,7 +207,7 @@ class HubTokenizer:
                 if is_byte_level
                 else token.encode()
             )
-        for added in saved["added_tokens"]:  # stored as plain text
+        for added in saved["added_tokens"]:  # their text is stored as it is
             bytes_by_id[added["id"]] = added["content"].encode()
         return bytes_by_id
 
@@ -174,8 +236,8 @@ class HubTokenizer:
         encoding = tiktoken.Encoding(
             "nanogpt", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
         )
-        # Make the first call here: if a worker thread makes it, every later call in that thread
-        # takes twice as long.
+        # Make the first call here: if several threads make the first calls at the same time, every
+        # later call in these threads takes twice as long (docs/log/text.md).
         encoding.encode_ordinary("a word")
         return encoding
 
@@ -197,23 +259,6 @@ def _is_gpt2_bpe(saved: dict[str, Any]) -> bool:
         and not any(model.get(key) for key in unsupported)
         and not any(token[key] for token in saved["added_tokens"] for key in matching_rules)
     )
-
-
-class _HubDecodeStream:
-    """The decode stream of a tokenizer whose tokens are not sequences of bytes."""
-
-    def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=False)
-
-    def push(self, token: int) -> str:
-        """Add a token and return the characters that it completes."""
-        return self._stream.step(self._tokenizer, token) or ""
-
-    def end(self) -> str:
-        """Return no text: the library drops an incomplete character."""
-        return ""
 
 
 def _map_characters_to_bytes() -> dict[str, int]:

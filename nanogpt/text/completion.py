@@ -13,7 +13,7 @@ class Completion:
 
     prompt: str
     text: str = ""
-    """The generated text, without the prompt."""
+    """The generated text, without the prompt and the stop string."""
     tokens: list[int] = field(default_factory=list)
     """The generated tokens, including the tokens of a stop string."""
     logprobs: list[float] = field(default_factory=list)
@@ -26,7 +26,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Encode a prompt as at least one token.
 
     The model needs a token to start from, so an empty prompt becomes a line break: the text starts
-    at the beginning of a line. If the tokenizer has no line break, the prompt becomes token 0.
+    at the beginning of a line. If the tokenizer has no line break, or encodes the
+    prompt as no tokens, the prompt becomes token 0.
     """
     if prompt:
         return tokenizer.encode(prompt) or [0]
@@ -51,18 +52,25 @@ class CompletionDecoder:
     It holds back text that may be the beginning of a stop string.
     """
 
-    def __init__(self, completion: Completion, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(
+        self,
+        completion: Completion,
+        tokenizer: Tokenizer,
+        stop: Sequence[str],
+        prompt: Sequence[int] = (),
+    ) -> None:
+        """`prompt` has the tokens before the completion: the text of a token may depend on them."""
         self.completion, self._stop = completion, stop
-        self._stream = tokenizer.decode_stream()
+        self._stream = tokenizer.decode_stream(prompt)
         self._held_back = ""
 
     def push(self, token: int) -> str:
-        """Add a token and return the new text of the completion."""
+        """Add a token and return the text that is now added to the completion."""
         self.completion.tokens.append(token)
         return self._append(self._stream.push(token))
 
     def end(self) -> str:
-        """End the completion and return the text that was held back."""
+        """End the completion and return the rest of its text."""
         grown = self._append(self._stream.end())
         if not self.completion.stopped:
             grown += self._held_back
@@ -84,6 +92,6 @@ class CompletionDecoder:
 
 
 def _count_stop_prefix(text: str, stop: str) -> int:
-    """The length of the longest suffix of `text` that is a prefix of `stop`, but not all of it."""
+    """The length of the longest suffix of `text` that begins `stop`, but is not all of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -49,7 +49,7 @@ from .readers import (
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 LARGE_TEXT = 16 << 20
-"""If a text has more bytes than this, the cache keeps its facts, its tokenizer and its tokens."""
+"""If a text has more bytes than this, the cache keeps its TextFacts, tokenizer and tokens."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ class Corpus:
     """A text that may be larger than memory: it is read in chunks, each time it is needed."""
 
     name: str
-    """load_corpus(name) finds the text again, also from another working directory."""
+    """load_corpus(name) loads the text again, even from another working directory."""
     chunks: Callable[[], Iterator[str]]
-    """Reads the text from its beginning."""
+    """Returns an iterator that reads the text in chunks, from the beginning."""
     facts: TextFacts
     check_unchanged: Callable[[], None] = lambda: None
     """Raises UserError if the files have changed since the corpus was loaded."""
     token_folder: Path | None = None
-    """A directory with 16-bit tokens, train.bin and val.bin, if the corpus has no text."""
+    """The directory of train.bin and val.bin, if the corpus consists of 16-bit tokens, not text."""
 
     def text(self) -> str:
-        """The whole text in memory."""
+        """Return the whole text as one string."""
         return "".join(self.chunks())
 
     def read_split(self, split: SplitName, val_fraction: float = 0.1) -> Iterator[str]:
@@ -121,16 +121,17 @@ def load_corpus(
 ) -> Corpus:
     """Load the text that `data` names. Raises UserError if it is missing, empty or not UTF-8.
 
-    `data` is a name in CORPORA, a file, a directory or a pattern of files (readers.py), a URL,
-    hf:NAME for a dataset of the Hugging Face Hub, "-" for standard input, or a directory with
-    train.bin and val.bin, which contain tokens in nanoGPT's format. `column` is the name of the
-    column with the text, in .jsonl and .parquet files; `separator` is inserted between documents.
+    `data` is one of: a name in CORPORA; a file, a directory or a pattern of files (readers.py); a
+    URL; hf:NAME, a dataset of the Hugging Face Hub; "-", standard input; a directory with train.bin
+    and val.bin, two files of tokens in nanoGPT's format. `column` is the name of the column with
+    the text, in datasets and in .jsonl and .parquet files. `separator` is inserted between
+    documents.
 
     If `expected_sha256` is given, the text must have this SHA-256. If `may_download` is false, only
     local files and the cache are read: URLs and datasets are not downloaded, and standard input and
-    pipes are refused. Set `may_download` to false when `data` comes from the files of a run, which
-    may contain any address. A corpus in CORPORA may always be downloaded: its address is part of
-    this package.
+    pipes are refused. Set `may_download` to false when `data` comes from the files of a run:
+    another person may have written any address in them. A corpus in CORPORA may always be
+    downloaded: its address is part of this package.
     """
     if data in CORPORA:
         corpus = make_corpus(_load_named(data, CORPORA[data]), data)
@@ -174,7 +175,7 @@ def is_token_folder(data: str) -> bool:
 
 
 def _exists(data: str, may_be_special: bool) -> bool:
-    """Whether `data` names files or, with `may_be_special`, a device; reading a device fails."""
+    """Whether `data` names files or, if `may_be_special`, a device, which read_file() refuses."""
     if is_pattern(data) or os.path.isfile(data) or os.path.isdir(data):
         return True
     return may_be_special and os.path.exists(data)
@@ -196,7 +197,7 @@ def _load_files(
     progress: Progress,
     shown_name: str = "",
 ) -> Corpus:
-    """Return the corpus that read() reads from `files`. The text also depends on `settings`."""
+    """Return the corpus that read() reads from `files`. `settings` also affect the text."""
     shown_name = shown_name or name
 
     def compute_facts() -> TextFacts:
@@ -218,8 +219,8 @@ def _load_token_folder(folder: Path, progress: Progress) -> Corpus:
 
     def refuse_to_read() -> Iterator[str]:
         raise UserError(
-            f"{folder} contains tokens (train.bin and val.bin), not text: give the tokenizer.json "
-            f"that encoded them as the tokenizer, or give a text"
+            f"{folder} contains tokens (train.bin and val.bin), not text: as the tokenizer, give "
+            f"the tokenizer.json that encoded them, or give a text"
         )
 
     def compute_facts() -> TextFacts:
@@ -242,10 +243,10 @@ def _load_token_folder(folder: Path, progress: Progress) -> Corpus:
 def _cached_facts(
     files: Sequence[Path], settings: str, name: str, compute: Callable[[], TextFacts]
 ) -> tuple[TextFacts, Callable[[], None]]:
-    """Return the facts of `files`, and a function that raises UserError if the files have changed.
+    """Return the facts of a text, and a function that raises UserError if `files` have changed.
 
-    The facts of a large text are computed once. Their key in the cache consists of `settings` and
-    the path, size and modification time of each file.
+    The facts of a large text are computed once, then read from the cache. Their key there is a hash
+    of `settings` and of the path, size and modification time of each file.
     """
     stats, now = _stat_files(files), time.time_ns()
 
@@ -260,7 +261,8 @@ def _cached_facts(
             return parse_dataclass(TextFacts, read_json(cached), {}), check_unchanged
     facts = compute()
     check_unchanged()
-    # Some file systems store times in steps of two seconds: a newer file may change unnoticed.
+    # Some file systems store times in steps of two seconds. A file that was written less than two
+    # seconds ago can change without a new time, so its facts are not cached.
     is_settled = all(now - modified > 2e9 for _, _, modified in stats)
     if facts.bytes > LARGE_TEXT and is_settled:
         with suppress(OSError):  # without the cache, the next run works but is slower
@@ -313,7 +315,7 @@ def _load_named(name: str, corpus: NamedCorpus) -> str:
 
 
 def _build_or_download(corpus: NamedCorpus) -> Iterator[bytes]:
-    """Yield candidates for the text, from the fastest source first."""
+    """Yield versions of the text, the fastest source first; the caller checks their SHA-256."""
     if plays := shakespeare.read_installed_plays():
         yield corpus.build(plays).encode()
     if corpus.url:

@@ -50,15 +50,15 @@ def cache_stream(stream: BinaryIO, name: str) -> Path:
 
 
 def is_url(data: str) -> bool:
-    """Whether data is an http or https URL."""
+    """Whether `data` is an http or https URL."""
     return data.startswith(("http://", "https://"))
 
 
 def download_url(data: str, may_download: bool) -> Path:
     """Return the cached file of a URL, downloaded if necessary. Raises UserError.
 
-    The URL may end in #sha256=HASH, the hash that its text must have. A file in the cache with
-    another hash is downloaded again.
+    The URL may end in #sha256=HASH, the hash that its text must have. If the file in the
+    cache has another hash, it is downloaded again.
     """
     url, _, expected = data.partition("#sha256=")
     suffix = Path(url.partition("?")[0]).suffix.lower()
@@ -105,7 +105,7 @@ def _check_start(file: Path, url: str) -> None:
 
 
 def retrieve_file(url: str, expected_hash: str | None, directory: str) -> Path:
-    """Download a URL to a file in directory. Raises OSError, or ValueError for a wrong hash."""
+    """Download a URL to a file in `directory`. Raises OSError, or ValueError for a wrong hash."""
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
@@ -138,7 +138,7 @@ def download_dataset(
 
 
 def _read_rows(name: str, column: str) -> Iterator[str]:
-    """Yield the text in a column of each row of a dataset's training split."""
+    """For each row of a dataset's training split, yield the text in the column `column`."""
     try:
         import datasets
     except ImportError:
@@ -154,7 +154,7 @@ def _read_rows(name: str, column: str) -> Iterator[str]:
             yield get_row_text(row, column, f"{name}, row {number}", row)
     except UserError:
         raise
-    except Exception as error:  # datasets and its libraries raise many types of errors
+    except Exception as error:  # `datasets` and its libraries raise many types of errors
         advice = "check the name; some datasets need a configuration, hf:NAME:CONFIG"
         raise _download_error(name, error, advice) from None
 

@@ -27,16 +27,18 @@ from .bpe import SPACE_BOUNDARY
 from .corpora import LARGE_TEXT, Corpus, SplitName, count_training_characters
 from .download import cache_directory, cache_error
 from .readers import Progress, no_progress
+from .streams import ByteDecodeStream
 from .tokenizers import Tokenizer, is_trained_on_text, make_tokenizer, read_tokenizer
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
 
 CHUNK_SIZE = 1 << 20
-"""Characters after which a chunk ends, at the next place where the text may be split."""
+"""After this many characters, a chunk ends at the next place where the text may be split."""
 TRAINING_CHUNK_SIZE = 1 << 14
 """Number of characters in a chunk for the tokenizer trainer, which keeps 256 chunks in memory."""
 SAMPLE_CHUNKS = 8
-"""A tokenizer is trained on at most this many chunks, evenly spaced in the training split."""
+"""A bpe tokenizer is trained on at most this many chunks of CHUNK_SIZE characters. They are evenly
+spaced in the training split."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Tokens:
     ids: Ids
     """Shape (N,), 16-bit if the vocabulary has at most 65,536 tokens, otherwise 32-bit."""
     bytes: int
-    """The length of the text in UTF-8."""
+    """The number of bytes of the text in UTF-8."""
+    lost_bytes: int
+    """The number of bytes of the characters in the text that the tokens do not reproduce."""
 
 
 # Tokenizers.
@@ -55,8 +59,8 @@ class Tokens:
 def get_tokenizer(kind: str, corpus: Corpus, val_fraction: float, progress: Progress) -> Tokenizer:
     """Make a tokenizer of a kind (see tokenizers.make_tokenizer) for a corpus. Raises UserError.
 
-    A char tokenizer has every character of the text. A bpe tokenizer is trained on the training
-    split, or on a sample of a large split. The cache keeps the tokenizer of a large text.
+    A char tokenizer has a token for every character of the text. A bpe tokenizer is trained on the
+    training split, or on a sample of a large split. The cache keeps the tokenizer of a large text.
     """
     if not is_trained_on_text(kind):
         return make_tokenizer(kind, (), ())
@@ -85,7 +89,7 @@ def _train_tokenizer(kind: str, corpus: Corpus, val_fraction: float) -> Tokenize
 
 
 def _sample_training_split(corpus: Corpus, val_fraction: float) -> Iterator[str]:
-    """Yield the chunks of the training split, or evenly spaced chunks if there are many."""
+    """Yield all chunks of the training split, but at most SAMPLE_CHUNKS, evenly spaced."""
     characters = count_training_characters(corpus.facts.characters, val_fraction)
     total_chunks = characters / CHUNK_SIZE
     training_text = corpus.read_split("train", val_fraction)
@@ -123,7 +127,8 @@ def encode_corpus(
     if corpus.facts.bytes <= LARGE_TEXT:
         parts = [*encoded]
         ids = np.concatenate([part.ids for part in parts] or [np.empty(0, dtype)])
-        return Tokens(ids, sum(part.bytes for part in parts))
+        lost_bytes = sum(part.lost_bytes for part in parts)
+        return Tokens(ids, sum(part.bytes for part in parts), lost_bytes)
     key = [corpus.facts.sha256, tokenizer.to_json(), split, val_fraction if split else None]
     return _encode_to_cache(_cache_path("tokens", key), encoded, dtype, progress)
 
@@ -155,7 +160,9 @@ def _encode_chunks(
     """Encode chunks with one thread per core, and yield the tokens of each chunk in order."""
 
     def encode(chunk: str) -> Tokens:
-        return Tokens(tokenizer.encode_array(chunk).astype(dtype), len(chunk.encode()))
+        ids = tokenizer.encode_array(chunk)
+        lost_bytes = tokenizer.count_lost_bytes(chunk, ids)
+        return Tokens(ids.astype(dtype), len(chunk.encode()), lost_bytes)
 
     queue: deque[Future[Tokens]] = deque()
     with ThreadPoolExecutor(count_cores()) as pool:
@@ -174,7 +181,7 @@ def _report_progress(
     progress: Progress,
     check_unchanged: Callable[[], None],
 ) -> Iterator[Tokens]:
-    """Yield the same tokens, report the encoded bytes, and call check_unchanged() at the end."""
+    """Yield the items of `encoded`, report their bytes, and call check_unchanged() at the end."""
     done = 0
     for tokens in encoded:
         yield tokens
@@ -188,10 +195,11 @@ def _report_progress(
 
 @dataclass(frozen=True)
 class _TokenFileInfo:
-    """The JSON file beside a token file. It is written last, when the token file is complete."""
+    """The contents of the JSON file that describes a token file. It is written after that file."""
 
     tokens: int
     bytes: int
+    lost_bytes: int
 
 
 def _load_token_file(
@@ -208,7 +216,8 @@ def _load_token_file(
     key = [corpus.facts.sha256, tokenizer.to_json(), split]
     info_file = _cache_path("tokens", key).with_suffix(".json")
     with suppress(OSError, UserError, ValueError):
-        return Tokens(ids, parse_dataclass(_TokenFileInfo, read_json(info_file), {}).bytes)
+        info = parse_dataclass(_TokenFileInfo, read_json(info_file), {})
+        return Tokens(ids, info.bytes, info.lost_bytes)
     counts = np.zeros(1 << 16, dtype=np.int64)
     for start in range(0, length, CHUNK_SIZE):
         counts += np.bincount(ids[start : start + CHUNK_SIZE], minlength=1 << 16)
@@ -218,12 +227,22 @@ def _load_token_file(
             f"{file} has the token {highest}, but the tokenizer has only {tokenizer.vocab_size} "
             f"tokens: use the tokenizer that encoded it"
         )
-    size = sum(int(counts[i]) * len(tokenizer.token_bytes(i)) for i in used_ids)
+    stream = tokenizer.decode_stream()
+    if isinstance(stream, ByteDecodeStream):
+        size = sum(int(counts[i]) * len(tokenizer.token_bytes(i)) for i in used_ids)
+    else:  # the text of a token depends on its neighbours
+        chunks = (ids[start : start + CHUNK_SIZE] for start in range(0, length, CHUNK_SIZE))
+        size = sum(len(stream.push(*chunk.tolist()).encode()) for chunk in chunks)
+        size += len(stream.end().encode())
+    # The lost text is not known. Assume that an unknown token stands for as many bytes as others.
+    unknown = 0 if tokenizer.unknown_id is None else int(counts[tokenizer.unknown_id])
+    lost_bytes = round(size * unknown / length)
     if corpus.facts.bytes > LARGE_TEXT:
         with suppress(OSError):  # without the cache, the next run works but is slower
             info_file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(info_file, dump_json(asdict(_TokenFileInfo(length, size))))
-    return Tokens(ids, size)
+            info = _TokenFileInfo(length, size, lost_bytes)
+            write_atomically(info_file, dump_json(asdict(info)))
+    return Tokens(ids, size, lost_bytes)
 
 
 def _encode_to_cache(
@@ -244,10 +263,10 @@ def _encode_to_cache(
                 info = _write_tokens(file, encoded)
                 write_atomically(info_file, dump_json(asdict(info)))
     if not info.tokens:  # an empty file cannot be mapped
-        return Tokens(np.empty(0, dtype), info.bytes)
+        return Tokens(np.empty(0, dtype), info.bytes, info.lost_bytes)
     # Nothing writes to the mapping. It is copy-on-write because torch warns about read-only arrays.
     ids = np.memmap(file, dtype, mode="c", shape=(info.tokens,))
-    return Tokens(ids, info.bytes)
+    return Tokens(ids, info.bytes, info.lost_bytes)
 
 
 def _read_info(file: Path, info_file: Path, dtype: np.dtype[Any]) -> _TokenFileInfo | None:
@@ -261,18 +280,19 @@ def _read_info(file: Path, info_file: Path, dtype: np.dtype[Any]) -> _TokenFileI
 
 def _write_tokens(file: Path, encoded: Iterator[Tokens]) -> _TokenFileInfo:
     """Write tokens to a new file, then rename it, so that `file` is always complete or absent."""
-    new, length, size = file.with_suffix(".new"), 0, 0
+    new, length, size, lost_bytes = file.with_suffix(".new"), 0, 0, 0
     try:
         with new.open("wb") as opened:
             for tokens in encoded:
                 opened.write(tokens.ids.data)
                 length, size = length + len(tokens.ids), size + tokens.bytes
+                lost_bytes += tokens.lost_bytes
         sync_to_disk(new)
         replace_path(new, file)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
-    return _TokenFileInfo(length, size)
+    return _TokenFileInfo(length, size, lost_bytes)
 
 
 # The cache.

@@ -11,7 +11,7 @@ Integers = NDArray[np.int64]
 
 
 class NGramCounts:
-    """The number of times that each n-gram occurs in a sequence of token ids.
+    """The number of times that each n-gram (n successive tokens) occurs in a sequence of ids.
 
     The counts define a model that predicts a token x from its context, the n - 1 tokens before it,
     with add-s (Laplace) smoothing over V possible tokens:
@@ -31,7 +31,7 @@ class NGramCounts:
         assert base**n <= 1 << 63, "an n-gram must fit into 63 bits"
         self.n, self.base = n, base
         self.codes: Integers = np.empty(0, dtype=np.int64)
-        """The distinct n-grams, in ascending order. Each is a number in base `base`, whose last
+        """The distinct n-grams, in ascending order. Each is a number in base `base`; its last
         digit is the last token."""
         self.counts: Integers = np.empty(0, dtype=np.int64)
         """How often each n-gram occurs."""
@@ -42,7 +42,7 @@ class NGramCounts:
             joined = np.concatenate([tail, chunk.astype(np.int64)])
             tail = joined[max(0, len(joined) - n + 1) :]
             new.append(_count(_encode(joined, n, base)))
-            # Merge only when the new counts outnumber the old ones, so that the work stays linear.
+            # A merge copies all old counts: to save time, wait until there are more new counts.
             if sum(len(codes) for codes, _ in new) > len(self.codes):
                 self._merge(new)
                 new = []
@@ -67,11 +67,11 @@ class NGramCounts:
         return both
 
     def _count_contexts(self) -> tuple[Integers, Integers]:
-        """Return the distinct contexts in ascending order, and how often a token follows them."""
+        """Return the distinct contexts in ascending order, and how often a token follows each."""
         return _sum_groups(self.codes // self.base, self.counts)
 
     def count_followers(self, context: Sequence[int]) -> Integers:
-        """Count how often each token follows a context of at least n - 1 tokens: shape (base,)."""
+        """Count how often each token follows the last n - 1 tokens of `context`: shape (base,)."""
         code = 0
         for token in context[len(context) - self.n + 1 :]:
             code = code * self.base + token

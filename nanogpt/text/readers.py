@@ -1,4 +1,4 @@
-"""Read text from files: one file, a directory or a pattern, and documents in .jsonl and .parquet.
+"""Read text from one file, a directory or a pattern; .jsonl and .parquet have a document per row.
 
 Text is yielded in chunks, so a file may be larger than memory.
 """
@@ -26,7 +26,7 @@ OUTPUT_MARK = ".nanogpt"
 """Name of a file that marks the directory of a study. No file in that directory is read as text."""
 
 READ_BYTES = 1 << 20
-"""Bytes read from a file at a time."""
+"""Number of bytes that are read from a file at a time."""
 
 
 def no_progress(task: str, done: int, total: int) -> None:
@@ -37,7 +37,7 @@ def no_progress(task: str, done: int, total: int) -> None:
 
 
 def is_pattern(data: str) -> bool:
-    """Whether `data` is a glob pattern: no such file exists, and it contains * ? or [."""
+    """Whether `data` is a glob pattern: it contains *, ? or [, and no such path exists."""
     return not os.path.exists(data) and glob.has_magic(data)
 
 
@@ -52,7 +52,7 @@ def find_files(data: str, excluded: Path | None = None) -> list[Path]:
     """Return one file, the sorted text files in a directory, or the sorted matches of a pattern.
 
     Hidden files, the directories of runs and studies, and the directory `excluded` are left out.
-    Raises UserError if there is no file in the directory, or none that matches the pattern.
+    Raises UserError if the directory has no text file, or no file matches the pattern.
     """
     path = Path(data)
     if is_pattern(data):
@@ -108,7 +108,8 @@ def read_files(
     """Yield the text of files in chunks, with `separator` between documents.
 
     Each row of a .jsonl or .parquet file is a document with its text in `column`; any other file is
-    one document. Empty documents are left out. Raises a UserError that shows `name` or the path.
+    one document. Empty documents are left out. Raises a UserError that shows `name`, by
+    default the path.
     """
     documents = (document for file in files for document in _read_documents(file, column, name))
     return join_documents(documents, separator)
@@ -180,7 +181,7 @@ def _read_parquet(file: Path, column: str, name: str) -> Iterator[str]:
 
 
 def get_row_text(row: dict[str, Any], column: str, place: str, names: Iterable[str]) -> str:
-    """Return the text in a column of a row. Raises a UserError that names `place`."""
+    """Return the text in a column of a row. Raises a UserError that shows `place`."""
     if column not in row:
         raise UserError(f"{place}: there is no column {column}; choose one of {', '.join(names)}")
     text = row[column]
@@ -204,17 +205,17 @@ def is_encodable(text: str) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file; drops a byte-order mark. Raises UserError if it is empty."""
+    """Return the text of a UTF-8 file, without a byte-order mark. Raises UserError if empty."""
     if text := "".join(read_file(path)):
         return text
     raise empty_error(str(path))
 
 
 def read_file(path: Path, name: str | None = None) -> Iterator[str]:
-    """Yield the text of a UTF-8 file in chunks. Raises a UserError that shows `name` or `path`."""
+    """Yield the text of a UTF-8 file in chunks. A UserError shows `name`, by default the path."""
     name = name or str(path)
     try:
-        if path.is_char_device() or path.is_block_device():  # it may never end
+        if path.is_char_device() or path.is_block_device():  # such a file may have no end
             raise UserError(f"{path} is a device: name a text file")
         with path.open("rb") as file:
             yield from decode_utf8(file, name)
@@ -230,7 +231,7 @@ def open_standard_input() -> BinaryIO:
 
 
 def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
-    """Decode UTF-8 in chunks; drops a byte-order mark. Raises a UserError that shows `name`."""
+    """Decode UTF-8 in chunks, without a byte-order mark. Raises a UserError that shows `name`."""
     decoder, bytes_read = codecs.getincrementaldecoder("utf-8-sig")(), 0
     while True:
         raw = file.read(READ_BYTES)

@@ -33,7 +33,7 @@ def build_shakespeare_rest(plays: dict[str, str]) -> str:
 
 
 def load_errata() -> dict[str, list[tuple[str, str]]]:
-    """Return the plays of Tiny Shakespeare in order, with the (old, new) replacements in each."""
+    """Return the plays of Tiny Shakespeare in order, each with its (old, new) replacements."""
     from importlib import resources
 
     errata: dict[str, list[tuple[str, str]]] = json.loads(
@@ -57,15 +57,16 @@ def read_installed_plays() -> dict[str, str]:
 
 
 def normalize_markdown(markdown: str) -> str:
-    """Remove trailing spaces and escapes, and separate all blocks with one empty line."""
+    """Remove trailing spaces and the backslash of escapes; put one empty line between blocks."""
     lines = "\n".join(line.rstrip() for line in markdown.strip().splitlines())
     lines = re.sub(r"\\(.)", r"\1", lines)
     return re.sub(r"\n{3,}|\n+(?=\*\*)", "\n\n", lines)
 
 
 def extract_speeches(source: str) -> str:
-    """The speeches of a play: `NAME:` and its lines, with an empty line between speeches."""
-    direction = re.compile(r"(_+|\*)(?![*])[^[_*]*(_+|\*)")  # _Exeunt_, on one or more lines
+    """Return the speeches of a play, with an empty line between them. Each starts with `NAME:`."""
+    # A stage direction without brackets, such as _Exeunt_, on one or more lines.
+    direction = re.compile(r"(_+|\*)(?![*])[^[_*]*(_+|\*)")
     output: list[str] = []
     is_dropped = False
     for block in source.split("\n\n"):

@@ -1,17 +1,20 @@
-"""Decode tokens one at a time, and encode text as UTF-8. Every tokenizer uses this module."""
+"""Decode tokens step by step, and encode text as UTF-8. Every tokenizer uses this module."""
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..errors import UserError
 
+MAX_CONTEXT = 256
+"""Maximum number of earlier tokens that are decoded again, together with new tokens."""
+
 
 class DecodeStream(Protocol):
-    """Decodes tokens one at a time. Returns complete characters only."""
+    """Decodes tokens step by step. The returned pieces, joined, are the text of all tokens."""
 
-    def push(self, token: int) -> str:
-        """Add a token and return the characters that it completes."""
+    def push(self, *tokens: int) -> str:
+        """Add tokens, and return the text that no later token can change."""
 
     def end(self) -> str:
         """End the stream and return the remaining text."""
@@ -24,13 +27,58 @@ class ByteDecodeStream:
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token: int) -> str:
-        """Add a token and return the characters that it completes."""
-        return self._decoder.decode(self._token_bytes(token))
+    def push(self, *tokens: int) -> str:
+        """Add tokens, and return the characters that they complete."""
+        return self._decoder.decode(b"".join(map(self._token_bytes, tokens)))
 
     def end(self) -> str:
         """End the stream; an incomplete character becomes U+FFFD."""
         return self._decoder.decode(b"", final=True)
+
+
+class TextDecodeStream:
+    """The decode stream of a tokenizer in which the text of a token depends on its neighbours.
+
+    Such tokenizers drop the space before the first token, or insert spaces between tokens. So new
+    tokens are decoded together with the tokens before them, and the text of those is removed.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        is_open: Callable[[int], bool],
+        context: Sequence[int],
+    ) -> None:
+        """`is_open(token)` tells whether the next token may change the text of `token`."""
+        self._decode, self._is_open = decode, is_open
+        self._before = [*context[-MAX_CONTEXT:]]
+        self._new: list[int] = []
+        """The tokens whose text has not been returned."""
+
+    def push(self, *tokens: int) -> str:
+        """Add tokens, and return the text that no later token can change."""
+        self._new += tokens
+        if not self._new or self._is_open(self._new[-1]):
+            return ""
+        piece = self._decode_new()
+        # A replacement character at the end may be the beginning of a character.
+        return "" if piece.endswith("\ufffd") else self._return(piece)
+
+    def end(self) -> str:
+        """End the stream and return the remaining text."""
+        return self._return(self._decode_new())
+
+    def _decode_new(self) -> str:
+        before, whole = self._decode(self._before), self._decode(self._before + self._new)
+        # An invalid byte makes all bytes in a row invalid, even those before the new tokens.
+        return whole[len(before) :] if whole.startswith(before) else self._decode(self._new)
+
+    def _return(self, piece: str) -> str:
+        # Only spaces at the beginning are dropped, so tokens with other text are enough context.
+        has_text = bool(piece.strip())
+        self._before = self._new if has_text else (self._before + self._new)[-MAX_CONTEXT:]
+        self._new = []
+        return piece
 
 
 def encode_utf8(text: str) -> bytes:

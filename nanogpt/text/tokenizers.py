@@ -27,6 +27,10 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int:
         """The number of tokens; ids are 0 to vocab_size - 1."""
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of the token for unknown text; None if there is none."""
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises UserError if a character has no id."""
 
@@ -43,8 +47,11 @@ class Tokenizer(Protocol):
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token, which may be only a part of a character."""
 
-    def decode_stream(self) -> DecodeStream:
-        """A decoder that takes one token at a time."""
+    def decode_stream(self, context: Sequence[int] = ()) -> DecodeStream:
+        """A decoder of the tokens that follow the tokens in `context`, step by step."""
+
+    def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
+        """The number of bytes of the characters in `text` that its ids do not reproduce."""
 
     def to_json(self) -> dict[str, Any]:
         """The tokenizer as JSON, for parse_tokenizer()."""
@@ -96,8 +103,8 @@ def is_tokenizer_kind(kind: str) -> bool:
 def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str]) -> Tokenizer:
     """Make a tokenizer of a kind: char, byte, bpe, bpe:N, or the path of a tokenizer.json.
 
-    Both texts are given in chunks. A char tokenizer has every character of `text`; a bpe tokenizer
-    is trained only on `training_text`. Raises UserError.
+    Both texts are given in chunks. A char tokenizer has a token for every character of
+    `text`; a bpe tokenizer is trained only on `training_text`. Raises UserError.
     """
     if kind == "char":
         return CharTokenizer(set().union(*map(set, text)))
@@ -113,13 +120,22 @@ def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str])
     return read_tokenizer(Path(kind))
 
 
+def describe_lost_text(lost: float) -> str:
+    """Return a sentence for the user about the fraction of a text that its tokens lose."""
+    share = f"{lost:.2%}" if lost >= 1e-4 else "less than 0.01%"
+    return (
+        f"The tokenizer does not reproduce {share} of the text: it does not know these characters, "
+        f"or it changes or drops them."
+    )
+
+
 class CharTokenizer:
     """A tokenizer with one token for each character of an alphabet, in order of code points."""
 
     def __init__(self, alphabet: Iterable[str]) -> None:
         self.alphabet = "".join(sorted(set(alphabet)))
         code_points = [ord(character) for character in self.alphabet]
-        # The id of each code point; -1 if it has no id. The last entry, -1, serves all larger ones.
+        # The id of each code point, or -1. The last entry, -1, serves all larger code points.
         self._ids = np.full(max(code_points, default=-1) + 2, -1, dtype=np.int32)
         self._ids[code_points] = range(len(code_points))
 
@@ -128,8 +144,9 @@ class CharTokenizer:
         """The number of tokens; ids are 0 to vocab_size - 1."""
         return len(self.alphabet)
 
+    unknown_id = None
     boundary = ""
-    """A text may be split anywhere."""
+    """The empty pattern matches everywhere: a text may be split anywhere."""
 
     def encode(self, text: str) -> list[int]:
         """The id of each character. Raises UserError for a character outside the alphabet."""
@@ -159,9 +176,13 @@ class CharTokenizer:
         """The character of a token in UTF-8."""
         return self.alphabet[token].encode("utf-8", "replace")
 
-    def decode_stream(self) -> ByteDecodeStream:
-        """A decoder that takes one token at a time."""
+    def decode_stream(self, context: Sequence[int] = ()) -> ByteDecodeStream:
+        """A decoder of the tokens that follow the tokens in `context`, step by step."""
         return ByteDecodeStream(self.token_bytes)
+
+    def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
+        """0: the ids reproduce every text."""
+        return 0
 
     def to_json(self) -> dict[str, Any]:
         """The tokenizer as JSON, for parse_tokenizer()."""
@@ -187,8 +208,9 @@ class ByteTokenizer:
     """A tokenizer with one token for each of the 256 bytes; it encodes any text as UTF-8."""
 
     vocab_size = 256
+    unknown_id = None
     boundary = ""
-    """A text may be split anywhere."""
+    """The empty pattern matches everywhere: a text may be split anywhere."""
 
     def encode(self, text: str) -> list[int]:
         """The bytes of a text in UTF-8."""
@@ -206,9 +228,13 @@ class ByteTokenizer:
         """The byte of a token."""
         return bytes([token])
 
-    def decode_stream(self) -> ByteDecodeStream:
-        """A decoder that takes one token at a time."""
+    def decode_stream(self, context: Sequence[int] = ()) -> ByteDecodeStream:
+        """A decoder of the tokens that follow the tokens in `context`, step by step."""
         return ByteDecodeStream(self.token_bytes)
+
+    def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
+        """0: the ids reproduce every text."""
+        return 0
 
     def to_json(self) -> dict[str, Any]:
         """The tokenizer as JSON, for parse_tokenizer()."""

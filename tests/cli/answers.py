@@ -9,7 +9,7 @@ Command = Callable[..., Answer]
 
 
 def assert_refused(answer: Answer, message: str) -> None:
-    """Assert that the status is 2 and that standard error is one line with the message."""
+    """Assert that the status is 2, and that one error line with the message is the only output."""
     status, out, err = answer
     assert (status, out) == (2, "")
     assert re.fullmatch(r"nanogpt: [^\n]+\n", err), err

@@ -142,11 +142,11 @@ def test_sample_declares_no_sampling_option_again() -> None:
     assert not own & inherited
 
 
-# Other versions of tyro print errors differently, or fail while they print an error.
+# These tests imitate other versions of tyro, which may print errors differently or fail.
 
 
 def without_hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove tyro's error hook, so that only the text that tyro prints describes an error."""
+    """Remove the hook that passes errors to nanogpt, so that tyro only prints its errors."""
     monkeypatch.setitem(sys.modules, "tyro._errors", SimpleNamespace())
 
 
@@ -216,7 +216,7 @@ def test_an_exception_in_the_library_refers_to_the_help(
 def test_an_error_of_an_unknown_kind_is_its_text(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error events of another version of tyro may have other names or fields."""
+    """Another version of tyro may pass error objects with other names or fields to its hook."""
     monkeypatch.setattr("nanogpt.cli.arguments._explain_event", lambda *_: None)
     assert_refused(nanogpt("eval", "--splt", "val"), "Unrecognized options: --splt, val")
 

@@ -1,4 +1,4 @@
-"""The command line calls the right command, and reports each kind of error."""
+"""The command line: its help, each kind of error, and the libraries that a command loads."""
 
 import re
 import subprocess

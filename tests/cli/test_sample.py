@@ -106,7 +106,7 @@ def test_interactive_continues_each_prompt(
     texts = re.findall(r"bad,([^|]{10})\n", out)
     assert status == 0
     assert len(set(texts)) == len(texts) == 3
-    assert err.startswith("nanogpt: Ctrl-C ends a text, Ctrl-D ends the command\n")
+    assert err.startswith("nanogpt: Ctrl-C stops a completion, Ctrl-D ends the command\n")
     assert "nanogpt: the tokenizer does not know the character 'ü' (U+00FC)" in err
     status, _, err = nanogpt("sample", run, "--interactive", "--prompt", "a")
     assert status == 2

@@ -10,6 +10,7 @@ from nanogpt.cli.tokenize import render_tokens
 from nanogpt.runs.checkpoint import load_checkpoint
 from nanogpt.text.glyphs import decode_token_bytes
 from nanogpt.text.tokenizers import ByteTokenizer, CharTokenizer, make_tokenizer
+from tests.families import word_level
 
 from .answers import Command, assert_refused
 
@@ -27,7 +28,7 @@ def test_tokenize_shows_each_token_with_its_id(
     assert answer["tokens"] == ["b", "a", "d", ","]
     assert answer["ids"] == load_checkpoint(run / "best").tokenizer.encode("bad,")
     how = ("--tokenizer", "bpe:300", "--data", text_file, "bad,", "--json")
-    text = text_file.read_text() + "bad," * 160  # all of this is in the validation split
+    text = text_file.read_text() + "bad," * 160  # the added text is in the validation split
     text_file.write_text(text)
     learned = make_tokenizer("bpe:300", [], [text[: int(0.9 * len(text))]])
     assert json.loads(nanogpt("tokenize", *how)[1])["ids"] == learned.encode("bad,")
@@ -67,3 +68,12 @@ def test_white_space_and_control_characters_are_visible() -> None:
     assert decode_token_bytes(b"\xf0") == "\\xf0"
     above = render_tokens(CharTokenizer(" \t\x1b"), [2, 1, 0], 80).plain.split("\n")[0]
     assert above.split() == ["·", "\\u001b", "→"]
+
+
+def test_text_that_a_tokenizer_loses_is_reported(nanogpt: Command) -> None:
+    Path("words.json").write_text(word_level().to_str())
+    told = nanogpt("tokenize", "--tokenizer", "words.json", "to be 😀")[1]
+    assert "does not reproduce 40.00% of the text" in told
+    answer = json.loads(nanogpt("tokenize", "--tokenizer", "words.json", "to be 😀", "--json")[1])
+    assert answer["lost_bytes"] == 4
+    assert "reproduce" not in nanogpt("tokenize", "--tokenizer", "words.json", "to be")[1]

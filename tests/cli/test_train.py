@@ -12,6 +12,7 @@ import pytest
 
 from nanogpt.runs.checkpoint import load_checkpoint
 from nanogpt.text.tokenizers import make_tokenizer
+from tests.families import word_level
 
 from .answers import Command, assert_refused
 
@@ -104,6 +105,27 @@ def test_a_run_contains_its_tokenizer(
     says = f"--tokenizer is char, but this run was started with {kind}"
     assert_refused(nanogpt(*resumed, "--tokenizer", "char"), says)
     assert nanogpt("sample", "mine", "--prompt", "问é, 😀", "--max-new-tokens", 5)[0] == 0
+
+
+def test_a_tokenizer_that_loses_text_gets_no_bits_per_byte(
+    nanogpt: Command, text_file: Path, small: list[str]
+) -> None:
+    """The model does not predict unknown words, so their loss is low for no merit."""
+    Path("words.json").write_text(word_level().to_str())
+    train = ("train", "--tokenizer", "words.json", "--data", text_file, "--out", "mine", *small)
+    status, out, err = nanogpt(*train)
+    assert (status, err) == (0, "")
+    share = re.search(r"The tokenizer does not reproduce ([0-9.]+)% of the text: ", out)
+    assert share
+    assert 30 < float(share[1]) < 100
+    assert "Bits per byte are left out" in out
+    assert "bits per byte " not in out
+    assert "bits_per_byte" not in Path("mine/metrics.jsonl").read_text()
+    assert json.loads(nanogpt("eval", "mine", "--json")[1])["bits_per_byte"] is None
+    status, out, err = nanogpt("eval", "mine")
+    assert "bits per byte" not in out
+    assert "Bits per byte are left out" in err
+    assert nanogpt("train", "--resume", "mine", "--train.steps", 30)[0] == 0
 
 
 @pytest.mark.slow

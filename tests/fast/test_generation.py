@@ -1,4 +1,4 @@
-"""The captured decoder generates the same tokens as the plain loop."""
+"""CapturedDecoder generates the same tokens as the plain loop of generate()."""
 
 import math
 

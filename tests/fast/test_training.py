@@ -19,12 +19,12 @@ from nanogpt.runs.run import Run
 from nanogpt.runs.start import prepare_run
 from nanogpt.system.devices import use_deterministic
 from tests.test_step import build_stepper, never
-from tests.test_step import muon_config as muon_config  # a fixture with every part of a step
+from tests.test_step import muon_config as muon_config  # a fixture: every optional part of a step
 
 
 @pytest.mark.parametrize("counts", [(10,), (1, 4, 5)])
 def test_planned_steps_equal_plain_steps(muon_config: RunConfig, counts: tuple[int, ...]) -> None:
-    """CapturedStepper runs on the CPU without a graph; the results are equal bit for bit."""
+    """Here, CapturedStepper runs on the CPU, without a graph; the results are equal bit for bit."""
     (one, plain), (other, planned) = (
         build_stepper(muon_config),
         build_stepper(muon_config, CapturedStepper),
@@ -94,7 +94,7 @@ def test_captured_steps_equal_plain_steps(
 ) -> None:
     """With deterministic kernels, the results are equal bit for bit, also with dropout."""
     for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"):
-        monkeypatch.setenv(name, "")  # so monkeypatch restores the variable at the end
+        monkeypatch.setenv(name, "")  # use_deterministic() sets it; monkeypatch restores it
     muon_config = replace(muon_config, deterministic=True)
     try:
         (eager, expected), (captured, found) = (
@@ -115,7 +115,7 @@ def test_captured_steps_equal_plain_steps(
 def test_compiled_and_captured_steps_have_about_the_same_losses(
     muon_config: RunConfig, parts: int
 ) -> None:
-    """The compiled sums have a different order, so the losses differ slightly."""
+    """Compiled code adds numbers in a different order, so the losses differ slightly."""
     assert isinstance(muon_config.model, ModernConfig)
     muon_config = replace(
         muon_config,
@@ -131,7 +131,7 @@ def test_compiled_and_captured_steps_have_about_the_same_losses(
 
 @pytest.mark.gpu
 def test_a_step_that_waits_for_the_host_is_not_captured(text_file: Path, small: list[str]) -> None:
-    """The error is one line with a command that resumes the run in a new process."""
+    """The error is one line; it contains a command that resumes the run without a graph."""
     flags = ["train", "tiny", "--data", str(text_file), "--out", "mine", *small]
     flags += ["--device", "cuda", "--train.no-compile"]
     code = """

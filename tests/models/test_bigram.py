@@ -1,4 +1,4 @@
-"""models/bigram.py: counting equals a plain loop; gradient descent converges to the counts."""
+"""models/bigram.py: counts equal those of a plain loop; training converges to the same table."""
 
 import math
 from collections import Counter

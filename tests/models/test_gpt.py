@@ -58,7 +58,7 @@ def test_attention_layer_equals_the_formula_head_by_head() -> None:
 
 
 def test_scores_are_divided_by_the_root_of_the_head_size() -> None:
-    # The query matches only the first of two keys: the weights are softmax of (D / √D, 0).
+    # Only the first of two keys matches the query, so the weights are the softmax of (D / √D, 0).
     D = 16
     q = k = torch.stack([torch.ones(D), torch.zeros(D)])
     _, weights = causal_attention(q.flip(0), k, k)

@@ -97,7 +97,7 @@ def test_operations_equal_those_that_torch_counts(config: GPTConfig | ModernConf
     assert per_step == per_token * 512
     assert per_step == pytest.approx(
         counter.get_total_flops(), rel=0.02
-    )  # the formula, unlike torch, ignores biases
+    )  # the formula also counts biases and gains of norms
 
 
 def test_optimizer_memory_equals_that_of_the_optimizers() -> None:

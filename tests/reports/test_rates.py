@@ -1,4 +1,4 @@
-"""The measured rates of this machine."""
+"""The measured speeds of this machine: matrix products and memory."""
 
 import torch
 

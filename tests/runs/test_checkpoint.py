@@ -227,7 +227,7 @@ def test_a_wrapped_model_is_saved_under_plain_names(model: Model) -> None:
 
 
 class Wrapped(nn.Module):
-    """A wrapper like DistributedDataParallel."""
+    """A wrapper that stores the model as `module`, like DistributedDataParallel."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A loss, gradient or weight that is not finite stops the run before it is saved."""
+"""A loss, gradient or weight that is not finite stops the run before the next checkpoint."""
 
 import json
 import re
@@ -175,7 +175,7 @@ def test_weights_whose_loss_is_not_finite_are_not_saved(config: RunConfig) -> No
 def test_a_validation_loss_that_is_not_finite_stops_the_run(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check before saving is switched off here, because its single block may miss the loss."""
+    """The check before saving is off here: it evaluates one block, whose loss may be finite."""
     monkeypatch.setattr("nanogpt.runs.finite.FiniteCheck.check_model", lambda _: None)
     message = train_until_stopped(config, EvaluationCorrupter(0))
     assert message.startswith("the validation loss became nan in step 20")

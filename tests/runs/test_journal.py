@@ -50,7 +50,7 @@ def test_the_best_may_belong_to_the_averaged_weights(tmp_path: Path) -> None:
 def test_the_plot_is_updated_during_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plot is not drawn at once, but after 60 seconds, and again when it has new records."""
+    """The plot is drawn after 60 seconds, not at once; draw() draws it again after a new record."""
     now, plot = time.perf_counter(), tmp_path / "loss.png"
     journal = Journal(tmp_path, "a run", 2.5)
     journal.add(record(0, None, 4.0))

@@ -1,4 +1,4 @@
-"""The loss scale follows torch's GradScaler."""
+"""The loss scale changes like the scale of torch's GradScaler."""
 
 import math
 
@@ -23,7 +23,7 @@ def test_an_impossible_scale_is_refused(scale: tuple[float, int], says: str) -> 
 
 
 def test_the_loss_scale_equals_that_of_torch() -> None:
-    """4,100 steps with finite gradients, except for four steps that overflow."""
+    """Of 4,100 steps, four overflow; all others have finite gradients."""
     (weight,) = parameters = [nn.Parameter(torch.ones(3))]
     ours, theirs = LossScale(), torch.amp.GradScaler("cpu", enabled=True)
     sgd = torch.optim.SGD(parameters)

@@ -1,4 +1,4 @@
-"""A resumed run is checked as strictly as a new run, and each of its files is read once."""
+"""A resumed run is checked as strictly as a new run; it reads weights and settings only once."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def test_a_resumed_run_equals_the_saved_run(config: RunConfig) -> None:
     assert run.model.training
     for one, other in zip(run.model.parameters(), saved.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert run.journal.records == saved.journal.records[:-1]  # the last will be repeated
+    assert run.journal.records == saved.journal.records[:-1]  # the run records its last step again
     assert run.journal.best == saved.journal.evaluations[-2].best()
 
 
@@ -102,7 +102,7 @@ def test_the_command_reads_training_json_once(
 
 
 def test_a_resume_needs_no_weights_of_the_best_checkpoint(config: RunConfig) -> None:
-    """A resumed run needs only the best loss so far: a lower loss replaces all files of best/."""
+    """A resumed run needs only the loss of best/; a lower loss replaces all files of best/."""
     best = train(config).best
     Path("run/best/model.safetensors").unlink()
     Path("run/best/tokenizer.json").unlink()

@@ -35,7 +35,7 @@ def count_parameters(shape: tuple[int, int, int]) -> int:
 
 
 def make_trial(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
-    """Make a trial; its loss is that of the law TRUE plus `dropout`, so dropout makes it worse."""
+    """Make a trial; its lowest loss is that of the law TRUE, plus `dropout`, plus 0.1."""
     model = ModernConfig(*shape, 256, 65, dropout)
     N = count_parameters(shape)
     loss = TRUE.loss(N, D) + dropout
@@ -136,7 +136,7 @@ def test_takeover_is_where_the_curves_cross() -> None:
     ((operations, parameters),) = find_takeovers([small, large, late])
     assert operations == pytest.approx(10**2.5)
     assert parameters == pytest.approx(100)
-    first = 4000, [(10.0**k, 1.0) for k in range(3, 5)]  # lower than `small` from its first point
+    first = 4000, [(10.0**k, 1.0) for k in range(3, 5)]  # always lower than `small`: no crossing
     assert find_takeovers([small, first]) == []
     assert fit_exponent([(10.0**k, 10.0 ** (2 * k)) for k in range(1, 6)]) == pytest.approx(2)
     assert fit_exponent([(1.0, 1.0)]) is None
@@ -184,5 +184,5 @@ def test_docs_name_the_cells_below_the_floor_and_the_errors() -> None:
     single = sum(count == 1 for count in runs.values())
     assert f"{single} of the 35 cells have a single run" in page
     (curve,) = (curve for N, curve in saved["curves"] if N == 7_005_312)
-    gain = curve[-6][1] - curve[-1][1]  # 5 evaluations are 500 steps
+    gain = curve[-6][1] - curve[-1][1]  # an evaluation every 100 steps
     assert f"fell by {gain:.3f} in its last 500 steps" in page

@@ -125,7 +125,7 @@ def test_each_rung_changes_one_kind_of_setting(config: LadderConfig) -> None:
     assert different[1] == {"feed_forward"}
     assert different[2] == {"n_layer"}
     assert different[3] == {"residual"}
-    assert different[4] == set()  # only the class changes, to GPTConfig, which has layer norm
+    assert different[4] == set()  # only the class changes, because a GPT has layer norm
     assert different[5] == {"dropout"}
     assert different[6] <= {"n_layer", "n_embd", "n_head"}
     assert different[7] == {"n_head"}  # the class also changes, to ModernConfig

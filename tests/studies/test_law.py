@@ -75,5 +75,5 @@ def test_intervals_contain_the_truth_and_grow_with_the_noise() -> None:
 def test_missing_scipy_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     require_scipy()
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(UserError, match="the fit needs scipy: install it"):
+    with pytest.raises(UserError, match="fitting a scaling law needs scipy: install it"):
         require_scipy()

@@ -40,7 +40,7 @@ def run(text_file: Path) -> RunConfig:
 
 
 def never(run: RunConfig) -> bool:
-    """Return False, because no run needs a whole device."""
+    """Return False, for tests in which no run needs a whole device."""
     return False
 
 
@@ -65,7 +65,7 @@ def test_results_equal_those_of_single_runs(run: RunConfig) -> None:
         assert trial.val_loss == pytest.approx(single.val_loss, rel=1e-5)
     assert not list(Path().glob("seed?/**/*.safetensors"))
     reported.clear()
-    (Path("seed1") / "last").mkdir()  # left by a process that was killed at its end
+    (Path("seed1") / "last").mkdir()  # as if a killed process had not removed it
     assert run_all(runs, 2, never, "", report, print) == trials
     assert reported == [("seed0", 1), ("seed1", 2), ("seed2", 3)]
     assert not (Path("seed1") / "last").exists()
@@ -190,7 +190,7 @@ Started = list[tuple[str, str, int, list[str]]]
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """For each run that starts: name, device, threads, and the names of the other running runs."""
+    """For each started run: name, device, threads, and the names of the runs still in progress."""
     started: Started = []
     running: list[str] = []
 

@@ -1,4 +1,4 @@
-"""A trial is trained once, resumed after an interruption, and read."""
+"""A trial is trained only once: an interrupted trial resumes, and a finished one is read."""
 
 import json
 import signal

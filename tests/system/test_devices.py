@@ -108,11 +108,11 @@ def test_autocast_multiplies_matrices_at_the_precision(precision: torch.dtype) -
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_autocast_restores_the_attention_kernels(precision: torch.dtype) -> None:
-    """The math kernel gives the same attention; afterwards, all kernels are enabled again."""
+    """Within autocast(), only the math kernel is enabled; afterwards, all are enabled again."""
     q, k, v = torch.randn(3, 2, 4, 16, 8).unbind()
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with autocast(torch.device("cpu"), precision):
-        assert not torch.backends.cuda.flash_sdp_enabled()  # slow on a CPU
+        assert not torch.backends.cuda.flash_sdp_enabled()  # slow in bfloat16 on a CPU
         attention = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     assert attention.dtype == precision
     torch.testing.assert_close(attention.float(), expected, atol=2e-2, rtol=2e-2)
@@ -169,7 +169,7 @@ def test_every_device_computes_the_same_logits(
 ) -> None:
     """The logits equal float64 logits from the CPU, within the tolerance of the precision."""
     model = build(kind(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65))
-    for parameter in model.parameters():  # make the initial weights larger
+    for parameter in model.parameters():  # the initial weights are small or zero
         parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
     tokens = torch.randint(65, (4, 64))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Results are the same with and without compilation, CUDA graphs and snapshots."""
+"""Compilation, CUDA graphs and snapshots do not change results."""
 
 import os
 import re
@@ -124,7 +124,7 @@ def test_every_replay_does_the_captured_work() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_snapshot_has_the_values_at_its_time(device: str) -> None:
-    """A thread calls the snapshot after the tensors changed; each copy has its own memory."""
+    """A thread calls snapshot() after the tensors have changed; each copy has its own memory."""
     whole = torch.randn(512, 512, device=device)
     tensors = {"whole": whole, "part": whole[3:7].mT, "on the cpu": torch.randn(5)}
     expected = {name: t.cpu().clone() for name, t in tensors.items()}

@@ -10,7 +10,7 @@ from nanogpt.system.interrupts import SIGNALS, Interrupts
 
 @pytest.fixture(autouse=True)
 def _restore_default_handler() -> None:
-    """Handle SIGINT again, because nohup and background jobs of a shell ignore it."""
+    """Handle SIGINT, which is ignored if pytest is a background job of a shell."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

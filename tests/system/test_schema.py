@@ -1,4 +1,4 @@
-"""Dataclasses survive a round trip through JSON; anything else is an error."""
+"""Dataclasses survive a round trip through JSON; a wrong key or value is an error."""
 
 import json
 from dataclasses import asdict, dataclass, field

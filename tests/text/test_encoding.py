@@ -1,5 +1,6 @@
-"""Encoding in chunks gives the tokens of the whole text; large texts are cached."""
+"""Encoding in chunks gives the tokens of the whole text; tokens of large texts are cached."""
 
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from nanogpt.text.corpora import SPLITS, Corpus, make_corpus
 from nanogpt.text.encoding import encode_corpus, get_tokenizer, rechunk
 from nanogpt.text.readers import no_progress
 from nanogpt.text.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from tests.families import FAMILIES, word_level
 from tests.texts import LANGUAGES, texts
 
 TEXT = "\n\n".join(LANGUAGES) + "".join(f" and word {i} is a word," for i in range(40))
@@ -34,7 +36,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch, small_chunks: None, cache: Path) -> Corpus:
-    """A text in chunks of 33 characters that counts as large."""
+    """A text that counts as large, in chunks of 33 characters."""
     monkeypatch.setattr(encoding, "LARGE_TEXT", 100)
     chunks = [TEXT[start : start + 33] for start in range(0, len(TEXT), 33)]
     return replace(make_corpus(TEXT), chunks=lambda: iter(chunks))
@@ -256,7 +258,7 @@ def test_processes_that_start_together_train_one_tokenizer(large: Corpus) -> Non
 
     run_together(train, 5)
     assert errors == []
-    assert len(reads) <= 2  # once for the alphabet, once for the training text of bpe
+    assert len(reads) <= 2  # one for the alphabet, and at most one for a training text
     waiting = "waiting for another process that is training the same tokenizer"
     assert sorted(recorder.tasks) == ["training a tokenizer", *[waiting] * 4]
 
@@ -309,7 +311,7 @@ def test_a_text_that_changes_is_not_cached(large: Corpus, cache: Path) -> None:
 
 @pytest.fixture
 def folder(cache: Path, bpe: HubTokenizer) -> Path:
-    """Tokens in nanoGPT's format: numpy uint16, one file for each split."""
+    """Tokens in nanoGPT's format: 16-bit integers, one file for each split."""
     home = Path("tokens")
     home.mkdir()
     for name, text in (("train", TEXT), ("val", "生存 and no more")):
@@ -356,3 +358,28 @@ def test_files_of_tokens_without_their_tokenizer_are_refused(
         (folder / "val.bin").write_bytes(raw)
         with pytest.raises(UserError, match=r"val\.bin does not contain 16-bit tokens: create it"):
             encode_corpus(corpora.load_corpus(str(folder)), bpe, "val")
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_a_token_folder_has_the_bytes_of_its_decoded_text(
+    make: Callable[[], Any], tmp_path: Path, small_chunks: None
+) -> None:
+    """In many families, the text of a token depends on the tokens beside it."""
+    tokenizer = HubTokenizer(json.loads(make().to_str()))
+    ids = tokenizer.encode("to be or not to be, the then. " * 20)
+    for split in SPLITS:
+        np.array(ids, dtype="<u2").tofile(tmp_path / f"{split}.bin")
+    tokens = encode_corpus(corpora.load_corpus(str(tmp_path)), tokenizer, "val")
+    assert tokens.ids.tolist() == ids
+    assert tokens.bytes == len(tokenizer.decode(ids).encode())
+    assert bool(tokens.lost_bytes) == (tokenizer.unknown_id in ids)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_lost_bytes_are_counted_in_every_chunk_and_cached(large: Corpus) -> None:
+    tokenizer = HubTokenizer(json.loads(word_level().to_str()))
+    tokens = encode_corpus(large, tokenizer)
+    assert tokens.bytes == len(TEXT.encode())
+    # Most words are unknown; of the spaces, only those that are repeated are lost.
+    assert 0.6 * tokens.bytes < tokens.lost_bytes < tokens.bytes
+    assert encode_corpus(large, tokenizer).lost_bytes == tokens.lost_bytes

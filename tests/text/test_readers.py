@@ -33,7 +33,7 @@ def read_texts(data: str, column: str, separator: str) -> str:
 
 
 def make_run(directory: Path) -> None:
-    """The files of a run that matter for reading."""
+    """Write files of a run; none of them may be read as text."""
     (directory / "last").mkdir(parents=True)
     for name in ("run.json", "metrics.jsonl", "last/config.md"):
         (directory / name).write_text('{"step": 0}\n')
@@ -81,7 +81,7 @@ def test_the_case_of_a_name_does_not_matter(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A directory with texts in many languages and a picture."""
+    """A directory with a picture and with texts in many languages."""
     home = tmp_path / "texts"
     (home / "below").mkdir(parents=True)
     for name, text in LANGUAGES.items():

@@ -24,7 +24,7 @@ def test_every_correction_is_needed() -> None:
 
 
 def test_extract_speeches_of_a_small_play() -> None:
-    """Stage directions and the lines that the original program dropped are left out."""
+    """Left out: stage directions, and lines that the program behind Tiny Shakespeare dropped."""
     markdown = r"""
 # ACT I
 
