@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import tokenizers as library
@@ -22,17 +23,31 @@ from tests.families import (
 from tests.texts import stream_decode
 
 TEXT = "To be, or not to be. <s>to</s> the the then! é 😀"
-for_each_family = pytest.mark.parametrize("make", FAMILIES)
 Make = Callable[[], library.Tokenizer]
+
+
+@cache
+def make_tokenizer(make: Make) -> HubTokenizer:
+    """Make a tokenizer of this project from one of the library."""
+    return HubTokenizer(json.loads(make().to_str()))
+
+
+@cache
+def make_hub(make: Make) -> library.Tokenizer:
+    """Make a tokenizer of the library only once."""
+    return make()
+
+
+for_each_family = pytest.mark.parametrize("make", FAMILIES)
 
 
 @for_each_family
 @given(data=st.data())
 def test_streamed_pieces_are_the_decoded_text(make: Make, data: st.DataObject) -> None:
-    tokenizer = HubTokenizer(json.loads(make().to_str()))
+    tokenizer = make_tokenizer(make)
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
     assert stream_decode(tokenizer, ids) == tokenizer.decode(ids)
-    assert tokenizer.decode(ids) == make().decode(ids, skip_special_tokens=False)
+    assert tokenizer.decode(ids) == make_hub(make).decode(ids, skip_special_tokens=False)
     stream = tokenizer.decode_stream()
     assert stream.push(*ids) + stream.end() == tokenizer.decode(ids)
 
@@ -41,13 +56,13 @@ def test_streamed_pieces_are_the_decoded_text(make: Make, data: st.DataObject) -
 @given(data=st.data())
 def test_a_completion_continues_the_text_of_its_prompt(make: Make, data: st.DataObject) -> None:
     """The first space after the prompt is kept, although a decoder drops it from a whole text."""
-    tokenizer = HubTokenizer(json.loads(make().to_str()))
+    tokenizer = make_tokenizer(make)
     prompt = tokenizer.encode(data.draw(st.sampled_from(["to be", "or", "to be ", "the then"])))
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
     stream = tokenizer.decode_stream(prompt)
     text = "".join([stream.push(i) for i in ids]) + stream.end()
     # The library decodes successive byte tokens together, so some completions change the prompt.
-    hub = make()
+    hub = make_hub(make)
     known = [token for i in ids if (token := hub.id_to_token(i))]
     between = [*(str(hub.id_to_token(i)) for i in prompt[-1:]), *known[:1]]
     if not all(token.startswith("<0x") for token in between):
@@ -56,12 +71,12 @@ def test_a_completion_continues_the_text_of_its_prompt(make: Make, data: st.Data
 
 @for_each_family
 def test_the_ids_are_those_of_the_library(make: Make) -> None:
-    tokenizer = HubTokenizer(json.loads(make().to_str()))
+    tokenizer = make_tokenizer(make)
     assert tokenizer.encode(TEXT) == make().encode(TEXT, add_special_tokens=False).ids
 
 
 def test_a_long_text_is_streamed_in_pieces() -> None:
-    tokenizer = HubTokenizer(json.loads(llama().to_str()))
+    tokenizer = make_tokenizer(llama)
     stream = tokenizer.decode_stream()
     ids = tokenizer.encode("to be é to")
     pieces = [stream.push(i) for i in ids]
@@ -69,7 +84,7 @@ def test_a_long_text_is_streamed_in_pieces() -> None:
 
 
 def test_invalid_bytes_become_replacement_characters() -> None:
-    tokenizer = HubTokenizer(json.loads(llama().to_str()))
+    tokenizer = make_tokenizer(llama)
     bytes_of_é = [tokenizer.encode("é")[i] for i in (-2, -1)]
     ids = [*bytes_of_é, bytes_of_é[0], *tokenizer.encode("to")]
     assert stream_decode(tokenizer, ids) == tokenizer.decode(ids) == "\ufffd\ufffd\ufffd to"
@@ -95,7 +110,7 @@ def test_text_that_a_tokenizer_does_not_know_is_refused(model: models.Model) -> 
 
 def test_bytes_of_lost_characters_are_counted() -> None:
     def lost(make: Make, text: str) -> int:
-        tokenizer = HubTokenizer(json.loads(make().to_str()))
+        tokenizer = make_tokenizer(make)
         return tokenizer.count_lost_bytes(text, tokenizer.encode_array(text))
 
     assert lost(byte_level, TEXT) == lost(llama, "to be 😀é\n") == 0
