@@ -37,7 +37,8 @@ class Split:
     def bits_per_byte(self, loss: float) -> float | None:
         """Convert nats per token to bits per byte, which can be compared between tokenizers.
 
-        Returns None if the tokens do not reproduce the text: a lost text need not be predicted.
+        Returns None if the tokens do not reproduce all the text: the result would be too low,
+        because the model does not predict the lost part.
         """
         return None if self.lost else loss / math.log(2) / self.bytes_per_token
 

@@ -96,7 +96,7 @@ Contents = dict[str, dict[str, Any] | Snapshot]
 def checkpoint_files(
     checkpoint: Checkpoint, weights: Snapshot, training: Training | None = None
 ) -> Contents:
-    """Return the files of a checkpoint, made of copies, so that training can continue."""
+    """Return the contents of a checkpoint's files, as copies: training can go on during writing."""
     files: Contents = {
         "config.json": add_header(
             {

@@ -220,7 +220,7 @@ def find_frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, floa
 def find_takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float]]:
     """Return (operations, parameters) at which each model overtakes the next smaller model.
 
-    Only takeovers while both models train are included: the curve of a model ends at its last step.
+    The curve of a model ends at its last step. A takeover is included if both curves reach it.
     """
     takeovers = []
     for (small_N, small_curve), (large_N, large_curve) in pairwise(curves):

@@ -41,7 +41,8 @@ class LadderConfig:
     """The models of the rungs, and their training settings."""
 
     small: GPTConfig
-    """The model of the trained rungs up to `dropout`; those before `blocks` have only one block."""
+    """The model of the rungs from `one-head` to `dropout`. Before the rung `blocks`, it has only one
+    block."""
     large: GPTConfig
     """The deeper and wider model of the rungs from `gpt` on."""
     dropout: float

@@ -89,7 +89,7 @@ class CudaGraph:
                 current.wait_stream(self.stream)
                 return
             if self.graph is None:
-                torch.cuda.synchronize()  # raises the errors of earlier work here
+                torch.cuda.synchronize()  # errors of earlier GPU operations appear here, not below
                 try:
                     self.graph = self._capture(work)
                 finally:
