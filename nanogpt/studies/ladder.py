@@ -41,8 +41,7 @@ class LadderConfig:
     """The models of the rungs, and their training settings."""
 
     small: GPTConfig
-    """The model of the rungs from `one-head` to `dropout`. Before the rung `blocks`, it has only one
-    block."""
+    """The model of the rungs from `one-head` to `dropout`; before `blocks`, it has one block."""
     large: GPTConfig
     """The deeper and wider model of the rungs from `gpt` on."""
     dropout: float
