@@ -9,7 +9,7 @@ from typing import TypedDict, Unpack, overload
 
 import torch
 
-from .errors import UserError
+from .errors import UserError, suggest_nearest
 from .fast import generation as fast
 from .generate import Sampling, generate
 from .models import Model
@@ -200,7 +200,12 @@ class Trained:
 
 
 def make_config(options: GenerationOptions, samples: int = 1) -> GenerationConfig:
-    """Make a GenerationConfig from keyword arguments."""
+    """Make a GenerationConfig from keyword arguments. Raises UserError for an unknown option."""
+    known = GenerationOptions.__annotations__
+    if unknown := sorted(options.keys() - known.keys()):
+        suggestion = suggest_nearest(unknown[0], known)
+        advice = f"{suggestion} The" if suggestion else "the"
+        raise UserError(f"there is no option {unknown[0]}: {advice} options are {', '.join(known)}")
     if isinstance(stop := options.get("stop"), str):
         options["stop"] = (stop,)
     return GenerationConfig(samples=samples, **options)

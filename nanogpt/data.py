@@ -25,22 +25,26 @@ OrderName = Literal["random", "epochs"]
 class Split:
     """A part of a text as tokens (N,), stored on `device` if they fit, otherwise in host memory."""
 
-    def __init__(self, tokens: Tokens, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
-        # torch has few operations on unsigned integers: read ids as signed; to_int64() undoes this.
-        ids = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
-        self.tokens = ids.to(device) if ids.nbytes < free_token_memory(self.device) else ids
-        self.bytes_per_token = tokens.bytes / max(1, len(self.tokens))
-        self.lost = tokens.lost_bytes / max(1, tokens.bytes)
-        """Fraction of the text that the tokens do not reproduce."""
+    def __init__(self, tokens: Tokens | Tensor, device: torch.device | str = "cpu") -> None:
+        """`tokens` are the tokens of a text, or any token ids (N,), whose text is not known."""
+        self.device, self.bytes_per_token, self.lost = torch.device(device), 0.0, 0.0
+        if isinstance(tokens, Tokens):
+            self.bytes_per_token = tokens.bytes / max(1, len(tokens.ids))
+            self.lost = tokens.lost_bytes / max(1, tokens.bytes)
+            """Fraction of the text that the tokens do not reproduce."""
+            # torch has few operations on unsigned integers: to_int64() corrects signed ones.
+            tokens = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
+        fits = tokens.nbytes < free_token_memory(self.device)
+        self.tokens = tokens.to(device) if fits else tokens
 
     def bits_per_byte(self, loss: float) -> float | None:
         """Convert nats per token to bits per byte, which can be compared between tokenizers.
 
-        Returns None if the tokens do not reproduce all the text: the result would be too low,
-        because the model does not predict the lost part.
+        Returns None if the text is not known, or if the tokens do not reproduce all of it: the
+        result would be too low, because the model does not predict the lost part.
         """
-        return None if self.lost else loss / math.log(2) / self.bytes_per_token
+        is_known = self.bytes_per_token and not self.lost
+        return loss / math.log(2) / self.bytes_per_token if is_known else None
 
     def blocks(self, starts: Tensor, block_size: int) -> Tensor:
         """Return the blocks (B, T + 1) at `starts` (B,), each with the token that follows it."""

@@ -17,8 +17,9 @@ from .models import Model
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Return the mean -log p(target) in nats, in float32, for logits (B, T, V), targets (B, T)."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+    """Return -log p(target) in nats, in float32, from logits (..., V) and targets (...)."""
+    logits = logits.reshape(-1, logits.shape[-1]).float()
+    return F.cross_entropy(logits, targets.flatten(), reduction=reduction)
 
 
 @dataclass(frozen=True)

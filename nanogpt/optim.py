@@ -57,10 +57,8 @@ class OptimConfig:
             if not 0 < (value := getattr(self, field)) < math.inf:
                 raise ValueError(f"{field} is {value}: it must be more than 0")
         if self.decay_steps is not None and not 1 <= self.decay_steps < 2**31:
-            raise ValueError(
-                f"decay_steps is {self.decay_steps}: it must be at least 1 and less than 2**31, or "
-                f"None"
-            )
+            value = self.decay_steps
+            raise ValueError(f"decay_steps is {value}: it must be 1 to 2**31 - 1, or None")
         if not 0 < self.cooldown <= 1:
             raise ValueError(f"cooldown is {self.cooldown}: it must be more than 0 and at most 1")
         for field in ("beta1", "beta2", "momentum", "ema"):
@@ -83,11 +81,12 @@ class Adam:
         named: Mapping[str, nn.Parameter],
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        eps: float = 1e-8,
     ) -> None:
         self.parameters: list[Tensor] = [*named.values()]
         self.m = [torch.zeros_like(p) for p in self.parameters]
         self.v = [torch.zeros_like(p) for p in self.parameters]
-        self.betas = betas
+        self.betas, self.eps = betas, eps
         self.steps = torch.zeros((), device=self.parameters[0].device)
         """Number of steps taken so far."""
         self._names = list(named)
@@ -117,7 +116,7 @@ class Adam:
                     beta1=self.betas[0],
                     beta2=self.betas[1],
                     weight_decay=decay,
-                    eps=1e-8,
+                    eps=self.eps,
                     amsgrad=False,
                     maximize=False,
                 )

@@ -51,20 +51,23 @@ class ModernConfig:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and less than 1")
 
 
-def norm(x: Tensor) -> Tensor:
-    """Scale each vector (..., n) to length √n: RMSNorm without gains (Zhang & Sennrich 2019)."""
-    return F.rms_norm(x, x.shape[-1:])
+def norm(x: Tensor, eps: float | None = None) -> Tensor:
+    """Scale each vector (..., n) to length √n: RMSNorm without gains (Zhang & Sennrich 2019).
+
+    Divides by √(mean(x²) + eps); eps None is the smallest value that keeps a zero vector finite.
+    """
+    return F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
-def rotations(positions: Tensor, D: int) -> tuple[Tensor, Tensor]:
+def rotations(positions: Tensor, D: int, base: float = 1000.0) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines (..., T, 1, D/2) of the rotary angles of positions (..., T).
 
     Each pair of channels has a frequency: at position t, its angle is t times the frequency.
     """
-    # The base of the frequencies is 1,000 instead of the usual 10,000, because contexts are short
-    # here: with D = 32, the slowest pair makes one turn in about 4,000 positions.
+    # The default base is 1,000 instead of the usual 10,000, because contexts are short here: with
+    # D = 32, the slowest pair makes one turn in about 4,000 positions.
     pairs = torch.linspace(0, 1, D // 2 + 1, device=positions.device)[:-1]  # (D/2,)
-    angles = positions[..., None, None] * 1000.0**-pairs  # (..., T, 1, D/2)
+    angles = positions[..., None, None] * base**-pairs  # (..., T, 1, D/2)
     return angles.cos(), angles.sin()
 
 

@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..models import BigramConfig, GPTConfig, ModelConfig
 from ..optim import OptimConfig
 from ..system.devices import Precision
+from ..system.schema import convert_fields
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        """Check the types and values of all settings. Raises a ValueError that names the field."""
+        convert_fields(self)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}: it must be at least 0 and less than 2**63")
         if not 0 < self.val_fraction < 1:

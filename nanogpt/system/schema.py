@@ -60,6 +60,21 @@ def _parse_value(hint: Any, value: Any, key: str, kinds: Kinds) -> object:
     raise ValueError(f"{key} cannot be {shorten(value)}")
 
 
+def convert_fields(config: object) -> None:
+    """Convert the fields of a frozen dataclass, and of dataclasses in it, to their types.
+
+    An int becomes a float, and a str becomes a Path or a Path a str. Raises a ValueError that names
+    a field whose value has another type.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(value) and isinstance(value, get_args(hint) or hint):
+            convert_fields(value)
+        else:
+            value = str(value) if isinstance(value, Path) else value
+            object.__setattr__(config, name, _parse_value(hint, value, name, {}))
+
+
 def _to_float(value: Any) -> float:
     try:
         return float(value)
