@@ -85,7 +85,7 @@ def train_preset(
     ]
     best = min(evaluations, key=lambda evaluation: evaluation["val_loss"])
     # The clock of a run starts after the imports, and is read before the weights are written.
-    # The offset adds both times.
+    # The offset adds the time of the imports and the time of writing.
     offset = best_on_disk - best["seconds"]
     for evaluation in evaluations:
         evaluation["seconds"] += offset

@@ -2,12 +2,12 @@
 
     python benchmarks/corpora.py
 
-The text consists of random lines of Shakespeare. The script measures two starts, each in a separate
-process. The first start has an empty cache: it reads the text, computes its hash, trains a
-byte-pair tokenizer and encodes the text. The second start finds these results in the cache. The
-seconds exclude the import of torch; the memory includes this import. Then the preset `tiny` trains
-alternately on tokens that are memory-mapped from the cache and on a copy of them in memory. The
-results go to benchmarks/results/corpora.json.
+The text consists of random lines of Shakespeare. The script measures the start of a run twice,
+each time in a separate process. The first start has an empty cache: it reads the text, computes its
+hash, trains a byte-pair tokenizer and encodes the text. The second start finds these results in the
+cache. The seconds exclude the import of torch; the memory includes this import. Then the preset
+`tiny` trains alternately on tokens that are memory-mapped from the cache and on a copy of them in
+memory. The results go to benchmarks/results/corpora.json.
 """
 
 import argparse

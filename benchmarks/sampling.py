@@ -65,7 +65,7 @@ def copy_weights(model: GPT, other: nn.Module) -> None:
             for pattern, replacement in NAMES:
                 name = re.sub(pattern, replacement, name)
             weight = weights[name]
-            # The library `transformers` stores all matrices except the embeddings transposed.
+            # In the library `transformers`, all matrices are transposed, except the embeddings.
             is_matrix = weight.dim() == 2 and "embedding" not in name
             is_transposed = type(other).__module__.startswith("transformers") and is_matrix
             parameter.copy_(weight.T if is_transposed else weight)

@@ -11,7 +11,7 @@ def predict_loss(law: dict[str, float], parameters: float, characters: float) ->
 
 
 def find_crossover(law: dict[str, float], characters: float) -> float:
-    """Return the model size above which twice the text lowers the loss more than twice the size."""
+    """Return the model size above which twice as much text helps more than twice the parameters."""
     low, high = 1e3, 1e9
     while high / low > 1.001:
         middle = (low * high) ** 0.5

@@ -81,7 +81,7 @@ def gpt2_flags(text: Path, batch_size: int) -> list[str]:
 
 
 def write_random_text(file: Path) -> None:
-    """Write a text with CHARACTERS different characters in random order."""
+    """Write a text of random characters, with an alphabet of CHARACTERS characters."""
     generator, alphabet = random.Random(0), [chr(0x10000 + i) for i in range(CHARACTERS)]
     generator.shuffle(alphabet)
     file.write_text("".join(alphabet) + "".join(generator.choices(alphabet, k=400_000)), "utf-8")

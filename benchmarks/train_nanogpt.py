@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 
 class SavedWeights(NamedTuple):
-    """Describes weights that nanoGPT saved after an evaluation; their file is named `step`."""
+    """Describes weights that nanoGPT saved after an evaluation; the file name is the step."""
 
     step: int
     seconds: float

@@ -66,7 +66,7 @@ def read_result(name: str) -> Any:
 
 
 def read_preset(name: str) -> Result:
-    """Read a preset's runs, and add those of the nanoGPT comparison with the same settings."""
+    """Read a preset's runs; add the runs with the same settings from the nanoGPT comparison."""
     files = sorted(RESULTS.glob(f"preset_{name}_*.json"))
     if not files:  # only the comparison with nanoGPT measured this preset
         comparison = read_result("versus_nanogpt_h100.json")
@@ -365,7 +365,7 @@ def render(page: str) -> str:
 
 
 def find_pages() -> list[Path]:
-    """The pages that may have generated parts."""
+    """Return README.md and the pages in docs/: only these can have generated parts."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -32,7 +32,7 @@ class Split:
             self.bytes_per_token = tokens.bytes / max(1, len(tokens.ids))
             self.lost = tokens.lost_bytes / max(1, tokens.bytes)
             """Fraction of the text that the tokens do not reproduce."""
-            # torch has few operations on unsigned integers: to_int64() corrects signed ones.
+            # torch has few operations on unsigned integers, so use signed; to_int64() undoes this.
             tokens = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
         fits = tokens.nbytes < free_token_memory(self.device)
         self.tokens = tokens.to(device) if fits else tokens

@@ -52,7 +52,7 @@ class Ensemble(nn.Module):
 
 @torch.no_grad()
 def evaluate(model: Model | Ensemble, split: Split) -> Evaluation:
-    """Predict every token of a split but the first, which has no context; return the mean loss."""
+    """Return the mean loss over all tokens of a split except the first, which has no context."""
     block_size = model.config.block_size
     # Large batches keep a GPU busy; small batches fit into the caches of a CPU.
     tokens_per_batch = 2048 if split.device.type == "cpu" else 8192

@@ -42,7 +42,7 @@ class OptimConfig:
     """Decay of Muon's running mean of the gradients."""
     weight_decay: float = 0.1
     """Each step multiplies matrices by 1 - learning rate × this value. Biases and norms do not
-    decay. With muon, the parameters that adam updates do not decay either."""
+    decay. With muon, only the matrices of the blocks decay."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; larger gradients are scaled down. 0 turns this off."""
     ema: float = 0.0

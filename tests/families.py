@@ -8,7 +8,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def number(tokens: list[str]) -> dict[str, int]:
-    """Number tokens; the ids have a gap, as in some published tokenizers."""
+    """Give each token an id; the ids have a gap, as in some published tokenizers."""
     return {token: i + 3 * (i > 4) for i, token in enumerate(dict.fromkeys(tokens))}
 
 
@@ -101,7 +101,7 @@ def ctc() -> library.Tokenizer:
 
 
 def replacing_words() -> library.Tokenizer:
-    """A decoder that can change text as soon as later tokens complete a word."""
+    """A tokenizer whose decoder can change earlier text when later tokens complete a word."""
     tokenizer = llama()
     replace = decoders.Replace(Regex("to+ b"), "too b")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), replace])

@@ -1,6 +1,7 @@
 """The Python API: load a run by its name, and generate a completion of a prompt."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -74,6 +75,10 @@ def test_the_api_raises_user_errors(run: Path) -> None:
         load(run).generate("x")
     with pytest.raises(UserError, match="top_p is 2"):
         load(run).generate("a", top_p=2)
+    says = "there is no option topk: did you mean top_k or stop or top_p? The options are "
+    for generate in (load(run).generate, load(run).stream):
+        with pytest.raises(UserError, match=re.escape(says)):
+            generate("a", topk=2)  # type: ignore[call-overload, call-arg]
 
 
 def test_the_keyword_options_are_the_fields_of_the_configuration() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanogpt.data import Data, Split
+from nanogpt.data import Data, Split, to_int64
 from nanogpt.evaluate import Ensemble, cross_entropy, evaluate
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.text.corpora import make_corpus
@@ -84,3 +84,18 @@ def test_an_ensemble_has_the_mean_of_the_probabilities(model: GPT, data: Data) -
     apart = [evaluate(one, data.splits["val"]).loss for one in models]
     assert both < sum(apart) / 2  # by Jensen's inequality
     assert evaluate(Ensemble([model, model]), data.splits["val"]).loss == pytest.approx(apart[0])
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 4)])
+def test_the_cross_entropy_takes_any_number_of_dimensions(shape: tuple[int, ...]) -> None:
+    logits, targets = torch.randn(*shape, 7), torch.randint(7, shape)
+    expected = -logits.log_softmax(-1).gather(-1, targets[..., None]).mean()
+    torch.testing.assert_close(cross_entropy(logits, targets), expected)
+
+
+def test_any_token_ids_can_be_evaluated(model: GPT, data: Data) -> None:
+    """Bits per byte need the text of the tokens, which is not known for plain ids."""
+    ids = to_int64(data.splits["val"].tokens)
+    found, expected = evaluate(model, Split(ids)), evaluate(model, data.splits["val"])
+    assert (found.loss, found.tokens) == (expected.loss, expected.tokens)
+    assert found.bits_per_byte is None

@@ -89,6 +89,15 @@ def test_steps_follow_the_papers(kind: Literal["adamw", "adam"]) -> None:
         torch.testing.assert_close(layer.weight.detach().double(), weights, atol=1e-5, rtol=1e-5)
 
 
+def test_epsilon_limits_the_step_of_a_small_gradient() -> None:
+    """After one step, m̂ / (√v̂ + ε) is g / (|g| + ε)."""
+    weight = nn.Parameter(torch.zeros(3))
+    adam = Adam({"weight": weight}, eps=0.5)
+    weight.grad = torch.tensor([0.5, -1.5, 0.0])
+    adam.step(torch.tensor(1.0))
+    torch.testing.assert_close(weight.detach(), torch.tensor([-0.5, 0.75, 0.0]))
+
+
 def test_adamw_equals_that_of_torch() -> None:
     """The weights are equal bit for bit, because both call the same kernel."""
     ours, theirs = GPT(GPT_CONFIG), GPT(GPT_CONFIG)

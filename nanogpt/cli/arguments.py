@@ -263,7 +263,7 @@ def _explain_unknown(
 def _list_flags(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, str]:
     """Map the field names of a dataclass, and of its nested dataclasses, to flags.
 
-    If a field with a union of dataclasses has a default, only the class of the default is mapped.
+    If `default` has a dataclass as the value of a field, only this class is mapped for the field.
     A boolean field has a second entry, no_NAME.
     """
     flags: dict[str, str] = {}

@@ -60,7 +60,7 @@ def data(args: list[str]) -> None:
 
 
 def make_survey_tables(survey: Survey) -> list[Table]:
-    """Return a table of the statistics of a text and, if it is long enough, one of its n-grams."""
+    """Return a table of text statistics and, if the text is long enough, a table of its n-grams."""
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     characters = " ".join(map(make_visible, survey.alphabet[:200]))
     characters += " …" if survey.alphabet[200:] else ""

@@ -34,7 +34,7 @@ class EvalArgs:
     """Run directories, or their names below runs/; by default the newest run."""
     split: Literal["auto", "val", "train", "all"] = "auto"
     """train: the first part of the text. val: the held-out last part. all: both parts. auto: val
-    for the text of the run or a folder with train.bin and val.bin, all for another text."""
+    if the text is the text of the run or a folder with train.bin and val.bin, otherwise all."""
     data: str | None = None
     """Another text to evaluate on, given as for --data of nanogpt train."""
     column: str = "text"

@@ -55,7 +55,7 @@ def sample(args: list[str]) -> None:
 
 
 def print_completions(trained: Trained, prompts: Sequence[str], options: GenerationConfig) -> None:
-    """Print the completions of `prompts`: the first one piece by piece, then all others."""
+    """Print the completions of `prompts`: the first completion piece by piece, then all others."""
     completions = trained.complete(prompts, options)
     count = len(completions.texts)
 

@@ -66,7 +66,7 @@ def tokenize(args: list[str]) -> None:
 
 
 def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
-    """Return the tokenizer that the options name; train it on the text of --data if necessary."""
+    """Return the chosen tokenizer; train it on the text of --data if necessary."""
     kind = options.tokenizer
     # Import slow modules only where they are needed, so that the command starts fast without them.
     if not tokenizers.is_tokenizer_kind(kind) and not os.path.isfile(kind):

@@ -86,7 +86,7 @@ class CapturedDecoder:
         self.model, self.sampling, self.device = model.eval(), sampling, device
         self.block_size = model.config.block_size
         self.contexts = [list(prompt[-self.block_size :]) for prompt in prompts]
-        """The tokens of each text that the model sees. The newest token may not be cached yet."""
+        """For each text, the tokens that the model sees. The newest token may not be cached yet."""
         self.cache = Cache(B, self.block_size, device)
         self.generators = make_generators(seed, B)
         self.seen = mark_seen(prompts, model.config.vocab_size, sampling, device)
@@ -122,7 +122,7 @@ class CapturedDecoder:
                 yield from self._collect(finished)
 
     def _launch(self, steps: int, work: Callable[[], None]) -> InFlight:
-        """Start up to `steps` steps, and start to copy their tokens to the host."""
+        """Start at most `steps` steps, and start to copy their tokens to the host."""
         if self.host_row == STEPS_AHEAD:  # all rows are used: refill the random numbers
             columns = [torch.rand(STEPS_AHEAD, generator=g) for g in self.generators]
             numbers = torch.stack(columns, 1)

@@ -18,7 +18,7 @@ class Cache:
         self.input_lengths = torch.ones_like(self.lengths)
         """Number of tokens of each text in the next input (B,); the rest of a row is padding."""
         self.positions = torch.empty(0)
-        """Position of each token of the input in its text (B, T)."""
+        """Position of each input token in its text (B, T)."""
         self.mask: Tensor | None = None
         """Mask (B, 1, 1, S) to add to the scores; None in a prefill, which uses the causal mask."""
         # Attention kernels are faster with a multiple of 16 slots.

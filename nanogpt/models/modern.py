@@ -54,7 +54,7 @@ class ModernConfig:
 def norm(x: Tensor, eps: float | None = None) -> Tensor:
     """Scale each vector (..., n) to length √n: RMSNorm without gains (Zhang & Sennrich 2019).
 
-    Divides by √(mean(x²) + eps); eps None is the smallest value that keeps a zero vector finite.
+    Divides by √(mean(x²) + eps). The default eps is tiny: it only avoids a division by zero.
     """
     return F.rms_norm(x, x.shape[-1:], eps=eps)
 
@@ -74,8 +74,8 @@ def rotations(positions: Tensor, D: int, base: float = 1000.0) -> tuple[Tensor, 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair of channels (d, d + D/2) of x (B, T, H, D) by its angle.
 
-    Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34): the positions of a rotated
-    query and a rotated key change their dot product only through the distance between the two.
+    Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34): the dot product of a
+    rotated query and a rotated key depends on their distance in the text, not on their positions.
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat([torch.addcmul(a * cos, b, -sin), torch.addcmul(b * cos, a, sin)], dim=-1)
@@ -191,7 +191,7 @@ class Modern(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.look_back = LookBack(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        # Unlike in gpt.py, the head cannot share the weights of the embedding: it starts at zero.
+        # The head starts at zero, so it cannot share the weights of the embedding as in gpt.py.
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._initialise)
 

@@ -97,7 +97,7 @@ def count_parameters(config: RunConfig) -> list[Line]:
 
 
 def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
-    """Count the bytes that each part of a training step uses, and the peak, without the text.
+    """Count the bytes of each part of a training step, and the peak. The text is not counted.
 
     The backward pass needs the activations: the inputs of all matrix products and norms. The
     formulas count the tensors that PyTorch's CUDA kernels store.
@@ -150,8 +150,8 @@ def count_activations(
     is_half, has_dropout = precision != torch.float32, model.dropout > 0
     is_compiled = training.compile and device.type == "cuda"
     b = 2 if is_half else 4  # bytes per value in the blocks
-    # c: bytes per token and channel in a block. Each block stores the inputs of its two norms, its
-    # four matrix products and its activation function, and the queries, keys and values.
+    # c: bytes per token and channel in a block. A block stores queries, keys and values, and also
+    # the inputs of seven operations: two norms, four matrix products and the activation function.
     if isinstance(model, GPTConfig):
         # In half precision, a layer norm that is not compiled stores its input in float32.
         c = 32 if is_half and is_compiled else 36 if is_half else 64

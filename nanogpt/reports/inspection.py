@@ -12,7 +12,9 @@ from importlib.resources import files
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..models import Bigram, Model
+from ..system.schema import shorten
 from ..text.glyphs import decode_token_bytes, make_visible
 from ..text.tokenizers import Tokenizer
 
@@ -65,8 +67,8 @@ class Inspection:
     loss: float
     """Mean of -ln p over `probabilities`, in nats per token."""
     lens_predictions: list[list[Prediction]]
-    """The logit lens: the most probable next token at each position if the head is applied to an
-    earlier state. Entry 0 uses the input of the first block; entry i uses the output of block i."""
+    """The logit lens: the most probable next token at each position if the head is applied after a
+    block. Entry 0 uses the input of the first block; entry i uses the output of block i."""
     lens_probabilities: list[list[float]]
     """The probability that the logit lens gives to the actual next token, by entry and position."""
     vocab_size: int
@@ -82,9 +84,11 @@ def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> I
     """Run a model on the last block_size tokens of a text and record what it computes.
 
     The result shows the last SHOWN_TOKENS of these tokens. Raises UserError if the tokenizer cannot
-    encode the text.
+    encode the text, or drops all of it.
     """
     ids = tokenizer.encode(text)[-model.config.block_size :]
+    if not ids:
+        raise UserError(f"{shorten(text)} has no tokens: the tokenizer drops it; use another text")
     n_hidden = max(0, len(ids) - SHOWN_TOKENS)
     tokens = torch.tensor([ids], device=next(model.parameters()).device)  # (1, n_hidden + T)
     names = [

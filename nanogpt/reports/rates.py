@@ -20,7 +20,7 @@ class Rates:
 
 
 def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
-    """Time matrix products (n, C) × (C, 4C) and layer norms (n, 4C) for about half a second."""
+    """Measure matrix products (n, C) × (C, 4C) and layer norms (n, 4C) for about half a second."""
     n = max(1, min(n, (1 << 28) // C))
     x = torch.randn(n, C, device=device, dtype=precision)
     w = torch.randn(C, 4 * C, device=device, dtype=precision)

@@ -70,7 +70,7 @@ def survey_text(corpus: Corpus, progress: Progress = no_progress) -> Survey:
     words, breaks, last = Counter[str](), 0, ""
     for chunk in rechunk(report(corpus.chunks(), "counting words"), SPACE_BOUNDARY, CHUNK_SIZE):
         words.update(re.findall(r"\w+(?:['’]\w+)*", chunk.lower()))
-        # Without a dash after it, splitlines() would ignore a line break at the end of the chunk.
+        # splitlines() ignores a line break at the end of its text, so add a dash after the chunk.
         breaks, last = breaks + len(f"-{chunk}-".splitlines()) - 1, chunk[-1]
     ngrams, alphabet = [], ""
     for n in (1, 2, 3):

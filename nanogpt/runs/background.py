@@ -38,7 +38,7 @@ class BackgroundWriter:
             self._pending.append(self._pool.submit(self._run, job))
 
     def _run(self, job: Callable[[], object]) -> None:
-        """Run a job, but none after a job that failed: each job relies on the earlier ones."""
+        """Run a job, unless an earlier job failed: each job relies on the earlier ones."""
         if not self._has_failed:
             try:
                 job()

@@ -221,7 +221,7 @@ def _get_shapes(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _count_tensors(config: ModelConfig) -> int:
-    """Compute the number of tensors in a model from the numbers in models of one and two layers."""
+    """Compute how many tensors a model has, from the counts for models of one and two layers."""
     if isinstance(config, BigramConfig):
         return len(_get_shapes(config))
     one, two = (len(_get_shapes(replace(config, n_layer=n))) for n in (1, 2))

@@ -51,7 +51,7 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
             f"{directory} already holds a run: name another directory, such as --out "
             f"{_find_free(directory)}, or resume this run with --resume {directory}"
         )
-    # A run that ended before it wrote run.json leaves .pid: its EARLY_FILES may be replaced.
+    # If .pid exists, a run ended before it wrote run.json, so its EARLY_FILES may be replaced.
     others = entries - SYSTEM_FILES
     if ".pid" in entries:
         others = {n for n in others - EARLY_FILES if not (n[0] == "." and n.endswith(".new"))}

@@ -32,8 +32,8 @@ class FiniteCheck:
         if is_bad.any():
             names = ["the loss", *(f"the gradient of {name}" for name in self.names)]
             row = int(is_bad.any(dim=1).nonzero()[0])
-            # The backward pass computes the gradient of the last parameter first. So if several
-            # gradients are bad, that of the latest parameter became bad before the others.
+            # The backward pass goes from the last parameter to the first. So if several gradients
+            # are bad, the one with the largest index became bad before the others.
             column = 0 if is_bad[row, 0] else int(is_bad[row].nonzero()[-1])
             step = state.step - len(checked) + row
             raise self.stopped(step, names[column], checked[row, column].item())

@@ -39,7 +39,7 @@ FORMAT = len(MIGRATIONS)
 
 
 def add_header(content: dict[str, Any]) -> dict[str, Any]:
-    """Add the header, the keys "format" and "nanogpt", to the content of a JSON file."""
+    """Add the header (the keys "format" and "nanogpt") to the content of a JSON file."""
     return {"format": FORMAT, "nanogpt": VERSION, **content}
 
 

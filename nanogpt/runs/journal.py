@@ -83,7 +83,7 @@ class Journal:
     def resume(self, lines: int, step: int, best: Best | None) -> None:
         """Read and keep the first `lines` lines of metrics.jsonl, and remove the others.
 
-        Raises UserError if one of them is missing, damaged, or for a step after `step`.
+        Raises UserError if a line to keep is missing or damaged, or if its step is after `step`.
         """
         file, kept = require_regular_file(self.out, self._file), []
         with file.open("rb") if file.exists() else io.BytesIO() as opened:

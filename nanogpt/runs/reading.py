@@ -34,7 +34,7 @@ SUMS = "SHA256SUMS"
 """The file with the checksums of all other files of a checkpoint."""
 
 DTYPES = {"F32": torch.float32, "U8": torch.uint8}
-"""The types of the tensors in a checkpoint, by their names in safetensors."""
+"""The types that a tensor in a checkpoint may have, by the name of the type in safetensors."""
 
 HEADER_LIMIT = 1 << 20
 """Maximum bytes of a safetensors header: enough for thousands of tensors."""

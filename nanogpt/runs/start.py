@@ -128,7 +128,7 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
         state.scale = info.scale
     best = read_checkpoint_info(run.out / "best").best if (run.out / "best").exists() else None
     if best and best.step == step and run.config.train.evaluates_at(step):
-        best = checkpoint.best  # as before this evaluation, which the resumed run repeats
+        best = checkpoint.best  # the best before this evaluation; the resumed run evaluates again
     run.journal.resume(info.lines, step, best)
 
 

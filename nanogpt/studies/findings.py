@@ -240,7 +240,7 @@ def find_takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, flo
 
 
 def fit_exponent(takeovers: Sequence[tuple[float, float]]) -> float | None:
-    """Return the slope of log(parameters) against log(operations); None for one point or none."""
+    """Return the slope of log(parameters) against log(operations); None for fewer than 2 points."""
     if len(takeovers) < 2:
         return None
     operations, sizes = zip(*takeovers, strict=True)

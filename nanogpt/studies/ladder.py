@@ -41,7 +41,7 @@ class LadderConfig:
     """The models of the rungs, and their training settings."""
 
     small: GPTConfig
-    """The model of the rungs from `one-head` to `dropout`; before `blocks`, it has one block."""
+    """The model of the rungs `one-head` to `dropout`; the rungs before `blocks` use one block."""
     large: GPTConfig
     """The deeper and wider model of the rungs from `gpt` on."""
     dropout: float

@@ -17,8 +17,8 @@ from ..errors import UserError
 
 Floats = NDArray[np.float64]
 DELTA = 1e-3
-"""Threshold of the Huber loss: an error of log L above it counts linearly, not quadratically. The
-value is from Hoffmann et al."""
+"""Threshold of the Huber loss: errors of log L count quadratically below it, and linearly above it.
+The value is from Hoffmann et al."""
 
 
 @dataclass(frozen=True)

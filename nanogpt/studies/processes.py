@@ -193,7 +193,7 @@ def _block_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # else start() starts it and unblocks SIGINT
+    resource_tracker.ensure_running()  # otherwise process.start() does this and unblocks SIGINT
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

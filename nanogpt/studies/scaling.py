@@ -75,7 +75,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Grid:
-    """The models, amounts of text and recipes of the study; the steps and the size of a batch."""
+    """The models, amounts of text and recipes of the study; steps, batch size and block size."""
 
     shapes: Sequence[tuple[int, int, int]] = SHAPES
     parts: Sequence[int] = PARTS

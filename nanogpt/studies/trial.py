@@ -55,7 +55,7 @@ def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None)
     """Train or resume the run of `config` in config.out; if it is finished, read its result.
 
     `command` is the command line that resumes the whole study. Raises UserError if the directory
-    holds a different run, Stopped or Interrupted if the training ends early.
+    holds a different run; Stopped or Interrupted if the training ends early.
     """
     assert config.out is not None
     if trial := read_finished_trial(config):
@@ -103,7 +103,7 @@ def read_finished_trial(config: RunConfig) -> Trial | None:
 
 
 def _require_same_settings(requested: RunConfig, found: RunConfig) -> None:
-    """Raise UserError unless the run found in the directory has the requested settings.
+    """Raise UserError if the run in the directory does not have the requested settings.
 
     The paths and the device may differ. The caller compares the texts by their hashes, not by their
     paths.

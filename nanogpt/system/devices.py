@@ -131,8 +131,8 @@ def find_peak_flops(device: torch.device, precision: torch.dtype) -> float | Non
 
 def use_deterministic(wanted: bool) -> None:
     """If `wanted` is true, make runs on a GPU reproducible bit for bit, with slower kernels."""
-    if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports a slow module
-        torch.use_deterministic_algorithms(wanted)
+    if wanted != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(wanted)  # slow: imports a part of the compiler
     if wanted:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS needs this
         os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"

@@ -225,7 +225,7 @@ def parse_json(raw: bytes, file: Path) -> dict[str, Any]:
         value = json.loads(
             raw.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
         )
-        dump_json(value)  # fails for an unpaired surrogate, which loads() accepts
+        dump_json(value)  # fails for an unpaired surrogate; json.loads() does not
     except (ValueError, RecursionError) as error:
         raise damaged_error(file, error) from None
     if not isinstance(value, dict):

@@ -60,7 +60,7 @@ class CannotCapture(RuntimeError):
 
 
 class CudaGraph:
-    """Work on a CUDA device, captured once and then replayed as one launch.
+    """A sequence of operations on a CUDA device, captured once and then replayed as one launch.
 
     For a small model, the host needs more time to launch the hundreds of kernels of a step than the
     device needs to run them. A replay uses the same memory addresses, so all tensors must keep
@@ -120,7 +120,7 @@ class CudaGraph:
 
 
 Snapshot = Callable[[], dict[str, Tensor]]
-"""A function that returns copies of tensors in host memory, by name."""
+"""A function that returns copies of tensors by name; the copies are in host memory."""
 
 
 def take_snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:

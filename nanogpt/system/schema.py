@@ -63,8 +63,8 @@ def _parse_value(hint: Any, value: Any, key: str, kinds: Kinds) -> object:
 def convert_fields(config: object) -> None:
     """Convert the fields of a frozen dataclass, and of dataclasses in it, to their types.
 
-    An int becomes a float, and a str becomes a Path or a Path a str. Raises a ValueError that names
-    a field whose value has another type.
+    An int becomes a float, a str becomes a Path, and a Path becomes a str. Raises a ValueError that
+    names a field whose value has another type.
     """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)

@@ -7,7 +7,7 @@ gives the same tokens, because it is faster; otherwise `tokenizers` encodes.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -35,9 +35,9 @@ BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 """The tokens of the 256 bytes in a tokenizer with byte fallback. The decoder `ByteFallback` decodes
 successive byte tokens together: if one of them is invalid, all of them become U+FFFD."""
 TOKEN_DECODERS = ("ByteLevel", "BPEDecoder", "CTC", "Metaspace", "WordPiece")
-"""Decoders that change each token by itself. After `Fuse`, they would change the whole text."""
+"""Decoders that change each token separately. After `Fuse`, they would change the whole text."""
 STABLE_DECODERS = ("ByteFallback", "Fuse", "Replace", "Strip")
-"""Decoders that, also after `Fuse`, do not change earlier text when tokens follow it."""
+"""Decoders that do not change earlier text when more tokens follow, not even after `Fuse`."""
 
 
 def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
@@ -47,11 +47,9 @@ def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
     Sennrich et al. 2016 (arXiv:1508.07909) and, for bytes, Radford et al. 2019, section 2.2. Raises
     UserError if the text has too few different pairs for vocab_size tokens.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers, trainers
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
+    bpe = _make_byte_level_bpe({}, [])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -65,6 +63,30 @@ def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
             + (f"bpe:{actual_size} or smaller" if actual_size > 256 else "byte")
         )
     return HubTokenizer(json.loads(bpe.to_str()))
+
+
+def make_bpe(vocab: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> "HubTokenizer":
+    """Make a tokenizer like GPT-2's from its vocabulary and its merges, in the order of training.
+
+    GPT-2 publishes them as vocab.json and merges.txt, where a character stands for each byte. For
+    example, "Ġ" is a space. Raises ValueError if a merge is not in the vocabulary.
+    """
+    try:
+        bpe = _make_byte_level_bpe(vocab, merges)
+    except Exception as error:  # the library raises a plain Exception
+        raise ValueError(str(error)) from None
+    return HubTokenizer(json.loads(bpe.to_str()))
+
+
+def _make_byte_level_bpe(
+    vocab: Mapping[str, int], merges: Iterable[tuple[str, str]]
+) -> "tokenizers.Tokenizer":
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    bpe = Tokenizer(models.BPE(dict(vocab), list(merges)))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
 
 
 class HubTokenizer:
@@ -146,7 +168,7 @@ class HubTokenizer:
         return TextDecodeStream(self.decode, self._is_open, context)
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """The bytes of the characters in `text` that its ids do not reproduce.
+        """The number of bytes of the characters in `text` that its ids do not reproduce.
 
         They are unknown to the tokenizer, or it changes or drops them (lower case, accents, line
         breaks). Characters are counted, and their order is not compared.
@@ -169,13 +191,13 @@ class HubTokenizer:
     def _is_open(self, token: int) -> bool:
         """Whether the token after this one may change its text."""
         content = self._tokenizer.id_to_token(token)
-        # An unused id has no text, and it does not end a row of byte tokens.
+        # An unused id has no text, and it does not end a sequence of byte tokens.
         is_open = content is None or BYTE_TOKEN.fullmatch(content) is not None
         return is_open or not self._is_decoded_in_parts
 
     @cached_property
     def _is_decoded_in_parts(self) -> bool:
-        """Whether a text that ends with a complete character keeps its decoding in longer texts."""
+        """Whether later tokens never change decoded text that ends with a complete character."""
         decoder = self.to_json()["decoder"] or {}
         is_fused = False
         for step in decoder.get("decoders", [decoder] if decoder else []):

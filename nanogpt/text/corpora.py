@@ -67,7 +67,7 @@ class Corpus:
     """A text that may be larger than memory: it is read in chunks, each time it is needed."""
 
     name: str
-    """load_corpus(name) loads the text again, even from another working directory."""
+    """load_corpus(name) loads the text again, even if the working directory has changed."""
     chunks: Callable[[], Iterator[str]]
     """Returns an iterator that reads the text in chunks, from the beginning."""
     facts: TextFacts

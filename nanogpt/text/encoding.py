@@ -195,7 +195,7 @@ def _report_progress(
 
 @dataclass(frozen=True)
 class _TokenFileInfo:
-    """The contents of the JSON file that describes a token file. It is written after that file."""
+    """The contents of the JSON file about a token file. The token file is written first."""
 
     tokens: int
     bytes: int

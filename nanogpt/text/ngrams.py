@@ -42,7 +42,7 @@ class NGramCounts:
             joined = np.concatenate([tail, chunk.astype(np.int64)])
             tail = joined[max(0, len(joined) - n + 1) :]
             new.append(_count(_encode(joined, n, base)))
-            # A merge copies all old counts: to save time, wait until there are more new counts.
+            # A merge copies all old counts. To save time, collect more new counts than that first.
             if sum(len(codes) for codes, _ in new) > len(self.codes):
                 self._merge(new)
                 new = []

@@ -40,7 +40,7 @@ class TextDecodeStream:
     """The decode stream of a tokenizer in which the text of a token depends on its neighbours.
 
     Such tokenizers drop the space before the first token, or insert spaces between tokens. So new
-    tokens are decoded together with the tokens before them, and the text of those is removed.
+    tokens are decoded together with earlier tokens, and the text of the earlier ones is removed.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TextDecodeStream:
         if not self._new or self._is_open(self._new[-1]):
             return ""
         piece = self._decode_new()
-        # A replacement character at the end may be the beginning of a character.
+        # A U+FFFD at the end may stand for the first bytes of an incomplete character.
         return "" if piece.endswith("\ufffd") else self._return(piece)
 
     def end(self) -> str:
@@ -70,11 +70,11 @@ class TextDecodeStream:
 
     def _decode_new(self) -> str:
         before, whole = self._decode(self._before), self._decode(self._before + self._new)
-        # An invalid byte makes all bytes in a row invalid, even those before the new tokens.
+        # An invalid byte makes a whole sequence of bytes invalid, even bytes before the new tokens.
         return whole[len(before) :] if whole.startswith(before) else self._decode(self._new)
 
     def _return(self, piece: str) -> str:
-        # Only spaces at the beginning are dropped, so tokens with other text are enough context.
+        # Only spaces at the beginning are dropped: a context with any other text is enough.
         has_text = bool(piece.strip())
         self._before = self._new if has_text else (self._before + self._new)[-MAX_CONTEXT:]
         self._new = []

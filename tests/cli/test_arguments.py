@@ -216,7 +216,7 @@ def test_an_exception_in_the_library_refers_to_the_help(
 def test_an_error_of_an_unknown_kind_is_its_text(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another version of tyro may pass error objects with other names or fields to its hook."""
+    """In another version of tyro, the error objects may have other names or fields."""
     monkeypatch.setattr("nanogpt.cli.arguments._explain_event", lambda *_: None)
     assert_refused(nanogpt("eval", "--splt", "val"), "Unrecognized options: --splt, val")
 

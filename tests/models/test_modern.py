@@ -104,16 +104,18 @@ def test_squared_relu_and_its_gradient_equal_those_of_torch() -> None:
 def test_norm_equals_rmsnorm_of_torch() -> None:
     x = torch.randn(5, 16)
     torch.testing.assert_close(norm(x), nn.RMSNorm(16)(x))
+    torch.testing.assert_close(norm(x, eps=0.5), nn.RMSNorm(16, eps=0.5)(x))
     torch.testing.assert_close(norm(x).square().mean(-1), torch.ones(5))
 
 
-def test_rotate_multiplies_complex_numbers() -> None:
+@pytest.mark.parametrize("base", [1000.0, 10_000.0])
+def test_rotate_multiplies_complex_numbers(base: float) -> None:
     x = torch.randn(3, 9, 2, 8)
     a, b = x.chunk(2, dim=-1)
-    angles = torch.arange(9.0)[:, None, None] * 1000.0 ** (-torch.arange(4) / 4)
+    angles = torch.arange(9.0)[:, None, None] * base ** (-torch.arange(4) / 4)
     product = torch.complex(a, b) * torch.polar(torch.ones_like(angles), angles)
     expected = torch.cat([product.real, product.imag], dim=-1)
-    torch.testing.assert_close(rotate(x, *rotations(torch.arange(9), 8)), expected)
+    torch.testing.assert_close(rotate(x, *rotations(torch.arange(9), 8, base)), expected)
 
 
 def test_scores_depend_only_on_the_distance() -> None:

@@ -20,7 +20,9 @@ from nanogpt.models import (
 )
 from nanogpt.reports import inspection
 from nanogpt.reports.inspection import Inspection, inspect_text, project_to_plane, render_page
+from nanogpt.text.bpe import HubTokenizer
 from nanogpt.text.tokenizers import ByteTokenizer, CharTokenizer
+from tests.families import end_of_word
 
 Command = Callable[..., tuple[int, str, str]]
 LETTERS = CharTokenizer("\n abcdefgh</script>")
@@ -165,3 +167,13 @@ def test_one_token_is_enough() -> None:
 def test_unknown_character_is_a_user_error() -> None:
     with pytest.raises(UserError, match="'Q'"):
         inspect_text(build(MODELS["gpt"]), LETTERS, "Q", "")
+
+
+def test_a_text_without_tokens_is_refused(model: Model) -> None:
+    """The tokenizer drops spaces and has no token for unknown text."""
+    hub = end_of_word()
+    hub.model.unk_token = None
+    tokenizer = HubTokenizer(json.loads(hub.to_str()))
+    for text in ("", " ", "\n\n", "😀"):
+        with pytest.raises(UserError, match="has no tokens: the tokenizer drops it"):
+            inspect_text(model, tokenizer, text, "title")

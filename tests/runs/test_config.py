@@ -1,5 +1,6 @@
 """A configuration can be saved as JSON and read back; a resume may change only some settings."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,29 @@ def test_evaluations_are_at_multiples_of_eval_every_and_at_the_end() -> None:
 def test_a_bigram_has_nothing_for_muon() -> None:
     with pytest.raises(ValueError, match="optimizer is muon, but a bigram has no blocks"):
         RunConfig(model=BigramConfig(), optim=OptimConfig("muon"))
+
+
+def test_values_of_a_related_type_are_converted() -> None:
+    config = RunConfig(data=Path("a.txt"), out="runs/a", optim=OptimConfig(lr=1))  # type: ignore[arg-type]
+    assert config == RunConfig(data="a.txt", out=Path("runs/a"), optim=OptimConfig(lr=1.0))
+    assert isinstance(config.optim.lr, float)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"out": 3}, "out cannot be 3"),
+        ({"seed": 1.5}, "seed cannot be 1.5"),
+        ({"device": None}, "device cannot be None"),
+        ({"precision": "int8"}, "precision cannot be 'int8'"),
+        ({"deterministic": 1}, "deterministic cannot be 1"),
+        ({"model": "tiny"}, "model cannot be 'tiny'"),
+        ({"model": OptimConfig()}, "model cannot be OptimConfig("),
+        ({"train": TrainConfig(steps=10.5)}, "steps cannot be 10.5"),  # type: ignore[arg-type]
+        ({"optim": OptimConfig(lr=True)}, "lr cannot be True"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(settings: dict[str, Any], says: str) -> None:
+    """Otherwise, a run would fail later with an error that does not name the setting."""
+    with pytest.raises(ValueError, match=re.escape(says)):
+        RunConfig(**settings)

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from nanogpt.errors import UserError
-from nanogpt.text.bpe import GPT2_PATTERN, LINE_BOUNDARY, SPACE_BOUNDARY, HubTokenizer, train_bpe
+from nanogpt.text.bpe import (
+    GPT2_PATTERN,
+    LINE_BOUNDARY,
+    SPACE_BOUNDARY,
+    HubTokenizer,
+    make_bpe,
+    train_bpe,
+)
 from nanogpt.text.tokenizers import read_tokenizer
 from tests.texts import LANGUAGES, stream_decode, texts
 
@@ -132,3 +139,13 @@ def test_a_special_token_with_a_space_is_not_split(bpe: HubTokenizer) -> None:
 def test_a_text_with_too_many_spaces_for_tiktoken_is_encoded(bpe: HubTokenizer) -> None:
     text = "a" + " " * 1_100_000 + "b"
     assert bpe.decode(bpe.encode(text)) == text
+
+
+def test_a_tokenizer_is_made_from_a_vocabulary_and_merges(bpe: HubTokenizer) -> None:
+    model = bpe.to_json()["model"]
+    made = make_bpe(model["vocab"], [(a, b) for a, b in model["merges"]])
+    for text in LANGUAGES:
+        assert made.encode(text) == bpe.encode(text)
+        assert made.decode(made.encode(text)) == text
+    with pytest.raises(ValueError, match="out of vocabulary"):
+        make_bpe({"a": 0}, [("a", "b")])
