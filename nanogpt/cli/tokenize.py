@@ -1,7 +1,6 @@
 """nanogpt tokenize: show how a tokenizer encodes a text."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from ..system.files import is_file
 from ..text import tokenizers
 from ..text.glyphs import decode_token_bytes, make_visible
 from ..text.readers import decode_utf8, empty_error, open_standard_input
@@ -69,7 +69,7 @@ def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
     """Return the tokenizer that the options name; train it on the text of --data if necessary."""
     kind = options.tokenizer
     # Import slow modules only where they are needed, so that the command starts fast without them.
-    if not tokenizers.is_tokenizer_kind(kind) and not os.path.isfile(kind):
+    if not tokenizers.is_tokenizer_kind(kind) and not is_file(kind):
         from ..runs.directory import find_run
 
         kind = str(find_run(kind) / "best" / "tokenizer.json")

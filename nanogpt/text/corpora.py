@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
-from ..system.files import dump_json, read_json, write_atomically
+from ..system.files import (
+    dump_json,
+    is_directory,
+    is_file,
+    path_exists,
+    read_json,
+    write_atomically,
+)
 from ..system.schema import parse_dataclass
 from . import shakespeare
 from .download import (
@@ -171,14 +178,15 @@ def load_corpus(
 
 def is_token_folder(data: str) -> bool:
     """Whether `data` is a directory with tokens in nanoGPT's format."""
-    return all(os.path.isfile(os.path.join(data, f"{split}.bin")) for split in SPLITS)
+    files = (os.path.join(data, f"{split}.bin") for split in SPLITS)
+    return is_directory(data) and all(map(is_file, files))
 
 
 def _exists(data: str, may_be_special: bool) -> bool:
     """Whether `data` names files or, if `may_be_special`, a device, which read_file() refuses."""
-    if is_pattern(data) or os.path.isfile(data) or os.path.isdir(data):
+    if is_pattern(data) or is_file(data) or is_directory(data):
         return True
-    return may_be_special and os.path.exists(data)
+    return may_be_special and path_exists(data)
 
 
 def _cache_pipe(data: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UserError
-from ..system.files import compute_sha256, replace_path
+from ..system.files import compute_sha256, path_exists, replace_path
 from .readers import (
     DOCUMENT_SUFFIXES,
     READ_BYTES,
@@ -64,6 +64,7 @@ def download_url(data: str, may_download: bool) -> Path:
     suffix = Path(url.partition("?")[0]).suffix.lower()
     suffix = suffix if suffix in DOCUMENT_SUFFIXES else ".txt"
     cached = cache_directory() / f"web-{_short_hash(url)}{suffix}"
+    path_exists(cached)  # raises UserError if this user may not search the cache
     with suppress(OSError, UserError):  # if there is no usable file, download it
         if expected and compute_sha256(cached) == expected.lower():
             return cached
@@ -123,7 +124,7 @@ def download_dataset(
     """
     key = json.dumps([name, column, separator])
     cached = cache_directory() / f"hf-{_short_hash(key)}.txt"
-    if os.path.exists(cached):
+    if path_exists(cached):
         return cached
     if not may_download:
         raise _not_cached_error(name)
