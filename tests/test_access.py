@@ -140,6 +140,7 @@ def test_a_run_can_be_read_without_write_permission(
             assert re.fullmatch(DENIED, err), (command, err)
 
 
+@pytest.mark.slow
 def test_inspect_writes_to_the_current_directory_if_the_run_is_read_only(
     nanogpt: Command, theirs: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_inspect_writes_to_the_current_directory_if_the_run_is_read_only(
         )
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_read_only_is_not_resumed(
     nanogpt: Command, theirs: Path
 ) -> None:

@@ -36,6 +36,11 @@ class TokenizeArgs:
     json: Flag = False
     """Print one JSON object instead of coloured text."""
 
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        is_unused = name == "data" and not tokenizers.is_trained_on_text(self.tokenizer)
+        return f"the tokenizer {self.tokenizer} is not made from a text" if is_unused else ""
+
 
 def tokenize(args: list[str]) -> None:
     """Print the tokens of a text."""

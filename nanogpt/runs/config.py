@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..models import BigramConfig, GPTConfig, ModelConfig
 from ..optim import OptimConfig
 from ..system.devices import Precision
+from ..text import corpora
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,16 @@ class RunConfig:
             raise ValueError(f"name is {self.name!r}: it must be a file name without slashes")
         if self.optim.optimizer == "muon" and isinstance(self.model, BigramConfig):
             raise ValueError("optimizer is muon, but a bigram has no blocks: use adam or adamw")
+
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the setting `name` has no effect; "" if it has an effect."""
+        optim = self.optim
+        needed = {"muon_lr": ("muon",), "momentum": ("muon",), "weight_decay": ("adamw", "muon")}
+        if optim.optimizer not in needed.get(name, (optim.optimizer,)):
+            return f"the optimizer is {optim.optimizer}"
+        if name == "cooldown" and optim.schedule != "linear":
+            return f"the schedule is {optim.schedule}"
+        return corpora.explain_unused(name, self.data)
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as a JSON object, which schema.parse_dataclass() can read."""
