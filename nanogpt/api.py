@@ -17,6 +17,7 @@ from .runs.checkpoint import Best, Checkpoint, load_checkpoint
 from .runs.directory import find_run
 from .runs.reading import SUMS
 from .system.devices import Precision, pick_device, pick_precision
+from .system.files import path_exists
 from .text.completion import Completion, CompletionDecoder, check_stop, encode_prompt
 from .text.tokenizers import Tokenizer
 
@@ -77,7 +78,7 @@ def load(
     Raises UserError if the model cannot be loaded.
     """
     directory = Path(run) if run is not None else None
-    if directory is None or not (directory / SUMS).exists():
+    if directory is None or not path_exists(directory / SUMS):
         directory = find_run(None if run is None else str(run)) / "best"
     found_device = pick_device(device)
     if precision == "auto" and found_device.type != "cuda":

@@ -33,9 +33,10 @@ class Stopped(RuntimeError):
 def write_error(run: Path, error: OSError) -> Stopped:
     """Return the error for a run directory in which writing fails, for example on a full disk."""
     reason = f"cannot write in {run} ({error.strerror or error})"
-    if not (run / "last").exists():
-        return Stopped(reason, ": free disk space, then start again")
-    return Stopped(reason, f": free disk space, then resume with: nanogpt train --resume {run}")
+    remedy = "change its permissions" if is_denied(error) else "free disk space"
+    if not os.path.exists(run / "last"):
+        return Stopped(reason, f": {remedy}, then start again")
+    return Stopped(reason, f": {remedy}, then resume with: nanogpt train --resume {run}")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,6 +46,19 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"interrupted; saved {saved}; resume with: {command}")
         self.number, self.saved = number, saved
         self.status = 128 + number
+
+
+def is_denied(error: OSError) -> bool:
+    """Return whether this user lacks a permission, or the file system is read-only."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def access_error(path: object, error: OSError) -> UserError:
+    """Return the error for a file or directory that this user has no permission to use."""
+    return UserError(
+        f"cannot access {path}: {error.strerror}; change its permissions or those of the "
+        f"directories above it, or name another path"
+    )
 
 
 def is_broken_pipe(error: OSError) -> bool:

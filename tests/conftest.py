@@ -1,10 +1,12 @@
 """Fixtures for all tests: a separate cache, a generated text, small runs."""
 
+import http.server
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -83,6 +85,26 @@ def text_file(tmp_path: Path, text: str) -> Path:
 def bpe() -> HubTokenizer:
     """A small tokenizer, trained on texts in four languages and on emoji."""
     return train_bpe(LANGUAGES * 3, 400)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The URL of a local web server for the directory www."""
+    (tmp_path / "www").mkdir()
+
+    class QuietHandler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(tmp_path / "www"))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), QuietHandler) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_port}"
+        listening.shutdown()
+        thread.join()
 
 
 Answer = tuple[int, str, str]

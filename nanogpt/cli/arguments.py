@@ -116,10 +116,16 @@ def _make_number_spec(
 def parse_arguments(
     default: T, args: Sequence[str], prog: str, description: str | None = None
 ) -> T:
-    """Return `default` with the values from `args`. Raises UserError for a wrong argument."""
+    """Return `default` with the values from `args`. Raises UserError for a wrong argument.
+
+    Also raises UserError if an option in `args` has no effect. The dataclass, and each dataclass in
+    it, may have a method explain_unused(name), which returns the reason why the option `name` has
+    no effect, or an empty string.
+    """
     kind: Any = type(default)
     flags = _list_flags(kind, default)
     result = _run_parser(kind, args, prog, flags, default=default, description=description)
+    _require_effect(result, args, flags)
     return cast(T, result)
 
 
@@ -200,6 +206,16 @@ def _run_parser(
     if text := _remove_drawing(printed.getvalue()):
         raise UserError(text)
     raise UserError(f"cannot understand the arguments; see {prog} --help")
+
+
+def _require_effect(options: Any, args: Sequence[str], flags: Mapping[str, str]) -> None:
+    """Raise UserError if `args` contain an option that has no effect. Defaults are not checked."""
+    given = {arg.partition("=")[0].replace("_", "-") for arg in args}
+    parts = [options, *filter(is_dataclass, vars(options).values())]
+    for name in (name for name, flag in flags.items() if flag in given):
+        for part in parts:
+            if hasattr(part, "explain_unused") and (reason := part.explain_unused(name)):
+                raise UserError(f"{flags[name]} has no effect: {reason}; leave it out")
 
 
 def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:

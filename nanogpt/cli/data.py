@@ -31,16 +31,24 @@ class DataArgs:
     """Column of .jsonl and .parquet files that contains the text."""
     separator: str = "\n\n"
     """Text between documents."""
+    refresh: Flag = False
+    """Download the text again, although the cache has it."""
     save: Optional[Path] = None  # noqa: UP045  `Path | None` delays the start of tyro by 0.1 s
     """Also write the text to this file, which must not exist yet."""
     json: Flag = False
     """Print one JSON object instead of tables."""
+
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        return corpora.explain_unused(name, self.data)
 
 
 def data(args: list[str]) -> None:
     """Print statistics of a text."""
     options = parse_arguments(DataArgs(), args, "nanogpt data")
     with Bar(Console()) as bar:
+        if options.refresh:
+            corpora.refresh_text(options.data, options.column, options.separator, bar.update)
         corpus = corpora.load_corpus(
             options.data,
             column=options.column,

@@ -41,10 +41,19 @@ class EvalArgs:
     """Column of .jsonl and .parquet files that contains the text."""
     separator: str = "\n\n"
     """Text between documents."""
+    refresh: Flag = False
+    """Download the text of --data again, although the cache has it."""
     json: Flag = False
     """Print one JSON object instead of a sentence."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        if self.data:
+            return corpora.explain_unused(name, self.data)
+        is_for_data = name in ("column", "separator", "refresh")
+        return "it belongs to --data, which is missing" if is_for_data else ""
 
 
 def evaluate(args: list[str]) -> None:
@@ -56,9 +65,10 @@ def evaluate(args: list[str]) -> None:
     checkpoints = [load_checkpoint(run / "best", device) for run in runs]
     with Bar(Console()) as bar:
         if options.data:
-            corpus = corpora.load_corpus(
-                options.data, options.column, options.separator, bar.update
-            )
+            source = options.data, options.column, options.separator, bar.update
+            if options.refresh:
+                corpora.refresh_text(*source)
+            corpus = corpora.load_corpus(*source)
             val_fraction = read_description(runs[0]).config.val_fraction
         else:
             corpus, val_fraction = load_run_text(runs[0], bar.update)

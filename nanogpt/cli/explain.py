@@ -18,6 +18,7 @@ from ..runs.directory import RUNS, find_run
 from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import read_description
 from ..system.devices import limit_threads, pick_device, pick_precision
+from ..system.files import path_exists
 from ..text import corpora
 from ..text.encoding import get_tokenizer
 from ..text.readers import no_progress
@@ -95,8 +96,10 @@ def _choose_defaults(options: ExplainArgs) -> tuple[ExplainArgs, str]:
 
 def _find_config(size: str) -> RunConfig:
     """Return the configuration of a preset or a run."""
-    is_run = any((directory / "run.json").exists() for directory in (Path(size), RUNS / size))
-    if size in PRESETS or (suggest_nearest(size, PRESETS) and not is_run):
+    if size in PRESETS:
+        return get_preset(size).config
+    is_run = any(path_exists(directory / "run.json") for directory in (Path(size), RUNS / size))
+    if suggest_nearest(size, PRESETS) and not is_run:
         return get_preset(size).config
     try:
         return read_description(find_run(size)).config

@@ -1,5 +1,6 @@
 """nanogpt inspect: show on a web page how a model processes a text."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ..errors import UserError, print_note
 from ..reports.inspection import SHOWN_TOKENS, inspect_text, render_page
 from ..runs.directory import find_run
 from ..system.devices import limit_threads
-from ..system.files import write_output
+from ..system.files import has_access, is_directory, write_output
 from .arguments import Run, parse_arguments
 
 
@@ -25,7 +26,8 @@ class InspectArgs:
     prompt: str = ""
     """Text to process; by default the model generates a text."""
     out: Path | None = None
-    """File to write the page to; by default inspect.html in the run directory."""
+    """File to write the page to; by default inspect.html in the run directory, or in the current
+    directory if you may not write in the run directory."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
@@ -35,8 +37,8 @@ def inspect(args: list[str]) -> None:
     options = parse_arguments(InspectArgs(), args, "nanogpt inspect")
     limit_threads()
     run = find_run(options.run)
-    out = options.out or run / "inspect.html"
-    if out.is_dir():
+    out = options.out or Path(run if has_access(run, os.W_OK) else "", "inspect.html")
+    if is_directory(out):
         raise UserError(f"{out} is a directory: name a file with --out")
     trained = load(run, options.device, "float32")
     block_size = trained.model.config.block_size

@@ -10,8 +10,10 @@ from ..errors import (
     Interrupted,
     Stopped,
     UserError,
+    access_error,
     escape_control,
     is_broken_pipe,
+    is_denied,
     suggest_nearest,
 )
 from ..version import VERSION
@@ -62,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\nnanogpt: interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
+        if is_denied(error) and error.filename:
+            print(f"nanogpt: {access_error(error.filename, error)}", file=sys.stderr)
+            sys.exit(2)
         if not is_broken_pipe(error):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,6 @@
 """nanogpt tokenize: show how a tokenizer encodes a text."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from ..system.files import is_file
 from ..text import tokenizers
 from ..text.glyphs import decode_token_bytes, make_visible
 from ..text.readers import decode_utf8, empty_error, open_standard_input
@@ -35,6 +35,11 @@ class TokenizeArgs:
     """Text that char and bpe are trained on, given as for --data of nanogpt train."""
     json: Flag = False
     """Print one JSON object instead of coloured text."""
+
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        is_unused = name == "data" and not tokenizers.is_trained_on_text(self.tokenizer)
+        return f"the tokenizer {self.tokenizer} is not made from a text" if is_unused else ""
 
 
 def tokenize(args: list[str]) -> None:
@@ -69,7 +74,7 @@ def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
     """Return the chosen tokenizer; train it on the text of --data if necessary."""
     kind = options.tokenizer
     # Import slow modules only where they are needed, so that the command starts fast without them.
-    if not tokenizers.is_tokenizer_kind(kind) and not os.path.isfile(kind):
+    if not tokenizers.is_tokenizer_kind(kind) and not is_file(kind):
         from ..runs.directory import find_run
 
         kind = str(find_run(kind) / "best" / "tokenizer.json")

@@ -11,9 +11,10 @@ from ..runs.config import RunConfig
 from ..runs.directory import find_run
 from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import SavedRun, read_saved_run
+from ..text import corpora
 from ..train import resume_training
 from ..train import train as train_model
-from .arguments import OptionalRun, flat, parse_with_defaults, placeholder, positional
+from .arguments import Flag, OptionalRun, flat, parse_with_defaults, placeholder, positional
 from .reporter import TerminalReporter, make_result_table
 from .sample import print_completions
 
@@ -30,11 +31,18 @@ class TrainArgs:
     are the defaults of the options below."""
     sample_tokens: int = 500
     """Number of tokens to generate with the best weights when the run ends; 0 generates none."""
+    refresh: Flag = False
+    """Download the text again, although the cache has it."""
     config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         if self.sample_tokens < 0:
             raise ValueError(f"sample_tokens is {self.sample_tokens}: it must be at least 0")
+
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        is_refresh = name == "refresh" and self.resume is not None
+        return "a run is resumed with the text that it started with" if is_refresh else ""
 
 
 def train(args: list[str]) -> None:
@@ -44,6 +52,8 @@ def train(args: list[str]) -> None:
     config = options.config
     console = Console(highlight=False)
     with TerminalReporter(console) as reporter:
+        if options.refresh:
+            corpora.refresh_text(config.data, config.column, config.separator, reporter.preparing)
         if defaults.saved is None:
             result = train_model(config, reporter)
         else:

@@ -193,6 +193,8 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
     config, weights = info.model, "model.safetensors"
     try:
         tokenizer = parse_tokenizer(files.json("tokenizer.json"))
+    except UserError:
+        raise
     except ValueError as error:
         raise files.damaged("tokenizer.json", error) from None
     if tokenizer.vocab_size != config.vocab_size:

@@ -12,6 +12,7 @@ from ..models import BigramConfig, GPTConfig, ModelConfig
 from ..optim import OptimConfig
 from ..system.devices import Precision
 from ..system.schema import convert_fields
+from ..text import corpora
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,16 @@ class RunConfig:
             raise ValueError(f"name is {self.name!r}: it must be a file name without slashes")
         if self.optim.optimizer == "muon" and isinstance(self.model, BigramConfig):
             raise ValueError("optimizer is muon, but a bigram has no blocks: use adam or adamw")
+
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the setting `name` has no effect; "" if it has an effect."""
+        optim = self.optim
+        needed = {"muon_lr": ("muon",), "momentum": ("muon",), "weight_decay": ("adamw", "muon")}
+        if optim.optimizer not in needed.get(name, (optim.optimizer,)):
+            return f"the optimizer is {optim.optimizer}"
+        if name == "cooldown" and optim.schedule != "linear":
+            return f"the schedule is {optim.schedule}"
+        return corpora.explain_unused(name, self.data)
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as a JSON object, which schema.parse_dataclass() can read."""

@@ -14,13 +14,21 @@
 checkpoint.py describes best/ and last/; formats.py describes the first two keys of run.json.
 """
 
+import errno
 import os
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..errors import UserError
-from ..system.files import require_inside, resolve_interrupted_swap, sync_to_disk
+from ..errors import UserError, access_error, is_denied
+from ..system.files import (
+    find_status,
+    has_access,
+    is_directory,
+    require_inside,
+    resolve_interrupted_swap,
+    sync_to_disk,
+)
 
 RUNS = Path("runs")
 EARLY_FILES = {".lock", ".pid", "metrics.jsonl", "loss.png", "last"}
@@ -92,7 +100,8 @@ def lock_run(directory: Path) -> FileLock:
     """Lock a run directory until release() is called, or until this process ends.
 
     Raises UserError if another process holds the lock, or if the directory contains a symbolic
-    link: training creates no links, and a link in an untrusted run could point to any file.
+    link: training creates no links, and a link in an untrusted run could point to any file. Raises
+    OSError if this user may not write in the directory or in its checkpoints.
     """
     for entry in directory.iterdir():
         if entry.is_symlink():
@@ -108,6 +117,9 @@ def lock_run(directory: Path) -> FileLock:
         ) from None
     try:
         file.write_bytes(f"{os.getpid()}\n".encode())
+        for checkpoint in filter(Path.is_dir, (directory / "last", directory / "best")):
+            if not has_access(checkpoint, os.W_OK | os.X_OK):  # it could not be replaced
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(checkpoint))
     except OSError:
         lock.release()
         raise
@@ -127,21 +139,44 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
     Raises UserError if the run does not contain `checkpoint`, which is best or last.
     """
     if run is None:
-        files = RUNS.glob(f"*/{checkpoint}/config.json")
-        newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
-        if newest is None:
+        runs = _list_runs(f"{checkpoint}/config.json")
+        if not runs:
             raise UserError(f"there is no run in {RUNS}/ yet: train one with `nanogpt train`")
-        return newest.parent.parent
+        return max(runs, key=lambda directory: runs[directory])
     for directory in (Path(run), RUNS / run):
-        if os.path.isdir(resolve_interrupted_swap(directory / checkpoint)):
+        if is_directory(resolve_interrupted_swap(directory / checkpoint)):
             require_inside(directory, directory / checkpoint)
             return directory
-        if checkpoint == "best" and os.path.isdir(resolve_interrupted_swap(directory / "last")):
+        if checkpoint == "best" and is_directory(resolve_interrupted_swap(directory / "last")):
             raise UserError(
                 f"{directory} was stopped before its first evaluation: resume it with "
                 f"nanogpt train --resume {directory}"
             )
-    if os.path.isdir(run):
+    if is_directory(run):
         raise UserError(f"{run} is not a run: it has no {checkpoint}/; give the directory of a run")
-    known = ", ".join(sorted(str(file.parent) for file in RUNS.glob("*/best"))) or "none yet"
+    known = ", ".join(map(str, _list_runs("best"))) or "none yet"
     raise UserError(f"there is no run {run}; the runs in {RUNS}/: {known}")
+
+
+def _list_runs(file: str) -> dict[Path, float]:
+    """Return the runs in RUNS that contain `file`, sorted, with the modification time of `file`.
+
+    Runs that this user may not read are left out. Raises UserError if all runs are like this.
+    """
+    runs: dict[Path, float] = {}
+    denied = None
+    try:
+        directories = sorted(RUNS.iterdir())
+    except OSError as error:
+        if is_denied(error):
+            raise access_error(RUNS, error) from None
+        return runs
+    for directory in directories:
+        try:
+            if status := find_status(directory / file):
+                runs[directory] = status.st_mtime
+        except UserError as error:
+            denied = error
+    if denied and not runs:
+        raise denied
+    return runs

@@ -1,6 +1,7 @@
 """Draws loss.png, the losses of a run over its steps."""
 
 import io
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ def make_figure(
     The import fails if the environment variable MPLBACKEND names an unknown backend, so this
     function removes the variable during the import.
     """
+    logging.getLogger("matplotlib").setLevel("ERROR")  # it warns if its cache is read-only
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -23,6 +23,7 @@ from ..system.files import (
     read_limited,
     require_regular_file,
     resolve_interrupted_swap,
+    unreadable_error,
 )
 from ..system.schema import shorten
 from ..text.tokenizers import MAX_TOKENIZER_BYTES
@@ -147,6 +148,6 @@ class CheckpointFiles:
                 raise self.damaged(name, f"its header has {length:,} bytes")
             return safe_open(path, framework="pt")
         except OSError as error:
-            raise self.damaged(name, error.strerror or error) from None
+            raise unreadable_error(path, error) from None
         except SafetensorError as error:
             raise self.damaged(name, error) from None

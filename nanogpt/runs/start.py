@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 
 from ..data import Data, Split, to_int64
-from ..errors import UserError, write_error
+from ..errors import UserError, is_denied, write_error
 from ..models import Model, ModelConfig, build
 from ..optim import build_optimizers
 from ..system.devices import (
@@ -19,7 +19,7 @@ from ..system.devices import (
     pick_precision,
     use_deterministic,
 )
-from ..system.files import damaged_error, replace_path, resolve_interrupted_swap
+from ..system.files import damaged_error, path_exists, replace_path, resolve_interrupted_swap
 from ..text import corpora
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
@@ -62,7 +62,8 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
     """Restore a run from its last checkpoint, to continue it with the settings in `config`.
 
     `saved` is a run directory or a SavedRun. Raises UserError if `config` describes a different
-    run, or if a file is missing or damaged. Raises Stopped if writing fails.
+    run, if a file is missing or damaged, or if this user may not write in the run. Raises Stopped
+    if writing fails.
     """
     directory = saved if isinstance(saved, Path) else saved.directory
     try:
@@ -79,6 +80,11 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
             lock.release()
             raise
     except OSError as error:
+        if is_denied(error):
+            raise UserError(
+                f"cannot access {error.filename or directory}: {error.strerror}; change its "
+                f"permissions, or copy {directory} and resume the copy"
+            ) from None
         raise write_error(directory, error) from None
 
 
@@ -126,7 +132,7 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
         raise damaged_error(run.out / "last" / "training.safetensors", error) from None
     if state.scale and info.scale:
         state.scale = info.scale
-    best = read_checkpoint_info(run.out / "best").best if (run.out / "best").exists() else None
+    best = read_checkpoint_info(run.out / "best").best if path_exists(run.out / "best") else None
     if best and best.step == step and run.config.train.evaluates_at(step):
         best = checkpoint.best  # the best before this evaluation; the resumed run evaluates again
     run.journal.resume(info.lines, step, best)

@@ -10,7 +10,7 @@ from ..runs.config import RunConfig, flatten_settings
 from ..runs.formats import add_header, read_dataclass
 from ..runs.run import read_saved_run
 from ..system.devices import describe_device
-from ..system.files import dump_json, write_atomically
+from ..system.files import dump_json, path_exists, write_atomically
 from ..text import corpora
 from ..text.readers import OUTPUT_MARK
 from ..train import Reporter, Result, resume_training, train
@@ -61,7 +61,7 @@ def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None)
     if trial := read_finished_trial(config):
         return trial
     try:
-        if (config.out / "last").exists():
+        if path_exists(config.out / "last"):
             saved = read_saved_run(config.out)
             # `config` may lack the vocabulary size, which is known only after reading the text.
             model = replace(config.model, vocab_size=saved.config.model.vocab_size)
@@ -88,7 +88,7 @@ def read_finished_trial(config: RunConfig) -> Trial | None:
     """
     assert config.out is not None
     file = config.out / TRIAL_FILE
-    if not file.exists():
+    if not path_exists(file):
         return None
     trial = read_dataclass(file, Trial)
     _require_same_settings(config, trial.config)

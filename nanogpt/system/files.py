@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, access_error, is_denied
 from .libc import find_c_function
 
 IS_WINDOWS = os.name == "nt"
@@ -29,6 +30,13 @@ def damaged_error(file: Path, reason: object) -> UserError:
     """The error for a file that is missing or has contents that nanogpt never writes."""
     reason = " ".join(str(reason).split())[:200]
     return UserError(f"{file} is missing or damaged ({reason}): restore it, or train again")
+
+
+def unreadable_error(file: Path, error: OSError) -> UserError:
+    """The error for a file of nanogpt that cannot be read."""
+    if is_denied(error):
+        return access_error(file, error)
+    return damaged_error(file, error.strerror or error)
 
 
 # Writing.
@@ -171,6 +179,42 @@ def resolve_interrupted_swap(directory: Path) -> Path:
 # Reading.
 
 
+def find_status(path: Path | str) -> os.stat_result | None:
+    """Return the status of a file or directory; return None if it does not exist.
+
+    Raises UserError if this user has no permission to find out. In this case, os.path.exists() is
+    false, and Path.exists() raises PermissionError.
+    """
+    try:
+        return os.stat(path)
+    except PermissionError as error:
+        raise access_error(path, error) from None
+    except (OSError, ValueError):  # ValueError: no path can contain a null character
+        return None
+
+
+def has_access(path: Path | str, mode: int) -> bool:
+    """Whether this user has a permission: os.R_OK, os.W_OK, os.X_OK, or several, joined by |."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def path_exists(path: Path | str) -> bool:
+    """Whether a file or directory exists. Raises UserError like find_status()."""
+    return find_status(path) is not None
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether a path is a regular file. Raises UserError like find_status()."""
+    status = find_status(path)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def is_directory(path: Path | str) -> bool:
+    """Whether a path is a directory. Raises UserError like find_status()."""
+    status = find_status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
 def require_inside(root: Path, path: Path) -> Path:
     """Return `path`.
 
@@ -204,7 +248,7 @@ def read_limited(file: Path, limit: int) -> bytes:
         with file.open("rb") as opened:
             raw = opened.read(limit + 1)
     except OSError as error:
-        raise damaged_error(file, error.strerror) from None
+        raise unreadable_error(file, error) from None
     if len(raw) > limit:
         raise damaged_error(file, f"larger than {limit:,} bytes")
     return raw
@@ -252,4 +296,4 @@ def compute_sha256(file: Path) -> str:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise damaged_error(file, error.strerror) from None
+        raise unreadable_error(file, error) from None

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
-from ..system.files import dump_json, read_json, write_atomically
+from ..system.files import (
+    dump_json,
+    is_directory,
+    is_file,
+    path_exists,
+    read_json,
+    write_atomically,
+)
 from ..system.schema import parse_dataclass
 from . import shakespeare
 from .download import (
@@ -169,16 +176,50 @@ def load_corpus(
     return corpus
 
 
+def explain_unused(name: str, data: str) -> str:
+    """Return the reason why an option has no effect on the text `data`; "" if it has an effect.
+
+    `name` is column, separator, val_fraction or refresh; other options always have an effect.
+    """
+    is_remote = is_url(data) or data.startswith("hf:")
+    if name == "refresh":
+        return "" if is_remote else f"{data} is not downloaded"
+    is_folder = not is_remote and data not in CORPORA and is_token_folder(data)
+    if name == "val_fraction":
+        return f"{data} has a file for each split" if is_folder else ""
+    if name not in ("column", "separator") or data.startswith("hf:"):
+        return ""
+    files = [Path(data.partition("#")[0].partition("?")[0])]
+    if not (is_remote or data in (*CORPORA, "-") or is_pipe(data)):
+        if not _exists(data, False):  # load_corpus() raises an error
+            return ""
+        files = [] if is_folder else find_files(data, cache_directory())
+    if any(file.suffix.lower() in DOCUMENT_SUFFIXES for file in files):
+        return ""
+    if name == "column":
+        return f"{data} has no columns"
+    return "" if len(files) > 1 else f"{data} is a single document"
+
+
+def refresh_text(data: str, column: str, separator: str, progress: Progress) -> None:
+    """Download a text again, although the cache has it. Raises UserError; the old text remains."""
+    if is_url(data):
+        download_url(data, True, refresh=True)
+    else:
+        download_dataset(data, column, separator, True, progress, refresh=True)
+
+
 def is_token_folder(data: str) -> bool:
     """Whether `data` is a directory with tokens in nanoGPT's format."""
-    return all(os.path.isfile(os.path.join(data, f"{split}.bin")) for split in SPLITS)
+    files = (os.path.join(data, f"{split}.bin") for split in SPLITS)
+    return is_directory(data) and all(map(is_file, files))
 
 
 def _exists(data: str, may_be_special: bool) -> bool:
     """Whether `data` names files or, if `may_be_special`, a device, which read_file() refuses."""
-    if is_pattern(data) or os.path.isfile(data) or os.path.isdir(data):
+    if is_pattern(data) or is_file(data) or is_directory(data):
         return True
-    return may_be_special and os.path.exists(data)
+    return may_be_special and path_exists(data)
 
 
 def _cache_pipe(data: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UserError
-from ..system.files import compute_sha256, replace_path
+from ..system.files import compute_sha256, path_exists, replace_path
 from .readers import (
     DOCUMENT_SUFFIXES,
     READ_BYTES,
@@ -54,8 +54,8 @@ def is_url(data: str) -> bool:
     return data.startswith(("http://", "https://"))
 
 
-def download_url(data: str, may_download: bool) -> Path:
-    """Return the cached file of a URL, downloaded if necessary. Raises UserError.
+def download_url(data: str, may_download: bool, refresh: bool = False) -> Path:
+    """Return the cached file of a URL, downloaded if necessary or if `refresh`. Raises UserError.
 
     The URL may end in #sha256=HASH, the hash that its text must have. If the file in the
     cache has another hash, it is downloaded again.
@@ -64,10 +64,11 @@ def download_url(data: str, may_download: bool) -> Path:
     suffix = Path(url.partition("?")[0]).suffix.lower()
     suffix = suffix if suffix in DOCUMENT_SUFFIXES else ".txt"
     cached = cache_directory() / f"web-{_short_hash(url)}{suffix}"
+    path_exists(cached)  # raises UserError if this user may not search the cache
     with suppress(OSError, UserError):  # if there is no usable file, download it
-        if expected and compute_sha256(cached) == expected.lower():
+        if expected and compute_sha256(cached) == expected.lower() and not refresh:
             return cached
-        if not expected:
+        if not expected and not refresh:
             _check_start(cached, url)
             return cached
     if not may_download:
@@ -114,16 +115,23 @@ def retrieve_file(url: str, expected_hash: str | None, directory: str) -> Path:
 
 
 def download_dataset(
-    name: str, column: str, separator: str, may_download: bool, progress: Progress
+    name: str,
+    column: str,
+    separator: str,
+    may_download: bool,
+    progress: Progress,
+    refresh: bool = False,
 ) -> Path:
     """Return the cached file of a dataset, hf:NAME or hf:NAME:CONFIG. Raises UserError.
+
+    The dataset is downloaded if the file is missing, or if `refresh`.
 
     The file contains the texts of all rows of the training split, joined by `separator`. Each row
     is written when it arrives, so the dataset may be larger than memory.
     """
     key = json.dumps([name, column, separator])
     cached = cache_directory() / f"hf-{_short_hash(key)}.txt"
-    if os.path.exists(cached):
+    if path_exists(cached) and not refresh:
         return cached
     if not may_download:
         raise _not_cached_error(name)

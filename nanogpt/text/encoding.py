@@ -26,7 +26,7 @@ from ..system.schema import parse_dataclass
 from .bpe import SPACE_BOUNDARY
 from .corpora import LARGE_TEXT, Corpus, SplitName, count_training_characters
 from .download import cache_directory, cache_error
-from .readers import Progress, no_progress
+from .readers import Progress, no_progress, read_error
 from .streams import ByteDecodeStream
 from .tokenizers import Tokenizer, is_trained_on_text, make_tokenizer, read_tokenizer
 
@@ -209,10 +209,13 @@ def _load_token_file(
     if split is None:
         raise UserError(f"{folder} has two splits: choose train or val")
     file, dtype = folder / f"{split}.bin", np.dtype("<u2")
-    length, rest = divmod(file.stat().st_size, dtype.itemsize)
-    if rest or not length:
-        raise UserError(f"{file} does not contain 16-bit tokens: create it again")
-    ids = np.memmap(file, dtype, mode="c", shape=(length,))
+    try:
+        length, rest = divmod(file.stat().st_size, dtype.itemsize)
+        if rest or not length:
+            raise UserError(f"{file} does not contain 16-bit tokens: create it again")
+        ids = np.memmap(file, dtype, mode="c", shape=(length,))
+    except OSError as error:
+        raise read_error(str(file), error) from None
     key = [corpus.facts.sha256, tokenizer.to_json(), split]
     info_file = _cache_path("tokens", key).with_suffix(".json")
     with suppress(OSError, UserError, ValueError):

@@ -4,6 +4,7 @@ Text is yielded in chunks, so a file may be larger than memory.
 """
 
 import codecs
+import errno
 import functools
 import glob
 import json
@@ -15,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import UserError
+from ..errors import UserError, access_error, is_denied
+from ..system.files import has_access, is_directory, is_file, path_exists
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 DOCUMENT_SUFFIXES = (".jsonl", ".parquet")
@@ -38,7 +40,7 @@ def no_progress(task: str, done: int, total: int) -> None:
 
 def is_pattern(data: str) -> bool:
     """Whether `data` is a glob pattern: it contains *, ? or [, and no such path exists."""
-    return not os.path.exists(data) and glob.has_magic(data)
+    return glob.has_magic(data) and not path_exists(data)
 
 
 def is_pipe(data: str) -> bool:
@@ -56,20 +58,21 @@ def find_files(data: str, excluded: Path | None = None) -> list[Path]:
     """
     path = Path(data)
     if is_pattern(data):
+        _require_listable(data)
         found = map(Path, glob.glob(data, recursive=True))
         is_output = functools.cache(lambda parent: _is_output(parent, excluded))
-        files = sorted(p for p in found if os.path.isfile(p) and not any(map(is_output, p.parents)))
+        files = sorted(p for p in found if not any(map(is_output, p.parents)) and is_file(p))
         if not files:
             raise UserError(f"no file matches {data}: name another pattern")
         return files
-    if not os.path.isdir(path):
+    if not is_directory(path):
         return [path]
     suffixes = TEXT_SUFFIXES + DOCUMENT_SUFFIXES
-    # Keep broken links and inaccessible files: reading them raises an error that names them.
+    # Keep broken links: reading them raises an error that names them.
     files = sorted(
         p
         for p in _walk(path, excluded)
-        if p.suffix.lower() in suffixes and (os.path.isfile(p) or not os.path.exists(p))
+        if p.suffix.lower() in suffixes and (is_file(p) or not path_exists(p))
     )
     if not files:
         raise UserError(
@@ -77,6 +80,20 @@ def find_files(data: str, excluded: Path | None = None) -> list[Path]:
             f"directory, or a pattern such as '{path / '*.py'}'"
         )
     return files
+
+
+def _require_listable(pattern: str) -> None:
+    """Raise UserError if this user may not list or search a directory of a pattern.
+
+    glob() leaves such a directory out without an error.
+    """
+    parent = os.path.dirname(pattern)
+    if glob.has_magic(parent):
+        _require_listable(parent)
+    for directory in glob.glob(parent, recursive=True) if parent else ["."]:
+        if os.path.isdir(directory) and not has_access(directory, os.R_OK | os.X_OK):
+            error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise access_error(directory, error)
 
 
 def _walk(directory: Path, excluded: Path | None) -> Iterator[Path]:
@@ -255,4 +272,6 @@ def empty_error(name: str) -> UserError:
 
 def read_error(name: str, error: OSError) -> UserError:
     """The error for a file that is missing or cannot be read."""
+    if is_denied(error):
+        return access_error(name, error)
     return UserError(f"cannot read {name}: {error.strerror}; name a text file")

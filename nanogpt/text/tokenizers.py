@@ -1,6 +1,5 @@
 """Tokenizers: text to token ids and back, by characters, by bytes or by byte-pair encoding."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..system.files import read_json
+from ..system.files import path_exists, read_json
 from ..system.schema import parse_dataclass
 from .bpe import HubTokenizer, train_bpe
 from .streams import ByteDecodeStream, DecodeStream, encode_utf8
@@ -112,7 +111,7 @@ def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str])
         return ByteTokenizer()
     if size := parse_bpe_size(kind):
         return train_bpe(training_text, size)
-    if not os.path.exists(kind):
+    if not path_exists(kind):
         raise UserError(
             f"there is no tokenizer {kind}: use char, byte, bpe, bpe:N, or the path of a "
             f"tokenizer.json"

@@ -65,3 +65,54 @@ def test_save_leaves_no_file_if_the_text_cannot_be_read(nanogpt: Command) -> Non
         (folder / f"{name}.bin").write_bytes(bytes(200))
     assert_refused(nanogpt("data", folder, "--save", "copy.txt"), "contains tokens")
     assert not Path("copy.txt").exists()
+
+
+def test_refresh_downloads_a_text_again(
+    nanogpt: Command, cache: Path, server: str, text: str
+) -> None:
+    url, file = f"{server}/own.txt", Path("www", "own.txt")
+    file.write_text(text)
+    before = nanogpt("data", url)
+    file.write_text(text[:5000])
+    assert nanogpt("data", url) == before  # from the cache
+    after = nanogpt("data", url, "--refresh")
+    assert "5,000 characters" in after[1]
+    assert nanogpt("data", url) == after
+
+
+@pytest.mark.slow
+def test_train_and_eval_refresh_their_text(
+    nanogpt: Command, cache: Path, server: str, small: list[str], text: str
+) -> None:
+    url, file = f"{server}/own.txt", Path("www", "own.txt")
+    train = "train", "--data", url, *small, "--out"
+    file.write_text(text)
+    assert nanogpt(*train, "old")[0] == 0
+    file.write_text(text[:5000])
+    assert "over 5,999 tokens" in nanogpt("eval", "old", "--data", url)[1]
+    assert "over 4,999 tokens" in nanogpt("eval", "old", "--data", url, "--refresh")[1]
+    file.write_text(text[:4000])
+    assert nanogpt(*train, "new", "--refresh")[0] == 0
+    assert "over 3,999 tokens" in nanogpt("eval", "new", "--data", url)[1]
+
+
+def test_refresh_keeps_the_old_text_if_the_download_fails(
+    nanogpt: Command, cache: Path, server: str, text: str
+) -> None:
+    url, file = f"{server}/own.txt", Path("www", "own.txt")
+    file.write_text(text)
+    before = nanogpt("data", url)
+    for raw in (None, b"", b"<html>", b"\xff"):
+        file.unlink() if raw is None else file.write_bytes(raw)
+        status, out, err = nanogpt("data", url, "--refresh")
+        assert (status, out) == (2, "")
+        assert url in err
+        assert nanogpt("data", url) == before
+    assert len([*cache.iterdir()]) == 1
+
+
+def test_a_resumed_run_does_not_refresh_its_text(nanogpt: Command, run: Path) -> None:
+    answer = nanogpt("train", "--resume", run, "--refresh")
+    assert_refused(answer, "--refresh has no effect: a run is resumed with the text that it")
+    answer = nanogpt("train", "--resume", run, "--optim.muon-lr", 1)
+    assert_refused(answer, "--optim.muon-lr has no effect: the optimizer is adamw; leave it out")

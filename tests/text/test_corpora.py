@@ -1,12 +1,10 @@
 """The sources of a corpus, the hashes of texts, and texts that are refused."""
 
 import hashlib
-import http.server
 import io
 import json
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,26 +72,6 @@ def test_a_named_corpus_loads_without_a_writable_cache(
     (tmp_path / "file").touch()
     monkeypatch.setenv("NANOGPT_CACHE", str(tmp_path / "file" / "below"))
     assert corpora.load_corpus("tinyshakespeare").facts.characters == 1_115_394
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The URL of a local web server for the directory www."""
-    (tmp_path / "www").mkdir()
-
-    class QuietHandler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args: object) -> None:
-            super().__init__(*args, directory=str(tmp_path / "www"))  # type: ignore[arg-type]
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), QuietHandler) as listening:
-        thread = threading.Thread(target=listening.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{listening.server_port}"
-        listening.shutdown()
-        thread.join()
 
 
 def serve(name: str, raw: bytes, server: str, monkeypatch: pytest.MonkeyPatch) -> None:

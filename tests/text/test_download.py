@@ -12,6 +12,7 @@ import pytest
 from nanogpt.errors import UserError
 from nanogpt.text import corpora
 from nanogpt.text.download import cache_directory
+from nanogpt.text.readers import no_progress
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,13 @@ def test_a_dataset_is_downloaded_once(cache: Path, dataset: str, tmp_path: Path)
     assert corpora.load_corpus(dataset, separator="|").text() == "né\nx|终"  # another text
     (tmp_path / "texts" / "train.jsonl").unlink()
     assert corpora.load_corpus(dataset, expected_sha256=sha256).text() == "né\nx\n\n终"
+
+
+def test_a_dataset_can_be_downloaded_again(cache: Path, dataset: str, tmp_path: Path) -> None:
+    corpora.load_corpus(dataset)
+    (tmp_path / "texts" / "train.jsonl").write_text('{"text": "new"}')
+    corpora.refresh_text(dataset, "text", "\n\n", no_progress)
+    assert corpora.load_corpus(dataset).text() == "new"
 
 
 @pytest.mark.parametrize(
