@@ -12,6 +12,9 @@ from ..models import BigramConfig, GPTConfig, ModelConfig
 from ..optim import OptimConfig
 from ..system.devices import Precision
 
+STEPS_AHEAD = 100
+"""Largest number of steps that are planned and taken before the host reads their results."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
