@@ -6,14 +6,17 @@ Dimensions: L n_layer, C n_embd, H n_head, T block_size, V vocab_size; n tokens 
 N parameters, M weights in the matrix products of the blocks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..models import BigramConfig, GPTConfig, ModelConfig, PlainConfig
 from ..system.gpu import get_workspace_bytes
-from ..system.memory import format_count
+from ..system.memory import format_count, require_memory
 from .config import STEPS_AHEAD, RunConfig
+
+BLOCK_BYTES = 50_000
+"""Memory of the Python objects of a block, at least: modules, tensors, graph of the gradients."""
 
 
 @dataclass(frozen=True)
@@ -156,3 +159,42 @@ def count_activations(
         Line("embedding and head", f"n ({ends} C + {logits} V)", n * (ends * C + logits * V)),
         Line("gradients of activations", f"n max({6 * b} C, 8 V)", n * max(6 * b * C, 8 * V)),
     ]
+
+
+def count_host_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> int:
+    """Count the bytes of the host's memory that a run needs, at least.
+
+    With a CUDA device, the host has only the initial weights.
+    """
+    model, training = config.model, config.train
+    value = {line.part: line.value for line in count_memory(config, device, precision)}
+    blocks = 0 if isinstance(model, BigramConfig) else model.n_layer * BLOCK_BYTES
+    if device.type == "cuda":
+        return int(value["weights"]) + blocks
+    batch = 16 * training.batch_size * (model.block_size + 1)  # 64-bit positions and tokens
+    return int(value["peak"] - value["prefetched batches"]) + batch + blocks
+
+
+def require_run_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
+    """Raise UserError if the machine has too little memory for a run, before anything is built.
+
+    The memory of a GPU is not checked: if it is full, torch raises an error.
+    """
+    parameters = count_parameters(config.model)[-1].value
+    size = f"training a model with {format_count(parameters)} parameters"
+    single_token = replace(
+        config,
+        model=replace(config.model, block_size=1),
+        train=replace(config.train, batch_size=1, accumulation=1),
+    )
+    require_memory(
+        count_host_memory(single_token, device, precision),
+        size,
+        "use a smaller --model.n-layer or --model.n-embd, or a tokenizer with fewer tokens",
+    )
+    T, batch_size = config.model.block_size, config.train.batch_size
+    require_memory(
+        count_host_memory(config, device, precision),
+        f"{size} on {batch_size:,} blocks of {T:,} tokens",
+        "use a smaller --train.batch-size or --model.block-size, or a larger --train.accumulation",
+    )

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from nanogpt.data import inputs_and_targets
+from nanogpt.errors import UserError
 from nanogpt.evaluate import cross_entropy
 from nanogpt.fast.training import make_stepper
 from nanogpt.models import BigramConfig, GPTConfig, ModelConfig, ModernConfig, PlainConfig, build
@@ -19,13 +21,17 @@ from nanogpt.optim import OptimConfig, build_optimizers
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.memory import (
     count_activations,
+    count_host_memory,
     count_matrix_weights,
     count_memory,
     count_parameters,
+    require_run_memory,
 )
 from nanogpt.runs.presets import PRESETS
 from nanogpt.runs.start import prepare_run
+from nanogpt.step import train_step
 from nanogpt.system.devices import pick_precision
+from tests.platforms import peak_memory, posix_only
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GPT = GPTConfig(n_layer=3, n_head=4, n_embd=64, block_size=32)
@@ -195,3 +201,70 @@ def compute_and_measure_peak(config: RunConfig) -> tuple[float, int]:
     stepper.take(3, lambda: False)
     computed = count_memory(run.config, CUDA, pick_precision("auto", CUDA))[-1].value
     return computed, torch.cuda.max_memory_allocated()
+
+
+FITTING = [
+    *GPTS,
+    replace(GPT, dropout=0.1),
+    replace(MODERN, dropout=0.1, vocab_size=5000),
+    BigramConfig(vocab_size=1000, block_size=32),
+]
+
+
+@posix_only
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 16])
+@pytest.mark.parametrize("model", FITTING)
+def test_a_run_on_a_cpu_needs_at_least_the_computed_memory(
+    model: ModelConfig, accumulation: int
+) -> None:
+    """Otherwise, require_run_memory() would refuse runs that fit."""
+    config = make_config(model, accumulation=accumulation)
+    config = replace(config, train=replace(config.train, batch_size=256))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        measured = fresh.submit(measure_growth_on_cpu, config).result()
+    assert count_host_memory(config, CPU, torch.float32) <= measured
+
+
+def measure_growth_on_cpu(config: RunConfig) -> int:
+    """Return by how many bytes a process grows when it builds a model and takes two steps."""
+    torch.set_num_threads(1)
+    small = replace(config.model, block_size=1, vocab_size=2)
+    train_on_random_tokens(make_config(small))  # loads libraries
+    before = peak_memory()
+    train_on_random_tokens(config)
+    return peak_memory() - before
+
+
+def train_on_random_tokens(config: RunConfig) -> None:
+    """Build a model, and take two steps on a random batch."""
+    model, settings = build(config.model), config.train
+    parameters, optimizers = [*model.parameters()], build_optimizers(model, config.optim)
+    shape = settings.batch_size, config.model.block_size + 1
+    for _ in range(2):
+        batch = inputs_and_targets(torch.randint(config.model.vocab_size, shape))
+        rates = [torch.tensor(0.001)] * len(optimizers)
+        train_step(
+            parameters,
+            optimizers,
+            lambda x, y: cross_entropy(model(x), y),
+            *batch,
+            rates,
+            accumulation=settings.accumulation,
+        )
+
+
+def test_every_preset_and_every_small_model_may_run() -> None:
+    for seed in range(60):
+        require_run_memory(make_config(draw_model(random.Random(seed))), CPU, torch.float32)
+    for preset in ("tiny", "tiny-fast", "bigram"):
+        require_run_memory(PRESETS[preset].config, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("device", [CPU, torch.device("mps")])
+@pytest.mark.parametrize("kind", [GPTConfig, ModernConfig, PlainConfig])
+def test_an_enormous_model_of_any_kind_is_refused(kind: Any, device: torch.device) -> None:
+    for sizes in ({"n_layer": 2**31 - 1}, {"n_embd": 2**31 - 8}, {"n_layer": 10**8, "n_embd": 12}):
+        config = make_config(kind(**sizes))
+        with pytest.raises(UserError, match=r"parameters needs at least [\d.]+ .?B of memory"):
+            require_run_memory(config, device, torch.float32)

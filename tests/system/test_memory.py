@@ -1,10 +1,32 @@
-"""The format of large numbers."""
+"""The memory of the machine, and the format of large numbers."""
 
 import random
+from pathlib import Path
 
 import pytest
 
-from nanogpt.system.memory import format_count, format_quantity
+from nanogpt.errors import UserError
+from nanogpt.system import memory
+from nanogpt.system.memory import format_count, format_quantity, get_memory, require_memory
+
+
+def test_the_memory_of_this_machine_is_plausible() -> None:
+    assert 1 << 28 < get_memory() <= 1 << 62
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "LIMITS", (tmp_path / "memory.max", tmp_path / "missing"))
+    whole_machine = get_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    assert get_memory() == whole_machine
+    (tmp_path / "memory.max").write_text("4096\n")
+    assert get_memory() == 4096
+
+
+def test_only_a_task_that_does_not_fit_is_refused() -> None:
+    require_memory(get_memory(), "the task", "use less")
+    with pytest.raises(UserError, match=r"^the task needs at least 8\.51e\+37 B of memory, but "):
+        require_memory(2**126, "the task", "use less")
 
 
 @pytest.mark.parametrize(
