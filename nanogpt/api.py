@@ -12,16 +12,20 @@ import torch
 from .errors import UserError, suggest_nearest
 from .fast import generation as fast
 from .generate import Sampling, generate
-from .models import Model
+from .models import BigramConfig, Model
 from .runs.checkpoint import Best, Checkpoint, load_checkpoint
 from .runs.directory import find_run
 from .runs.reading import SUMS
 from .system.devices import Precision, pick_device, pick_precision
 from .system.files import path_exists
+from .system.memory import format_count, require_memory
 from .text.completion import Completion, CompletionDecoder, check_stop, encode_prompt
 from .text.tokenizers import Tokenizer
 
 Prompts = list[str] | tuple[str, ...]
+
+GENERATOR_BYTES = 5000
+"""Memory of a random generator of torch; each text has its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,18 @@ def load(
     return Trained(checkpoint, pick_precision(precision, found_device))
 
 
+def count_text_bytes(model: Model) -> int:
+    """Return how much memory of the host each text needs while it is generated, at least."""
+    config, weight = model.config, next(model.parameters())
+    if weight.device.type != "cpu":
+        return GENERATOR_BYTES
+    logits = 3 * 4 * config.vocab_size  # logits, probabilities and cumulative probabilities
+    if isinstance(config, BigramConfig):
+        return GENERATOR_BYTES + logits
+    values = 2 * config.n_layer * config.n_embd * config.block_size  # keys and values
+    return GENERATOR_BYTES + logits + values * weight.element_size()
+
+
 class Completions:
     """The completions of several prompts, generated together.
 
@@ -104,6 +120,12 @@ class Completions:
     ) -> None:
         """Encode the prompts. Raises UserError if a prompt or a stop string cannot be encoded."""
         check_stop(tokenizer, config.stop)
+        count = len(prompts) * config.samples
+        require_memory(
+            count * count_text_bytes(model),
+            f"generating {format_count(count)} texts at a time",
+            "generate fewer, with another seed each time",
+        )
         self.model, self.config, self.logprobs = model, config, logprobs
         prompts = [prompt for prompt in prompts for _ in range(config.samples)]
         self._tokens = [encode_prompt(tokenizer, prompt) for prompt in prompts]

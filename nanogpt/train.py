@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from .evaluate import Evaluation, evaluate
-from .fast.training import STEPS_AHEAD, make_stepper
+from .fast.training import make_stepper
 from .optim import get_learning_rate
 from .runs.background import BackgroundWriter
 from .runs.checkpoint import Best
-from .runs.config import RunConfig, TrainConfig
+from .runs.config import STEPS_AHEAD, RunConfig, TrainConfig
 from .runs.failures import explain_failures
 from .runs.finite import FiniteCheck
 from .runs.journal import Journal, Record, is_overfitting

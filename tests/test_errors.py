@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 import nanogpt
 from nanogpt.cli.main import TOO_LARGE
+from tests.platforms import linux_only
 
 HOME = Path(nanogpt.__file__).parent
 PAGE = (HOME.parent / "docs" / "errors.md").read_text("utf-8")
@@ -90,10 +93,27 @@ def test_messages_of_the_parser_are_on_the_page(nanogpt: Command, command: str) 
     assert err.removeprefix("nanogpt: ").strip() in find_rows(PAGE)
 
 
-def test_the_error_of_a_too_large_model_is_on_the_page(nanogpt: Command, text_file: Path) -> None:
-    status, _, err = nanogpt("train", "tiny", "--data", text_file, "--model.n-embd", 2_000_000_000)
-    assert status == 1
-    assert re.sub(r"[\d.]+ GiB|2\*\*63 bytes", "372.53 GiB", err) == f"nanogpt: {TOO_LARGE_ROW}\n"
+WITH_LITTLE_MEMORY = """
+import re, resource, sys, torch
+from pathlib import Path
+from nanogpt.cli.main import main
+used = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), -1))
+main(sys.argv[1:])
+"""
+"""A program that runs a command, in which the system grants only 400 MiB more memory."""
+
+
+@linux_only
+@pytest.mark.slow
+def test_the_error_of_a_too_large_model_is_on_the_page(text_file: Path) -> None:
+    sizes = "--model.n-layer", "1", "--model.n-embd", "4096"
+    flags = ["train", "tiny", "--data", str(text_file), *sizes]
+    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    error = re.sub(r"[\d.]+ [GM]iB", "372.53 GiB", done.stderr)
+    assert error == f"nanogpt: {TOO_LARGE_ROW}\n"
     assert TOO_LARGE_ROW in find_rows(PAGE)
     assert not Path("runs").exists()
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from nanogpt.data import BatchOrder, Split, inputs_and_targets
 from nanogpt.evaluate import cross_entropy
-from nanogpt.fast.training import STEPS_AHEAD, make_loss
+from nanogpt.fast.training import make_loss
 from nanogpt.models import GPT, GPTConfig, ModernConfig, build
 from nanogpt.optim import OptimConfig, get_ema_decay, get_learning_rate
-from nanogpt.runs.config import RunConfig, TrainConfig
+from nanogpt.runs.config import STEPS_AHEAD, RunConfig, TrainConfig
 from nanogpt.runs.run import Run, read_run_config
 from nanogpt.runs.start import prepare_run
 from nanogpt.step import Stepper, compute_gradients

@@ -10,15 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError, suggest_nearest
-from ..models import BigramConfig, PlainConfig
-from ..reports.explain import Explanation, Line, explain_run
+from ..models import BigramConfig
+from ..reports.explain import Explanation, explain_run
 from ..reports.rates import measure_rates
 from ..runs.config import RunConfig
 from ..runs.directory import RUNS, find_run
+from ..runs.memory import Line
 from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import read_description
 from ..system.devices import limit_threads, pick_device, pick_precision
 from ..system.files import path_exists
+from ..system.memory import format_count, format_quantity
 from ..text import corpora
 from ..text.encoding import get_tokenizer
 from ..text.readers import no_progress
@@ -44,11 +46,6 @@ def explain(args: list[str]) -> None:
     size = options.size
     assert size is not None
     config = options.config
-    if isinstance(config.model, PlainConfig):
-        raise UserError(
-            f"{size} is a GPT without some of its parts, and nanogpt explain does not support it: "
-            f"name a preset or another run"
-        )
     limit_threads()
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
@@ -77,7 +74,9 @@ def explain(args: list[str]) -> None:
             "H": ("heads", model.n_head),
             "T": ("block size", model.block_size),
         } | symbols
-    values = ", ".join(f"{name} = {value:,} ({words})" for name, (words, value) in symbols.items())
+    values = ", ".join(
+        f"{name} = {format_count(value)} ({words})" for name, (words, value) in symbols.items()
+    )
     console.print(
         f"{size} on {device.type} in {str(precision).removeprefix('torch.')}: {values}. The times "
         f"are estimates from speeds just measured on this machine, and do not include evaluations."
@@ -121,26 +120,27 @@ def make_explanation_tables(explanation: Explanation) -> list[Table]:
 
     largest = max(line.value for line in explanation.memory)
     return [
-        make_table("parameters", explanation.parameters, lambda value: f"{value:,.0f}"),
+        make_table("parameters", explanation.parameters, format_count),
         make_table("memory", explanation.memory, make_byte_format(largest)),
         make_table("operations", explanation.operations, lambda value: format_quantity(value, "")),
-        make_table(
-            "time",
-            explanation.time,
-            lambda s: duration(s) if s >= 60 else format_quantity(s, "s"),
-        ),
+        make_table("time", explanation.time, format_time),
     ]
 
 
 def make_byte_format(largest: float) -> Callable[[float], str]:
-    """Return a function that formats numbers of bytes: in kB if `largest` < 1 MB, else in MB."""
+    """Return a function that formats numbers of bytes: in kB if `largest` < 1 MB, else in MB.
+
+    If `largest` is 1 TB or more, each number has its own unit.
+    """
+    if largest >= 1e12:
+        return lambda value: format_quantity(value, "B")
     size, unit = (1e3, "kB") if largest < 1e6 else (1e6, "MB")
     return lambda value: f"{value / size:,.1f} {unit}"
 
 
-def format_quantity(value: float, unit: str) -> str:
-    """Format a value with three significant digits and an SI prefix, such as 1.23 ms."""
-    prefixes = {1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "µ"}
-    value = float(f"{value:.3g}")  # round first, so that 999,600 becomes 1 M
-    size = next((size for size in prefixes if value >= size), 1.0)
-    return f"{value / size:.3g} {prefixes[size]}{unit}".strip()
+def format_time(seconds: float) -> str:
+    """Format seconds as 23.4 ms, 3:07 min or 1:02:03 h; a billion seconds and more in years."""
+    if seconds >= 1e9:
+        years = seconds / (365.25 * 24 * 3600)
+        return f"{years:,.0f} years" if years < 1e15 else f"{years:.3g} years"
+    return duration(seconds) if seconds >= 60 else format_quantity(seconds, "s")

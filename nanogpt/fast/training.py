@@ -14,13 +14,11 @@ from torch import Tensor
 from ..data import inputs_and_targets
 from ..evaluate import cross_entropy
 from ..optim import clip_gradients
+from ..runs.config import STEPS_AHEAD
 from ..runs.run import Run
 from ..step import LossFunction, Stepper, compute_gradients, update_weights
 from ..system.devices import autocast
 from ..system.gpu import CudaGraph, compile_loss
-
-STEPS_AHEAD = 100
-"""Largest number of steps that are planned and taken before the host reads their results."""
 
 
 def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:

@@ -24,8 +24,8 @@ class BigramConfig:
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "block_size"):
-            if (value := getattr(self, field)) < 1:
-                raise ValueError(f"{field} is {value}: it must be at least 1")
+            if not 1 <= (value := getattr(self, field)) < 2**31:
+                raise ValueError(f"{field} is {value}: it must be at least 1 and less than 2**31")
         if self.vocab_size > 16384:  # the table would be larger than 1 GiB
             raise ValueError(
                 f"vocab_size is {self.vocab_size}, and the table of a bigram has vocab_size² "

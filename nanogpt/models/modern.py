@@ -40,8 +40,8 @@ class ModernConfig:
     def __post_init__(self) -> None:
         """Raise a ValueError that names the field with an invalid value."""
         for field in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
-            if (value := getattr(self, field)) < 1:
-                raise ValueError(f"{field} is {value}: it must be at least 1")
+            if not 1 <= (value := getattr(self, field)) < 2**31:
+                raise ValueError(f"{field} is {value}: it must be at least 1 and less than 2**31")
         divisor = 2 * self.n_head  # rotate() needs an even number of channels in each head
         if self.n_embd % divisor:
             nearest = math.ceil(self.n_embd / divisor) * divisor

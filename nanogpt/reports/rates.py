@@ -20,34 +20,38 @@ class Rates:
 
 
 def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
-    """Measure matrix products (n, C) × (C, 4C) and layer norms (n, 4C) for about half a second."""
-    n = max(1, min(n, (1 << 28) // C))
+    """Time matrix products (n, C) × (C, 4C) and layer norms (n, 4C) for about half a second.
+
+    The sizes are reduced if a product would need more than 0.1 s, or if a tensor would have more
+    than 2**24 values on a CPU or 2**28 on a GPU. The rates of larger tensors hardly differ.
+    """
+    C, values = (min(C, 1024), 1 << 22) if device.type == "cpu" else (min(C, 4096), 1 << 26)
+    n = max(1, min(n, values // C))
     x = torch.randn(n, C, device=device, dtype=precision)
     w = torch.randn(C, 4 * C, device=device, dtype=precision)
+    few = max(1, n // 256)
+    seconds_per_row = min(_time_calls(lambda: x[:few] @ w, 1, device) for _ in range(2)) / few
+    x = x[: max(1, int(0.1 / seconds_per_row))]
     product = x @ w
     norm = partial(nn.functional.layer_norm, product, (4 * C,))
     return Rates(
-        products=8 * n * C * C / _time_call(lambda: torch.mm(x, w, out=product), device),
+        products=8 * x.numel() * C / _time_call(lambda: torch.mm(x, w, out=product), device),
         memory=2 * product.nbytes / _time_call(norm, device),
     )
 
 
 def _time_call(function: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of a call: the minimum of eight measurements, or of two if it is slow."""
-
-    def time_calls(calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return (time.perf_counter() - start) / calls
-
-    time_calls(1)  # warm up
-    calls = round(0.025 / max(time_calls(1), 1e-7))
-    return min(time_calls(max(1, calls)) for _ in range(8 if calls else 2))
+    _time_calls(function, 1, device)  # warm up
+    calls = round(0.025 / _time_calls(function, 1, device))
+    return min(_time_calls(function, max(1, calls), device) for _ in range(8 if calls else 2))
 
 
-def get_workspace_bytes(device: torch.device) -> int:
-    """Return the size of the buffer that cuBLAS allocates for each stream of a CUDA device."""
-    return (32 << 20) if torch.cuda.get_device_capability(device)[0] == 9 else 8519680
+def _time_calls(function: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Return the mean seconds of some calls; at least 0.1 µs, the resolution of a clock."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return max(1e-7, (time.perf_counter() - start) / calls)

@@ -14,6 +14,9 @@ from ..system.devices import Precision
 from ..system.schema import convert_fields
 from ..text import corpora
 
+STEPS_AHEAD = 100
+"""Largest number of steps that are planned and taken before the host reads their results."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:

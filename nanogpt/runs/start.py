@@ -31,6 +31,7 @@ from .config import RunConfig
 from .directory import lock_run, make_run_directory
 from .journal import Journal
 from .loss_scale import LossScale
+from .memory import require_run_memory
 from .run import Run, SavedRun, read_saved_run
 from .state import GENERATORS, State
 
@@ -41,15 +42,17 @@ MAX_BIGRAM_TOKENS = 5_000_000
 def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     """Create a run and its directory; all settings are checked first. Raises UserError."""
     device = _set_up_device(config)
-    pick_precision(config.precision, device)
+    precision = pick_precision(config.precision, device)
     corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
     tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, progress)
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
     require_tokens(data.splits.items(), config.model.block_size)
+    config = replace(config, model=_set_vocab_size(config.model, tokenizer.vocab_size))
+    require_run_memory(config, device, precision)
     torch.manual_seed(config.seed)  # seeds the initial weights and, later, dropout
-    model = build(_set_vocab_size(config.model, tokenizer.vocab_size)).to(device)
+    model = build(config.model).to(device)
     out, lock = make_run_directory(config.out, config.name)
-    config = replace(config, out=out, model=model.config, data=corpus.name)
+    config = replace(config, out=out, data=corpus.name)
     run = _build_run(config, config.train.steps, lock, model, tokenizer, data, corpus.facts.sha256)
     try:
         run.journal.begin()
@@ -92,6 +95,7 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
     directory, info = saved.directory, saved.info
     config.check_same_run(saved.config)
     device = _set_up_device(config)
+    require_run_memory(config, device, pick_precision(config.precision, device))
     corpus = corpora.load_corpus(
         config.data,
         config.column,

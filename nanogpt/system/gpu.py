@@ -161,3 +161,8 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _one_line(error: Exception) -> str:
     return re.sub(r"\s+", " ", str(error)).strip()[:200]
+
+
+def get_workspace_bytes(device: torch.device) -> int:
+    """Return the size of the buffer that cuBLAS allocates for each stream of a CUDA device."""
+    return (32 << 20) if torch.cuda.get_device_capability(device)[0] == 9 else 8519680

@@ -79,9 +79,10 @@ def parse_bpe_size(kind: str) -> int | None:
     name, colon, size = kind.partition(":")
     if name != "bpe":
         return None
-    if colon and not re.fullmatch("[0-9]{1,9}", size):
+    if colon and not re.fullmatch("[0-9]{1,7}", size):
         raise UserError(
-            f"tokenizer is {kind}: give the vocabulary size as a number, as in bpe:2048"
+            f"tokenizer is {kind}: give the vocabulary size as a number of at most 7 digits, as in "
+            f"bpe:2048"
         )
     vocab_size = int(size) if colon else 2048
     if vocab_size < 257:

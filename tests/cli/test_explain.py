@@ -2,13 +2,14 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from nanogpt.cli.explain import format_quantity
-from nanogpt.models import PlainConfig
+from nanogpt.models import PlainConfig, build
 from nanogpt.runs.config import RunConfig
 from nanogpt.runs.run import Description, Versions
 from tests.marks import slow
@@ -56,26 +57,64 @@ def test_a_run_can_be_explained(nanogpt: Command, text_file: Path, small: list[s
     assert_refused(nanogpt("explain", "nowhere"), says)
 
 
-def test_a_model_with_parts_left_out_is_refused(nanogpt: Command) -> None:
+def test_a_model_with_parts_left_out_can_be_explained(nanogpt: Command) -> None:
     config = PlainConfig(n_layer=1, n_head=1, n_embd=8, block_size=8)
     Path("runs/one/best").mkdir(parents=True)
     description = Description(RunConfig(model=config), "", 0, 0.0, "cpu", "float32", Versions())
     written = {**asdict(description), "config": description.config.to_json()}
     Path("runs/one/run.json").write_text(json.dumps(written))
-    status, out, err = nanogpt("explain", "runs/one")
-    assert_refused((status, out, err), "runs/one is a GPT without some of its parts")
+    status, out, _ = nanogpt("explain", "runs/one", "--json")
+    assert status == 0
+    parameters = sum(p.numel() for p in build(config).parameters())
+    assert json.loads(out)["parameters"][-1]["value"] == parameters
 
 
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (0, "0 s"),
-        (1.5e-6, "1.5 µs"),
-        (0.0234, "23.4 ms"),
-        (1, "1 s"),
-        (12_345, "12.3 ks"),
-        (999_600, "1 Ms"),
-    ],
-)
-def test_quantities_have_a_fitting_prefix(value: float, words: str) -> None:
-    assert format_quantity(value, "s") == words
+LARGEST = 2**31 - 1
+HUGE = {
+    "--model.n-layer": LARGEST,
+    "--model.n-embd": LARGEST - 1,
+    "--model.n-head": LARGEST // 2,
+    "--model.vocab-size": LARGEST,
+    "--model.block-size": LARGEST,
+    "--train.batch-size": LARGEST,
+    "--train.accumulation": LARGEST,
+    "--train.steps": LARGEST,
+}
+"""The largest values of the settings that determine the size of a run."""
+
+
+@pytest.mark.parametrize("preset", ["tiny", slow("baby"), slow("tiny-fast"), slow("best")])
+@pytest.mark.parametrize("json_flag", [(), slow(("--json",))])
+def test_the_largest_run_is_explained_in_readable_numbers(
+    nanogpt: Command, preset: str, json_flag: tuple[str, ...]
+) -> None:
+    huge = [str(word) for pair in HUGE.items() for word in pair]
+    status, out, err = nanogpt("explain", preset, *huge, *json_flag)
+    assert (status, err) == (0, "")
+    if json_flag:
+        assert json.loads(out)["parameters"][-1]["value"] > 2**63
+    else:
+        assert max(map(len, re.findall(r"[\d,.]+", out))) <= len("2,147,483,647")
+
+
+SETTINGS = [[f"{flag}={HUGE[flag]}"] for flag in list(HUGE)[:1] + list(HUGE)[3:6]]
+SETTINGS += [[f"--model.n-embd={LARGEST // 6 * 6}"]]
+SETTINGS += [[f"{flag}={value}" for flag, value in HUGE.items()]]
+SETTINGS += [[SETTINGS[-1][5], f"--precision={name}"] for name in ("float16", "bfloat16")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_explain_needs_little_time_and_memory_for_every_size(settings: list[str]) -> None:
+    measure = (
+        "import sys, time, resource, torch; from nanogpt.cli.explain import explain;"
+        "start = time.process_time(); explain(sys.argv[1:]);"
+        "used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "print(time.process_time() - start, used, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", measure, "baby", "--device", "cpu", *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    seconds, kilobytes = map(float, done.stderr.split())
+    assert seconds < 4  # measured: at most 1.6 s
+    assert kilobytes < 500_000

@@ -155,3 +155,19 @@ def test_stop_can_be_repeated(nanogpt: Command, run: Path) -> None:
     answer = json.loads(nanogpt(*flags, "--stop", " ", "--stop", "b")[1])
     assert answer["stopped"]
     assert not set(" b") & set(answer["text"])
+
+
+@pytest.mark.parametrize("samples", [10**9, 2**63 - 1])
+def test_more_samples_than_fit_into_memory_are_refused(
+    nanogpt: Command, run: Path, samples: int
+) -> None:
+    answer = nanogpt("sample", run, "--prompt", "bad", "--samples", samples)
+    assert_refused(answer, "texts at a time needs at least ")
+
+
+def test_the_largest_number_of_tokens_needs_no_memory_before_they_are_generated(
+    nanogpt: Command, run: Path
+) -> None:
+    status, out, _ = nanogpt("sample", run, "--max-new-tokens", 2**63 - 1, "--stop", "e")
+    assert status == 0
+    assert "e" not in out

@@ -294,3 +294,36 @@ def test_resume_needs_only_the_last_checkpoint(nanogpt: Command, run: Path) -> N
     assert_refused(
         nanogpt("train", "--resume", run), "mine/last/training.json is missing or damaged"
     )
+
+
+LARGEST = 2**31 - 1
+ENORMOUS = {
+    "--model.n-layer": 10**9,
+    "--model.n-embd": 2 * 10**9,
+    "--train.batch-size": LARGEST,
+    "--train.batch-size=2147483647 --train.accumulation": LARGEST,
+}
+
+
+@pytest.mark.parametrize("option", ENORMOUS)
+def test_a_run_that_needs_more_memory_than_the_machine_has_is_refused(
+    nanogpt: Command, text_file: Path, small: list[str], option: str
+) -> None:
+    flags = "--data", text_file, *small
+    enormous = *option.split(), ENORMOUS[option]
+    answer = nanogpt("train", *flags, *enormous)
+    assert_refused(answer, "B of memory, but only ")
+    assert option.split("=")[0] in answer[2].partition("use a smaller")[2]
+    assert not Path("runs").exists()
+    if "train" in option:  # a resumed run can have another batch
+        assert nanogpt("train", *flags)[0] == 0
+        assert_refused(nanogpt("train", "--resume", *enormous), "B of memory, but only ")
+
+
+@pytest.mark.parametrize("size", ["n-layer", "n-head", "n-embd", "block-size", "vocab-size"])
+@pytest.mark.parametrize("command", ["train", "explain"])
+def test_sizes_of_a_model_are_limited(nanogpt: Command, command: str, size: str) -> None:
+    answer = nanogpt(command, "tiny", f"--model.{size}", LARGEST + 1)
+    assert_refused(
+        answer, f"--model.{size} is {LARGEST + 1}: it must be at least 1 and less than 2"
+    )

@@ -80,8 +80,9 @@ def test_make_tokenizer_makes_every_kind(tmp_path: Path, text: str) -> None:
     ("kind", "message"),
     [
         ("nope.json", "there is no tokenizer nope.json: use char, byte, bpe, bpe:N, or the path"),
-        ("bpe:", "tokenizer is bpe:: give the vocabulary size as a number, as in bpe:2048"),
+        ("bpe:", "tokenizer is bpe:: give the vocabulary size as a number of at most 7 digits"),
         ("bpe:-5", "tokenizer is bpe:-5: give the vocabulary size as a number"),
+        ("bpe:10000000", "give the vocabulary size as a number of at most 7 digits, as in bpe:"),
         ("bpe:256", "tokenizer is bpe:256: the 256 bytes are tokens, so use bpe:257 or larger"),
         ("bpe:5000", r"enough pairs for \d+ tokens, not for 5000: use more text, or the tok"),
         (".", "directory"),

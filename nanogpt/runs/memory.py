@@ -1,0 +1,200 @@
+"""Counts the parameters of a run, and the memory that its training steps need, with formulas.
+
+Nothing is built, so the counts of an enormous model are also known at once, before a run starts.
+
+Dimensions: L n_layer, C n_embd, H n_head, T block_size, V vocab_size; n tokens in one forward pass,
+N parameters, M weights in the matrix products of the blocks.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..models import BigramConfig, GPTConfig, ModelConfig, PlainConfig
+from ..system.gpu import get_workspace_bytes
+from ..system.memory import format_count, require_memory
+from .config import STEPS_AHEAD, RunConfig
+
+BLOCK_BYTES = 50_000
+"""Memory of the Python objects of a block, at least: modules, tensors, graph of the gradients."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table: a quantity, its formula and its value."""
+
+    part: str
+    formula: str
+    value: float
+    total: bool = False
+    """Whether the value summarises the rows above."""
+
+
+def count_parameters(model: ModelConfig) -> list[Line]:
+    """Count the parameters of each part of a model, and their sum."""
+    V, T = model.vocab_size, model.block_size
+    if isinstance(model, BigramConfig):
+        lines = [Line("table", "V V", V * V)]
+    else:
+        C, L = model.n_embd, model.n_layer
+        lines = [Line("token embedding", "V C", V * C)]
+        if isinstance(model, GPTConfig):
+            lines.append(Line("position embedding", "T C", T * C))
+            if model.bias:
+                lines += [
+                    Line("attention", "L (4 C² + 4 C)", L * (4 * C * C + 4 * C)),
+                    Line("feed-forward", "L (8 C² + 5 C)", L * (8 * C * C + 5 * C)),
+                    Line("layer norms", "(2 L + 1) 2 C", (2 * L + 1) * 2 * C),
+                ]
+            else:
+                lines += [
+                    Line("attention", "L 4 C²", L * 4 * C * C),
+                    Line("feed-forward", "L 8 C²", L * 8 * C * C),
+                    Line("layer norms", "(2 L + 1) C", (2 * L + 1) * C),
+                ]
+            if isinstance(model, PlainConfig):  # no norms, and perhaps no feed-forward layers
+                lines = lines[:-1] if model.feed_forward else lines[:-2]
+            lines.append(Line("head", "shared with the token embedding", 0))
+        else:
+            lines += [
+                Line("look-back", "2 C", 2 * C),
+                Line("attention", "L 4 C²", L * 4 * C * C),
+                Line("feed-forward", "L 8 C²", L * 8 * C * C),
+                Line("head", "V C", V * C),
+            ]
+    return [*lines, Line("parameters", "N, the sum", sum(line.value for line in lines), True)]
+
+
+def count_matrix_weights(model: ModelConfig) -> int:
+    """Count the weights in the matrix products of the blocks, without biases."""
+    if isinstance(model, BigramConfig):
+        return 0
+    per_block = 12 if has_feed_forward(model) else 4
+    return model.n_layer * per_block * model.n_embd**2
+
+
+def has_feed_forward(model: ModelConfig) -> bool:
+    """Return whether the blocks of a model have feed-forward layers."""
+    return not isinstance(model, PlainConfig) or model.feed_forward
+
+
+def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
+    """Count the bytes that each part of a training step uses, and the peak, without the text.
+
+    The backward pass needs the activations: the inputs of all matrix products and norms. The
+    formulas count the tensors that PyTorch's CUDA kernels store.
+    """
+    optim, training = config.optim, config.train
+    N = count_parameters(config.model)[-1].value
+    batch = training.batch_size * (config.model.block_size + 1)
+
+    static = [Line("weights", "4 N", 4 * N)]
+    if optim.optimizer == "muon":
+        M = count_matrix_weights(config.model)
+        formula = f"8 N − 4 M, M = {format_count(M)} with Muon"
+        static.append(Line("optimizer", formula, 8 * N - 4 * M))
+    else:
+        static.append(Line("optimizer", "8 N", 8 * N))
+    if optim.ema:
+        static.append(Line("averaged weights", "4 N", 4 * N))
+    prefetched = STEPS_AHEAD * batch * 2
+    static.append(Line("prefetched batches", f"{STEPS_AHEAD} batch_size (T + 1) 2", prefetched))
+    if device.type == "cuda":
+        streams = 1 + training.cuda_graph
+        workspace = streams * get_workspace_bytes(device)
+        static.append(Line("workspace of cuBLAS", f"{streams} streams", workspace))
+
+    gradients = Line("gradients", "4 N", 4 * N)
+    activations = count_activations(config, device, precision)
+    dynamic = gradients.value, sum(line.value for line in activations)
+    # The backward pass allocates gradients while it frees activations, so the peak includes only
+    # the larger of the two. With accumulation, the peak includes both, because the gradients stay
+    # in memory from one part of the batch to the next.
+    accumulates = training.accumulation > 1
+    peak = Line(
+        "peak",
+        "sum of all" if accumulates else "sum, but only the larger of gradients and activations",
+        sum(line.value for line in static) + (sum(dynamic) if accumulates else max(dynamic)),
+        total=True,
+    )
+    return [*static, gradients, *activations, peak]
+
+
+def count_activations(
+    config: RunConfig, device: torch.device, precision: torch.dtype
+) -> list[Line]:
+    """Count the bytes that a step stores between its forward and its backward pass."""
+    model, training = config.model, config.train
+    V, n = model.vocab_size, training.batch_size // training.accumulation * model.block_size
+    if isinstance(model, BigramConfig):
+        return [Line("logits and their gradients", "12 n V", 12 * n * V)]
+    C, H, L = model.n_embd, model.n_head, model.n_layer
+    is_half, has_dropout = precision != torch.float32, model.dropout > 0
+    is_compiled = training.compile and device.type == "cuda"
+    b = 2 if is_half else 4  # bytes per value in the blocks
+    # c: bytes per token and channel in a block. Each block stores the inputs of its two norms, its
+    # four matrix products and its activation function, and the queries, keys and values.
+    if isinstance(model, GPTConfig):
+        # In half precision, a layer norm that is not compiled stores its input in float32.
+        norms = 4 if is_half and is_compiled else 8
+        c, extra, extra_formula = 14 * b + norms, 4 * H + 16, "4 H + 16"
+        ends, logits = 4 + b, 4
+        if isinstance(model, PlainConfig):  # no norms, and perhaps no feed-forward layers
+            c, extra, extra_formula = (14 if model.feed_forward else 5) * b, 4 * H, "4 H"
+            ends = b
+    else:
+        c, extra, extra_formula = 18 * b, 12 * H + 8, "12 H + 8"
+        ends, logits = 4 * b, 8
+    ends += has_dropout * isinstance(model, GPTConfig)
+    c += has_dropout * (1 + has_feed_forward(model))  # dropout masks of one byte per value
+    lines = []
+    if is_half:
+        W = count_matrix_weights(model) + V * C  # the blocks and the head
+        formula = f"2 W, W = {format_count(W)} in products"
+        lines.append(Line("weights in half precision", formula, 2 * W))
+    blocks = n * L * (c * C + extra)
+    return [
+        *lines,
+        Line("activations of the blocks", f"n L ({c} C + {extra_formula})", blocks),
+        Line("embedding and head", f"n ({ends} C + {logits} V)", n * (ends * C + logits * V)),
+        Line("gradients of activations", f"n max({6 * b} C, 8 V)", n * max(6 * b * C, 8 * V)),
+    ]
+
+
+def count_host_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> int:
+    """Count the bytes of the host's memory that a run needs, at least.
+
+    With a CUDA device, the host has only the initial weights.
+    """
+    model, training = config.model, config.train
+    value = {line.part: line.value for line in count_memory(config, device, precision)}
+    blocks = 0 if isinstance(model, BigramConfig) else model.n_layer * BLOCK_BYTES
+    if device.type == "cuda":
+        return int(value["weights"]) + blocks
+    batch = 16 * training.batch_size * (model.block_size + 1)  # 64-bit positions and tokens
+    return int(value["peak"] - value["prefetched batches"]) + batch + blocks
+
+
+def require_run_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
+    """Raise UserError if the machine has too little memory for a run, before anything is built.
+
+    The memory of a GPU is not checked: if it is full, torch raises an error.
+    """
+    parameters = count_parameters(config.model)[-1].value
+    size = f"training a model with {format_count(parameters)} parameters"
+    single_token = replace(
+        config,
+        model=replace(config.model, block_size=1),
+        train=replace(config.train, batch_size=1, accumulation=1),
+    )
+    require_memory(
+        count_host_memory(single_token, device, precision),
+        size,
+        "use a smaller --model.n-layer or --model.n-embd, or a tokenizer with fewer tokens",
+    )
+    T, batch_size = config.model.block_size, config.train.batch_size
+    require_memory(
+        count_host_memory(config, device, precision),
+        f"{size} on {batch_size:,} blocks of {T:,} tokens",
+        "use a smaller --train.batch-size or --model.block-size, or a larger --train.accumulation",
+    )
