@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..errors import UserError
+from ..errors import UserError, join_command, resume_command
 from ..system.files import require_inside, resolve_interrupted_swap, sync_to_disk
 
 RUNS = Path("runs")
@@ -49,7 +49,8 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
         lock.release()
         raise UserError(
             f"{directory} already holds a run: name another directory, such as --out "
-            f"{_find_free(directory)}, or resume this run with --resume {directory}"
+            f"{join_command([_find_free(directory)])}, or resume this run with --resume "
+            f"{join_command([directory])}"
         )
     # A run that ended before it wrote run.json leaves .pid: its EARLY_FILES may be replaced.
     others = entries - SYSTEM_FILES
@@ -139,7 +140,7 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
         if checkpoint == "best" and os.path.isdir(resolve_interrupted_swap(directory / "last")):
             raise UserError(
                 f"{directory} was stopped before its first evaluation: resume it with "
-                f"nanogpt train --resume {directory}"
+                f"{resume_command(directory)}"
             )
     if os.path.isdir(run):
         raise UserError(f"{run} is not a run: it has no {checkpoint}/; give the directory of a run")

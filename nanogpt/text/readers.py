@@ -12,10 +12,11 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import UserError
+from ..errors import UserError, join_command
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 DOCUMENT_SUFFIXES = (".jsonl", ".parquet")
@@ -72,9 +73,10 @@ def find_files(data: str, excluded: Path | None = None) -> list[Path]:
         if p.suffix.lower() in suffixes and (os.path.isfile(p) or not os.path.exists(p))
     )
     if not files:
+        pattern = join_command([Path(glob.escape(data), "*.py")])
         raise UserError(
             f"{data} is a directory without text files ({', '.join(suffixes)}): name another "
-            f"directory, or a pattern such as '{path / '*.py'}'"
+            f"directory, or a pattern such as {pattern}"
         )
     return files
 
@@ -233,8 +235,7 @@ def open_standard_input() -> BinaryIO:
 def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
     """Decode UTF-8 in chunks, without a byte-order mark. Raises a UserError that shows `name`."""
     decoder, bytes_read = codecs.getincrementaldecoder("utf-8-sig")(), 0
-    while True:
-        raw = file.read(READ_BYTES)
+    for raw in chain(read_blocks(file, name), [b""]):
         bytes_read += len(raw)
         try:
             yield decoder.decode(raw, final=not raw)
@@ -244,8 +245,15 @@ def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
                 f"{name} is not UTF-8: byte {position} is 0x{error.object[error.start]:02x}; "
                 f"convert it, for example with: iconv -f latin1 -t utf-8"
             ) from None
-        if not raw:
-            return
+
+
+def read_blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield the bytes of a file in blocks. Raises a UserError that shows `name`."""
+    try:
+        while block := file.read(READ_BYTES):
+            yield block
+    except OSError as error:
+        raise read_error(name, error) from None
 
 
 def empty_error(name: str) -> UserError:
