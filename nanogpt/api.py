@@ -1,5 +1,6 @@
 """Use a trained model from Python: `load("runs/tiny").generate("ROMEO:")`."""
 
+import os
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def load(
     Raises UserError if the model cannot be loaded.
     """
     directory = Path(run) if run is not None else None
-    if directory is None or not (directory / SUMS).exists():
+    if directory is None or not os.path.exists(directory / SUMS):
         directory = find_run(None if run is None else str(run)) / "best"
     found_device = pick_device(device)
     if precision == "auto" and found_device.type != "cuda":

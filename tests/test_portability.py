@@ -4,19 +4,23 @@ import ast
 import errno
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import nanogpt
 from nanogpt import errors
 from nanogpt.cli import output
 from nanogpt.cli.main import main
 from nanogpt.cli.output import is_broken_pipe
-from nanogpt.errors import join_command
+from nanogpt.errors import join_command, resume_command
+from tests.platforms import posix_only
 from tests.texts import LANGUAGES
 
 HOME = Path(nanogpt.__file__).parent
@@ -130,6 +134,20 @@ def test_a_command_is_quoted_for_windows() -> None:
     assert join_command(["nanogpt", "--out", r"my runs\one"]) == r'nanogpt --out "my runs\one"'
 
 
-def test_a_command_is_quoted_for_a_shell() -> None:
-    if os.name == "posix":
-        assert join_command(["nanogpt", "--out", "my runs"]) == "nanogpt --out 'my runs'"
+@posix_only
+@settings(max_examples=20)
+@given(
+    st.lists(
+        st.binary(max_size=12).map(lambda raw: os.fsdecode(raw.replace(b"\0", b""))), min_size=1
+    )
+)
+def test_a_command_is_quoted_for_a_shell(words: list[str]) -> None:
+    """Also words with line breaks, control characters and bytes that are not UTF-8."""
+    command = join_command(["printf", r"%s\0", *words])
+    assert command.isprintable()
+    split = subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout
+    assert split == b"".join(os.fsencode(word) + b"\0" for word in words)
+
+
+def test_a_path_that_starts_with_a_hyphen_is_not_an_option() -> None:
+    assert resume_command(Path("-x")).endswith("--resume ./-x" if os.name == "posix" else "-x")

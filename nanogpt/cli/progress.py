@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from ..errors import escape_control
+from ..errors import escape_control, make_line
 
 NO_BITS = "Bits per byte are left out, because they could not be compared."
 
@@ -70,7 +70,7 @@ class Bar:
             self.activity, self.activity_started = activity, now
         done = min(done, total or done)
         rate = done / max(1e-3, now - self.activity_started)
-        text = escape_control(activity)
+        text = make_line(activity)
         if done:
             of_total = f" of {total / 1e6:,.0f}" if total else ""
             text += f"  {done / 1e6:,.0f}{of_total} MB  {rate / 1e6:,.1f} MB/s"

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import escape_control
+from ..errors import make_line
 from ..models import flops_per_token
 from ..runs.checkpoint import Best
 from ..runs.journal import Record
@@ -47,7 +47,7 @@ class LiveReporter(Reporter):
     def recorded(self, record: Record, best: Best | None) -> None:
         assert self.run is not None
         steps = self.run.config.train.steps
-        text = f"{escape_control(self.run.config.name)}  step {record.step:,}/{steps:,}"
+        text = f"{make_line(self.run.config.name)}  step {record.step:,}/{steps:,}"
         if record.train_loss is not None:
             text += f"  loss {record.train_loss:.4f}  {self._format_time_left(record)}"
         self.progress.update(self.task, completed=record.step, description=text)
@@ -79,14 +79,14 @@ class TerminalReporter(LiveReporter):
         splits, model = run.data.splits, run.model.config
         precision = str(run.precision).removeprefix("torch.")
         print_line = partial(self.console.print, soft_wrap=True)
-        print_line(str(run.out), style="bold", end="")
+        print_line(make_line(run.out), style="bold", end="")
         print_line(
             f": {type(run.model).__name__}, "
             f"{run.parameters:,} parameters, block size {model.block_size}; "
             f"{describe_device(run.device)}, {precision}"
         )
         print_line(
-            f"{run.config.data}: {len(splits['train'].tokens):,} training tokens, "
+            f"{make_line(run.config.data)}: {len(splits['train'].tokens):,} training tokens, "
             f"{len(splits['val'].tokens):,} validation tokens, "
             f"vocabulary {run.tokenizer.vocab_size:,}"
         )

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Interrupted, Stopped, UserError, join_command
+from ..errors import Interrupted, Stopped, UserError, join_command, make_line
 from .arguments import Flag, parse_command, report_mistakes
 from .output import train_without_output
 
@@ -116,7 +116,9 @@ def _run_ladder(options: LadderArgs) -> None:
         ladder = run_ladder(base, config, reporter, print_rung)
     if options.json:
         print(json.dumps(asdict(ladder)))
-    console.print(f"\nsaved in {options.out}: ladder.json, ladder.md, ladder.svg", soft_wrap=True)
+    console.print(
+        f"\nsaved in {make_line(options.out)}: ladder.json, ladder.md, ladder.svg", soft_wrap=True
+    )
 
 
 def _run_scaling(options: ScalingArgs) -> None:
@@ -157,7 +159,9 @@ def _run_scaling(options: ScalingArgs) -> None:
         print(json.dumps(asdict(scaling)))
     console.print()
     console.print(Markdown(format_tables(scaling)))
-    console.print(f"saved in {options.out}: scaling.json, scaling.md, pictures", soft_wrap=True)
+    console.print(
+        f"saved in {make_line(options.out)}: scaling.json, scaling.md, pictures", soft_wrap=True
+    )
 
 
 def format_rungs() -> Generator[str, "Rung", None]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from ..api import GenerationConfig, load
-from ..errors import UserError, join_command
+from ..errors import UserError, join_command, make_line
 from ..runs.config import RunConfig
 from ..runs.directory import find_run
 from ..runs.presets import PRESETS, default_preset_name, get_preset
@@ -53,7 +53,9 @@ def train(args: list[str]) -> None:
     console.print(make_result_table(result))
     out = result.run.out
     command = join_command(["nanogpt", "sample", out])
-    console.print(f"{'saved in':20}  {out}; generate more text with: {command}", soft_wrap=True)
+    console.print(
+        f"{'saved in':20}  {make_line(out)}; generate more text with: {command}", soft_wrap=True
+    )
     if not options.sample_tokens:
         return
     console.print("\nSample:", style="bold")
@@ -80,7 +82,8 @@ class _Defaults:
             run = find_run(options.resume or None, "last")
             self.saved = read_saved_run(run)
             description = (
-                f"Resume {run} from its last checkpoint. Its settings are the defaults below."
+                f"Resume {make_line(run)} from its last checkpoint. "
+                f"Its settings are the defaults below."
             )
             return TrainArgs(resume=str(run), config=self.saved.config), description
         name = options.preset or default_preset_name(options.config.device)

@@ -203,6 +203,12 @@ def is_encodable(text: str) -> bool:
     return True
 
 
+def require_encodable(path: str | Path) -> None:
+    """Raise UserError if a path is not valid UTF-8: JSON and some libraries need UTF-8."""
+    if not is_encodable(str(path)):
+        raise UserError(f"the path {str(path)!a} is not valid UTF-8: rename it")
+
+
 # Read one file.
 
 
