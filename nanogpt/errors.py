@@ -36,14 +36,20 @@ def write_error(run: Path, error: OSError) -> Stopped:
     remedy = "change its permissions" if is_denied(error) else "free disk space"
     if not os.path.exists(run / "last"):
         return Stopped(reason, f": {remedy}, then start again")
-    return Stopped(reason, f": {remedy}, then resume with: nanogpt train --resume {run}")
+    return Stopped(reason, f": {remedy}, then resume with: {resume_command(run)}")
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the command; its work is saved. The exit status is 128 + signal number."""
+    """A signal ended the command. The exit status is 128 + signal number.
 
-    def __init__(self, number: signal.Signals, saved: str, command: str) -> None:
-        super().__init__(f"interrupted; saved {saved}; resume with: {command}")
+    `saved` says what was saved, and `command` resumes the work; both are "" if there is none.
+    """
+
+    def __init__(self, number: signal.Signals, saved: str = "", command: str = "") -> None:
+        message = "interrupted"
+        message += f"; saved {saved}" if saved else ""
+        message += f"; resume with: {command}" if command else ""
+        super().__init__(message)
         self.number, self.saved = number, saved
         self.status = 128 + number
 
@@ -61,34 +67,49 @@ def access_error(path: object, error: OSError) -> UserError:
     )
 
 
-def is_broken_pipe(error: OSError) -> bool:
-    """Return whether the program that reads standard output, such as `head`, has exited.
+def resume_command(run: Path, *options: str) -> str:
+    """Return the command line that resumes a run, with these options."""
+    return join_command(["nanogpt", "train", "--resume", run, *options])
 
-    Windows reports this as an invalid argument.
+
+def join_command(arguments: Sequence[str | Path]) -> str:
+    """Join arguments into a command line, quoted for the shell of the operating system.
+
+    A Path that starts with a hyphen gets ./ before it, so that it is not read as an option.
     """
-    if os.name == "nt" and error.errno == errno.EINVAL:
-        return error.filename is None
-    return isinstance(error, BrokenPipeError)
-
-
-def join_command(arguments: Sequence[str]) -> str:
-    """Join arguments into a command line, quoted for the shell of the operating system."""
+    words = [f"./{a}" if isinstance(a, Path) and str(a)[0] == "-" else str(a) for a in arguments]
     if os.name == "nt":
         import subprocess  # a slow import that few commands need
 
-        return subprocess.list2cmdline(arguments)
-    return shlex.join(arguments)
+        return subprocess.list2cmdline(words)
+    return " ".join(
+        shlex.quote(word) if word.isprintable() else _quote_bytes(word) for word in words
+    )
+
+
+def _quote_bytes(word: str) -> str:
+    """Quote a word that a terminal cannot show, such as a line break, as bash and zsh read it."""
+    kept = {byte: chr(byte) for byte in range(32, 127) if chr(byte) not in "\\'"}
+    return "$'" + "".join(kept.get(byte, f"\\x{byte:02x}") for byte in os.fsencode(word)) + "'"
 
 
 def escape_control(text: str) -> str:
     """Make control characters readable, except line breaks and tabs: ESC becomes \\x1b.
 
-    A terminal would obey control characters, for example clear the screen.
+    A terminal would obey control characters, for example clear the screen. Other line separators
+    and unpaired surrogates, which stand for bytes that are not UTF-8, are escaped, too.
     """
     return "".join(
-        c if category(c) != "Cc" or c in "\n\t" else c.encode("unicode_escape").decode()
+        c.encode("unicode_escape").decode()
+        if category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t"
+        else c
         for c in text
     )
+
+
+def make_line(message: object) -> str:
+    """Return a message as one readable line; the names in it may contain line breaks."""
+    return escape_control(str(message)).replace("\n", "\\n")
 
 
 def suggest_nearest(word: str, known: Iterable[str]) -> str:
@@ -102,4 +123,4 @@ def suggest_nearest(word: str, known: Iterable[str]) -> str:
 
 def print_note(line: str) -> None:
     """Print a note, which is neither an error nor a result, to standard error."""
-    print(f"nanogpt: {escape_control(line)}", file=sys.stderr)
+    print(f"nanogpt: {make_line(line)}", file=sys.stderr)

@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -209,3 +210,27 @@ def test_a_full_disk_stops_the_run_with_one_line(
     filler.unlink()
     assert nanogpt("train", "--resume", run, "--train.steps", 60, "--sample-tokens", 5)[0] == 0
     assert_same(Path("straight"), run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGHUP), slow(signal.SIGINT)])
+@pytest.mark.parametrize("command", ["data -", slow("train --data -")])
+def test_a_signal_while_text_is_read_leaves_no_file(
+    cache: Path, number: signal.Signals, command: str
+) -> None:
+    """Not even the file of an earlier process that was killed."""
+    for sent in (signal.SIGKILL, number):
+        with subprocess.Popen(
+            [sys.executable, "-m", "nanogpt", *command.split()],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        ) as reading:
+            before = {*cache.glob(".new-*/new")}
+            wait_for(lambda before=before: {*cache.glob(".new-*/new")} - before, reading)  # type: ignore
+            reading.send_signal(sent)
+            assert reading.stderr is not None
+            err = reading.stderr.read()
+        assert reading.returncode == (-sent if sent == signal.SIGKILL else 128 + sent)
+        assert err == ("" if sent == signal.SIGKILL else "\nnanogpt: interrupted\n")
+        assert bool([*cache.iterdir()]) == (sent == signal.SIGKILL)

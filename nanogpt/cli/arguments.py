@@ -27,7 +27,7 @@ from typing import (
 
 import tyro
 
-from ..errors import UserError, is_broken_pipe, suggest_nearest
+from ..errors import Stopped, UserError, suggest_nearest
 
 T = TypeVar("T")
 
@@ -195,9 +195,8 @@ def _run_parser(
             )
     except ValueError as error:
         raise UserError(_name_flags(str(error), flags)) from None
-    except OSError as error:
-        if is_broken_pipe(error):  # the program that reads the help has exited
-            raise
+    except Stopped:  # the help cannot be printed
+        raise
     except SystemExit as exit:
         if not exit.code:
             raise

@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Optional
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..errors import UserError, print_note
@@ -15,7 +13,7 @@ from ..text import corpora
 from ..text.corpora import Corpus
 from ..text.glyphs import make_visible
 from .arguments import Flag, parse_arguments, placeholder, positional
-from .progress import Bar
+from .progress import Bar, PlainConsole
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class DataArgs:
 def data(args: list[str]) -> None:
     """Print statistics of a text."""
     options = parse_arguments(DataArgs(), args, "nanogpt data")
-    with Bar(Console()) as bar:
+    with Bar(PlainConsole()) as bar:
         if options.refresh:
             corpora.refresh_text(options.data, options.column, options.separator, bar.update)
         corpus = corpora.load_corpus(
@@ -61,7 +59,7 @@ def data(args: list[str]) -> None:
     if options.json:
         print(json.dumps(asdict(result)))
         return
-    console = Console(highlight=False)
+    console = PlainConsole()
     for table in make_survey_tables(result):
         console.print(table)
         console.print()
@@ -81,7 +79,7 @@ def make_survey_tables(survey: Survey) -> list[Table]:
         "frequent words": ", ".join(f"{word} {count:,}" for word, count in survey.frequent),
     }
     for name, value in rows.items():
-        facts.add_row(name, escape(value))
+        facts.add_row(name, value)
     columns = ("nats per character", "entropy", "in bits", "validation loss by counting")
     ngrams = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for each, name in zip(survey.ngrams, ("unigrams", "bigrams", "trigrams"), strict=False):

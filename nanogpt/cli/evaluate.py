@@ -5,10 +5,8 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rich.console import Console
-
 from ..data import Split
-from ..errors import UserError
+from ..errors import UserError, make_line
 from ..evaluate import Ensemble
 from ..evaluate import evaluate as evaluate_split
 from ..runs.checkpoint import load_checkpoint
@@ -20,7 +18,7 @@ from ..text import corpora
 from ..text.encoding import encode_corpus
 from ..text.tokenizers import describe_lost_text
 from .arguments import Flag, parse_arguments, placeholder, positional
-from .progress import NO_BITS, Bar
+from .progress import NO_BITS, Bar, PlainConsole
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def evaluate(args: list[str]) -> None:
     device = pick_device(options.device)
     runs = [find_run(run) for run in options.runs or (None,)]
     checkpoints = [load_checkpoint(run / "best", device) for run in runs]
-    with Bar(Console()) as bar:
+    with Bar(PlainConsole()) as bar:
         if options.data:
             source = options.data, options.column, options.separator, bar.update
             if options.refresh:
@@ -92,7 +90,7 @@ def evaluate(args: list[str]) -> None:
     if name == "auto":
         name = "all" if options.data and not corpus.token_folder else "val"
     part = None if name == "all" else name
-    with Bar(Console()) as bar:
+    with Bar(PlainConsole()) as bar:
         tokens = encode_corpus(corpus, first.tokenizer, part, val_fraction, bar.update)
     split = Split(tokens, device)
     require_tokens([(name, split)], 1)
@@ -115,7 +113,7 @@ def evaluate(args: list[str]) -> None:
         if split.lost:
             print(f"{describe_lost_text(split.lost)} {NO_BITS}", file=sys.stderr)
         subject = " and ".join(
-            f"{run}, step {step:,}" for run, step in zip(runs, steps, strict=True)
+            f"{make_line(run)}, step {step:,}" for run, step in zip(runs, steps, strict=True)
         )
         print(
             f"{subject}: {name} loss {evaluation.loss:.4f} nats per token{bits}, "

@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from rich.table import Table
 
-from ..errors import UserError, suggest_nearest
+from ..errors import UserError, make_line, suggest_nearest
 from ..models import BigramConfig
 from ..reports.explain import Explanation, explain_run
 from ..reports.rates import measure_rates
@@ -25,7 +24,7 @@ from ..text import corpora
 from ..text.encoding import get_tokenizer
 from ..text.readers import no_progress
 from .arguments import Flag, flat, parse_with_defaults, placeholder, positional
-from .progress import duration
+from .progress import PlainConsole, duration
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def explain(args: list[str]) -> None:
     if options.json:
         print(json.dumps(asdict(explanation)))
         return
-    console = Console(highlight=False)
+    console = PlainConsole()
     for table in make_explanation_tables(explanation):
         console.print(table)
         console.print()
@@ -78,8 +77,9 @@ def explain(args: list[str]) -> None:
         f"{name} = {format_count(value)} ({words})" for name, (words, value) in symbols.items()
     )
     console.print(
-        f"{size} on {device.type} in {str(precision).removeprefix('torch.')}: {values}. The times "
-        f"are estimates from speeds just measured on this machine, and do not include evaluations."
+        f"{make_line(size)} on {device.type} in {str(precision).removeprefix('torch.')}: {values}. "
+        f"The times are estimates from speeds just measured on this machine, and do not include "
+        f"evaluations."
     )
 
 
@@ -88,7 +88,7 @@ def _choose_defaults(options: ExplainArgs) -> tuple[ExplainArgs, str]:
     size = options.size or default_preset_name(options.config.device)
     description = (
         f"Show what a run will need: parameters, memory, operations, time. "
-        f"The defaults below are those of {size}. Presets: {', '.join(PRESETS)}."
+        f"The defaults below are those of {make_line(size)}. Presets: {', '.join(PRESETS)}."
     )
     return ExplainArgs(size=size, config=_find_config(size)), description
 

@@ -1,11 +1,12 @@
 """nanogpt inspect: show on a web page how a model processes a text."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..api import load
-from ..errors import UserError, print_note
+from ..errors import UserError, make_line, print_note
 from ..reports.inspection import SHOWN_TOKENS, inspect_text, render_page
 from ..runs.directory import find_run
 from ..system.devices import limit_threads
@@ -54,9 +55,9 @@ def inspect(args: list[str]) -> None:
     title += "" if options.prompt else "; generated text"
     inspection = inspect_text(trained.model, trained.tokenizer, text, title)
     try:
-        write_output(out, render_page(inspection).encode())
+        write_output(out, render_page(inspection).encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(
             f"cannot write {out}: {error.strerror}; name another file with --out"
         ) from None
-    print(out)
+    print(make_line(out) if sys.stdout.isatty() else out)

@@ -1,7 +1,5 @@
 """Runs the command named in the arguments, and turns an error into one line and an exit status."""
 
-import io
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -11,12 +9,13 @@ from ..errors import (
     Stopped,
     UserError,
     access_error,
-    escape_control,
-    is_broken_pipe,
     is_denied,
+    make_line,
     suggest_nearest,
 )
+from ..system.interrupts import raise_interrupted
 from ..version import VERSION
+from .output import guard_streams
 
 COMMANDS = {
     "train": ("train", "train a model, or resume a run"),
@@ -34,20 +33,21 @@ COMMANDS = {
 TOO_LARGE = "out of memory: {size} more was requested; use a smaller model, text or batch"
 
 
+@guard_streams()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
-    The exit status is 0 after success, 1 after a failure, 2 after a mistake in the input, and 130
-    or 143 after an interruption. Each error is one line on standard error.
+    The exit status is 0 after success, 1 after a failure, 2 after a mistake in the input, and 128 +
+    the number of the signal after an interruption. Each error is one line on standard error.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not every terminal can show every character
-            stream.reconfigure(errors="backslashreplace")
     try:
-        _run(list(sys.argv[1:] if argv is None else argv))
+        with raise_interrupted():
+            try:
+                _run(list(sys.argv[1:] if argv is None else argv))
+            finally:
+                sys.stdout.flush()
     except (UserError, Stopped) as error:
-        line = escape_control(str(error)).replace("\n", "\\n")  # file names can have line breaks
-        print(f"nanogpt: {line}", file=sys.stderr)
+        print(f"nanogpt: {make_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except (RuntimeError, MemoryError) as error:
         from ..system.devices import requested_memory
@@ -57,19 +57,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"nanogpt: {TOO_LARGE.format(size=size)}", file=sys.stderr)
         sys.exit(1)
-    except Interrupted as interruption:
-        print(f"\nnanogpt: {interruption}", file=sys.stderr)
-        sys.exit(interruption.status)
-    except KeyboardInterrupt:
-        print("\nnanogpt: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interruption:
+        print(f"\nnanogpt: {make_line(interruption) or 'interrupted'}", file=sys.stderr)
+        sys.exit(interruption.status if isinstance(interruption, Interrupted) else 130)
     except OSError as error:
-        if is_denied(error) and error.filename:
-            print(f"nanogpt: {access_error(error.filename, error)}", file=sys.stderr)
-            sys.exit(2)
-        if not is_broken_pipe(error):
+        if not is_denied(error) or not error.filename:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"nanogpt: {make_line(access_error(error.filename, error))}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run(args: list[str]) -> None:

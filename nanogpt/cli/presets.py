@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from ..models import BigramConfig, ModernConfig
 from ..runs.presets import PRESETS
 from .arguments import parse_arguments
+from .progress import PlainConsole
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,4 @@ def presets(args: list[str]) -> None:
         if isinstance(model, ModernConfig):
             shape = "modern, " + shape
         table.add_row(name, shape, f"{training.steps:,}", str(training.batch_size), preset.purpose)
-    Console().print(table)
+    PlainConsole().print(table)

@@ -1,12 +1,29 @@
-"""Live lines that show the progress of a long task in a terminal."""
+"""The console of a command, and live lines that show the progress of a long task in it."""
 
 import time
+from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+from ..errors import escape_control, make_line
 
 NO_BITS = "Bits per byte are left out, because they could not be compared."
+
+
+class PlainConsole(Console):
+    """A console that prints strings as they are, without markup and emoji codes.
+
+    Names may contain anything: [bold], :cat:, or characters that control a terminal.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a string as a Text; control characters are escaped."""
+        return super().render_str(escape_control(text), **options)
 
 
 def duration(seconds: float) -> str:
@@ -22,7 +39,7 @@ def make_live_line(console: Console) -> Progress:
     """Make a progress bar with a text. It shows nothing if the output is not a terminal."""
     return Progress(
         BarColumn(bar_width=20),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         console=console,
         transient=True,
         disable=not console.is_terminal,
@@ -53,7 +70,7 @@ class Bar:
             self.activity, self.activity_started = activity, now
         done = min(done, total or done)
         rate = done / max(1e-3, now - self.activity_started)
-        text = escape(activity)
+        text = make_line(activity)
         if done:
             of_total = f" of {total / 1e6:,.0f}" if total else ""
             text += f"  {done / 1e6:,.0f}{of_total} MB  {rate / 1e6:,.1f} MB/s"

@@ -4,9 +4,10 @@ from functools import partial
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from ..errors import make_line
 from ..models import flops_per_token
 from ..runs.checkpoint import Best
 from ..runs.journal import Record
@@ -46,7 +47,7 @@ class LiveReporter(Reporter):
     def recorded(self, record: Record, best: Best | None) -> None:
         assert self.run is not None
         steps = self.run.config.train.steps
-        text = f"{self.run.config.name}  step {record.step:,}/{steps:,}"
+        text = f"{make_line(self.run.config.name)}  step {record.step:,}/{steps:,}"
         if record.train_loss is not None:
             text += f"  loss {record.train_loss:.4f}  {self._format_time_left(record)}"
         self.progress.update(self.task, completed=record.step, description=text)
@@ -78,13 +79,14 @@ class TerminalReporter(LiveReporter):
         splits, model = run.data.splits, run.model.config
         precision = str(run.precision).removeprefix("torch.")
         print_line = partial(self.console.print, soft_wrap=True)
+        print_line(make_line(run.out), style="bold", end="")
         print_line(
-            f"[bold]{escape(str(run.out))}[/]: {type(run.model).__name__}, "
+            f": {type(run.model).__name__}, "
             f"{run.parameters:,} parameters, block size {model.block_size}; "
             f"{describe_device(run.device)}, {precision}"
         )
         print_line(
-            f"{escape(run.config.data)}: {len(splits['train'].tokens):,} training tokens, "
+            f"{make_line(run.config.data)}: {len(splits['train'].tokens):,} training tokens, "
             f"{len(splits['val'].tokens):,} validation tokens, "
             f"vocabulary {run.tokenizer.vocab_size:,}"
         )
@@ -103,12 +105,12 @@ class TerminalReporter(LiveReporter):
         speed = f"{self._format_rate(record)}  {self._format_time_left(record)}"
         if record.val_loss is not None:
             train = f"{record.train_loss:7.4f}" if record.train_loss is not None else "      –"
-            line = f"step {record.step:>6,}  train {train}  val {record.val_loss:7.4f}"
+            line = Text(f"step {record.step:>6,}  train {train}  val {record.val_loss:7.4f}")
             line += self._format_bits(record.val_loss)
             if record.ema_val_loss is not None:
                 line += f"  averaged {record.ema_val_loss:7.4f}"
                 line += self._format_bits(record.ema_val_loss)
-            line += "  [bold]best[/]" if best and record.step == best.step else "      "
+            line.append(*("  best", "bold") if best and record.step == best.step else ("      ",))
             if not self.console.is_terminal and record.step:
                 line += f"  {speed}"
             self.console.print(line, soft_wrap=True)
@@ -137,11 +139,11 @@ class TerminalReporter(LiveReporter):
         return text + (f", MFU {self.peak_fraction * rate:.0%}" if self.peak_fraction else "")
 
     def said(self, line: str) -> None:
-        self.console.print(line, style="yellow", soft_wrap=True, markup=False)
+        self.console.print(line, style="yellow", soft_wrap=True)
 
 
 def make_result_table(result: Result) -> Table:
-    """Return a table of the losses, the time and the directory of a run that has ended."""
+    """Return a table of the losses and the time of a run that has ended."""
     run, best, last = result.run, result.best, result.last
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     bigram_bits = run.data.splits["val"].bits_per_byte(run.bigram_loss)
@@ -152,7 +154,6 @@ def make_result_table(result: Result) -> Table:
         "bigram baseline": f"{run.bigram_loss:.4f} nats per token"
         + ("" if bigram_bits is None else f", {bigram_bits:.4f} bits per byte"),
         "training": f"{duration(last.seconds)}, {last.tokens:,} tokens; ended: {result.ended}",
-        "saved in": escape(f"{run.out}; generate more text with: nanogpt sample {run.out}"),
     }
     for name, value in rows.items():
         if not value:

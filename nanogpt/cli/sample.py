@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..api import GenerationConfig, Trained, load
-from ..errors import UserError, escape_control, print_note
+from ..errors import Interrupted, UserError, escape_control, print_note
 from ..system.devices import Precision, limit_threads
 from ..text.completion import encode_prompt
 from ..text.readers import read_text
@@ -92,19 +92,26 @@ def _ask_for_prompts(trained: Trained, options: GenerationConfig) -> None:
     while True:
         try:
             prompt = input("> ")
-        except EOFError:
+        except (EOFError, OSError):  # OSError: the input cannot be read
             print()
             return
-        except KeyboardInterrupt:
-            print()
+        except KeyboardInterrupt as error:
+            _continue_after(error)
             continue
         try:
             print_completions(trained, [prompt], options)
-        except KeyboardInterrupt:
-            print()
+        except KeyboardInterrupt as error:
+            _continue_after(error)
         except UserError as error:  # such as an unknown character in the prompt
             print_note(str(error))
         options = replace(options, seed=options.seed + 1)  # a repeated prompt gets a new text
+
+
+def _continue_after(error: KeyboardInterrupt) -> None:
+    """Start a new line after Ctrl-C; a signal such as SIGTERM ends the command."""
+    if isinstance(error, Interrupted):
+        raise error
+    print()
 
 
 def _read_prompts(options: SampleArgs, trained: Trained) -> list[str]:

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Interrupted, Stopped, UserError, join_command
+from ..errors import Interrupted, Stopped, UserError, join_command, make_line
 from .arguments import Flag, parse_command, report_mistakes
+from .output import train_without_output
 
 # A study imports torch, and this is slow. So a study is imported only when it runs.
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def study(args: list[str]) -> None:
     """Run a study, or resume it."""
     options = parse_command(STUDIES, args, "nanogpt study")
     command = join_command(["nanogpt", "study", *args])
+    train_without_output()
     try:
         if isinstance(options, LadderArgs):
             _run_ladder(options)
@@ -86,11 +88,10 @@ def study(args: list[str]) -> None:
 
 def _run_ladder(options: LadderArgs) -> None:
     """Train the models of the ladder and print a row for each."""
-    from rich.console import Console
-
     from ..runs.config import RunConfig
     from ..studies.ladder import LADDER_CONFIGS, run_ladder
     from ..system.devices import pick_device
+    from .progress import PlainConsole
     from .reporter import LiveReporter
 
     config = LADDER_CONFIGS["cuda" if pick_device(options.device).type == "cuda" else "cpu"]
@@ -104,30 +105,31 @@ def _run_ladder(options: LadderArgs) -> None:
             device=options.device,
             train=replace(config.train, steps=steps, eval_every=eval_every),
         )
-    console = Console(highlight=False, quiet=options.json)
+    console = PlainConsole(quiet=options.json)
     rows = format_rungs()
     console.print(next(rows), style="bold", no_wrap=True, overflow="ellipsis")
 
     def print_rung(rung: "Rung") -> None:
-        console.print(rows.send(rung), markup=False, no_wrap=True, overflow="ellipsis")
+        console.print(rows.send(rung), no_wrap=True, overflow="ellipsis")
 
     with LiveReporter(console) as reporter:
         ladder = run_ladder(base, config, reporter, print_rung)
     if options.json:
         print(json.dumps(asdict(ladder)))
-    console.print(f"\nsaved in {options.out}: ladder.json, ladder.md, ladder.svg", soft_wrap=True)
+    console.print(
+        f"\nsaved in {make_line(options.out)}: ladder.json, ladder.md, ladder.svg", soft_wrap=True
+    )
 
 
 def _run_scaling(options: ScalingArgs) -> None:
     """Train the models of the scaling study; print a line for each model, and the fitted law."""
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from ..runs.config import RunConfig, TrainConfig
     from ..studies.findings import format_tables
     from ..studies.scaling import SHAPES, Grid, run_scaling
     from ..system.devices import pick_device
-    from .progress import duration
+    from .progress import PlainConsole, duration
 
     if not 4 <= options.sizes <= len(SHAPES):
         raise UserError(
@@ -140,7 +142,7 @@ def _run_scaling(options: ScalingArgs) -> None:
         base = RunConfig(out=options.out, seed=options.seed, device=options.device)
         TrainConfig(steps=options.steps)
     grid = Grid(shapes=SHAPES[: options.sizes], steps=options.steps)
-    console = Console(highlight=False, quiet=options.json)
+    console = PlainConsole(quiet=options.json)
 
     def print_trial(run: "RunConfig", trial: "Trial", done: int, total: int) -> None:
         console.print(
@@ -150,14 +152,16 @@ def _run_scaling(options: ScalingArgs) -> None:
         )
 
     def print_message(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
     scaling = run_scaling(base, grid, options.at_a_time, print_trial, print_message)
     if options.json:
         print(json.dumps(asdict(scaling)))
     console.print()
     console.print(Markdown(format_tables(scaling)))
-    console.print(f"saved in {options.out}: scaling.json, scaling.md, pictures", soft_wrap=True)
+    console.print(
+        f"saved in {make_line(options.out)}: scaling.json, scaling.md, pictures", soft_wrap=True
+    )
 
 
 def format_rungs() -> Generator[str, "Rung", None]:

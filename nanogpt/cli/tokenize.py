@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
@@ -16,7 +15,7 @@ from ..text.glyphs import decode_token_bytes, make_visible
 from ..text.readers import decode_utf8, empty_error, open_standard_input
 from ..text.tokenizers import Tokenizer, describe_lost_text
 from .arguments import Flag, OptionalString, parse_arguments, placeholder, positional
-from .progress import Bar
+from .progress import Bar, PlainConsole
 
 COLOURS = ("#b3d9ff", "#ffd9b3", "#c6ecc6", "#f2c6ec", "#fff2b3")
 """Background colours of consecutive tokens; black text is readable on all of them."""
@@ -60,7 +59,7 @@ def tokenize(args: list[str]) -> None:
         answer = {"ids": ids, "tokens": tokens, "bytes": size, "bytes_per_token": ratio}
         print(json.dumps(answer | {"lost_bytes": lost_bytes}))
         return
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(render_tokens(tokenizer, ids, console.width), soft_wrap=True)
     console.print(
         f"{len(ids):,} tokens for {size:,} bytes: {ratio:.2f} bytes per token; "
@@ -84,7 +83,7 @@ def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
     from ..text import corpora
     from ..text.encoding import get_tokenizer
 
-    with Bar(Console()) as bar:
+    with Bar(PlainConsole()) as bar:
         corpus = corpora.load_corpus(options.data, progress=bar.update)
         return get_tokenizer(kind, corpus, 0.1, bar.update)
 

@@ -3,10 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from rich.console import Console
-
 from ..api import GenerationConfig, load
-from ..errors import UserError
+from ..errors import UserError, join_command, make_line
 from ..runs.config import RunConfig
 from ..runs.directory import find_run
 from ..runs.presets import PRESETS, default_preset_name, get_preset
@@ -15,6 +13,8 @@ from ..text import corpora
 from ..train import resume_training
 from ..train import train as train_model
 from .arguments import Flag, OptionalRun, flat, parse_with_defaults, placeholder, positional
+from .output import train_without_output
+from .progress import PlainConsole
 from .reporter import TerminalReporter, make_result_table
 from .sample import print_completions
 
@@ -50,7 +50,8 @@ def train(args: list[str]) -> None:
     defaults = _Defaults()
     options = parse_with_defaults(TrainArgs, defaults.choose, args, "nanogpt train")
     config = options.config
-    console = Console(highlight=False)
+    train_without_output()
+    console = PlainConsole()
     with TerminalReporter(console) as reporter:
         if options.refresh:
             corpora.refresh_text(config.data, config.column, config.separator, reporter.preparing)
@@ -60,10 +61,15 @@ def train(args: list[str]) -> None:
             result = resume_training(defaults.saved, config, reporter)
     console.print()
     console.print(make_result_table(result))
+    out = result.run.out
+    command = join_command(["nanogpt", "sample", out])
+    console.print(
+        f"{'saved in':20}  {make_line(out)}; generate more text with: {command}", soft_wrap=True
+    )
     if not options.sample_tokens:
         return
-    console.print("\n[bold]Sample:[/]")
-    best = load(result.run.out, str(result.run.device))
+    console.print("\nSample:", style="bold")
+    best = load(out, str(result.run.device))
     sampling = GenerationConfig(
         max_new_tokens=options.sample_tokens, seed=config.seed, cuda_graph=config.train.cuda_graph
     )
@@ -86,7 +92,8 @@ class _Defaults:
             run = find_run(options.resume or None, "last")
             self.saved = read_saved_run(run)
             description = (
-                f"Resume {run} from its last checkpoint. Its settings are the defaults below."
+                f"Resume {make_line(run)} from its last checkpoint. "
+                f"Its settings are the defaults below."
             )
             return TrainArgs(resume=str(run), config=self.saved.config), description
         name = options.preset or default_preset_name(options.config.device)

@@ -13,6 +13,7 @@ from ..optim import OptimConfig
 from ..system.devices import Precision
 from ..system.schema import convert_fields
 from ..text import corpora
+from ..text.readers import is_encodable
 
 STEPS_AHEAD = 100
 """Largest number of steps that are planned and taken before the host reads their results."""
@@ -109,7 +110,10 @@ class RunConfig:
             raise ValueError(f"seed is {self.seed}: it must be at least 0 and less than 2**63")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction is {self.val_fraction}: it must be between 0 and 1")
-        if not self.name or Path(self.name).name != self.name:
+        for name in ("name", "data", "column", "separator", "tokenizer", "out"):
+            if not is_encodable(value := str(getattr(self, name))):
+                raise UserError(f"{name} is {value!a}: use only names in valid UTF-8")
+        if self.name in ("", "..") or Path(self.name).name != self.name:
             raise ValueError(f"name is {self.name!r}: it must be a file name without slashes")
         if self.optim.optimizer == "muon" and isinstance(self.model, BigramConfig):
             raise ValueError("optimizer is muon, but a bigram has no blocks: use adam or adamw")

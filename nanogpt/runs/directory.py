@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..errors import UserError, access_error, is_denied
+from ..errors import UserError, access_error, is_denied, join_command, resume_command
 from ..system.files import (
     find_status,
     has_access,
@@ -57,7 +57,8 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
         lock.release()
         raise UserError(
             f"{directory} already holds a run: name another directory, such as --out "
-            f"{_find_free(directory)}, or resume this run with --resume {directory}"
+            f"{join_command([_find_free(directory)])}, or resume this run with --resume "
+            f"{join_command([directory])}"
         )
     # If .pid exists, a run ended before it wrote run.json, so its EARLY_FILES may be replaced.
     others = entries - SYSTEM_FILES
@@ -150,7 +151,7 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
         if checkpoint == "best" and is_directory(resolve_interrupted_swap(directory / "last")):
             raise UserError(
                 f"{directory} was stopped before its first evaluation: resume it with "
-                f"nanogpt train --resume {directory}"
+                f"{resume_command(directory)}"
             )
     if is_directory(run):
         raise UserError(f"{run} is not a run: it has no {checkpoint}/; give the directory of a run")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import Stopped, is_broken_pipe, write_error
+from ..errors import Stopped, resume_command, write_error
 from ..system.devices import requested_memory
 from ..system.gpu import CannotCapture
 from .run import Run
@@ -15,14 +15,12 @@ def explain_failures(run: Run) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if is_broken_pipe(error):  # printing failed; the files of the run are not affected
-            raise
         raise write_error(run.out, error) from None
     except CannotCapture as error:
         raise Stopped(
             f"a step cannot be captured as a CUDA graph ({error})",
-            f"; to run without a graph, which is slower: nanogpt train --resume {run.out} "
-            f"--train.no-cuda-graph",
+            f"; to run without a graph, which is slower: "
+            f"{resume_command(run.out, '--train.no-cuda-graph')}",
         ) from None
     except RuntimeError as error:
         if memory := requested_memory(error):
@@ -41,8 +39,8 @@ def out_of_memory(run: Run, memory: str) -> Stopped:
             "; a smaller --model.n-embd or --model.block-size needs less",
         )
     divisors = (n for n in range(accumulation + 1, min(size, 10_000)) if size % n == 0)
+    parts = "--train.batch-size", str(size), "--train.accumulation", str(next(divisors, size))
     return Stopped(
         f"out of memory: {memory} more was requested",
-        f"; the same batch in smaller parts needs less memory: nanogpt train --resume {run.out} "
-        f"--train.batch-size {size} --train.accumulation {next(divisors, size)}",
+        f"; the same batch in smaller parts needs less memory: {resume_command(run.out, *parts)}",
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..data import inputs_and_targets
-from ..errors import Stopped
+from ..errors import Stopped, resume_command
 from ..evaluate import cross_entropy
 from ..optim import get_learning_rate
 from .run import Run
@@ -74,9 +74,9 @@ class FiniteCheck:
             remedies += ", --optim.grad-clip 1"
         if run.precision == torch.float16:
             remedies += ", --precision float32"
+        lower = [word for flag, rate in rates.items() for word in (flag, f"{rate / 4:.2g}")]
         return Stopped(
             f"{name} became {value:g} in step {step + 1:,}, at learning rate {lr:.3g}",
             f"; the last checkpoint in {run.out} is intact. Try {remedies}, for example: "
-            f"nanogpt train --resume {run.out} "
-            + " ".join(f"{flag} {rate / 4:.2g}" for flag, rate in rates.items()),
+            f"{resume_command(run.out, *lower)}",
         )

@@ -4,7 +4,7 @@ import signal
 import time
 from functools import partial
 
-from ..errors import Interrupted
+from ..errors import Interrupted, resume_command
 from ..system.files import dump_json, write_atomically
 from ..system.gpu import Snapshot, take_snapshot
 from .background import BackgroundWriter
@@ -59,8 +59,7 @@ class CheckpointKeeper:
     def interrupted(self, number: signal.Signals) -> Interrupted:
         """Wait until everything is on the disk, then return the error of an interrupted run."""
         self.writer.wait()
-        command = f"nanogpt train --resume {self.run.out}"
-        return Interrupted(number, f"at step {self.run.state.step:,}", command)
+        return Interrupted(number, f"at step {self.run.state.step:,}", resume_command(self.run.out))
 
     def _write_last(self, files: Contents) -> None:
         # The lines of metrics.jsonl must be on the disk first: the checkpoint stores their number.

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -77,5 +78,6 @@ def draw_loss(
     # Losses usually fall, so the curves do not reach the upper right corner.
     axes.legend(loc="upper right", edgecolor="none", framealpha=1)
     png = io.BytesIO()
-    figure.savefig(png, pil_kwargs={"compress_level": 1})
+    with warnings.catch_warnings(action="ignore"):  # the font may lack characters of the title
+        figure.savefig(png, pil_kwargs={"compress_level": 1})
     write_atomically(file, png.getvalue())

@@ -26,6 +26,7 @@ from ..system.files import (
     unreadable_error,
 )
 from ..system.schema import shorten
+from ..text.readers import require_encodable
 from ..text.tokenizers import MAX_TOKENIZER_BYTES
 from .formats import parse_file
 
@@ -69,6 +70,7 @@ class CheckpointFiles:
     """
 
     def __init__(self, directory: Path) -> None:
+        require_encodable(directory)  # the library safetensors needs UTF-8
         self.directory = directory
         lines = read_limited(self._find(SUMS), limit=4096).decode("ascii", "replace").splitlines()
         self.checksums = {

@@ -19,7 +19,7 @@ from ..runs.config import RunConfig
 from ..system.cores import count_cores
 from ..system.devices import pick_device
 from ..system.files import remove_if_present
-from ..system.interrupts import Interrupts
+from ..system.interrupts import Interrupts, raise_interrupted
 from .trial import Trial, read_finished_trial, run_trial
 
 # Importing the modules takes seconds. On Linux, workers are forked from a process that has already
@@ -159,8 +159,9 @@ def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None
     threading.Thread(target=_end_when_asked, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)  # more threads than cores would slow down all processes
     try:
-        run_trial(replace(run, device=device), command="")  # the parent reports interruptions
-        _remove_weights(run)
+        with raise_interrupted():
+            run_trial(replace(run, device=device), command="")  # the parent reports interruptions
+            _remove_weights(run)
     except Interrupted:
         pass
     except (UserError, Stopped) as error:

@@ -71,7 +71,8 @@ def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None)
         else:
             result = train(config, reporter)
     except Interrupted as error:
-        raise Interrupted(error.number, f"{config.name} {error.saved}", command) from None
+        what = f"{config.name} {error.saved}" if error.saved else ""
+        raise Interrupted(error.number, what, command) from None
     except Stopped as error:  # omit its advice, which would change the settings of the trial
         raise Stopped(f"{config.name}: {error.reason}") from None
     trial = _summarise(config, result)

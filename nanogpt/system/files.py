@@ -44,7 +44,8 @@ def unreadable_error(file: Path, error: OSError) -> UserError:
 
 def write_atomically(file: Path, raw: bytes) -> None:
     """Write `raw` to a file, which keeps its old contents until the new contents are complete."""
-    new = file.with_name(f".{file.name}.new")
+    # The name is cut: file systems allow 255 bytes, and a character has at most 4.
+    new = file.with_name(f".{file.name[:60]}.new")
     new.unlink(missing_ok=True)
     try:
         with new.open("xb") as opened:  # mode "x" does not follow a link
@@ -52,7 +53,7 @@ def write_atomically(file: Path, raw: bytes) -> None:
             opened.flush()
             _sync_descriptor(opened.fileno())
         replace_path(new, file)
-    except OSError:
+    except BaseException:
         new.unlink(missing_ok=True)
         raise
     sync_to_disk(file.parent)

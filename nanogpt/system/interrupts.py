@@ -1,15 +1,42 @@
-"""Signals that ask a run to end; the run finishes its step and saves before it ends."""
+"""Signals that ask a command to end; a run finishes its step and saves before it ends."""
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
+from ..errors import Interrupted
+
 SIGNALS = tuple(
     signal.Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK")  # SIGBREAK: Ctrl-Break, on Windows only
+    # SIGHUP: the terminal was closed. SIGBREAK: Ctrl-Break, on Windows only.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     if name in signal.Signals.__members__
 )
+
+
+@contextmanager
+def raise_interrupted() -> Iterator[None]:
+    """A context in which the signals that would kill the process raise Interrupted instead.
+
+    Temporary files are then removed. SIGINT keeps its usual effect, KeyboardInterrupt, and a signal
+    that was ignored before stays ignored.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Interrupted(signal.Signals(number))
+
+    is_main = threading.current_thread() is threading.main_thread()
+    fatal = [n for n in SIGNALS if is_main and signal.getsignal(n) == signal.SIG_DFL]
+    for number in fatal:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in fatal:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Interrupts:

@@ -43,7 +43,6 @@ from .readers import (
     Progress,
     empty_error,
     find_files,
-    is_encodable,
     is_pattern,
     is_pipe,
     no_progress,
@@ -51,6 +50,7 @@ from .readers import (
     read_error,
     read_file,
     read_files,
+    require_encodable,
 )
 
 SplitName = Literal["train", "val"]
@@ -166,8 +166,7 @@ def load_corpus(
             name = os.path.join(glob.escape(os.getcwd()), data)
         read = partial(read_files, files, column, separator)
         corpus = _load_files(name, read, files, json.dumps([column, separator]), progress, data)
-    if not is_encodable(corpus.name):
-        raise UserError(f"the path {corpus.name!a} is not valid UTF-8: rename it")
+    require_encodable(corpus.name)
     if expected_sha256 is not None and corpus.facts.sha256 != expected_sha256:
         raise UserError(
             f"{data} is not the text that this run was trained on: restore that text, or train "

@@ -7,22 +7,21 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import BinaryIO
 
-from ..errors import UserError
-from ..system.files import compute_sha256, path_exists, replace_path
+from ..errors import UserError, join_command
+from ..system.files import compute_sha256, path_exists, remove_if_present, replace_path
 from .readers import (
     DOCUMENT_SUFFIXES,
-    READ_BYTES,
     Progress,
     empty_error,
     get_row_text,
     join_documents,
+    read_blocks,
     read_file,
 )
 
@@ -36,10 +35,10 @@ def cache_directory() -> Path:
 
 def cache_stream(stream: BinaryIO, name: str) -> Path:
     """Copy standard input or a pipe into the cache and return the file. Raises UserError."""
-    with _new_directory(name) as directory:
+    with new_directory(name) as directory:
         digest, new = hashlib.sha256(), directory / "new"
         with new.open("wb") as file:
-            for block in iter(partial(stream.read, READ_BYTES), b""):
+            for block in read_blocks(stream, name):
                 digest.update(block)
                 file.write(block)
         if not new.stat().st_size:
@@ -73,7 +72,7 @@ def download_url(data: str, may_download: bool, refresh: bool = False) -> Path:
             return cached
     if not may_download:
         raise _not_cached_error(url)
-    with _new_directory(url) as directory:
+    with new_directory(url) as directory:
         try:
             file = retrieve_file(url, None, str(directory))
         except (OSError, ValueError) as error:
@@ -135,7 +134,7 @@ def download_dataset(
         return cached
     if not may_download:
         raise _not_cached_error(name)
-    with _new_directory(name) as directory:
+    with new_directory(name) as directory:
         size, new = 0, directory / "new"
         with new.open("wb") as file:
             for chunk in join_documents(([text] for text in _read_rows(name, column)), separator):
@@ -176,7 +175,8 @@ def cache_error(name: str, error: OSError) -> UserError:
 
 
 def _not_cached_error(name: str) -> UserError:
-    return UserError(f"{name} is not in the cache: download it with `nanogpt data {name}`")
+    command = join_command(["nanogpt", "data", name])
+    return UserError(f"{name} is not in the cache: download it with `{command}`")
 
 
 def _download_error(name: str, error: Exception, advice: str) -> UserError:
@@ -185,16 +185,37 @@ def _download_error(name: str, error: Exception, advice: str) -> UserError:
 
 
 def _short_hash(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 @contextmanager
-def _new_directory(name: str) -> Iterator[Path]:
-    """A temporary directory in the cache. Raises UserError if the cache cannot be written."""
+def new_directory(name: str) -> Iterator[Path]:
+    """A temporary directory in the cache for files that are not complete yet.
+
+    `name` is the text that the files are for. Raises UserError if the cache cannot be written.
+    """
     cache = cache_directory()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".new-") as directory:
-            yield Path(directory)
+        for left in cache.glob(".new-*"):  # by a process that was killed
+            with suppress(TimeoutError), _temporary(left):
+                pass
+        with _temporary(cache / f".new-{token_hex(8)}") as directory:
+            directory.mkdir()
+            yield directory
     except OSError as error:
         raise cache_error(name, error) from None
+
+
+@contextmanager
+def _temporary(directory: Path) -> Iterator[Path]:
+    """Lock a directory; at the end, remove it. Raises TimeoutError if a process has locked it."""
+    from filelock import FileLock  # a slow import
+
+    file = directory.with_name(f"{directory.name[1:]}.lock")
+    with FileLock(file, timeout=0):
+        try:
+            yield directory
+        finally:
+            remove_if_present(directory)
+            remove_if_present(file)

@@ -25,7 +25,7 @@ from ..system.files import dump_json, read_json, replace_path, sync_to_disk, wri
 from ..system.schema import parse_dataclass
 from .bpe import SPACE_BOUNDARY
 from .corpora import LARGE_TEXT, Corpus, SplitName, count_training_characters
-from .download import cache_directory, cache_error
+from .download import cache_directory, cache_error, new_directory
 from .readers import Progress, no_progress, read_error
 from .streams import ByteDecodeStream
 from .tokenizers import Tokenizer, is_trained_on_text, make_tokenizer, read_tokenizer
@@ -39,6 +39,8 @@ TRAINING_CHUNK_SIZE = 1 << 14
 SAMPLE_CHUNKS = 8
 """A bpe tokenizer is trained on at most this many chunks of CHUNK_SIZE characters. They are evenly
 spaced in the training split."""
+TOKENS = "the tokens of the text"
+"""What an error calls the tokens in the cache."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ def _encode_to_cache(
     info = _read_info(file, info_file, dtype)
     if info is None:
         waiting = "waiting for another process that is encoding the same text"
-        with _writing_cache(file, "the tokens of the text"), _locked(path, waiting, progress):
+        with _writing_cache(file, TOKENS), _locked(path, waiting, progress):
             # Another process may have written the file while this process waited.
             info = _read_info(file, info_file, dtype)
             if info is None:
@@ -283,8 +285,9 @@ def _read_info(file: Path, info_file: Path, dtype: np.dtype[Any]) -> _TokenFileI
 
 def _write_tokens(file: Path, encoded: Iterator[Tokens]) -> _TokenFileInfo:
     """Write tokens to a new file, then rename it, so that `file` is always complete or absent."""
-    new, length, size, lost_bytes = file.with_suffix(".new"), 0, 0, 0
-    try:
+    length, size, lost_bytes = 0, 0, 0
+    with new_directory(TOKENS) as directory:
+        new = directory / "tokens"
         with new.open("wb") as opened:
             for tokens in encoded:
                 opened.write(tokens.ids.data)
@@ -292,9 +295,6 @@ def _write_tokens(file: Path, encoded: Iterator[Tokens]) -> _TokenFileInfo:
                 lost_bytes += tokens.lost_bytes
         sync_to_disk(new)
         replace_path(new, file)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
     return _TokenFileInfo(length, size, lost_bytes)
 
 

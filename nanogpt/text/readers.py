@@ -13,10 +13,11 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import UserError, access_error, is_denied
+from ..errors import UserError, access_error, is_denied, join_command
 from ..system.files import has_access, is_directory, is_file, path_exists
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
@@ -75,9 +76,10 @@ def find_files(data: str, excluded: Path | None = None) -> list[Path]:
         if p.suffix.lower() in suffixes and (is_file(p) or not path_exists(p))
     )
     if not files:
+        pattern = join_command([Path(glob.escape(data), "*.py")])
         raise UserError(
             f"{data} is a directory without text files ({', '.join(suffixes)}): name another "
-            f"directory, or a pattern such as '{path / '*.py'}'"
+            f"directory, or a pattern such as {pattern}"
         )
     return files
 
@@ -218,6 +220,12 @@ def is_encodable(text: str) -> bool:
     return True
 
 
+def require_encodable(path: str | Path) -> None:
+    """Raise UserError if a path is not valid UTF-8: JSON and some libraries need UTF-8."""
+    if not is_encodable(str(path)):
+        raise UserError(f"the path {str(path)!a} is not valid UTF-8: rename it")
+
+
 # Read one file.
 
 
@@ -250,8 +258,7 @@ def open_standard_input() -> BinaryIO:
 def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
     """Decode UTF-8 in chunks, without a byte-order mark. Raises a UserError that shows `name`."""
     decoder, bytes_read = codecs.getincrementaldecoder("utf-8-sig")(), 0
-    while True:
-        raw = file.read(READ_BYTES)
+    for raw in chain(read_blocks(file, name), [b""]):
         bytes_read += len(raw)
         try:
             yield decoder.decode(raw, final=not raw)
@@ -261,8 +268,15 @@ def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
                 f"{name} is not UTF-8: byte {position} is 0x{error.object[error.start]:02x}; "
                 f"convert it, for example with: iconv -f latin1 -t utf-8"
             ) from None
-        if not raw:
-            return
+
+
+def read_blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield the bytes of a file in blocks. Raises a UserError that shows `name`."""
+    try:
+        while block := file.read(READ_BYTES):
+            yield block
+    except OSError as error:
+        raise read_error(name, error) from None
 
 
 def empty_error(name: str) -> UserError:

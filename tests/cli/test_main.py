@@ -13,6 +13,7 @@ import torch
 from nanogpt import __version__
 from nanogpt.cli.main import COMMANDS
 from nanogpt.runs.checkpoint import load_checkpoint, save_checkpoint
+from tests.platforms import linux_only
 
 from .answers import Command, assert_refused
 
@@ -54,6 +55,53 @@ def test_control_characters_in_an_error_are_escaped(nanogpt: Command, run: Path)
     assert err.startswith("nanogpt: there is no run \\x1b[2J; the runs in runs/: ")
     _, _, err = nanogpt("sample", "two\nlines")
     assert err.startswith("nanogpt: there is no run two\\nlines; ")
+
+
+LONG_NAME, BAD_NAME = "x" * 300, "bad\udcff"
+
+
+@linux_only  # Windows and macOS have other limits, and macOS has no names like the second
+@pytest.mark.parametrize("name", [LONG_NAME, "/".join(["y" * 200] * 30), BAD_NAME])
+def test_a_name_that_cannot_be_used_is_one_line(
+    nanogpt: Command, run: Path, small: list[str], name: str
+) -> None:
+    Path("runs").mkdir()
+    before = {*Path().rglob("*")}
+    train = ("train", "--data", "words.txt", *small)
+    for command in (
+        (*train, f"--name={name}"),
+        (*train, f"--out={name}"),
+        (*train, f"--tokenizer={name}"),
+        ("train", f"--data={name}"),
+        ("train", "--resume", name),
+        ("train", name),
+        ("sample", name),
+        ("sample", run, f"--prompt={name}"),
+        ("sample", run, f"--prompt-file={name}"),
+        ("sample", run, "--prompt=a", f"--stop={name}"),
+        ("eval", name),
+        ("eval", run, f"--data={name}"),
+        ("data", name),
+        ("data", f"{name}/*.txt"),
+        ("data", f"http://127.0.0.1:9/{name}"),
+        ("tokenize", "a", f"--tokenizer={name}"),
+        ("inspect", name),
+        ("inspect", run, f"--prompt={name}"),
+        ("explain", name),
+    ):
+        assert_refused(nanogpt(*command), "")
+    for command in (("inspect", run, f"--out={name}"), ("data", "words.txt", f"--save={name}")):
+        if name != BAD_NAME:  # the content of the file does not have its name
+            assert_refused(nanogpt(*command), "File name too long; name another file with --")
+    assert {*Path().rglob("*")} == before
+
+
+@linux_only
+def test_a_run_whose_path_is_not_utf8_is_refused(nanogpt: Command, run: Path) -> None:
+    """The library safetensors cannot open its files."""
+    bad = run.rename(BAD_NAME)
+    for command in (["sample"], ["eval"], ["inspect"], ["train", "--resume"]):
+        assert_refused(nanogpt(*command, bad), "is not valid UTF-8: rename it")
 
 
 @pytest.mark.parametrize("command", ["sample", "eval"])

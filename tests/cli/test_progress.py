@@ -4,9 +4,12 @@ import io
 import re
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from rich.console import Console
 
-from nanogpt.cli.progress import Bar, duration
+from nanogpt.cli.progress import Bar, PlainConsole, duration
+from nanogpt.errors import escape_control
 
 
 @pytest.mark.parametrize(
@@ -41,3 +44,13 @@ def test_short_work_shows_no_bar() -> None:
     with Bar(Console(file=screen, width=100, force_terminal=True)) as bar:
         bar.update("reading a.txt", 3_000_000, 0)
     assert screen.getvalue() == ""
+
+
+@given(st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Mn"]), max_size=30))
+@example("[bold]a[/] :cat: [/red]")
+@example("\x1b[2J\udcff\u2028")
+def test_a_console_prints_names_as_they_are(name: str) -> None:
+    screen = io.StringIO()
+    console = PlainConsole(file=screen, width=1000)
+    console.print(name, soft_wrap=True)
+    assert screen.getvalue() == escape_control(name) + "\n"

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from nanogpt.runs.checkpoint import load_checkpoint
 from nanogpt.text.tokenizers import make_tokenizer
 from tests.families import word_level
+from tests.platforms import posix_only
 
 from .answers import Command, assert_refused
 
@@ -189,11 +191,27 @@ def test_the_validation_fraction_can_be_chosen(
 def test_names_are_not_interpreted_as_markup(
     nanogpt: Command, small: list[str], text_file: Path
 ) -> None:
-    odd = text_file.rename("[red]$x$.txt")
+    odd = text_file.rename("[red]$x$ :cat:.txt")
     status, out, err = nanogpt("train", "--data", odd, "--name", "[bold]$\\frac$", *small)
     assert (status, err) == (0, "")
     assert "runs/[bold]$\\frac$: GPT" in out
-    assert "[red]$x$.txt: " in out
+    assert "[red]$x$ :cat:.txt: " in out
+
+
+@posix_only
+def test_a_printed_command_can_be_copied_whatever_the_name(
+    nanogpt: Command, small: list[str], text_file: Path
+) -> None:
+    name = 'it\'s "my" [red]run :cat: $x 文本\x1b[2J\nend ' + "long " * 20
+    status, out, err = nanogpt("train", "--data", text_file, "--name", name, *small)
+    assert (status, err) == (0, "")
+    assert "\x1b" not in out
+    (line,) = (line for line in out.splitlines() if line.startswith("saved in"))
+    printed = line.partition("generate more text with: nanogpt ")[2]
+    split = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {printed}"], capture_output=True, check=True
+    )
+    assert split.stdout.decode().split("\0") == ["sample", f"runs/{name}", ""]
 
 
 @pytest.mark.parametrize(

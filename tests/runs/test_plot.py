@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,12 @@ def test_an_unknown_backend_does_not_matter() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "title", ["文本 \U0001f600", "a\x1b\x07b", "two\nlines\u2028", "$\\frac$ %s"]
+)
+def test_a_title_causes_no_warning(tmp_path: Path, title: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_loss(tmp_path / "loss.png", [(1, 2.0)], [(1, 2.0)], [], 2.25, title)

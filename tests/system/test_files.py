@@ -326,3 +326,10 @@ def test_the_reason_of_damage_is_one_short_line() -> None:
 def test_the_checksum_is_that_of_sha256sum() -> None:
     Path("file").write_bytes(b"abc")
     assert compute_sha256(Path("file")).startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "文" * 85])
+def test_a_file_can_have_the_longest_name_that_the_system_takes(tmp_path: Path, name: str) -> None:
+    for content in (b"old", b"new"):
+        write_atomically(tmp_path / name, content)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"new"]

@@ -1,11 +1,12 @@
-"""The first signal is recorded; the second has its usual effect."""
+"""A run records the first signal; otherwise, a signal raises an error that a command reports."""
 
 import signal
 import threading
 
 import pytest
 
-from nanogpt.system.interrupts import SIGNALS, Interrupts
+from nanogpt.errors import Interrupted
+from nanogpt.system.interrupts import SIGNALS, Interrupts, raise_interrupted
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +62,24 @@ def test_another_thread_records_nothing_and_does_not_fail() -> None:
     thread.start()
     thread.join()
     assert not errors
+
+
+@pytest.mark.parametrize("number", [n for n in SIGNALS if n != signal.SIGINT])
+def test_a_signal_that_would_kill_the_process_raises_interrupted(number: signal.Signals) -> None:
+    with pytest.raises(Interrupted) as raised, raise_interrupted():
+        signal.raise_signal(number)
+    assert (str(raised.value), raised.value.status) == ("interrupted", 128 + number)
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_ctrl_c_and_ignored_signals_keep_their_effect() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with raise_interrupted():
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt) as raised:
+                signal.raise_signal(signal.SIGINT)
+        assert not isinstance(raised.value, Interrupted)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

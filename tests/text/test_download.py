@@ -11,7 +11,7 @@ import pytest
 
 from nanogpt.errors import UserError
 from nanogpt.text import corpora
-from nanogpt.text.download import cache_directory
+from nanogpt.text.download import cache_directory, new_directory
 from nanogpt.text.readers import no_progress
 
 
@@ -101,3 +101,16 @@ def test_a_dataset_is_refused_without_a_writable_cache(
 def test_a_tilde_in_the_name_of_the_cache_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOGPT_CACHE", "~/texts")
     assert cache_directory() == Path.home() / "texts"
+
+
+def test_a_directory_of_a_killed_process_is_removed(cache: Path) -> None:
+    killed = cache / ".new-0123"
+    killed.mkdir(parents=True)
+    (killed / "new").write_text("a part of a text")
+    with new_directory("one") as one:
+        assert not killed.exists()
+        (one / "new").touch()
+        with new_directory("two") as two:
+            assert two != one
+        assert (one / "new").exists()  # this process still uses it
+    assert not [*cache.iterdir()]

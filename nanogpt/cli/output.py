@@ -1,0 +1,90 @@
+"""The standard streams of a command, which may be closed, full, or lose their reader."""
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
+from typing import Any, TextIO, cast
+
+from ..errors import Stopped, print_note
+
+
+class Output:
+    """Standard output or standard error. All commands print through it.
+
+    When a write fails, this calls lost(), and from then on everything goes to the null device.
+    """
+
+    def __init__(self, stream: TextIO, lost: Callable[[OSError], None]) -> None:
+        self.stream, self.lost = stream, lost
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, and return its length."""
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write everything that is in the buffer of the stream."""
+        self._try(self.stream.flush)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            self.lost(error)
+
+
+@contextmanager
+def guard_streams() -> Iterator[None]:
+    """Within this context, a closed or full standard stream ends a command without a traceback.
+
+    A stream that is already closed is replaced with the null device. If the program that reads the
+    output has exited, the command ends with status 0; if the output cannot be written for another
+    reason, this raises Stopped. Messages that cannot be written are dropped.
+    """
+    null = partial(open, os.devnull, encoding="utf-8", newline="")
+    sys.stdin = sys.stdin or null("r")
+    sys.stdout = sys.stdout or null("w")
+    sys.stderr = sys.stderr or null("w")
+    # Not every input is UTF-8, and not every terminal can show every character.
+    errors = ("surrogateescape", "backslashreplace", "backslashreplace")
+    for stream, handler in zip((sys.stdin, sys.stdout, sys.stderr), errors, strict=True):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=handler)
+    output = cast("TextIO", Output(sys.stdout, _end_command))
+    messages = cast("TextIO", Output(sys.stderr, lambda _: None))
+    with redirect_stderr(messages), redirect_stdout(output):
+        yield
+
+
+def _end_command(error: OSError) -> None:
+    if is_broken_pipe(error):
+        sys.exit()
+    reason = f"cannot write to standard output ({error.strerror})"
+    raise Stopped(reason, ": redirect it to another file")
+
+
+def _continue_training(error: OSError) -> None:
+    print_note(f"cannot write to standard output ({error.strerror}); the training continues")
+
+
+def train_without_output() -> None:
+    """From now on, a note replaces the output if it is lost: a training then runs to its end."""
+    if isinstance(output := cast("object", sys.stdout), Output):
+        output.lost = _continue_training
+
+
+def is_broken_pipe(error: OSError) -> bool:
+    """Return whether the program that reads standard output, such as `head`, has exited.
+
+    Windows reports this as an invalid argument.
+    """
+    is_invalid = os.name == "nt" and error.errno == errno.EINVAL
+    return is_invalid or isinstance(error, BrokenPipeError)
