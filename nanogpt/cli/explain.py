@@ -14,7 +14,7 @@ from ..models import BigramConfig, PlainConfig
 from ..reports.explain import Explanation, Line, explain_run
 from ..reports.rates import measure_rates
 from ..runs.config import RunConfig
-from ..runs.directory import RUNS, find_run
+from ..runs.directory import RUNS, find_run, find_tokenizer
 from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import read_description
 from ..system.devices import limit_threads, pick_device, pick_precision
@@ -54,7 +54,8 @@ def explain(args: list[str]) -> None:
     default = _find_config(size)
     if (config.data, config.tokenizer) != (default.data, default.tokenizer):
         corpus = corpora.load_corpus(config.data, config.column, config.separator)
-        tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, no_progress)
+        kind = find_tokenizer(config.tokenizer)
+        tokenizer = get_tokenizer(kind, corpus, config.val_fraction, no_progress)
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     model, training = config.model, config.train
     tokens = training.batch_size // training.accumulation * model.block_size

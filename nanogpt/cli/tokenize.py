@@ -70,9 +70,9 @@ def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
     kind = options.tokenizer
     # Import slow modules only where they are needed, so that the command starts fast without them.
     if not tokenizers.is_tokenizer_kind(kind) and not os.path.isfile(kind):
-        from ..runs.directory import find_run
+        from ..runs.directory import find_tokenizer
 
-        kind = str(find_run(kind) / "best" / "tokenizer.json")
+        kind = find_tokenizer(kind)
     if not tokenizers.is_trained_on_text(kind):
         return tokenizers.make_tokenizer(kind, (), ())
 

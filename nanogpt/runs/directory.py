@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import UserError
 from ..system.files import require_inside, resolve_interrupted_swap, sync_to_disk
+from ..text.tokenizers import is_tokenizer_kind
 
 RUNS = Path("runs")
 EARLY_FILES = {".lock", ".pid", "metrics.jsonl", "loss.png", "last"}
@@ -132,7 +133,7 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
         if newest is None:
             raise UserError(f"there is no run in {RUNS}/ yet: train one with `nanogpt train`")
         return newest.parent.parent
-    for directory in (Path(run), RUNS / run):
+    for directory in (Path(run), RUNS / run) if run else ():
         if os.path.isdir(resolve_interrupted_swap(directory / checkpoint)):
             require_inside(directory, directory / checkpoint)
             return directory
@@ -144,4 +145,12 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
     if os.path.isdir(run):
         raise UserError(f"{run} is not a run: it has no {checkpoint}/; give the directory of a run")
     known = ", ".join(sorted(str(file.parent) for file in RUNS.glob("*/best"))) or "none yet"
-    raise UserError(f"there is no run {run}; the runs in {RUNS}/: {known}")
+    raise UserError(f"there is no run {run or repr(run)}; the runs in {RUNS}/: {known}")
+
+
+def find_tokenizer(kind: str) -> str:
+    """Return `kind`, or the path of its tokenizer.json if `kind` names a run. Raises UserError."""
+    is_directory = os.path.isdir(kind) or os.path.isdir(RUNS / kind)
+    if is_tokenizer_kind(kind) or os.path.isfile(kind) or not is_directory:
+        return kind
+    return str(resolve_interrupted_swap(find_run(kind) / "best") / "tokenizer.json")

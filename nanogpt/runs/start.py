@@ -28,7 +28,7 @@ from ..text.readers import Progress, no_progress
 from ..text.tokenizers import Tokenizer
 from .checkpoint import Checkpoint, load_checkpoint, load_training_tensors, read_checkpoint_info
 from .config import RunConfig
-from .directory import lock_run, make_run_directory
+from .directory import find_tokenizer, lock_run, make_run_directory
 from .journal import Journal
 from .loss_scale import LossScale
 from .run import Run, SavedRun, read_saved_run
@@ -43,7 +43,8 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     device = _set_up_device(config)
     pick_precision(config.precision, device)
     corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
-    tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, progress)
+    kind = find_tokenizer(config.tokenizer)
+    tokenizer = get_tokenizer(kind, corpus, config.val_fraction, progress)
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
     require_tokens(data.splits.items(), config.model.block_size)
     torch.manual_seed(config.seed)  # seeds the initial weights and, later, dropout
