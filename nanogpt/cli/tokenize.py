@@ -33,6 +33,10 @@ class TokenizeArgs:
     a run, to use its tokenizer."""
     data: str = "tinyshakespeare"
     """Text that char and bpe are trained on, given as for --data of nanogpt train."""
+    column: str = "text"
+    """Column of .jsonl and .parquet files that contains the text."""
+    separator: str = "\n\n"
+    """Text between documents."""
     json: Flag = False
     """Print one JSON object instead of coloured text."""
 
@@ -80,7 +84,7 @@ def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
     from ..text.encoding import get_tokenizer
 
     with Bar(Console()) as bar:
-        corpus = corpora.load_corpus(options.data, progress=bar.update)
+        corpus = corpora.load_corpus(options.data, options.column, options.separator, bar.update)
         return get_tokenizer(kind, corpus, 0.1, bar.update)
 
 

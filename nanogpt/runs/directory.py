@@ -40,7 +40,7 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
         directory.mkdir(parents=True, exist_ok=True)
         sync_to_disk(directory.parent)
         entries = {entry.name for entry in directory.iterdir()}
-        lock = lock_run(directory)
+        lock = lock_run(directory, "wait for it, stop it, or name another directory with --out")
     except OSError as error:
         directory = out or RUNS / name
         raise UserError(
@@ -89,11 +89,12 @@ def _find_free(directory: Path) -> Path:
     return path
 
 
-def lock_run(directory: Path) -> FileLock:
+def lock_run(directory: Path, advice: str = "wait for it or stop it") -> FileLock:
     """Lock a run directory until release() is called, or until this process ends.
 
-    Raises UserError if another process holds the lock, or if the directory contains a symbolic
-    link: training creates no links, and a link in an untrusted run could point to any file.
+    Raises UserError, with `advice`, if another process holds the lock. Raises UserError if the
+    directory contains a symbolic link: training creates no links, and a link in an
+    untrusted run could point to any file.
     """
     for entry in directory.iterdir():
         if entry.is_symlink():
@@ -103,10 +104,7 @@ def lock_run(directory: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(
-            f"process {_read_pid(file)} is training in {directory}: wait for it, stop it, "
-            f"or name another directory with --out"
-        ) from None
+        raise UserError(f"process {_read_pid(file)} is training in {directory}: {advice}") from None
     try:
         file.write_bytes(f"{os.getpid()}\n".encode())
     except OSError:

@@ -31,7 +31,7 @@ from .config import RunConfig
 from .directory import find_tokenizer, lock_run, make_run_directory
 from .journal import Journal
 from .loss_scale import LossScale
-from .run import Run, SavedRun, read_saved_run
+from .run import Run, SavedRun, load_same_text, read_saved_run
 from .state import GENERATORS, State
 
 MAX_BIGRAM_TOKENS = 5_000_000
@@ -87,14 +87,9 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
     directory, info = saved.directory, saved.info
     config.check_same_run(saved.config)
     device = _set_up_device(config)
-    corpus = corpora.load_corpus(
-        config.data,
-        config.column,
-        config.separator,
-        progress,
-        expected_sha256=info.text_sha256,
-        may_download=False,
-    )
+    # The files of a run may name any address, so only one that the user gives is downloaded.
+    is_given = config.data != saved.config.data
+    corpus = load_same_text(config, info.text_sha256, progress, may_download=is_given)
     checkpoint = load_checkpoint(directory / "last", device)
     if checkpoint.model.config != config.model:
         raise damaged_error(

@@ -158,7 +158,7 @@ def run_ladder(
         rungs.append(rung)
         on_rung(rung)
 
-    corpus = corpora.load_corpus(base.data, progress=reporter.preparing)
+    corpus = corpora.load_corpus(base.data, base.column, base.separator, reporter.preparing)
     kind = find_tokenizer(base.tokenizer)
     tokenizer = get_tokenizer(kind, corpus, base.val_fraction, reporter.preparing)
     data = Data(corpus, tokenizer, "cpu", base.val_fraction, reporter.preparing)

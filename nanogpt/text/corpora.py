@@ -136,7 +136,7 @@ def load_corpus(
     if data in CORPORA:
         corpus = make_corpus(_load_named(data, CORPORA[data]), data)
     elif is_url(data):
-        file, url = download_url(data, may_download), data.partition("#")[0]
+        file, url = download_url(data, column, separator, may_download), data.partition("#")[0]
         settings = json.dumps([column, separator]) if file.suffix in DOCUMENT_SUFFIXES else ""
         read = partial(read_files, [file], column, separator, url)
         corpus = _load_files(data, read, [file], settings, progress)

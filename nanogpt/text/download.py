@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import UserError
+from ..errors import UserError, join_command
 from ..system.files import compute_sha256, replace_path
 from .readers import (
     DOCUMENT_SUFFIXES,
@@ -54,7 +54,7 @@ def is_url(data: str) -> bool:
     return data.startswith(("http://", "https://"))
 
 
-def download_url(data: str, may_download: bool) -> Path:
+def download_url(data: str, column: str, separator: str, may_download: bool) -> Path:
     """Return the cached file of a URL, downloaded if necessary. Raises UserError.
 
     The URL may end in #sha256=HASH, the hash that its text must have. If the file in the
@@ -71,7 +71,7 @@ def download_url(data: str, may_download: bool) -> Path:
             _check_start(cached, url)
             return cached
     if not may_download:
-        raise _not_cached_error(url)
+        raise _not_cached_error(url, column, separator)
     with _new_directory(url) as directory:
         try:
             file = retrieve_file(url, None, str(directory))
@@ -126,7 +126,7 @@ def download_dataset(
     if os.path.exists(cached):
         return cached
     if not may_download:
-        raise _not_cached_error(name)
+        raise _not_cached_error(name, column, separator)
     with _new_directory(name) as directory:
         size, new = 0, directory / "new"
         with new.open("wb") as file:
@@ -151,7 +151,7 @@ def _read_rows(name: str, column: str) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
         for number, row in enumerate(rows):
-            yield get_row_text(row, column, f"{name}, row {number}", row)
+            yield get_row_text(row, column, f"{name}, row {number}")
     except UserError:
         raise
     except Exception as error:  # `datasets` and its libraries raise many types of errors
@@ -167,8 +167,11 @@ def cache_error(name: str, error: OSError) -> UserError:
     )
 
 
-def _not_cached_error(name: str) -> UserError:
-    return UserError(f"{name} is not in the cache: download it with `nanogpt data {name}`")
+def _not_cached_error(name: str, column: str, separator: str) -> UserError:
+    command = ["nanogpt", "data", name] + ["--column", column] * (column != "text")
+    # On one line, a separator with line breaks needs the notation $'\n' of the shell.
+    end = "" if separator == "\n\n" else f" --separator ${separator!r}"
+    return UserError(f"{name} is not in the cache: download it with `{join_command(command)}{end}`")
 
 
 def _download_error(name: str, error: Exception, advice: str) -> UserError:

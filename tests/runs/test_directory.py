@@ -108,10 +108,12 @@ def test_a_directory_locked_by_another_process_is_refused(tmp_path: Path) -> Non
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "here\n"
-    message = rf"process {other.pid} is training in \.: wait for it, stop it, or name another"
+    message = rf"process {other.pid} is training in \.: wait for it"
     for _ in range(2):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message + " or stop it$"):
             lock_run(tmp_path.relative_to(Path.cwd()))
+        with pytest.raises(UserError, match=message + ", stop it, or name another directory with"):
+            make_run_directory(Path(), "gpt")
     other.kill()
     other.communicate()
     lock_run(Path()).release()  # succeeds, because a dead process holds no lock
