@@ -81,7 +81,7 @@ def load(
     `device` at `precision`: auto is bfloat16 on CUDA GPUs that support it, otherwise float32.
     Raises UserError if the model cannot be loaded.
     """
-    directory = Path(run) if run is not None else None
+    directory = Path(run) if run else None
     if directory is None or not path_exists(directory / SUMS):
         directory = find_run(None if run is None else str(run)) / "best"
     found_device = pick_device(device)

@@ -12,10 +12,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import takewhile
 from types import NoneType
 from typing import (
     Annotated,
     Any,
+    NamedTuple,
     Optional,
     TypeVar,
     Union,
@@ -27,7 +29,7 @@ from typing import (
 
 import tyro
 
-from ..errors import Stopped, UserError, suggest_nearest
+from ..errors import Stopped, UserError, join_command, suggest_nearest
 
 T = TypeVar("T")
 
@@ -72,6 +74,8 @@ _CONFIG = (
     tyro.conf.UseAppendAction,
     tyro.conf.HelptextFromCommentsOff,  # searching the source code for comments is slow
 )
+_TEXTS = ("prompt", "stop", "separator", "text")
+"""Names of the fields whose value may be empty. Every other value is a name, a path or a number."""
 _NUMBERS: dict[type, str] = {int: "an integer", float: "a number"}
 _registry = tyro.constructors.ConstructorRegistry()
 
@@ -123,9 +127,9 @@ def parse_arguments(
     no effect, or an empty string.
     """
     kind: Any = type(default)
-    flags = _list_flags(kind, default)
-    result = _run_parser(kind, args, prog, flags, default=default, description=description)
-    _require_effect(result, args, flags)
+    options = _list_options(kind, default)
+    result = _run_parser(kind, args, prog, options, default=default, description=description)
+    _require_effect(result, _join_values(args, options, prog), _map_flags(options))
     return cast(T, result)
 
 
@@ -139,8 +143,8 @@ def parse_with_defaults(
     returns the defaults and the description that the second pass uses.
     """
     first_kind = _make_first_kind(kind)  # type: ignore[arg-type]
-    flags = _list_flags(first_kind)
-    first = _run_parser(first_kind, args, prog, flags, default=first_kind(), add_help=False)
+    options = _list_options(first_kind)
+    first = _run_parser(first_kind, args, prog, options, default=first_kind(), add_help=False)
     defaults, description = choose_defaults(first)
     return parse_arguments(defaults, ["--help"] if first.help else args, prog, description)
 
@@ -149,8 +153,8 @@ def parse_command(commands: Mapping[str, type[T]], args: Sequence[str], prog: st
     """Return the dataclass of the command named in `args`, with the values from `args`."""
     kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items()]
     kind = Union[tuple(kinds)]  # type: ignore[valid-type]  # noqa: UP007  a union built at run time
-    flags = {k: v for kind in commands.values() for k, v in _list_flags(kind).items()}
-    return cast(T, _run_parser(kind, args, prog, flags, commands))
+    options = [option for kind in commands.values() for option in _list_options(kind)]
+    return cast(T, _run_parser(kind, args, prog, options, commands))
 
 
 @contextlib.contextmanager
@@ -159,26 +163,27 @@ def report_mistakes(kind: type) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise UserError(_name_flags(str(error), _list_flags(kind))) from None
+        raise UserError(_name_flags(str(error), _map_flags(_list_options(kind)))) from None
 
 
 def _run_parser(
     kind: Any,
     args: Sequence[str],
     prog: str,
-    flags: Mapping[str, str],
+    options: Sequence["_Option"],
     commands: Mapping[str, type] | None = None,
-    **options: Any,
+    **settings: Any,
 ) -> Any:
-    """Run tyro and return its result. `flags` maps field names to flags.
+    """Run tyro with these settings and return its result.
 
     Raises UserError for a wrong argument and SystemExit after printing help.
     """
+    args, flags = _join_values(args, options, prog), _map_flags(options)
 
     def reject(event: Any) -> None:
         error = None
         with contextlib.suppress(Exception):  # other versions of tyro may have other events
-            error = _explain_event(event, flags, commands or (), prog)
+            error = _explain_event(event, args, options, commands or (), prog)
         if error:
             raise error
 
@@ -191,7 +196,7 @@ def _run_parser(
                 prog=prog,
                 registry=_registry,
                 config=_CONFIG,
-                **options,
+                **settings,
             )
     except ValueError as error:
         raise UserError(_name_flags(str(error), flags)) from None
@@ -209,7 +214,7 @@ def _run_parser(
 
 def _require_effect(options: Any, args: Sequence[str], flags: Mapping[str, str]) -> None:
     """Raise UserError if `args` contain an option that has no effect. Defaults are not checked."""
-    given = {arg.partition("=")[0].replace("_", "-") for arg in args}
+    given = {arg.partition("=")[0].replace("_", "-") for arg in takewhile("--".__ne__, args)}
     parts = [options, *filter(is_dataclass, vars(options).values())]
     for name in (name for name, flag in flags.items() if flag in given):
         for part in parts:
@@ -230,24 +235,32 @@ def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[
 
 
 def _explain_event(
-    event: Any, flags: Mapping[str, str], commands: Collection[str], prog: str
+    event: Any,
+    args: Sequence[str],
+    options: Sequence["_Option"],
+    commands: Collection[str],
+    prog: str,
 ) -> UserError | None:
     """Convert an error of tyro to a UserError; return None for an unknown kind of error."""
     match type(event).__name__:
         case "UnrecognizedArgs":
-            return _explain_unknown(event.tokens, flags.values(), commands, prog)
+            last = args[args.index("--") :] if "--" in args else ()
+            return _explain_unknown(event.tokens, last, options, commands, prog)
         case "MissingSubcommand":
             return UserError(f"{prog} needs a name: use one of {', '.join(commands)}")
         case "BadValue":
             flag = _get_flag(event.argument)
-            return UserError(f"{flag} needs a value, as in {flag}=VALUE")
+            return UserError(
+                f"{flag} needs a value, as in {flag}=VALUE; if the value looks like an option, "
+                f"the = is necessary"
+            )
         case "InvalidChoice":
             flag, choices = _get_flag(event.argument), ", ".join(event.choices)
             return UserError(f"{flag} is {event.value!r}: it must be one of {choices}")
         case "InstantiationFailure" if event.argument is not None:
             return UserError(f"{_get_flag(event.argument)} {event.message}")
         case "InstantiationFailure":
-            return UserError(_name_flags(event.message, flags))
+            return UserError(_name_flags(event.message, _map_flags(options)))
     return None
 
 
@@ -258,41 +271,94 @@ def _get_flag(argument: Any) -> str:
 
 
 def _explain_unknown(
-    tokens: Sequence[str], flags: Collection[str], commands: Collection[str], prog: str
+    tokens: Sequence[str],
+    last: Sequence[str],
+    options: Sequence["_Option"],
+    commands: Collection[str],
+    prog: str,
 ) -> UserError:
-    """Return an error that names an unknown argument and suggests the most similar known one."""
-    option = next((token for token in tokens if token.startswith("-")), None)
-    if option is None and commands:
+    """Return an error that names an unknown argument and suggests the most similar known one.
+
+    `last` are the arguments after --, which are not options.
+    """
+    word = next((token for token in tokens if token.startswith("-") and token not in last), None)
+    if word is None and commands:
         known = suggest_nearest(tokens[0], commands) or f"use one of {', '.join(commands)}"
         return UserError(f"there is no {prog.split()[-1]} {tokens[0]!r}: {known}")
-    if option is None:
+    if word is None:
         return UserError(f"unexpected argument {tokens[0]!r}; see {prog} --help")
-    flag = option.partition("=")[0].replace("_", "-")
+    flag = word.partition("=")[0].replace("_", "-")
+    positionals = [option.flag for option in options if option.has_type(positional)]
+    if flag in positionals:
+        return UserError(f"there is no option {flag}: give its value alone")
+    flags = _map_flags(options).values()
     near = [each for each in flags if each.rpartition(".")[2] == flag.lstrip("-")]
     near = near or get_close_matches(flag, flags, n=1, cutoff=0.7)
     if near:
         return UserError(f"there is no option {flag}: did you mean {' or '.join(near)}?")
-    return UserError(f"there is no option {flag}; see {prog} --help")
+    advice = f"; if it is not an option: {join_command([*prog.split(), '--', word])}"
+    return UserError(f"there is no option {flag}; see {prog} --help" + advice * bool(positionals))
 
 
-def _list_flags(kind: Any, default: Any = None, prefix: str = "--") -> dict[str, str]:
-    """Map the field names of a dataclass, and of its nested dataclasses, to flags.
+class _Option(NamedTuple):
+    """A field of a dataclass, or of a dataclass nested in it."""
 
-    If `default` has a dataclass as the value of a field, only this class is mapped for the field.
-    A boolean field has a second entry, no_NAME.
+    name: str
+    flag: str
+    type: Any
+
+    def has_type(self, mark: Any) -> bool:
+        """Return whether the type of the field is `mark`, or is annotated with it."""
+        return mark in (self.type, *get_args(self.type))
+
+
+def _list_options(kind: Any, default: Any = None, prefix: str = "--") -> list[_Option]:
+    """Return the options of a dataclass and of its nested dataclasses.
+
+    If a field with a union of dataclasses has a default, only the class of the default counts.
+    A boolean field has a second option, no_NAME.
     """
-    flags: dict[str, str] = {}
+    options: list[_Option] = []
     for name, hint in get_type_hints(kind, include_extras=True).items():
         value = getattr(default, name, None)
         children = [type(value)] if is_dataclass(value) else _find_dataclasses(hint)
         inner_prefix = prefix if flat in get_args(hint) else f"{prefix}{name}."
         for child in children:
-            flags |= _list_flags(child, value, inner_prefix)
-        if not children:
-            flags[name] = prefix + name.replace("_", "-")
-        if hint is bool:
-            flags[f"no_{name}"] = f"{prefix}no-{name.replace('_', '-')}"
-    return flags
+            options += _list_options(child, value, inner_prefix)
+        names = [name] * (not children) + [f"no_{name}"] * (hint is bool)
+        options += [_Option(each, prefix + each.replace("_", "-"), hint) for each in names]
+    return options
+
+
+def _map_flags(options: Sequence[_Option]) -> dict[str, str]:
+    """Map the names of fields to their flags."""
+    return {option.name: option.flag for option in options if not option.has_type(positional)}
+
+
+def _join_values(args: Sequence[str], options: Sequence[_Option], prog: str) -> list[str]:
+    """Write an option and a value that is empty or begins with a hyphen as one word: --prompt=-x.
+
+    tyro would take such a value for another option. After an option, -h and words such as --data
+    are never its value. Raises UserError if a name, a path or a number is empty.
+    """
+    positionals = [option.name for option in options if option.has_type(positional)]
+    names = {o.flag: o.name for o in options if o.name not in positionals and not o.has_type(bool)}
+    end = args.index("--") if "--" in args else len(args)  # all later words are positional
+    joined: list[str] = []
+    for arg in args[:end]:
+        is_option = re.fullmatch(r"-h|--[A-Za-z][\w.-]*(=.*)?", arg, re.DOTALL)
+        follows_option = joined and joined[-1].replace("_", "-") in names
+        if follows_option and arg[:1] in ("", "-") and not is_option:
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+        flag, equals, value = joined[-1].partition("=")
+        if equals and not value and names.get(flag.replace("_", "-"), "prompt") not in _TEXTS:
+            raise UserError(f"{flag} is empty: give a value, or leave the option out")
+    joined += args[end:]
+    if "" in joined and not set(positionals) & set(_TEXTS):
+        raise UserError(f"unexpected argument {''!r}; see {prog} --help")
+    return joined
 
 
 def _name_flags(message: str, flags: Mapping[str, str]) -> str:

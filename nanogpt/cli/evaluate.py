@@ -88,7 +88,8 @@ def evaluate(args: list[str]) -> None:
             )
     name = options.split
     if name == "auto":
-        name = "all" if options.data and not corpus.token_folder else "val"
+        is_own = corpus.facts.sha256 == read_description(runs[0]).text_sha256
+        name = "val" if is_own or corpus.token_folder else "all"
     part = None if name == "all" else name
     with Bar(PlainConsole()) as bar:
         tokens = encode_corpus(corpus, first.tokenizer, part, val_fraction, bar.update)

@@ -13,7 +13,7 @@ from ..models import BigramConfig
 from ..reports.explain import Explanation, explain_run
 from ..reports.rates import measure_rates
 from ..runs.config import RunConfig
-from ..runs.directory import RUNS, find_run
+from ..runs.directory import RUNS, find_run, find_tokenizer
 from ..runs.memory import Line
 from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import read_description
@@ -51,7 +51,8 @@ def explain(args: list[str]) -> None:
     default = _find_config(size)
     if (config.data, config.tokenizer) != (default.data, default.tokenizer):
         corpus = corpora.load_corpus(config.data, config.column, config.separator)
-        tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, no_progress)
+        kind = find_tokenizer(config.tokenizer)
+        tokenizer = get_tokenizer(kind, corpus, config.val_fraction, no_progress)
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     model, training = config.model, config.train
     tokens = training.batch_size // training.accumulation * model.block_size

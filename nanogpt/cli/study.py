@@ -28,6 +28,10 @@ class LadderArgs:
 
     data: str = "tinyshakespeare"
     """Text to train on, given as for --data of nanogpt train."""
+    column: str = "text"
+    """Column of .jsonl and .parquet files that contains the text."""
+    separator: str = "\n\n"
+    """Text between documents."""
     out: Path = Path("runs/ladder")
     """Directory of the study; it contains the run directory of each model."""
     device: str = "auto"
@@ -100,6 +104,8 @@ def _run_ladder(options: LadderArgs) -> None:
     with report_mistakes(LadderArgs):
         base = RunConfig(
             data=options.data,
+            column=options.column,
+            separator=options.separator,
             out=options.out,
             seed=options.seed,
             device=options.device,

@@ -32,6 +32,10 @@ class TokenizeArgs:
     a run, to use its tokenizer."""
     data: str = "tinyshakespeare"
     """Text that char and bpe are trained on, given as for --data of nanogpt train."""
+    column: str = "text"
+    """Column of .jsonl and .parquet files that contains the text."""
+    separator: str = "\n\n"
+    """Text between documents."""
     json: Flag = False
     """Print one JSON object instead of coloured text."""
 
@@ -74,9 +78,9 @@ def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
     kind = options.tokenizer
     # Import slow modules only where they are needed, so that the command starts fast without them.
     if not tokenizers.is_tokenizer_kind(kind) and not is_file(kind):
-        from ..runs.directory import find_run
+        from ..runs.directory import find_tokenizer
 
-        kind = str(find_run(kind) / "best" / "tokenizer.json")
+        kind = find_tokenizer(kind)
     if not tokenizers.is_trained_on_text(kind):
         return tokenizers.make_tokenizer(kind, (), ())
 
@@ -84,7 +88,7 @@ def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
     from ..text.encoding import get_tokenizer
 
     with Bar(PlainConsole()) as bar:
-        corpus = corpora.load_corpus(options.data, progress=bar.update)
+        corpus = corpora.load_corpus(options.data, options.column, options.separator, bar.update)
         return get_tokenizer(kind, corpus, 0.1, bar.update)
 
 

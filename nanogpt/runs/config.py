@@ -86,8 +86,8 @@ class RunConfig:
     val_fraction: float = 0.1
     """Fraction of the text, at its end, for validation. A large text needs a smaller fraction."""
     tokenizer: str = "char"
-    """char, byte, bpe, bpe:N for a vocabulary of N tokens, or the path of a Hugging Face
-    tokenizer.json."""
+    """char, byte, bpe, bpe:N for a vocabulary of N tokens; the path of a Hugging Face
+    tokenizer.json; or a run, to use its tokenizer."""
     out: Path | None = None
     """Directory of the run. The default is runs/NAME, or if that exists, runs/NAME-2 and so on."""
     seed: int = 1337

@@ -25,10 +25,12 @@ from ..system.files import (
     find_status,
     has_access,
     is_directory,
+    is_file,
     require_inside,
     resolve_interrupted_swap,
     sync_to_disk,
 )
+from ..text.tokenizers import is_tokenizer_kind
 
 RUNS = Path("runs")
 EARLY_FILES = {".lock", ".pid", "metrics.jsonl", "loss.png", "last"}
@@ -47,7 +49,7 @@ def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
         directory.mkdir(parents=True, exist_ok=True)
         sync_to_disk(directory.parent)
         entries = {entry.name for entry in directory.iterdir()}
-        lock = lock_run(directory)
+        lock = lock_run(directory, "wait for it, stop it, or name another directory with --out")
     except OSError as error:
         directory = out or RUNS / name
         raise UserError(
@@ -97,12 +99,13 @@ def _find_free(directory: Path) -> Path:
     return path
 
 
-def lock_run(directory: Path) -> FileLock:
+def lock_run(directory: Path, advice: str = "wait for it or stop it") -> FileLock:
     """Lock a run directory until release() is called, or until this process ends.
 
-    Raises UserError if another process holds the lock, or if the directory contains a symbolic
-    link: training creates no links, and a link in an untrusted run could point to any file. Raises
-    OSError if this user may not write in the directory or in its checkpoints.
+    Raises UserError, with `advice`, if another process holds the lock. Raises UserError if the
+    directory contains a symbolic link: training creates no links, and a link in an untrusted run
+    could point to any file. Raises OSError if this user may not write in the directory or in its
+    checkpoints.
     """
     for entry in directory.iterdir():
         if entry.is_symlink():
@@ -112,10 +115,7 @@ def lock_run(directory: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(
-            f"process {_read_pid(file)} is training in {directory}: wait for it, stop it, "
-            f"or name another directory with --out"
-        ) from None
+        raise UserError(f"process {_read_pid(file)} is training in {directory}: {advice}") from None
     try:
         file.write_bytes(f"{os.getpid()}\n".encode())
         for checkpoint in filter(Path.is_dir, (directory / "last", directory / "best")):
@@ -144,7 +144,7 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
         if not runs:
             raise UserError(f"there is no run in {RUNS}/ yet: train one with `nanogpt train`")
         return max(runs, key=lambda directory: runs[directory])
-    for directory in (Path(run), RUNS / run):
+    for directory in (Path(run), RUNS / run) if run else ():
         if is_directory(resolve_interrupted_swap(directory / checkpoint)):
             require_inside(directory, directory / checkpoint)
             return directory
@@ -156,7 +156,7 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
     if is_directory(run):
         raise UserError(f"{run} is not a run: it has no {checkpoint}/; give the directory of a run")
     known = ", ".join(map(str, _list_runs("best"))) or "none yet"
-    raise UserError(f"there is no run {run}; the runs in {RUNS}/: {known}")
+    raise UserError(f"there is no run {run or repr(run)}; the runs in {RUNS}/: {known}")
 
 
 def _list_runs(file: str) -> dict[Path, float]:
@@ -181,3 +181,11 @@ def _list_runs(file: str) -> dict[Path, float]:
     if denied and not runs:
         raise denied
     return runs
+
+
+def find_tokenizer(kind: str) -> str:
+    """Return `kind`, or the path of its tokenizer.json if `kind` names a run. Raises UserError."""
+    is_run = is_directory(kind) or is_directory(RUNS / kind)
+    if is_tokenizer_kind(kind) or is_file(kind) or not is_run:
+        return kind
+    return str(resolve_interrupted_swap(find_run(kind) / "best") / "tokenizer.json")

@@ -8,6 +8,7 @@ import torch
 from filelock import FileLock
 
 from ..data import Data
+from ..errors import UserError
 from ..models import Model
 from ..system.devices import describe_device
 from ..system.files import require_regular_file, resolve_interrupted_swap
@@ -180,15 +181,26 @@ def load_run_text(directory: Path, progress: Progress = no_progress) -> tuple[Co
     """
     description = read_description(directory)
     config = description.config
-    corpus = corpora.load_corpus(
-        config.data,
-        config.column,
-        config.separator,
-        progress,
-        expected_sha256=description.text_sha256,
-        may_download=False,
-    )
-    return corpus, config.val_fraction
+    return load_same_text(config, description.text_sha256, progress), config.val_fraction
+
+
+def load_same_text(
+    config: RunConfig, sha256: str, progress: Progress, may_download: bool = False
+) -> Corpus:
+    """Load the text of a run, which has this SHA-256. Raises UserError, and says to use --data."""
+    try:
+        return corpora.load_corpus(
+            config.data,
+            config.column,
+            config.separator,
+            progress,
+            expected_sha256=sha256,
+            may_download=may_download,
+        )
+    except UserError as error:
+        raise UserError(
+            f"{error}; if the text of the run is in another place, name it with --data"
+        ) from None
 
 
 def read_description(directory: Path) -> Description:

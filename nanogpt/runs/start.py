@@ -28,11 +28,11 @@ from ..text.readers import Progress, no_progress
 from ..text.tokenizers import Tokenizer
 from .checkpoint import Checkpoint, load_checkpoint, load_training_tensors, read_checkpoint_info
 from .config import RunConfig
-from .directory import lock_run, make_run_directory
+from .directory import find_tokenizer, lock_run, make_run_directory
 from .journal import Journal
 from .loss_scale import LossScale
 from .memory import require_run_memory
-from .run import Run, SavedRun, read_saved_run
+from .run import Run, SavedRun, load_same_text, read_saved_run
 from .state import GENERATORS, State
 
 MAX_BIGRAM_TOKENS = 5_000_000
@@ -44,7 +44,8 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     device = _set_up_device(config)
     precision = pick_precision(config.precision, device)
     corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
-    tokenizer = get_tokenizer(config.tokenizer, corpus, config.val_fraction, progress)
+    kind = find_tokenizer(config.tokenizer)
+    tokenizer = get_tokenizer(kind, corpus, config.val_fraction, progress)
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
     require_tokens(data.splits.items(), config.model.block_size)
     config = replace(config, model=_set_vocab_size(config.model, tokenizer.vocab_size))
@@ -96,14 +97,9 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
     config.check_same_run(saved.config)
     device = _set_up_device(config)
     require_run_memory(config, device, pick_precision(config.precision, device))
-    corpus = corpora.load_corpus(
-        config.data,
-        config.column,
-        config.separator,
-        progress,
-        expected_sha256=info.text_sha256,
-        may_download=False,
-    )
+    # The files of a run may name any address, so only one that the user gives is downloaded.
+    is_given = config.data != saved.config.data
+    corpus = load_same_text(config, info.text_sha256, progress, may_download=is_given)
     checkpoint = load_checkpoint(directory / "last", device)
     if checkpoint.model.config != config.model:
         raise damaged_error(

@@ -15,6 +15,7 @@ from ..data import Data, to_int64
 from ..models import GPTConfig, ModelConfig, ModernConfig, PlainConfig
 from ..optim import OptimConfig
 from ..runs.config import RunConfig, TrainConfig
+from ..runs.directory import find_tokenizer
 from ..runs.start import require_tokens
 from ..system.files import dump_json, write_output
 from ..text import corpora
@@ -157,8 +158,9 @@ def run_ladder(
         rungs.append(rung)
         on_rung(rung)
 
-    corpus = corpora.load_corpus(base.data, progress=reporter.preparing)
-    tokenizer = get_tokenizer(base.tokenizer, corpus, base.val_fraction, reporter.preparing)
+    corpus = corpora.load_corpus(base.data, base.column, base.separator, reporter.preparing)
+    kind = find_tokenizer(base.tokenizer)
+    tokenizer = get_tokenizer(kind, corpus, base.val_fraction, reporter.preparing)
     data = Data(corpus, tokenizer, "cpu", base.val_fraction, reporter.preparing)
     require_tokens(data.splits.items(), config.small.block_size, option=None)
     train, val = (to_int64(data.splits[name].tokens).numpy() for name in SPLITS)

@@ -143,7 +143,7 @@ def load_corpus(
     if data in CORPORA:
         corpus = make_corpus(_load_named(data, CORPORA[data]), data)
     elif is_url(data):
-        file, url = download_url(data, may_download), data.partition("#")[0]
+        file, url = download_url(data, column, separator, may_download), data.partition("#")[0]
         settings = json.dumps([column, separator]) if file.suffix in DOCUMENT_SUFFIXES else ""
         read = partial(read_files, [file], column, separator, url)
         corpus = _load_files(data, read, [file], settings, progress)
@@ -203,7 +203,7 @@ def explain_unused(name: str, data: str) -> str:
 def refresh_text(data: str, column: str, separator: str, progress: Progress) -> None:
     """Download a text again, although the cache has it. Raises UserError; the old text remains."""
     if is_url(data):
-        download_url(data, True, refresh=True)
+        download_url(data, column, separator, True, refresh=True)
     else:
         download_dataset(data, column, separator, True, progress, refresh=True)
 

@@ -53,7 +53,9 @@ def is_url(data: str) -> bool:
     return data.startswith(("http://", "https://"))
 
 
-def download_url(data: str, may_download: bool, refresh: bool = False) -> Path:
+def download_url(
+    data: str, column: str, separator: str, may_download: bool, refresh: bool = False
+) -> Path:
     """Return the cached file of a URL, downloaded if necessary or if `refresh`. Raises UserError.
 
     The URL may end in #sha256=HASH, the hash that its text must have. If the file in the
@@ -71,7 +73,7 @@ def download_url(data: str, may_download: bool, refresh: bool = False) -> Path:
             _check_start(cached, url)
             return cached
     if not may_download:
-        raise _not_cached_error(url)
+        raise _not_cached_error(url, column, separator)
     with new_directory(url) as directory:
         try:
             file = retrieve_file(url, None, str(directory))
@@ -133,7 +135,7 @@ def download_dataset(
     if path_exists(cached) and not refresh:
         return cached
     if not may_download:
-        raise _not_cached_error(name)
+        raise _not_cached_error(name, column, separator)
     with new_directory(name) as directory:
         size, new = 0, directory / "new"
         with new.open("wb") as file:
@@ -158,7 +160,7 @@ def _read_rows(name: str, column: str) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
         for number, row in enumerate(rows):
-            yield get_row_text(row, column, f"{name}, row {number}", row)
+            yield get_row_text(row, column, f"{name}, row {number}")
     except UserError:
         raise
     except Exception as error:  # `datasets` and its libraries raise many types of errors
@@ -174,9 +176,11 @@ def cache_error(name: str, error: OSError) -> UserError:
     )
 
 
-def _not_cached_error(name: str) -> UserError:
-    command = join_command(["nanogpt", "data", name])
-    return UserError(f"{name} is not in the cache: download it with `{command}`")
+def _not_cached_error(name: str, column: str, separator: str) -> UserError:
+    command = ["nanogpt", "data", name] + ["--column", column] * (column != "text")
+    # On one line, a separator with line breaks needs the notation $'\n' of the shell.
+    end = "" if separator == "\n\n" else f" --separator ${separator!r}"
+    return UserError(f"{name} is not in the cache: download it with `{join_command(command)}{end}`")
 
 
 def _download_error(name: str, error: Exception, advice: str) -> UserError:

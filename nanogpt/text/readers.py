@@ -9,6 +9,7 @@ import functools
 import glob
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,21 @@ OUTPUT_MARK = ".nanogpt"
 
 READ_BYTES = 1 << 20
 """Number of bytes that are read from a file at a time."""
+
+FORMATS = (
+    (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "UTF-32", "iconv -f UTF-32 -t UTF-8 {}"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16", "iconv -f UTF-16 -t UTF-8 {}"),
+    (rb"\x1f\x8b", "a gzip file", "gzip -dc {}"),
+    (rb"BZh[1-9]1AY&SY", "a bzip2 file", "bzip2 -dc {}"),
+    (rb"\xfd7zXZ\x00", "an xz file", "xz -dc {}"),
+    (rb"\x28\xb5\x2f\xfd", "a Zstandard file", "zstd -dc {}"),
+    (rb"PK\x03\x04", "a ZIP file or an office document", ""),
+    (rb"%PDF-", "a PDF file", "pdftotext {} -"),
+    (rb"(?s).{257}ustar", "a tar file", ""),
+    (rb"SQLite format 3\x00", "a database", ""),
+)
+"""Regular expressions for the first bytes of files that are not UTF-8 text; the name of the format;
+a command that prints the text, if there is one."""
 
 
 def no_progress(task: str, done: int, total: int) -> None:
@@ -76,10 +92,13 @@ def find_files(data: str, excluded: Path | None = None) -> list[Path]:
         if p.suffix.lower() in suffixes and (is_file(p) or not path_exists(p))
     )
     if not files:
-        pattern = join_command([Path(glob.escape(data), "*.py")])
+        advice = ""
+        if other := min((p for p in _walk(path, excluded) if is_file(p)), default=None):
+            pattern = Path(glob.escape(data), "**", f"*{other.suffix}")
+            advice = f", or a pattern such as {join_command([pattern])}"
         raise UserError(
             f"{data} is a directory without text files ({', '.join(suffixes)}): name another "
-            f"directory, or a pattern such as {pattern}"
+            f"directory{advice}"
         )
     return files
 
@@ -164,7 +183,7 @@ def _read_jsonl(file: Path, column: str, name: str) -> Iterator[str]:
             raise UserError(f"{name}, line {number}: not JSON; fix or delete the line") from None
         if not isinstance(row, dict):
             raise UserError(f"{name}, line {number}: not a JSON object; fix or delete the line")
-        yield get_row_text(row, column, f"{name}, line {number}", list(row))
+        yield get_row_text(row, column, f"{name}, line {number}")
 
 
 def _read_lines(file: Path, name: str) -> Iterator[str]:
@@ -186,8 +205,9 @@ def _read_parquet(file: Path, column: str, name: str) -> Iterator[str]:
         ) from None
     try:
         table = parquet.ParquetFile(file)
-        names = table.schema_arrow.names
-        if column not in names:
+        schema = table.schema_arrow
+        names = [f.name for f in schema if re.match(r"\w*string|dictionary.*string", str(f.type))]
+        if column not in schema.names:
             get_row_text({}, column, name, names)
         number = 0
         for batch in table.iter_batches(batch_size=1024, columns=[column]):
@@ -199,13 +219,26 @@ def _read_parquet(file: Path, column: str, name: str) -> Iterator[str]:
         raise UserError(f"cannot read {name}: {reason}; name a text file") from None
 
 
-def get_row_text(row: dict[str, Any], column: str, place: str, names: Iterable[str]) -> str:
-    """Return the text in a column of a row. Raises a UserError that shows `place`."""
-    if column not in row:
-        raise UserError(f"{place}: there is no column {column}; choose one of {', '.join(names)}")
-    text = row[column]
+def get_row_text(
+    row: dict[str, Any], column: str, place: str, names: Iterable[str] | None = None
+) -> str:
+    """Return the text in a column of a row. Raises a UserError that shows `place`.
+
+    `names` are the names of the columns with text, by default those of this row.
+    """
+    text = row.get(column)
     if not isinstance(text, str):
-        raise UserError(f"{place}: the column {column} is not text; choose another")
+        names = [key for key in row if isinstance(row[key], str)] if names is None else names
+        choice = f"{', '.join(names) or 'none contains text'}"
+        if column not in row:
+            raise UserError(
+                f"{place}: there is no column {column}; choose another with --column ({choice}), "
+                f"or fix the row"
+            )
+        raise UserError(
+            f"{place}: the column {column} is not text; choose another with --column ({choice}), "
+            f"or fix the row"
+        )
     if not is_encodable(text):
         raise UserError(f"{place}: the text has an unpaired surrogate; fix or delete it")
     return text
@@ -257,16 +290,21 @@ def open_standard_input() -> BinaryIO:
 
 def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
     """Decode UTF-8 in chunks, without a byte-order mark. Raises a UserError that shows `name`."""
-    decoder, bytes_read = codecs.getincrementaldecoder("utf-8-sig")(), 0
+    decoder, bytes_read, start = codecs.getincrementaldecoder("utf-8-sig")(), 0, b""
     for raw in chain(read_blocks(file, name), [b""]):
+        if not bytes_read:
+            start = raw[:4096]
+            _refuse_other_format(start, name)
         bytes_read += len(raw)
         try:
             yield decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
+            _refuse_other_format(start, name, is_utf8=False)
             position = bytes_read - len(error.object) + error.start
+            command = _make_command("iconv -f latin1 -t UTF-8 {}", name)
             raise UserError(
                 f"{name} is not UTF-8: byte {position} is 0x{error.object[error.start]:02x}; "
-                f"convert it, for example with: iconv -f latin1 -t utf-8"
+                f"convert it, for example from latin1 with: {command}"
             ) from None
 
 
@@ -277,6 +315,56 @@ def read_blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
             yield block
     except OSError as error:
         raise read_error(name, error) from None
+
+
+def _refuse_other_format(start: bytes, name: str, is_utf8: bool = True) -> None:
+    """Raise UserError if `start`, the first bytes of a file, are in another format or encoding.
+
+    If the file is not valid UTF-8, even one zero byte is a sign of another format.
+    """
+    found = next(
+        ((form, command) for sign, form, command in FORMATS if re.match(sign, start)), None
+    )
+    if not found and (encoding := _guess_wide_encoding(start, 8 if is_utf8 else 1)):
+        found = encoding, f"iconv -f {encoding} -t UTF-8 {{}}"
+    if not found and not is_utf8 and b"\0" in start:
+        found = "a binary file", ""
+    if not found:
+        return
+    form, command = found
+    if not command:
+        raise UserError(f"{name} is {form}, not text: save its text as a file in UTF-8")
+    raise UserError(
+        f"{name} is {form}, not text in UTF-8: convert it, for example with: "
+        f"{_make_command(command, name)}"
+    )
+
+
+def _guess_wide_encoding(start: bytes, least: int) -> str | None:
+    """Guess whether a text without a byte-order mark is UTF-16 or UTF-32, by its zero bytes.
+
+    Characters such as the space have zero bytes, always in the same bytes of each unit. Unless a
+    quarter of all bytes are zero, there must be at least `least` of them.
+    """
+    zeros = [start[place::4].count(0) for place in range(4)]
+    total = sum(zeros)
+    if len(start) % 2 or not total or (total < least and total * 4 < len(start)):
+        return None
+    units, few = len(start) // 4, total // 20
+    if zeros[0] >= units > 0 and zeros[3] <= few:
+        return "UTF-32BE"
+    if zeros[3] >= units > 0 and zeros[0] <= few:
+        return "UTF-32LE"
+    if zeros[0] + zeros[2] <= few:
+        return "UTF-16LE"
+    return "UTF-16BE" if zeros[1] + zeros[3] <= few else None
+
+
+def _make_command(command: str, name: str) -> str:
+    """Return a command that converts the file `name` to a new file with the same ending."""
+    suffixes = [s for s in Path(name).suffixes if s.lower() in TEXT_SUFFIXES + DOCUMENT_SUFFIXES]
+    file = join_command([name]) if os.path.exists(name) else "FILE"
+    return f"{command.format(file)} > new{suffixes[-1] if suffixes else '.txt'}"
 
 
 def empty_error(name: str) -> UserError:

@@ -114,8 +114,8 @@ def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str])
         return train_bpe(training_text, size)
     if not path_exists(kind):
         raise UserError(
-            f"there is no tokenizer {kind}: use char, byte, bpe, bpe:N, or the path of a "
-            f"tokenizer.json"
+            f"there is no tokenizer {kind}: use char, byte, bpe, bpe:N, the path of a "
+            f"tokenizer.json, or a run"
         )
     return read_tokenizer(Path(kind))
 

@@ -1,19 +1,36 @@
 """Command-line arguments: every mistake gives an error message of one line."""
 
+import json
+import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import tyro
 
 from nanogpt.api import GenerationConfig
 from nanogpt.cli import train
-from nanogpt.cli.arguments import parse_arguments, parse_with_defaults
+from nanogpt.cli.arguments import (
+    _explain_unknown,
+    _list_options,
+    parse_arguments,
+    parse_with_defaults,
+    positional,
+)
+from nanogpt.cli.data import DataArgs
+from nanogpt.cli.evaluate import EvalArgs
+from nanogpt.cli.explain import ExplainArgs
+from nanogpt.cli.inspect import InspectArgs
 from nanogpt.cli.sample import SampleArgs
+from nanogpt.cli.study import LadderArgs, ScalingArgs
+from nanogpt.cli.tokenize import TokenizeArgs
+from nanogpt.cli.train import TrainArgs
 from nanogpt.runs.presets import PRESETS
 
 from .answers import Command, assert_refused
@@ -39,13 +56,23 @@ def flatten(help_text: str) -> str:
         ("train --batch_size 3", "no option --batch-size: did you mean --train.batch-size?"),
         ("train --train.no-compil", "no option --train.no-compil: did you mean --train.no-compile"),
         ("train --frob", "there is no option --frob; see nanogpt train --help"),
-        ("train -x", "there is no option -x; see nanogpt train --help"),
+        (
+            "train -x",
+            "no option -x; see nanogpt train --help; if it is not an option: nanogpt train",
+        ),
+        ("study -x", "there is no option -x; see nanogpt study --help\n"),
         ("train bigram --model.n-head 3", "there is no option --model.n-head; see nanogpt train"),
         ("train --model.n-head 3 bigram", "there is no option --model.n-head; see nanogpt train"),
         ("train tiny more", "unexpected argument 'more'; see nanogpt train --help"),
         ("train -- tiny more", "unexpected argument 'more'; see nanogpt train --help"),
         ("train -- tinny", "there is no preset 'tinny': did you mean tiny?"),
         ("train --train.steps", "--train.steps needs a value, as in --train.steps=VALUE"),
+        ("sample --prompt --json", "--prompt needs a value, as in --prompt=VALUE; if the value"),
+        ("sample --prompt --", "--prompt needs a value, as in --prompt=VALUE; if the value looks"),
+        ("sample --run tiny", "there is no option --run: give its value alone"),
+        ("explain --json --size tiny", "there is no option --size: give its value alone"),
+        ("tokenize -- a --json", "unexpected argument '--json'; see nanogpt tokenize --help"),
+        ("presets -- -x", "unexpected argument '-x'; see nanogpt presets --help"),
         ("train --data --seed 3", "--data needs a value, as in --data=VALUE"),
         ("train --train.steps many", "--train.steps is 'many': it must be an integer"),
         (
@@ -74,7 +101,7 @@ def flatten(help_text: str) -> str:
         ("train --optim.lr -1", "--optim.lr is -1.0: it must be more than 0"),
         ("train --seed -1", "nanogpt: --seed is -1: it must be at least 0 and less than 2**63"),
         ("train --name a/b", "nanogpt: --name is 'a/b': it must be a file name without slashes"),
-        ("train --name=", "nanogpt: --name is '': it must be a file name"),
+        ("train --name=", "nanogpt: --name is empty: give a value, or leave the option out"),
         ("train --device tpu", "there is no device 'tpu': use auto, cpu"),
         ("train --device=tpu", "there is no device 'tpu': use auto, cpu"),
         ("train --device cpu --device tpu", "there is no device 'tpu': use auto, cpu"),
@@ -185,6 +212,99 @@ def test_an_option_with_an_effect_is_accepted(texts: None, arguments: list[str])
 )
 def test_options_of_sample_that_scripts_combine_are_accepted(arguments: list[str]) -> None:
     parse_arguments(SampleArgs(), arguments, "nanogpt sample")
+
+
+KINDS: dict[str, Any] = {
+    "train": TrainArgs,
+    "explain": ExplainArgs,
+    "sample": SampleArgs,
+    "eval": EvalArgs,
+    "data": DataArgs,
+    "tokenize": TokenizeArgs,
+    "inspect": InspectArgs,
+    "study ladder": LadderArgs,
+    "study scaling": ScalingArgs,
+}
+OPTIONS = [
+    (command, *option)
+    for command, kind in KINDS.items()
+    for option in _list_options(kind)
+    if not option.has_type(bool)
+]
+"""The command, name, flag and type of every option and argument that has a value."""
+WORDS = ["-x", "-", "-1", "-.5", "-x y", "- item", "---", "--- a", "--a b", "-x.txt", "-h=", "-\n-"]
+
+
+@pytest.mark.parametrize(("command", "name", "flag", "hint"), OPTIONS)
+def test_a_value_may_begin_with_a_hyphen(
+    nanogpt: Command, monkeypatch: pytest.MonkeyPatch, command: str, name: str, flag: str, hint: Any
+) -> None:
+    """As it is typed, the value reaches the library as one word with its option."""
+    received: list[str] = []
+
+    def cli(*_: object, args: list[str], **__: object) -> object:
+        received[:] = args
+        raise SystemExit(2)
+
+    monkeypatch.setattr(tyro, "cli", cli)
+    for word in WORDS:
+        for typed in (flag, flag.replace("-", "_").replace("__", "--", 1)):
+            is_positional = positional in get_args(hint)
+            arguments = ["--", word] if is_positional else [typed, word]
+            nanogpt(*command.split(), *arguments)
+            assert received[-1] == (word if is_positional else f"{typed}={word}")
+
+
+@pytest.mark.parametrize(("command", "name", "flag", "hint"), OPTIONS)
+def test_an_empty_name_path_or_number_is_refused(
+    nanogpt: Command, command: str, name: str, flag: str, hint: Any
+) -> None:
+    if name in ("prompt", "stop", "separator", "text"):
+        return
+    if positional in get_args(hint):
+        for arguments in ([""], ["--", ""]):
+            assert_refused(nanogpt(*command.split(), *arguments), "unexpected argument ''; see")
+        return
+    for arguments in ([flag, ""], [f"{flag}="], [f"{flag}=", "--json"]):
+        answer = nanogpt(*command.split(), *arguments)
+        assert_refused(answer, f"{flag} is empty: give a value, or leave the option out")
+    assert not os.listdir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ids"),
+    [
+        (("-- -x",), [45, 120]),
+        (("--", "-x"), [45, 120]),
+        (("--", "--tokenizer"), [*b"--tokenizer"]),
+        (("--", "--"), [45, 45]),
+        (("- x",), [45, 32, 120]),
+        (("-",), [45]),
+        (("",), []),
+    ],
+)
+def test_a_text_may_begin_with_a_hyphen(
+    nanogpt: Command, arguments: tuple[str, ...], ids: list[int]
+) -> None:
+    if arguments == ("-- -x",):
+        _, _, err = nanogpt("tokenize", "-x")
+        arguments = tuple(shlex.split(err.partition(": nanogpt tokenize ")[2]))
+    status, out, err = nanogpt("tokenize", "--json", "--tokenizer", "byte", *arguments)
+    assert (status, err, json.loads(out)["ids"]) == (0, "", ids)
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_every_suggested_option_is_another_option(kind: Any) -> None:
+    options = _list_options(kind)
+    known = {option.flag for option in options if not option.has_type(positional)}
+    for option in options:
+        last = "--" + option.flag.rpartition(".")[2].lstrip("-")
+        for typed in (option.flag, option.flag[:-1], option.flag + "s", last):
+            if typed not in known:
+                error = str(_explain_unknown([typed], (), options, (), "nanogpt"))
+                suggested = re.findall(r"(?:mean|or) (--[\w.-]+)", error)
+                assert set(suggested) <= known, error
+                assert suggested or "give its value alone" in error or "see nanogpt" in error
 
 
 @pytest.mark.parametrize("preset", PRESETS)

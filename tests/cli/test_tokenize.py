@@ -37,7 +37,7 @@ def test_tokenize_shows_each_token_with_its_id(
     _, out, _ = nanogpt("tokenize", "--tokenizer", "byte", "--json")
     assert json.loads(out)["ids"] == list(typed)
     for arguments, says in (
-        (("--tokenizer", "nope", "x"), "there is no run nope"),
+        (("--tokenizer", "nope", "x"), "there is no tokenizer nope"),
         (("--tokenizer", "bpe:9", "x"), "tokenizer is bpe:9: the 256 bytes are tokens"),
         (("--tokenizer", run, "é"), "the tokenizer does not know the character 'é' (U+00E9)"),
     ):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nanogpt.runs.checkpoint import load_checkpoint
+from nanogpt.runs.directory import find_run
 from nanogpt.text.tokenizers import make_tokenizer
 from tests.families import word_level
 from tests.platforms import posix_only
@@ -107,6 +108,30 @@ def test_a_run_contains_its_tokenizer(
     says = f"--tokenizer is char, but this run was started with {kind}"
     assert_refused(nanogpt(*resumed, "--tokenizer", "char"), says)
     assert nanogpt("sample", "mine", "--prompt", "问é, 😀", "--max-new-tokens", 5)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_run_may_be_the_tokenizer_of_another_run(
+    nanogpt: Command, small: list[str], text: str
+) -> None:
+    """A run is named by its path or its name; train, explain, tokenize and a study accept it."""
+    Path("words.txt").write_text(text)
+    Path("short.txt").write_text(text[:1500])  # a text for which bpe would learn other tokens
+    train = ("train", *small, "--data", "words.txt", "--tokenizer", "bpe:280", "--name", "one")
+    assert nanogpt(*train)[0] == 0
+    expected = Path("runs/one/best/tokenizer.json").read_text()
+    for name in ("one", "runs/one", str(Path("runs/one").resolve())):
+        again = ("train", *small, "--data", "short.txt", "--tokenizer", name, "--name", "two")
+        status, _, err = nanogpt(*again)
+        assert (status, err) == (0, "")
+        newest = find_run(None)
+        assert newest.name.startswith("two")
+        assert (newest / "best" / "tokenizer.json").read_text() == expected
+        _, out, _ = nanogpt("explain", "tiny", "--data", "short.txt", "--tokenizer", name)
+        assert "V = 280 (vocabulary)" in out
+        assert nanogpt("train", "--resume", newest, "--train.steps", 25)[0] == 0
+    assert_refused(nanogpt(*again, "--tokenizer", "runs/two/best"), "is not a run: it has no best/")
+    assert_refused(nanogpt(*again, "--tokenizer", "three"), "there is no tokenizer three: use char")
 
 
 def test_a_tokenizer_that_loses_text_gets_no_bits_per_byte(

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from nanogpt.api import load
 from nanogpt.errors import UserError
 from nanogpt.models import GPT, GPTConfig
 from nanogpt.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nanogpt.runs.directory import find_run, lock_run, make_run_directory
+from nanogpt.runs.directory import find_run, find_tokenizer, lock_run, make_run_directory
 from nanogpt.text.tokenizers import CharTokenizer
 from tests.platforms import needs_links
 
@@ -25,6 +26,25 @@ def best() -> Path:
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3))
     save_checkpoint(directory, Checkpoint(model, CharTokenizer("abc"), 7))
     return directory
+
+
+def test_an_empty_name_is_no_run(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty path would be the working directory, here a run or one of its checkpoints."""
+    for directory in (best.parent.parent, best.parent.resolve(), best.resolve()):
+        monkeypatch.chdir(directory)
+        for find in (find_run, load):
+            with pytest.raises(UserError, match="there is no run ''; the runs in runs/: none yet"):
+                find("")
+
+
+def test_a_run_may_name_its_tokenizer(best: Path) -> None:
+    for run in ("one", "runs/one", str(Path("runs/one").resolve())):
+        file = Path(find_tokenizer(run))
+        assert file.samefile(best / "tokenizer.json")
+        assert find_tokenizer(str(file)) == str(file)
+    for kind in ("char", "bpe", "bpe:300", "byte", "unknown"):
+        Path("runs", kind.replace("unknown", "char")).mkdir(exist_ok=True)  # the kind comes first
+        assert find_tokenizer(kind) == kind
 
 
 def test_each_new_run_gets_its_own_directory() -> None:
@@ -88,10 +108,12 @@ def test_a_directory_locked_by_another_process_is_refused(tmp_path: Path) -> Non
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "here\n"
-    message = rf"process {other.pid} is training in \.: wait for it, stop it, or name another"
+    message = rf"process {other.pid} is training in \.: wait for it"
     for _ in range(2):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message + " or stop it$"):
             lock_run(tmp_path.relative_to(Path.cwd()))
+        with pytest.raises(UserError, match=message + ", stop it, or name another directory with"):
+            make_run_directory(Path(), "gpt")
     other.kill()
     other.communicate()
     lock_run(Path()).release()  # succeeds, because a dead process holds no lock

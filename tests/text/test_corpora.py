@@ -174,7 +174,9 @@ def test_documents_are_the_same_from_a_file_a_directory_and_a_url(
     Path("www", name).write_bytes(raw)
     for data in (f"www/{name}", "www", f"www/*{Path(name).suffix}", f"{server}/{name}"):
         assert corpora.load_corpus(data, "body", "|").text() == "one|two"
-        with pytest.raises(UserError, match="there is no column text; choose one of body"):
+        with pytest.raises(
+            UserError, match=r"no column text; choose another with --column \(body\), or fix"
+        ):
             corpora.load_corpus(data)
 
 

@@ -61,8 +61,8 @@ def test_a_dataset_can_be_downloaded_again(cache: Path, dataset: str, tmp_path: 
 @pytest.mark.parametrize(
     ("config", "column", "message"),
     [
-        ("", "body", "row 0: there is no column body; choose one of text, n"),
-        ("", "n", "row 0: the column n is not text; choose another"),
+        ("", "body", "row 0: there is no column body; choose another with --column .text., or fix"),
+        ("", "n", "row 0: the column n is not text; choose another with --column .text., or fix"),
         (
             ":nope",
             "text",

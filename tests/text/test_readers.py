@@ -166,13 +166,16 @@ def test_every_row_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
         ("[1]", "a.jsonl, line 2: not a JSON object; fix or delete the line"),
         (
             '{"body": "x", "n": 1}',
-            "line 2: there is no column text; choose one of body, n",
+            "line 2: there is no column text; choose another with --column .body., or fix the row",
         ),
         (
             r'{"text": "\ud800"}',
             "a.jsonl, line 2: the text has an unpaired surrogate; fix or",
         ),
-        ('{"text": 7}', "a.jsonl, line 2: the column text is not text; choose another"),
+        (
+            '{"text": 7}',
+            "a.jsonl, line 2: the column text is not text; choose another with --column .none",
+        ),
     ],
 )
 def test_invalid_jsonl_is_refused(tmp_path: Path, line: str, message: str) -> None:
@@ -186,10 +189,13 @@ def test_every_row_of_a_parquet_file_is_a_document(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"n": [1, 2], "body": ["né", "终"]}), file)
     assert read_texts(str(file), "body", "|") == "né|终"
     with pytest.raises(
-        UserError, match=r"a.parquet: there is no column text; choose one of n, body"
+        UserError,
+        match=r"a.parquet: there is no column text; choose another with --column \(body\), or",
     ):
         read_texts(str(file), "text", "|")
-    with pytest.raises(UserError, match=r"a\.parquet, row 0: the column n is not text; choose"):
+    with pytest.raises(
+        UserError, match=r"row 0: the column n is not text; choose another with --column \(body\),"
+    ):
         read_texts(str(file), "n", "|")
     bad = pyarrow.StringArray.from_buffers(
         1, pyarrow.py_buffer(np.array([0, 2], dtype=np.int32)), pyarrow.py_buffer(b"a\xff")

@@ -79,7 +79,7 @@ def test_make_tokenizer_makes_every_kind(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("nope.json", "there is no tokenizer nope.json: use char, byte, bpe, bpe:N, or the path"),
+        ("nope.json", "there is no tokenizer nope.json: use char, byte, bpe, bpe:N, the path of"),
         ("bpe:", "tokenizer is bpe:: give the vocabulary size as a number of at most 7 digits"),
         ("bpe:-5", "tokenizer is bpe:-5: give the vocabulary size as a number"),
         ("bpe:10000000", "give the vocabulary size as a number of at most 7 digits, as in bpe:"),
