@@ -145,6 +145,7 @@ def test_the_python_example_runs(code: str) -> None:
 
 
 TESTED_ELSEWHERE = {
+    "cli/messages": "cli/test_arguments",
     "muon": "test_optim",
     "runs/background": "runs/test_checkpoint",
     "runs/failures": "test_train",

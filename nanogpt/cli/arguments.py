@@ -30,6 +30,7 @@ from typing import (
 import tyro
 
 from ..errors import Stopped, UserError, join_command, suggest_nearest
+from .messages import name_flags, remove_drawing
 
 T = TypeVar("T")
 
@@ -163,7 +164,7 @@ def report_mistakes(kind: type) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise UserError(_name_flags(str(error), _map_flags(_list_options(kind)))) from None
+        raise UserError(name_flags(str(error), _map_flags(_list_options(kind)))) from None
 
 
 def _run_parser(
@@ -199,7 +200,7 @@ def _run_parser(
                 **settings,
             )
     except ValueError as error:
-        raise UserError(_name_flags(str(error), flags)) from None
+        raise UserError(name_flags(str(error), flags)) from None
     except Stopped:  # the help cannot be printed
         raise
     except SystemExit as exit:
@@ -207,7 +208,7 @@ def _run_parser(
             raise
     except Exception:  # if tyro fails while it draws a message, still report the message
         pass
-    if text := _remove_drawing(printed.getvalue()):
+    if text := remove_drawing(printed.getvalue()):
         raise UserError(text)
     raise UserError(f"cannot understand the arguments; see {prog} --help")
 
@@ -260,7 +261,7 @@ def _explain_event(
         case "InstantiationFailure" if event.argument is not None:
             return UserError(f"{_get_flag(event.argument)} {event.message}")
         case "InstantiationFailure":
-            return UserError(_name_flags(event.message, _map_flags(options)))
+            return UserError(name_flags(event.message, _map_flags(options)))
     return None
 
 
@@ -359,25 +360,6 @@ def _join_values(args: Sequence[str], options: Sequence[_Option], prog: str) -> 
     if "" in joined and not set(positionals) & set(_TEXTS):
         raise UserError(f"unexpected argument {''!r}; see {prog} --help")
     return joined
-
-
-def _name_flags(message: str, flags: Mapping[str, str]) -> str:
-    """Replace the names of dataclass fields in a message with their flags.
-
-    A name is the first word of the message or any word with an underscore, as in `n_embd is 128:
-    it must be a multiple of n_head 3`.
-    """
-    return re.sub(
-        r"^\w+|(?<![\w'\"./-])\w+_\w+",
-        lambda match: flags.get(match[0], match[0]),
-        message,
-    )
-
-
-def _remove_drawing(text: str) -> str:
-    """Return the words of a message on one line, without the box and colours that tyro adds."""
-    text = re.sub(r"\x1b\[[\d;]*[A-Za-z]|[\u2500-\u259f]", " ", text)
-    return " ".join(word for word in text.split() if not re.fullmatch(r"[|+=_*#~-]+", word))
 
 
 def _find_dataclasses(hint: Any) -> list[Any]:

@@ -141,7 +141,7 @@ def test_ctrl_c_ends_the_text_and_not_the_command(
         (("--prompt", "bad é"), "the tokenizer does not know the character 'é' (U+00E9); its 12 "),
         (("--temperature", "-1", "--prompt", "bad"), "--temperature is -1.0: it must be 0 or more"),
         (("--prompt-file", "nope"), "cannot read nope: No such file or directory"),
-        (("--prompt", "-bad"), "--prompt needs a value, as in --prompt=VALUE"),
+        (("--prompt", "-bad"), "the tokenizer does not know the character '-' (U+002D); its 12 "),
     ],
 )
 def test_a_mistake_is_one_line(

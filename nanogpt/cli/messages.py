@@ -1,0 +1,23 @@
+"""Rewrites error messages for the command line: flags instead of fields, and no drawings."""
+
+import re
+from collections.abc import Mapping
+
+
+def name_flags(message: str, flags: Mapping[str, str]) -> str:
+    """Replace the names of dataclass fields in a message with their flags.
+
+    A name is the first word of the message or any word with an underscore, as in `n_embd is 128:
+    it must be a multiple of n_head 3`.
+    """
+    return re.sub(
+        r"^\w+|(?<![\w'\"./-])\w+_\w+",
+        lambda match: flags.get(match[0], match[0]),
+        message,
+    )
+
+
+def remove_drawing(text: str) -> str:
+    """Return the words of a message on one line, without the box and colours that tyro adds."""
+    text = re.sub(r"\x1b\[[\d;]*[A-Za-z]|[\u2500-\u259f]", " ", text)
+    return " ".join(word for word in text.split() if not re.fullmatch(r"[|+=_*#~-]+", word))
