@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from typing import Any, TextIO, cast
 
@@ -50,18 +50,23 @@ def guard_streams() -> Iterator[None]:
     reason, this raises Stopped. Messages that cannot be written are dropped.
     """
     null = partial(open, os.devnull, encoding="utf-8", newline="")
-    sys.stdin = sys.stdin or null("r")
-    sys.stdout = sys.stdout or null("w")
-    sys.stderr = sys.stderr or null("w")
-    # Not every input is UTF-8, and not every terminal can show every character.
-    errors = ("surrogateescape", "backslashreplace", "backslashreplace")
-    for stream, handler in zip((sys.stdin, sys.stdout, sys.stderr), errors, strict=True):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=handler)
-    output = cast("TextIO", Output(sys.stdout, _end_command))
-    messages = cast("TextIO", Output(sys.stderr, lambda _: None))
-    with redirect_stderr(messages), redirect_stdout(output):
-        yield
+    streams = sys.stdin, sys.stdout, sys.stderr
+    with ExitStack() as stack:
+        sys.stdin = sys.stdin or stack.enter_context(null("r"))
+        sys.stdout = sys.stdout or stack.enter_context(null("w"))
+        sys.stderr = sys.stderr or stack.enter_context(null("w"))
+        # Not every input is UTF-8, and not every terminal can show every character.
+        errors = ("surrogateescape", "backslashreplace", "backslashreplace")
+        for stream, handler in zip((sys.stdin, sys.stdout, sys.stderr), errors, strict=True):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors=handler)
+        output = cast("TextIO", Output(sys.stdout, _end_command))
+        messages = cast("TextIO", Output(sys.stderr, lambda _: None))
+        try:
+            with redirect_stderr(messages), redirect_stdout(output):
+                yield
+        finally:
+            sys.stdin, sys.stdout, sys.stderr = streams
 
 
 def _end_command(error: OSError) -> None:

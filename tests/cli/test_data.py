@@ -89,11 +89,12 @@ def test_train_and_eval_refresh_their_text(
     file.write_text(text)
     assert nanogpt(*train, "old")[0] == 0
     file.write_text(text[:5000])
-    assert "over 5,999 tokens" in nanogpt("eval", "old", "--data", url)[1]
+    # Without --split, eval uses the val split of the run's own text, and all of another text.
+    assert "over 599 tokens" in nanogpt("eval", "old", "--data", url)[1]
     assert "over 4,999 tokens" in nanogpt("eval", "old", "--data", url, "--refresh")[1]
     file.write_text(text[:4000])
     assert nanogpt(*train, "new", "--refresh")[0] == 0
-    assert "over 3,999 tokens" in nanogpt("eval", "new", "--data", url)[1]
+    assert "over 399 tokens" in nanogpt("eval", "new", "--data", url)[1]
 
 
 def test_refresh_keeps_the_old_text_if_the_download_fails(
