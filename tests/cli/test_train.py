@@ -169,7 +169,7 @@ def test_a_run_on_many_documents_can_be_resumed(
         assert nanogpt("train", "--resume", out, "--train.steps", 30)[::2] == (0, "")
         answer = json.loads(nanogpt("eval", out, "--json")[1])
         assert answer["tokens"] == 6000 + 9 - int(0.9 * 6009) - 1
-        answer = json.loads(nanogpt("eval", out, *how, "--json")[1])
+        answer = json.loads(nanogpt("eval", out, *how, "--split", "all", "--json")[1])
         assert answer["tokens"] == 6000 + 9 - 1
     assert_refused(nanogpt("train", "--data", "texts", *small), "line 1: there is no column text")
 
