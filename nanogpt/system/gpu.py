@@ -64,7 +64,7 @@ class CudaGraph:
 
     For a small model, the host needs more time to launch the hundreds of kernels of a step than the
     device needs to run them. A replay uses the same memory addresses, so all tensors must keep
-    their storage. The Python code of the work runs only during warm-up and capture.
+    their storage. The Python code of the operations does not run in a replay.
     """
 
     def __init__(self, device: torch.device, warmup: int = 3) -> None:

@@ -351,9 +351,9 @@ def _guess_wide_encoding(start: bytes, least: int) -> str | None:
     if len(start) % 2 or not total or (total < least and total * 4 < len(start)):
         return None
     units, few = len(start) // 4, total // 20
-    if zeros[0] >= units > 0 and zeros[3] <= few:
+    if zeros[0] >= units > 0 and zeros[1] > units // 2 and zeros[3] <= few:
         return "UTF-32BE"
-    if zeros[3] >= units > 0 and zeros[0] <= few:
+    if zeros[3] >= units > 0 and zeros[2] > units // 2 and zeros[0] <= few:
         return "UTF-32LE"
     if zeros[0] + zeros[2] <= few:
         return "UTF-16LE"

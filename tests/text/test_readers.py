@@ -1,5 +1,6 @@
 """Text from files of every kind and in many languages, and files that are refused."""
 
+import io
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from pyarrow import parquet
 from nanogpt.errors import UserError
 from nanogpt.runs.directory import make_run_directory
 from nanogpt.studies.trial import make_directory
-from nanogpt.text.readers import find_files, read_files, read_text
+from nanogpt.text.readers import decode_utf8, find_files, read_files, read_text
 from tests.platforms import needs_links, posix_only
 
 LANGUAGES = {
@@ -221,3 +222,12 @@ def test_a_directory_without_text_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("print()")
     with pytest.raises(UserError, match=r"is a directory without text files .* such as '.*\*\.py'"):
         read_texts(str(tmp_path), "text", "|")
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
+@pytest.mark.parametrize("text", ["To be, or not\n", "问题 to be, 生存\n", "é à ü ROMEO:\n"])
+def test_a_text_in_utf_16_or_utf_32_names_its_encoding(text: str, encoding: str) -> None:
+    """Also without a byte-order mark."""
+    raw = io.BytesIO((text * 9).encode(encoding))
+    with pytest.raises(UserError, match=f"own.txt is {encoding}, not text in UTF-8: convert it"):
+        list(decode_utf8(raw, "own.txt"))
