@@ -316,7 +316,8 @@ class _Option(NamedTuple):
 def _list_options(kind: Any, default: Any = None, prefix: str = "--") -> list[_Option]:
     """Return the options of a dataclass and of its nested dataclasses.
 
-    If a field with a union of dataclasses has a default, only the class of the default counts.
+    The type of a field can be a union of dataclasses. If `default` has one of them, only its
+    options are returned.
     A boolean field has a second option, no_NAME.
     """
     options: list[_Option] = []
