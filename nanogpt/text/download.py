@@ -177,10 +177,12 @@ def cache_error(name: str, error: OSError) -> UserError:
 
 
 def _not_cached_error(name: str, column: str, separator: str) -> UserError:
-    command = ["nanogpt", "data", name] + ["--column", column] * (column != "text")
-    # On one line, a separator with line breaks needs the notation $'\n' of the shell.
-    end = "" if separator == "\n\n" else f" --separator ${separator!r}"
-    return UserError(f"{name} is not in the cache: download it with `{join_command(command)}{end}`")
+    command = join_command(["nanogpt", "data", name] + ["--column", column] * (column != "text"))
+    if separator != "\n\n":  # $'…' of the shell keeps line breaks on one line
+        for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n")):
+            separator = separator.replace(character, escape)
+        command += f" --separator $'{separator}'"
+    return UserError(f"{name} is not in the cache: download it with `{command}`")
 
 
 def _download_error(name: str, error: Exception, advice: str) -> UserError:

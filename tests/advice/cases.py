@@ -1,0 +1,114 @@
+"""Helpers for the tests that follow the advice of errors."""
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from nanogpt.errors import Stopped, UserError
+
+from ..test_errors import MESSAGES, OTHER_MESSAGES, PATTERNS, REST, find_rows
+
+Action = str | Callable[..., object]
+Command = Callable[..., tuple[int, str, str]]
+
+ROWS = find_rows(MESSAGES + REST)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mistake, and what its error advises."""
+
+    row: str
+    """The beginning of the line in docs/errors.md."""
+    mistake: Action
+    """A command without `nanogpt`, or a function."""
+    advised: Action
+    """The same with the advice followed. `{0}` or an argument is what the message names."""
+    named: str = ""
+    """A regular expression that finds in the message what it names, as groups."""
+    rest: str = ""
+    """The beginning of another error that is expected then; by default none."""
+
+
+SMALL = (
+    "--device cpu --sample-tokens 0 --model.n-layer 1 --model.n-head 2 --model.n-embd 16 "
+    "--model.block-size 16 --train.steps 20 --train.eval-every 10 --train.batch-size 4"
+)
+TRAIN = f"train --data words.txt {SMALL}"
+RESUME = "train --resume tiny --sample-tokens 0 --train.steps 22"
+STOP = "--device nope"
+"""The error of this option comes after those of the parser."""
+NO_DEVICE = "there is no device 'nope'"
+
+
+def make_files() -> None:
+    """Write the files that the cases read into the working directory."""
+    Path("src/deep").mkdir(parents=True)
+    Path("src/deep/a.rs").write_text("fn main() {}")
+    Path("empty").mkdir()
+    rows = {"id": 1, "body": "one", "title": "two"}
+    Path("rows.jsonl").write_text(json.dumps(rows))
+    parquet.write_table(
+        pyarrow.table({key: [value] for key, value in rows.items()}), "rows.parquet"
+    )
+
+
+def get_message(nanogpt: Command, action: Action, *named: str) -> str:
+    """Run a command or a function; return its error, or "" if it succeeds."""
+    if isinstance(action, str):
+        status, _, err = nanogpt(*shlex.split(action.format(*named)))
+        line = err.strip().rpartition("\n")[2]
+        assert status == 0 or line.startswith("nanogpt: "), err
+        return line.removeprefix("nanogpt: ") if status else ""
+    try:
+        action(*named)
+    except (UserError, ValueError, Stopped) as error:
+        return str(error)
+    return ""
+
+
+def is_row(message: str, beginning: str) -> bool:
+    """Whether a message is an example of the line of docs/errors.md with this beginning.
+
+    The message may name flags where the line names parameters.
+    """
+    named = re.sub(r"--([a-z-]+)", lambda match: match[1].replace("-", "_"), message)
+    row = next(row for row in ROWS if row.startswith(beginning))
+    return (row.startswith(OTHER_MESSAGES) and message.startswith(beginning)) or any(
+        re.fullmatch(p, row) and (re.fullmatch(p, message) or re.fullmatch(p, named))
+        for p in PATTERNS
+    )
+
+
+def check(nanogpt: Command, case: Case) -> None:
+    message = get_message(nanogpt, case.mistake)
+    assert message
+    assert is_row(message, case.row), message
+    found = re.search(case.named, message)
+    assert found, message
+    rest = get_message(nanogpt, case.advised, *found.groups()[:1])
+    assert rest.startswith(case.rest) if case.rest else not rest, rest
+
+
+def refuse(nanogpt: Command, command: str, row: str) -> str:
+    """Run a command; assert that its error is this line, and return it."""
+    message = get_message(nanogpt, command)
+    assert is_row(message, row), message
+    return message
+
+
+FOLLOWED: list[str] = []
+
+
+def follows(*rows: str) -> Callable[[Any], Any]:
+    """Register the beginnings of the lines that a test follows; the test is slow."""
+    FOLLOWED.extend(rows)
+    return pytest.mark.slow
