@@ -25,7 +25,7 @@ from .text.tokenizers import Tokenizer
 Prompts = list[str] | tuple[str, ...]
 
 GENERATOR_BYTES = 5000
-"""Memory of a random generator of torch; each text has its own."""
+"""Bytes of a random generator of torch; each text has its own generator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def load(
 
 
 def count_text_bytes(model: Model) -> int:
-    """Return how much memory of the host each text needs while it is generated, at least."""
+    """Return the minimum bytes of host memory that each text needs while it is generated."""
     config, weight = model.config, next(model.parameters())
     if weight.device.type != "cpu":
         return GENERATOR_BYTES

@@ -27,11 +27,14 @@ class Split:
 
     def __init__(self, tokens: Tokens | Tensor, device: torch.device | str = "cpu") -> None:
         """`tokens` are the tokens of a text, or any token ids (N,), whose text is not known."""
-        self.device, self.bytes_per_token, self.lost = torch.device(device), 0.0, 0.0
+        self.device = torch.device(device)
+        self.bytes_per_token = 0.0
+        """Bytes of text for each token; 0 if the text is not known."""
+        self.lost = 0.0
+        """Fraction of the text that the tokens do not reproduce."""
         if isinstance(tokens, Tokens):
             self.bytes_per_token = tokens.bytes / max(1, len(tokens.ids))
             self.lost = tokens.lost_bytes / max(1, tokens.bytes)
-            """Fraction of the text that the tokens do not reproduce."""
             # torch has few operations on unsigned integers, so use signed; to_int64() undoes this.
             tokens = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
         fits = tokens.nbytes < free_token_memory(self.device)

@@ -121,16 +121,10 @@ def _make_number_spec(
 def parse_arguments(
     default: T, args: Sequence[str], prog: str, description: str | None = None
 ) -> T:
-    """Return `default` with the values from `args`. Raises UserError for a wrong argument.
-
-    Also raises UserError if an option in `args` has no effect. The dataclass, and each dataclass in
-    it, may have a method explain_unused(name), which returns the reason why the option `name` has
-    no effect, or an empty string.
-    """
+    """Return `default` with the values from `args`. Raises UserError for a wrong argument."""
     kind: Any = type(default)
     options = _list_options(kind, default)
     result = _run_parser(kind, args, prog, options, default=default, description=description)
-    _require_effect(result, _join_values(args, options, prog), _map_flags(options))
     return cast(T, result)
 
 
@@ -177,7 +171,8 @@ def _run_parser(
 ) -> Any:
     """Run tyro with these settings and return its result.
 
-    Raises UserError for a wrong argument and SystemExit after printing help.
+    Raises UserError for a wrong argument or an option without effect, and SystemExit after printing
+    help.
     """
     args, flags = _join_values(args, options, prog), _map_flags(options)
 
@@ -191,7 +186,7 @@ def _run_parser(
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), _listen(reject):
-            return tyro.cli(
+            result = tyro.cli(
                 kind,
                 args=args,
                 prog=prog,
@@ -208,13 +203,20 @@ def _run_parser(
             raise
     except Exception:  # if tyro fails while it draws a message, still report the message
         pass
+    else:
+        _require_effect(result, args, flags)
+        return result
     if text := remove_drawing(printed.getvalue()):
         raise UserError(text)
     raise UserError(f"cannot understand the arguments; see {prog} --help")
 
 
 def _require_effect(options: Any, args: Sequence[str], flags: Mapping[str, str]) -> None:
-    """Raise UserError if `args` contain an option that has no effect. Defaults are not checked."""
+    """Raise UserError if `args` contain an option that has no effect. Defaults are not checked.
+
+    The dataclass `options`, and each dataclass in it, may have a method explain_unused(name), which
+    returns the reason why the option `name` has no effect, or "".
+    """
     given = {arg.partition("=")[0].replace("_", "-") for arg in takewhile("--".__ne__, args)}
     parts = [options, *filter(is_dataclass, vars(options).values())]
     for name in (name for name, flag in flags.items() if flag in given):
@@ -317,8 +319,7 @@ def _list_options(kind: Any, default: Any = None, prefix: str = "--") -> list[_O
     """Return the options of a dataclass and of its nested dataclasses.
 
     The type of a field can be a union of dataclasses. If `default` has one of them, only its
-    options are returned.
-    A boolean field has a second option, no_NAME.
+    options are returned. A boolean field has a second option, no_NAME.
     """
     options: list[_Option] = []
     for name, hint in get_type_hints(kind, include_extras=True).items():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Interrupted, Stopped, UserError, join_command, make_line
+from ..text import corpora
 from .arguments import Flag, parse_command, report_mistakes
 from .output import train_without_output
 
@@ -42,6 +43,10 @@ class LadderArgs:
     """Seed of the initial weights, the order of the batches, dropout and the samples."""
     json: Flag = False
     """Print one JSON object instead of a table."""
+
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        return corpora.explain_unused(name, self.data)
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,14 @@ class TokenizeArgs:
 
     def explain_unused(self, name: str) -> str:
         """Return the reason why the option `name` has no effect; "" if it has an effect."""
-        is_unused = name == "data" and not tokenizers.is_trained_on_text(self.tokenizer)
-        return f"the tokenizer {self.tokenizer} is not made from a text" if is_unused else ""
+        if name not in ("data", "column", "separator"):
+            return ""
+        if not tokenizers.is_trained_on_text(self.tokenizer):
+            return f"the tokenizer {self.tokenizer} is not made from a text"
+
+        from ..text import corpora  # a slow import
+
+        return corpora.explain_unused(name, self.data)
 
 
 def tokenize(args: list[str]) -> None:
@@ -54,9 +60,9 @@ def tokenize(args: list[str]) -> None:
         if not text:
             raise empty_error("standard input")
     tokenizer = _get_tokenizer(options)
-    ids = tokenizer.encode(text)
-    size = len(text.encode())
-    lost_bytes = tokenizer.count_lost_bytes(text, tokenizer.encode_array(text))
+    array = tokenizer.encode_array(text)
+    ids, size = array.tolist(), len(text.encode())
+    lost_bytes = tokenizer.count_lost_bytes(text, array)
     ratio = size / max(1, len(ids))
     if options.json:
         tokens = [decode_token_bytes(tokenizer.token_bytes(i)) for i in ids]

@@ -162,7 +162,7 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
 def _list_runs(file: str) -> dict[Path, float]:
     """Return the runs in RUNS that contain `file`, sorted, with the modification time of `file`.
 
-    Runs that this user may not read are left out. Raises UserError if all runs are like this.
+    Runs that this user may not read are left out. Raises UserError if the user may read none.
     """
     runs: dict[Path, float] = {}
     denied = None

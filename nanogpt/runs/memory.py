@@ -16,7 +16,7 @@ from ..system.memory import format_count, require_memory
 from .config import STEPS_AHEAD, RunConfig
 
 BLOCK_BYTES = 50_000
-"""Memory of the Python objects of a block, at least: modules, tensors, graph of the gradients."""
+"""Minimum bytes of the Python objects of a block: modules, tensors, the graph of the gradients."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def count_activations(
     is_half, has_dropout = precision != torch.float32, model.dropout > 0
     is_compiled = training.compile and device.type == "cuda"
     b = 2 if is_half else 4  # bytes per value in the blocks
-    # c: bytes per token and channel in a block. Each block stores the inputs of its two norms, its
-    # four matrix products and its activation function, and the queries, keys and values.
+    # c: bytes per token and channel in a block. Each block stores the queries, keys and values, and
+    # the inputs of its two norms, of its four matrix products and of its activation function.
     if isinstance(model, GPTConfig):
         # In half precision, a layer norm that is not compiled stores its input in float32.
         norms = 4 if is_half and is_compiled else 8
@@ -162,7 +162,7 @@ def count_activations(
 
 
 def count_host_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> int:
-    """Count the bytes of the host's memory that a run needs, at least.
+    """Count the bytes of host memory that a run needs at minimum.
 
     With a CUDA device, the host has only the initial weights.
     """

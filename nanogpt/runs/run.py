@@ -187,7 +187,7 @@ def load_run_text(directory: Path, progress: Progress = no_progress) -> tuple[Co
 def load_same_text(
     config: RunConfig, sha256: str, progress: Progress, may_download: bool = False
 ) -> Corpus:
-    """Load the text of a run, which has this SHA-256. Raises UserError, and says to use --data."""
+    """Load the text of a run; it must have this SHA-256. A UserError advises to use --data."""
     try:
         return corpora.load_corpus(
             config.data,

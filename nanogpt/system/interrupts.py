@@ -21,8 +21,8 @@ SIGNALS = tuple(
 def raise_interrupted() -> Iterator[None]:
     """A context in which the signals that would kill the process raise Interrupted instead.
 
-    Temporary files are then removed. SIGINT keeps its usual effect, KeyboardInterrupt, and a signal
-    that was ignored before stays ignored.
+    So the command can remove its temporary files. SIGINT keeps its usual effect, KeyboardInterrupt,
+    and a signal that was ignored before stays ignored.
     """
 
     def end(number: int, _: FrameType | None) -> None:

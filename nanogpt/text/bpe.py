@@ -30,7 +30,6 @@ token spans two parts."""
 SPACE_BOUNDARY, LINE_BOUNDARY = r"(?<=\S)[ \n]", r"(?<=\n)"
 """Regular expressions that match where a text may be split into chunks that are encoded alone."""
 
-
 BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 """The tokens of the 256 bytes in a tokenizer with byte fallback. The decoder `ByteFallback` decodes
 successive byte tokens together: if one of them is invalid, all of them become U+FFFD."""
@@ -184,7 +183,7 @@ class HubTokenizer:
     @cached_property
     def unknown_id(self) -> int | None:
         """The id of the token for unknown text; None if there is none."""
-        model = self.to_json()["model"]
+        model = self._saved["model"]
         unknown: str | None = model.get("unk_token")
         return model.get("unk_id") if unknown is None else self._tokenizer.token_to_id(unknown)
 
@@ -198,7 +197,7 @@ class HubTokenizer:
     @cached_property
     def _is_decoded_in_parts(self) -> bool:
         """Whether later tokens never change decoded text that ends with a complete character."""
-        decoder = self.to_json()["decoder"] or {}
+        decoder = self._saved["decoder"] or {}
         is_fused = False
         for step in decoder.get("decoders", [decoder] if decoder else []):
             kind, pattern = step["type"], step.get("pattern", {}).get("String", "")
@@ -211,13 +210,18 @@ class HubTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a tokenizer.json, which the library `tokenizers` can read."""
+        return dict(self._saved)
+
+    @cached_property
+    def _saved(self) -> dict[str, Any]:
+        """The content of tokenizer.json, made only once: a vocabulary can have 100,000 tokens."""
         saved: dict[str, Any] = json.loads(self._tokenizer.to_str())
         return saved
 
     @cached_property
     def _bytes_by_id(self) -> list[bytes] | None:
         """The bytes of each token; None if the tokenizer is not byte-level."""
-        saved = self.to_json()
+        saved = self._saved
         if (saved["decoder"] or {}).get("type") != "ByteLevel":
             return None
         byte_of = _map_characters_to_bytes()
@@ -236,7 +240,7 @@ class HubTokenizer:
     @cached_property
     def _tiktoken(self) -> "tiktoken.Encoding | None":
         """The same tokenizer in `tiktoken`; None if it does not use byte pairs as GPT-2 does."""
-        saved = self.to_json()
+        saved = self._saved
         model, added_tokens, bytes_by_id = saved["model"], saved["added_tokens"], self._bytes_by_id
         if bytes_by_id is None or not _is_gpt2_bpe(saved):
             return None

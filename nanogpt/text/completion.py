@@ -26,8 +26,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Encode a prompt as at least one token.
 
     The model needs a token to start from, so an empty prompt becomes a line break: the text starts
-    at the beginning of a line. If the tokenizer has no line break, or encodes the
-    prompt as no tokens, the prompt becomes token 0.
+    at the beginning of a line. If the tokenizer has no line break, or encodes the prompt as no
+    tokens, the prompt becomes token 0.
     """
     if prompt:
         return tokenizer.encode(prompt) or [0]

@@ -56,10 +56,10 @@ def is_url(data: str) -> bool:
 def download_url(
     data: str, column: str, separator: str, may_download: bool, refresh: bool = False
 ) -> Path:
-    """Return the cached file of a URL, downloaded if necessary or if `refresh`. Raises UserError.
+    """Return the cached file of a URL, downloaded if it is missing or `refresh` is true.
 
-    The URL may end in #sha256=HASH, the hash that its text must have. If the file in the
-    cache has another hash, it is downloaded again.
+    The URL may end in #sha256=HASH, the hash that its text must have. If the file in the cache has
+    another hash, it is downloaded again. Raises UserError.
     """
     url, _, expected = data.partition("#sha256=")
     suffix = Path(url.partition("?")[0]).suffix.lower()
@@ -125,7 +125,7 @@ def download_dataset(
 ) -> Path:
     """Return the cached file of a dataset, hf:NAME or hf:NAME:CONFIG. Raises UserError.
 
-    The dataset is downloaded if the file is missing, or if `refresh`.
+    The dataset is downloaded if the file is missing or `refresh` is true.
 
     The file contains the texts of all rows of the training split, joined by `separator`. Each row
     is written when it arrives, so the dataset may be larger than memory.
@@ -203,7 +203,7 @@ def new_directory(name: str) -> Iterator[Path]:
     cache = cache_directory()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        for left in cache.glob(".new-*"):  # by a process that was killed
+        for left in cache.glob(".new-*"):  # a process that was killed left them
             with suppress(TimeoutError), _temporary(left):
                 pass
         with _temporary(cache / f".new-{token_hex(8)}") as directory:

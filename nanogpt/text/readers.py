@@ -363,7 +363,7 @@ def _guess_wide_encoding(start: bytes, least: int) -> str | None:
 def _make_command(command: str, name: str) -> str:
     """Return a command that converts the file `name` to a new file with the same ending."""
     suffixes = [s for s in Path(name).suffixes if s.lower() in TEXT_SUFFIXES + DOCUMENT_SUFFIXES]
-    file = join_command([name]) if os.path.exists(name) else "FILE"
+    file = join_command([Path(name)]) if os.path.exists(name) else "FILE"
     return f"{command.format(file)} > new{suffixes[-1] if suffixes else '.txt'}"
 
 

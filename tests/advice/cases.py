@@ -24,7 +24,7 @@ ROWS = find_rows(MESSAGES + REST)
 
 @dataclass(frozen=True)
 class Case:
-    """A mistake, and what its error advises."""
+    """A mistake, and the action that its error advises."""
 
     row: str
     """The beginning of the line in docs/errors.md."""
@@ -109,6 +109,6 @@ FOLLOWED: list[str] = []
 
 
 def follows(*rows: str) -> Callable[[Any], Any]:
-    """Register the beginnings of the lines that a test follows; the test is slow."""
+    """Mark a test as slow, and record the lines of the page whose advice it follows."""
     FOLLOWED.extend(rows)
     return pytest.mark.slow

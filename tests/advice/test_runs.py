@@ -71,7 +71,7 @@ def test_a_text_that_is_gone(nanogpt: Command, trained: Path) -> None:
             shutil.copytree("mine", "copy")
             assert not get_message(nanogpt, f"{command} {option[1]} moved.txt")
             shutil.rmtree("mine")
-            Path("copy").rename("mine")  # which names the old place of the text
+            Path("copy").rename("mine")  # its run.json names the old place of the text
     out = nanogpt("eval", "mine", "--json", "--data", "moved.txt")[1]
     assert json.loads(out)["split"] == json.loads(before)["split"] == "val"
     Path("place").mkdir()

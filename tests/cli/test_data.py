@@ -67,48 +67,49 @@ def test_save_leaves_no_file_if_the_text_cannot_be_read(nanogpt: Command) -> Non
     assert not Path("copy.txt").exists()
 
 
+@pytest.fixture
+def address(server: str, text: str) -> str:
+    """The URL of a text that a local server offers as www/own.txt."""
+    Path("www/own.txt").write_text(text)
+    return f"{server}/own.txt"
+
+
 def test_refresh_downloads_a_text_again(
-    nanogpt: Command, cache: Path, server: str, text: str
+    nanogpt: Command, cache: Path, address: str, text: str
 ) -> None:
-    url, file = f"{server}/own.txt", Path("www", "own.txt")
-    file.write_text(text)
-    before = nanogpt("data", url)
-    file.write_text(text[:5000])
-    assert nanogpt("data", url) == before  # from the cache
-    after = nanogpt("data", url, "--refresh")
+    before = nanogpt("data", address)
+    Path("www/own.txt").write_text(text[:5000])
+    assert nanogpt("data", address) == before  # from the cache
+    after = nanogpt("data", address, "--refresh")
     assert "5,000 characters" in after[1]
-    assert nanogpt("data", url) == after
+    assert nanogpt("data", address) == after
 
 
 @pytest.mark.slow
 def test_train_and_eval_refresh_their_text(
-    nanogpt: Command, cache: Path, server: str, small: list[str], text: str
+    nanogpt: Command, cache: Path, address: str, small: list[str], text: str
 ) -> None:
-    url, file = f"{server}/own.txt", Path("www", "own.txt")
-    train = "train", "--data", url, *small, "--out"
-    file.write_text(text)
+    train, file = ("train", "--data", address, *small, "--out"), Path("www/own.txt")
     assert nanogpt(*train, "old")[0] == 0
     file.write_text(text[:5000])
     # Without --split, eval uses the val split of the run's own text, and all of another text.
-    assert "over 599 tokens" in nanogpt("eval", "old", "--data", url)[1]
-    assert "over 4,999 tokens" in nanogpt("eval", "old", "--data", url, "--refresh")[1]
+    assert "over 599 tokens" in nanogpt("eval", "old", "--data", address)[1]
+    assert "over 4,999 tokens" in nanogpt("eval", "old", "--data", address, "--refresh")[1]
     file.write_text(text[:4000])
     assert nanogpt(*train, "new", "--refresh")[0] == 0
-    assert "over 399 tokens" in nanogpt("eval", "new", "--data", url)[1]
+    assert "over 399 tokens" in nanogpt("eval", "new", "--data", address)[1]
 
 
 def test_refresh_keeps_the_old_text_if_the_download_fails(
-    nanogpt: Command, cache: Path, server: str, text: str
+    nanogpt: Command, cache: Path, address: str
 ) -> None:
-    url, file = f"{server}/own.txt", Path("www", "own.txt")
-    file.write_text(text)
-    before = nanogpt("data", url)
+    file, before = Path("www/own.txt"), nanogpt("data", address)
     for raw in (None, b"", b"<html>", b"\xff"):
         file.unlink() if raw is None else file.write_bytes(raw)
-        status, out, err = nanogpt("data", url, "--refresh")
+        status, out, err = nanogpt("data", address, "--refresh")
         assert (status, out) == (2, "")
-        assert url in err
-        assert nanogpt("data", url) == before
+        assert address in err
+        assert nanogpt("data", address) == before
     assert len([*cache.iterdir()]) == 1
 
 

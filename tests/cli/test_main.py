@@ -60,7 +60,7 @@ def test_control_characters_in_an_error_are_escaped(nanogpt: Command, run: Path)
 LONG_NAME, BAD_NAME = "x" * 300, "bad\udcff"
 
 
-@linux_only  # Windows and macOS have other limits, and macOS has no names like the second
+@linux_only  # Windows and macOS have other limits, and macOS refuses names that are not UTF-8
 @pytest.mark.parametrize("name", [LONG_NAME, "/".join(["y" * 200] * 30), BAD_NAME])
 def test_a_name_that_cannot_be_used_is_one_line(
     nanogpt: Command, run: Path, small: list[str], name: str
@@ -91,7 +91,7 @@ def test_a_name_that_cannot_be_used_is_one_line(
     ):
         assert_refused(nanogpt(*command), "")
     for command in (("inspect", run, f"--out={name}"), ("data", "words.txt", f"--save={name}")):
-        if name != BAD_NAME:  # the content of the file does not have its name
+        if name != BAD_NAME:  # Linux can create a file with this name
             assert_refused(nanogpt(*command), "File name too long; name another file with --")
     assert {*Path().rglob("*")} == before
 

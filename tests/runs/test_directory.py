@@ -43,7 +43,8 @@ def test_a_run_may_name_its_tokenizer(best: Path) -> None:
         assert file.samefile(best / "tokenizer.json")
         assert find_tokenizer(str(file)) == str(file)
     for kind in ("char", "bpe", "bpe:300", "byte", "unknown"):
-        Path("runs", kind.replace("unknown", "char")).mkdir(exist_ok=True)  # the kind comes first
+        # Even if a run has the name of a kind, this name means the kind.
+        Path("runs", kind.replace("unknown", "char")).mkdir(exist_ok=True)
         assert find_tokenizer(kind) == kind
 
 

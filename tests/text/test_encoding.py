@@ -362,7 +362,7 @@ def test_files_of_tokens_without_their_tokenizer_are_refused(
 def test_a_token_folder_has_the_bytes_of_its_decoded_text(
     make: Callable[[], Any], tmp_path: Path, small_chunks: None
 ) -> None:
-    """In many families, the text of a token depends on the tokens beside it."""
+    """In many families, the text of a token depends on the tokens before and after it."""
     tokenizer = HubTokenizer(json.loads(make().to_str()))
     ids = tokenizer.encode("to be or not to be, the then. " * 20)
     for split in SPLITS:

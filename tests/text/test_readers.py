@@ -227,7 +227,7 @@ def test_a_directory_without_text_files_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
 @pytest.mark.parametrize("text", ["To be, or not\n", "问题 to be, 生存\n", "é à ü ROMEO:\n"])
 def test_a_text_in_utf_16_or_utf_32_names_its_encoding(text: str, encoding: str) -> None:
-    """Also without a byte-order mark."""
+    """The texts have no byte-order mark."""
     raw = io.BytesIO((text * 9).encode(encoding))
     with pytest.raises(UserError, match=f"own.txt is {encoding}, not text in UTF-8: convert it"):
         list(decode_utf8(raw, "own.txt"))
