@@ -133,6 +133,7 @@ def test_the_page_on_studies_has_every_recipe() -> None:
         assert row in PAGES["docs/studies.md"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("python"))
 def test_the_python_example_runs(code: str) -> None:
     alphabet = "\n :" + "".join(map(chr, range(ord("A"), ord("Z") + 1)))

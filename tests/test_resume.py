@@ -78,7 +78,7 @@ VARIANTS = {
     "bigram": {"model": BigramConfig(block_size=16)},
     "parts": {"train": TrainConfig(60, 8, accumulation=4, eval_every=20, log_every=5)},
 }
-QUICK = ["muon", "epochs"]
+QUICK = ["muon"]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_tables_and_json_have_the_same_values(nanogpt: Command) -> None:
     assert f"{largest / 1e6:,.1f} MB" in table
 
 
-@pytest.mark.parametrize("tokenizer", ["char", slow("byte"), "bpe:300"])
+@pytest.mark.parametrize("tokenizer", ["char", slow("byte"), slow("bpe:300")])
 def test_the_vocabulary_follows_from_the_tokenizer(
     nanogpt: Command, text_file: Path, small: list[str], tokenizer: str
 ) -> None:

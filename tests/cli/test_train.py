@@ -15,6 +15,7 @@ from nanogpt.runs.checkpoint import load_checkpoint
 from nanogpt.runs.directory import find_run
 from nanogpt.text.tokenizers import make_tokenizer
 from tests.families import word_level
+from tests.marks import slow
 from tests.platforms import posix_only
 
 from .answers import Command, assert_refused
@@ -77,7 +78,7 @@ def test_the_bigram_preset_trains_a_bigram(nanogpt: Command, text_file: Path) ->
     assert "runs/bigram: Bigram, " in out
 
 
-@pytest.mark.parametrize("kind", ["byte", "bpe:300", "hub"])
+@pytest.mark.parametrize("kind", [slow("byte"), slow("bpe:300"), "hub"])
 def test_a_run_contains_its_tokenizer(
     nanogpt: Command, small: list[str], tmp_path: Path, kind: str, text: str
 ) -> None:

@@ -82,6 +82,7 @@ def test_attention_weights_equal_those_of_the_forward_pass() -> None:
         torch.testing.assert_close(of_block, causal_attention(*attention.heads(x))[1])
 
 
+@pytest.mark.slow
 def test_logits_equal_those_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     reference = transformers.GPT2LMHeadModel(

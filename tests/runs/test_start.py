@@ -249,8 +249,8 @@ def test_prepare_run_applies_the_setting_deterministic(config: RunConfig) -> Non
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("characters", [11, 30, 64, 200, 640])
-@pytest.mark.parametrize("val_fraction", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("characters", [11, 200])
+@pytest.mark.parametrize("val_fraction", [0.1, 0.9])
 def test_the_block_size_that_the_error_of_a_short_text_names_is_the_largest_possible(
     config: RunConfig, tmp_path: Path, characters: int, val_fraction: float
 ) -> None:

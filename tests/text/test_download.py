@@ -42,6 +42,7 @@ def test_a_dataset_is_the_text_of_its_rows(cache: Path, dataset: str) -> None:
     assert [file.suffix for file in cache.iterdir()] == [".txt"]
 
 
+@pytest.mark.slow
 def test_a_dataset_is_downloaded_once(cache: Path, dataset: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not in the cache: download it with `nanogpt data hf:"):
         corpora.load_corpus(dataset, may_download=False)
