@@ -32,10 +32,9 @@ from nanogpt.runs.run import load_run_text, read_run_config, read_saved_run
 from nanogpt.runs.start import prepare_run, resume_run
 from nanogpt.system.files import remove_if_present
 from nanogpt.train import train
+from tests.platforms import peak_memory
 
-# Windows has no module `resource`, no /dev/zero and no named pipes.
-resource = pytest.importorskip("resource")
-UNIT = 1 if sys.platform == "darwin" else 1024  # bytes per unit of ru_maxrss
+pytest.importorskip("resource")  # Windows lacks it, and has no /dev/zero and no named pipes
 
 Files = dict[str, bytes]
 
@@ -213,7 +212,7 @@ def fuzz_checkpoints(base: Path, seed: int, mutants: int) -> dict[str, Any]:
             assert torch.equal(tensor, tensors[name]), name
 
     draw, outcomes, messages = random.Random(seed), Counter[str](), set[str]()
-    slowest, memory = 0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    slowest, memory = 0.0, peak_memory()
     (base / "mutant").mkdir()
     for _ in range(mutants):
         mutation = write_mutant(draw, files, base / "mutant/last")
@@ -225,9 +224,9 @@ def fuzz_checkpoints(base: Path, seed: int, mutants: int) -> dict[str, Any]:
             messages.add(str(error))
             outcomes[f"{mutation}: UserError"] += 1
         slowest = max(slowest, time.perf_counter() - start)
-    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    growth = peak_memory() - memory
     assert all("\n" not in line and len(line) < 1000 for line in messages), messages
-    return {"outcomes": outcomes, "slowest seconds": slowest, "megabytes": growth / 1024}
+    return {"outcomes": outcomes, "slowest seconds": slowest, "megabytes": growth / (1 << 20)}
 
 
 RUNS = 100
@@ -302,8 +301,9 @@ def test_a_damaged_checkpoint_loads_the_same_weights_or_raises_an_error(
     settings = TrainConfig(steps=3, batch_size=4, eval_every=2, log_every=2)
     config = RunConfig(data=str(text_file), device="cpu", model=model, train=settings)
     train(replace(config, out=tmp_path / "run"))
-    command = [sys.executable, __file__, str(tmp_path), "0", str(mutants)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tests.test_fuzz", str(tmp_path), "0", str(mutants)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     outcomes = report["outcomes"]
