@@ -132,7 +132,7 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
         self.norm = nn.LayerNorm(n_embd)
         # Small random weights, as in GPT-2: all characters start with about the same probability.
-        # The 2 * n_layer layers that add to x get smaller weights, so that their sum stays small.
+        # The 2 * n_layer layers that add to x get smaller weights, so that x stays small.
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 is_residual = name.endswith(("projection.weight", "feed_forward.2.weight"))

@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 def measure_pauses(preset: str, device: str, steps: int) -> dict[str, Any]:
-    """Train once; measure the time that each call for a checkpoint takes in the training thread."""
+    """Train once, and measure how long the training thread waits for checkpoints."""
     pauses: list[float] = []
 
     def time_calls(function: Callable[..., T]) -> Callable[..., T]:
@@ -104,7 +104,10 @@ def main() -> None:
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--steps", type=int, default=0, help="steps of the run with pauses; default: the preset's"
+        "--steps",
+        type=int,
+        default=0,
+        help="steps of the run that measures the pauses; default: the steps of the preset",
     )
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()

@@ -79,7 +79,7 @@ def scale_embedding(model: GPT) -> GPT:
 
 
 def generate_text(model: GPT, texts: int = 1) -> None:
-    """Generate TOKENS tokens of each text, as a model from nanogpt.load() does."""
+    """Generate TOKENS tokens of each text, in the same way as a model from nanogpt.load()."""
     is_cuda = next(model.parameters()).device.type == "cuda"
     list((fast.generate if is_cuda else generate)(model, [[0]] * texts, TOKENS, SAMPLING))
 

@@ -11,7 +11,7 @@ def predict_loss(law: dict[str, float], parameters: float, characters: float) ->
 
 
 def find_crossover(law: dict[str, float], characters: float) -> float:
-    """Return the model size above which twice as much text helps more than twice the parameters."""
+    """Return the model size above which doubling the text helps more than doubling the size."""
     low, high = 1e3, 1e9
     while high / low > 1.001:
         middle = (low * high) ** 0.5
@@ -31,7 +31,7 @@ def round_to(number: float, digits: int) -> str:
 
 
 def findings(result: dict[str, Any]) -> str:
-    """Describe the errors of the laws, cells below a floor, bottlenecks and the extrapolation."""
+    """Describe the laws' errors, the cells below a floor, the bottlenecks and the extrapolation."""
     cells, law = result["cells"], result["free"]["law"]
     below = [
         (law["E"] + law["B"] / cell["D"] ** law["beta"] - cell["loss"], cell) for cell in cells
@@ -57,7 +57,7 @@ cells with little text and the cells with small models. With p fitted, the error
 cell is {result["free"]["largest_error"]:.1%}.
 
 **{len(below)} of the {len(cells)} cells lie below a floor of the law.** With p fitted, the law \
-predicts no loss below
+never predicts a loss below
 E + B / D^β for a text of D characters. The losses of these cells are below this floor by {amounts}
 nats per character. The largest difference is at {round_to(cell["N"], 1)} parameters and \
 {cell["D"]:,} characters.
@@ -66,9 +66,9 @@ nats per character. The largest difference is at {round_to(cell["N"], 1)} parame
 **Only the scarcer resource limits the loss.** p is about {law["p"]:.0f}, so the larger term hides \
 most of the smaller one. For
 models of more than {round_to(crossovers[0], 1)} parameters, trained on all the text, the law
-predicts a larger gain from twice as much text than from twice as many parameters. With \
-{texts[2]:,} characters, about the size of Tiny Shakespeare, it predicts this for models of more
-than {round_to(crossovers[1], 2)} parameters. Above this size, more parameters \
+predicts a larger gain from twice as much text than from twice as many parameters. With
+{texts[2]:,} characters, about the size of Tiny Shakespeare, the law predicts the same for models
+of more than {round_to(crossovers[1], 2)} parameters. Above this size, more parameters \
 lower the loss little or not
 at all, with the training used here.
 

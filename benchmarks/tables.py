@@ -28,12 +28,12 @@ def get_median_seconds(result: Result, program: str) -> float:
 
 
 def get_median_loss(result: Result, program: str) -> float:
-    """The median, over all runs of a program, of the lowest validation loss."""
+    """Take the lowest validation loss of each run of a program, and return the median."""
     return float(median(run["best"]["val_loss"] for run in result["runs"][program]))
 
 
 def get_runs(result: Result) -> list[Result]:
-    """All runs of a preset, and its runs in a comparison if they have the same settings."""
+    """The runs of a preset, and the runs with the same settings from the nanoGPT comparison."""
     return [*result["runs"], *result.get("compared", [])]
 
 
@@ -228,7 +228,7 @@ def vocabularies_table(result: Result) -> str:
 
 
 def checkpoints_table(results: Iterable[Result]) -> str:
-    """Make the table of how long training waits for checkpoints, including the end of the run."""
+    """Make the table of the time that training waits for checkpoints, also at the end of a run."""
     rows = []
     for result in results:
         cost = result["checkpoint"]

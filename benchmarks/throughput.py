@@ -9,9 +9,9 @@
   biases; nanogpt does the same.
 
 nanogpt runs as `nanogpt train`, in a separate process. Its rate is the median over the ten
-intervals between lines 3 and 13 of metrics.jsonl; these intervals contain no evaluation. nanoGPT's
-rate comes from the last time per iteration that bench.py prints. The programs run in turn. The
-results go to benchmarks/results/throughput.json after every round.
+intervals between lines 3 and 13 of metrics.jsonl; these intervals contain no evaluation. bench.py
+prints the milliseconds per iteration; the rate of nanoGPT comes from the last value. The programs
+run in turn. The results go to benchmarks/results/throughput.json after every round.
 """
 
 import argparse

@@ -9,10 +9,11 @@ every evaluation. After the training, these weights are evaluated in the same wa
 weights: on the whole validation split, in non-overlapping windows, in float32. nanogpt runs as
 `nanogpt train PRESET`, also in a separate process, with a different seed each time.
 
-Seconds count from the start of the process. They include evaluations. Memory is the peak memory of
-the process on the host during training. The best weights of each run are also evaluated on an
-unseen text: see load_unseen_text() in common.py. A round trains each program once. Three rounds
-take about 10 minutes on two CPU cores; one round takes about 4 minutes on a large GPU.
+Seconds count from the start of the process. They include evaluations. Memory is the peak host
+memory of the process during training, without GPU memory. The best weights of each run are also
+evaluated on an unseen text: see load_unseen_text() in common.py. In a round, each program trains
+once. Three rounds take about 10 minutes on two CPU cores; one round takes about 4 minutes on a
+large GPU.
 
 The results go to benchmarks/results: versus_nanogpt_NAME.json, and a plot of the loss over time.
 NAME is cpu or cuda, or the argument of --name. `python benchmarks/write_numbers.py` then writes the

@@ -4,10 +4,10 @@
 
 The reference is the preset `tiny`, whose tokens are characters. "Same body" keeps the 4 layers and
 128 channels of `tiny`; a larger vocabulary then adds parameters. "Same size" chooses the number
-of channels that makes the number of parameters most similar to that of `tiny`. Every model trains
-for as many operations as `tiny` (models.flops_per_token), with the same batch of 12 blocks of 64
-tokens, the same learning rates and the same schedule. A model with more operations per token
-therefore gets fewer steps. With byte pairs, a token is longer, so each step trains on more text.
+of channels, so that the model has about as many parameters as `tiny`. Every model trains for as
+many operations as `tiny` (models.flops_per_token). A model with more operations per token therefore
+gets fewer steps. The batch size (12 blocks of 64 tokens), the learning rates and the schedule are
+the same for all models. With byte pairs, a token is longer, so each step trains on more text.
 
 The results contain the lowest validation loss of each run. They go to
 benchmarks/results/vocabularies.json.

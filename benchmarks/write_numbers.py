@@ -249,7 +249,7 @@ def presets() -> str:
 
 
 def operations() -> str:
-    """The operations per token in a training step, for all presets but `bigram`, and for GPT-2."""
+    """The operations per token in a training step, for GPT-2 and all presets except `bigram`."""
     models = {f"`{name}`": build_preset(name) for name in PRESETS if name != "bigram"}
     with torch.device("meta"):
         models["GPT-2, 124M"] = build(GPT2)

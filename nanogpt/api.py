@@ -47,7 +47,7 @@ class GenerationConfig(Sampling):
     """On a CUDA device, capture a decoding step as a CUDA graph and replay it, which is faster."""
 
     def __post_init__(self) -> None:
-        """Raise a UserError that names the field with an invalid value."""
+        """Raise UserError if a field has an invalid value; the message names the field."""
         super().__post_init__()
         for name in ("max_new_tokens", "samples"):
             if (value := getattr(self, name)) < 1:
@@ -181,7 +181,7 @@ class Trained:
     def complete(
         self, prompts: Sequence[str], config: GenerationConfig, logprobs: bool = False
     ) -> Completions:
-        """Return the completions of `prompts`; iterating over them, or finish(), generates them."""
+        """Return the completions of `prompts`; iteration or finish() generates their texts."""
         return Completions(self._generator, self.tokenizer, prompts, config, logprobs)
 
     @overload

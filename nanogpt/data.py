@@ -26,7 +26,7 @@ class Split:
     """A part of a text as tokens (N,), stored on `device` if they fit, otherwise in host memory."""
 
     def __init__(self, tokens: Tokens | Tensor, device: torch.device | str = "cpu") -> None:
-        """`tokens` are the tokens of a text, or any token ids (N,), whose text is not known."""
+        """`tokens` is a Tokens object, or a tensor of token ids (N,) whose text is not known."""
         self.device = torch.device(device)
         self.bytes_per_token = 0.0
         """Bytes of text for each token; 0 if the text is not known."""
@@ -50,7 +50,7 @@ class Split:
         return loss / math.log(2) / self.bytes_per_token if is_known else None
 
     def blocks(self, starts: Tensor, block_size: int) -> Tensor:
-        """Return the blocks (B, T + 1) at `starts` (B,), each with the token that follows it."""
+        """Return the blocks (B, T + 1) at `starts` (B,): T tokens and the token after them."""
         offsets = torch.arange(block_size + 1, device=self.tokens.device)
         return self.tokens[starts.to(self.tokens.device)[:, None] + offsets].to(self.device)
 

@@ -42,7 +42,7 @@ def write_error(run: Path, error: OSError) -> Stopped:
 class Interrupted(KeyboardInterrupt):
     """A signal ended the command. The exit status is 128 + signal number.
 
-    `saved` says what was saved, and `command` resumes the work; both are "" if there is none.
+    `saved` says what was saved, and `command` resumes the work. Each of the two can be "".
     """
 
     def __init__(self, number: signal.Signals, saved: str = "", command: str = "") -> None:
@@ -88,7 +88,7 @@ def join_command(arguments: Sequence[str | Path]) -> str:
 
 
 def _quote_bytes(word: str) -> str:
-    """Quote a word that a terminal cannot show, such as a line break, as bash and zsh read it."""
+    """Quote a word with unprintable characters (such as line breaks) in bash and zsh syntax."""
     kept = {byte: chr(byte) for byte in range(32, 127) if chr(byte) not in "\\'"}
     return "$'" + "".join(kept.get(byte, f"\\x{byte:02x}") for byte in os.fsencode(word)) + "'"
 
@@ -96,8 +96,9 @@ def _quote_bytes(word: str) -> str:
 def escape_control(text: str) -> str:
     """Make control characters readable, except line breaks and tabs: ESC becomes \\x1b.
 
-    A terminal would obey control characters, for example clear the screen. Other line separators
-    and unpaired surrogates, which stand for bytes that are not UTF-8, are escaped, too.
+    A terminal would obey control characters, for example clear the screen. The function also
+    escapes other line separators. Unpaired surrogates stand for bytes that are not UTF-8; they are
+    escaped, too.
     """
     return "".join(
         c.encode("unicode_escape").decode()
@@ -108,7 +109,7 @@ def escape_control(text: str) -> str:
 
 
 def make_line(message: object) -> str:
-    """Return a message as one readable line; the names in it may contain line breaks."""
+    """Return a message as one readable line, even if a name in it contains line breaks."""
     return escape_control(str(message)).replace("\n", "\\n")
 
 

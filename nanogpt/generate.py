@@ -1,7 +1,7 @@
 """Autoregressive generation: predict the next token, sample it, append it, repeat.
 
 The model first processes the whole prompts (prefill). Then it processes only the newest token of
-each text; the cache has the keys and values of the earlier ones. Dimensions: B texts, V vocabulary.
+each text; the cache has the keys and values of earlier tokens. Dimensions: B texts, V vocabulary.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ class Sampling:
 
     repetition_penalty: float = 1.0
     """A value above 1 makes tokens that are already in the text less likely: it divides their
-    logits if positive and multiplies them if negative (Keskar et al. 2019, arXiv:1909.05858)."""
+    positive logits and multiplies their negative ones (Keskar et al. 2019, arXiv:1909.05858)."""
     temperature: float = 1.0
     """Divides the logits: low values favour likely tokens; 0 selects the most likely token."""
     top_k: int | None = None
@@ -124,7 +124,7 @@ class NextTokens(NamedTuple):
 
     tokens: list[int]
     logprobs: list[float] | None
-    """Log-probability of each token in nats, without `Sampling` settings; None if not requested."""
+    """Log-probability of each token in nats, before `Sampling` is applied; None if not wanted."""
 
 
 @torch.no_grad()

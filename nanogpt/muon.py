@@ -15,9 +15,9 @@ from torch import Tensor, nn
 class Muon:
     """Updates each matrix by the same distance in every direction.
 
-    A few directions usually dominate the gradient of a matrix. Muon writes the averaged gradient as
-    its singular value decomposition U Σ Vᵀ and replaces it by U Vᵀ, in which all directions have
-    the same length.
+    A few directions usually dominate the gradient of a matrix. The averaged gradient has the
+    singular value decomposition U Σ Vᵀ. Muon uses U Vᵀ instead of the gradient: in U Vᵀ, all
+    directions have the same length.
     """
 
     def __init__(

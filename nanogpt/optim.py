@@ -26,7 +26,7 @@ class OptimConfig:
     schedule: Literal["cosine", "linear"] = "cosine"
     """Shape of the learning-rate decay after the warm-up."""
     cooldown: float = 1.0
-    """A linear schedule decays only in this last fraction of the steps after the warm-up."""
+    """A linear schedule decays only at its end: in this fraction of the steps after the warm-up."""
     min_lr: float = 1e-4
     """Learning rate at the end of the schedule and after it. For Muon, it is multiplied by
     muon_lr / lr."""
@@ -186,7 +186,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 def get_ema_decay(step: int, config: OptimConfig) -> float:
     """Return the decay of the weight average in a step.
 
-    The average covers about the last 1 / (1 - ema) steps; at first, a ninth of the steps so far.
+    The average covers about the last 1 / (1 - ema) steps; at first, the last ninth of the steps.
     """
     return min(config.ema, (1 + step) / (10 + step))
 

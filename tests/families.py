@@ -103,12 +103,28 @@ def ctc() -> library.Tokenizer:
 def replacing_words() -> library.Tokenizer:
     """A tokenizer whose decoder can change earlier text when later tokens complete a word."""
     tokenizer = llama()
-    replace = decoders.Replace(Regex("to+ b"), "too b")
+    replace = decoders.Replace(Regex("to+ b"), "2 b")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), replace])
+    return tokenizer
+
+
+def replacing_a_phrase() -> library.Tokenizer:
+    """As above, but the phrase is a string, not a regular expression."""
+    tokenizer = llama()
+    replace = decoders.Replace("to b", "2 b")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), replace])
+    return tokenizer
+
+
+def stripping_spaces() -> library.Tokenizer:
+    """A tokenizer whose decoder drops up to three spaces at the beginning of a text."""
+    tokenizer = llama()
+    decode = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 3)]
+    tokenizer.decoder = decoders.Sequence(decode)
     return tokenizer
 
 
 FAMILIES = [
     *(byte_level, byte_level_in_a_sequence, word_piece, llama, unigram, unigram_with_bytes),
-    *(word_level, end_of_word, ctc, replacing_words),
+    *(word_level, end_of_word, ctc, replacing_words, replacing_a_phrase, stripping_spaces),
 ]

@@ -228,7 +228,7 @@ def test_a_text_needs_no_cache(
 @pytest.mark.slow
 @linux_only
 def test_a_real_user_without_privileges(theirs: Path) -> None:
-    """The same in a process of the user 65534, if that user can run this Python."""
+    """Run a command as the user 65534, if that user can run this Python."""
     if os.geteuid() != 0:
         pytest.skip("only root can start a process of another user")
     command = [sys.executable, "-m", "nanogpt", "sample", str(theirs / "runs" / "mine")]

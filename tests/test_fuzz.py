@@ -1,9 +1,9 @@
 """A mutant of a checkpoint either loads the weights that were saved or raises UserError.
 
-A mutant has flipped bits, changed fields, huge numbers or links, or some of its files are cut,
-swapped or replaced. Some mutants keep the old checksums; others have new checksums, as an attacker
-would write. Each mutant may take two seconds and 500 MB. A separate process reads the mutants, so
-that its memory can be measured.
+A mutation flips bits, changes fields (for example to huge numbers), or cuts, swaps, removes or
+replaces files (for example by a link). Some mutants keep the old checksums; others have new
+checksums, as an attacker would write. Reading a mutant may take two seconds and 500 MB. A separate
+process reads the mutants, so that its memory can be measured.
 """
 
 import hashlib

@@ -116,7 +116,7 @@ def filter_with_plain_loops(
     return [x / sum(kept) for x in kept]
 
 
-# Multiples of 1/64 stay different after the largest logit is subtracted; 0 and 1e-20 may not.
+# Multiples of 1/64 differ even after the largest logit is subtracted; 0 and 1e-20 may be equal.
 logit_values = st.integers(-1280, 1280).map(lambda n: n / 64)
 
 

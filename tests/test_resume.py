@@ -93,7 +93,7 @@ def test_a_resumed_run_is_exact_to_the_bit(config: RunConfig, variant: str) -> N
 
 
 def test_a_run_with_more_steps_is_exact_too(config: RunConfig) -> None:
-    """Train 30 steps, then 30 more; with decay_steps, both runs have the same schedule."""
+    """Train 60 steps, or 30 and then 30 more; decay_steps gives both runs the same schedule."""
     settings = replace(config.train, eval_every=30)
     config = replace(config, optim=replace(config.optim, decay_steps=60), train=settings)
     train(replace(config, out=Path("straight")))
@@ -223,7 +223,7 @@ def test_settings_of_another_run_are_refused(
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("run")), Interrupter(20))
     before = {file: file.read_bytes() for file in Path("run").rglob("[!.]*") if file.is_file()}
-    with pytest.raises(UserError, match=message) as _error:  # its traceback keeps the lock alive
+    with pytest.raises(UserError, match=message) as _error:  # its traceback refers to the lock
         resume_training(Path("run"), replace(read_run_config(Path("run")), **change))  # type: ignore[arg-type]
     lock_run(Path("run")).release()  # succeeds, because the lock was released
     assert before == {f: f.read_bytes() for f in Path("run").rglob("[!.]*") if f.is_file()}

@@ -214,8 +214,8 @@ def _run_parser(
 def _require_effect(options: Any, args: Sequence[str], flags: Mapping[str, str]) -> None:
     """Raise UserError if `args` contain an option that has no effect. Defaults are not checked.
 
-    The dataclass `options`, and each dataclass in it, may have a method explain_unused(name), which
-    returns the reason why the option `name` has no effect, or "".
+    The dataclass `options`, and each dataclass in it, may have a method explain_unused(name). This
+    method returns the reason why the option `name` has no effect, or "" if it has an effect.
     """
     given = {arg.partition("=")[0].replace("_", "-") for arg in takewhile("--".__ne__, args)}
     parts = [options, *filter(is_dataclass, vars(options).values())]
@@ -318,8 +318,8 @@ class _Option(NamedTuple):
 def _list_options(kind: Any, default: Any = None, prefix: str = "--") -> list[_Option]:
     """Return the options of a dataclass and of its nested dataclasses.
 
-    The type of a field can be a union of dataclasses. If `default` has one of them, only its
-    options are returned. A boolean field has a second option, no_NAME.
+    The type of a field can be a union of dataclasses. If `default` contains one of these, the
+    options of the others are left out. A boolean field has a second option, no_NAME.
     """
     options: list[_Option] = []
     for name, hint in get_type_hints(kind, include_extras=True).items():
@@ -339,10 +339,10 @@ def _map_flags(options: Sequence[_Option]) -> dict[str, str]:
 
 
 def _join_values(args: Sequence[str], options: Sequence[_Option], prog: str) -> list[str]:
-    """Write an option and a value that is empty or begins with a hyphen as one word: --prompt=-x.
+    """Join an option and its value, --prompt=-x, if the value is empty or begins with a hyphen.
 
-    tyro would take such a value for another option. After an option, -h and words such as --data
-    are never its value. Raises UserError if a name, a path or a number is empty.
+    tyro would take such a value for another option. A separate word such as -h or --data is always
+    an option, never a value. Raises UserError if a name, a path or a number is empty.
     """
     positionals = [option.name for option in options if option.has_type(positional)]
     names = {o.flag: o.name for o in options if o.name not in positionals and not o.has_type(bool)}

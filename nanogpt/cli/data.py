@@ -20,7 +20,7 @@ from .progress import Bar, PlainConsole
 class DataArgs:
     """Show statistics of a text, entropies of its n-grams, and validation losses of n-gram models.
 
-    A model with a lower validation loss has learned more than these counts of n-grams.
+    If a model has a lower validation loss than the n-gram models, it has learned more than n-grams.
     """
 
     data: Annotated[str, positional, placeholder("[DATA]")] = "tinyshakespeare"

@@ -34,7 +34,7 @@ class EvalArgs:
     """train: the first part of the text. val: the held-out last part. all: both parts. auto: val
     if the text is the text of the run or a folder with train.bin and val.bin, otherwise all."""
     data: str | None = None
-    """Another text to evaluate on, given as for --data of nanogpt train."""
+    """Another text to evaluate on; see --data of nanogpt train."""
     column: str = "text"
     """Column of .jsonl and .parquet files that contains the text."""
     separator: str = "\n\n"

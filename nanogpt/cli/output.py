@@ -81,7 +81,7 @@ def _continue_training(error: OSError) -> None:
 
 
 def train_without_output() -> None:
-    """From now on, a note replaces the output if it is lost: a training then runs to its end."""
+    """From now on, if standard output fails, print a note instead of ending the training."""
     if isinstance(output := cast("object", sys.stdout), Output):
         output.lost = _continue_training
 

@@ -1,4 +1,4 @@
-"""The console of a command, and live lines that show the progress of a long task in it."""
+"""The console of a command, and live lines in it that show the progress of a long task."""
 
 import time
 from typing import Any
@@ -9,11 +9,11 @@ from rich.text import Text
 
 from ..errors import escape_control, make_line
 
-NO_BITS = "Bits per byte are left out, because they could not be compared."
+NO_BITS = "Bits per byte are left out, because the result would be too low."
 
 
 class PlainConsole(Console):
-    """A console that prints strings as they are, without markup and emoji codes.
+    """A console that does not interpret markup or emoji codes in strings.
 
     Names may contain anything: [bold], :cat:, or characters that control a terminal.
     """

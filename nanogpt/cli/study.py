@@ -28,7 +28,7 @@ class LadderArgs:
     """
 
     data: str = "tinyshakespeare"
-    """Text to train on, given as for --data of nanogpt train."""
+    """Text to train on; see --data of nanogpt train."""
     column: str = "text"
     """Column of .jsonl and .parquet files that contains the text."""
     separator: str = "\n\n"
@@ -40,7 +40,7 @@ class LadderArgs:
     steps: int | None = None
     """Training steps of each model; by default 1,000."""
     seed: int = 1337
-    """Seed of the initial weights, the order of the batches, dropout and the samples."""
+    """Seed of the initial weights, dropout, the samples and the order of the batches."""
     json: Flag = False
     """Print one JSON object instead of a table."""
 
@@ -69,7 +69,7 @@ class ScalingArgs:
     steps: int = 2500
     """Maximum steps of each model; training ends early if the validation loss stops falling."""
     seed: int = 1337
-    """Seed of the initial weights, the order of the batches and dropout."""
+    """Seed of the initial weights, dropout and the order of the batches."""
     json: Flag = False
     """Print one JSON object instead of tables."""
 

@@ -31,7 +31,7 @@ class TokenizeArgs:
     """char, byte, bpe or bpe:N (N is the size of the vocabulary); the path of a tokenizer.json; or
     a run, to use its tokenizer."""
     data: str = "tinyshakespeare"
-    """Text that char and bpe are trained on, given as for --data of nanogpt train."""
+    """Text that char and bpe are trained on; see --data of nanogpt train."""
     column: str = "text"
     """Column of .jsonl and .parquet files that contains the text."""
     separator: str = "\n\n"
@@ -82,7 +82,7 @@ def tokenize(args: list[str]) -> None:
 def _get_tokenizer(options: TokenizeArgs) -> Tokenizer:
     """Return the chosen tokenizer; train it on the text of --data if necessary."""
     kind = options.tokenizer
-    # Import slow modules only where they are needed, so that the command starts fast without them.
+    # The imports below are slow, so import each module only if it is needed.
     if not tokenizers.is_tokenizer_kind(kind) and not is_file(kind):
         from ..runs.directory import find_tokenizer
 

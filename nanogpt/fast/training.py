@@ -37,8 +37,8 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
 def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     """Return the loss function of a run, which computes at the precision of the run.
 
-    On a GPU, the blocks are compiled. The cross-entropy is compiled too, because it reads and
-    writes all logits, and they are many if the vocabulary is large.
+    On a GPU, the Transformer blocks are compiled. The cross-entropy is compiled, too: it reads and
+    writes all logits, and a large vocabulary has many logits.
     """
     model, settings, device = run.model, run.config.train, run.device
 

@@ -58,8 +58,8 @@ class Bigram(nn.Module):
     def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":
         """Compute the model directly from tokens (N,): log((count(i, j) + s) / (count(i) + s V)).
 
-        Token j follows token i count(i, j) times. The smoothing s is added to every such count
-        (Laplace smoothing), so that a pair that never occurs does not get probability zero.
+        count(i, j) says how many times token j follows token i. The smoothing s is added to each
+        count(i, j) (Laplace smoothing), so that every pair gets a probability above zero.
         """
         V = config.vocab_size
         pairs = tokens[:-1] * V + tokens[1:]  # (N - 1,): each pair as one integer

@@ -134,7 +134,7 @@ class GPT(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Draw weights from N(0, 0.02²), and set biases to 0. (GPT-2: 0.01² for the positions.)
+        """Draw weights from N(0, 0.02²) (in GPT-2, positions from N(0, 0.01²)); set biases to 0.
 
         The last weights of attention and feed-forward are scaled by 1/√(2·n_layer). So the variance
         of the residual stream after 2·n_layer additions does not grow with depth (Radford, 2.3).
@@ -143,7 +143,7 @@ class GPT(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, Block):  # apply() visits it after its layers, so this overwrites them
+        if isinstance(module, Block):  # apply() visits a block after its layers: redraw weights
             for last in (module.attention.projection, module.feed_forward[2]):
                 assert isinstance(last, nn.Linear)
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
@@ -151,7 +151,7 @@ class GPT(nn.Module):
     lookup_tables = ("position_embedding.weight",)  # only looked up, not used in matrix products
 
     def matrices(self) -> dict[str, int]:
-        """Map the name of each weight matrix of a block to the number of matrices stacked in it."""
+        """Map the name of each 2-D weight of the blocks to the number of matrices stacked in it."""
         named = self.blocks.named_parameters(prefix="blocks")
         names = [name for name, p in named if p.dim() == 2]
         return {name: 3 if name.endswith("attention.qkv.weight") else 1 for name in names}

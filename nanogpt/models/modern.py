@@ -160,10 +160,10 @@ class Block(nn.Module):
 
 
 class LookBack(nn.Module):
-    """Adds to each position the two before it, multiplied by learned weights for each channel.
+    """Adds the two previous positions to each position, with a learned weight for each channel.
 
     This is a causal depthwise convolution, as in Primer, but applied only once, to the embeddings.
-    So at each position, the first block already gets information about the last three tokens.
+    So the first block already gets information about each token and the two tokens before it.
     """
 
     def __init__(self, config: ModernConfig) -> None:
@@ -191,7 +191,7 @@ class Modern(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.look_back = LookBack(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        # The head starts at zero, so it cannot share the weights of the embedding as in gpt.py.
+        # In gpt.py, the embedding is also the head. Here the head is separate: it starts at zero.
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._initialise)
 
@@ -215,7 +215,7 @@ class Modern(nn.Module):
     """Names of the tables in which each token looks up one row, without a matrix product."""
 
     def matrices(self) -> dict[str, int]:
-        """Map the name of each weight matrix of a block to the number of matrices stacked in it."""
+        """Map the name of each 2-D weight of the blocks to the number of matrices stacked in it."""
         names = [name for name, _ in self.named_parameters() if name.startswith("blocks.")]
         return {name: 2 if name.endswith("attention.qk.weight") else 1 for name in names}
 

@@ -1,4 +1,4 @@
-"""Estimates the parameters, memory, operations and time of a run with formulas.
+"""Uses formulas to estimate the parameters, memory, operations and time of a run.
 
 Dimensions: L n_layer, C n_embd, T block_size, N parameters.
 """
@@ -30,7 +30,7 @@ class Explanation:
 def explain_run(
     config: RunConfig, device: torch.device, precision: torch.dtype, rates: Rates
 ) -> Explanation:
-    """Compute what the training steps of a run need on a device with the given rates."""
+    """Compute what the training steps of a run need; `rates` is the speed of the device."""
     memory, operations = count_memory(config, device, precision), count_operations(config)
     return Explanation(
         count_parameters(config.model),

@@ -22,8 +22,9 @@ class Rates:
 def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
     """Time matrix products (n, C) × (C, 4C) and layer norms (n, 4C) for about half a second.
 
-    The sizes are reduced if a product would need more than 0.1 s, or if a tensor would have more
-    than 2**24 values on a CPU or 2**28 on a GPU. The rates of larger tensors hardly differ.
+    On a CPU, C is at most 1024, and a tensor has at most 2**24 values. On a GPU, C is at most 4096,
+    and a tensor has at most 2**28 values. n is also reduced if a product would need more than
+    0.1 s. The rates of larger tensors hardly differ.
     """
     C, values = (min(C, 1024), 1 << 22) if device.type == "cpu" else (min(C, 4096), 1 << 26)
     n = max(1, min(n, values // C))
@@ -41,7 +42,7 @@ def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) 
 
 
 def _time_call(function: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of a call: the minimum of eight measurements, or of two if it is slow."""
+    """Return the seconds of a call: the minimum of eight measurements (two if the call is slow)."""
     _time_calls(function, 1, device)  # warm up
     calls = round(0.025 / _time_calls(function, 1, device))
     return min(_time_calls(function, max(1, calls), device) for _ in range(8 if calls else 2))

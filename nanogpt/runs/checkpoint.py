@@ -96,7 +96,7 @@ Contents = dict[str, dict[str, Any] | Snapshot]
 def checkpoint_files(
     checkpoint: Checkpoint, weights: Snapshot, training: Training | None = None
 ) -> Contents:
-    """Return the contents of a checkpoint's files, as copies: training can go on during writing."""
+    """Return copies of the files' contents: training can continue while the copies are written."""
     files: Contents = {
         "config.json": add_header(
             {

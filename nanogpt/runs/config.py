@@ -33,7 +33,8 @@ class TrainConfig:
     """random: blocks start anywhere in the text. epochs: the text is cut into blocks, and every
     epoch uses each block once, in a new order."""
     eval_every: int = 250
-    """Steps between evaluations on the full validation split; a checkpoint is saved before each."""
+    """Steps between evaluations on the full validation split. A checkpoint is saved before each
+    evaluation."""
     eval_first: bool = True
     """Also evaluate before the first step."""
     log_every: int = 10
@@ -43,7 +44,7 @@ class TrainConfig:
     stop_at_val_loss: float | None = None
     """Stop at the first evaluation with at most this validation loss, in nats per token."""
     compile: bool = True
-    """On a CUDA device, compile the blocks of the model and the loss."""
+    """On a CUDA device, compile the loss function and the blocks of the model."""
     cuda_graph: bool = True
     """On a CUDA device, capture a step as a CUDA graph and replay it; not used with float16."""
 
@@ -98,7 +99,8 @@ class RunConfig:
     """Data type of matrix products. auto is bfloat16 on hardware that supports it, otherwise
     float32."""
     deterministic: bool = False
-    """Make results on a GPU reproducible bit for bit, at lower speed. On a CPU, they always are."""
+    """Make results on a GPU reproducible bit for bit, at lower speed. On a CPU, results are always
+    reproducible."""
     model: ModelConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

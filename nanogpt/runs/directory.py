@@ -119,7 +119,7 @@ def lock_run(directory: Path, advice: str = "wait for it or stop it") -> FileLoc
     try:
         file.write_bytes(f"{os.getpid()}\n".encode())
         for checkpoint in filter(Path.is_dir, (directory / "last", directory / "best")):
-            if not has_access(checkpoint, os.W_OK | os.X_OK):  # it could not be replaced
+            if not has_access(checkpoint, os.W_OK | os.X_OK):  # training must replace it
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(checkpoint))
     except OSError:
         lock.release()
@@ -184,7 +184,10 @@ def _list_runs(file: str) -> dict[Path, float]:
 
 
 def find_tokenizer(kind: str) -> str:
-    """Return `kind`, or the path of its tokenizer.json if `kind` names a run. Raises UserError."""
+    """If `kind` names a run, return the path of the run's tokenizer.json; otherwise return `kind`.
+
+    Raises UserError.
+    """
     is_run = is_directory(kind) or is_directory(RUNS / kind)
     if is_tokenizer_kind(kind) or is_file(kind) or not is_run:
         return kind

@@ -1,4 +1,4 @@
-"""The loss scale of a float16 run: it keeps small gradients from underflowing to 0."""
+"""The loss scale of a float16 run: it prevents small gradients from underflowing to 0."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

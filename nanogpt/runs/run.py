@@ -149,7 +149,7 @@ class SavedRun:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration of the run; `out` is the directory in which it was found."""
+        """The configuration of the run; `out` is the directory in which the run was found."""
         return replace(self.info.config, out=self.directory)
 
     def is_current(self) -> bool:
@@ -187,7 +187,7 @@ def load_run_text(directory: Path, progress: Progress = no_progress) -> tuple[Co
 def load_same_text(
     config: RunConfig, sha256: str, progress: Progress, may_download: bool = False
 ) -> Corpus:
-    """Load the text of a run; it must have this SHA-256. A UserError advises to use --data."""
+    """Load the text of a run; it must have this SHA-256. Every UserError suggests --data."""
     try:
         return corpora.load_corpus(
             config.data,

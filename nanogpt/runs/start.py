@@ -97,7 +97,7 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
     config.check_same_run(saved.config)
     device = _set_up_device(config)
     require_run_memory(config, device, pick_precision(config.precision, device))
-    # The files of a run may name any address, so only one that the user gives is downloaded.
+    # The files of a run may name any address, so download only from an address that the user gives.
     is_given = config.data != saved.config.data
     corpus = load_same_text(config, info.text_sha256, progress, may_download=is_given)
     checkpoint = load_checkpoint(directory / "last", device)
@@ -134,14 +134,14 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
         state.scale = info.scale
     best = read_checkpoint_info(run.out / "best").best if path_exists(run.out / "best") else None
     if best and best.step == step and run.config.train.evaluates_at(step):
-        best = checkpoint.best  # the best before this evaluation; the resumed run evaluates again
+        best = checkpoint.best  # from before the evaluation that the resumed run repeats
     run.journal.resume(info.lines, step, best)
 
 
 def require_tokens(
     splits: Iterable[tuple[str, Split]], block_size: int, option: str | None = "--model.block-size"
 ) -> None:
-    """Raise UserError unless each split, given with its name, has at least block_size + 1 tokens.
+    """Raise UserError if a split has at most block_size tokens; `splits` has (name, split) pairs.
 
     `option` is the command-line option that sets block_size, if there is one.
     """

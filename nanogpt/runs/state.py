@@ -39,7 +39,7 @@ class State:
     seconds: float = 0.0
     """Seconds of training, evaluations included."""
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
-    """Losses (n,) of the n steps since the last line of metrics.jsonl, on the device."""
+    """Losses (n,), on the device, of the n steps since the last line of metrics.jsonl."""
 
     @property
     def device(self) -> torch.device:

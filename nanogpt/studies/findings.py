@@ -101,7 +101,7 @@ class FittedLaw:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """Whether parameters or text limit the loss of a model size that is trained on all the text."""
+    """For one model size, trained on all the text: whether parameters or text limit the loss."""
 
     N: int
     of_size: float
@@ -183,7 +183,7 @@ def analyse_trials(trials: Sequence[Trial], bootstraps: int = 300) -> ScalingRes
 
 
 def fit_grid(cells: Sequence[Cell], free: bool, bootstraps: int) -> FittedLaw:
-    """Fit a law to `cells`, with p fitted if `free` and p = 1 otherwise, and measure its errors."""
+    """Fit a law to `cells` and measure its errors. p is fitted if `free` is true, else p = 1."""
 
     def unzip(cells: Sequence[Cell]) -> tuple[list[float], list[float], list[float]]:
         return [c.N for c in cells], [c.D for c in cells], [c.loss for c in cells]
@@ -317,8 +317,8 @@ def format_tables(result: ScalingResult) -> str:
         lines.append(f"| {D:,} | {measured:.4f} | {by_sum:.4f} | {by_free:.4f} |")
     if result.exponent is not None:
         growth = f"the number of parameters grows as operations^{result.exponent:.2f}"
-        overtakes = "A model overtakes the next smaller one where its loss falls below that of the"
-        overtakes += " smaller one after the same operations."
+        overtakes = "A model overtakes the next smaller model when the larger model has the lower"
+        overtakes += " loss after the same number of operations."
         lines += ["", f"{overtakes} At these points, {growth}."]
     lines += ["", f"{result.device}."]
     return "\n".join(lines) + "\n"

@@ -73,8 +73,9 @@ def fit(
 ) -> ScalingLaw:
     """Fit a law to the losses L of at least six pairs (N parameters, D tokens).
 
-    Minimises the sum of the Huber losses of the errors of log L (Hoffmann et al., equation 3), and
-    returns the best result from many starting points. Fits p if `free` is true; otherwise p is 1.
+    The Huber loss measures the error of log L for each pair (Hoffmann et al., equation 3). The fit
+    minimises the sum of these Huber losses from many starting points, and returns the best result.
+    Fits p if `free` is true; otherwise p is 1.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     lowest = float(logs.min())
@@ -142,7 +143,8 @@ def _minimise(n: Floats, d: Floats, logs: Floats, starts: Sequence[Floats]) -> F
     low, high = [-20, 0.01, -20, 0.01, -10, 0], [40, 3, 40, 3, 3, 4]
     bounds = np.array([low[: len(starts[0])], high[: len(starts[0])]])
     settings = {"bounds": bounds, "loss": "huber", "f_scale": DELTA, "x_scale": "jac"}
-    # Evaluate at most 20 times from every start; then continue the best two to convergence.
+    # Stop the fit from each start after at most 20 evaluations; then continue the best two fits
+    # to convergence.
     tries = [
         least_squares(errors, start.clip(*bounds), jacobian, max_nfev=20, **settings)
         for start in starts

@@ -28,7 +28,7 @@ _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "lin
 _CONTEXT.set_forkserver_preload([__name__, "matplotlib.figure", "matplotlib.backends.backend_agg"])
 
 MAX_FAILURES = 3
-"""The study stops when one run has been killed, or has had a CUDA error, this many times."""
+"""The study stops after this many failures of one run: it was killed or had a CUDA error."""
 
 
 def run_all(
@@ -50,7 +50,7 @@ def run_all(
     trials = {run.name: trial for run in runs if (trial := read_finished_trial(run))}
     unfinished = [run for run in runs if run.name not in trials]
     for done, run in enumerate((run for run in runs if run.name in trials), 1):
-        _remove_weights(run)  # in case the process was killed before it removed them
+        _remove_weights(run)  # a process that was killed may have left its weights
         on_trial(run, trials[run.name], done)
     if unfinished:
         for run, trial in _run_in_processes(
@@ -70,8 +70,8 @@ def _run_in_processes(
 ) -> Iterator[tuple[RunConfig, Trial]]:
     """Yield each run and its result as soon as the run is finished.
 
-    A run whose process is killed or has a CUDA error resumes from its last checkpoint, up to
-    MAX_FAILURES - 1 times.
+    If the process of a run is killed or has a CUDA error, the run resumes from its last checkpoint,
+    up to MAX_FAILURES - 1 times.
     """
     device = pick_device(runs[0].device)
     use_all_gpus = device.type == "cuda" and device.index is None
@@ -173,10 +173,10 @@ def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None
 
 
 def _end_when_asked(parent: Connection) -> None:
-    """Wait until the parent asks for the end or is killed; then send SIGTERM to this process.
+    """Wait until the parent sends a request or is killed; then send SIGTERM to this process.
 
-    At this signal, the training saves a checkpoint and ends. The parent cannot send the signal: on
-    Windows, this would kill the process immediately.
+    At this signal, the training saves a checkpoint and ends. The parent must not send the signal:
+    on Windows, this would kill the process immediately.
     """
     process = multiprocessing.parent_process()
     assert process is not None

@@ -8,8 +8,9 @@ grid of N and D. Then it fits a law to the losses. The question is from Kaplan e
 Each model trains at a constant learning rate until its validation loss stops falling. The average
 of its weights is also evaluated: averaging replaces a decaying learning rate (Hägele et al. 2024,
 arXiv:2405.18392). A model needs more regularisation if it has more parameters per character, or
-trains for more epochs. So for each model and text, the product of these two values (parameters per
-character and epochs) decides which recipes of regularisation the study tries; the best run counts.
+trains for more epochs. So for each model and text, the study computes the product of both values,
+parameters per character × epochs. This product decides which recipes of regularisation the study
+tries. Only the best of these runs counts.
 """
 
 import math
@@ -32,13 +33,13 @@ from .trial import Trial, make_directory, stop_on_disk_error
 
 SCALING_COMMAND = "nanogpt study scaling"
 SHAPES = ((1, 1, 24), (3, 1, 32), (3, 2, 64), (5, 3, 96), (6, 3, 168), (7, 6, 288), (9, 8, 512))
-"""Blocks, heads and channels of the models: 10 thousand to 28 million parameters, each size about
-four times the previous size."""
+"""Blocks, heads and channels of each model. The models have 10 thousand to 28 million parameters;
+each model is about four times as large as the previous one."""
 PARTS = (1, 2, 4, 8, 16)
 """The amounts of text: 1 is all of the training text, 2 is one half, 4 is one quarter, …"""
 LARGE_MODEL = 1_000_000
-"""A recipe may use lower learning rates for models with at least this many parameters: they still
-learn fast enough, and their weights fluctuate less at the end of training."""
+"""A recipe may use lower learning rates for models with at least this many parameters. These models
+still learn fast enough, and their weights fluctuate less at the end of training."""
 MIN_COMPILED = 5_000_000
 """Compiling a model with at least this many parameters saves more time than it takes."""
 WHOLE_GPU = 20_000_000
@@ -89,9 +90,9 @@ def load_texts() -> tuple[list[str], str]:
     """Return the training text in passages, and the validation text.
 
     The training text is the training split of Tiny Shakespeare, followed by all plays that are not
-    in Tiny Shakespeare. The few letters and symbols of these plays that never occur in Tiny
-    Shakespeare are removed. The validation text is the validation split of Tiny Shakespeare. Each
-    passage ends at the end of a speech.
+    in Tiny Shakespeare. These plays contain a few letters and symbols that Tiny Shakespeare does
+    not contain; such characters are removed. The validation text is the validation split of Tiny
+    Shakespeare. Each passage ends at the end of a speech.
     """
     tiny = corpora.load_corpus("tinyshakespeare")
     val, alphabet = "".join(tiny.read_split("val")), set(tiny.text())

@@ -85,8 +85,8 @@ def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
         with torch.autocast(device.type, precision):
             yield
     else:
-        # In bfloat16 on a CPU, fused attention takes four times as long (forward and backward) as
-        # attention with separate matrix products and no float32 copies (docs/log/cpu.md).
+        # On a CPU, fused attention in bfloat16 is slow. Attention with separate matrix products and
+        # without float32 copies takes a quarter of the time for both passes (docs/log/cpu.md).
         cuda = torch.backends.cuda  # its setting for float32 copies applies to a CPU too
         previous = cuda.fp16_bf16_reduction_math_sdp_allowed()
         cuda.allow_fp16_bf16_reduction_math_sdp(True)
@@ -115,8 +115,8 @@ PEAKS = {
     r"L4": 121e12,
     r"L40S": 362e12,
 }
-"""Peak floating-point operations per second in bfloat16 and float16, by the name of the GPU: the
-values for dense (not sparse) matrices in NVIDIA's data sheets."""
+"""Peak floating-point operations per second in bfloat16 and float16, by the name of the GPU. The
+values are from NVIDIA's data sheets and hold for dense (not sparse) matrices."""
 
 
 def find_peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
@@ -141,7 +141,7 @@ def use_deterministic(wanted: bool) -> None:
 
 
 def limit_threads() -> None:
-    """Use no more CPU threads than this process has cores, unless OMP_NUM_THREADS is set.
+    """Limit the CPU threads to this process's cores. Do nothing if OMP_NUM_THREADS is set.
 
     torch counts all cores of the machine, even in a container that may use only some of them. This
     function sets the number of threads only if it is too large, because any call of
@@ -152,7 +152,7 @@ def limit_threads() -> None:
 
 
 def free_token_memory(device: torch.device) -> int:
-    """Return how many bytes of tokens fit: 1/4 of the free memory of a CUDA GPU; else no limit."""
+    """Return the bytes that tokens may use: 1/4 of the free memory of a CUDA GPU; else no limit."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 1 << 62
 
 

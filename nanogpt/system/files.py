@@ -109,8 +109,8 @@ def _sync_descriptor(descriptor: int) -> None:
 def replace_path(source: Path, target: Path) -> None:
     """Rename `source` to `target`. This replaces an existing file, but not an existing directory.
 
-    On Windows, os.replace() fails while another process, such as a virus scanner or a command that
-    reads a checkpoint, has one of the files open. So the call is repeated for up to
+    On Windows, os.replace() fails while another process has one of the files open, for example a
+    virus scanner or a command that reads a checkpoint. So the call is repeated for up to
     REPLACE_TIMEOUT seconds.
     """
     deadline = time.monotonic() + REPLACE_TIMEOUT
@@ -158,7 +158,7 @@ def _swap(one: Path, other: Path) -> None:
 
 
 def _replace_in_two_steps(directory: Path, new: Path) -> None:
-    """Rename `directory`, called NAME, to .NAME.old, then rename `new` to `directory`."""
+    """Rename `directory` to its old name (.NAME.old), then rename `new` to `directory`."""
     remove_if_present(_old_name(directory))
     replace_path(directory, _old_name(directory))
     replace_path(new, directory)
@@ -169,9 +169,9 @@ def _old_name(directory: Path) -> Path:
 
 
 def resolve_interrupted_swap(directory: Path) -> Path:
-    """Return `directory`, called NAME, or .NAME.old if only .NAME.old exists.
+    """Return `directory`. If only a directory with its old name (.NAME.old) exists, return that.
 
-    This is the case if _replace_in_two_steps() was interrupted between its steps.
+    Only the old name exists if _replace_in_two_steps() was interrupted between its steps.
     """
     old = _old_name(directory)
     return old if os.path.isdir(old) and not os.path.isdir(directory) else directory
@@ -183,8 +183,8 @@ def resolve_interrupted_swap(directory: Path) -> Path:
 def find_status(path: Path | str) -> os.stat_result | None:
     """Return the status of a file or directory; return None if it does not exist.
 
-    Raises UserError if this user has no permission to find out. In this case, os.path.exists() is
-    false, and Path.exists() raises PermissionError.
+    Raises UserError if this user has no permission to find out whether it exists. In this case,
+    os.path.exists() returns False, and Path.exists() raises PermissionError.
     """
     try:
         return os.stat(path)
@@ -256,7 +256,7 @@ def read_limited(file: Path, limit: int) -> bytes:
 
 
 def read_json(file: Path, limit: int = 1 << 20) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises UserError, also for more than `limit` bytes."""
+    """Read a JSON object from a file. Raises UserError like read_limited() and parse_json()."""
     return parse_json(read_limited(file, limit), file)
 
 

@@ -24,9 +24,9 @@ def compile_loss(
 
     The blocks have the same structure, so one compiled function serves all of them (regional
     compilation). This is much faster than compiling every block. Outside the returned function,
-    the blocks are unchanged. Torch compiles at the first call, so compile_loss() computes the loss
-    of `example` and its gradients once. `example` must have the shapes and strides of the batches;
-    otherwise the blocks are compiled again. The gradients of `example` remain in the parameters;
+    the blocks are unchanged. Torch compiles at the first call, so compile_loss() runs one forward
+    and one backward pass on `example`. `example` must have the shapes and strides of the batches;
+    otherwise the blocks are compiled again. The gradients of this pass remain in the parameters;
     the random states are restored.
     """
     device = example[0].device
@@ -126,9 +126,10 @@ Snapshot = Callable[[], dict[str, Tensor]]
 def take_snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:
     """Return a function that returns copies of the current `tensors`, each with its own memory.
 
-    take_snapshot() copies tensors on a CUDA device to memory of the same device. The first call of
-    the returned function, in any thread, moves these copies to the host while the device continues
-    to compute. If the device lacks memory, take_snapshot() itself copies the tensors to the host.
+    If tensors are on a CUDA device, take_snapshot() copies them to other memory of this device. The
+    first call of the returned function, in any thread, moves these copies to the host while the
+    device continues to compute. If the device lacks memory, take_snapshot() itself copies the
+    tensors to the host.
     """
     try:
         copies = {name: _copy(t) for name, t in tensors.items()}

@@ -19,10 +19,10 @@ SIGNALS = tuple(
 
 @contextmanager
 def raise_interrupted() -> Iterator[None]:
-    """A context in which the signals that would kill the process raise Interrupted instead.
+    """Within this context, a signal that would kill the process raises Interrupted instead.
 
-    So the command can remove its temporary files. SIGINT keeps its usual effect, KeyboardInterrupt,
-    and a signal that was ignored before stays ignored.
+    So the command can remove its temporary files. SIGINT still raises KeyboardInterrupt. A signal
+    that was ignored before stays ignored.
     """
 
     def end(number: int, _: FrameType | None) -> None:
@@ -40,10 +40,11 @@ def raise_interrupted() -> Iterator[None]:
 
 
 class Interrupts:
-    """A context that records the first signal in SIGNALS; a second signal has its usual effect.
+    """A context that records the first signal that arrives; a second signal has its usual effect.
 
-    A signal that was ignored before, as with nohup, stays ignored. Python handles signals
-    only in the main thread; in another thread, this context records nothing.
+    Only the signals in SIGNALS count. A signal that was ignored before, as with nohup, stays
+    ignored. Python handles signals only in the main thread; in another thread, this context records
+    nothing.
     """
 
     def __init__(self) -> None:

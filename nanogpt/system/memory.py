@@ -49,7 +49,7 @@ def require_memory(needed: int, what: str, advice: str) -> None:
     """Raise UserError if `what` needs more bytes of memory than this process may use.
 
     A system such as Linux grants more memory than it has, and kills a process that uses too much of
-    it. So a task of this size must be refused before it starts.
+    it. So a task that needs too much memory must be refused before it starts.
     """
     if needed > (memory := get_memory()):
         raise UserError(

@@ -16,8 +16,8 @@ Kinds = Mapping[str, type]
 def parse_dataclass(cls: type[T], value: object, kinds: Kinds) -> T:
     """Make the dataclass `cls` from a JSON object, and nested dataclasses from nested objects.
 
-    Raises a ValueError that names the key if a key is unknown or missing, or its value has the
-    wrong type.
+    If a key is unknown or missing, or its value has the wrong type, raises a ValueError that names
+    this key.
     """
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, found {shorten(value)}")
@@ -61,10 +61,10 @@ def _parse_value(hint: Any, value: Any, key: str, kinds: Kinds) -> object:
 
 
 def convert_fields(config: object) -> None:
-    """Convert the fields of a frozen dataclass, and of dataclasses in it, to their types.
+    """Convert the fields of a frozen dataclass, and of dataclasses in it, to their declared types.
 
-    An int becomes a float, a str becomes a Path, and a Path becomes a str. Raises a ValueError that
-    names a field whose value has another type.
+    If the declared type requires it, an int becomes a float, a str becomes a Path, or a Path
+    becomes a str. If a value has another type, raises a ValueError that names its field.
     """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)

@@ -34,7 +34,8 @@ BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 """The tokens of the 256 bytes in a tokenizer with byte fallback. The decoder `ByteFallback` decodes
 successive byte tokens together: if one of them is invalid, all of them become U+FFFD."""
 TOKEN_DECODERS = ("ByteLevel", "BPEDecoder", "CTC", "Metaspace", "WordPiece")
-"""Decoders that change each token separately. After `Fuse`, they would change the whole text."""
+"""Decoders that change each token separately. After the decoder `Fuse`, which joins all tokens,
+they would change the whole text."""
 STABLE_DECODERS = ("ByteFallback", "Fuse", "Replace", "Strip")
 """Decoders that do not change earlier text when more tokens follow, not even after `Fuse`."""
 
@@ -65,9 +66,9 @@ def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
 
 
 def make_bpe(vocab: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> "HubTokenizer":
-    """Make a tokenizer like GPT-2's from its vocabulary and its merges, in the order of training.
+    """Make a tokenizer like GPT-2's from a vocabulary and a list of merges, in training order.
 
-    GPT-2 publishes them as vocab.json and merges.txt, where a character stands for each byte. For
+    GPT-2 has them in vocab.json and merges.txt, where a character stands for each byte. For
     example, "Ġ" is a space. Raises ValueError if a merge is not in the vocabulary.
     """
     try:
@@ -161,16 +162,16 @@ class HubTokenizer:
         return self._bytes_by_id[token] if self._bytes_by_id else self.decode([token]).encode()
 
     def decode_stream(self, context: Sequence[int] = ()) -> DecodeStream:
-        """A decoder for the tokens that follow those in `context`; it takes them step by step."""
+        """A decoder that takes tokens step by step; `context` has the tokens before them."""
         if self._bytes_by_id:
             return ByteDecodeStream(self.token_bytes)
         return TextDecodeStream(self.decode, self._is_open, context)
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """The number of bytes of the characters in `text` that its ids do not reproduce.
+        """The number of bytes in the lost characters of `text`: its ids do not reproduce them.
 
-        They are unknown to the tokenizer, or it changes or drops them (lower case, accents, line
-        breaks). Characters are counted, and their order is not compared.
+        The tokenizer does not know a lost character, or changes or drops it (lower case, accents,
+        line breaks). The method compares how often each character occurs, and ignores the order.
         """
         if self._tiktoken:
             return 0
@@ -188,7 +189,7 @@ class HubTokenizer:
         return model.get("unk_id") if unknown is None else self._tokenizer.token_to_id(unknown)
 
     def _is_open(self, token: int) -> bool:
-        """Whether the token after this one may change its text."""
+        """Whether the next token may change the text of this token."""
         content = self._tokenizer.id_to_token(token)
         # An unused id has no text, and it does not end a sequence of byte tokens.
         is_open = content is None or BYTE_TOKEN.fullmatch(content) is not None
@@ -196,7 +197,7 @@ class HubTokenizer:
 
     @cached_property
     def _is_decoded_in_parts(self) -> bool:
-        """Whether later tokens never change decoded text that ends with a complete character."""
+        """Whether text that ends with a complete character is final: no later token changes it."""
         decoder = self._saved["decoder"] or {}
         is_fused = False
         for step in decoder.get("decoders", [decoder] if decoder else []):

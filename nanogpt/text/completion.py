@@ -26,8 +26,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Encode a prompt as at least one token.
 
     The model needs a token to start from, so an empty prompt becomes a line break: the text starts
-    at the beginning of a line. If the tokenizer has no line break, or encodes the prompt as no
-    tokens, the prompt becomes token 0.
+    at the beginning of a line. If the tokenizer has no line break, or the encoded prompt is empty,
+    the prompt becomes token 0.
     """
     if prompt:
         return tokenizer.encode(prompt) or [0]
@@ -92,6 +92,6 @@ class CompletionDecoder:
 
 
 def _count_stop_prefix(text: str, stop: str) -> int:
-    """The length of the longest suffix of `text` that is a prefix of `stop`, but not all of it."""
+    """The length of the longest suffix of `text` that is a prefix of `stop` and shorter than it."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -201,7 +201,7 @@ def explain_unused(name: str, data: str) -> str:
 
 
 def refresh_text(data: str, column: str, separator: str, progress: Progress) -> None:
-    """Download a text again, although the cache has it. Raises UserError; the old text remains."""
+    """Download a text again. If this fails, keep the cached text and raise UserError."""
     if is_url(data):
         download_url(data, column, separator, True, refresh=True)
     else:
@@ -215,7 +215,7 @@ def is_token_folder(data: str) -> bool:
 
 
 def _exists(data: str, may_be_special: bool) -> bool:
-    """Whether `data` names files or, if `may_be_special`, a device, which read_file() refuses."""
+    """Whether `data` names files. If `may_be_special`, a device counts; read_file() refuses it."""
     if is_pattern(data) or is_file(data) or is_directory(data):
         return True
     return may_be_special and path_exists(data)

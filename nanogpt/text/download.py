@@ -65,7 +65,7 @@ def download_url(
     suffix = Path(url.partition("?")[0]).suffix.lower()
     suffix = suffix if suffix in DOCUMENT_SUFFIXES else ".txt"
     cached = cache_directory() / f"web-{_short_hash(url)}{suffix}"
-    path_exists(cached)  # raises UserError if this user may not search the cache
+    path_exists(cached)  # raises UserError if this user cannot access the cache
     with suppress(OSError, UserError):  # if there is no usable file, download it
         if expected and compute_sha256(cached) == expected.lower() and not refresh:
             return cached
@@ -178,7 +178,7 @@ def cache_error(name: str, error: OSError) -> UserError:
 
 def _not_cached_error(name: str, column: str, separator: str) -> UserError:
     command = join_command(["nanogpt", "data", name] + ["--column", column] * (column != "text"))
-    if separator != "\n\n":  # $'…' of the shell keeps line breaks on one line
+    if separator != "\n\n":  # in $'…', the shell reads \n as a line break
         for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n")):
             separator = separator.replace(character, escape)
         command += f" --separator $'{separator}'"
@@ -198,7 +198,7 @@ def _short_hash(key: str) -> str:
 def new_directory(name: str) -> Iterator[Path]:
     """A temporary directory in the cache for files that are not complete yet.
 
-    `name` is the text that the files are for. Raises UserError if the cache cannot be written.
+    `name` describes the files in an error. Raises UserError if the cache cannot be written.
     """
     cache = cache_directory()
     try:

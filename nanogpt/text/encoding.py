@@ -40,7 +40,7 @@ SAMPLE_CHUNKS = 8
 """A bpe tokenizer is trained on at most this many chunks of CHUNK_SIZE characters. They are evenly
 spaced in the training split."""
 TOKENS = "the tokens of the text"
-"""What an error calls the tokens in the cache."""
+"""The name that error messages use for the tokens in the cache."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Tokens:
     bytes: int
     """The number of bytes of the text in UTF-8."""
     lost_bytes: int
-    """The number of bytes of the characters in the text that the tokens do not reproduce."""
+    """The number of bytes in the lost characters of the text: the tokens do not reproduce them."""
 
 
 # Tokenizers.
@@ -91,7 +91,7 @@ def _train_tokenizer(kind: str, corpus: Corpus, val_fraction: float) -> Tokenize
 
 
 def _sample_training_split(corpus: Corpus, val_fraction: float) -> Iterator[str]:
-    """Yield all chunks of the training split, but at most SAMPLE_CHUNKS, evenly spaced."""
+    """Yield SAMPLE_CHUNKS evenly spaced chunks of the training split; all chunks if it is short."""
     characters = count_training_characters(corpus.facts.characters, val_fraction)
     total_chunks = characters / CHUNK_SIZE
     training_text = corpus.read_split("train", val_fraction)
@@ -239,7 +239,7 @@ def _load_token_file(
         chunks = (ids[start : start + CHUNK_SIZE] for start in range(0, length, CHUNK_SIZE))
         size = sum(len(stream.push(*chunk.tolist()).encode()) for chunk in chunks)
         size += len(stream.end().encode())
-    # The lost text is not known. Assume that an unknown token stands for as many bytes as others.
+    # The lost text is not known. Assume an average number of bytes for each unknown token.
     unknown = 0 if tokenizer.unknown_id is None else int(counts[tokenizer.unknown_id])
     lost_bytes = round(size * unknown / length)
     if corpus.facts.bytes > LARGE_TEXT:

@@ -42,7 +42,8 @@ class NGramCounts:
             joined = np.concatenate([tail, chunk.astype(np.int64)])
             tail = joined[max(0, len(joined) - n + 1) :]
             new.append(_count(_encode(joined, n, base)))
-            # A merge copies all old counts. To save time, collect more new counts than that first.
+            # A merge copies all old counts. To save time, merge only when there are more new counts
+            # than old counts.
             if sum(len(codes) for codes, _ in new) > len(self.codes):
                 self._merge(new)
                 new = []
@@ -71,7 +72,7 @@ class NGramCounts:
         return _sum_groups(self.codes // self.base, self.counts)
 
     def count_followers(self, context: Sequence[int]) -> Integers:
-        """Count how often each token follows the last n - 1 tokens of `context`: shape (base,)."""
+        """Return each token's count after the last n - 1 tokens of `context`: shape (base,)."""
         code = 0
         for token in context[len(context) - self.n + 1 :]:
             code = code * self.base + token

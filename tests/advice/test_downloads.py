@@ -30,7 +30,7 @@ def server() -> Iterator[str]:
 
     Path("served").mkdir()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), QuietHandler) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{listening.server_port}"
         listening.shutdown()
 

@@ -1,4 +1,4 @@
-"""The advice in errors about files that are not UTF-8 works."""
+"""Errors about files that are not UTF-8 give advice that works."""
 
 import bz2
 import gzip
@@ -49,7 +49,7 @@ def test_a_text_in_another_encoding(encoding: str, mark: str, text: str) -> None
 def test_a_text_in_an_encoding_of_single_bytes() -> None:
     convert("latin.md", TEXT.encode("latin1"), TEXT)
     command = get_command("other.txt", RUSSIAN.encode("koi8-r")).replace("latin1", "koi8-r")
-    assert run_conversion(command) == RUSSIAN  # the encoding is an example
+    assert run_conversion(command) == RUSSIAN  # the error names latin1 only as an example
 
 
 @needs_tools

@@ -40,7 +40,7 @@ def test_a_run_without_an_evaluation(nanogpt: Command, world: Path) -> None:
     f"there is no file or corpus my.txt: the corpora are {', '.join(CORPORA)}; if",
 )
 def test_a_text_that_is_gone(nanogpt: Command, trained: Path) -> None:
-    """For every kind of error about the text of a run, the option --data names its new place."""
+    """Each error about a changed or missing text advises --data; --data with the new path works."""
     text = (trained / "words.txt").read_text()
     Path("place").mkdir()
     place = Path("place/words.txt")
@@ -86,7 +86,7 @@ def test_a_text_that_is_gone(nanogpt: Command, trained: Path) -> None:
 def test_the_text_of_a_resumed_run_may_come_from_a_pipe(
     nanogpt: Command, world: Path, trained: Path
 ) -> None:
-    """An address that the user gives, unlike one in the files of a run, may be read."""
+    """The user may name a pipe with --data; the files of a run may not name one."""
     raw = (trained / "words.txt").read_bytes()
     command = [sys.executable, "-m", "nanogpt", *shlex.split(RESUME), "--data", "-"]
     answer = subprocess.run(command, input=raw, capture_output=True)

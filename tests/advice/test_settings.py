@@ -37,7 +37,7 @@ def write(file: str, raw: str | bytes) -> Callable[[], object]:
 
 
 def require(tokens: int, block_size: int) -> None:
-    """Check the length of a split of so many tokens."""
+    """Check the length of a split that has this number of tokens."""
     split = type("Split", (), {"tokens": range(tokens)})
     require_tokens([("val", split)], block_size)  # type: ignore[list-item]
 

@@ -157,7 +157,7 @@ WORDS = ["-x", "-", "-1", "-.5", "-x y", "- item", "---", "--- a", "--a b", "-x.
 def test_a_value_may_begin_with_a_hyphen(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch, command: str, name: str, flag: str, hint: Any
 ) -> None:
-    """As it is typed, the value reaches the library as one word with its option."""
+    """The library receives the value unchanged; an option and its value are one word."""
     received: list[str] = []
 
     def cli(*_: object, args: list[str], **__: object) -> object:

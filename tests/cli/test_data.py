@@ -69,7 +69,7 @@ def test_save_leaves_no_file_if_the_text_cannot_be_read(nanogpt: Command) -> Non
 
 @pytest.fixture
 def address(server: str, text: str) -> str:
-    """The URL of a text that a local server offers as www/own.txt."""
+    """The URL at which a local server offers the file www/own.txt."""
     Path("www/own.txt").write_text(text)
     return f"{server}/own.txt"
 

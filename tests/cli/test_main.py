@@ -98,7 +98,7 @@ def test_a_name_that_cannot_be_used_is_one_line(
 
 @linux_only
 def test_a_run_whose_path_is_not_utf8_is_refused(nanogpt: Command, run: Path) -> None:
-    """The library safetensors cannot open its files."""
+    """The library safetensors cannot open the files of such a run."""
     bad = run.rename(BAD_NAME)
     for command in (["sample"], ["eval"], ["inspect"], ["train", "--resume"]):
         assert_refused(nanogpt(*command, bad), "is not valid UTF-8: rename it")

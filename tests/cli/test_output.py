@@ -1,4 +1,4 @@
-"""A closed or full standard stream, or a reader that exits, never causes a traceback."""
+"""A closed standard stream, a full disk or a reader that exits never causes a traceback."""
 
 import os
 import re
@@ -22,7 +22,7 @@ FULL = "cannot write to standard output (No space left on device)"
 
 @pytest.fixture
 def lose_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Sets standard output to a pipe without a reader ("pipe"), a full disk, or to None."""
+    """Sets standard output to a pipe without a reader ("pipe"), a full disk or None ("closed")."""
     with ExitStack() as stack:
 
         def lose(how: str) -> None:
@@ -123,3 +123,12 @@ def test_an_unreadable_standard_input_is_an_error(
             "",
             "nanogpt: cannot read standard input: Bad file descriptor; name a text file\n",
         )
+
+
+def test_a_command_leaves_the_standard_streams_as_they_were(
+    nanogpt: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)  # as in a Windows program without a console
+        nanogpt("presets")
+        assert getattr(sys, name) is None

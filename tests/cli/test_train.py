@@ -115,7 +115,7 @@ def test_a_run_contains_its_tokenizer(
 def test_a_run_may_be_the_tokenizer_of_another_run(
     nanogpt: Command, small: list[str], text: str
 ) -> None:
-    """A run is named by its path or its name; train, explain, tokenize and a study accept it."""
+    """The option --tokenizer takes the path or the name of a run."""
     Path("words.txt").write_text(text)
     Path("short.txt").write_text(text[:1500])  # a text for which bpe would learn other tokens
     train = ("train", *small, "--data", "words.txt", "--tokenizer", "bpe:280", "--name", "one")
@@ -358,7 +358,7 @@ def test_a_run_that_needs_more_memory_than_the_machine_has_is_refused(
     assert_refused(answer, "B of memory, but only ")
     assert option.split("=")[0] in answer[2].partition("use a smaller")[2]
     assert not Path("runs").exists()
-    if "train" in option:  # a resumed run can have another batch
+    if "train" in option:  # a resume may change this option
         assert nanogpt("train", *flags)[0] == 0
         assert_refused(nanogpt("train", "--resume", *enormous), "B of memory, but only ")
 

@@ -179,7 +179,7 @@ def test_blocks_start_as_the_identity() -> None:
 
 
 def test_every_parameter_gets_a_gradient_after_two_steps() -> None:
-    """Layers that start at zero change in step 1; then the layers before them get gradients."""
+    """Step 1 changes the layers that start at zero; then the layers before them get gradients."""
     model, t = Modern(SMALL), tokens()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):

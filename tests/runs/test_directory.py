@@ -29,7 +29,7 @@ def best() -> Path:
 
 
 def test_an_empty_name_is_no_run(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty path would be the working directory, here a run or one of its checkpoints."""
+    """An empty path means the working directory; here, that is runs/, a run or a checkpoint."""
     for directory in (best.parent.parent, best.parent.resolve(), best.resolve()):
         monkeypatch.chdir(directory)
         for find in (find_run, load):
@@ -43,7 +43,7 @@ def test_a_run_may_name_its_tokenizer(best: Path) -> None:
         assert file.samefile(best / "tokenizer.json")
         assert find_tokenizer(str(file)) == str(file)
     for kind in ("char", "bpe", "bpe:300", "byte", "unknown"):
-        # Even if a run has the name of a kind, this name means the kind.
+        # If a run has the name of a kind of tokenizer, the name means the kind, not the run.
         Path("runs", kind.replace("unknown", "char")).mkdir(exist_ok=True)
         assert find_tokenizer(kind) == kind
 

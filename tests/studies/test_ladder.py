@@ -104,7 +104,7 @@ def get_times() -> dict[str, int]:
 
 
 def run_tiny_ladder(base: RunConfig) -> tuple[Ladder, list[Rung]]:
-    """Run a small ladder; returns its result, and the rungs in the order of their reports."""
+    """Run a small ladder; returns its result, and the rungs in the order that it reports."""
     reported: list[Rung] = []
     return run_ladder(base, TINY, Reporter(), reported.append), reported
 
@@ -125,7 +125,7 @@ def test_each_rung_changes_one_kind_of_setting(config: LadderConfig) -> None:
     assert different[1] == {"feed_forward"}
     assert different[2] == {"n_layer"}
     assert different[3] == {"residual"}
-    assert different[4] == set()  # only the class changes, because a GPT has layer norm
+    assert different[4] == set()  # only the class changes: a GPT always has layer norm
     assert different[5] == {"dropout"}
     assert different[6] <= {"n_layer", "n_embd", "n_head"}
     assert different[7] == {"n_head"}  # the class also changes, to ModernConfig

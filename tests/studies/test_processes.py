@@ -65,7 +65,7 @@ def test_results_equal_those_of_single_runs(run: RunConfig) -> None:
         assert trial.val_loss == pytest.approx(single.val_loss, rel=1e-5)
     assert not list(Path().glob("seed?/**/*.safetensors"))
     reported.clear()
-    (Path("seed1") / "last").mkdir()  # as if a killed process had not removed it
+    (Path("seed1") / "last").mkdir()  # as if the process was killed before removing last/
     assert run_all(runs, 2, never, "", report, print) == trials
     assert reported == [("seed0", 1), ("seed1", 2), ("seed2", 3)]
     assert not (Path("seed1") / "last").exists()

@@ -30,7 +30,7 @@ from nanogpt.text import corpora
 
 Command = Callable[..., tuple[int, str, str]]
 RUNS = 9
-# `rate` has no effect on small models, so `strong` and `same` train them in the same way.
+# The third value, `rate`, has no effect on small models: `strong` and `same` train them alike.
 TRIED = {
     "free": Recipe(0.0, 0.3, 1.0, 0.0, 0.7),
     "strong": Recipe(0.3, 0.6, 1.0, 0.1, math.inf),
@@ -90,8 +90,8 @@ def test_part_covers_the_whole_text_and_lies_within_a_larger_part() -> None:
 def test_all_runs_have_the_same_validation_text(base: RunConfig, text: str) -> None:
     (Path("runs/scaling")).mkdir(parents=True)
     runs = plan_runs(base, SMALL)
-    # 12 steps of 64 characters are 0.15 epochs of 5,000 characters, or 0.3 of 2,500. The numbers
-    # below are parameters per character × epochs.
+    # 12 steps of 64 characters are 0.15 epochs of 5,000 characters, or 0.3 epochs of 2,500.
+    # The numbers below are (parameters / characters) × epochs.
     assert sorted(run.name for run in runs) == [
         "1x8-1-of-1-free",  # 0.02
         "1x8-1-of-1-same",

@@ -1,4 +1,4 @@
-"""A run records the first signal; otherwise, a signal raises an error that a command reports."""
+"""During training, the first signal is recorded; outside training, a signal raises an exception."""
 
 import signal
 import threading

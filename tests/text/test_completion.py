@@ -21,7 +21,7 @@ from nanogpt.text.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 
 
 def make_cyclic_model(text: str, tokenizer: Tokenizer) -> Bigram:
-    """Return a model that repeats the tokens of `text` forever; each token may occur only once."""
+    """Return a model that repeats the tokens of `text` forever; no two of them may be equal."""
     ids = tokenizer.encode(text)
     model = Bigram(BigramConfig(tokenizer.vocab_size))
     with torch.no_grad():

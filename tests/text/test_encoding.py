@@ -378,6 +378,6 @@ def test_lost_bytes_are_counted_in_every_chunk_and_cached(large: Corpus) -> None
     tokenizer = HubTokenizer(json.loads(word_level().to_str()))
     tokens = encode_corpus(large, tokenizer)
     assert tokens.bytes == len(TEXT.encode())
-    # Most words are unknown; of the spaces, only those that are repeated are lost.
+    # Most words are unknown, so they are lost; single spaces between words are not lost.
     assert 0.6 * tokens.bytes < tokens.lost_bytes < tokens.bytes
     assert encode_corpus(large, tokenizer).lost_bytes == tokens.lost_bytes
