@@ -150,7 +150,7 @@ def load_transformers_model(model: GPT, device: torch.device) -> Any:
 
 
 def measure_baby(checkout: Path, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Compare nanogpt with nanoGPT: one text, with a model of the shape of `baby`.
+    """Compare how fast nanogpt and nanoGPT generate one text, with a model of the shape of `baby`.
 
     On a GPU, also time 64 texts.
     """
@@ -176,7 +176,7 @@ def measure_baby(checkout: Path, device: torch.device, repeats: int) -> dict[str
 
 
 def measure_gpt2(device: torch.device, repeats: int) -> dict[str, Any]:
-    """Compare nanogpt with `transformers`: one text, with a model of the shape of GPT-2."""
+    """Compare how fast nanogpt and `transformers` generate one text, with GPT-2's shape."""
     model = scale_embedding(GPT(GPT2).to(device))
     other = load_transformers_model(model, device).to(torch.bfloat16)
     model = model.to(torch.bfloat16)

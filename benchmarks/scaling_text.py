@@ -11,7 +11,7 @@ def predict_loss(law: dict[str, float], parameters: float, characters: float) ->
 
 
 def find_crossover(law: dict[str, float], characters: float) -> float:
-    """Return the model size above which doubling the text helps more than doubling the size."""
+    """Return the model size above which doubling the text helps more than doubling the model."""
     low, high = 1e3, 1e9
     while high / low > 1.001:
         middle = (low * high) ** 0.5
@@ -68,9 +68,8 @@ most of the smaller one. For
 models of more than {round_to(crossovers[0], 1)} parameters, trained on all the text, the law
 predicts a larger gain from twice as much text than from twice as many parameters. With
 {texts[2]:,} characters, about the size of Tiny Shakespeare, the law predicts the same for models
-of more than {round_to(crossovers[1], 2)} parameters. Above this size, more parameters \
-lower the loss little or not
-at all, with the training used here.
+of more than {round_to(crossovers[1], 2)} parameters. For larger models and this text,
+more parameters lower the loss little or not at all, with the training used here.
 
 **Extrapolation.** The laws were also fitted to the six smaller sizes only. With p fitted, the \
 law predicts the

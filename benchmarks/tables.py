@@ -228,7 +228,7 @@ def vocabularies_table(result: Result) -> str:
 
 
 def checkpoints_table(results: Iterable[Result]) -> str:
-    """Make the table of the time that training waits for checkpoints, also at the end of a run."""
+    """Make the table of the time that a run waits for checkpoints, including the final wait."""
     rows = []
     for result in results:
         cost = result["checkpoint"]

@@ -10,8 +10,8 @@
 
 nanogpt runs as `nanogpt train`, in a separate process. Its rate is the median over the ten
 intervals between lines 3 and 13 of metrics.jsonl; these intervals contain no evaluation. bench.py
-prints the milliseconds per iteration; the rate of nanoGPT comes from the last value. The programs
-run in turn. The results go to benchmarks/results/throughput.json after every round.
+prints the milliseconds per iteration; the script computes nanoGPT's rate from this time. The
+programs run in turn. The results go to benchmarks/results/throughput.json after every round.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Train variants of a preset with the same seeds, to separate effects from random variation.
+"""Train variants of a preset with the same seeds, to separate their effects from random variation.
 
     python benchmarks/variants.py tiny-fast -- "" "--optim.momentum 0.9" "--model.n-head 4"
     python benchmarks/variants.py baby --seeds 2 --jobs 4 -- "" "--model.dropout 0.3"

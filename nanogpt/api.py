@@ -55,7 +55,7 @@ class GenerationConfig(Sampling):
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed is {self.seed}: it must be at least 0 and less than 2**63")
         if "" in self.stop:
-            raise UserError("stop has an empty string: leave it out")
+            raise UserError("stop has an empty string: leave this string out")
 
 
 class GenerationOptions(TypedDict, total=False):

@@ -59,7 +59,7 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     """Apply temperature, top-k, top-p and min-p to logits (B, V); set removed tokens to -∞.
 
     The most likely token is always kept. If logits are equal, top-k and top-p prefer lower indices,
-    so top-k keeps exactly k tokens. min-p keeps every token that is exactly at its threshold.
+    so top-k keeps exactly k tokens. min-p also keeps tokens whose probability equals the threshold.
     """
     if sampling.temperature < torch.finfo(torch.float32).tiny:  # 0, or too small for float32
         best = logits.argmax(-1, keepdim=True)
@@ -113,7 +113,7 @@ def prefill(model: Model, contexts: Sequence[Sequence[int]], cache: Cache) -> Te
 
 
 def decode_one(model: Model, tokens: Tensor, cache: Cache) -> Tensor:
-    """Add a token (B,) of each text to the cache; return the logits (B, V) of the next token."""
+    """Add one token (B,) of each text to the cache; return the logits (B, V) of the next token."""
     logits: Tensor = model(tokens[:, None], cache)  # (B, 1, V)
     cache.advance()
     return logits[:, -1].float()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Muon:
-    """Updates each matrix by the same distance in every direction.
+    """The optimizer Muon, for the weight matrices of a model.
 
     A few directions usually dominate the gradient of a matrix. The averaged gradient has the
     singular value decomposition U Σ Vᵀ. Muon uses U Vᵀ instead of the gradient: in U Vᵀ, all

@@ -186,7 +186,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 def get_ema_decay(step: int, config: OptimConfig) -> float:
     """Return the decay of the weight average in a step.
 
-    The average covers about the last 1 / (1 - ema) steps; at first, the last ninth of the steps.
+    The average covers about the last 1 / (1 - ema) steps; at first, a ninth of the steps so far.
     """
     return min(config.ema, (1 + step) / (10 + step))
 

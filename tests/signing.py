@@ -15,7 +15,7 @@ def sign(directory: Path) -> None:
 
 
 def change_json(file: Path, *keys: str, **changes: object) -> None:
-    """Set keys of the object in a JSON file, or of the nested object at the path `keys`."""
+    """Set values in the object of a JSON file, or in the nested object at the path `keys`."""
     content = json.loads(file.read_text())
     inner = content
     for key in keys:

@@ -157,7 +157,7 @@ def test_inspect_writes_to_the_current_directory_if_the_run_is_read_only(
 def test_a_run_whose_checkpoints_are_read_only_is_not_resumed(
     nanogpt: Command, theirs: Path
 ) -> None:
-    """A resumed run may write a new checkpoint, but it may not remove the old one."""
+    """The resumed run has permission to write a new checkpoint, but not to remove the old one."""
     for path in Path("runs/mine").iterdir():
         path.chmod(0o666)
     Path("runs/mine/best").chmod(0o777)

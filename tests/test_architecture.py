@@ -1,4 +1,4 @@
-"""Imports go from higher to lower layers; only known modules import external libraries."""
+"""Imports go from higher to lower layers; some libraries are imported only in listed modules."""
 
 import ast
 from graphlib import TopologicalSorter

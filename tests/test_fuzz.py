@@ -259,7 +259,7 @@ def damage_run(draw: random.Random, run: Path) -> None:
 
 
 def fuzz_runs(base: Path, seed: int) -> dict[str, int]:
-    """Resume mutants of the run base/run; returns the number of each outcome."""
+    """Resume mutants of the run base/run; returns how often each outcome occurred."""
     draw, outcomes = random.Random(seed), Counter[str]()
     tensors = load_checkpoint(base / "run/last").model.state_dict()
     for _ in range(RUNS):

@@ -170,7 +170,7 @@ def test_muon_follows_the_formulas() -> None:
 
 
 def test_stacked_matrices_change_like_separate_parameters() -> None:
-    """Two parameters contain three matrices each; a third parameter of this shape is one matrix."""
+    """Of three parameters (24, 8), two contain three matrices each, and one is a single matrix."""
     apart = make_matrices(*[(8, 8)] * 6, (24, 8))
     pieces, whole = list(apart.values())[:6], apart["6"]
     qkv = [nn.Parameter(torch.cat([*pieces[i : i + 3]]).detach()) for i in (0, 3)]

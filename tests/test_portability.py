@@ -142,7 +142,7 @@ def test_a_command_is_quoted_for_windows() -> None:
     )
 )
 def test_a_command_is_quoted_for_a_shell(words: list[str]) -> None:
-    """Also words with line breaks, control characters and bytes that are not UTF-8."""
+    """Words may contain line breaks, control characters and bytes that are not UTF-8."""
     command = join_command(["printf", r"%s\0", *words])
     assert command.isprintable()
     split = subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout

@@ -156,7 +156,7 @@ def test_a_call_can_stop_between_two_steps(muon_config: RunConfig) -> None:
 def test_every_step_has_its_own_rates(
     muon_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adam, Muon and the averaged weights each have a rate, which also changes within one call."""
+    """Adam, Muon and weight averaging each have a rate, which changes even within one take()."""
     muon_config = replace(muon_config, train=replace(muon_config.train, steps=2 * STEPS_AHEAD))
     run, steps = build_stepper(muon_config)
     used: list[list[float]] = [[], [], []]

@@ -41,7 +41,7 @@ def placeholder(text: str) -> Any:
 
 
 def _make_value_error(value: str, requirement: str) -> ValueError:
-    message = f"is {value!r}: it must be {requirement}"  # the caller puts the flag before it
+    message = f"is {value!r}: it must be {requirement}"  # the caller puts the flag in front
     return ValueError(message)
 
 
@@ -375,7 +375,7 @@ def _find_dataclasses(hint: Any) -> list[Any]:
 def _make_first_kind(kind: type) -> Any:
     """Make the dataclass of the first pass: without checks, and with a flag for help.
 
-    The result is cached, because tyro parses the docstrings of each new class again.
+    The result is cached: for each new class, tyro would parse the same docstrings again.
     """
     help_flag = Annotated[Flag, tyro.conf.arg(aliases=["-h"])]
     unchecked = _remove_checks(kind)

@@ -1,4 +1,4 @@
-"""Rewrites error messages for the command line: flags instead of fields, and no drawings."""
+"""Rewrites error messages for the command line: fields become flags, and boxes are removed."""
 
 import re
 from collections.abc import Mapping

@@ -13,7 +13,7 @@ from ..errors import Stopped, print_note
 
 
 class Output:
-    """Standard output or standard error. All commands print through it.
+    """Standard output or standard error. All commands print through this class.
 
     When a write fails, this calls lost(), and from then on everything goes to the null device.
     """

@@ -34,7 +34,7 @@ KINDS: dict[str, type[ModelConfig]] = {
     "plain": PlainConfig,
     "bigram": BigramConfig,
 }
-"""The configuration class of each kind of model, by the name of the kind in saved files."""
+"""The configuration class of each kind of model. The keys are the names in saved files."""
 
 
 def build(config: ModelConfig) -> Model:
@@ -63,7 +63,7 @@ def flops_per_token(model: Model) -> int:
     outside lookup tables. The forward pass takes 2N operations for these N parameters: one
     multiplication and one addition for each. In each of L blocks, attention over T positions with C
     channels takes 2CT operations for the scores and 2CT for the weighted mean of the values. Both
-    counts include masked positions. The backward pass takes twice as many as the forward pass.
+    counts include masked positions. The backward pass takes twice the forward operations.
     """
     config = model.config
     if isinstance(config, BigramConfig):

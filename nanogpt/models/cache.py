@@ -71,7 +71,7 @@ class Cache:
         return x.gather(1, (self.input_lengths - 1)[:, None, None].expand(-1, 1, x.shape[2]))
 
     def begin_prefill(self, lengths: list[int]) -> None:
-        """Empty the cache, and set the number of tokens of each text in the next input."""
+        """Empty the cache, and set how many tokens each text has in the next input."""
         self.lengths.zero_()
         self.input_lengths.copy_(torch.tensor(lengths))
 

@@ -152,7 +152,7 @@ class RunConfig:
 CHANGEABLE = (
     "train.",
     *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("optimizer", "ema")),
-    "data",  # the location of the text; its SHA-256 must stay the same
+    "data",  # the location of the text; the SHA-256 of the text must stay the same
     "column",
     "separator",
     "device",

@@ -110,7 +110,7 @@ def lock_run(directory: Path, advice: str = "wait for it or stop it") -> FileLoc
     for entry in directory.iterdir():
         if entry.is_symlink():
             raise UserError(f"{entry} is a link: replace it with the file itself to train here")
-    file = directory / ".pid"  # not .lock: on Windows, other processes cannot read it
+    file = directory / ".pid"  # on Windows, other processes cannot read .lock
     lock = FileLock(directory / ".lock", timeout=0)
     try:
         lock.acquire()

@@ -49,7 +49,10 @@ def read_dataclass(file: Path, cls: type[T]) -> T:
 
 
 def parse_file(file: Path, content: dict[str, Any], cls: type[T]) -> T:
-    """Make a dataclass from the content of a JSON file of any format. Raises UserError."""
+    """Make a dataclass from the content of a JSON file.
+
+    The content may have any format up to FORMAT. Raises UserError.
+    """
     try:
         return parse_dataclass(cls, _convert(file, content), KINDS)
     except UserError:

@@ -74,7 +74,7 @@ class Journal:
         self._file = out / "metrics.jsonl"
         self._drawn_records = -1
         self._drawn_at = time.perf_counter()
-        self._drawing_seconds = 0.2  # a guess: the first plot is due after 50 × 0.2 = 10 seconds
+        self._drawing_seconds = 0.2  # a first guess; later, the time that the last plot took
 
     def begin(self) -> None:
         """Create an empty metrics.jsonl."""

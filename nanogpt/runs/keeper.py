@@ -14,7 +14,7 @@ from .run import Run
 
 
 class CheckpointKeeper:
-    """Copies the state of a run and hands it to a writer, so that training can continue."""
+    """Copies the state of a run and hands the copy to a writer, so that training can continue."""
 
     def __init__(self, run: Run, writer: BackgroundWriter) -> None:
         self.run, self.writer = run, writer

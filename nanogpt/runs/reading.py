@@ -70,7 +70,7 @@ class CheckpointFiles:
     """
 
     def __init__(self, directory: Path) -> None:
-        require_encodable(directory)  # the library safetensors needs UTF-8
+        require_encodable(directory)  # the library safetensors needs a path in UTF-8
         self.directory = directory
         lines = read_limited(self._find(SUMS), limit=4096).decode("ascii", "replace").splitlines()
         self.checksums = {

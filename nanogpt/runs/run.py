@@ -120,7 +120,7 @@ class Run:
         return add_header({**asdict(description), "config": self.config.to_json()})
 
     def checkpoint(self) -> Checkpoint:
-        """The model at this step, with the best evaluation so far."""
+        """The model and the tokenizer at this step, and the best evaluation so far."""
         return Checkpoint(self.model, self.tokenizer, self.state.step, self.journal.best)
 
     def training(self) -> Training:

@@ -134,7 +134,8 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
         state.scale = info.scale
     best = read_checkpoint_info(run.out / "best").best if path_exists(run.out / "best") else None
     if best and best.step == step and run.config.train.evaluates_at(step):
-        best = checkpoint.best  # from before the evaluation that the resumed run repeats
+        # The resumed run repeats the evaluation at this step: use the best earlier evaluation.
+        best = checkpoint.best
     run.journal.resume(info.lines, step, best)
 
 
@@ -208,6 +209,6 @@ def _set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:
     if config.vocab_size not in (type(config)().vocab_size, vocab_size):
         raise UserError(
             f"--model.vocab-size is {config.vocab_size}, but this text has {vocab_size} different "
-            f"tokens: leave the option out; the text determines it"
+            f"tokens: leave the option out; the text determines the vocabulary size"
         )
     return replace(config, vocab_size=vocab_size)

@@ -53,9 +53,10 @@ class State:
         return {**generators, **self._get_fixed_tensors(), "losses": self.losses}
 
     def expected_tensors(self, losses: int) -> dict[str, Tensor]:
-        """Return tensors with the names, shapes and types of tensors(), for this number of losses.
+        """Return tensors with the same names, shapes and types as those that tensors() returns.
 
-        The state of a GPU's generator is not included: a checkpoint of a CPU run lacks it.
+        `losses` is the number of losses. The state of a GPU's generator is not included: a
+        checkpoint of a CPU run lacks it.
         """
         return {
             "random.cpu": torch.get_rng_state(),

@@ -45,7 +45,7 @@ def run_all(
     does not share its device. `command` is the command line that resumes the study. Calls
     `on_trial` with each run, its result and the number of finished runs; calls `on_message` when a
     process fails. Deletes the weights of finished runs. Raises UserError, Interrupted or Stopped,
-    after the other processes have saved checkpoints.
+    after the processes that are still running have saved checkpoints.
     """
     trials = {run.name: trial for run in runs if (trial := read_finished_trial(run))}
     unfinished = [run for run in runs if run.name not in trials]
@@ -188,8 +188,8 @@ def _end_when_asked(parent: Connection) -> None:
 def _block_interrupts() -> Iterator[None]:
     """Within this context, new processes ignore Ctrl-C, if the system can block signals.
 
-    A terminal sends Ctrl-C to all processes. Without this context, a process that is still
-    importing torch would end with a traceback.
+    A terminal sends Ctrl-C to all processes of a command. Without this context, a process that is
+    still importing torch would end with a traceback.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

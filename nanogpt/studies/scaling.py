@@ -10,7 +10,7 @@ of its weights is also evaluated: averaging replaces a decaying learning rate (H
 arXiv:2405.18392). A model needs more regularisation if it has more parameters per character, or
 trains for more epochs. So for each model and text, the study computes the product of both values,
 parameters per character × epochs. This product decides which recipes of regularisation the study
-tries. Only the best of these runs counts.
+tries. For each model and text, only the run with the lowest validation loss counts.
 """
 
 import math

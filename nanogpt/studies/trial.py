@@ -73,7 +73,7 @@ def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None)
     except Interrupted as error:
         what = f"{config.name} {error.saved}" if error.saved else ""
         raise Interrupted(error.number, what, command) from None
-    except Stopped as error:  # omit the advice: it can change settings, which a trial must keep
+    except Stopped as error:  # omit the advice: it may suggest settings that a trial cannot use
         raise Stopped(f"{config.name}: {error.reason}") from None
     trial = _summarise(config, result)
     content = add_header({**asdict(trial), "config": config.to_json()})

@@ -86,7 +86,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
             yield
     else:
         # On a CPU, fused attention in bfloat16 is slow. Attention with separate matrix products and
-        # without float32 copies takes a quarter of the time for both passes (docs/log/cpu.md).
+        # without float32 copies takes a quarter of the time, forward + backward (docs/log/cpu.md).
         cuda = torch.backends.cuda  # its setting for float32 copies applies to a CPU too
         previous = cuda.fp16_bf16_reduction_math_sdp_allowed()
         cuda.allow_fp16_bf16_reduction_math_sdp(True)

@@ -44,7 +44,7 @@ def unreadable_error(file: Path, error: OSError) -> UserError:
 
 def write_atomically(file: Path, raw: bytes) -> None:
     """Write `raw` to a file, which keeps its old contents until the new contents are complete."""
-    # The name is cut: file systems allow 255 bytes, and a character has at most 4.
+    # The name is shortened: file systems allow 255 bytes, and a character has at most 4 bytes.
     new = file.with_name(f".{file.name[:60]}.new")
     new.unlink(missing_ok=True)
     try:

@@ -10,8 +10,9 @@ LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-"""On Linux, these files contain the bytes of memory that a container may use. The first is for
-version 2 of control groups, and "max" in it means no limit. The second is for version 1."""
+"""On Linux, these files contain the number of bytes of memory that a container may use. The
+first file is for version 2 of control groups, and "max" in this file means no limit. The second is
+for version 1."""
 UNKNOWN = 1 << 62
 PREFIXES = {
     **{1e30: "Q", 1e27: "R", 1e24: "Y", 1e21: "Z", 1e18: "E", 1e15: "P", 1e12: "T", 1e9: "G"},

@@ -32,7 +32,7 @@ def parse_dataclass(cls: type[T], value: object, kinds: Kinds) -> T:
 
 
 def _parse_value(hint: Any, value: Any, key: str, kinds: Kinds) -> object:
-    """Convert the value of a key to the type `hint`. Raises ValueError if it does not match."""
+    """Convert the value of a key to the type `hint`. Raises ValueError if that is impossible."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in options:
         return None

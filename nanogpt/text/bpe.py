@@ -68,12 +68,13 @@ def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
 def make_bpe(vocab: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> "HubTokenizer":
     """Make a tokenizer like GPT-2's from a vocabulary and a list of merges, in training order.
 
-    GPT-2 has them in vocab.json and merges.txt, where a character stands for each byte. For
-    example, "Ġ" is a space. Raises ValueError if a merge is not in the vocabulary.
+    GPT-2 has its vocabulary in vocab.json and its merges in merges.txt. In both files, a character
+    stands for each byte: for example, "Ġ" is a space. Raises ValueError if a merge is not in the
+    vocabulary.
     """
     try:
         bpe = _make_byte_level_bpe(vocab, merges)
-    except Exception as error:  # the library raises a plain Exception
+    except Exception as error:  # `tokenizers` raises a plain Exception
         raise ValueError(str(error)) from None
     return HubTokenizer(json.loads(bpe.to_str()))
 
@@ -92,8 +93,8 @@ def _make_byte_level_bpe(
 class HubTokenizer:
     """A tokenizer of the library `tokenizers`, made from the content of a tokenizer.json.
 
-    If it uses byte-pair encoding as GPT-2 does, `tiktoken` encodes: it returns the same ids and is
-    four times as fast.
+    If the tokenizer uses byte-pair encoding as GPT-2 does, `tiktoken` encodes: `tiktoken` returns
+    the same ids and is four times as fast.
     """
 
     def __init__(self, saved: dict[str, Any]) -> None:
@@ -102,7 +103,7 @@ class HubTokenizer:
 
         try:
             self._tokenizer: tokenizers.Tokenizer = Tokenizer.from_str(json.dumps(saved))
-        except Exception as error:  # the library raises a plain Exception
+        except Exception as error:  # `tokenizers` raises a plain Exception
             raise ValueError(str(error)) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -130,7 +131,7 @@ class HubTokenizer:
                 )
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the library raises a plain Exception
+        except Exception as error:  # `tokenizers` raises a plain Exception
             raise UserError(
                 f"the tokenizer cannot encode the text: {error}; use a tokenizer that has a token "
                 f"for unknown text, or remove the characters and words that it does not know"
@@ -153,7 +154,7 @@ class HubTokenizer:
         """Decode ids to text; bytes that are not valid UTF-8 become U+FFFD."""
         if self._bytes_by_id:
             return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
-        if not ids:  # some decoders of the library fail here
+        if not ids:  # some decoders of `tokenizers` fail here
             return ""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
@@ -168,10 +169,11 @@ class HubTokenizer:
         return TextDecodeStream(self.decode, self._is_open, context)
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """The number of bytes in the lost characters of `text`: its ids do not reproduce them.
+        """Count the bytes of the lost characters: those of `text` that `ids` do not reproduce.
 
-        The tokenizer does not know a lost character, or changes or drops it (lower case, accents,
-        line breaks). The method compares how often each character occurs, and ignores the order.
+        A character is lost if the tokenizer does not know it, changes it or drops it (lower case,
+        accents, line breaks). The method compares how often each character occurs, and ignores the
+        order.
         """
         if self._tiktoken:
             return 0

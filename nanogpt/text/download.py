@@ -198,7 +198,7 @@ def _short_hash(key: str) -> str:
 def new_directory(name: str) -> Iterator[Path]:
     """A temporary directory in the cache for files that are not complete yet.
 
-    `name` describes the files in an error. Raises UserError if the cache cannot be written.
+    Raises UserError if the cache cannot be written; the message calls these files `name`.
     """
     cache = cache_directory()
     try:

@@ -52,7 +52,7 @@ class Tokens:
     bytes: int
     """The number of bytes of the text in UTF-8."""
     lost_bytes: int
-    """The number of bytes in the lost characters of the text: the tokens do not reproduce them."""
+    """The number of bytes of the lost characters: the tokens do not reproduce these characters."""
 
 
 # Tokenizers.
@@ -119,7 +119,7 @@ def encode_corpus(
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     encoded = _encode_chunks(rechunk(text, tokenizer.boundary, CHUNK_SIZE), tokenizer, dtype)
     total_bytes = corpus.facts.bytes
-    if split:  # an estimate: the number of bytes per character varies
+    if split:  # estimate the bytes of the split, as if all characters had the same size
         train_characters = count_training_characters(corpus.facts.characters, val_fraction)
         val_characters = corpus.facts.characters - train_characters
         characters = train_characters if split == "train" else val_characters
@@ -255,7 +255,7 @@ def _encode_to_cache(
 ) -> Tokens:
     """Map a token file in the cache into memory; write the file first if it does not exist.
 
-    If another process is writing the file, wait for it.
+    If another process is writing the file, wait for that process.
     """
     file, info_file = path.with_suffix(".bin"), path.with_suffix(".json")
     info = _read_info(file, info_file, dtype)
@@ -309,7 +309,7 @@ def _cache_path(kind: str, key: Sequence[object]) -> Path:
 
 @contextmanager
 def _locked(path: Path, waiting: str, progress: Progress) -> Iterator[None]:
-    """Hold the lock of a cache file. If another process holds it, report `waiting` and wait."""
+    """Lock a cache file. If another process holds the lock, report `waiting` and wait."""
     from filelock import FileLock, Timeout  # a slow import
 
     lock = FileLock(path.with_suffix(".lock"))

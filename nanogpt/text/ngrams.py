@@ -50,7 +50,7 @@ class NGramCounts:
         self._merge(new)
 
     def _merge(self, parts: Sequence[tuple[Integers, Integers]]) -> None:
-        """Add the counts of several arrays of codes."""
+        """Add several arrays of codes, each with an array of their counts, to the stored counts."""
         codes = np.concatenate([self.codes, *(codes for codes, _ in parts)])
         counts = np.concatenate([self.counts, *(counts for _, counts in parts)])
         order = np.argsort(codes, kind="stable")
@@ -68,7 +68,7 @@ class NGramCounts:
         return both
 
     def _count_contexts(self) -> tuple[Integers, Integers]:
-        """Return the distinct contexts in ascending order, and how often a token follows each."""
+        """Return the distinct contexts in ascending order, and the number of tokens after each."""
         return _sum_groups(self.codes // self.base, self.counts)
 
     def count_followers(self, context: Sequence[int]) -> Integers:

@@ -345,8 +345,8 @@ def _guess_wide_encoding(start: bytes, least: int) -> str | None:
     """Guess whether a text without a byte-order mark is UTF-16 or UTF-32, by its zero bytes.
 
     UTF-16 stores a character such as the space in two bytes, and UTF-32 in four. Some of these
-    bytes are zero, always at the same positions. For a guess, at least `least` bytes or a quarter
-    of all bytes must be zero.
+    bytes are zero, always at the same positions. The result is None if fewer than `least` bytes
+    and less than a quarter of all bytes are zero.
     """
     zeros = [start[place::4].count(0) for place in range(4)]
     total = sum(zeros)

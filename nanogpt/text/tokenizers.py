@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
         """A stream that decodes the tokens after `context`, step by step."""
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """The number of bytes in the lost characters of `text`: its ids do not reproduce them."""
+        """Count the bytes of the lost characters: those of `text` that `ids` do not reproduce."""
 
     def to_json(self) -> dict[str, Any]:
         """The tokenizer as JSON, for parse_tokenizer()."""

@@ -31,11 +31,14 @@ class Case:
     mistake: Action
     """A command without `nanogpt`, or a function."""
     advised: Action
-    """The same with the advice followed. `{0}` or an argument is what the message names."""
+    """The command or function that follows the advice.
+
+    `{0}` in the command, or the argument of the function, stands for what the message names.
+    """
     named: str = ""
-    """A regular expression that finds in the message what it names, as groups."""
+    """A regular expression whose groups are what the message names."""
     rest: str = ""
-    """The beginning of another error that is expected then; by default none."""
+    """The beginning of the error that `advised` is expected to give; by default none."""
 
 
 SMALL = (
@@ -99,7 +102,10 @@ def check(nanogpt: Command, case: Case) -> None:
 
 
 def refuse(nanogpt: Command, command: str, row: str) -> str:
-    """Run a command and return its error, which must be an example of this line."""
+    """Run a command and return its error.
+
+    The error must be an example of the line in docs/errors.md that begins with `row`.
+    """
     message = get_message(nanogpt, command)
     assert is_row(message, row), message
     return message

@@ -116,7 +116,7 @@ def flatten(help_text: str) -> str:
             "sample --seed 99999999999999999999",
             "--seed is '99999999999999999999': it must be an int",
         ),
-        ("sample --stop=", "nanogpt: --stop has an empty string: leave it out"),
+        ("sample --stop=", "nanogpt: --stop has an empty string: leave this string out"),
         ("eval --split test", "--split is 'test': it must be one of auto, val, train, all"),
         ("explain --jsn", "there is no option --jsn: did you mean --json?"),
         ("explain tinny", "there is no preset 'tinny': did you mean tiny?"),

@@ -19,7 +19,7 @@ from nanogpt.runs.run import Run
 from nanogpt.runs.start import prepare_run
 from nanogpt.system.devices import use_deterministic
 from tests.test_step import build_stepper, never
-from tests.test_step import muon_config as muon_config  # a fixture: every optional part of a step
+from tests.test_step import muon_config as muon_config  # a fixture with all optional parts
 
 
 @pytest.mark.parametrize("counts", [(10,), (1, 4, 5)])

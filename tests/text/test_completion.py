@@ -132,7 +132,7 @@ def test_logprobs_are_kept_only_on_request() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens is 0: it must be at least 1"),
         ({"samples": 0}, "samples is 0: it must be at least 1"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
-        ({"stop": ("",)}, "stop has an empty string: leave it out"),
+        ({"stop": ("",)}, "stop has an empty string: leave this string out"),
         ({"stop": ("a!",)}, r"the stop string 'a!' can never occur: the tokenizer does not know"),
     ],
 )
