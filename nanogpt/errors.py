@@ -33,7 +33,7 @@ class Stopped(RuntimeError):
 def write_error(run: Path, error: OSError) -> Stopped:
     """Return the error for a run directory in which writing fails, for example on a full disk."""
     reason = f"cannot write in {run} ({error.strerror or error})"
-    remedy = "change its permissions" if is_denied(error) else "free disk space"
+    remedy = "make it writable" if is_denied(error) else "free disk space"
     if not os.path.exists(run / "last"):
         return Stopped(reason, f": {remedy}, then start again")
     return Stopped(reason, f": {remedy}, then resume with: {resume_command(run)}")

@@ -8,15 +8,20 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nanogpt.errors import UserError
+from nanogpt.errors import Stopped, UserError
+from nanogpt.runs.checkpoint import Best, load_checkpoint
+from nanogpt.runs.config import RunConfig
+from nanogpt.runs.journal import Record
 from nanogpt.text.corpora import load_corpus
 from nanogpt.text.encoding import encode_corpus
 from nanogpt.text.tokenizers import ByteTokenizer
+from nanogpt.train import Reporter, train
 from tests.platforms import linux_only, posix_only, without_privileges
 
 pytestmark = posix_only
@@ -171,6 +176,44 @@ def test_a_run_whose_checkpoints_are_read_only_is_not_resumed(
         "runs/mine and resume the copy\n",
     )
     assert sorted(theirs.rglob("*")) == files
+    with forbidden(theirs, "runs/mine/last", LIST):
+        shutil.copytree("runs/mine", "../copy")
+        os.chdir("..")
+        Path("copy/last").chmod(0o755)
+        resumed = ("train", "--resume", "copy", "--train.steps", "30", "--data", "theirs/words.txt")
+        assert nanogpt(*resumed)[::2] == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["runs/mine/run.json", "runs/mine/best", "runs/mine", "runs"])
+def test_new_permissions_for_the_path_or_above_it_are_enough(
+    nanogpt: Command, theirs: Path, name: str
+) -> None:
+    with forbidden(theirs, name, NONE):
+        status, _, err = nanogpt("eval", "runs/mine")
+    named = re.match("nanogpt: cannot access (.+?): Permission denied; change its permi", err)
+    assert (status, bool(named)) == (2, True), err
+    assert named is None or Path(name) in (Path(named[1]), *Path(named[1]).parents)
+    with without_privileges():  # forbidden() has restored the permissions
+        assert nanogpt("eval", "runs/mine")[::2] == (0, "")
+
+
+@pytest.mark.slow
+def test_a_run_that_becomes_read_only_resumes_when_it_is_writable_again(
+    nanogpt: Command, config: RunConfig
+) -> None:
+    class ReadOnlyAt20(Reporter):
+        def recorded(self, record: Record, best: Best | None) -> None:
+            if record.step == 20:
+                Path("mine").chmod(0o555)
+
+    error = r"^cannot write in mine \(Permission denied\): make it writable, then resume with: nano"
+    with without_privileges():
+        with pytest.raises(Stopped, match=error) as stopped:
+            train(replace(config, out=Path("mine")), ReadOnlyAt20())
+        Path("mine").chmod(0o755)
+        assert nanogpt(*str(stopped.value).split(": nanogpt ")[1].split())[::2] == (0, "")
+    assert load_checkpoint("mine/last").step == 60
 
 
 def test_the_newest_run_is_chosen_among_those_that_can_be_read(

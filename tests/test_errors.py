@@ -104,18 +104,56 @@ main(sys.argv[1:])
 """A program that runs a command, in which the system grants only 400 MiB more memory."""
 
 
+SMALL_RUN = [
+    *("train", "tiny", "--device", "cpu", "--precision", "float32", "--sample-tokens", "0"),
+    *("--train.steps", "1", "--model.n-head", "2"),
+]
+
+
+def run_with_little_memory(*arguments: str) -> str:
+    """Run a command; return its error with the memory in docs/errors.md, or "" if it succeeds."""
+    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == bool(done.stderr), done.stderr
+    memory = r"(?<=out of memory: )[\d.]+ \w+"
+    return re.sub(memory, "372.53 GiB", done.stderr).removeprefix("nanogpt: ").strip()
+
+
 @linux_only
 @pytest.mark.slow
 def test_the_error_of_a_too_large_model_is_on_the_page(text_file: Path) -> None:
-    sizes = "--model.n-layer", "1", "--model.n-embd", "4096"
-    flags = ["train", "tiny", "--data", str(text_file), *sizes]
-    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    error = re.sub(r"[\d.]+ [GM]iB", "372.53 GiB", done.stderr)
-    assert error == f"nanogpt: {TOO_LARGE_ROW}\n"
+    flags = [*SMALL_RUN, "--data", str(text_file), "--model.n-layer", "1"]
+    error = run_with_little_memory(*flags, "--model.n-embd", "4096")
+    assert error == TOO_LARGE_ROW
     assert TOO_LARGE_ROW in find_rows(PAGE)
     assert not Path("runs").exists()
+    assert not run_with_little_memory(*flags, "--model.n-embd", "16")  # a smaller model
+
+
+@linux_only
+@pytest.mark.slow
+def test_smaller_parts_of_a_batch_need_less_memory(text_file: Path) -> None:
+    """The command that the error shows is repeated until the parts are small enough."""
+    sizes = "--model.block-size", "256", "--model.n-embd", "64", "--train.batch-size", "64"
+    command, tries = [*SMALL_RUN, "--data", str(text_file), "--out", "mine", *sizes], 0
+    while error := run_with_little_memory(*command):
+        row = "out of memory: 372.53 GiB more was requested; the same batch in smaller parts needs "
+        assert error.startswith(row), error
+        command, tries = error.partition(": nanogpt ")[2].split(), tries + 1
+    assert 1 <= tries < 5
+    assert command[:3] == ["train", "--resume", "mine"]
+
+
+@linux_only
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["--model.n-embd", "--model.block-size"])
+def test_a_smaller_model_or_block_needs_less_memory(text_file: Path, option: str) -> None:
+    flags = [*SMALL_RUN, "--data", str(text_file), "--train.batch-size", "1"]
+    flags += ["--model.n-layer", "150", "--model.n-embd", "64", "--model.block-size", "512"]
+    error = run_with_little_memory(*flags)
+    assert error.startswith("out of memory: 372.53 GiB more was requested, and each part of the")
+    assert option in error
+    assert not run_with_little_memory(*flags, option, "16")
 
 
 def test_every_message_is_under_its_status() -> None:

@@ -355,8 +355,29 @@ def test_a_frozen_parameter_does_not_change(name: Literal["adamw", "muon"]) -> N
     assert not changed & frozen
 
 
-@pytest.mark.parametrize("optimizer", [Adam, Muon])
-def test_a_parameter_without_a_gradient_is_named(optimizer: type[Adam | Muon]) -> None:
-    parameter = nn.Parameter(torch.ones(2, 2))
-    with pytest.raises(ValueError, match=r"^unused\.weight has no gradient: use it in the loss"):
-        optimizer({"unused.weight": parameter}).step(torch.tensor(0.1))
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_parameter_without_a_gradient_is_named(name: Literal["adamw", "muon"]) -> None:
+    class OwnModel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+
+        def matrices(self) -> dict[str, int]:
+            return {"unused.weight": 1}
+
+    def step(loss: torch.Tensor) -> None:
+        optimizers = build_optimizers(model, OptimConfig(optimizer=name))
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step(torch.tensor(0.1))
+        model.zero_grad()
+
+    model = OwnModel()
+    with pytest.raises(
+        ValueError,
+        match=r"^unused\.weight has no gradient: use it in the loss, or set its requires_grad to F",
+    ):
+        step(model.used.weight.sum())
+    step(model.used.weight.sum() + model.unused.weight.sum())
+    model.unused.weight.requires_grad = False
+    step(model.used.weight.sum())

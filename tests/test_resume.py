@@ -304,7 +304,7 @@ def test_out_of_memory_suggests_smaller_parts(
         assert training.returncode == 1
     match = re.fullmatch(
         r"nanogpt: out of memory: [\d.]+ GiB more was requested; the same batch in smaller parts "
-        r"needs less: nanogpt (train --resume large --train.batch-size 16384 "
+        r"needs less memory: nanogpt (train --resume large --train.batch-size 16384 "
         r"--train.accumulation 2)\n",
         err,
     )

@@ -15,6 +15,7 @@ import pytest
 
 from nanogpt.runs.checkpoint import load_checkpoint
 from tests.marks import slow
+from tests.platforms import linux_only
 from tests.same import assert_same
 
 resource = pytest.importorskip("resource")  # Windows has neither this module nor these signals
@@ -180,6 +181,36 @@ def test_a_file_size_limit_stops_the_run_with_one_line(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_stopped_by_full_disk(answer, Path("full"), "File too large")
     assert nanogpt("train", "--resume", "full", "--train.steps", 40, "--sample-tokens", 5)[0] == 0
+    assert_same(Path("straight"), Path("full"))
+
+
+@pytest.mark.parametrize("limit", [slow(200), 20_000])
+def test_a_run_that_saved_nothing_starts_again(
+    nanogpt: Command, text_file: Path, limit: int
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        status, _, err = nanogpt(*arguments(text_file, "full", 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    says = "cannot write in full (File too large): free disk space, then start again"
+    assert (status, err) == (1, f"nanogpt: {says}\n")
+    assert nanogpt(*arguments(text_file, "full", 20))[::2] == (0, "")
+
+
+@linux_only
+@pytest.mark.slow
+def test_the_command_of_the_error_resumes_a_run_after_a_full_disk(
+    process: Process, nanogpt: Command, text_file: Path
+) -> None:
+    assert nanogpt(*arguments(text_file, "straight", 600))[0] == 0
+    with process(*arguments(text_file, "full", 600)) as training:
+        wait_for(lambda: get_step(Path("full")) > 20, training)
+        resource.prlimit(training.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        _, err = training.communicate(timeout=60)
+    assert_stopped_by_full_disk((training.returncode, "", err), Path("full"), "File too large")
+    assert nanogpt(*err.split("resume with: nanogpt ")[1].split())[0] == 0
     assert_same(Path("straight"), Path("full"))
 
 

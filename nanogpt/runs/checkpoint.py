@@ -200,7 +200,7 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"{directory}/tokenizer.json has {tokenizer.vocab_size} tokens, but the model has "
-            f"{config.vocab_size}: restore both files from the same run"
+            f"{config.vocab_size}: restore all files of this directory from the same run"
         )
     try:
         # Check this first: with a damaged n_layer, building the model could take hours.

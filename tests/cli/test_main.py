@@ -1,6 +1,7 @@
 """The command line: its help, each kind of error, and the libraries that a command loads."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,13 +115,15 @@ def test_a_damaged_run_is_refused(nanogpt: Command, run: Path, command: str) -> 
 
 
 def test_a_failure_is_one_line_with_status_1(nanogpt: Command, run: Path) -> None:
+    shutil.copytree(run, "other")
     checkpoint = load_checkpoint(run / "best")
     with torch.no_grad():
         next(checkpoint.model.parameters()).fill_(float("nan"))
     save_checkpoint(run / "best", checkpoint)
     status, _, err = nanogpt("sample", run, "--prompt", "a")
     assert status == 1
-    assert re.fullmatch(r"nanogpt: the model's logits are not finite[^\n]+\n", err)
+    assert re.fullmatch(r"nanogpt: the model's logits are not finite[^\n]+; use another run\n", err)
+    assert nanogpt("sample", "other", "--prompt", "a", "--max-new-tokens", 2)[0] == 0
 
 
 def test_a_bug_keeps_its_traceback(nanogpt: Command, monkeypatch: pytest.MonkeyPatch) -> None:

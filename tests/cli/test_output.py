@@ -61,6 +61,17 @@ def test_a_command_ends_when_its_output_is_lost(
 
 
 @linux_only
+@pytest.mark.slow
+def test_the_output_of_a_command_can_be_redirected_to_another_file() -> None:
+    for file, status in (("/dev/full", 1), ("out.txt", 0)):
+        with open(file, "w", encoding="utf-8") as out:
+            command = [sys.executable, "-m", "nanogpt", "presets"]
+            done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, FULL in done.stderr) == (status, bool(status))
+    assert "tiny" in Path("out.txt").read_text()
+
+
+@linux_only
 @pytest.mark.parametrize("how", ["pipe", slow("closed"), slow("full")])
 def test_a_training_runs_to_its_end_when_its_output_is_lost(
     nanogpt: Command,

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -177,3 +178,5 @@ def test_a_text_without_tokens_is_refused(model: Model) -> None:
     for text in ("", " ", "\n\n", "😀"):
         with pytest.raises(UserError, match="has no tokens: the tokenizer drops it"):
             inspect_text(model, tokenizer, text, "title")
+    model = build(replace(model.config, vocab_size=tokenizer.vocab_size))
+    assert len(inspect_text(model, tokenizer, "to be", "title").tokens) == 2

@@ -97,6 +97,17 @@ def test_a_checkpoint_of_a_newer_format_is_refused(checkpoint: Path) -> None:
         load_checkpoint(checkpoint)
 
 
+def test_a_newer_version_reads_a_newer_format(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_json(checkpoint / "config.json", format=FORMAT + 1, nanogpt="9.8.7")
+    with pytest.raises(UserError, match=NEWER):
+        load_checkpoint(checkpoint)
+    monkeypatch.setattr(formats, "MIGRATIONS", (*formats.MIGRATIONS, lambda *_: None))
+    monkeypatch.setattr(formats, "FORMAT", FORMAT + 1)
+    assert load_checkpoint(checkpoint).step == 7
+
+
 def test_a_run_of_a_newer_format_is_refused(old_run: Path) -> None:
     change_json(old_run / "last" / "training.json", format=FORMAT + 1, nanogpt="9.8.7", config=3)
     with pytest.raises(UserError, match=rf"^old.last.training\.json {NEWER}"):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -165,8 +166,33 @@ def test_finished_rungs_are_not_trained_again(study: Study) -> None:
     again, _ = run_tiny_ladder(study.base)
     assert [r.val_loss for r in again.rungs] == [r.val_loss for r in study.result.rungs]
     assert get_times() == after
-    with pytest.raises(UserError, match="needs 3: name another directory"):
+    with pytest.raises(UserError, match="needs 3: name another directory with --out"):
         run_tiny_ladder(replace(study.base, seed=3))
+
+
+@pytest.mark.slow
+def test_the_advice_of_a_study_works(
+    nanogpt: Command, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of the file size acts like a full disk; another seed needs another directory."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setitem(LADDER_CONFIGS, "cpu", TINY)
+    command = ["study", "ladder", "--data", str(text_file), "--device", "cpu"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, limits[1]))
+    try:
+        status, _, err = nanogpt(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    failed = r"gpt: cannot write in runs/ladder/gpt \(File too large\); finished models are saved"
+    advised = re.fullmatch(rf"nanogpt: {failed}; resume with: nanogpt (.+)\n", err)
+    assert (status, bool(advised)) == (1, True), err
+    saved = get_times()
+    assert nanogpt(*shlex.split(advised[1] if advised else ""))[0] == 0
+    assert saved.items() < get_times().items()
+    status, _, err = nanogpt(*command, "--seed", 7)
+    assert (status, err.rpartition(": ")[2]) == (2, "name another directory with --out\n")
+    assert nanogpt(*command, "--seed", 7, "--out", "other")[::2] == (0, "")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 
 from nanogpt.errors import UserError
 from nanogpt.studies.law import ScalingLaw, bootstrap, fit, require_scipy
+from tests.installing import assert_installs
 
 TRUE = ScalingLaw(E=1.1, A=20.0, alpha=0.4, B=120.0, beta=0.35)
 CELLS = [*product((1e4, 1e5, 1e6, 1e7), (2.5e5, 1e6, 4e6))]
@@ -73,7 +74,9 @@ def test_intervals_contain_the_truth_and_grow_with_the_noise() -> None:
 
 
 def test_missing_scipy_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "scipy.optimize", None)
+        with pytest.raises(UserError, match="a scaling law needs scipy: install it") as raised:
+            require_scipy()
+    assert_installs(str(raised.value), "scipy")
     require_scipy()
-    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(UserError, match="fitting a scaling law needs scipy: install it"):
-        require_scipy()

@@ -82,7 +82,7 @@ def test_user_error_of_a_process_is_raised(run: RunConfig) -> None:
 @posix_only
 @pytest.mark.slow
 def test_killed_process_resumes_twice(run: RunConfig) -> None:
-    long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100))
+    long = replace(run, train=replace(run.train, steps=4000, eval_every=100))
     saves, messages = iter((0, 100, 200)), []
 
     def kill(step: int) -> None:
@@ -103,6 +103,13 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
         run_all([long], 1, never, "", lambda *_: None, kill_again)
     expected = "one was killed (exit code -9); it resumes from its last checkpoint."
     assert messages == 2 * [expected]
+    metrics = Path("one/metrics.jsonl")
+    lines = metrics.read_text().splitlines(keepends=True)
+    before = [line for line in lines if json.loads(line)["step"] < 200]
+    run_all([long], 1, never, "", lambda *_: None, pytest.fail)  # as with --at-a-time 1
+    after = metrics.read_text().splitlines(keepends=True)
+    assert after[: len(before)] == before  # with the same times, so it resumed
+    assert json.loads(after[-1])["step"] == 4000
 
 
 @pytest.mark.slow

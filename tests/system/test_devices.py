@@ -62,6 +62,15 @@ def test_the_number_of_a_missing_gpu_is_refused() -> None:
         pick_device("cuda:99")
 
 
+def test_the_devices_that_an_error_names_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    with pytest.raises(UserError, match="there is no cuda:9: this machine's cuda dev") as raised:
+        pick_device("cuda:9")
+    numbers = [int(word) for word in str(raised.value).split() if word.isdigit()]
+    assert [pick_device(f"cuda:{number}").index for number in numbers] == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
     [
@@ -88,14 +97,19 @@ def test_auto_is_bfloat16_on_a_cpu_with_instructions_for_it(
 
 
 def test_an_unsupported_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ones(*_: object, dtype: torch.dtype, **__: object) -> torch.Tensor:
-        raise RuntimeError("not implemented")
+    cpu, original = torch.device("cpu"), torch.ones
+
+    def ones(*size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        if dtype == torch.bfloat16:
+            raise RuntimeError("not implemented")
+        return original(*size, dtype=dtype, device=device)
 
     monkeypatch.setattr(torch, "ones", ones)
-    with pytest.raises(
-        UserError, match=r"cpu \(.*\) does not support float16: use precision float32"
-    ):
-        pick_precision("float16", torch.device("cpu"))
+    error = r"cpu \(.*\) does not support bfloat16: use precision float32$"
+    with pytest.raises(UserError, match=error):
+        pick_precision("bfloat16", cpu)
+    assert pick_precision("float32", cpu) == torch.float32
+    assert pick_precision("float16", cpu) == torch.float16
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])

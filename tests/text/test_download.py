@@ -13,6 +13,7 @@ from nanogpt.errors import UserError
 from nanogpt.text import corpora
 from nanogpt.text.download import cache_directory, new_directory
 from nanogpt.text.readers import no_progress
+from tests.installing import assert_installs
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +84,26 @@ def test_a_missing_dataset_or_column_is_refused(
 def test_without_the_library_the_error_says_what_to_install(
     cache: Path, dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="needs the library datasets: install it with `pip install"):
-        corpora.load_corpus(dataset)
+    error = "needs the library datasets: install it with `pip install"
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "datasets", None)
+        with pytest.raises(UserError, match=error) as raised:
+            corpora.load_corpus(dataset)
+    assert_installs(str(raised.value), "datasets")
+    assert corpora.load_corpus(dataset, separator="|").text() == "né\nx|终"
+
+
+def test_a_dataset_with_two_configurations_needs_the_name_of_one(cache: Path) -> None:
+    names, home = ("one", "two"), Path("configured").resolve()
+    home.mkdir()
+    for name in names:
+        (home / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    lines = (f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in names)
+    (home / "README.md").write_text(f"---\nconfigs:\n{''.join(lines)}---\n")
+    with pytest.raises(UserError, match=r"; some datasets need a configuration, hf:NAME:CONFIG$"):
+        corpora.load_corpus(f"hf:{home}")
+    for name in names:
+        assert corpora.load_corpus(f"hf:{home}:{name}").text() == name
 
 
 def test_a_dataset_is_refused_without_a_writable_cache(

@@ -16,6 +16,7 @@ from nanogpt.errors import UserError
 from nanogpt.runs.directory import make_run_directory
 from nanogpt.studies.trial import make_directory
 from nanogpt.text.readers import decode_utf8, find_files, read_files, read_text
+from tests.installing import assert_installs
 from tests.platforms import needs_links, posix_only
 
 LANGUAGES = {
@@ -212,10 +213,15 @@ def test_every_row_of_a_parquet_file_is_a_document(tmp_path: Path) -> None:
 def test_without_pyarrow_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "a.parquet").touch()
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match="needs the library pyarrow: install it with `pip install"):
-        read_texts(str(tmp_path / "a.parquet"), "text", "|")
+    file = str(tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.table({"text": ["né"]}), file)
+    error = "needs the library pyarrow: install it with `pip install"
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "pyarrow", None)
+        with pytest.raises(UserError, match=error) as raised:
+            read_texts(file, "text", "|")
+    assert_installs(str(raised.value), "pyarrow")
+    assert read_texts(file, "text", "|") == "né"
 
 
 def test_a_directory_without_text_files_is_refused(tmp_path: Path) -> None:
