@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 from rich.table import Table
 
 from ..errors import UserError, print_note
-from ..reports.survey import Survey, nats_to_bits, survey_text
+from ..reports.survey import KNESER_NEY_ORDER, Survey, nats_to_bits, survey_text
 from ..text import corpora
 from ..text.corpora import Corpus
 from ..text.glyphs import make_visible
@@ -86,6 +86,9 @@ def make_survey_tables(survey: Survey) -> list[Table]:
         ngrams.add_row(
             name, f"{each.entropy:.4f}", f"{nats_to_bits(each.entropy):.4f}", f"{each.val_loss:.4f}"
         )
+    if survey.kneser_ney_loss is not None:
+        name = f"{KNESER_NEY_ORDER}-grams, smoothed"  # modified Kneser-Ney
+        ngrams.add_row(name, "", "", f"{survey.kneser_ney_loss:.4f}")
     return [facts, ngrams] if survey.ngrams else [facts]
 
 

@@ -1,4 +1,7 @@
-"""Rewrites error messages for the command line: fields become flags, and boxes are removed."""
+"""Rewrites error messages for the command line.
+
+The names of parameters become flags, and the box that tyro draws around an error is removed.
+"""
 
 import re
 from collections.abc import Mapping

@@ -4,11 +4,14 @@ Each rung adds one part to the previous rung. All trained rungs use the same bat
 number of steps, and all rungs are evaluated on the same validation split.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..api import load
 from ..data import Data, to_int64
@@ -21,7 +24,8 @@ from ..system.files import dump_json, write_output
 from ..text import corpora
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
-from ..text.ngrams import NGramCounts
+from ..text.kneser_ney import KneserNey
+from ..text.ngrams import Integers, NGramCounts
 from ..train import Reporter
 from .plots import draw_ladder
 from .trial import make_directory, run_trial, stop_on_disk_error
@@ -32,7 +36,11 @@ NGRAM_RUNGS = {
     "bigram": "counts after the previous token",
     "trigram": "counts after the previous two tokens",
 }
-"""The rungs that count n-grams and are not trained: their names, and the parts that they add."""
+"""The rungs that only count n-grams: their names, and the parts that they add."""
+KNESER_NEY = "kneser-ney"
+KNESER_NEY_ORDER = 7
+Weigh = Callable[[list[int]], NDArray[np.number]]
+"""Returns the weight (V,) of each possible next token, given the tokens so far."""
 SAMPLE_WIDTH = 60
 """Maximum number of characters in a sample."""
 
@@ -164,20 +172,19 @@ def run_ladder(
     data = Data(corpus, tokenizer, "cpu", base.val_fraction, reporter.preparing)
     require_tokens(data.splits.items(), config.small.block_size, option=None)
     train, val = (to_int64(data.splits[name].tokens).numpy() for name in SPLITS)
-    for n, (name, adds) in enumerate(NGRAM_RUNGS.items(), 1):
+    for name, adds, count in plan_counting(train, val, tokenizer.vocab_size):
         start_time = time.perf_counter()
-        counts = NGramCounts(train, n, tokenizer.vocab_size)
-        loss = counts.loss(NGramCounts(val, n, tokenizer.vocab_size))
+        loss, weigh, parameters = count()
         seconds = time.perf_counter() - start_time
         generator = torch.Generator().manual_seed(base.seed)
-        sample = sample_tokens(counts, int(val[0]), 4 * SAMPLE_WIDTH, generator)
+        sample = sample_tokens(weigh, int(val[0]), 4 * SAMPLE_WIDTH, generator)
         add(
             Rung(
                 name=name,
                 adds=adds,
                 val_loss=loss,
                 bits_per_byte=data.splits["val"].bits_per_byte(loss),
-                parameters=len(counts),
+                parameters=parameters,
                 seconds=round(seconds, 3),
                 sample=find_longest_line(tokenizer.decode(sample)),
             )
@@ -214,13 +221,37 @@ def run_ladder(
     return ladder
 
 
-def sample_tokens(
-    counts: NGramCounts, start: int, length: int, generator: torch.Generator
-) -> list[int]:
-    """Sample a sequence of tokens (length,) after the token `start`, with add-one smoothing."""
-    tokens = [start] * max(1, counts.n - 1)
+def plan_counting(
+    train: Integers, val: Integers, V: int
+) -> Iterator[tuple[str, str, Callable[[], tuple[float, Weigh, int]]]]:
+    """For each rung that only counts, yield its name, the part that it adds, and a function.
+
+    The function counts the n-grams of `train`. It returns the loss on `val`, a function that
+    returns the weights of the next token, and the number of distinct n-grams.
+    """
+    for n, (name, adds) in enumerate(NGRAM_RUNGS.items(), 1):
+
+        def add_one(n: int = n) -> tuple[float, Weigh, int]:
+            counts = NGramCounts(train, n, V)
+            loss = counts.loss(NGramCounts(val, n, V))
+            return loss, lambda tokens: counts.count_followers(tokens) + 1.0, len(counts)
+
+        yield name, adds, add_one
+
+    n = min(KNESER_NEY_ORDER, int(63 / math.log2(max(2, V))))  # an n-gram must fit into 63 bits
+
+    def kneser_ney() -> tuple[float, Weigh, int]:
+        model = KneserNey(train, n, V)
+        return model.loss(val), model.next_probabilities, len(model)
+
+    yield KNESER_NEY, f"counts after up to {n - 1} tokens, smoothed", kneser_ney
+
+
+def sample_tokens(weigh: Weigh, start: int, length: int, generator: torch.Generator) -> list[int]:
+    """Sample a sequence of tokens (length,) after the token `start`."""
+    tokens = [start] * KNESER_NEY_ORDER
     for _ in range(length):
-        weights = torch.from_numpy(counts.count_followers(tokens)) + 1.0  # (V,)
+        weights = torch.from_numpy(weigh(tokens)).double()  # (V,)
         tokens.append(int(torch.multinomial(weights, 1, generator=generator)))
     return tokens[-length:]
 

@@ -18,7 +18,7 @@ def draw_ladder(file: Path, rungs: Sequence[tuple[str, float]]) -> None:
     axes = figure.add_subplot()
     names, losses = zip(*rungs, strict=True)
     rows = range(len(rungs))
-    axes.plot(losses, rows, color="0.7", linewidth=1, zorder=1)
+    axes.hlines(rows, 0, losses, color="0.7", linewidth=1, zorder=1)
     axes.scatter(losses, rows, color="black", s=24, zorder=2)
     for row, loss in zip(rows, losses, strict=True):
         axes.annotate(
@@ -32,7 +32,8 @@ def draw_ladder(file: Path, rungs: Sequence[tuple[str, float]]) -> None:
         )
     axes.set_yticks(rows, names)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    margin = 0.12 * (max(losses) - min(losses) or 1)
+    axes.set_xlim(min(losses) - margin, max(losses) + margin)
     axes.set(xlabel="validation loss (nats per token)")
     axes.grid(axis="x", alpha=0.3)
     _save(figure, file)

@@ -199,7 +199,7 @@ class HubTokenizer:
 
     @cached_property
     def _is_decoded_in_parts(self) -> bool:
-        """Whether text that ends with a complete character is final: no later token changes it."""
+        """Whether later tokens never change decoded text that ends with a complete character."""
         decoder = self._saved["decoder"] or {}
         is_fused = False
         for step in decoder.get("decoders", [decoder] if decoder else []):

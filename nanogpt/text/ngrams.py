@@ -1,13 +1,14 @@
 """Counts of n-grams, and the language model that they define."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.integer[Any]]
 Integers = NDArray[np.int64]
+Number = TypeVar("Number", np.int64, np.float64)
 
 
 class NGramCounts:
@@ -41,7 +42,7 @@ class NGramCounts:
         for chunk in [ids] if isinstance(ids, np.ndarray) else ids:
             joined = np.concatenate([tail, chunk.astype(np.int64)])
             tail = joined[max(0, len(joined) - n + 1) :]
-            new.append(_count(_encode(joined, n, base)))
+            new.append(count_codes(encode_ngrams(joined, n, base)))
             # A merge copies all old counts. To save time, merge only when there are more new counts
             # than old counts.
             if sum(len(codes) for codes, _ in new) > len(self.codes):
@@ -77,7 +78,7 @@ class NGramCounts:
         for token in context[len(context) - self.n + 1 :]:
             code = code * self.base + token
         codes = code * self.base + np.arange(self.base, dtype=np.int64)
-        return _look_up(codes, self.codes, self.counts)
+        return look_up(codes, self.codes, self.counts)
 
     def entropy(self) -> float:
         """The entropy of a token given its context, H(x_1 … x_n) - H(x_1 … x_{n-1}), in nats."""
@@ -91,13 +92,13 @@ class NGramCounts:
         `vocab_size` is V, the number of possible tokens; the default is `base`.
         """
         V = vocab_size or self.base
-        counts = _look_up(held_out.codes, self.codes, self.counts)
-        context_counts = _look_up(held_out.codes // self.base, *self._count_contexts())
+        counts = look_up(held_out.codes, self.codes, self.counts)
+        context_counts = look_up(held_out.codes // self.base, *self._count_contexts())
         losses = np.log((context_counts + smoothing * V) / (counts + smoothing))
         return float((losses * held_out.counts).sum() / held_out.counts.sum())
 
 
-def _encode(ids: Integers, n: int, base: int) -> Integers:
+def encode_ngrams(ids: Integers, n: int, base: int) -> Integers:
     """Encode each n-gram of `ids` (N,) as a number: shape (N - n + 1,), or (0,) if N < n."""
     length = max(0, len(ids) - n + 1)
     codes = np.zeros(length, dtype=np.int64)
@@ -106,7 +107,7 @@ def _encode(ids: Integers, n: int, base: int) -> Integers:
     return codes
 
 
-def _count(codes: Integers) -> tuple[Integers, Integers]:
+def count_codes(codes: Integers) -> tuple[Integers, Integers]:
     """Return the distinct codes in ascending order, and how often each code occurs."""
     return np.unique(codes, return_counts=True)
 
@@ -117,12 +118,12 @@ def _sum_groups(codes: Integers, counts: Integers) -> tuple[Integers, Integers]:
     return distinct, np.add.reduceat(counts, starts) if len(distinct) else counts
 
 
-def _look_up(asked: Integers, codes: Integers, counts: Integers) -> Integers:
-    """Return the count of each code in `asked`; 0 if it is not in the sorted array `codes`."""
+def look_up(asked: Integers, codes: Integers, values: NDArray[Number]) -> NDArray[Number]:
+    """Return the value of each code in `asked`; 0 if it is not in the sorted array `codes`."""
     if not len(codes):
-        return np.zeros_like(asked)
+        return np.zeros(len(asked), dtype=values.dtype)
     index = np.searchsorted(codes, asked).clip(max=len(codes) - 1)
-    return np.where(codes[index] == asked, counts[index], 0)
+    return np.where(codes[index] == asked, values[index], 0)
 
 
 def _entropy(counts: Integers) -> float:

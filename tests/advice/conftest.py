@@ -17,7 +17,7 @@ from .cases import TRAIN, make_files
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with two texts and four runs; the newest run is tiny."""
+    """A directory with two texts and four runs; the newest run is `tiny`."""
     directory = tmp_path_factory.mktemp("trained")
     text = "".join(chr(97 + n * n % 11) + " " * (n % 5 == 0) for n in range(3000))
     (directory / "words.txt").write_text(text)

@@ -67,3 +67,12 @@ def test_survey_does_not_import_torch() -> None:
     code = "import sys, nanogpt.reports.survey; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout == "False\n"
+
+
+def test_the_kneser_ney_loss_needs_a_text_of_suitable_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    survey = survey_text(corpora.load_corpus("tinyshakespeare"))
+    assert survey.kneser_ney_loss == pytest.approx(1.5165, abs=5e-5)
+    assert survey_text(make_corpus("ab" * 14)).kneser_ney_loss is None
+    assert survey_text(make_corpus("".join(map(chr, range(33, 633))))).kneser_ney_loss is None
+    monkeypatch.setattr("nanogpt.reports.survey.MAX_KNESER_NEY_CHARACTERS", 99)
+    assert survey_text(make_corpus("ab" * 50)).kneser_ney_loss is None

@@ -45,7 +45,16 @@ TINY = LadderConfig(
     train=TrainConfig(steps=20, batch_size=8, eval_every=10, eval_first=False),
 )
 NAMES = [
-    *("unigram", "bigram", "trigram", "one-head", "many-heads", "feed-forward", "blocks"),
+    *(
+        "unigram",
+        "bigram",
+        "trigram",
+        "kneser-ney",
+        "one-head",
+        "many-heads",
+        "feed-forward",
+        "blocks",
+    ),
     *("residuals", "layer-norm", "dropout", "gpt", "modern", "muon"),
 ]
 
@@ -217,7 +226,8 @@ def test_command_prints_a_row_per_rung_and_json(
 def test_samples_have_the_frequencies_of_the_counts(n: int) -> None:
     generator = torch.Generator().manual_seed(0)
     train = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 4000, True, generator=generator)
-    sample = torch.tensor(sample_tokens(NGramCounts(train.numpy(), n, 3), 0, 1500, generator))
+    counts = NGramCounts(train.numpy(), n, 3)
+    sample = torch.tensor(sample_tokens(counts.count_followers, 0, 1500, generator))
     assert len(sample) == 1500
     shares = (torch.bincount(tokens, minlength=3) / len(tokens) for tokens in (sample, train))
     torch.testing.assert_close(*shares, atol=0.06, rtol=0)
@@ -226,7 +236,7 @@ def test_samples_have_the_frequencies_of_the_counts(n: int) -> None:
 def test_sample_follows_the_counted_bigrams() -> None:
     counts = NGramCounts(np.array([0, 1, 2] * 10**6), 2, 3)
     generator = torch.Generator().manual_seed(0)
-    assert sample_tokens(counts, 0, 9, generator) == [1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert sample_tokens(counts.count_followers, 0, 9, generator) == [1, 2, 0, 1, 2, 0, 1, 2, 0]
 
 
 def test_find_longest_line() -> None:

@@ -1,0 +1,119 @@
+"""A model that counts n-grams of all lengths up to n and smooths them: modified Kneser-Ney."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ngrams import Ids, Integers, count_codes, encode_ngrams, look_up
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The counts of all k-grams, for one length k."""
+
+    codes: Integers
+    """The distinct k-grams, in ascending order (ngrams.py defines the codes)."""
+    counts: Integers
+    contexts: Integers
+    """The distinct contexts (the first k - 1 tokens of the k-grams), in ascending order."""
+    totals: Integers
+    """The sum of the counts of each context's k-grams."""
+    reserved: Floats
+    """The sum of the discounts of each context's k-grams."""
+    discounts: Floats
+    """What is subtracted from a count of 0, 1, 2, and 3 or more."""
+
+    def interpolate(self, codes: Integers, V: int, shorter: Floats) -> Floats:
+        """Return p_k of each k-gram in codes (N,), given p_{k-1} of its last k - 1 tokens (N,)."""
+        counts = look_up(codes, self.codes, self.counts)
+        totals = look_up(codes // V, self.contexts, self.totals)
+        reserved = look_up(codes // V, self.contexts, self.reserved)
+        discounted = counts - self.discounts[counts.clip(max=3)]
+        p = (discounted + reserved * shorter) / totals.clip(min=1)
+        return np.where(totals > 0, p, shorter)
+
+
+class KneserNey:
+    """Predicts a token from the n - 1 tokens before it (Chen & Goodman 1999, section 3).
+
+    With a context of k - 1 tokens, the probability of a token x is
+
+        p_k(x | context) = (count(context, x) - D) / total + (reserved / total) p_{k-1}(x | shorter)
+
+    The discount D of a count depends on the count; `reserved` is the sum of all discounts of the
+    context, and `shorter` is the context without its first token. If the context never occurred,
+    p_k is p_{k-1}; p_0 is 1 / V. For k = n, count() is how often the k-gram occurs. For shorter
+    k-grams, it is the number of different tokens that come before the k-gram in the text: a token
+    is likely in a new context if it follows many different contexts.
+    """
+
+    def __init__(self, ids: Ids, n: int, vocab_size: int) -> None:
+        """Count the k-grams of ids (N,), for k from 1 to n. Each id is from 0 to vocab_size - 1."""
+        assert vocab_size**n <= 1 << 63, "an n-gram must fit into 63 bits"
+        self.n, self.vocab_size = n, vocab_size
+        self.orders: list[_Order] = []
+        distinct, counts = count_codes(encode_ngrams(ids.astype(np.int64), n, vocab_size))
+        for k in range(n, 0, -1):
+            self.orders.insert(0, _make_order(distinct, counts, vocab_size))
+            if k > 1:
+                # Each distinct k-gram is one token before the (k - 1)-gram at its end.
+                distinct, counts = count_codes(distinct % vocab_size ** (k - 1))
+
+    def probabilities(self, ids: Ids) -> Floats:
+        """Return p(token | the n - 1 tokens before it) of each token in ids (N,): shape (N,).
+
+        At the beginning, the contexts are shorter.
+        """
+        V, tokens = self.vocab_size, ids.astype(np.int64)
+        p = np.full(len(tokens), 1 / V)
+        for k, order in enumerate(self.orders, start=1):
+            p[k - 1 :] = order.interpolate(encode_ngrams(tokens, k, V), V, p[k - 1 :])
+        return p
+
+    def next_probabilities(self, context: Sequence[int]) -> Floats:
+        """Return the probability of each possible next token: shape (V,)."""
+        V = self.vocab_size
+        p = np.full(V, 1 / V)
+        for k, order in enumerate(self.orders[: len(context) + 1], start=1):
+            code = 0
+            for token in context[len(context) - k + 1 :]:
+                code = code * V + token
+            p = order.interpolate(code * V + np.arange(V, dtype=np.int64), V, p)
+        return p
+
+    def __len__(self) -> int:
+        """The number of distinct k-grams of all lengths."""
+        return sum(len(order.codes) for order in self.orders)
+
+    def loss(self, ids: Ids) -> float:
+        """Return the mean of -ln p of the tokens in ids (N,), in nats per token."""
+        return float(-np.log(self.probabilities(ids)).mean())
+
+
+def _make_order(codes: Integers, counts: Integers, V: int) -> _Order:
+    """Sum up the counts and discounts of the k-grams of each context."""
+    discounts = _estimate_discounts(counts)
+    contexts, starts = np.unique(codes // V, return_index=True)
+    if not len(codes):
+        return _Order(codes, counts, contexts, counts, counts.astype(float), discounts)
+    totals = np.add.reduceat(counts, starts)
+    reserved = np.add.reduceat(discounts[counts.clip(max=3)], starts)
+    return _Order(codes, counts, contexts, totals, reserved, discounts)
+
+
+def _estimate_discounts(counts: Integers) -> Floats:
+    """Return the discounts of the counts 0, 1, 2, and 3 or more (Chen & Goodman 1999, eq. 17).
+
+    They follow from the numbers of k-grams that occur once, twice, three and four times. If one of
+    these numbers is 0, as in a very short text, the discount is half of the count.
+    """
+    n1, n2, n3, n4 = (int((counts == c).sum()) for c in (1, 2, 3, 4))
+    if not (n1 and n2 and n3 and n4):
+        return np.array([0, 0.5, 1, 1.5])
+    Y = n1 / (n1 + 2 * n2)
+    discounts = np.array([0, 1 - 2 * Y * n2 / n1, 2 - 3 * Y * n3 / n2, 3 - 4 * Y * n4 / n3])
+    return discounts.clip(0, [0, 1, 2, 3])
