@@ -96,7 +96,7 @@ def _fit(run: Run, reporter: Reporter) -> Result:
                 ended = _loop(run, reporter, interrupts, CheckpointKeeper(run, writer))
             run.journal.draw()
     finally:
-        with suppress(OSError, MemoryError, ImportError):  # also on a full disk, or without memory
+        with suppress(OSError):
             run.journal.draw()
         run.lock.release()
     assert run.journal.best is not None

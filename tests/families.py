@@ -109,7 +109,7 @@ def replacing_words() -> library.Tokenizer:
 
 
 def replacing_a_phrase() -> library.Tokenizer:
-    """As above, but the phrase is a string, not a regular expression."""
+    """As above, but the decoder looks for a string, not for a regular expression."""
     tokenizer = llama()
     replace = decoders.Replace("to b", "2 b")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), replace])

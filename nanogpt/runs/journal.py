@@ -136,7 +136,7 @@ class Journal:
             self.draw()
 
     def draw(self) -> None:
-        """Update loss.png if there are new records."""
+        """Update loss.png if there are new records and enough memory to draw it."""
         if self._drawn_records == len(self.records):
             return
         start, self._drawn_records = time.perf_counter(), len(self.records)
@@ -145,7 +145,8 @@ class Journal:
         averaged = [
             (r.step, r.ema_val_loss) for r in self.evaluations if r.ema_val_loss is not None
         ]
-        with suppress(PermissionError):  # Windows cannot replace an open file
+        # Windows cannot replace an open file, and importing matplotlib needs memory.
+        with suppress(PermissionError, MemoryError, ImportError):
             draw_loss(self.out / "loss.png", train, val, averaged, self.bigram_loss, self.title)
         self._drawn_at = time.perf_counter()
         self._drawing_seconds = self._drawn_at - start

@@ -37,7 +37,7 @@ TOKEN_DECODERS = ("ByteLevel", "BPEDecoder", "CTC", "Metaspace", "WordPiece")
 """Decoders that change each token separately. After the decoder `Fuse`, which joins all tokens,
 they would change the whole text."""
 STABLE_DECODERS = ("ByteFallback", "Fuse", "Replace", "Strip")
-"""Decoders that do not change earlier text when more tokens follow, not even after `Fuse`."""
+"""Decoders that never change earlier text when more tokens follow. They may also follow `Fuse`."""
 
 
 def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":

@@ -92,7 +92,7 @@ def test_a_name_that_cannot_be_used_is_one_line(
     ):
         assert_refused(nanogpt(*command), "")
     for command in (("inspect", run, f"--out={name}"), ("data", "words.txt", f"--save={name}")):
-        if name != BAD_NAME:  # Linux can create a file with this name
+        if name != BAD_NAME:  # Linux can create a file named BAD_NAME
             assert_refused(nanogpt(*command), "File name too long; name another file with --")
     assert {*Path().rglob("*")} == before
 

@@ -110,3 +110,17 @@ def test_a_plot_that_another_program_shows_is_not_replaced(
     journal = Journal(tmp_path, "a run", 2.5)
     journal.add(record(0, None, 4.0))
     journal.draw()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("failed to map segment")])
+def test_a_run_needs_no_memory_for_its_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    journal = Journal(tmp_path, "a run", 2.5)
+    journal.add(record(0, None, 4.0))
+    monkeypatch.setattr("nanogpt.runs.journal.draw_loss", fail)
+    journal.draw()
+    assert not (tmp_path / "loss.png").exists()

@@ -108,7 +108,7 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
     before = [line for line in lines if json.loads(line)["step"] < 200]
     run_all([long], 1, never, "", lambda *_: None, pytest.fail)  # as with --at-a-time 1
     after = metrics.read_text().splitlines(keepends=True)
-    assert after[: len(before)] == before  # with the same times, so it resumed
+    assert after[: len(before)] == before  # also the same seconds, so the run was resumed
     assert json.loads(after[-1])["step"] == 4000
 
 
