@@ -134,7 +134,7 @@ def test_the_error_of_a_too_large_model_is_on_the_page(text_file: Path) -> None:
 @pytest.mark.slow
 def test_smaller_parts_of_a_batch_need_less_memory(text_file: Path) -> None:
     """The command that the error shows is repeated until the parts are small enough."""
-    sizes = "--model.block-size", "256", "--model.n-embd", "64", "--train.batch-size", "64"
+    sizes = "--model.block-size", "256", "--model.n-embd", "64", "--train.batch-size", "128"
     command, tries = [*SMALL_RUN, "--data", str(text_file), "--out", "mine", *sizes], 0
     while error := run_with_little_memory(*command):
         row = "out of memory: 372.53 GiB more was requested; the same batch in smaller parts needs "
