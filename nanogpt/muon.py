@@ -52,8 +52,6 @@ class Muon:
     @torch.no_grad()
     def step(self, rate: Tensor) -> None:
         """Update every matrix with the learning rate `rate`, a scalar tensor."""
-        if not self.parameters:  # every matrix is frozen, and torch._foreach_* refuses empty lists
-            return
         gradients = collect_gradients(self._names, self.parameters)
         torch._foreach_lerp_(self.averages, gradients, 1 - self.momentum)
         nesterov = torch._foreach_lerp(gradients, self.averages, self.momentum)

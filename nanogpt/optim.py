@@ -147,8 +147,9 @@ def build_optimizers(
     stacked = cast(Model, model).matrices()
     matrices = {name: named[name] for name in stacked if name in named}
     others = {name: p for name, p in named.items() if name not in matrices}
+    adam = [Adam(others, betas)] if others else []
     muon = Muon(matrices, config.momentum, config.weight_decay, precision, stacked)
-    return [Adam(others, betas), muon]
+    return [*adam, muon] if matrices else [*adam]  # a group is empty if all of it is frozen
 
 
 def get_learning_rate(step: int, steps: int, config: OptimConfig) -> float:

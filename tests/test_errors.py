@@ -114,9 +114,10 @@ def run_with_little_memory(*arguments: str) -> str:
     """Run a command; return its error with the memory in docs/errors.md, or "" if it succeeds."""
     command = [sys.executable, "-c", WITH_LITTLE_MEMORY, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == bool(done.stderr), done.stderr
+    error = re.sub("nanogpt: loss.png is not drawn: .*\n", "", done.stderr)  # it is only a note
+    assert done.returncode == bool(error), error
     memory = r"(?<=out of memory: )[\d.]+ \w+"
-    return re.sub(memory, "372.53 GiB", done.stderr).removeprefix("nanogpt: ").strip()
+    return re.sub(memory, "372.53 GiB", error).removeprefix("nanogpt: ").strip()
 
 
 @linux_only

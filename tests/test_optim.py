@@ -381,3 +381,15 @@ def test_a_parameter_without_a_gradient_is_named(name: Literal["adamw", "muon"])
     step(model.used.weight.sum() + model.unused.weight.sum())
     model.unused.weight.requires_grad = False
     step(model.used.weight.sum())
+
+
+def test_no_optimizer_is_built_for_parameters_that_are_all_frozen() -> None:
+    def build_kinds(model: nn.Module) -> list[type]:
+        return [type(each) for each in build_optimizers(model, OptimConfig(optimizer="muon"))]
+
+    for frozen, kinds in (("blocks", [Adam]), ("other", [Muon]), ("none", [Adam, Muon])):
+        model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, block_size=4, vocab_size=5))
+        for name, parameter in model.named_parameters():
+            kind = "blocks" if name in model.matrices() else "other"
+            parameter.requires_grad = kind != frozen
+        assert build_kinds(model) == kinds

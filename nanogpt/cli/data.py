@@ -8,10 +8,11 @@ from typing import Annotated, Optional
 from rich.table import Table
 
 from ..errors import UserError, print_note
-from ..reports.survey import KNESER_NEY_ORDER, Survey, nats_to_bits, survey_text
+from ..reports.survey import Survey, nats_to_bits, survey_text
 from ..text import corpora
 from ..text.corpora import Corpus
 from ..text.glyphs import make_visible
+from ..text.kneser_ney import MAX_ORDER
 from .arguments import Flag, parse_arguments, placeholder, positional
 from .progress import Bar, PlainConsole
 
@@ -87,8 +88,7 @@ def make_survey_tables(survey: Survey) -> list[Table]:
             name, f"{each.entropy:.4f}", f"{nats_to_bits(each.entropy):.4f}", f"{each.val_loss:.4f}"
         )
     if survey.kneser_ney_loss is not None:
-        name = f"{KNESER_NEY_ORDER}-grams, smoothed"  # modified Kneser-Ney
-        ngrams.add_row(name, "", "", f"{survey.kneser_ney_loss:.4f}")
+        ngrams.add_row(f"{MAX_ORDER}-grams, smoothed", "", "", f"{survey.kneser_ney_loss:.4f}")
     return [facts, ngrams] if survey.ngrams else [facts]
 
 

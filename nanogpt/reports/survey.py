@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..text.bpe import SPACE_BOUNDARY
 from ..text.corpora import SPLITS, Corpus, count_training_characters
 from ..text.encoding import CHUNK_SIZE, rechunk
-from ..text.kneser_ney import KneserNey
+from ..text.kneser_ney import MAX_ORDER, KneserNey, choose_order
 from ..text.ngrams import NGramCounts
 from ..text.readers import Progress, no_progress
 
@@ -23,7 +23,6 @@ LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """The characters that end a line for str.splitlines()."""
 MIN_CHARACTERS = 30
 """Shortest text for which n-gram losses are computed: its validation split has one 3-gram."""
-KNESER_NEY_ORDER = 7
 MAX_KNESER_NEY_CHARACTERS = 5_000_000
 """Longest text for which the Kneser-Ney loss is computed: it needs all of the text in memory."""
 
@@ -60,8 +59,9 @@ class Survey:
     ngrams: list[NGramEntropy]
     """For n = 1, 2 and 3; empty if the text has fewer than MIN_CHARACTERS characters."""
     kneser_ney_loss: float | None
-    """Like NGramEntropy.val_loss, but of modified Kneser-Ney 7-grams. None if the text is shorter
-    than MIN_CHARACTERS, longer than MAX_KNESER_NEY_CHARACTERS, or has too large an alphabet."""
+    """Like NGramEntropy.val_loss, but of n-grams up to MAX_ORDER with Kneser-Ney smoothing. None if
+    the text is shorter than MIN_CHARACTERS, longer than MAX_KNESER_NEY_CHARACTERS, or has too many
+    different characters."""
 
 
 def survey_text(corpus: Corpus, progress: Progress = no_progress) -> Survey:
@@ -108,16 +108,16 @@ def survey_text(corpus: Corpus, progress: Progress = no_progress) -> Survey:
 
 
 def compute_kneser_ney_loss(corpus: Corpus, alphabet: str) -> float | None:
-    """Return the validation loss of KNESER_NEY_ORDER-grams, or None (Survey.kneser_ney_loss)."""
+    """Return the validation loss of smoothed n-grams, or None (see Survey.kneser_ney_loss)."""
     is_readable = MIN_CHARACTERS <= corpus.facts.characters <= MAX_KNESER_NEY_CHARACTERS
-    if not is_readable or len(alphabet) ** KNESER_NEY_ORDER > 1 << 63:
+    if not is_readable or choose_order(len(alphabet)) < MAX_ORDER:
         return None
     points = get_code_points(alphabet)
     train, val = (
         np.searchsorted(points, get_code_points("".join(corpus.read_split(name))))
         for name in SPLITS
     )
-    return KneserNey(train, KNESER_NEY_ORDER, len(alphabet)).loss(val)
+    return KneserNey(train, MAX_ORDER, len(alphabet)).loss(val)
 
 
 def count_characters(chunks: Iterable[str], n: int) -> NGramCounts:

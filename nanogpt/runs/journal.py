@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, print_note
 from ..system.files import (
     damaged_error,
     parse_json,
@@ -136,7 +136,7 @@ class Journal:
             self.draw()
 
     def draw(self) -> None:
-        """Update loss.png if there are new records and enough memory to draw it."""
+        """Update loss.png if there are new records; print a note if matplotlib cannot be used."""
         if self._drawn_records == len(self.records):
             return
         start, self._drawn_records = time.perf_counter(), len(self.records)
@@ -145,9 +145,11 @@ class Journal:
         averaged = [
             (r.step, r.ema_val_loss) for r in self.evaluations if r.ema_val_loss is not None
         ]
-        # Windows cannot replace an open file, and importing matplotlib needs memory.
-        with suppress(PermissionError, MemoryError, ImportError):
-            draw_loss(self.out / "loss.png", train, val, averaged, self.bigram_loss, self.title)
+        try:
+            with suppress(PermissionError):  # Windows cannot replace an open file
+                draw_loss(self.out / "loss.png", train, val, averaged, self.bigram_loss, self.title)
+        except (MemoryError, ImportError) as error:  # training needs no plot
+            print_note(f"loss.png is not drawn: {str(error) or 'out of memory'}")
         self._drawn_at = time.perf_counter()
         self._drawing_seconds = self._drawn_at - start
 

@@ -4,7 +4,6 @@ Each rung adds one part to the previous rung. All trained rungs use the same bat
 number of steps, and all rungs are evaluated on the same validation split.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -24,21 +23,21 @@ from ..system.files import dump_json, write_output
 from ..text import corpora
 from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
-from ..text.kneser_ney import KneserNey
+from ..text.kneser_ney import MAX_ORDER, KneserNey, choose_order
 from ..text.ngrams import Integers, NGramCounts
 from ..train import Reporter
 from .plots import draw_ladder
 from .trial import make_directory, run_trial, stop_on_disk_error
 
 LADDER_COMMAND = "nanogpt study ladder"
-NGRAM_RUNGS = {
+KNESER_NEY = "kneser-ney"
+COUNTED_RUNGS = {
     "unigram": "counts of each token",
     "bigram": "counts after the previous token",
     "trigram": "counts after the previous two tokens",
+    KNESER_NEY: f"counts after up to {MAX_ORDER - 1} tokens, smoothed",
 }
 """The rungs that only count n-grams: their names, and the parts that they add."""
-KNESER_NEY = "kneser-ney"
-KNESER_NEY_ORDER = 7
 Weigh = Callable[[list[int]], NDArray[np.number]]
 """Returns the weight (V,) of each possible next token, given the tokens so far."""
 SAMPLE_WIDTH = 60
@@ -172,9 +171,9 @@ def run_ladder(
     data = Data(corpus, tokenizer, "cpu", base.val_fraction, reporter.preparing)
     require_tokens(data.splits.items(), config.small.block_size, option=None)
     train, val = (to_int64(data.splits[name].tokens).numpy() for name in SPLITS)
-    for name, adds, count in plan_counting(train, val, tokenizer.vocab_size):
+    for n, (name, adds) in enumerate(COUNTED_RUNGS.items(), 1):
         start_time = time.perf_counter()
-        loss, weigh, parameters = count()
+        loss, weigh, parameters = count_rung(name, n, train, val, tokenizer.vocab_size)
         seconds = time.perf_counter() - start_time
         generator = torch.Generator().manual_seed(base.seed)
         sample = sample_tokens(weigh, int(val[0]), 4 * SAMPLE_WIDTH, generator)
@@ -221,35 +220,24 @@ def run_ladder(
     return ladder
 
 
-def plan_counting(
-    train: Integers, val: Integers, V: int
-) -> Iterator[tuple[str, str, Callable[[], tuple[float, Weigh, int]]]]:
-    """For each rung that only counts, yield its name, the part that it adds, and a function.
+def count_rung(
+    name: str, n: int, train: Integers, val: Integers, V: int
+) -> tuple[float, Weigh, int]:
+    """Count the n-grams of `train` for a rung of COUNTED_RUNGS.
 
-    The function counts the n-grams of `train`. It returns the loss on `val`, a function that
-    returns the weights of the next token, and the number of distinct n-grams.
+    Returns the loss on `val`, a function that weighs the next token, and the number of n-grams.
     """
-    for n, (name, adds) in enumerate(NGRAM_RUNGS.items(), 1):
-
-        def add_one(n: int = n) -> tuple[float, Weigh, int]:
-            counts = NGramCounts(train, n, V)
-            loss = counts.loss(NGramCounts(val, n, V))
-            return loss, lambda tokens: counts.count_followers(tokens) + 1.0, len(counts)
-
-        yield name, adds, add_one
-
-    n = min(KNESER_NEY_ORDER, int(63 / math.log2(max(2, V))))  # an n-gram must fit into 63 bits
-
-    def kneser_ney() -> tuple[float, Weigh, int]:
-        model = KneserNey(train, n, V)
+    if name == KNESER_NEY:
+        model = KneserNey(train, choose_order(V), V)
         return model.loss(val), model.next_probabilities, len(model)
-
-    yield KNESER_NEY, f"counts after up to {n - 1} tokens, smoothed", kneser_ney
+    counts = NGramCounts(train, n, V)
+    loss = counts.loss(NGramCounts(val, n, V))
+    return loss, lambda tokens: counts.count_followers(tokens) + 1.0, len(counts)
 
 
 def sample_tokens(weigh: Weigh, start: int, length: int, generator: torch.Generator) -> list[int]:
     """Sample a sequence of tokens (length,) after the token `start`."""
-    tokens = [start] * KNESER_NEY_ORDER
+    tokens = [start] * MAX_ORDER
     for _ in range(length):
         weights = torch.from_numpy(weigh(tokens)).double()  # (V,)
         tokens.append(int(torch.multinomial(weights, 1, generator=generator)))

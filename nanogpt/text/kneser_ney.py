@@ -6,9 +6,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .ngrams import Ids, Integers, count_codes, encode_ngrams, look_up
+from .ngrams import (
+    Ids,
+    Integers,
+    count_codes,
+    encode_followers,
+    encode_ngrams,
+    look_up,
+    sum_groups,
+)
 
 Floats = NDArray[np.float64]
+MAX_ORDER = 7
+"""Length of the longest n-grams: for Tiny Shakespeare, longer ones do not lower the loss."""
+
+
+def choose_order(vocab_size: int) -> int:
+    """Return the largest n up to MAX_ORDER for which an n-gram fits into 63 bits."""
+    return next(n for n in range(MAX_ORDER, 0, -1) if n == 1 or vocab_size**n <= 1 << 63)
 
 
 @dataclass(frozen=True)
@@ -79,10 +94,7 @@ class KneserNey:
         V = self.vocab_size
         p = np.full(V, 1 / V)
         for k, order in enumerate(self.orders[: len(context) + 1], start=1):
-            code = 0
-            for token in context[len(context) - k + 1 :]:
-                code = code * V + token
-            p = order.interpolate(code * V + np.arange(V, dtype=np.int64), V, p)
+            p = order.interpolate(encode_followers(context, k, V), V, p)
         return p
 
     def __len__(self) -> int:
@@ -97,11 +109,8 @@ class KneserNey:
 def _make_order(codes: Integers, counts: Integers, V: int) -> _Order:
     """Sum up the counts and discounts of the k-grams of each context."""
     discounts = _estimate_discounts(counts)
-    contexts, starts = np.unique(codes // V, return_index=True)
-    if not len(codes):
-        return _Order(codes, counts, contexts, counts, counts.astype(float), discounts)
-    totals = np.add.reduceat(counts, starts)
-    reserved = np.add.reduceat(discounts[counts.clip(max=3)], starts)
+    contexts, totals = sum_groups(codes // V, counts)
+    _, reserved = sum_groups(codes // V, discounts[counts.clip(max=3)])
     return _Order(codes, counts, contexts, totals, reserved, discounts)
 
 

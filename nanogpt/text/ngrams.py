@@ -55,7 +55,7 @@ class NGramCounts:
         codes = np.concatenate([self.codes, *(codes for codes, _ in parts)])
         counts = np.concatenate([self.counts, *(counts for _, counts in parts)])
         order = np.argsort(codes, kind="stable")
-        self.codes, self.counts = _sum_groups(codes[order], counts[order])
+        self.codes, self.counts = sum_groups(codes[order], counts[order])
 
     def __len__(self) -> int:
         """The number of distinct n-grams."""
@@ -70,15 +70,11 @@ class NGramCounts:
 
     def _count_contexts(self) -> tuple[Integers, Integers]:
         """Return the distinct contexts in ascending order, and the number of tokens after each."""
-        return _sum_groups(self.codes // self.base, self.counts)
+        return sum_groups(self.codes // self.base, self.counts)
 
     def count_followers(self, context: Sequence[int]) -> Integers:
         """Return each token's count after the last n - 1 tokens of `context`: shape (base,)."""
-        code = 0
-        for token in context[len(context) - self.n + 1 :]:
-            code = code * self.base + token
-        codes = code * self.base + np.arange(self.base, dtype=np.int64)
-        return look_up(codes, self.codes, self.counts)
+        return look_up(encode_followers(context, self.n, self.base), self.codes, self.counts)
 
     def entropy(self) -> float:
         """The entropy of a token given its context, H(x_1 … x_n) - H(x_1 … x_{n-1}), in nats."""
@@ -107,15 +103,23 @@ def encode_ngrams(ids: Integers, n: int, base: int) -> Integers:
     return codes
 
 
+def encode_followers(context: Sequence[int], n: int, base: int) -> Integers:
+    """Encode the n-grams of the last n - 1 tokens of `context` and each next token: (base,)."""
+    code = 0
+    for token in context[len(context) - n + 1 :]:
+        code = code * base + token
+    return code * base + np.arange(base, dtype=np.int64)
+
+
 def count_codes(codes: Integers) -> tuple[Integers, Integers]:
     """Return the distinct codes in ascending order, and how often each code occurs."""
     return np.unique(codes, return_counts=True)
 
 
-def _sum_groups(codes: Integers, counts: Integers) -> tuple[Integers, Integers]:
-    """Return the distinct codes of a sorted array, and the total count of each code."""
+def sum_groups(codes: Integers, values: NDArray[Number]) -> tuple[Integers, NDArray[Number]]:
+    """Return the distinct codes of a sorted array, and the sum of the values of each code."""
     distinct, starts = np.unique(codes, return_index=True)
-    return distinct, np.add.reduceat(counts, starts) if len(distinct) else counts
+    return distinct, np.add.reduceat(values, starts) if len(distinct) else values
 
 
 def look_up(asked: Integers, codes: Integers, values: NDArray[Number]) -> NDArray[Number]:
