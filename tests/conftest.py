@@ -27,6 +27,12 @@ from tests.texts import LANGUAGES
 settings.register_profile("nanogpt", deadline=None)  # no time limit, because a machine may be slow
 settings.load_profile("nanogpt")
 
+# A shell ignores SIGINT for background jobs, and nohup ignores SIGHUP; processes inherit this.
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    number = getattr(signal, name, None)  # Windows has no SIGHUP
+    if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: each uses one thread
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for processes that tests start
@@ -110,8 +116,6 @@ def server(tmp_path: Path) -> Iterator[str]:
 Answer = tuple[int, str, str]
 POSIX_OPTIONS: dict[str, Any] = {
     "start_new_session": True,  # the command and its children form a group, as in a terminal
-    # If pytest is a background job of a shell, it and its children ignore SIGINT: undo this.
-    "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
 }
 if os.name != "posix":
     POSIX_OPTIONS.clear()
