@@ -48,11 +48,13 @@ print(table[torch.tensor([0, 1]), torch.tensor([2, 0])])  # (2,): entries [0, 2]
 #
 # Operators such as `+` work on each number. If two shapes differ, PyTorch compares them from the
 # right. It stretches an axis of length 1, or a missing axis: the values are used again and again.
+# `None` as an index adds an axis of length 1, so `row[:, None]` is a column:
 
 # %%
 column = torch.tensor([[10], [20]])  # (2, 1)
 row = torch.tensor([1, 2, 3])  # (3,)
 print(column + row)  # (2, 1) + (3,) -> (2, 3)
+print(row[:, None] >= row)  # (3, 1) >= (3,) -> (3, 3): compares each number with each
 
 # %% alt="The column 10, 20 is repeated three times, the row 1, 2, 3 twice, then they are added"
 axes = diagram(66, 15)
@@ -64,14 +66,6 @@ write(axes, 45, 7.5, "=", 14)
 cells(axes, 49, 11, [["11", "12", "13"], ["21", "22", "23"]], 5, 3.5, title="sum (2, 3)")
 write(axes, 22, 2, "white cells are repetitions", 9, MUTED)
 show("broadcasting")
-
-# %% [markdown]
-# `None` as an index adds an axis of length 1. So `row[:, None]` is a column, and a column combined
-# with a row gives a table of all pairs:
-
-# %%
-print(row[:, None].shape, row[None].shape)  # (3, 1) and (1, 3)
-print(row[:, None] >= row)  # (3, 1) >= (3,) -> (3, 3): is the row's number at least the column's?
 
 # %% [markdown]
 # ## Sums, and why `keepdim` matters
@@ -103,11 +97,8 @@ print("row 1 times column 0:", 4 * 1 + 5 * 0 + 6 * 2)
 
 # %% alt="Row 4, 5, 6 of a matrix times column 1, 0, 2 of another gives entry 16 of the product"
 axes = diagram(66, 18)
-row_1, column_0, entry = (
-    [[False] * 3, [True] * 3],
-    [[True, False]] * 3,
-    [[False] * 2, [True, False]],
-)
+row_1, column_0 = [[False] * 3, [True] * 3], [[True, False]] * 3
+entry = [[False, False], [True, False]]
 cells(axes, 3, 12.5, [["1", "2", "3"], ["4", "5", "6"]], 5, 3.5, row_1, "table (2, 3)")
 write(axes, 22, 9, "@", 14)
 cells(axes, 26, 14.2, [["1", "3"], ["0", "1"], ["2", "0"]], 5, 3.5, column_0, "weight (3, 2)")
@@ -136,8 +127,8 @@ print(y[1, 2], "=", x[1, 2], "@ matrix")
 
 # %%
 print("view:", x.view(6, 4))  # (2, 3, 4) -> (6, 4)
-print("transpose:", x.transpose(1, 2))  # (2, 3, 4) -> (2, 4, 3): x[b, t, c] is now at [b, c, t]
-print("permute:", x.permute(1, 0, 2))  # (2, 3, 4) -> (3, 2, 4): x[b, t, c] is now at [t, b, c]
+print("transpose:", x.transpose(1, 2))  # -> (2, 4, 3): x[b, t, c] is now at [b, c, t]
+print("permute:", x.permute(1, 0, 2))  # -> (3, 2, 4): x[b, t, c] is now at [t, b, c]
 
 # %% [markdown]
 # Attention (lesson 5) splits the C channels of each position into H heads of D = C / H channels. In
@@ -155,8 +146,8 @@ print("wrong:", x.view(1, H, T, D))  # the same shape
 # Right: head 0 has the channels 0 and 1 of all positions, head 1 the channels 2 and 3. Wrong: `view`
 # alone gives the same shape without any error, but head 0 gets all channels of position 0.
 #
-# `transpose` does not move numbers in memory. So its result is not *contiguous*: neighbours in a row
-# are not neighbours in memory. Such a tensor often has no `view`; `reshape` copies it if it must.
+# `transpose` does not move numbers in memory. So its result is not *contiguous*: neighbours in a
+# row are not neighbours in memory. `view` then often fails; `reshape` copies the numbers if it must.
 
 # %%
 try:
@@ -164,15 +155,6 @@ try:
 except RuntimeError as error:
     print(str(error)[:67], "…")
 print(heads.reshape(1, H * T * D))  # (B, H, T, D) -> (B, H · T · D)
-
-# %% tags=["test"]
-assert (right.sum(dim=1).tolist(), wrong.sum(dim=1).tolist()) == ([1, 1], [0.625, 1.5])
-assert counts.sum(dim=1).tolist() == [4, 8]
-assert (table @ weight).tolist() == [[7, 5], [16, 17]]
-assert y[1, 2].tolist() == [200, 210, 220, 230]
-assert heads[0].tolist() == [[[0, 1], [10, 11], [20, 21]], [[2, 3], [12, 13], [22, 23]]]
-assert x.view(1, H, T, D)[0, 0].tolist() == [[0, 1], [2, 3], [10, 11]]
-assert not heads.is_contiguous()
 
 # %% [markdown]
 # ## Softmax
@@ -236,21 +218,17 @@ print("by autograd:", a.grad, b.grad)
 
 # %% alt="Values go from a and b to the loss 4.667; slopes go back, to −5.333 for a and −4 for b"
 axes = diagram(78, 20)
-names = [
-    "a = 1\nb = 0",
-    "prediction\nax + b",
-    "error\nprediction − target",
-    "loss\nmean of squares",
-]
+names = ["a = 1\nb = 0", "prediction\nax + b", "error\nprediction − target"]
+names += ["loss\nmean of squares"]
 values = ["", "0, 1, 2", "−1, −2, −3", "4.667"]
-slopes = ["−5.333\n−4", "−0.67, −1.33, −2", "−0.67, −1.33, −2", "1"]
+slopes = ["a: −5.333\nb: −4", "−0.67, −1.33, −2", "−0.67, −1.33, −2", "1"]
 for i in range(4):
     box(axes, 10 + 19.5 * i, 10, names[i], 15, 5.5)
     write(axes, 10 + 19.5 * i, 14.3, values[i])
     write(axes, 10 + 19.5 * i, 5.2, slopes[i], 9, ACCENT)
-for x in (17.5, 37, 56.5):
-    arrow(axes, (x, 11.2), (x + 4.5, 11.2))
-    arrow(axes, (x + 4.5, 8.8), (x, 8.8), color=ACCENT, style="--")
+for edge in (17.5, 37, 56.5):
+    arrow(axes, (edge, 11.2), (edge + 4.5, 11.2))
+    arrow(axes, (edge + 4.5, 8.8), (edge, 8.8), color=ACCENT, style="--")
 write(axes, 2.5, 18, "forward: values, from the parameters to the loss", 9, INK, "left", True)
 write(
     axes, 2.5, 1.6, "backward: slopes of the loss, back to the parameters", 9, ACCENT, "left", True
@@ -258,6 +236,12 @@ write(
 show("backward")
 
 # %% tags=["test"]
+assert (right.sum(dim=1).tolist(), wrong.sum(dim=1).tolist()) == ([1, 1], [0.625, 1.5])
+assert (table @ weight).tolist() == [[7, 5], [16, 17]]
+assert y[1, 2].tolist() == [200, 210, 220, 230]
+assert heads[0].tolist() == [[[0, 1], [10, 11], [20, 21]], [[2, 3], [12, 13], [22, 23]]]
+assert x.view(1, H, T, D)[0, 0].tolist() == [[0, 1], [2, 3], [10, 11]]
+assert not heads.is_contiguous()
 assert abs(loss.item() - 14 / 3) < 1e-5
 assert abs(a.grad + 16 / 3) + abs(b.grad + 4) < 1e-5
 assert abs((line_loss(1.01, 0.0) - line_loss(0.99, 0.0)) / 0.02 + 16 / 3) < 1e-3
@@ -332,27 +316,14 @@ print("last loss with the optimizer:", train_line(0.2, 51)[-1], "by hand:", loss
 
 # %% alt="Loss over 12 steps: slow fall with learning rate 0.01, fast with 0.2, growth with 0.43"
 plt.figure(figsize=(7, 3))
-for learning_rate, style, color, label in [
-    (0.01, "--", INK, "0.01: too small"),
-    (0.2, "-", ACCENT, "0.2: good"),
-    (0.43, ":", INK, "0.43: too large, the loss grows"),
-]:
+names = {0.01: "0.01: too small", 0.2: "0.2: good", 0.43: "0.43: too large, the loss grows"}
+for (learning_rate, name), style in zip(names.items(), ("--", "-", ":"), strict=True):
     losses = train_line(learning_rate, 13)
+    color = ACCENT if learning_rate == 0.2 else INK
     plt.plot(losses, style, color=color)
-    plt.text(12.2, losses[-1], label, color=color, va="center", fontsize=9)
-plt.xlim(0, 18)
-plt.xticks(range(0, 13, 2))
-plt.xlabel("step")
-plt.ylabel("loss")
+    plt.text(12.2, losses[-1], name, color=color, va="center", fontsize=9)
+plt.gca().set(xlim=(0, 18), xticks=range(0, 13, 2), xlabel="step", ylabel="loss")
 show("learning-rates")
-
-# %% tags=["test"]
-assert abs(a.grad + 32 / 3) < 1e-5
-assert abs(train_line(0.2, 51)[-1] - loss.item()) < 1e-6
-assert loss < 1e-5
-slow, good, large = (train_line(rate, 13) for rate in (0.01, 0.2, 0.43))
-assert 1 < slow[-1] < slow[0] < large[-1]
-assert good[-1] < 0.01
 
 # %% [markdown]
 # With 0.43, each step jumps over the best values and ends farther away on the other side. The best
@@ -365,7 +336,8 @@ assert good[-1] < 0.01
 # ## Two layers for all lessons
 #
 # `nn.Linear(3, 2)` turns 3 numbers into 2: $xW^T + b$. Its parameters are the `weight` $W$ of shape
-# (2, 3) and the `bias` $b$ of shape (2,). They start as random numbers.
+# (2, 3) and the `bias` $b$ of shape (2,). They start as random numbers. `nn.Embedding(5, 2)` is a
+# table of parameters with 5 rows of 2 numbers. It returns the row of each token.
 
 # %%
 torch.manual_seed(0)  # the same random numbers in every run
@@ -374,11 +346,6 @@ x = torch.tensor([[1.0, 2.0, 3.0]])  # (1, 3)
 print(linear(x))  # (1, 3) -> (1, 2)
 print(x @ linear.weight.T + linear.bias)  # .T swaps the axes: (1, 3) @ (3, 2) + (2,) -> (1, 2)
 
-# %% [markdown]
-# `nn.Embedding(5, 2)` is a table of parameters with 5 rows of 2 numbers. It returns the row of each
-# token.
-
-# %%
 embedding = nn.Embedding(5, 2)
 tokens = torch.tensor([[4, 0, 4]])  # (B, T) = (1, 3)
 print(embedding(tokens))  # (B, T) -> (B, T, C): (1, 3) -> (1, 3, 2)
@@ -410,16 +377,21 @@ torch.testing.assert_close(embedding(tokens), embedding.weight[tokens])  # no er
 #    decimals.
 
 # %% tags=["test"]
+assert abs(a.grad + 32 / 3) < 1e-5
+assert abs(train_line(0.2, 51)[-1] - loss.item()) < 1e-6
+assert loss < 1e-5
+slow, good, large = (train_line(rate, 13) for rate in (0.01, 0.2, 0.43))
+assert 1 < slow[-1] < slow[0] < large[-1]
+assert good[-1] < 0.01
 torch.testing.assert_close(linear(x), x @ linear.weight.T + linear.bias)
 x = torch.arange(24).view(2, 3, 4)
 assert not x.view(2, 4, 3).equal(x.transpose(1, 2))
 model, losses = Line(), []
 optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
 for _ in range(100):
-    loss = ((model(inputs) - targets) ** 2).mean()
-    loss.backward()
+    losses.append(((model(inputs) - targets) ** 2).mean())
+    losses[-1].backward()
     optimizer.step()
-    losses.append(loss.item())
 assert min(losses) < 0.1 * losses[0] < losses[0] < max(losses[50:])
 model.c = torch.tensor(1.0, requires_grad=True)
 assert [name for name, _ in model.named_parameters()] == ["a", "b"]
@@ -427,8 +399,8 @@ assert [name for name, _ in model.named_parameters()] == ["a", "b"]
 # %% tags=["solution"]
 if SOLUTIONS:
     x = torch.zeros(2, 3, 4)
-    sums = torch.zeros(4, 1) + torch.zeros(3)
-    print("1.", sums.shape, (x @ torch.zeros(4, 5)).shape, x.permute(2, 0, 1).shape)
+    print("1.", (torch.zeros(4, 1) + torch.zeros(3)).shape)
+    print("  ", (x @ torch.zeros(4, 5)).shape, x.permute(2, 0, 1).shape)
     print("2.", scores.softmax(dim=0), (scores + 100).softmax(dim=0))
     print("   No change: each power is e^100 times larger, and so is their sum.")
     torch.testing.assert_close(scores.softmax(dim=0), (scores + 100).softmax(dim=0))
