@@ -261,9 +261,9 @@ write(right, 303, counted_train - 0.009, "● mean of 20 batches", 9, INK, "left
 show("training")
 
 # %% [markdown]
-# The loss of the batches falls to about 2.46, close to the counted loss on the same *training* text.
-# Both tables have a higher loss on the validation text, because they come from the training text.
-# So never compare the training loss of one model with the validation loss of another.
+# The loss of the batches falls to about 2.46, close to the counted loss on the same *training*
+# text. Both tables have a higher loss on the validation text, because they come from the training
+# text. So never compare the training loss of one model with the validation loss of another.
 #
 # ## Do the two tables agree?
 #
@@ -321,10 +321,10 @@ assert abs(frequency_loss - counted_val - 0.87) < 0.005
 #    repeats one character: the model learned to copy its input. *Remedy:* print one block.
 # 2. No smoothing. *Symptom:* the loss on the validation text is infinite, because 187 of its pairs
 #    never occur in the training text. *Remedy:* add 1 to the counts.
-# 3. No `keepdim` in the sum. *Symptom:* not in the loss, which is still 2.482! Each count is divided
-#    by the sum for the second character of its pair instead of the first. But in a text, each
-#    character is once the second and once the first of a pair. *Remedy:* check that rows sum to 1;
-#    here, their sums lie between 0.08 and 10.8.
+# 3. No `keepdim` in the sum. *Symptom:* the loss is still 2.482, but rows sum to anything between
+#    0.08 and 10.8. Each count is divided by the sum for the second character of its pair instead of
+#    the first; over a text this gives the same loss, because each character is once the first and
+#    once the second of a pair. *Remedy:* check that each row sums to 1.
 #
 # ## Exercises
 #
