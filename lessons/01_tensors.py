@@ -25,12 +25,12 @@ from pictures import ACCENT, INK, MUTED, arrow, box, cells, diagram, show, write
 from torch import nn
 
 table = torch.tensor([[1, 2, 3], [4, 5, 6]])  # (2, 3): two rows of three numbers
-print(table, tuple(table.shape), table.dtype)
+print(table, table.shape, table.dtype)
 print(torch.tensor([0.5, 1.0]).dtype)
 
 # %% [markdown]
-# Tokens will be integers (int64), parameters numbers with a fraction (float32). An index in square
-# brackets selects a part. As in lists, counting starts at 0, and `:-1` means all but the last.
+# The characters of a text will be integers (int64), parameters will be fractions (float32). An
+# index in brackets selects a part. As in lists, `0` is the first, and `:-1` is all but the last.
 
 # %%
 print(table[0])  # (3,): the first row
@@ -40,19 +40,20 @@ print(table[torch.tensor([1, 0, 1])])  # (3, 3): row 1, row 0, row 1
 print(table[torch.tensor([0, 1]), torch.tensor([2, 0])])  # (2,): entries [0, 2] and [1, 0]
 
 # %% [markdown]
-# The fourth line selects rows by a tensor of row numbers. A model finds the vectors of its tokens
-# in this way.
+# The fourth line looks up rows by their numbers. A model looks up the vectors of characters like
+# this. (A *vector* is a tensor with one axis.)
 #
 # ## Broadcasting
 #
 # Operators such as `+` work on each number. If two shapes differ, PyTorch compares them from the
 # right. It stretches an axis of length 1, or a missing axis: the values are used again and again.
-# `None` as an index adds an axis of length 1, so `row[:, None]` is a column:
+# Other differences are errors. `None` as an index adds an axis of length 1:
 
 # %%
 column = torch.tensor([[10], [20]])  # (2, 1)
 row = torch.tensor([1, 2, 3])  # (3,)
 print(column + row)  # (2, 1) + (3,) -> (2, 3)
+print(row[None].shape, row[:, None].shape)  # (1, 3) and (3, 1): the second is a column
 print(row[:, None] >= row)  # (3, 1) >= (3,) -> (3, 3): compares each number with each
 
 # %% alt="The column 10, 20 is repeated three times, the row 1, 2, 3 twice, then they are added"
@@ -125,28 +126,28 @@ print(y[1, 2], "=", x[1, 2], "@ matrix")
 # `permute(2, 0, 1)` puts the axes into the order 2, 0, 1.
 
 # %%
-print("view:", x.view(6, 4))  # (2, 3, 4) -> (6, 4)
-print("transpose:", x.transpose(1, 2))  # -> (2, 4, 3): x[b, t, c] is now at [b, c, t]
-print("permute:", x.permute(2, 0, 1))  # -> (4, 2, 3): x[b, t, c] is now at [c, b, t]
+print("view", x.view(6, 4), sep="\n")  # (2, 3, 4) -> (6, 4)
+print("transpose", x.transpose(1, 2), sep="\n")  # -> (2, 4, 3): x[b, t, c] is now at [b, c, t]
+print("permute", x.permute(2, 0, 1), sep="\n")  # -> (4, 2, 3): x[b, t, c] is now at [c, b, t]
 
 # %% [markdown]
-# Attention (lesson 5) splits the C channels of each position into H heads of D = C / H channels. In
-# this example, the tens name the position and the units name the channel:
+# Lesson 5 splits the C numbers (*channels*) of each position into H parts (*heads*) of D = C / H
+# channels. In this example, the tens name the position and the units name the channel:
 
 # %%
 B, H, D = 1, 2, 2
 x = 10 * torch.arange(T)[:, None] + torch.arange(C)  # (T, 1) + (C,) -> (T, C)
 print(x)
 heads = x.view(B, T, H, D).transpose(1, 2)  # (T, C) -> (B, T, H, D) -> (B, H, T, D)
-print("right:", heads)
-print("wrong:", x.view(B, H, T, D))  # the same shape
+print("right", heads, sep="\n")
+print("wrong", x.view(B, H, T, D), sep="\n")  # the same shape
 
 # %% [markdown]
 # Right: head 0 has the channels 0 and 1 of all positions, head 1 has 2 and 3. Wrong: `view` alone
 # gives the same shape, but head 0 has all channels of position 0.
 #
-# `transpose` does not move numbers in memory. So its result is not *contiguous*: neighbours in a
-# row are not neighbours in memory. Then `view` can fail, but `reshape` copies the numbers.
+# `transpose` does not move numbers in memory. Its result is not *contiguous*: if you read it row by
+# row, you jump back and forth in memory. Then `view` can fail; `reshape` copies if it must.
 
 # %%
 try:
@@ -206,7 +207,7 @@ print("by hand:", (slope_of_error * inputs).sum(), (slope_of_error * 1).sum())
 # %% [markdown]
 # The third way is *autograd*: PyTorch applies the chain rule for us. With `requires_grad=True`, it
 # records each operation. `backward` then goes through the record from the loss back to the
-# parameters, and stores their slopes in `grad`.
+# parameters, as in the picture, and stores their slopes in `grad`.
 
 # %%
 a = torch.tensor(1.0, requires_grad=True)
@@ -321,15 +322,15 @@ show("learning-rates")
 # %% [markdown]
 # With 0.43, each step jumps over the best values and ends farther away on the other side. The best
 # learning rate must be found by trying. From lesson 2 on, it changes during the training, and
-# `torch.optim.Adam` takes the place of SGD. Adam divides the change of each parameter by the usual
-# size of its slopes. So parameters with small slopes also move. [Lesson 10](10_training.md)
-# explains both.
+# `torch.optim.Adam` takes the place of SGD. Adam divides each change by the usual size of this
+# parameter's slopes, so small slopes also count. [Lesson 10](10_training.md) explains both.
 #
 # ## Two layers for all lessons
 #
 # `nn.Linear(3, 2)` turns 3 numbers into 2: $xW^T + b$. Its parameters are the `weight` $W$ of shape
 # (2, 3) and the `bias` $b$ of shape (2,). They start as random numbers. `nn.Embedding(5, 2)` is a
-# table of parameters with 5 rows of 2 numbers. It returns the row of each token.
+# table of parameters with 5 rows of 2 numbers. It looks up one row for each *token*, an integer
+# that stands for a character. (`grad_fn` in the output shows that autograd records.)
 
 # %%
 torch.manual_seed(0)  # the same random numbers in every run
@@ -368,8 +369,7 @@ torch.testing.assert_close(embedding(tokens), embedding.weight[tokens])  # no er
 
 # %% tags=["test"]
 assert abs(a.grad + 32 / 3) < 1e-5
-assert abs(train_line(0.2, 51)[-1] - loss.item()) < 1e-6
-assert loss < 1e-5
+assert max(loss.item(), train_line(0.2, 51)[-1]) < 1e-6
 slow, good, large = (train_line(rate, 13) for rate in (0.01, 0.2, 0.43))
 assert good[-1] < 0.01 < 1 < slow[-1] < slow[0] < large[-1]
 x = torch.arange(24).view(2, 3, 4)
@@ -386,16 +386,15 @@ assert [name for name, _ in model.named_parameters()] == ["a", "b"]
 
 # %% tags=["solution"]
 if SOLUTIONS:
-    x = torch.zeros(2, 3, 4)
     print("1.", (torch.zeros(4, 1) + torch.zeros(3)).shape)
-    print("  ", (x @ torch.zeros(4, 5)).shape, x.permute(1, 2, 0).shape)
+    print("  ", (torch.zeros(2, 3, 4) @ torch.zeros(4, 5)).shape, x.permute(1, 2, 0).shape)
     print("2.", (scores + 100).softmax(dim=0), "as before: powers and sum are e^100 times larger")
     a = torch.tensor(2.0, requires_grad=True)
     b = torch.tensor(1.0, requires_grad=True)
     ((a * b - 6) ** 2).backward()
     print("3. by hand: 2(ab - 6)b = -8, 2(ab - 6)a = -16; autograd:", a.grad, b.grad)
     assert (a.grad, b.grad) == (-8, -16)
-    for rate in (0.40, 0.41, 0.42, 0.43):
+    for rate in (0.40, 0.41, 0.42):
         losses = train_line(rate, 400)
         print(f"4. learning rate {rate}: loss {losses[0]:.2f} -> {losses[-1]:.2g}")
         assert (losses[-1] < losses[0]) == (rate < 0.415)

@@ -67,8 +67,8 @@ print(f"{len(train_tokens):,} tokens for training, {len(val_tokens):,} for valid
 # ## The shift by one
 #
 # The model should predict the next character. So the *target* of each token is the token after it:
-# inputs and targets are the same text, shifted by one. A *block* of T tokens has T targets. Here, T
-# is 8:
+# inputs and targets are the same text, shifted by one. A *block* of T tokens has T targets, so it
+# trains T predictions at once. Here, T is 8:
 
 # %%
 block = train_tokens[:9]  # (T + 1,) with T = 8
@@ -76,6 +76,9 @@ inputs, targets = block[:-1], block[1:]  # (T,) each
 for t in range(8):
     context, target = decode(inputs[: t + 1]), decode(targets[t : t + 1])
     print(f"when the input is {context!r}, the target is {target!r}")
+
+# %% [markdown]
+# A block is a window on the text. The targets are the same window, moved by one character:
 
 # %% alt="The inputs are the characters 0 to 7 of the text, the targets the characters 1 to 8"
 axes = diagram(74, 19)
@@ -88,12 +91,13 @@ for name, y, start, stop, marked in lines:
 arrow(axes, (22.4, 8.9), (25.6, 7.1), color=ACCENT)
 write(axes, 16, 2, "when the input is 'Fir', the target is 's'", 9, ACCENT, "left")
 write(axes, 50, 10.5, "one block, T = 8", 9, MUTED, "left")
-write(axes, 50, 5.5, "the same, shifted by one", 9, MUTED, "left")
+write(axes, 50, 5.5, "the same window, moved by one", 9, MUTED, "left")
 show("shift")
 
 # %% [markdown]
 # Training uses a *batch*: B blocks from random places of the text. `torch.randint` gives random
 # starts. Broadcasting adds the numbers 0 to T to each start: the positions of one block per row.
+# [gpt.py](../gpt.py) has the same function.
 
 
 # %%
@@ -120,9 +124,9 @@ for p in (0.99, 0.5, 0.1, 1 / 65, 0.001):
 
 # %% [markdown]
 # The smaller $p$ is, the larger is the loss. The mean over a text is the loss of the model, called
-# *cross-entropy*. Its unit is the *nat*, because the logarithm is the natural one.
-# A model that knows nothing gives all 65 characters the same probability: its loss is
-# $\ln 65 = 4.174$ nats per character.
+# *cross-entropy*. Its unit is the *nat*, because the logarithm is the natural one. A model that
+# knows nothing gives all 65 characters the same probability. Its loss is $\ln 65 = 4.174$ nats per
+# character.
 #
 # The *perplexity* expresses the same as a number of characters:
 #
@@ -145,9 +149,10 @@ print(f"loss {frequency_loss:.3f}, perplexity {math.exp(frequency_loss):.1f}")
 # %% [markdown]
 # ## The bigram, by counting
 #
-# A `q` is followed by a `u`. A bigram model predicts the next character from the last one only. It
-# is a table with V rows and V columns: row $a$ contains the probabilities of all characters after
-# $a$. To count all pairs at once, we give each pair $(a, b)$ the number $a \cdot V + b$.
+# After a `q`, a `u` is almost certain. A bigram model predicts the next character from the last one
+# only. It is a table with V rows and V columns: row $a$ contains the probabilities of all
+# characters after $a$. To count all pairs at once, each pair $(a, b)$ gets the number
+# $a \cdot V + b$.
 
 # %%
 pairs = train_tokens[:-1] * V + train_tokens[1:]  # (number of pairs,)
@@ -280,9 +285,9 @@ for character in "e tqZ3":
 # %% [markdown]
 # Frequent characters: yes. If a character is more than 1% of the text, less than 0.05 must be
 # moved. Rare characters: no, for two reasons. First, the + 1 matters there: in the row of `q`, it
-# gives 0.10 to 64 characters that never follow. Training has no + 1. Second, `3` occurs only a few
-# times in the batches, so its row is not yet fully trained. Rare rows hardly change the loss: 2.489
-# against 2.482.
+# gives 0.10 to 64 characters that never follow. Training has no + 1. Second, a character such as
+# `3` occurs only a few times in the batches, so its row is not yet fully trained. Rare rows hardly
+# change the loss: 2.489 against 2.482.
 #
 # ## Scoreboard
 
@@ -310,7 +315,11 @@ assert abs(sum(losses[-100:]) / 100 - 2.46) < 0.015
 assert losses[60] < 2.6
 assert moved[frequencies > 0.01].max() < 0.05
 assert moved[token_of["3"]] > 0.2
+assert counts[token_of["q"]].sum() == counts[token_of["q"], token_of["u"]] == 563
 assert abs(64 / (563 + 65) - 0.10) < 0.005
+torch.manual_seed(0)
+batches = torch.stack([get_batch(train_tokens, 32, 64)[0] for _ in range(steps)])
+assert (batches == token_of["3"]).sum() < 40
 assert abs(math.log(V) - frequency_loss - 0.83) < 0.005
 assert abs(frequency_loss - counted_val - 0.87) < 0.005
 
@@ -373,5 +382,5 @@ if SOLUTIONS:
     print(
         f"4. backwards: {backward_loss:.3f}. The same: both tables have the same counts of pairs,"
     )
-    print("   and each character divides once as the first and once as the second of a pair.")
+    print("   and each character of a text is once the first and once the second of a pair.")
     assert abs(backward_loss - counted_val) < 0.001
