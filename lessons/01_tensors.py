@@ -238,9 +238,8 @@ assert (table @ weight).tolist() == [[7, 5], [16, 17]]
 assert heads[0].tolist() == [[[0, 1], [10, 11], [20, 21]], [[2, 3], [12, 13], [22, 23]]]
 assert x.view(B, H, T, D)[0, 0].tolist() == [[0, 1], [2, 3], [10, 11]]
 assert abs(loss.item() - 14 / 3) < 1e-5
-assert abs(a.grad + 16 / 3) + abs(b.grad + 4) < 1e-5
+assert abs(a.grad + 16 / 3) + abs(b.grad + 4) + abs(a.grad - slope_of_error @ inputs) < 1e-5
 assert abs((line_loss(1.01, 0.0) - line_loss(0.99, 0.0)) / 0.02 + 16 / 3) < 1e-3
-assert abs((slope_of_error * inputs).sum() - a.grad) < 1e-5
 assert scores.softmax(dim=0).mul(1000).round().tolist() == [665, 245, 90]
 
 # %% [markdown]
@@ -386,8 +385,9 @@ assert [name for name, _ in model.named_parameters()] == ["a", "b"]
 
 # %% tags=["solution"]
 if SOLUTIONS:
-    print("1.", (torch.zeros(4, 1) + torch.zeros(3)).shape)
-    print("  ", (torch.zeros(2, 3, 4) @ torch.zeros(4, 5)).shape, x.permute(1, 2, 0).shape)
+    x = torch.zeros(2, 3, 4)
+    shapes = (torch.zeros(4, 1) + torch.zeros(3)).shape, (x @ torch.zeros(4, 5)).shape
+    print("1.", *shapes, x.permute(1, 2, 0).shape)
     print("2.", (scores + 100).softmax(dim=0), "as before: powers and sum are e^100 times larger")
     a = torch.tensor(2.0, requires_grad=True)
     b = torch.tensor(1.0, requires_grad=True)
