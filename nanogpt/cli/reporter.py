@@ -96,9 +96,7 @@ class TerminalReporter(LiveReporter):
         )
         if run.smoothed_loss is not None:
             n, loss = run.smoothed_loss
-            print_line(
-                f"{describe_ngrams(n)}: validation loss {loss:.4f}{self._format_bits(loss)}"
-            )
+            print_line(f"{describe_ngrams(n)}: validation loss {loss:.4f}{self._format_bits(loss)}")
         if lost := max(split.lost for split in splits.values()):
             self.said(f"{describe_lost_text(lost)} {NO_BITS}")
         if run.state.step:
