@@ -159,7 +159,7 @@ powers = scores.exp()  # (3,): e to the power of each score
 print(powers / powers.sum(), scores.softmax(dim=0))
 
 # %% [markdown]
-# A score that is larger by 1 gets $e = 2.718$ times the probability: 0.665 is about 2.718 · 0.245.
+# A score 1 above another has $e = 2.718$ times its probability: 0.665 is about 2.718 · 0.245.
 #
 # ## One gradient, computed in three ways
 #
