@@ -10,9 +10,9 @@
 # embedding), [lesson 7](07_depth.md) (feed-forward layers, residual connections) and
 # [lesson 8](08_norm.md) (layer norm, initial weights).
 #
-# **You will see:** a picture of the whole model; a GPT of 208,320 parameters with exactly the
-# function of `gpt.py` and of the package; and its validation loss, 1.91 nats per character, where
-# the bigram has 2.48.
+# **You will see:** a picture of the whole model; a GPT of 208,320 parameters that computes the same
+# as the GPT of `gpt.py` and that of the package; and its validation loss, 1.91 nats per character.
+# The bigram of lesson 2 has 2.48.
 
 # %%
 import importlib
@@ -45,7 +45,8 @@ show("model")
 # %% [markdown]
 # The vertical line is the residual stream `x`. Its shape is always (B, T, C), so a model can have
 # any number of Transformer blocks. Attention and the feed-forward layer both read the stream
-# through a layer norm, and add their result to it.
+# through a layer norm, and add their result to it. The row at the bottom shows the targets: the
+# model predicts the next character at all positions at once.
 #
 # ## Attention
 #
@@ -76,8 +77,8 @@ class SelfAttention(nn.Module):
 # %% [markdown]
 # ## The Transformer block
 #
-# [The second class](../gpt.py#L107-L121) is the grey box of the picture. Each line of `forward`
-# is one branch.
+# [The second class](../gpt.py#L107-L121) is the grey box of the picture. Each line of `forward` is
+# one branch: a layer reads `x`, and its result is added to `x`.
 
 
 # %%
@@ -99,11 +100,11 @@ class Block(nn.Module):
 # [The third class](../gpt.py#L124-L149) is the whole picture. Two things are new:
 #
 # - **The output layer is tied.** It has no weights of its own: it uses the weights of
-#   `token_embedding` again (Press and Wolf 2017, arXiv:1608.05859). So the logit of a character is
-#   the dot product of `x` with the vector of that character.
-# - **The initial weights are those of GPT-2** (Radford et al. 2019): small random numbers, with
-#   standard deviation 0.02. The $2 \cdot$ `n_layer` layers that add to the stream get numbers that
-#   are smaller by $\sqrt{2 \cdot \text{n\_layer}}$; lesson 8 gives the reason.
+#   `token_embedding` again (Press and Wolf 2017, arXiv:1608.05859). The logit of a character is the
+#   dot product of `x` with the vector of that character, so it is large if the two are similar.
+# - **The initial weights are those of GPT-2** (Radford et al. 2019): random numbers with standard
+#   deviation 0.02. The $2 \cdot \text{n\_layer}$ layers that add to the stream get smaller numbers,
+#   divided by $\sqrt{2 \cdot \text{n\_layer}}$, so that the stream stays small.
 
 
 # %%
@@ -135,8 +136,8 @@ class GPT(nn.Module):
 
 # %%
 torch.manual_seed(1)
-model = GPT(vocab_size=V, block_size=T, n_layer=4, n_head=4, n_embd=64)
-
+sizes = {"vocab_size": V, "block_size": T, "n_layer": 4, "n_head": 4, "n_embd": 64}
+model = GPT(**sizes)
 print("tokens               ", tuple(tokens.shape), tokens[0].tolist())
 x = model.token_embedding(tokens)
 print("token embedding      ", tuple(x.shape))
@@ -183,8 +184,6 @@ print(f"first loss {first_loss.item():.2f}, ln V = {math.log(V):.2f}")
 # %% tags=["test"]
 assert abs(first_loss.item() - math.log(V)) < 0.03
 assert tokens[0].tolist() == [18, 47, 56, 57, 58, 1, 15, 47, 58]  # those of docs/gpt.svg
-spread = model(tokens)[0, -1].softmax(dim=-1).detach()
-assert 0.5 / V < spread.min() < spread.max() < 2 / V
 lines = (lesson.HERE.parent / "gpt.py").read_text("utf-8").splitlines()
 for number, start in ((81, "class Self"), (107, "class Block"), (124, "class GPT")):
     assert lines[number - 1].startswith(start)  # the links to gpt.py
@@ -201,9 +200,8 @@ difference = (model(changed) - model(tokens)).abs().sum(dim=-1)[0]  # (T,)
 print("change of the logits at each position:", [round(d, 3) for d in difference.tolist()])
 
 # %% [markdown]
-# Only the last position changes, so the mask works in all heads and blocks.
-
-# %% [markdown]
+# Only the last position changes, so the mask works in all heads of all Transformer blocks.
+#
 # ## Where the parameters are
 #
 # A linear layer from $a$ to $b$ channels has $a \cdot b$ weights and $b$ biases. Attention has four
@@ -232,22 +230,18 @@ print(f"sum {sum(parts.values()):,}, model {sum(p.numel() for p in model.paramet
 # %% alt="Shares of the parameters: attention 32%, feed_forward 64% here; 23%, 46% in GPT-2"
 gpt2 = count_by_part(V=50257, T=1024, n_layer=12, C=768)
 figure, axes = plt.subplots(figsize=(7, 2.2))
-for y, counts in enumerate([parts, gpt2]):
+for y, (label, counts) in enumerate([("this model", parts), ("smallest GPT-2", gpt2)]):
     total, left = sum(counts.values()), 0.0
+    axes.text(-0.01, y, f"{label}\n{total:,}", ha="right", va="center", size=9)
     for (name, count), color in zip(counts.items(), [SOFT, MUTED, FILL, PAPER, INK], strict=True):
         share = count / total
         axes.barh(y, share, 0.6, left, color=color, edgecolor=INK)
         if share > 0.1:
             axes.text(left + share / 2, y, f"{name}\n{share:.0%}", ha="center", va="center", size=9)
         left += share
-axes.set_yticks(
-    [0, 1], [f"this model\n{sum(parts.values()):,}", f"smallest GPT-2\n{sum(gpt2.values()):,}"]
-)
 axes.text(0, -0.4, "token and position embedding 2% each", size=8, va="bottom")
 axes.invert_yaxis()
-axes.grid(False)
-axes.spines[:].set_visible(False)
-axes.tick_params(length=0, labelbottom=False)
+axes.axis("off")
 show("parameters")
 
 # %% [markdown]
@@ -257,11 +251,17 @@ show("parameters")
 
 # %% tags=["test"]
 assert sum(parts.values()) == sum(p.numel() for p in model.parameters()) == 208320
-assert sum(gpt2.values()) == 124439808
 assert difference[:-1].max() == 0 < difference[-1]
 assert round(gpt2["token embedding"] / 1e6, 1) == 38.6
 assert [round(100 * count / 208320) for count in parts.values()] == [2, 2, 32, 64, 1]
 assert [round(100 * count / 124439808) for count in gpt2.values()] == [31, 1, 23, 46, 0]
+
+broken = GPT(**sizes)
+nn.init.normal_(broken.token_embedding.weight)
+assert cross_entropy(broken(inputs), targets).item() > 40
+scores = torch.zeros(3, 3).masked_fill(torch.ones(3, 3, dtype=torch.bool).triu(), -math.inf)
+assert scores.softmax(dim=-1)[0].isnan().all()
+assert model.position_embedding.num_embeddings == T
 
 # %% [markdown]
 # ## The same model in gpt.py and in the package
@@ -274,15 +274,10 @@ assert [round(100 * count / 124439808) for count in gpt2.values()] == [31, 1, 23
 # %%
 sys.path.append(str(lesson.HERE.parent))
 lesson_0 = importlib.import_module("gpt")  # the file gpt.py
-first = lesson_0.GPT(vocab_size=V, block_size=T, n_layer=4, n_head=4, n_embd=64)
-first.load_state_dict(model.state_dict())
-torch.testing.assert_close(first(inputs), model(inputs))
-
-config = models.GPTConfig(n_layer=4, n_head=4, n_embd=64, block_size=T, vocab_size=V)
-packaged = models.GPT(config)
-packaged.load_state_dict(model.state_dict())
-torch.testing.assert_close(packaged(inputs), model(inputs))
-largest = (packaged(inputs) - model(inputs)).abs().max().item()
+for other in (lesson_0.GPT(**sizes), models.GPT(models.GPTConfig(**sizes))):
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(inputs), model(inputs))
+largest = (other(inputs) - model(inputs)).abs().max().item()
 print(f"same logits; the largest difference is {largest:.0e}")
 
 # %% [markdown]
@@ -304,17 +299,16 @@ print(f"validation loss {loss:.3f}, perplexity {math.exp(loss):.2f}")
 print_most_likely(model, text)
 
 # %% [markdown]
-# Before training, the perplexity was 65; now it is between 6 and 7. After "First Cit" the model
-# expects "i", as in "First Citizen". It also generates text. In each round, `torch.multinomial`
-# draws the next token with the given probabilities.
+# Before training, the perplexity was 65, and that of the bigram is 12; now it is below 7. After
+# "First Cit" the model expects "i", as in "First Citizen". It also generates text. In each round,
+# `torch.multinomial` draws one token with the given probabilities.
 
 # %%
 torch.manual_seed(0)
 written = encode("ROMEO:")[None]  # (1, 6)
-with torch.no_grad():
-    for _ in range(200):
-        p = model(written[:, -T:])[:, -1].softmax(dim=-1)  # (1, V)
-        written = torch.cat([written, torch.multinomial(p, num_samples=1)], dim=1)
+for _ in range(200):
+    p = model(written[:, -T:])[:, -1].softmax(dim=-1)  # (1, V)
+    written = torch.cat([written, torch.multinomial(p, num_samples=1)], dim=1)
 print(decode(written[0]))
 
 # %% [markdown]
@@ -334,31 +328,28 @@ print(decode(written[0]))
 # are small, and they read each character of the training text only about twice. `baby` beats the
 # 7-grams: it has 52 times the parameters of our GPT, a longer context, and 16 times the training,
 # which took one minute on a large GPU. Counts stop improving after a few characters, because longer
-# contexts are too rare to count. A GPT can use a longer context: it treats similar contexts alike.
+# contexts are too rare. A GPT can use a longer context: it treats similar contexts alike.
 # Lesson 12 measures how the loss falls with size and training.
 
 # %% tags=["test"]
 assert lesson.FAST or abs(loss - 1.906) < 0.02
-assert lesson.FAST or 6 < math.exp(loss) < 7
+assert lesson.FAST or 6.6 < math.exp(loss) < 6.9
+assert round(math.exp(2.482)) == 12
 assert lesson.FAST or model(tokens)[0, -1].argmax().item() == encode("i").item()
-
-
-def read_json(name):
-    return json.loads((lesson.RESULTS / name).read_text("utf-8"))
-
-
-tiny = [run["best"]["val_loss"] for run in read_json("preset_tiny_cpu.json")["runs"]]
-baby = read_json("versus_nanogpt_h100.json")["runs"]["nanogpt baby"][0]
-counting = next(r for r in read_json("ladder.json")["rungs"] if r["name"] == "kneser-ney")
+runs = {}
+for name in ("preset_tiny_cpu", "versus_nanogpt_h100", "ladder"):
+    runs[name] = json.loads((lesson.RESULTS / f"{name}.json").read_text("utf-8"))
+tiny = [run["best"]["val_loss"] for run in runs["preset_tiny_cpu"]["runs"]]
+baby = runs["versus_nanogpt_h100"]["runs"]["nanogpt baby"][0]
+counting = next(r for r in runs["ladder"]["rungs"] if r["name"] == "kneser-ney")
 assert [round(sum(tiny) / 3, 2), round(baby["best"]["val_loss"], 2)] == [1.73, 1.45]
 assert [round(counting["val_loss"], 3), counting["parameters"]] == [1.517, 872748]
-assert counting["seconds"] < 1
-assert 55 < baby["seconds"] < 70
+assert counting["seconds"] < 1 < 55 < baby["seconds"] < 70
 presets = importlib.import_module("nanogpt.runs.presets").PRESETS
 for name, count, read in ("tiny", 809856, 1.8), ("baby", 10770816, 32.8):
-    c, batches = presets[name].config.model, presets[name].config.train
+    c, training = presets[name].config.model, presets[name].config.train
     assert sum(count_by_part(V, c.block_size, c.n_layer, c.n_embd).values()) == count
-    assert round(batches.steps * batches.batch_size * c.block_size / 1e6, 1) == read
+    assert round(training.steps * training.batch_size * c.block_size / 1e6, 1) == read
 assert [round(10770816 / 208320), round(32.8 / 2.048)] == [52, 16]
 
 # %% [markdown]
@@ -368,7 +359,9 @@ assert [round(10770816 / 208320), round(32.8 / 2.048)] == [52, 16]
 lesson.show_scoreboard(9, {"GPT": loss})
 
 # %% [markdown]
-# TODO
+# The GPT is about 0.03 above the row "with layer norm". The reason is the initial weights, which
+# GPT-2 uses for 12 to 48 Transformer blocks and far longer training. Tying is not the reason
+# (exercise 3).
 #
 # ## Three common mistakes
 #
@@ -387,36 +380,27 @@ lesson.show_scoreboard(9, {"GPT": loss})
 # 1. How many parameters does the preset `baby` have (6 Transformer blocks, 384 channels, context
 #    of 256, 65 characters)? First estimate with $12\,C^2$ for each Transformer block.
 # 2. Change the first character of "First Cit". Which positions get new logits?
-# 3. What is the perplexity of the bigram, whose loss is 2.48? And of a model for which all 65
-#    characters are equally likely?
-# 4. Train on "First Cit" for one step. Which vectors of `token_embedding` get a gradient? Which
-#    would get one if the output layer had a matrix of its own?
+# 3. Give the model an output layer with weights of its own, `nn.Linear(64, V, bias=False)`. How
+#    many parameters does it have? Does it reach a lower loss?
 
 # %% tags=["solution"]
 if SOLUTIONS:  # run with: python lessons/09_gpt.py --solutions
     count = sum(count_by_part(V, T=256, n_layer=6, C=384).values())
     print(f"1. {count:,}; the estimate is {6 * 12 * 384**2:,}")
-    assert count == 10770816
 
-    changed = encode("Tirst Cit")[None]
-    difference = (model(changed) - model(tokens)).abs().sum(dim=-1)[0]  # (T,)
+    difference = (model(encode("Tirst Cit")[None]) - model(tokens)).abs().sum(dim=-1)[0]  # (T,)
     print("2. all positions:", [round(d, 1) for d in difference.tolist()])
     assert difference.min() > 0
 
-    print(f"3. {math.exp(2.48):.1f} and {math.exp(math.log(V)):.1f}")
+    class UntiedGPT(GPT):
+        def forward(self, tokens):
+            x = self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
+            return self.output(self.norm(self.blocks(x)))  # (B, T, V)
 
-    model.zero_grad()
-    cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]).backward()
-    gradient = model.token_embedding.weight.grad  # (V, C)
-    count = (gradient.abs().sum(dim=1) > 0).sum().item()
-    print(f"4. {count} of {V}: each is a possible next character. With a matrix of its own,")
-    print(f"   the output would give them none, and only the input's {len(set(text[:-1]))} would.")
-    assert count == V
-
-# %% tags=["test"]
-broken = GPT(vocab_size=V, block_size=T, n_layer=4, n_head=4, n_embd=64)
-nn.init.normal_(broken.token_embedding.weight)
-assert cross_entropy(broken(inputs), targets).item() > 40
-scores = torch.zeros(3, 3).masked_fill(torch.ones(3, 3, dtype=torch.bool).triu(), -math.inf)
-assert scores.softmax(dim=-1)[0].isnan().all()
-assert model.position_embedding.num_embeddings == T
+    torch.manual_seed(1)
+    untied = UntiedGPT(**sizes)
+    untied.output = nn.Linear(64, V, bias=False)
+    nn.init.normal_(untied.output.weight, std=0.02)
+    count, untied_loss = untied.output.weight.numel(), train(untied)
+    print(f"3. {count:,} more than 208,320; loss {untied_loss:.3f}, tied {loss:.3f}")
+    assert abs(untied_loss - loss) < 0.03
