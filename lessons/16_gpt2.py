@@ -20,11 +20,11 @@ import importlib.util
 import mmap
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import lesson
 import torch
-from huggingface_hub import try_to_load_from_cache
 from lesson import SOLUTIONS, T, V, evaluate, train
 from pictures import ACCENT, FILL, INK, PAPER, SOFT, arrow, box, diagram, show, write
 from safetensors.torch import load_file, save_file
@@ -181,6 +181,7 @@ print("logits:", tuple(logits.shape))
 
 # %%
 if importlib.util.find_spec("transformers"):
+    warnings.filterwarnings("ignore", message="IProgress")  # of a progress bar in notebooks
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 16, "vocab_size": 100}
@@ -311,16 +312,17 @@ copy.load_state_dict(translate(checkpoint))
 print(f"with a copied model:  +{measure_memory() - start:.0f} MB")
 
 # %% [markdown]
-# The tensors take 548 MB: 498 MB of weights and 50 MB of masks. The loaded model takes no more,
-# because it shares the memory of the tensors, and a transpose is only another view of the same
-# memory. A model that copies the weights takes another 498 MB.
+# The tensors take 548 MB: 498 MB of weights and 50 MB of masks. (The process grows a little less if
+# it had free memory before.) The loaded model takes no more, because it shares the memory of the
+# tensors, and a transpose is only another view of the same memory. A model that copies the weights
+# takes another 498 MB.
 #
 # ## The real weights
 #
-# The cell looks for the real file at the path in the environment variable `GPT2_WEIGHTS`, then among
-# the downloads of the library `huggingface_hub`. It downloads nothing itself. The file
-# `tokenizer.json` in the same folder has the 50,000 merges. The model appends the most likely token
-# to the prompt, ten times.
+# The cell looks for the real file among the downloads of Hugging Face's program `hf`, or at the
+# path in the environment variable `GPT2_WEIGHTS`. It downloads nothing itself. `tokenizer.json`, in
+# the same folder, has the 50,000 merges. The model appends the most likely token to the prompt, ten
+# times.
 
 
 # %%
@@ -339,10 +341,12 @@ def complete(path, prompt, count):
     return tokenizer.decode(tokens[0].tolist())
 
 
-cached = try_to_load_from_cache("openai-community/gpt2", "model.safetensors")
-path = os.environ.get("GPT2_WEIGHTS", cached)
-if isinstance(path, str):
-    print(complete(Path(path), "The capital of France is", count=10))
+downloads = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
+found = list(downloads.glob("models--openai-community--gpt2/snapshots/*/model.safetensors"))
+if "GPT2_WEIGHTS" in os.environ:
+    found = [Path(os.environ["GPT2_WEIGHTS"])]
+if found:
+    print(complete(found[-1], "The capital of France is", count=10))
 else:
     print("GPT-2's weights are not on this disk. This command downloads them (548 MB):")
     print("hf download openai-community/gpt2 model.safetensors tokenizer.json")
@@ -353,7 +357,7 @@ else:
 # - GPT-2 is the model of lesson 9. Its weights need new names, and four transposes in each block.
 # - Equal shapes prove little: a square matrix, the order of query, key and value, and the number of
 #   heads can be wrong without an error.
-# - The proof is a comparison of logits with a trusted program. Random weights are enough for it.
+# - Only a comparison of logits with a trusted program is a proof. Random weights are enough for it.
 # - A parameter in float32 takes 4 bytes: 0.5 GB for 124 million parameters, 6.2 GB for 1.6 billion.
 #
 # ## Three common mistakes
