@@ -135,7 +135,7 @@ def draw(x, y, title, tensor, filled, width=4.4, digits=0, note=""):
         for row in tensor.tolist()
     ]
     cells(axes, x, y, rows, width, 3, [[i in filled] * len(rows[0]) for i in range(4)])
-    write(axes, x + width * len(rows[0]) / 2, y + 3.4, title)
+    write(axes, x + width * len(rows[0]) / 2, y + (3.4 if len(rows[0]) == 4 else 1.6), title)
     for i, letter in enumerate("bade"):
         write(axes, x - 1.5, y - 3 * i - 1.5, letter, bold=True)
         write(axes, x + width * (i + 0.5), y + 1.2, letter if len(rows[0]) == 4 else "", bold=True)
