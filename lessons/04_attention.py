@@ -38,11 +38,11 @@ C = 64  # channels of the model that we train
 
 # %%
 x = torch.tensor([[8.0, 0.0], [4.0, 2.0], [0.0, 4.0], [4.0, 2.0]])  # (T, C) = (4, 2)
-loop = torch.stack([x[: t + 1].mean(dim=0) for t in range(4)])  # (T, C): stack makes rows of a list
+loop = torch.stack([x[: t + 1].mean(dim=0) for t in range(4)])  # (T, C): stack joins a list
 print(loop)
 
 # %% [markdown]
-# Row 2, counted from 0, is the mean of three vectors: (8 + 4 + 0) / 3 = 4 and (0 + 2 + 4) / 3 = 2.
+# The third row is the mean of three vectors: (8 + 4 + 0) / 3 = 4 and (0 + 2 + 4) / 3 = 2.
 #
 # ## The same average as a matrix product
 #
@@ -83,9 +83,9 @@ torch.testing.assert_close(scores.softmax(dim=-1) @ x, loop)
 # - a *key* k: what this position offers to those who look;
 # - a *value* v: what this position passes on.
 #
-# The score of position s for position t is the dot product of the query of t and the key of s. It
-# is large if they match. In a model, three matrices of weights compute q, k and v, and training
-# finds them. Here we choose them by hand. The text is `bade`. The four channels of `x` mean: is a
+# The score of an earlier position is the dot product of its key and the query of the current
+# position. It is large if the two match. In a model, three learned matrices compute q, k and v.
+# Here we choose the matrices by hand. The text is `bade`. The four channels of `x` mean: is a
 # vowel, is a consonant, and two numbers that describe the letter.
 
 # %%
@@ -157,7 +157,7 @@ show("four-tokens")
 
 # %% [markdown]
 # `e` finds the two consonants before it, and its output is mostly the mean of their values. `d`
-# looks for nothing: its weights are all equal, which is the average of the past.
+# looks for nothing: its weights are all equal, as in the average of the past.
 #
 # Why does each position need three vectors? A key differs from a value: `a` and `e` find `b`
 # because it is a consonant, but `b` passes on which letter it is. A query differs from a key: a
@@ -165,10 +165,10 @@ show("four-tokens")
 #
 # ## The formula and the function
 #
-# Vaswani et al. (2017, arXiv:1706.03762, equation 1) write all of this in one line. $M$ is the
-# mask: 0 for the past, and $-\infty$ for later positions.
+# Vaswani et al. (2017, arXiv:1706.03762, equation 1) write all of this in one line. The mask is 0
+# for the past and $-\infty$ for later positions.
 #
-# $$\text{attention}(q, k, v) = \text{softmax}\left(\frac{q k^\top}{\sqrt{D}} + M\right) v$$
+# $$\text{output} = \text{softmax}\left(\frac{q k^\top}{\sqrt{D}} + \text{mask}\right) v$$
 
 
 # %%
@@ -364,8 +364,8 @@ for share, value in ((own[OneHead], 0.50), (own[PlusItself], 0.08), (own[OneHead
 show_scoreboard(4, {"one attention head": losses[OneHead]})
 
 # %% [markdown]
-# One head is no better than the bigram, and far behind counting. It lacks what the next lessons
-# add: more heads (5), positions (6) and residual connections (7).
+# One head is no better than the bigram, and far behind counting. The next lessons add what it
+# lacks: more heads, positions and residual connections.
 #
 # ## Three common mistakes
 #
