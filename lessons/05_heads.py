@@ -17,7 +17,7 @@ import lesson
 import matplotlib.pyplot as plt
 import torch
 from lesson import SOLUTIONS, V, encode, evaluate, show_scoreboard, train, val_tokens
-from pictures import ACCENT, FILL, MUTED, SOFT, arrow, box, cells, diagram, show, write
+from pictures import FILL, MUTED, SOFT, arrow, box, cells, diagram, show, write
 from torch import nn
 from torch.nn import functional as F
 
@@ -322,7 +322,7 @@ for head, panel in enumerate(panels.flat):
     if head == previous.argmax():
         role, note = "the previous character", "dark: left of the diagonal"
     panel.set_title(f"head {head + 1}: {role}")
-    panel.text(15.5, 2.5, note, ha="right", color=ACCENT)
+    panel.text(15.5, 2.5, note, ha="right", color="black")
 figure.supxlabel("looks at", fontsize=10)
 figure.supylabel("position", fontsize=10)
 show("attention-maps")
