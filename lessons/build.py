@@ -80,9 +80,8 @@ def make_page(notebook: NotebookNode, lesson: Path) -> tuple[str, dict[str, byte
 
     loader = DictLoader({"lesson.md.j2": TEMPLATE})
     exporter = MarkdownExporter(template_file="lesson.md.j2", extra_loaders=[loader])
-    body, resources = exporter.from_notebook_node(
-        without_tests(notebook), resources={"unique_key": "picture", "output_files_dir": lesson.stem}
-    )
+    names = {"unique_key": "picture", "output_files_dir": lesson.stem}
+    body, resources = exporter.from_notebook_node(without_tests(notebook), resources=names)
     title, _, rest = tidy(body).partition("\n")
     return f"{title}\n\n{describe_times(lesson)}\n{rest}", resources["outputs"]
 

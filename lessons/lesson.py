@@ -1,7 +1,7 @@
 """What the lessons share: the text as tokens, batches, the training loop, the scoreboard.
 
-Lessons 1 and 2 build most of these functions step by step. The letters are those of gpt.py: B texts in a
-batch, T positions in a block, C channels, H heads, D = C / H channels of a head, V vocabulary.
+Lessons 1 and 2 build most of these functions step by step. The letters are those of gpt.py: B texts
+in a batch, T positions in a block, C channels, H heads, D = C / H channels of a head, V vocabulary.
 """
 
 import json
@@ -114,7 +114,9 @@ def train(
     return evaluate(model, block_size)
 
 
-def compare(models: dict[str, Callable[[], nn.Module]], **settings: int | float) -> dict[str, float]:
+def compare(
+    models: dict[str, Callable[[], nn.Module]], **settings: int | float
+) -> dict[str, float]:
     """Build and train each model with the same seed and settings of train(); return the losses."""
     losses, width = {}, max(map(len, models))
     print(f"{'':{width}}  validation loss  parameters  seconds")

@@ -169,9 +169,7 @@ def cells(
             color = SOFT if filled is not None and filled[i][j] else PAPER
             corner = (x + j * width, y - (i + 1) * height)
             axes.add_patch(
-                plt.Rectangle(
-                    corner, width, height, facecolor=color, edgecolor=INK, linewidth=0.8
-                )
+                plt.Rectangle(corner, width, height, facecolor=color, edgecolor=INK, linewidth=0.8)
             )
             write(axes, corner[0] + width / 2, corner[1] + height / 2, text, size)
     if title:
