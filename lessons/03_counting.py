@@ -61,7 +61,7 @@ for n in range(1, 10):
 figure, axes = plt.subplots(figsize=(6, 2.8))
 bars = axes.bar(unseen.keys(), unseen.values(), color=ACCENT, width=0.6)
 axes.bar_label(bars, [f"{share:.0%}" for share in unseen.values()], padding=2)
-axes.set(xlabel="n", ylabel="share of the validation text", ylim=(0, 0.55))
+axes.set(xlabel="n", ylabel="share of the validation text", xticks=range(1, 10), ylim=(0, 0.55))
 axes.set_title("Longer contexts: more and more of them were never seen")
 axes.grid(False, axis="x")
 show("unseen")
@@ -265,7 +265,7 @@ axes.text(7.1, 1.6, "half and half", va="center")
 axes.annotate("Kneser-Ney: 1.517 at n = 7", (7, losses["Kneser-Ney"][6]), (7, 1.25), color=ACCENT,
               ha="center", arrowprops={"arrowstyle": "->", "color": ACCENT})  # fmt: skip
 axes.set(xlabel="n", ylabel="validation loss (nats per character)", ylim=(1.1, 3.5))
-axes.set_title("The same text, counted the same way: the smoothing decides")
+axes.set_title("All models count the same text: the smoothing decides")
 show("smoothing")
 
 # %% [markdown]
@@ -329,7 +329,8 @@ axes.axhline(kneser_ney_loss, color=ACCENT, linewidth=2.5)
 axes.text(2040, 1.535, "7-grams, Kneser-Ney: 1.517", color=ACCENT, ha="right")
 for name, loss in presets.items():
     axes.axhline(loss, color=MUTED, linestyle="--")
-    axes.text(2040, loss + 0.018, f"GPT {name} after its training: {loss:.3f}", ha="right")
+    height = loss + (0.018 if name == "tiny" else -0.045)
+    axes.text(2040, height, f"GPT {name} after its training: {loss:.3f}", ha="right")
 axes.set(
     xlabel="training step of baby", ylabel="validation loss", xlim=(200, 2050), ylim=(1.3, 2.1)
 )
@@ -393,53 +394,49 @@ if SOLUTIONS:
         return (counts[ngram] + 0.01) / (totals[ngram[:-1]] + 0.01 * V)
 
     little = measure(add_little)
-    print(f"1. n = {little.index(min(little)) + 1}: {min(little):.3f}, still above Kneser-Ney")
     assert round(little[4], 3) == min(round(loss, 3) for loss in little) == 1.770
+    print("1. n = 5: 1.770, still far above Kneser-Ney")
 
     half = make_kneser_ney(train_text[:middle], 7)
     half_loss = validation_loss(half.probability, 7)
     print(f"2. {half_loss:.3f}, with {len(half.counts):,} counts: less text, and from other plays")
     assert (round(half_loss, 3), len(half.counts)) == (1.769, 554_706)
 
-    first_letters, later_letters = [], []
+    groups = {"first": [], "later": []}
     for i in range(7, len(val_text)):
         if val_text[i].isalpha():
-            group = later_letters if val_text[i - 1].isalpha() else first_letters
+            group = groups["later" if val_text[i - 1].isalpha() else "first"]
             group.append(-math.log(kneser_ney.probability(val_text[i - 6 : i + 1])))
-    means = [sum(group) / len(group) for group in (first_letters, later_letters)]
-    print(
-        f"3. first letters {means[0]:.2f}, later letters {means[1]:.2f}: six characters are enough"
-    )
-    print("   to complete a word, but not to choose the next word")
-    assert [round(mean, 2) for mean in means] == [2.95, 1.22]
+    means = {name: round(sum(group) / len(group), 2) for name, group in groups.items()}
+    print(f"3. {means}: six characters complete a word, but they seldom show which word comes next")
+    assert means == {"first": 2.95, "later": 1.22}
 
 # %% tags=["test"]
 assert [round(unseen[n], 2) for n in range(4, 10)] == [0.01, 0.04, 0.10, 0.21, 0.35, 0.50]
-expected = {
-    "add one": [3.347, 2.482, 2.068, 1.953, 2.174, 2.593, 3.027],
-    "half and half": [3.555, 2.786, 2.249, 1.869, 1.656, 1.585, 1.593],
-    "discounting": [3.347, 2.486, 2.050, 1.773, 1.661, 1.666, 1.706],
-    "Kneser-Ney": [3.347, 2.483, 2.038, 1.719, 1.561, 1.523, 1.517, 1.519, 1.522],
-}
-for name, values in losses.items():
-    assert all(abs(a - b) < 6e-4 for a, b in zip(values, expected[name], strict=True)), name
+lowest = {name: round(min(values), 3) for name, values in losses.items()}
+assert list(lowest.values()) == [1.953, 1.585, 1.661, 1.517]
+places = [min(range(len(values)), key=values.__getitem__) + 1 for values in losses.values()]
+assert places == [4, 6, 5, 7]
+assert [round(values[6], 2) for values in losses.values()] == [3.03, 1.59, 1.71, 1.52]
+assert round(losses["discounting"][6], 3) == 1.706
+assert round(losses["Kneser-Ney"][7], 3) == 1.519
+pairs = zip(losses["discounting"], losses["half and half"], strict=True)
+assert [a < b for a, b in pairs] == [True] * 4 + [False] * 3
 assert [round(count - worth[count], 2) for count in (1, 5)] == [0.65, 1.44]
 occurring = Counter(count_ngrams(train_text, 7).values())
 assert round(occurring[1] / occurring.total(), 2) == 0.68
 assert train_text.count("VINCENTIO") == train_text.count("DUKE VINCENTIO") == 193
 assert "struggle" in train_text
-assert (left_neighbours["ugh"], left_neighbours["ugg"]) == (3, 7)
 assert max(map(len, copies)) == 22
 assert [round(loss, 3) for loss in presets.values()] == [1.727, 1.378]
 assert (round(baby[1000], 2), round(baby[2000], 4)) == (1.51, 1.4485)
 run = json.loads((RESULTS / "preset_tiny_cpu.json").read_text("utf-8"))["runs"][0]
 assert 809_856 == run["parameters"] < len(kneser_ney.counts) == 872_748
 assert 100 < run["seconds"] < 140
-ladder = json.loads((RESULTS / "ladder.json").read_text("utf-8"))["rungs"]
-assert [rung["seconds"] < 0.5 for rung in ladder if rung["name"] == "kneser-ney"] == [True]
+rungs = json.loads((RESULTS / "ladder.json").read_text("utf-8"))["rungs"]
+assert any(rung["name"] == "kneser-ney" and rung["seconds"] < 0.5 for rung in rungs)
 whole = torch.cat([train_tokens, val_tokens]).numpy()
-cheating = [KneserNey(whole, n, V).loss(val) for n in (7, 8)]
-assert round(cheating[0], 2) == 0.94 > cheating[1]
+assert round(KneserNey(whole, 7, V).loss(val), 2) == 0.94 > KneserNey(whole, 8, V).loss(val)
 only_neighbours = KneserNey(train, 8, V)
 only_neighbours.orders.pop()  # leaves the 7-grams, with the numbers of their left neighbours
 assert round(only_neighbours.loss(val), 3) == 1.576
