@@ -107,8 +107,8 @@ losses = {"add one": measure(add_one)}
 
 # %% [markdown]
 # The loss falls until n = 4 and then rises, to 3.03 for n = 7. Most long contexts occur only once,
-# so only one character ever followed. Add-one smoothing gives it a probability of only
-# (1 + 1) / (1 + 65) = 3%; the other 64 characters get 97%.
+# so only one character ever followed. Add-one smoothing gives it a probability of only (1 + 1) / (1
+# + 65) = 3%; the other 64 characters get 97%.
 #
 # ## Interpolation: shorter contexts help
 #
@@ -357,8 +357,8 @@ print(f"{len(kneser_ney.counts):,} counts")
 
 # %% [markdown]
 # These are more counts than `tiny` has parameters. A neural network can do both better: it gives
-# similar contexts similar vectors, and its size does not depend on the length of the text.
-# [Lesson 4](04_attention.md) begins to build one.
+# similar contexts similar vectors, and its size does not depend on the length of the text. [Lesson
+# 4](04_attention.md) begins to build one.
 #
 # ## Scoreboard
 
