@@ -291,22 +291,22 @@ print(sample)
 
 # %%
 def split_into_copies(sample):
-    pieces, start = [], 0
-    for end in range(1, len(sample) + 1):
-        if end == len(sample) or sample[start : end + 1] not in train_text:
-            pieces.append(sample[start:end])
-            start = end
+    pieces = [""]
+    for character in sample:
+        if pieces[-1] + character in train_text:
+            pieces[-1] += character
+        else:
+            pieces.append(character)
     return pieces
 
 
 copies, real = split_into_copies(sample), split_into_copies(val_text[:400])
 print("|".join(copies)[:200], "…\n\nlongest copy:", repr(max(copies, key=len)))
-print(f"mean length of a copy: {401 / len(copies):.1f} characters", end="")
-print(f"; in 400 characters of the validation text: {400 / len(real):.1f}")
+print(f"{len(copies)} copies; {len(real)} in 400 characters of the validation text")
 
 # %% [markdown]
 # The longest copy has 22 characters, most of them in a name. But the true Shakespeare of the
-# validation text also consists of such copies. The sample is nonsense for another reason: the model
+# validation text consists of such copies, too. The sample is nonsense for another reason: the model
 # chooses each character from the last six alone.
 #
 # ## Counting against GPTs
@@ -413,13 +413,10 @@ if SOLUTIONS:
 
 # %% tags=["test"]
 assert [round(unseen[n], 2) for n in range(4, 10)] == [0.01, 0.04, 0.10, 0.21, 0.35, 0.50]
-lowest = {name: round(min(values), 3) for name, values in losses.items()}
-assert list(lowest.values()) == [1.953, 1.585, 1.661, 1.517]
-places = [min(range(len(values)), key=values.__getitem__) + 1 for values in losses.values()]
-assert places == [4, 6, 5, 7]
-assert [round(values[6], 2) for values in losses.values()] == [3.03, 1.59, 1.71, 1.52]
-assert round(losses["discounting"][6], 3) == 1.706
-assert round(losses["Kneser-Ney"][7], 3) == 1.519
+assert [round(min(v), 3) for v in losses.values()] == [1.953, 1.585, 1.661, 1.517]
+assert [v.index(min(v)) + 1 for v in losses.values()] == [4, 6, 5, 7]
+assert [round(losses[name][6], 2) for name in losses] == [3.03, 1.59, 1.71, 1.52]
+assert [round(losses["discounting"][6], 3), round(losses["Kneser-Ney"][7], 3)] == [1.706, 1.519]
 pairs = zip(losses["discounting"], losses["half and half"], strict=True)
 assert [a < b for a, b in pairs] == [True] * 4 + [False] * 3
 assert [round(count - worth[count], 2) for count in (1, 5)] == [0.65, 1.44]
@@ -432,8 +429,8 @@ assert [round(loss, 3) for loss in presets.values()] == [1.727, 1.378]
 assert (round(baby[1000], 2), round(baby[2000], 4)) == (1.51, 1.4485)
 run = json.loads((RESULTS / "preset_tiny_cpu.json").read_text("utf-8"))["runs"][0]
 assert 809_856 == run["parameters"] < len(kneser_ney.counts) == 872_748
-assert 100 < run["seconds"] < 140
 rungs = json.loads((RESULTS / "ladder.json").read_text("utf-8"))["rungs"]
+assert run["seconds"] > 100
 assert any(rung["name"] == "kneser-ney" and rung["seconds"] < 0.5 for rung in rungs)
 whole = torch.cat([train_tokens, val_tokens]).numpy()
 assert round(KneserNey(whole, 7, V).loss(val), 2) == 0.94 > KneserNey(whole, 8, V).loss(val)

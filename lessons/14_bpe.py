@@ -48,7 +48,8 @@ for character in "e", "ü", "€", "🙂":
 # token with the token after it.
 
 # %%
-tokens = tuple("the hat, the cat, the mat".encode())
+small = "the hat, the cat, the mat"
+tokens = tuple(small.encode())
 pairs = Counter(pairwise(tokens))
 for pair, count in pairs.most_common(5):
     print(pair, repr(bytes(pair).decode()), count)
@@ -106,12 +107,12 @@ show("merges")
 #
 # ## Split the text first
 #
-# The last merges are bad: `at,␣the␣` joins pieces of three words. In a longer text, the same would
-# give tokens like `dog.`, `dog!` and `dog,`. They waste the vocabulary, and a model has to learn
-# for each of them separately what a dog is. So GPT-2 splits the text into parts first, and merges
-# only inside a part. This is called *pre-tokenisation*. A regular expression defines the parts:
-# endings like `'s`, words, numbers, other symbols, and spaces. One space belongs to the word after
-# it.
+# The last merges are bad: `at,␣the␣` joins pieces of three words. In a longer text, BPE would also
+# learn tokens like `dog.`, `dog!` and `dog,`. They fill the vocabulary, and a model has to learn
+# for each of them separately what a dog is. So GPT-2 first splits the text into parts, and merges
+# only inside a part. This is called *pre-tokenisation*. A *regular expression* describes the parts:
+# endings like `'s`, words, numbers, other symbols, and spaces. The space before a word is a part of
+# the word. (`[^\W\d_]` means one letter, `\d` one digit, `\s` one space or line break.)
 
 # %%
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
@@ -120,8 +121,8 @@ print(re.findall(PATTERN, "The dog's 12 cats: a dog, the dog! The dog."))
 # %% [markdown]
 # ## Train on Tiny Shakespeare
 #
-# The training loop is now complete. Equal parts have equal tokens, so it is enough to count each
-# different part once and to merge in the different parts.
+# Now all pieces of the training are there. Equal parts always have equal tokens. So the program
+# keeps each different part once, with its count.
 
 
 # %%
@@ -193,13 +194,13 @@ ours = [vocabulary[token] for token in encode(val_text[:5000], merges)]
 assert ours == [library.token_bytes(token) for token in library.encode(val_text[:5000])]
 
 # %% [markdown]
-# The emoji has four tokens. None of them is a character alone, so `decode` replaces each by `�`.
-# The last line checks that the library encodes 5,000 characters in the same way.
+# The emoji has four tokens, one for each byte. A single byte of it is not a character, so `decode`
+# shows `�`. The last line checks that the library encodes 5,000 new characters in the same way.
 #
 # ## Surprises
 #
-# A model sees only numbers. Texts that look alike to us can have nothing in common. Here is a
-# tokenizer with 4,096 tokens from the same text:
+# A model sees only the numbers of the tokens. Texts that look alike can have different tokens. Here
+# is a tokenizer with 4,096 tokens, trained on the same text:
 
 # %%
 large = bpe.train_bpe([train_text], 4096)
@@ -208,11 +209,10 @@ for line in ("the king", "The king", "the  king", "KING", "king's", "thinking", 
     print(f"{line!r:12}", "|".join(large.decode([token]) for token in tokens), tokens)
 
 # %% [markdown]
-# `the` and `␣the` are different tokens; so are `The` and `the`, `king` in `thinking` does not
-# appear at all, and `KING` has nothing in common with `king`. A second space is a token of its own.
-# Numbers are rare in Shakespeare, so each digit is a token. The model has to learn from data which
-# tokens are related, and it never sees the letters inside a token. So spelling and rhymes are
-# difficult.
+# `the` and `␣the` are different tokens, and so are `The` and `the`. `KING` has no token in common
+# with `␣king`, and `thinking` hides a king. A second space is a token of its own. Numbers are rare
+# in Shakespeare, so each digit is a token. The model has to learn from data which tokens are
+# related. It never sees the letters inside a token, so spelling and rhymes are difficult for it.
 #
 # ## How large should the vocabulary be?
 
@@ -254,9 +254,9 @@ show("vocabulary")
 # $$\text{bits per byte} = \frac{\text{nats per token}}{\ln 2} \cdot
 # \frac{\text{number of tokens}}{\text{number of bytes}}$$
 #
-# The next cell measures Kneser-Ney models (lesson 3) with characters and with 512 BPE tokens, and
-# reads the bits per byte of the GPT `tiny` from
-# [`vocabularies.json`](../benchmarks/results/vocabularies.json), for the same two tokenizers.
+# The next cell measures two Kneser-Ney models (lesson 3) for each tokenizer: the bigram, and the
+# n-grams with the lowest loss. The results of the GPT `tiny` with both tokenizers are in
+# [`vocabularies.json`](../benchmarks/results/vocabularies.json).
 
 # %%
 val_bytes = len(val_text.encode())
@@ -330,7 +330,7 @@ if SOLUTIONS:
     print("1.", len(tokens), [vocabulary[token] for token in tokens], "ü has two bytes in UTF-8")
     assert vocabulary[tokens[1]] + vocabulary[tokens[2]] == "ü".encode()
     known, changed = set(vocabulary), []
-    for word in sorted(set(re.findall(r" [a-z]+", val_text)), key=len)[-100:]:
+    for word in sorted(sorted(set(re.findall(r" [a-z]+", val_text))), key=len)[-100:]:
         rest, longest_first = word.encode(), []
         while rest:
             end = max(i for i in range(1, len(rest) + 1) if rest[:i] in known)
@@ -351,7 +351,8 @@ if SOLUTIONS:
 
 # %% tags=["test"]
 assert sum(chr(i).isprintable() for i in range(0x110000)) > 100_000
-assert list(Counter(pairwise("the hat, the cat, the mat")).values()).count(3) == 4
+assert list(Counter(pairwise(small)).values()).count(3) == 4
+assert all(vocabulary[256 + i] in (theirs[i - 1], theirs[i + 1]) for i in different)
 assert [len(row) for row in history] == [25, 22, 19, 16, 13, 11, 9, 7]
 assert "the " in history[4]
 assert "at, the " in history[7]
