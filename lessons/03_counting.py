@@ -48,10 +48,11 @@ print(count_ngrams("to be or not to be", 3).most_common(4))
 # never occurs in the training text?
 
 # %%
+orders = [count_ngrams(train_text, n) for n in range(9)]  # orders[n] counts the n-grams
 print("n  possible contexts  in the training text  only once  validation text unseen")
 unseen = {}
 for n in range(1, 10):
-    contexts = count_ngrams(train_text, n - 1)
+    contexts = orders[n - 1]
     once = sum(count == 1 for count in contexts.values()) / len(contexts)
     asked = [val_text[i : i + n - 1] for i in range(len(val_text) - n + 1)]
     unseen[n] = sum(context not in contexts for context in asked) / len(asked)
@@ -77,9 +78,8 @@ show("unseen")
 # each n-gram, and the total count of each context.
 
 # %%
-orders = [count_ngrams(train_text, n) for n in range(1, 8)]  # the counts of 1-grams to 7-grams
 counts, totals = Counter(), Counter()
-for ngrams in orders:
+for ngrams in orders[1:8]:  # 1-grams to 7-grams
     for ngram, count in ngrams.items():
         counts[ngram] = count
         totals[ngram[:-1]] += count
@@ -198,7 +198,7 @@ class SmoothedCounts:
         return p
 
 
-discounting = SmoothedCounts(orders)
+discounting = SmoothedCounts(orders[1:8])
 print("discounts of 7-grams:", *[f"{discount:.2f}" for discount in discounting.discounts[-1]])
 losses["discounting"] = measure(discounting.probability)
 
@@ -214,9 +214,9 @@ losses["discounting"] = measure(discounting.probability)
 # ask: after how many *different* characters does an n-gram occur? An example:
 
 # %%
-left_neighbours = Counter(ngram[1:] for ngram in count_ngrams(train_text, 4))
+left_neighbours = Counter(ngram[1:] for ngram in orders[4])
 for ngram in ("ugh", "ugg"):
-    before = sorted(longer[0] for longer in count_ngrams(train_text, 4) if longer[1:] == ngram)
+    before = sorted(longer[0] for longer in orders[4] if longer[1:] == ngram)
     print(f"{ngram!r}: count {counts[ngram]}, left neighbours {left_neighbours[ngram]}: {before}")
 
 # %% [markdown]
@@ -349,11 +349,10 @@ show("gpts")
 # to count what follows each of them. Second, the memory grows with the text:
 
 # %%
-ngrams = count_ngrams(train_text, 6)
 for context in ("y lord", "y lady"):
     p = kneser_ney.probability(context + ",")
-    print(f"{context!r} occurs {ngrams[context]:3} times; probability of a comma {p:.2f}")
-print(f"{len(kneser_ney.counts):,} counts")
+    print(f"{context!r} occurs {orders[6][context]:3} times; probability of a comma {p:.2f}")
+print(f"the 7-grams and shorter n-grams: {len(kneser_ney.counts):,} counts")
 
 # %% [markdown]
 # These are more counts than `tiny` has parameters. A neural network can do both better: it gives
@@ -420,7 +419,7 @@ assert [round(losses["discounting"][6], 3), round(losses["Kneser-Ney"][7], 3)] =
 pairs = zip(losses["discounting"], losses["half and half"], strict=True)
 assert [a < b for a, b in pairs] == [True] * 4 + [False] * 3
 assert [round(count - worth[count], 2) for count in (1, 5)] == [0.65, 1.44]
-occurring = Counter(count_ngrams(train_text, 7).values())
+occurring = Counter(orders[7].values())
 assert round(occurring[1] / occurring.total(), 2) == 0.68
 assert train_text.count("VINCENTIO") == train_text.count("DUKE VINCENTIO") == 193
 assert "struggle" in train_text
