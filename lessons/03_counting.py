@@ -107,8 +107,8 @@ losses = {"add one": measure(add_one)}
 
 # %% [markdown]
 # The loss falls until n = 4 and then rises, to 3.03 for n = 7. Most long contexts occur only once,
-# so only one character ever followed. Add-one smoothing gives it a probability of only (1 + 1) / (1
-# + 65) = 3%; the other 64 characters get 97%.
+# so only one character ever followed. After adding 1 to the counts of all 65 characters, it has a
+# probability of only 2 / 66 = 3%; the other 64 characters get 97%.
 #
 # ## Interpolation: shorter contexts help
 #
@@ -153,8 +153,8 @@ for count in range(1, 6):
 # each count: a large count hardly changes, a count of 1 loses most of its value. The sum that a
 # context loses is *reserved*: the prediction of the shorter context distributes it.
 #
-# $$p(\text{next} \mid \text{context}) = \frac{\text{count} - \text{discount}}{\text{total}}
-# + \frac{\text{reserved}}{\text{total}} \cdot p(\text{next} \mid \text{shorter context})$$
+# $$p(\text{next} \mid \text{context}) = \frac{\text{count} - \text{discount}}{\text{total}} +
+# \frac{\text{reserved}}{\text{total}} \cdot p(\text{next} \mid \text{shorter context})$$
 #
 # A frequent context with few different next characters reserves little, so it is trusted more. Chen
 # and Goodman (1999, *An empirical study of smoothing techniques for language modeling*, eq. 17) use
@@ -356,8 +356,8 @@ print(f"the 7-grams and shorter n-grams: {len(kneser_ney.counts):,} counts")
 
 # %% [markdown]
 # These are more counts than `tiny` has parameters. A neural network can do both better: it gives
-# similar contexts similar vectors, and its size does not depend on the length of the text. [Lesson
-# 4](04_attention.md) begins to build one.
+# similar contexts similar vectors, and its size does not depend on the length of the text. The
+# first part of one comes in [lesson 4](04_attention.md).
 #
 # ## Scoreboard
 

@@ -6,7 +6,7 @@
 # covers more text. Where does such a vocabulary come from? This lesson builds the method of GPT-2,
 # *byte-pair encoding*, or BPE (Sennrich et al. 2016, arXiv:1508.07909).
 #
-# **Before this lesson:** [lesson 2](02_bigram.md): token, vocabulary, loss in nats. [Lesson
+# **Before this lesson:** [lesson 2](02_bigram.md): token, vocabulary, loss in nats; [lesson
 # 3](03_counting.md): `Counter`, and the Kneser-Ney model, which compares tokenizers here.
 #
 # **You will see:** a tokenizer of about 40 lines that learns the same tokens as the library
@@ -255,7 +255,8 @@ show("vocabulary")
 # \frac{\text{number of tokens}}{\text{number of bytes}}$$
 #
 # The next cell measures two Kneser-Ney models (lesson 3) for each tokenizer: the bigram, and the
-# n-grams with the lowest loss. The results of the GPT `tiny` with both tokenizers are in
+# n-grams with the lowest loss. The results of the GPT `tiny`, trained with the same number of
+# operations for both tokenizers, are in
 # [`vocabularies.json`](../benchmarks/results/vocabularies.json).
 
 # %%
@@ -265,11 +266,10 @@ runs = json.loads((RESULTS / "vocabularies.json").read_text("utf-8"))["runs"]
 nats, bits = {}, {}
 for name, (train, val) in ids.items():
     factor = len(val) / val_bytes / math.log(2)  # from nats per token to bits per byte
-    vocab_size, best_n = (V, 7) if name == "char" else (512, 5)
+    vocab_size = V if name == "char" else 512
     of_run = [r["bits_per_byte"] for r in runs if (r["tokenizer"], r["same"]) == (name, "body")]
-    bigram = KneserNey(train, 2, vocab_size).loss(val)
-    best = KneserNey(train, best_n, vocab_size).loss(val)
-    nats[name] = [bigram, best, sum(of_run) / len(of_run) / factor]
+    ngrams = [KneserNey(train, n, vocab_size).loss(val) for n in range(2, 8)]
+    nats[name] = [ngrams[0], min(ngrams), sum(of_run) / len(of_run) / factor]
     bits[name] = [loss * factor for loss in nats[name]]
     print(f"{name:8} nats per token", *[f"{loss:.2f}" for loss in nats[name]], end="")
     print(",  bits per byte", *[f"{loss:.2f}" for loss in bits[name]])
