@@ -339,6 +339,7 @@ if SOLUTIONS:
         if longest_first != [vocabulary[token] for token in encode(word, merges)]:
             changed.append(word)
     print(f"2. {len(changed)} of 100, such as {changed[0]!r}: the order of the merges matters")
+    assert len(changed) == 49
 
 # %% tags=["solution"]
 if SOLUTIONS:
@@ -348,6 +349,8 @@ if SOLUTIONS:
     mixed = [token for token in new_tokens if re.search(r"[a-z] ?[,.;:!?]|[,.;:!?]\s*\w", token)]
     print(f"3. {len(mixed)} tokens, such as {mixed[:8]}")
     print(f"4. {3.2 / math.log(2) / 2.26:.2f} bits per byte: better than {bits['char'][2]:.2f}")
+    assert "First Citizen:\n" in mixed
+    assert 3.2 / math.log(2) / 2.26 < bits["char"][2]
 
 # %% tags=["test"]
 assert sum(chr(i).isprintable() for i in range(0x110000)) > 100_000
