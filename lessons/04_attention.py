@@ -32,10 +32,9 @@ C = 64  # channels of the model that we train
 # ## The average of the past, as a loop
 #
 # Each position of a text has a vector of $C$ numbers, called its *channels*. The vectors of $T$
-# positions form a tensor `x` of shape (T, C). In this small example, there are 4 positions and 2
-# channels. The simplest way to use the past is its average: each position gets the mean of its own
-# vector and all earlier ones. (The next three steps follow Karpathy's lecture "Let's build GPT",
-# 2023.)
+# positions form a tensor `x` of shape (T, C). In this example, T is 4 and C is 2. The simplest way
+# to use the past is its average: each position gets the mean of its own vector and all earlier
+# ones. (The next three steps follow Karpathy's lecture "Let's build GPT".)
 
 # %%
 x = torch.tensor([[8.0, 0.0], [4.0, 2.0], [0.0, 4.0], [4.0, 2.0]])  # (T, C) = (4, 2)
@@ -343,10 +342,10 @@ assert abs((1 / torch.arange(1, T + 1)).mean() - 0.074) < 0.001
 assert 0.97 > undivided > 0.93 > 0.12 > divided > 0.09
 
 # %% [markdown]
-# The first position sees only itself, so all lines start at 1. Later, the head has a conflict,
+# The first position sees only itself, so both lines start at 1. Later, the head has a conflict,
 # because the weights of a row sum to 1. The current character is the best clue to the next one, and
-# only its weight on itself carries it to the output: 0.50 on average. But each weight on the past
-# makes the current character less clear in the mean.
+# only its weight on itself puts it into the mean: 0.50 on average. Each weight on the past blurs
+# it.
 #
 # If the model adds `x` to the result of the head, the current character takes another path. The
 # head then puts only 0.08 of its weight on itself, about as much as equal weights would (0.07), and

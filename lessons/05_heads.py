@@ -129,15 +129,13 @@ torch.testing.assert_close(mine(x), reference(x))
 
 # %% [markdown]
 # In [gpt.py](../gpt.py), `SelfAttention` computes the same in two steps. `chunk` cuts the 3C
-# channels into three equal pieces, q, k and v; `view` and `transpose` then cut each piece into
-# heads.
+# channels into q, k and v; `view` and `transpose` then cut each of them into heads.
 #
 # ## The projection
 #
 # The heads stand side by side in `y`: with D = 16, head 1 has channels 0 to 15. The last layer, the
-# *projection*, lets each head write to all C channels. Its matrix has D columns for each head, and
-# its result is the sum of what the heads contribute. `split` cuts a matrix into pieces of D
-# columns:
+# *projection*, lets each head write to all C channels. Its matrix has D columns for each head,
+# which `split` cuts out. Its result is the sum of what the heads contribute:
 
 # %%
 q, k, v = mine.heads(x)  # (B, H, T, D) each
@@ -347,11 +345,11 @@ for head, back in ((1, 1), (0, 2)):  # layer 1: head 2 looks one back, head 1 tw
 # head matters, remove it and measure the loss (exercise 2; see Michel et al. 2019,
 # arXiv:1905.10650).
 #
-# **Look at more heads:** download the file [inspect.html](inspect.html) and
-# open it in a browser. It shows every head of a trained GPT with 4 layers (Transformer blocks), and
-# what the model predicts at each position. In layer 1, head 2 looks at the previous character, and
-# head 1 at the one before that. What do the other heads look at? `nanogpt inspect` makes such a
-# page of your own model.
+# **Look at more heads:** download the file [inspect.html](inspect.html) and open it in a browser.
+# It shows every head of a trained GPT with 4 layers (Transformer blocks), and what the model
+# predicts at each position. In layer 1, head 2 looks at the previous character, and head 1 at the
+# one before that. What do the other heads look at? `nanogpt inspect` makes such a page of your own
+# model.
 #
 # ## Scoreboard
 
