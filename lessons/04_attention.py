@@ -2,9 +2,9 @@
 # # 4. Attention by hand
 #
 # The bigram of lesson 2 uses one character to predict the next one. The 7-grams of lesson 3 use
-# six, but they know only contexts that occurred in the training text. This lesson builds
-# *attention*: each position collects information from all earlier positions, and the text decides
-# which of them matter.
+# six, but they count: contexts share what they learn only if they end in the same characters. This
+# lesson builds *attention*: each position collects information from itself and all earlier
+# positions, and the text decides which of them matter (Bahdanau et al. 2014, arXiv:1409.0473).
 #
 # **Before this lesson:** [lesson 1](01_tensors.md) (shapes, `@`, softmax, `nn.Embedding`,
 # `nn.Linear`) and [lesson 2](02_bigram.md) (batches, targets, the loss, the bigram).
@@ -32,8 +32,9 @@ C = 64  # channels of the model that we train
 # ## The average of the past, as a loop
 #
 # Each position of a text has a vector of $C$ numbers, called its *channels*. The vectors of $T$
-# positions form a tensor `x` of shape (T, C). Here T = 4 and C = 2. The simplest way to use the
-# past is its average: each position gets the mean of its own vector and all earlier ones.
+# positions form a tensor `x` of shape (T, C). In this example, T is 4 and C is 2. The simplest way
+# to use the past is its average: each position gets the mean of its own vector and all earlier
+# ones. (The next three steps follow Karpathy's lecture "Let's build GPT".)
 
 # %%
 x = torch.tensor([[8.0, 0.0], [4.0, 2.0], [0.0, 4.0], [4.0, 2.0]])  # (T, C) = (4, 2)
@@ -59,9 +60,9 @@ torch.testing.assert_close(weights @ x, loop)  # an error if the two are not equ
 # ## The same average as a softmax of scores
 #
 # The third version starts from *scores*: any numbers, one for each pair of positions. A *mask*
-# hides the later positions: `masked_fill` replaces their scores by $-\infty$. The softmax then
-# turns each row of scores into weights that are not negative and sum to 1. A hidden position gets
-# the weight $e^{-\infty} = 0$.
+# hides the later positions: `triu(diagonal=1)` keeps only the entries above the diagonal, and
+# `masked_fill` replaces their scores by $-\infty$. The softmax then turns each row of scores into
+# weights that are not negative and sum to 1. A hidden position gets the weight $e^{-\infty} = 0$.
 
 # %%
 is_later = torch.ones(4, 4, dtype=torch.bool).triu(diagonal=1)  # (T, T): True above the diagonal
@@ -76,16 +77,17 @@ torch.testing.assert_close(scores.softmax(dim=-1) @ x, loop)
 # ## Queries, keys and values
 #
 # The scores should depend on the text. So each position computes three vectors of $D$ numbers from
-# its own vector:
+# its own vector (*self-attention*: all three come from the same text):
 #
 # - a *query* q: what this position looks for;
 # - a *key* k: what this position offers to those who look;
 # - a *value* v: what this position passes on.
 #
-# The score of an earlier position is the dot product of its key and the query of the current
-# position. It is large if the two match. In a model, three learned matrices compute q, k and v.
-# Here we choose the matrices by hand. The text is `bade`. The four channels of `x` mean: is a
-# vowel, is a consonant, and two numbers that describe the letter.
+# Think of a dictionary in which a query matches all keys a little: the result is a mixture of the
+# values. The score of two positions is the dot product of the query of one and the key of the
+# other. It is large if they match. In a model, three learned matrices compute q, k and v. Here we
+# choose the matrices by hand. The text is `bade`. The four channels of `x` mean: is a vowel, is a
+# consonant, and two numbers that stand for the letter (1, 0 for `b`).
 
 # %%
 x = torch.tensor([[0.0, 1, 1, 0], [1, 0, -1, 0], [0, 1, 0, 1], [1, 0, 0, -1]])  # (T, C) = (4, 4)
@@ -94,13 +96,15 @@ key_matrix = torch.tensor([[1.0, 0], [0, 1], [0, 0], [0, 0]])  # (C, D)
 value_matrix = torch.tensor([[0.0, 0], [0, 0], [1, 0], [0, 1]])  # (C, D)
 q, k, v = x @ query_matrix, x @ key_matrix, x @ value_matrix  # (T, D) each
 print("    q          k         v")
-for letter, *row in zip("bade", q.tolist(), k.tolist(), v.tolist(), strict=True):
-    print(letter, *row)
+for t, letter in enumerate("bade"):
+    print(letter, q[t].tolist(), k[t].tolist(), v[t].tolist())
 
 # %% [markdown]
 # A key says "I am a vowel", (1, 0), or "I am a consonant", (0, 1). The query of a vowel, (0, 3),
-# looks for consonants. The query of a consonant, (0, 0), looks for nothing. Now the scores, divided
-# by √D (a later section says why), the mask, the softmax, and the weighted mean of the values:
+# looks for consonants; a number larger than 3 would look more strictly (exercise 1). The query of a
+# consonant, (0, 0), looks for nothing. Now the scores, divided by √D (a later section says why),
+# the mask, the softmax, and the weighted mean of the values. Each row belongs to the position that
+# looks, each column to the position that it looks at:
 
 # %%
 scores = q @ k.T / math.sqrt(2)  # (T, T): .T swaps rows and columns; D = 2
@@ -156,27 +160,28 @@ show("four-tokens")
 
 # %% [markdown]
 # `e` finds the two consonants before it, and its output is mostly the mean of their values. `d`
-# looks for nothing: its weights are all equal, as in the average of the past.
+# looks for nothing: its weights are all equal, as in the average of the past. These *attention
+# weights* are results, new for each text. The parameters, which training changes, are the three
+# matrices.
 #
-# Why does each position need three vectors? A key differs from a value: `a` and `e` find `b`
-# because it is a consonant, but `b` passes on which letter it is. A query differs from a key: a
-# vowel looks for consonants, but it is a vowel.
+# Why three vectors? The vowels find `b` by its key, "consonant", but its value says which letter it
+# is. And a vowel has the key "vowel", but its query looks for consonants.
 #
 # ## The formula and the function
 #
-# Vaswani et al. (2017, arXiv:1706.03762, equation 1) write all of this in one line. The mask is 0
-# for the past and $-\infty$ for later positions.
+# Vaswani et al. (2017, arXiv:1706.03762, section 3.2) write this in one line, their equation 1. We
+# add the mask: 0 for the past and $-\infty$ for later positions.
 #
 # $$\text{output} = \text{softmax}\left(\frac{q k^\top}{\sqrt{D}} + \text{mask}\right) v$$
 
 
 # %%
-def attention(q, k, v, hidden=None):  # q, k, v: (..., T, D); the dots are any dimensions before
+def attention(q, k, v, is_hidden=None):  # q, k, v: (..., T, D); the dots are any axes before
     T, D = q.shape[-2:]
-    if hidden is None:
-        hidden = torch.ones(T, T, dtype=torch.bool).triu(diagonal=1)  # (T, T)
+    if is_hidden is None:
+        is_hidden = torch.ones(T, T, dtype=torch.bool).triu(diagonal=1)  # (T, T)
     scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (..., T, T)
-    weights = scores.masked_fill(hidden, -math.inf).softmax(dim=-1)  # (..., T, T)
+    weights = scores.masked_fill(is_hidden, -math.inf).softmax(dim=-1)  # (..., T, T)
     return weights @ v, weights  # (..., T, D), (..., T, T)
 
 
@@ -187,46 +192,35 @@ torch.testing.assert_close(y, F.scaled_dot_product_attention(q, k, v, is_causal=
 torch.testing.assert_close((y, weights), causal_attention(q, k, v))
 
 # %% [markdown]
-# `transpose(-2, -1)` swaps the last two dimensions. The function equals `causal_attention` of this
+# `transpose(-2, -1)` swaps the last two axes. The function equals `causal_attention` of this
 # project and PyTorch's faster `scaled_dot_product_attention`. In [gpt.py](../gpt.py),
 # `SelfAttention.forward` has the same lines for `scores`, `weights` and `y`; their shapes have one
-# more dimension, for several heads ([lesson 5](05_heads.md)).
+# more axis, for several heads ([lesson 5](05_heads.md)).
 #
 # ## Why divide by √D?
 #
-# Suppose that the numbers in q and k are independent, with mean 0 and variance 1. Then each product
-# of two has variance 1, and the sum of D products, the score, has variance D. We check this with
-# 1,000 random queries and 64 keys for each.
+# Suppose that the numbers in q and k are independent, with mean 0 and variance 1 (the variance is
+# the mean squared distance from the mean). Then each product of two has variance 1, and the sum of
+# D products, the score, has variance D. We check this with 1,000 random queries and 64 keys for
+# each. `amax` takes the largest weight of each row.
 
 # %%
 torch.manual_seed(0)
-sizes = [1, 4, 16, 64, 256, 1024]
-largest = {"undivided": [], "divided": []}
-print("   D  variance of the scores")
-for D in sizes:
+print("   D  variance  largest weight  divided by √D")
+for D in (1, 4, 16, 64, 256, 1024):
     q, k = torch.randn(1000, 1, D), torch.randn(1000, 64, D)
-    scores = (q @ k.transpose(-2, -1)).squeeze(1)  # (1000, 64): squeeze removes a dimension of 1
-    print(f"{D:4}  {scores.var():22.1f}")
-    largest["undivided"].append(scores.softmax(dim=-1).amax(dim=-1).mean().item())
-    largest["divided"].append((scores / math.sqrt(D)).softmax(dim=-1).amax(dim=-1).mean().item())
-
-# %% alt="Largest weight by D: 0.1 to 0.95 for undivided scores, always 0.1 for divided ones"
-plt.semilogx(sizes, largest["undivided"], "o-", color=ACCENT, base=2)
-plt.semilogx(sizes, largest["divided"], "s--", color=INK, base=2)
-plt.text(40, 0.78, "scores as they are:\none position gets almost all", color=ACCENT, ha="right")
-plt.text(1024, 0.15, "scores divided by √D: no change with D", ha="right")
-plt.xticks(sizes, sizes)
-plt.ylim(0, 1)
-plt.xlabel("D, channels of query and key")
-plt.ylabel("largest of 64 weights (mean)")
-show("largest-weight")
+    scores = (q @ k.transpose(-2, -1)).squeeze(1)  # (1000, 64): squeeze removes an axis of length 1
+    undivided = scores.softmax(dim=-1).amax(dim=-1).mean()
+    divided = (scores / math.sqrt(D)).softmax(dim=-1).amax(dim=-1).mean()
+    print(f"{D:4}  {scores.var():8.1f}  {undivided:14.2f}  {divided:13.2f}")
 
 # %% [markdown]
-# With D = 1024 and without the division, the largest weight is 0.95 on average: one random position
-# gets almost all weight before any training. Training can hardly change this: the derivative of a
-# weight w with respect to its own score is w (1 − w), close to 0 when w is close to 0 or 1.
-
-# %% [markdown]
+# The last two columns are the mean of the largest weight, without and with the division. With the
+# division, it stays near 0.1 for all D. Without it, it rises to 0.95: one random position gets
+# almost all weight before any training. Training can hardly change this. The derivative of a
+# softmax weight w with respect to its own score is w (1 − w), which is close to 0 when w is close
+# to 0 or 1.
+#
 # ## Attention is causal
 #
 # *Causal* means that a position does not depend on later ones. The mask guarantees this. We change
@@ -237,7 +231,7 @@ torch.manual_seed(0)
 q, k, v = torch.randn(3, 8, 16)  # (T, D) each, T = 8
 before = attention(q, k, v)[0]  # (T, D)
 for part in (q, k, v):
-    part[-1] = torch.randn(16)
+    part[-1] = torch.randn(16)  # changes the last row of q, k or v in place
 after = attention(q, k, v)[0]  # (T, D)
 print((before != after).any(dim=1))
 
@@ -256,13 +250,14 @@ shuffled = attention(q[order], k[order], v[order])[0]  # (T, D)
 torch.testing.assert_close(shuffled[-1], after[-1])
 
 # %% [markdown]
-# The output is the same. To a head, the past is a bag of characters: after the `s`, it cannot tell
-# `arts` from `rats`. [Lesson 6](06_positions.md) adds positions.
+# The output is the same. To attention, the past is a bag of characters: after the `s`, it cannot
+# tell `arts` from `rats`. [Lesson 6](06_positions.md) adds positions.
 #
 # ## A model with one head
 #
-# Queries, keys and values together are called a *head*. The smallest model around a head has an
-# embedding of C = 64 channels for each character, and a linear layer that makes V logits.
+# Three matrices and the attention with their q, k and v are called a *head*. The smallest model
+# around a head has an embedding of C = 64 channels for each character, and a linear layer that
+# makes V logits.
 
 
 # %%
@@ -297,8 +292,8 @@ class Average(OneHead):
 
 class OnlyItself(OneHead):
     def look(self, x):
-        everything_else = ~torch.eye(x.shape[1], dtype=torch.bool)  # (T, T): False on the diagonal
-        return attention(self.query(x), self.key(x), self.value(x), everything_else)
+        is_itself = torch.eye(x.shape[1], dtype=torch.bool)  # (T, T): True on the diagonal
+        return attention(self.query(x), self.key(x), self.value(x), ~is_itself)  # ~ means not
 
 
 class PlusItself(OneHead):
@@ -317,20 +312,22 @@ for kind in (Average, OnlyItself, OneHead, PlusItself):
 # %% [markdown]
 # The model that sees only itself is a bigram, and reaches the bigram's 2.48. The average of up to
 # 64 characters reaches only 3.16: it contains the current character, but as one of many. One head
-# also reaches 2.48. It sees up to 64 characters and gains nothing. Where does it look?
+# also reaches 2.48 (the difference of 0.003 means little). It sees up to 64 characters and gains
+# nothing. Where does it look?
 
 # %% alt="Weight on the own position falls to 0.29 for one head, to 0.02 for one head plus x"
-blocks = val_tokens.unfold(0, T, T)  # (number of blocks, T): unfold cuts a tensor into pieces
+blocks = val_tokens.unfold(0, T, T)  # axis 0 in pieces of length T, T apart: (blocks, T)
 own = {}
 for kind in (OneHead, PlusItself):
     with torch.no_grad():  # no gradients are needed to look
         weights = models[kind].look(models[kind].token_embedding(blocks))[1]  # (blocks, T, T)
     own[kind] = weights.diagonal(dim1=1, dim2=2).mean(dim=0)  # (T,): weight of t on t
     print(f"{kind.__name__}: {own[kind].mean():.2f} of the weight on the own position")
+print(f"equal weights: {(1 / torch.arange(1, T + 1)).mean():.2f}")  # position t: 1 / t
 plt.plot(range(1, T + 1), own[OneHead], "-", color=ACCENT)
 plt.plot(range(1, T + 1), own[PlusItself], "--", color=INK)
-plt.text(22, 0.58, "OneHead needs half of its weight\nfor the current character", color=ACCENT)
-plt.text(22, 0.13, "PlusItself: the weight is free for the past")
+plt.text(22, 0.58, "OneHead: half of the weight,\non average", color=ACCENT)
+plt.text(22, 0.13, "PlusItself: the weight goes to the past")
 plt.xlabel("position in the block")
 plt.ylabel("weight on the own position")
 plt.ylim(0, 1)
@@ -341,16 +338,18 @@ for loss, value in zip(losses.values(), (3.158, 2.482, 2.479, 2.436), strict=Tru
     assert lesson.FAST or abs(loss - value) < 0.02
 for share, value in ((own[OneHead], 0.50), (own[PlusItself], 0.08), (own[OneHead][-1], 0.29)):
     assert lesson.FAST or abs(share.mean() - value) < value / 4
-assert 0.97 > largest["undivided"][-1] > 0.93 > 0.12 > max(largest["divided"])
+assert abs((1 / torch.arange(1, T + 1)).mean() - 0.074) < 0.001
+assert 0.97 > undivided > 0.93 > 0.12 > divided > 0.09
 
 # %% [markdown]
-# The weights of a row sum to 1, so the head has a conflict. The current character is the best clue
-# to the next one, and only its weight on itself carries it to the output: 0.50 on average. Every
-# other value that the head mixes in blurs it. What the head gains from the past, it loses this way.
+# The first position sees only itself, so both lines start at 1. Later, the head has a conflict,
+# because the weights of a row sum to 1. The current character is the best clue to the next one, and
+# only its weight on itself puts it into the mean: 0.50 on average. Each weight on the past blurs
+# it.
 #
 # If the model adds `x` to the result of the head, the current character takes another path. The
-# head then puts only 0.08 of its weight on itself, and the loss falls to 2.44. This addition is the
-# *residual connection* of [lesson 7](07_depth.md).
+# head then puts only 0.08 of its weight on itself, about as much as equal weights would (0.07), and
+# the loss falls to 2.44. This addition is the *residual connection* of [lesson 7](07_depth.md).
 #
 # ## Scoreboard
 
@@ -358,23 +357,22 @@ assert 0.97 > largest["undivided"][-1] > 0.93 > 0.12 > max(largest["divided"])
 show_scoreboard(4, {"one attention head": losses[OneHead]})
 
 # %% [markdown]
-# One head is no better than the bigram, and far behind counting. The next lessons add what it
+# One head is no better than the bigram, and far behind the 7-grams. The next lessons add what it
 # lacks: more heads, positions and residual connections.
 #
 # ## Three common mistakes
 #
-# 1. *The softmax over the wrong dimension*, `softmax(dim=-2)`: no error, but columns sum to 1
+# 1. *The softmax over the wrong axis*, `softmax(dim=-2)`: no error, but columns sum to 1
 #    instead of rows, and earlier outputs change when a later token changes. Test causality as
 #    above.
 # 2. *Filling the mask with 0 instead of* $-\infty$: since $e^0 = 1$, later positions keep a weight.
 #    The same test finds it. Use `-math.inf`, before the softmax.
 # 3. *A mask with* `triu()` *instead of* `triu(diagonal=1)`: the first position sees nothing, not
-#    even itself. The softmax of a row of $-\infty$ is `nan` (not a number), and so is the loss. Use
-#    1.
+#    even itself. The softmax of a row of $-\infty$ is `nan` (not a number), and so is the loss.
 #
 # ## Exercises
 #
-# 1. What does a head compute if all its queries are 0? Try it with `attention`.
+# 1. Multiply `query_matrix` by 10, or by 0. How do the weights of `e` change? Guess first.
 # 2. Choose queries and keys by hand so that each of T = 5 positions looks at the position before
 #    it. Give each position a key of its own. What does the first position do?
 # 3. Let the head see only its own and the previous three characters. Which mask does this? Guess
@@ -382,8 +380,10 @@ show_scoreboard(4, {"one attention head": losses[OneHead]})
 
 # %% tags=["solution"]
 if SOLUTIONS:  # run with: python lessons/04_attention.py --solutions
-    weights = attention(torch.zeros(5, 5), torch.randn(5, 5), torch.randn(5, 5))[1]
-    print("1. the average of the past; the last row of weights:", weights[-1])
+    for factor in (0, 1, 10):  # 0: the average of the past; 10: only the consonants
+        weights = attention(factor * x @ query_matrix, x @ key_matrix, x @ value_matrix)[1]
+        print(f"1. factor {factor}:", weights[-1])
+    assert weights[-1, 0] > 0.499
     keys = torch.eye(5)  # (T, D): position s has a 1 in channel s
     queries = torch.diag(torch.full((4,), 50.0), diagonal=-1)  # row t: 50 in channel t - 1
     weights = attention(queries, keys, keys)[1]

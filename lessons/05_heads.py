@@ -2,15 +2,16 @@
 # # 5. Several heads, and what they attend to
 #
 # The head of lesson 4 computes one mean of values for each position. If it looks at two characters
-# at once, it gets a mixture of both. This lesson runs several heads side by side, each with its own
-# queries, keys and values, and looks at what they learn.
+# at once, it gets a mixture of both. *Multi-head attention* (Vaswani et al. 2017, arXiv:1706.03762,
+# section 3.2.2) runs several heads side by side, each with its own queries, keys and values. This
+# lesson builds it and looks at what the heads learn.
 #
 # **Before this lesson:** [lesson 4](04_attention.md) (queries, keys, values, weights, the mask) and
 # [lesson 1](01_tensors.md) (`view`, shapes).
 #
-# **You will see:** how 64 channels become 4 heads and 64 channels again, at the same cost; a task
-# that two heads learn and one head does not; and a trained head that gives two thirds of its weight
-# to the previous character.
+# **You will see:** how 64 channels become 4 heads and 64 channels again, with as many parameters as
+# for one head; a task that two heads learn and one head does not; and a trained head that gives two
+# thirds of its weight to the previous character.
 
 # %%
 import lesson
@@ -39,10 +40,10 @@ print(q)
 print(heads)
 
 # %% [markdown]
-# `view` cuts each row into two pieces. `transpose(0, 1)` swaps the first two dimensions, so that
-# the head comes first. The first head has the left half of each row, the second head the right
-# half. Attention uses the last two dimensions, (T, D), and repeats the same for all dimensions
-# before them. So it treats heads like separate texts.
+# `view` cuts each row into two pieces. `transpose(0, 1)` swaps the first two axes, so that the head
+# comes first. Head 1 has the left half of each row, head 2 the right half. (The text counts heads
+# from 1, the code from 0.) Attention uses the last two axes, (T, D), and repeats the same for all
+# axes before them. So it treats heads like separate texts.
 #
 # To merge the heads, go the same way back. `reshape` is a `view` that copies the numbers if it
 # must.
@@ -54,18 +55,18 @@ print((merged == q).all())
 # %% [markdown]
 # ## Queries, keys and values in one product
 #
-# One linear layer computes q, k and v of all heads: it turns C channels into 3C. The result has
-# five dimensions: B, T, kind (q, k or v), H, D. Attention needs kind first, and H before T.
-# `permute` puts dimensions in any order: `permute(2, 0, 3, 1, 4)` takes old dimension 2 first, then
-# 0, 3, 1, 4.
+# One linear layer computes q, k and v of all heads: it turns C channels into 3C. We cut them into
+# three axes: 3 (q, k or v), H and D. So the result has the shape (B, T, 3, H, D). Attention needs
+# q, k and v first, and H before T: (3, B, H, T, D). `permute` puts axes in any order. Here, it
+# takes old axis 2 first, then 0, 3, 1, 4.
 #
-# A small example shows where each number goes. Its hundreds are the kind (1 is q, 2 is k, 3 is v),
-# its tens the head, and its ones the position. Here T = 2, H = 2 and D = 1.
+# A small example shows where each number goes. The hundreds are 1 for q, 2 for k and 3 for v; the
+# tens are the head, and the ones the position. Here T = 2, H = 2 and D = 1.
 
 # %%
 qkv = torch.tensor([[[111, 121, 211, 221, 311, 321], [112, 122, 212, 222, 312, 322]]])  # (B, T, 3C)
 q, k, v = qkv.view(1, 2, 3, 2, 1).permute(2, 0, 3, 1, 4)  # (B, T, 3, H, D) -> (3, B, H, T, D)
-print("q:", q.squeeze(), "k:", k.squeeze(), sep="\n")  # squeeze: without dimensions of size 1
+print("q:", q.squeeze(), "k:", k.squeeze(), sep="\n")  # squeeze: without axes of length 1
 
 # %% [markdown]
 # Each row is a head, each column a position: `121` is the query of head 2 at position 1.
@@ -88,7 +89,7 @@ class SelfAttention(nn.Module):
     def forward(self, x):  # (B, T, C)
         q, k, v = self.heads(x)  # (B, H, T, D) each
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
-        y = y.transpose(1, 2).flatten(2)  # (B, T, H, D) -> (B, T, C): the heads side by side
+        y = y.transpose(1, 2).reshape(x.shape)  # (B, T, H, D) -> (B, T, C): heads side by side
         return self.projection(y)  # (B, T, C)
 
 
@@ -96,7 +97,9 @@ class SelfAttention(nn.Module):
 axes = diagram(70, 46)
 parts, first = [["1", "2", "3", "4"]], [[True, False, False, False]]
 box(axes, 30, 43.5, "x", 16, 3)
-arrow(axes, (30, 41.6), (30, 37.8), "qkv: Linear(C, 3C)")
+arrow(axes, (30, 41.6), (30, 37.4), "qkv: Linear(C, 3C)")
+arrow(axes, (21.5, 42.5), (11, 37.4))
+arrow(axes, (38.5, 42.5), (49, 37.4))
 for x, title, end in ((10, "q", 6), (30, "k", 8), (50, "v", 10)):
     cells(axes, x - 8, 34, parts, filled=first, title=title)
     arrow(axes, (x - 6, 30.6), (end, 24.4))
@@ -125,36 +128,39 @@ x = torch.randn(2, 10, C)  # (B, T, C)
 torch.testing.assert_close(mine(x), reference(x))
 
 # %% [markdown]
-# In [gpt.py](../gpt.py), `SelfAttention` computes the same with `chunk`, which cuts a tensor into
-# equal pieces: first into q, k and v, then into heads.
+# In [gpt.py](../gpt.py), `SelfAttention` computes the same in two steps. `chunk` cuts the 3C
+# channels into q, k and v; `view` and `transpose` then cut each of them into heads.
 #
 # ## The projection
 #
-# The heads stand side by side in `y`: with D = 16, the first has channels 0 to 15. The last layer,
-# the *projection*, lets each head write to all C channels. Its matrix has D columns for each head,
-# and its result is the sum of what the heads contribute:
+# The heads stand side by side in `y`: with D = 16, head 1 has channels 0 to 15. The last layer, the
+# *projection*, lets each head write to all C channels. Its matrix has D columns for each head,
+# which `split` cuts out. Its result is the sum of what the heads contribute:
 
 # %%
 q, k, v = mine.heads(x)  # (B, H, T, D) each
 y = causal_attention(q, k, v)[0]  # (B, H, T, D)
-columns = mine.projection.weight.split(16, dim=1)  # H matrices of shape (C, D)
+columns = mine.projection.weight.split(C // H, dim=1)  # H matrices of shape (C, D)
 contributions = [y[:, head] @ columns[head].T for head in range(H)]  # H times (B, T, C)
 torch.testing.assert_close(sum(contributions) + mine.projection.bias, mine(x))
 
 # %% [markdown]
-# ## The cost does not depend on H
+# ## What do more heads cost?
 #
-# The layers `qkv` and `projection` have the same size for any H. The scores of one head take T · T
-# · D multiplications, so all H heads take T · T · C.
+# The layers `qkv` and `projection` have the same size for any H. The scores of one head are T · T
+# dot products of D numbers, so all H heads need H · T · T · D = T · T · C multiplications. Only the
+# number of weights, H · T · T, grows with H:
 
 # %%
-for n_head in (1, 2, 4, 8):
-    layer = SelfAttention(C, n_head)
-    parameters = sum(p.numel() for p in layer.parameters())
-    multiplications = n_head * 64 * 64 * (C // n_head)  # for the scores at T = 64
-    print(f"H = {n_head}: {parameters:,} parameters, {multiplications:,} multiplications")
+print("H    T  parameters  multiplications  weights")
+for n_head, length in ((1, 64), (4, 64), (4, 128)):
+    parameters = sum(p.numel() for p in SelfAttention(C, n_head).parameters())
+    multiplications = n_head * length * length * (C // n_head)  # for the scores
+    print(f"{n_head}  {length:3}  {parameters:10,}  {multiplications:15,}  {n_head * length**2:7,}")
 
 # %% [markdown]
+# If T doubles, the multiplications and the weights become four times as many.
+#
 # ## Two lookups at once
 #
 # Here is a task that needs two lookups. The input has 8 random digits. At the last position, the
@@ -178,6 +184,10 @@ class CopyTwo(nn.Module):
         return self.output(y).view(-1, 2, 10)  # (B, 2, 10)
 
 
+# %% [markdown]
+# We train a model with one head and a model with two heads, and count their correct answers:
+
+# %%
 correct = {}
 for n_head in (1, 2):
     torch.manual_seed(1)
@@ -201,13 +211,13 @@ assert min(correct[2]) > 0.99
 
 # %% [markdown]
 # Two heads name both digits. One head names one of them and guesses the other: about one of ten
-# guesses is right. If it looks at both digits, it gets the mean of two values, and a mean does not
-# say which value came from where. (It could mix the two in proportions that reveal both, but
-# training does not find such proportions here.) Two heads put their results in different channels.
+# guesses is right. If it looks at both digits, it gets the mean of two values. For example, with
+# half of the weight on each, 3 and 7 give the same mean as 7 and 3. Two heads put their results in
+# different channels.
 #
 # ## Four heads on Shakespeare
 #
-# Now the model of lesson 4 with four heads instead of one.
+# Now the model of lesson 4 with four heads instead of one, with the projection and with biases.
 
 
 # %%
@@ -226,17 +236,17 @@ class FourHeads(nn.Module):
 
 
 torch.manual_seed(1)
-loss = train(FourHeads())
-print(f"validation loss {loss:.3f}")
+four_heads = train(FourHeads())
+print(f"validation loss {four_heads:.3f}")
 
 # %% tags=["test"]
-assert lesson.FAST or abs(loss - 2.437) < 0.02
+assert lesson.FAST or abs(four_heads - 2.437) < 0.02
 
 # %% [markdown]
 # The loss falls from 2.48 to 2.44. The gain is small, because heads without positions cannot look
 # for "the previous character": to them, the past has no order. So we add a vector for each position
-# again, and compare one head with four. Blocks of T = 16 characters train faster and are easier to
-# look at.
+# again, and compare one head with four. We use blocks of T = 16 characters, which are easier to
+# look at, and train for longer. So do not compare these losses with the scoreboard.
 
 
 # %%
@@ -273,7 +283,7 @@ blocks = val_tokens.unfold(0, 16, 16)  # (number of blocks, T)
 with torch.no_grad():  # no gradients are needed to look
     q, k, v = model.attention.heads(model.embed(blocks))  # (blocks, H, T, D) each
     weights = causal_attention(q, k, v)[1].mean(dim=0)  # (H, T, T): mean over all blocks
-own = weights.diagonal(dim1=1, dim2=2).mean(dim=1)  # (H,)
+own = weights.diagonal(dim1=1, dim2=2).mean(dim=1)  # (H, T, T) -> (H, T) -> (H,)
 print("own position:", own)
 
 # %% [markdown]
@@ -284,17 +294,10 @@ previous = weights.diagonal(offset=-1, dim1=1, dim2=2).mean(dim=1)  # (H,)
 print("previous position:", previous)
 
 # %% [markdown]
-# And the mean distance between a position and the positions it looks at, in characters:
-
-# %%
-positions = torch.arange(16)
-distance = (positions[:, None] - positions).clamp(min=0)  # (T, T): 0 on the diagonal, 1 below it
-print("distance:", (weights * distance).sum(dim=2).mean(dim=1))
-
-# %% [markdown]
 # The heads have divided the work. One gives 0.95 of its weight to its own position. One is a
-# *previous-character head*: 0.66. The other two choose between the same two positions. Nobody told
-# the heads to do this: it lowers the loss. Here are the weights for one line:
+# *previous-character head*: 0.66. The other two share almost all of their weight between these two
+# positions. Nobody told the heads to do this: it lowers the loss. Here are the weights for one
+# line:
 
 # %% tags=["test"]
 assert lesson.FAST or abs(losses[1] - 2.35) < 0.04
@@ -308,7 +311,7 @@ with torch.no_grad():
     q, k, v = model.attention.heads(model.embed(encode(line)[None]))  # [None] adds a batch of 1
     maps = causal_attention(q, k, v)[1][0]  # (H, T, T)
 figure, panels = plt.subplots(2, 2, figsize=(7, 7.2))
-labels = line.replace(" ", "␣")
+labels, positions = line.replace(" ", "␣"), torch.arange(16)
 for head, panel in enumerate(panels.flat):
     panel.pcolormesh(maps[head], vmin=0, vmax=1, edgecolor=FILL, linewidth=0.5)
     panel.set_xticks(positions + 0.5, labels, fontsize=9)
@@ -316,11 +319,11 @@ for head, panel in enumerate(panels.flat):
     panel.tick_params(length=0)
     panel.invert_yaxis()
     panel.grid(False)
-    role, note = "one of the two", ""
+    role, note = "own or previous character", ""
     if head == own.argmax():
-        role, note = "the own character", "dark: on the diagonal"
+        role, note = "own character", "dark: on the diagonal"
     if head == previous.argmax():
-        role, note = "the previous character", "dark: left of the diagonal"
+        role, note = "previous character", "dark: left of the diagonal"
     panel.set_title(f"head {head + 1}: {role}")
     panel.text(15.5, 2.5, note, ha="right", color="black")
 figure.supxlabel("looks at", fontsize=10)
@@ -339,18 +342,19 @@ for head, back in ((1, 1), (0, 2)):  # layer 1: head 2 looks one back, head 1 tw
 #
 # Be careful with such pictures. They show where a head looks, not what it takes from there, and not
 # whether the rest of the model uses it (Jain & Wallace 2019, arXiv:1902.10186). To learn whether a
-# head matters, remove it and measure the loss (exercise 2).
+# head matters, remove it and measure the loss (exercise 2; see Michel et al. 2019,
+# arXiv:1905.10650).
 #
-# **Try attention before you install anything:** download the file [inspect.html](inspect.html) and
-# open it in a browser. It shows every head of a trained GPT with 4 layers (Transformer blocks), and
-# what the model predicts at each position. In layer 1, head 2 looks at the previous character, and
-# head 1 at the one before that. What do the other heads look at? `nanogpt inspect` makes such a
-# page of your own model.
+# **Look at more heads:** download the file [inspect.html](inspect.html) and open it in a browser.
+# It shows every head of a trained GPT with 4 layers (Transformer blocks), and what the model
+# predicts at each position. In layer 1, head 2 looks at the previous character, and head 1 at the
+# one before that. What do the other heads look at? `nanogpt inspect` makes such a page of your own
+# model.
 #
 # ## Scoreboard
 
 # %%
-show_scoreboard(5, {"4 attention heads": loss})
+show_scoreboard(5, {"4 attention heads": four_heads})
 
 # %% [markdown]
 # Four heads alone bring little. They pay off when there is something to look for: positions
@@ -364,7 +368,7 @@ show_scoreboard(5, {"4 attention heads": loss})
 # 2. *`view` after `transpose`*: an error says that the view size is not compatible. The numbers are
 #    not in this order in memory. Use `reshape` or `flatten`, which copy them.
 # 3. *Dividing the scores by* $\sqrt C$ *instead of* $\sqrt D$: no error, but with 4 heads all
-#    scores are half as large, and the first weights are almost equal. Take D from the shape of q.
+#    scores are half as large, and the weights more equal. Take D from the shape of q.
 #
 # ## Exercises
 #
@@ -392,4 +396,4 @@ if SOLUTIONS:  # run with: python lessons/05_heads.py --solutions
 
     torch.manual_seed(1)
     loss = train(HeadsWithPositions(64), **settings)
-    print(f"3. loss {loss:.2f}: enough, since these heads only have to find near positions")
+    print(f"3. loss {loss:.2f}: one channel is enough to find near positions")
