@@ -14,13 +14,12 @@
 # 2.14 with rotations.
 
 # %%
-import copy
 import math
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import torch
-from lesson import FAST, SOLUTIONS, V, evaluate, show_scoreboard, train, val_tokens
+from lesson import SOLUTIONS, V, evaluate, show_scoreboard, train, val_tokens
 from pictures import ACCENT, INK, MUTED, show
 from torch import nn
 from torch.nn import functional as F
@@ -136,8 +135,8 @@ axes[0].set(xlabel="position", ylabel="position")
 axes[1].imshow(position_weights[head], vmin=0, vmax=1)  # (T, T)
 axes[1].set_title("attention weights of one head:\none position back")
 axes[1].set(xlabel="position s of the key", ylabel="position t of the query")
-arrow = {"arrowstyle": "-|>", "color": ACCENT}
-axes[1].annotate("not learned", (worst - 2, worst), (6, 52), color=ACCENT, arrowprops=arrow)
+arrow = {"arrowstyle": "-|>", "color": "black"}
+axes[1].annotate("not learned", (worst - 2, worst), (6, 52), color="black", arrowprops=arrow)
 for axis in axes:
     axis.grid(visible=False)
 show("table")
@@ -311,7 +310,8 @@ for name, (model, style) in names.items():
     color = ACCENT if name == "rotary" else INK
     plt.plot(curves[name], style, color=color)
     plt.text(64, curves[name][-4:].mean(), name, va="center", color=color)
-plt.text(worst - 1, curves["learned table"][worst], f"position {worst}", ha="right", va="center")
+top, arrow = curves["learned table"][worst], {"arrowstyle": "-|>", "color": INK}
+plt.annotate(f"position {worst}", (worst, top), (47, top + 0.17), arrowprops=arrow)
 plt.xlim(-1, 77)
 plt.xlabel("position")
 plt.ylabel("loss (nats per character)")
@@ -360,6 +360,10 @@ show_scoreboard(6, {"with positions": loss_learned})
 #    is the loss now furthest above that of the rotary model?
 
 # %% tags=["test"]
+from copy import deepcopy  # noqa: E402
+
+from lesson import FAST  # noqa: E402
+
 gaps = curves["learned table"] - curves["rotary"]  # (T,)
 assert FAST or abs(loss_without - 2.44) < 0.04
 assert FAST or abs(loss_learned - 2.27) < 0.05
@@ -375,7 +379,7 @@ assert ((lengths - 4).abs() < 0.15).all()
 torch.testing.assert_close(products[16, :32], products[48, 32:])
 here = torch.arange(T)
 assert not torch.allclose(rotate(x, here) @ x.mT, rotate(x, here + 10) @ x.mT, atol=0.1)
-other = copy.deepcopy(rotary)  # with the rows of query and key weights in the order of other pairs
+other = deepcopy(rotary)  # with the rows of query and key weights in the order of other pairs
 rows = torch.arange(2 * C).view(2 * H, D // 2, 2).mT.flatten()
 for parameter in other.attention.qkv.parameters():
     parameter.data[: 2 * C] = parameter.data[rows]
@@ -393,6 +397,8 @@ if SOLUTIONS:  # run with: python lessons/06_positions.py --solutions
     loss_128 = evaluate(rotary, block_size=128)
     print(f"2. {loss_128:.3f} with blocks of 128, {loss_rotary:.3f} with 64: it does harm, because")
     print("   the angles of such large distances did not occur in training.")
+    from lesson import FAST
+
     assert FAST or loss_128 > loss_rotary + 0.1
 
     torch.manual_seed(1)
