@@ -101,7 +101,7 @@ print("weights with QK-norm:", (keys @ query / math.sqrt(D)).softmax(dim=0).nump
 # ## ReLU²
 #
 # So et al. (2021, "Primer", [arXiv:2109.08668](https://arxiv.org/abs/2109.08668)) let a computer
-# search for better Transformers. It replaced GELU by $\text{ReLU}^2(x) = \max(0, x)^2$: exactly 0
+# search for better Transformers. It found $\text{ReLU}^2(x) = \max(0, x)^2$: exactly 0
 # for negative inputs, and steeper for large ones.
 
 
@@ -242,7 +242,7 @@ class Transformer(nn.Module):
 
 
 # %% [markdown]
-# Is the sum of the new parts really nanogpt's model? We copy its weights and compare the logits.
+# The sum of the new parts is nanogpt's model: with the same weights, it gives the same logits.
 
 # %%
 torch.manual_seed(0)
@@ -296,10 +296,8 @@ model = Transformer(**old)
 inputs, targets = get_batch(train_tokens)  # (B, T) each
 F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
 G = model.blocks[0].v.weight.grad  # (C, C)
-for name, matrix in (
-    ("gradient", G / G.norm()),
-    ("after Newton-Schulz", orthogonalise(G[None])[0]),
-):
+after = orthogonalise(G[None])[0]  # (C, C)
+for name, matrix in (("gradient", G / G.norm()), ("after Newton-Schulz", after)):
     sizes = torch.linalg.svdvals(matrix)  # (C,): the singular values, from the largest
     print(f"{name:19}", sizes[[0, 1, 3, 7, 15, 31]].numpy().round(3))
 
@@ -310,9 +308,9 @@ for name, matrix in (
 #
 # ## What does each part bring?
 #
-# The budget is small and the same for all: 2 Transformer blocks, 300 steps of 16 blocks of text. We
-# put each part alone into the old model, then all nine. The first and the last row have two runs
-# with different seeds, which show how much is chance.
+# The budget is small: 2 Transformer blocks, 300 steps of 16 blocks of text. We put each part alone
+# into the old model, then all nine. The first and the last row have two runs with different seeds,
+# which show how much is chance.
 
 # %%
 one_part = {"GPT-2": {}, "RMSNorm": {"norm": RMSNorm}, "QK-norm": {"qk_parts": [RMSNorm]}}
@@ -370,8 +368,8 @@ for name, parts in (("GPT-2, Muon", old), ("all nine, Muon", new)):
 # %% [markdown]
 # The two runs of GPT-2 differ by 0.06, so we believe only larger gains:
 #
-# - **Rotary positions and look-back** gain more than 0.2 each. Both give the model the previous
-#   character at once; GPT-2 has to learn it.
+# - **Rotary positions and look-back** gain more than 0.2 each. Both make the previous character
+#   easy to find. With GPT-2's table, this takes longer.
 # - **The start at zero** gains 0.07, hardly more than chance.
 # - **The other six** gain nothing that we can see. Some have other aims: RMSNorm and no biases save
 #   work; QK-norm and soft cap prevent failures of larger models.
@@ -392,6 +390,7 @@ for rung in rungs[-3:]:
 #
 # ## What to remember
 #
+# - Rotary positions and QK-norm act inside the scores.
 # - Muon makes a step about equally long in all directions of a matrix.
 # - A gain is true for the size and budget of its measurement. For others, measure again.
 #
@@ -407,7 +406,7 @@ for rung in rungs[-3:]:
 #
 # ## Exercises
 #
-# 1. How many parameters does each part add to GPT-2's model, or remove? Count on paper, then check.
+# 1. How many parameters does each part add to GPT-2's model, or remove?
 # 2. Logits of 0, 15 and 60 pass the soft cap. Which fraction of their gradient gets through?
 # 3. With QK-norm, a score is at most $\sqrt D = 4$. How large is the largest possible weight among
 #    64 positions if all other scores are 0?
