@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 13. The Transformer since 2019, part by part
 #
-# The GPT of lesson 9 is GPT-2, from 2019. In newer models, almost every part is newer. This lesson
-# replaces the parts one by one until the model is that of
+# The GPT of lesson 9 is GPT-2, from 2019. Newer models have the same plan, but other parts. This
+# lesson replaces the parts one by one until the model is that of
 # [nanogpt/models/modern.py](../nanogpt/models/modern.py). Then it measures what each part brings.
 #
 # **Before this lesson:** [lesson 9](09_gpt.md) (the whole GPT), [lesson 6](06_positions.md) (rotary
