@@ -1,0 +1,414 @@
+# %% [markdown]
+# # 15. Encoder, decoder, cross-attention
+#
+# The Transformer of 2017 was made for translation. It had two halves: an encoder, which reads the
+# source, and a decoder, which writes the output. A GPT is a decoder without an encoder. This lesson
+# builds the encoder and the *cross-attention* between the halves, and compares both kinds of model.
+#
+# **Before this lesson:** [lesson 4](04_attention.md) (queries, keys, values, the mask),
+# [lesson 8](08_norm.md) (layer norm) and [lesson 10](10_training.md) (the training loop).
+#
+# **You will see:** both models learn to reverse words of 8 letters. From step 40 to step 80 they go
+# from 0% to 100% of correct words. Each decoder position gives more than 90% of its cross-attention
+# to one letter: the letter that it writes next.
+
+# %%
+import math
+
+import matplotlib.pyplot as plt
+import torch
+from lesson import SOLUTIONS
+from pictures import ACCENT, FILL, INK, SOFT, arrow, box, diagram, show, write
+from torch import nn
+from torch.nn import functional as F
+
+STEPS = 200
+
+# %% [markdown]
+# ## Two kinds of model
+#
+# Vaswani et al. 2017 ([arXiv:1706.03762](https://arxiv.org/abs/1706.03762)) translated English into
+# German. The English sentence, the *source*, is complete before the first German word is written.
+# So the *encoder* may look at the whole source, left and right. The *decoder* writes the German
+# sentence token by token, as a GPT does. But each of its Transformer blocks has one more layer, the
+# cross-attention, which reads the result of the encoder.
+
+# %% alt="Left: encoder with an arrow to the cross-attention of the decoder. Right: a GPT"
+axes = diagram(72, 40)
+for x, title in ((10, "encoder"), (38, "decoder"), (62, "GPT: only a decoder")):
+    write(axes, x, 38, title, 10, bold=True)
+parts = [(10, 12, "self-attention, no mask"), (10, 20, "feed-forward"), (38, 28, "feed-forward")]
+parts += [(38, 12, "causal self-attention"), (38, 20, "cross-attention")]
+parts += [(62, 12, "causal self-attention"), (62, 20, "feed-forward")]
+for x, y, text in parts:
+    box(axes, x, y, text, 18, 4.4, SOFT if text == "cross-attention" else FILL)
+    arrow(axes, (x, y - 5.8), (x, y - 2.2), "queries" if text == "cross-attention" else "")
+arrow(axes, (19, 20), (29, 20), color=ACCENT, style="--")
+write(axes, 24, 21.5, "keys, values", 8, ACCENT)
+for x, y in ((38, 28), (62, 20)):
+    arrow(axes, (x, y + 2.2), (x, y + 5.3))
+    write(axes, x, y + 6.5, "b", bold=True)
+for x, text in ((10, "source: a b c"), (38, "output so far: | c"), (62, "a b c | c")):
+    write(axes, x, 4.5, text)
+show("models")
+
+# %% [markdown]
+# The picture leaves out embeddings, residual connections, norms and the output layer; both models
+# have them. In the paper, encoder and decoder have 6 Transformer blocks each. A GPT does the same
+# job with one sequence: source, separator, output.
+#
+# ## Cross-attention in ten lines
+#
+# In self-attention, queries, keys and values come from the same tensor. In cross-attention, the
+# queries come from the decoder, and the keys and values from the encoder. The two lengths may
+# differ. Here 3 positions of the decoder read 5 positions of the encoder:
+
+# %%
+torch.manual_seed(0)
+C = 4
+x, encoded = torch.randn(3, C), torch.randn(5, C)  # decoder (3, C), encoder (5, C)
+query, key, value = (nn.Linear(C, C).requires_grad_(False) for _ in range(3))
+scores = query(x) @ key(encoded).T / math.sqrt(C)  # (3, C) @ (C, 5) -> (3, 5)
+weights = scores.softmax(dim=-1)  # (3, 5): a row for each decoder position
+result = weights @ value(encoded)  # (3, 5) @ (5, C) -> (3, C)
+print(weights)
+print("shape of the result", tuple(result.shape))
+
+# %% [markdown]
+# Each row sums to 1: a decoder position divides its attention among the 5 positions of the source.
+# The result has one vector for each decoder position. The module below serves as self-attention and
+# as cross-attention. It has one head, to keep it short, and stores its weights for a later picture.
+
+
+# %%
+class Attention(nn.Module):
+    def __init__(self, C):
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(C, C), nn.Linear(C, C), nn.Linear(C, C)
+        self.projection = nn.Linear(C, C)
+
+    def forward(self, x, source, is_causal=False):
+        q, k, v = self.query(x), self.key(source), self.value(source)  # (B, length, C) each
+        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # (B, length of x, of source)
+        if is_causal:
+            is_later = torch.ones_like(scores).triu(diagonal=1).bool()
+            scores = scores.masked_fill(is_later, -math.inf)
+        self.weights = scores.softmax(dim=-1)  # (B, length of x, length of source)
+        return self.projection(self.weights @ v)  # (B, length of x, C)
+
+
+# %% [markdown]
+# ## Three attentions, one mask
+#
+# | attention | queries from | keys and values from | mask | shape of the scores |
+# | --- | --- | --- | --- | --- |
+# | encoder, self-attention | encoder | encoder | none | source × source |
+# | decoder, self-attention | decoder | decoder | causal | output × output |
+# | decoder, cross-attention | decoder | encoder | none | output × source |
+#
+# Only the self-attention of the decoder is causal: the decoder must not see its targets. The source
+# contains no targets, so the other two need no mask.
+#
+# ## The task: reverse a word
+#
+# A word has 8 random letters from a to j. There are $10^8$ words, too many to memorise. The decoder
+# starts with the token `|`. In training, its input is the *correct* output, shifted by one. This is
+# *teacher forcing*: the model learns each letter from correct letters before it, at all positions
+# in parallel.
+
+# %%
+alphabet, START, LENGTH = "abcdefghij|", 10, 8
+V = len(alphabet)
+
+
+def get_batch(batch_size):
+    source = torch.randint(10, (batch_size, LENGTH))  # (B, 8)
+    targets = source.flip(1)  # (B, 8): the letters in reverse order
+    start = torch.full((batch_size, 1), START)  # (B, 1)
+    return source, torch.cat([start, targets[:, :-1]], dim=1), targets  # (B, 8) each
+
+
+torch.manual_seed(0)
+for name, tokens in zip(("source", "inputs", "targets"), get_batch(1), strict=True):
+    print(f"{name:8}", " ".join(alphabet[token] for token in tokens[0]))
+
+
+# %% [markdown]
+# ## The two models
+#
+# One class serves for all Transformer blocks: of an encoder, of a decoder, and of a GPT. `Model`
+# has the parts that both models share.
+
+
+# %%
+class Block(nn.Module):
+    def __init__(self, C, is_causal, has_cross_attention=False):
+        super().__init__()
+        self.is_causal = is_causal
+        self.norm1, self.attention = nn.LayerNorm(C), Attention(C)
+        if has_cross_attention:
+            self.norm2, self.cross_attention = nn.LayerNorm(C), Attention(C)
+        self.norm3 = nn.LayerNorm(C)
+        self.feed_forward = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
+
+    def forward(self, x, encoded=None):
+        y = self.norm1(x)
+        x = x + self.attention(y, y, self.is_causal)
+        if encoded is not None:
+            x = x + self.cross_attention(self.norm2(x), encoded)
+        return x + self.feed_forward(self.norm3(x))
+
+
+class Model(nn.Module):
+    def __init__(self, C):
+        super().__init__()
+        self.token_embedding = nn.Embedding(V, C)
+        self.position_embedding = nn.Embedding(2 * LENGTH, C)
+        self.norm, self.output = nn.LayerNorm(C), nn.Linear(C, V)
+
+    def embed(self, tokens):
+        return self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
+
+
+class EncoderDecoder(Model):
+    def __init__(self, C=32):
+        super().__init__(C)
+        self.encoder, self.encoder_norm = Block(C, is_causal=False), nn.LayerNorm(C)
+        self.decoder = Block(C, is_causal=True, has_cross_attention=True)
+
+    def forward(self, source, inputs):
+        encoded = self.encoder_norm(self.encoder(self.embed(source)))  # (B, 8, C)
+        x = self.decoder(self.embed(inputs), encoded)  # (B, T, C)
+        return self.output(self.norm(x))  # (B, T, V)
+
+
+class DecoderOnly(Model):
+    def __init__(self, C=34):
+        super().__init__(C)
+        self.blocks = nn.Sequential(Block(C, is_causal=True), Block(C, is_causal=True))
+
+    def forward(self, source, inputs):
+        x = self.embed(torch.cat([source, inputs], dim=1))  # (B, 8 + T, C): one sequence
+        return self.output(self.norm(self.blocks(x)))[:, LENGTH:]  # (B, T, V): after the source
+
+
+# %% [markdown]
+# The decoder-only model also returns logits at the source, but nobody can predict random letters.
+# So `[:, LENGTH:]` keeps only the logits of the output, and only these count in the loss. With 32
+# and 34 channels, both models have about 30,000 parameters and two Transformer blocks.
+#
+# ## Training
+#
+# One wrong letter makes a word wrong. We test on 500 words.
+
+# %% tags=["test"]
+from lesson import FAST  # noqa: E402
+
+STEPS = 60 if FAST else STEPS
+
+
+# %%
+def is_correct(model, source, inputs, targets):
+    return (model(source, inputs).argmax(dim=-1) == targets).all(dim=1)  # (B,)
+
+
+def train(model):
+    """Train the model, and return the share of correct test words after every 10 steps."""
+    torch.manual_seed(0)
+    test_words, accuracy = get_batch(500), []
+    optimizer = torch.optim.Adam(model.parameters())
+    for step in range(STEPS):
+        source, inputs, targets = get_batch(64)
+        loss = F.cross_entropy(model(source, inputs).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = 3e-3 * min((step + 1) / 50, 1 - step / STEPS)
+        optimizer.step()
+        if step % 10 == 9:
+            accuracy.append(100 * is_correct(model, *test_words).float().mean().item())
+    return accuracy
+
+
+torch.manual_seed(1)
+models = {"encoder-decoder": EncoderDecoder(), "decoder-only": DecoderOnly()}
+curves = {name: train(model) for name, model in models.items()}
+for name, model in models.items():
+    count = sum(weight.numel() for weight in model.parameters())
+    print(f"{name:15}  {count:,} parameters, {curves[name][-1]:.0f}% of the test words correct")
+
+# %% alt="Correct words over steps: both models rise from 0 to 100% between steps 40 and 80"
+for name, style, color in (("encoder-decoder", "o-", ACCENT), ("decoder-only", "s--", INK)):
+    plt.plot(range(10, STEPS + 1, 10), curves[name], style, color=color)
+plt.text(57, 84, "encoder-decoder", ha="right", color=ACCENT)
+plt.text(63, 34, "decoder-only", va="center")
+plt.gca().set(xlabel="step", ylabel="correct test words (%)", xlim=(0, 120), ylim=(-3, 105))
+show("accuracy")
+
+# %% [markdown]
+# Both models solve the task: 0% of the words at step 40, 100% at step 80. On this task neither is
+# better; which one is a few steps faster depends on the seed.
+#
+# A trained model gets no correct letters. It reads the letters that it has written itself:
+
+
+# %%
+@torch.no_grad()
+def generate(model, source):
+    inputs = torch.full((len(source), 1), START)  # (B, 1)
+    for _ in range(LENGTH):
+        token = model(source, inputs)[:, -1].argmax(dim=-1, keepdim=True)  # (B, 1)
+        inputs = torch.cat([inputs, token], dim=1)  # (B, T + 1)
+    return inputs[:, 1:]  # (B, 8): without the start token
+
+
+source, inputs, targets = get_batch(500)
+for name, model in models.items():
+    output = generate(model, source)  # (B, 8)
+    word, reverse = ("".join(alphabet[token] for token in row) for row in (source[0], output[0]))
+    share = (output == targets).all(dim=1).float().mean()
+    print(f"{name:15}  {word} -> {reverse}, {share:.0%} of 500 words correct")
+
+# %% [markdown]
+# For whole words, both tests give the same accuracy: as long as all letters are correct, the model
+# reads the same inputs as with teacher forcing. After a wrong letter, it reads an input that it
+# never saw in training.
+#
+# ## What the cross-attention learned
+
+# %% alt="Two maps: in both, the dark cells form the anti-diagonal; position t reads letter 9 - t"
+cross_attention = models["encoder-decoder"].decoder.cross_attention
+gpt_attention = models["decoder-only"].blocks[1].attention
+for model in models.values():
+    model(source, inputs)  # stores the attention weights
+cross = cross_attention.weights.mean(dim=0).detach()  # (8, 8): mean of 500 words
+gpt = gpt_attention.weights.mean(dim=0).detach()[LENGTH:]  # (8, 16): the rows of the output
+print("position t gives letter 9 - t the weight", cross.flip(1).diagonal())
+_, panels = plt.subplots(1, 2, figsize=(7, 3), width_ratios=(1, 2))
+for axes, weights in zip(panels, (cross, gpt), strict=True):
+    axes.imshow(weights, vmin=0, vmax=1)
+    axes.grid(visible=False)
+    axes.set_xticks(range(weights.shape[1]), [*"12345678|1234567"][: weights.shape[1]])
+    axes.set_yticks(range(8), range(1, 9))
+    axes.plot((-0.3, 7.3), (7.3, -0.3), "--", color=ACCENT)
+panels[0].set(title="cross-attention", xlabel="letter of the source", ylabel="output position t")
+panels[1].set(title="decoder-only, second Transformer block")
+panels[1].set(xlabel="letter of the source (1 to 8), then output so far")
+panels[1].axvline(7.5, color=INK)
+panels[1].text(15.2, 0.8, "t reads letter 9 − t", ha="right", color=ACCENT)
+show("map")
+
+# %% [markdown]
+# The output is the reverse, so position $t$ needs letter $9 - t$ of the source: the
+# *anti-diagonal*. In the encoder-decoder, the cross-attention found this rule. In the decoder-only
+# model, a causal self-attention found the same rule: the source is a part of its own sequence.
+#
+# ## Left and right: BERT
+#
+# An encoder without a decoder is useful, too. BERT (Devlin et al. 2018,
+# [arXiv:1810.04805](https://arxiv.org/abs/1810.04805)) hides some tokens of a text and predicts
+# them from both sides. It does not write; it makes vectors for search and classification. Which
+# positions notice a change of the last letter?
+
+# %%
+x = torch.randn(1, 4, 8)  # (B, T, C)
+changed = x.clone()
+changed[0, 3] += torch.randn(8)  # another last letter
+for is_causal in (False, True):
+    block = Block(8, is_causal)
+    notices = (block(x) - block(changed)).abs().sum(dim=-1) > 1e-6  # (B, T)
+    print(f"causal: {is_causal!s:5}  positions that notice: {notices[0].tolist()}")
+
+# %% [markdown]
+# Without the mask, all four positions notice the change. With the mask, only the last one does.
+#
+# ## Which model for which task
+#
+# - **Encoder-decoder**: a complete source, then an output, as in translation and summaries. T5
+#   (Raffel et al. 2019, [arXiv:1910.10683](https://arxiv.org/abs/1910.10683)) treats every task in
+#   this way.
+# - **Encoder-only**: a vector or a label for a complete text, as with BERT.
+# - **Decoder-only**: any text that continues. Liu et al. 2018
+#   ([arXiv:1801.10198](https://arxiv.org/abs/1801.10198)) dropped the encoder and wrote source and
+#   output as one sequence; the first GPT followed.
+#
+# GPTs dropped the encoder because one sequence is simpler. Every token of a text is a target; in an
+# encoder-decoder, the tokens of the source give no loss. A text needs no division into source and
+# output. And in a conversation, each answer becomes part of the next prompt, while its keys and
+# values stay in the cache (lesson 11).
+
+# %% tags=["test"]
+if not FAST:
+    for accuracy in curves.values():
+        assert (accuracy[3] < 2, accuracy[7] > 99, accuracy[-1]) == (True, True, 100)
+    assert cross.flip(1).diagonal().min() > 0.9
+    assert gpt[:, :LENGTH].flip(1).diagonal().min() > 0.5
+assert all(29_500 < sum(w.numel() for w in m.parameters()) < 31_500 for m in models.values())
+for model in models.values():  # for whole words, both tests agree
+    forced = is_correct(model, source, inputs, targets)
+    assert (forced == (generate(model, source) == targets).all(dim=1)).all()
+layer, x, encoded = Attention(8), torch.randn(1, 3, 8), torch.randn(1, 5, 8)
+assert layer(encoded, x).shape == (1, 5, 8)  # mistake 2
+assert not torch.allclose(layer(x, encoded), layer(x, F.pad(encoded, (0, 0, 0, 2))))  # mistake 3
+
+# %% [markdown]
+# ## What to remember
+#
+# - Cross-attention: queries from the decoder, keys and values from the encoder.
+# - Only the self-attention of the decoder has a causal mask.
+# - Teacher forcing: in training, the decoder reads the correct output, shifted by one.
+# - A GPT solves the same task with source and output in one sequence.
+#
+# ## Three common mistakes
+#
+# 1. **The decoder input is not shifted.** Symptom: the training loss is almost 0, but the generated
+#    words are wrong: the model only copies its input. Remedy: start with the start token.
+# 2. **Source and decoder swapped in the cross-attention.** Symptom: the result has the length of
+#    the source; with equal lengths there is no error. Remedy: test with two lengths.
+# 3. **No mask for padding.** A batch pads short sources to the longest one. Symptom: the result
+#    changes with the padding. Remedy: scores of $-\infty$ for padding.
+#
+# ## Exercises
+#
+# 1. Copy the weights of an `Attention(8)` into `nn.MultiheadAttention(8, 1, batch_first=True)` and
+#    compare the results for 3 and 5 positions. Its `in_proj_weight` holds query, key and value.
+# 2. Hide one of the first 4 letters of a palindrome such as `abcddcba`, and train two models to
+#    find it, one without and one with the causal mask. How often is each right?
+# 3. Give the encoder a causal mask. Does the model still learn to reverse? Explain the result.
+
+# %% tags=["solution"]
+if SOLUTIONS:
+    # 1. The three matrices are stacked. The projection is called out_proj.
+    mine, theirs = Attention(8), nn.MultiheadAttention(8, num_heads=1, batch_first=True)
+    x, source = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    layers = mine.query, mine.key, mine.value
+    theirs.in_proj_weight.data = torch.cat([layer.weight for layer in layers])  # (24, 8)
+    theirs.in_proj_bias.data = torch.cat([layer.bias for layer in layers])  # (24,)
+    theirs.out_proj.load_state_dict(mine.projection.state_dict())
+    torch.testing.assert_close(mine(x, source), theirs(x, source, source)[0])
+
+    # 2. The other copy of the letter is on the right. With the causal mask, a model can only guess.
+    for is_causal in (False, True):
+        model = DecoderOnly()
+        model.blocks[0].is_causal = model.blocks[1].is_causal = is_causal
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(STEPS):
+            half, hidden = torch.randint(10, (256, 4)), torch.randint(4, (256,))
+            at_gap = torch.arange(256), hidden
+            words = torch.cat([half, half.flip(1)], dim=1)  # (B, 8)
+            answers = words[at_gap]  # (B,)
+            words[at_gap] = START  # stands for the hidden letter
+            x = model.norm(model.blocks(model.embed(words)))  # (B, 8, C)
+            logits = model.output(x[at_gap])  # (B, V)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, answers).backward()
+            optimizer.step()
+        share = (logits.argmax(dim=-1) == answers).float().mean()
+        print(f"2. causal: {is_causal}, {share:.0%} found")
+        assert STEPS < 200 or (share < 0.25 if is_causal else share > 0.95)
+
+    # 3. Yes. To reverse, an encoder vector needs only its own letter and its own position.
+    model = EncoderDecoder()
+    model.encoder.is_causal = True
+    share = train(model)[-1]
+    print(f"3. {share:.0f}% of the words correct")
+    assert STEPS < 200 or share > 99
