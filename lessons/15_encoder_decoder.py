@@ -286,8 +286,8 @@ for axes, weights in zip(panels, (cross, gpt), strict=True):
     axes.plot((-0.3, 7.3), (7.3, -0.3), "--", color=ACCENT)
 panels[0].set(title="cross-attention", xlabel="letter of the source", ylabel="output position t")
 panels[1].set(title="decoder-only, last Transformer block", xlabel="source, then output so far")
-panels[1].axvline(7.5, color=INK)
-panels[1].text(15.2, 0.8, "t reads letter 9 − t", ha="right", color=ACCENT)
+panels[1].axvline(7.5, color="black")
+panels[1].text(15.2, 0.8, "t reads letter 9 − t", ha="right", color="black")
 show("map")
 
 # %% [markdown]
@@ -376,6 +376,7 @@ if SOLUTIONS:
     theirs.in_proj_bias.data = torch.cat([layer.bias for layer in layers])  # (24,)
     theirs.out_proj.load_state_dict(mine.projection.state_dict())
     torch.testing.assert_close(mine(x, source), theirs(x, source, source)[0])
+    print("1. the results are equal")
     # 2. The other copy of the letter is on the right. With the causal mask, a model can only guess.
     for is_causal in (False, True):
         model = DecoderOnly()
