@@ -1,6 +1,6 @@
 """What the lessons share: the text as tokens, batches, the training loop, the scoreboard.
 
-Lessons 1 and 2 build these functions step by step. The letters are those of gpt.py: B texts in a
+Lessons 1 and 2 build most of these functions step by step. The letters are those of gpt.py: B texts in a
 batch, T positions in a block, C channels, H heads, D = C / H channels of a head, V vocabulary.
 """
 
@@ -78,6 +78,11 @@ def evaluate(model: nn.Module, block_size: int = T, tokens: Tensor = val_tokens)
     return total / count
 
 
+def shorten(steps: int) -> int:
+    """Return `steps`, or at most 30 if NANOGPT_FAST is set; for training loops of a lesson."""
+    return min(steps, 30) if FAST else steps
+
+
 def train(
     model: nn.Module,
     steps: int = 1000,
@@ -93,7 +98,7 @@ def train(
     The learning rate rises linearly for `warmup` steps and falls linearly to 0, as in gpt.py. After
     each step, on_step(step, loss) is called.
     """
-    steps = min(steps, 30) if FAST else steps
+    steps = shorten(steps)
     optimizer = torch.optim.Adam(model.parameters())
     torch.manual_seed(0)  # the same batches for every model
     for step in range(steps):

@@ -95,7 +95,7 @@ def test_the_scoreboard_is_the_same_on_all_pages() -> None:
 
 @pytest.mark.slow
 @each_lesson
-def test_a_lesson_runs(lesson: Path, tmp_path: Path) -> None:
+def test_a_lesson_runs(lesson: Path) -> None:
     settings = {"NANOGPT_FAST": "1", "NANOGPT_SOLUTIONS": "1", "MPLBACKEND": "Agg"}
     environment = {**os.environ, **settings, "PYTHONUTF8": "1"}
     done = subprocess.run([sys.executable, lesson], env=environment, capture_output=True, text=True)
@@ -123,3 +123,25 @@ def test_the_readme_has_every_lesson() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     linked = re.findall(r"^- \[\d\d\]\(lessons/(.*)\.md\) ", readme, re.MULTILINE)
     assert linked == [lesson.stem for lesson in LESSONS]
+
+
+def test_every_name_in_the_glossary_exists() -> None:
+    """A row names a file, and the functions, classes and methods that it defines."""
+    glossary = (HERE / "glossary.md").read_text("utf-8")
+    rows = re.findall(
+        r"\| (?:((?:`[\w.]+`(?:, )?)+) in )?`(nanogpt/[\w/]+\.py)` \|$", glossary, re.M
+    )
+    assert len(rows) > 40
+    for names, file in rows:
+        code = (ROOT / file).read_text("utf-8")
+        for name in re.findall(r"`([\w.]+)`", names):
+            for part in name.split("."):
+                assert re.search(rf"^ *(?:def|class) {part}\b", code, re.M), name
+
+
+def test_the_glossary_names_existing_lessons() -> None:
+    glossary = (HERE / "glossary.md").read_text("utf-8")
+    numbers = {int(n) for row in re.findall(r"\| ([\d, ]+) \|", glossary) for n in row.split(",")}
+    assert numbers <= {int(lesson.stem[:2]) for lesson in LESSONS}
+    links = re.findall(r"\]\((.+?)\)", glossary)
+    assert all((HERE / link).exists() for link in links)

@@ -94,6 +94,9 @@ class TerminalReporter(LiveReporter):
             f"bigram baseline: validation loss {run.bigram_loss:.4f}"
             f"{self._format_bits(run.bigram_loss)}"
         )
+        if run.smoothed_loss is not None:
+            n, loss = run.smoothed_loss
+            print_line(f"{describe_ngrams(n)}: validation loss {loss:.4f}{self._format_bits(loss)}")
         if lost := max(split.lost for split in splits.values()):
             self.said(f"{describe_lost_text(lost)} {NO_BITS}")
         if run.state.step:
@@ -146,13 +149,14 @@ def make_result_table(result: Result) -> Table:
     """Return a table of the losses and the time of a run that has ended."""
     run, best, last = result.run, result.best, result.last
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    bigram_bits = run.data.splits["val"].bits_per_byte(run.bigram_loss)
+    losses = {"bigram baseline": run.bigram_loss}
+    if run.smoothed_loss is not None:
+        losses[describe_ngrams(run.smoothed_loss[0])] = run.smoothed_loss[1]
     rows = {
         "best validation loss": f"{best.val_loss:.4f} nats per token, at step {best.step:,}"
         + (", of the averaged weights" if best.averaged else ""),
         "bits per byte": "" if best.bits_per_byte is None else f"{best.bits_per_byte:.4f}",
-        "bigram baseline": f"{run.bigram_loss:.4f} nats per token"
-        + ("" if bigram_bits is None else f", {bigram_bits:.4f} bits per byte"),
+        **{name: describe_loss(run, loss) for name, loss in losses.items()},
         "training": f"{duration(last.seconds)}, {last.tokens:,} tokens; ended: {result.ended}",
     }
     for name, value in rows.items():
@@ -160,3 +164,14 @@ def make_result_table(result: Result) -> Table:
             continue
         table.add_row(name, value, style="bold" if name.startswith("best") else "")
     return table
+
+
+def describe_ngrams(n: int) -> str:
+    """Name the baseline that Run.smoothed_loss measures."""
+    return f"smoothed {n}-grams"
+
+
+def describe_loss(run: Run, loss: float) -> str:
+    """Return a validation loss of this run with its units."""
+    bits = run.data.splits["val"].bits_per_byte(loss)
+    return f"{loss:.4f} nats per token" + ("" if bits is None else f", {bits:.4f} bits per byte")

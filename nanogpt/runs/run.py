@@ -2,18 +2,20 @@
 
 import platform
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
-from ..data import Data
+from ..data import Data, to_int64
 from ..errors import UserError
 from ..models import Model
 from ..system.devices import describe_device
 from ..system.files import require_regular_file, resolve_interrupted_swap
 from ..text import corpora, tokenizers
-from ..text.corpora import Corpus
+from ..text.corpora import SPLITS, Corpus
+from ..text.kneser_ney import KneserNey, choose_order
 from ..text.readers import Progress, no_progress
 from .checkpoint import Checkpoint, Training
 from .config import RunConfig
@@ -50,6 +52,10 @@ def check_counts(**counts: float) -> None:
     for name, count in counts.items():
         if not 0 <= count < 2**62:
             raise ValueError(f"{name} is {count}: it must be at least 0 and less than 2**62")
+
+
+MAX_SMOOTHED_TOKENS = 3_000_000
+"""Largest split whose n-grams are counted for Run.smoothed_loss: more could take over 10 s."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,20 @@ class Run:
     """
     state: State
     journal: Journal
+
+    @cached_property
+    def smoothed_loss(self) -> tuple[int, float] | None:
+        """A stronger baseline: n, and the validation loss of smoothed n-grams (nats per token).
+
+        They are counted in the training split. The result is None if a split has more than
+        MAX_SMOOTHED_TOKENS tokens.
+        """
+        splits = [self.data.splits[name].tokens for name in SPLITS]
+        if max(map(len, splits)) > MAX_SMOOTHED_TOKENS:
+            return None
+        train, val = (to_int64(tokens.cpu()).numpy() for tokens in splits)
+        n = choose_order(self.tokenizer.vocab_size)
+        return n, KneserNey(train, n, self.tokenizer.vocab_size).loss(val)
 
     @property
     def model(self) -> Model:
