@@ -8,30 +8,33 @@
 # **Before this lesson:** [lesson 4](04_attention.md) (queries, keys, values, the mask),
 # [lesson 8](08_norm.md) (layer norm) and [lesson 10](10_training.md) (the training loop).
 #
-# **You will see:** both models learn to reverse words of 8 letters. From step 40 to step 80 they go
-# from 0% to 100% of correct words. Each decoder position gives more than 90% of its cross-attention
-# to one letter: the letter that it writes next.
+# **You will see:** both models learn to reverse words of 8 letters. At step 40, no test word is
+# correct; at step 80, all are. Each decoder position gives more than 90% of its cross-attention to
+# one letter: the letter that it has to write next.
 
 # %%
 import math
 
 import matplotlib.pyplot as plt
 import torch
-from lesson import SOLUTIONS
-from pictures import ACCENT, FILL, INK, SOFT, arrow, box, diagram, show, write
+from lesson import SOLUTIONS, shorten
+from pictures import ACCENT, FILL, SOFT, arrow, box, diagram, show, write
 from torch import nn
 from torch.nn import functional as F
 
-STEPS = 200
+STEPS = shorten(200)  # fewer in a quick test
 
 # %% [markdown]
 # ## Two kinds of model
 #
-# Vaswani et al. 2017 ([arXiv:1706.03762](https://arxiv.org/abs/1706.03762)) translated English into
-# German. The English sentence, the *source*, is complete before the first German word is written.
-# So the *encoder* may look at the whole source, left and right. The *decoder* writes the German
-# sentence token by token, as a GPT does. But each of its Transformer blocks has one more layer, the
-# cross-attention, which reads the result of the encoder.
+# Vaswani et al. 2017 ([arXiv:1706.03762](https://arxiv.org/abs/1706.03762)) translated, for
+# example, English into German. The English sentence, the *source*, is complete before the first
+# German word is written. So each position of the *encoder* may look at the whole source. The
+# *decoder* writes the German sentence token by token, as a GPT does. But each Transformer block of
+# the decoder has one more layer, the cross-attention, which reads the result of the encoder.
+#
+# In the picture, the models reverse the source `a b c`. The token `|` marks the start of the
+# output. The letter c is already written, and the models predict the next letter, b.
 
 # %% alt="Left: encoder with an arrow to the cross-attention of the decoder. Right: a GPT"
 axes = diagram(72, 40)
@@ -53,11 +56,12 @@ for x, text in ((10, "source: a b c"), (38, "output so far: | c"), (62, "a b c |
 show("models")
 
 # %% [markdown]
-# The picture leaves out embeddings, residual connections, norms and the output layer; both models
-# have them. In the paper, encoder and decoder have 6 Transformer blocks each. A GPT does the same
-# job with one sequence: source, separator, output.
+# The picture leaves out embeddings, residual connections, norms and the output layer; all models
+# have them. In the paper, encoder and decoder have 6 Transformer blocks each. All 6 blocks of the
+# decoder read the result of the *last* block of the encoder. A GPT does the same job with one
+# sequence: source, `|`, output.
 #
-# ## Cross-attention in ten lines
+# ## Cross-attention
 #
 # In self-attention, queries, keys and values come from the same tensor. In cross-attention, the
 # queries come from the decoder, and the keys and values from the encoder. The two lengths may
@@ -67,16 +71,16 @@ show("models")
 torch.manual_seed(0)
 C = 4
 x, encoded = torch.randn(3, C), torch.randn(5, C)  # decoder (3, C), encoder (5, C)
-query, key, value = (nn.Linear(C, C).requires_grad_(False) for _ in range(3))
+query, key, value = nn.Linear(C, C), nn.Linear(C, C), nn.Linear(C, C)
 scores = query(x) @ key(encoded).T / math.sqrt(C)  # (3, C) @ (C, 5) -> (3, 5)
 weights = scores.softmax(dim=-1)  # (3, 5): a row for each decoder position
 result = weights @ value(encoded)  # (3, 5) @ (5, C) -> (3, C)
-print(weights)
+print(weights.detach())
 
 # %% [markdown]
-# Each row sums to 1: a decoder position divides its attention among the 5 positions of the source.
-# The result has one vector for each decoder position. The module below serves as self-attention and
-# as cross-attention. It has one head, to keep it short, and stores its weights for a later picture.
+# As in lesson 4, each row sums to 1. `result` has one vector for each decoder position. The module
+# below is self-attention if `source` is `x`, and cross-attention if `source` is the result of the
+# encoder. It has one head, and stores its attention weights for a later picture.
 
 
 # %%
@@ -90,10 +94,11 @@ class Attention(nn.Module):
         q, k, v = self.query(x), self.key(source), self.value(source)  # (B, length, C) each
         scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # (B, length of x, of source)
         if is_causal:
-            is_later = torch.ones_like(scores).triu(diagonal=1).bool()
+            is_later = torch.ones(scores.shape[1:], dtype=torch.bool).triu(diagonal=1)  # (T, T)
             scores = scores.masked_fill(is_later, -math.inf)
-        self.weights = scores.softmax(dim=-1)  # (B, length of x, length of source)
-        return self.projection(self.weights @ v)  # (B, length of x, C)
+        weights = scores.softmax(dim=-1)  # (B, length of x, length of source)
+        self.weights = weights.detach()
+        return self.projection(weights @ v)  # (B, length of x, C)
 
 
 # %% [markdown]
@@ -110,25 +115,26 @@ class Attention(nn.Module):
 #
 # ## The task: reverse a word
 #
-# A word has 8 random letters from a to j. There are $10^8$ words, too many to memorise. The decoder
-# starts with the token `|`. In training, its input is the *correct* output, shifted by one. This is
-# *teacher forcing*: the model learns each letter from correct letters before it, at all positions
-# in parallel.
+# A word has 8 random letters from a to j. There are $10^8$ words, and the training shows only
+# 12,800 of them, so memorising does not help. The input of the decoder starts with the token `|`.
+# In training, the rest of this input is the *correct* output, shifted by one. This is *teacher
+# forcing*: the model learns each letter from the correct letters before it, at all positions in
+# parallel.
 
 # %%
 alphabet, START, LENGTH = "abcdefghij|", 10, 8
 V = len(alphabet)
 
 
-def get_batch(batch_size):
+def get_words(batch_size):
     source = torch.randint(10, (batch_size, LENGTH))  # (B, 8)
     targets = source.flip(1)  # (B, 8): the letters in reverse order
-    start = torch.full((batch_size, 1), START)  # (B, 1)
+    start = torch.full((batch_size, 1), START)  # (B, 1): START everywhere
     return source, torch.cat([start, targets[:, :-1]], dim=1), targets  # (B, 8) each
 
 
 torch.manual_seed(0)
-for name, tokens in zip(("source", "inputs", "targets"), get_batch(1), strict=True):
+for name, tokens in zip(("source", "inputs", "targets"), get_words(1), strict=True):
     print(f"{name:8}", " ".join(alphabet[token] for token in tokens[0]))
 
 
@@ -136,7 +142,8 @@ for name, tokens in zip(("source", "inputs", "targets"), get_batch(1), strict=Tr
 # ## The two models
 #
 # One class serves for all Transformer blocks: of an encoder, of a decoder, and of a GPT. `Model`
-# has the parts that both models share.
+# has the parts that both models need. As in lesson 8, the norms stand before the layers, and one
+# more norm ends the encoder and the decoder. In the paper, the norms stand after the layers.
 
 
 # %%
@@ -192,29 +199,26 @@ class DecoderOnly(Model):
 
 
 # %% [markdown]
-# The decoder-only model also returns logits at the source, but nobody can predict random letters.
-# So `[:, LENGTH:]` keeps only the logits of the output, and only these count in the loss. With 32
-# and 34 channels, both models have about 30,000 parameters and two Transformer blocks. We test on
-# 500 words; one wrong letter makes a word wrong.
-
-# %% tags=["test"]
-from lesson import FAST  # noqa: E402
-
-STEPS = 60 if FAST else STEPS
+# In the encoder-decoder, source and output share the two embedding tables. The decoder-only model
+# also computes logits at the source, but nobody can predict random letters. So `[:, LENGTH:]` keeps
+# only the logits of the output, and only these count in the loss. With 32 and 34 channels, both
+# models have about 30,000 parameters and two Transformer blocks. We test on 500 words. The
+# model chooses the token with the largest logit; a word is correct if all 8 letters are.
 
 
 # %%
+@torch.no_grad()
 def is_correct(model, source, inputs, targets):
     return (model(source, inputs).argmax(dim=-1) == targets).all(dim=1)  # (B,)
 
 
-def train(model):
-    """Train the model, and return the share of correct test words after every 10 steps."""
+def fit(model):
+    """Train the model; return the percentage of correct test words after every 10 steps."""
     torch.manual_seed(0)
-    test_words, accuracy = get_batch(500), []
+    test_words, accuracy = get_words(500), []
     optimizer = torch.optim.Adam(model.parameters())
     for step in range(STEPS):
-        source, inputs, targets = get_batch(64)
+        source, inputs, targets = get_words(64)
         loss = F.cross_entropy(model(source, inputs).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -227,23 +231,17 @@ def train(model):
 
 torch.manual_seed(1)
 models = {"encoder-decoder": EncoderDecoder(), "decoder-only": DecoderOnly()}
-curves = {name: train(model) for name, model in models.items()}
+curves = {name: fit(model) for name, model in models.items()}
 for name, model in models.items():
     count = sum(weight.numel() for weight in model.parameters())
-    print(f"{name:15}  {count:,} parameters, {curves[name][-1]:.0f}% of the test words correct")
-
-# %% alt="Correct words over steps: both models rise from 0 to 100% between steps 40 and 80"
-for name, style, color in (("encoder-decoder", "o-", ACCENT), ("decoder-only", "s--", INK)):
-    plt.plot(range(10, STEPS + 1, 10), curves[name], style, color=color)
-plt.text(57, 84, "encoder-decoder", ha="right", color=ACCENT)
-plt.text(63, 34, "decoder-only", va="center")
-plt.gca().set(xlabel="step", ylabel="correct test words (%)", xlim=(0, 120), ylim=(-3, 105))
-show("accuracy")
+    print(f"{name}, {count:,} parameters: correct words after 10, 20, 30, … steps, in %")
+    print(" ".join(f"{share:.0f}" for share in curves[name]))
 
 # %% [markdown]
-# Both models solve the task: 0% of the words at step 40, 100% at step 80. On this task neither is
-# better; which one is a few steps faster depends on the seed. After training there are no correct
-# letters: the model reads the letters that it has written itself.
+# Both models solve the task. The encoder-decoder is ahead at step 60; from step 80 on, both models
+# have all words right. In use, nobody gives the model the correct letters: it reads the letters
+# that it has generated itself. The function below runs the encoder for every letter, to stay short;
+# once is enough, because the source does not change.
 
 
 # %%
@@ -256,7 +254,7 @@ def generate(model, source):
     return inputs[:, 1:]  # (B, 8): without the start token
 
 
-source, inputs, targets = get_batch(500)
+source, inputs, targets = get_words(500)
 for name, model in models.items():
     output = generate(model, source)  # (B, 8)
     word, reverse = ("".join(alphabet[token] for token in row) for row in (source[0], output[0]))
@@ -264,55 +262,47 @@ for name, model in models.items():
     print(f"{name:15}  {word} -> {reverse}, {count} of 500 words correct")
 
 # %% [markdown]
-# For whole words, both tests give the same accuracy: as long as all letters are correct, the model
-# reads the same inputs as with teacher forcing. After a wrong letter, it reads an input that it
-# never saw in training.
+# The number of correct words is the same as with teacher forcing: as long as all letters are
+# correct, the model reads the same inputs. After a wrong letter, it reads an input that it never
+# saw in training. This difference between training and use is called *exposure bias*.
 #
 # ## What the cross-attention learned
 
 # %% alt="Two maps: in both, the dark cells form the anti-diagonal; position t reads letter 9 - t"
 for model in models.values():
     model(source, inputs)  # stores the attention weights
-cross = models["encoder-decoder"].decoder.cross_attention.weights  # (500, 8, 8)
-gpt = models["decoder-only"].blocks[1].attention.weights[:, LENGTH:]  # (500, 8, 16): output rows
-cross, gpt = cross.mean(dim=0).detach(), gpt.mean(dim=0).detach()  # means of 500 words
-print("position t gives letter 9 - t the weight", cross.flip(1).diagonal())
+cross = models["encoder-decoder"].decoder.cross_attention.weights.mean(dim=0)  # (8, 8)
+gpt = models["decoder-only"].blocks[1].attention.weights.mean(dim=0)[LENGTH:]  # (8, 16)
 _, panels = plt.subplots(1, 2, figsize=(7, 3), width_ratios=(1, 2))
 for axes, weights in zip(panels, (cross, gpt), strict=True):
+    names = "12345678|1234567"[: weights.shape[1]]
     axes.imshow(weights, vmin=0, vmax=1)
     axes.grid(visible=False)
-    axes.set_xticks(range(weights.shape[1]), [*"12345678|1234567"][: weights.shape[1]])
+    axes.set_xticks(range(len(names)), list(names))
     axes.set_yticks(range(8), range(1, 9))
-    axes.plot((-0.3, 7.3), (7.3, -0.3), "--", color=ACCENT)
-panels[0].set(title="cross-attention", xlabel="letter of the source", ylabel="output position t")
+    for row in range(8):
+        weight = weights[row, 7 - row].item()
+        color = "white" if weight > 0.5 else "black"
+        write(axes, 7 - row, row, f"{100 * weight:.0f}", 8, color)
+panels[0].set(title="cross-attention", xlabel="position in the source", ylabel="output position t")
 panels[1].set(title="decoder-only, last Transformer block", xlabel="source, then output so far")
 panels[1].axvline(7.5, color="black")
-panels[1].text(15.2, 0.8, "t reads letter 9 − t", ha="right", color="black")
+write(panels[1], 15.2, 0.8, "numbers: weight of letter 9 − t (%)", 8, "black", "right")
 show("map")
 
 # %% [markdown]
-# The output is the reverse, so position $t$ needs letter $9 - t$ of the source: the
-# *anti-diagonal*. In the encoder-decoder, the cross-attention found this rule. In the decoder-only
-# model, a causal self-attention found the same rule: the source is a part of its own sequence.
+# A cell is darker if its attention weight, a mean over 500 words, is larger. The output is the
+# reverse, so position $t$ needs letter $9 - t$ of the source. Training found this rule: the query
+# depends on the position embedding of $t$, each key on that of its position, and both match at
+# $9 - t$. In the decoder-only model, the source is a part of the sequence, so the causal
+# self-attention learned the rule: letter $9 - t$ gets more than half of the attention.
 #
-# ## Left and right: BERT
+# ## Only an encoder: BERT
 #
 # An encoder without a decoder is useful, too. BERT (Devlin et al. 2018,
 # [arXiv:1810.04805](https://arxiv.org/abs/1810.04805)) hides some tokens of a text and predicts
-# them from both sides. It does not write; it makes vectors for search and classification. Which
-# positions notice a change of the last letter?
-
-# %%
-x = torch.randn(1, 4, 8)  # (B, T, C)
-changed = x.clone()
-changed[0, 3] += torch.randn(8)  # another last letter
-for is_causal in (False, True):
-    block = Block(8, is_causal)
-    notices = (block(x) - block(changed)).abs().sum(dim=-1) > 1e-6  # (B, T)
-    print(f"causal: {is_causal!s:5}  positions that notice: {notices[0].tolist()}")
-
-# %% [markdown]
-# Without the mask, all four positions notice the change. With the mask, only the last one does.
+# them from both sides (exercise 2). It does not generate text; its vectors serve for search and
+# classification.
 #
 # ## Which model for which task
 #
@@ -321,20 +311,24 @@ for is_causal in (False, True):
 # - **Encoder-only**: a vector or a label for a complete text, as with BERT.
 # - **Decoder-only**: any text that continues. Liu et al. 2018
 #   ([arXiv:1801.10198](https://arxiv.org/abs/1801.10198)) dropped the encoder and wrote source and
-#   output as one sequence; the first GPT followed.
+#   output as one sequence; the first GPT (Radford et al. 2018) followed.
 #
-# GPTs dropped the encoder because one sequence is simpler. Every token of a text is a target; in an
-# encoder-decoder, the tokens of the source give no loss. A text needs no division into source and
-# output. And in a conversation, each answer becomes part of the next prompt, while its keys and
-# values stay in the cache (lesson 11).
+# Neither kind is always better: on the tasks of Raffel et al., the encoder-decoder was the best.
+# But one sequence is simpler. A text needs no division into source and output, and every token of
+# it can be a target. In a conversation, each answer becomes part of the next prompt, and its keys
+# and values stay in the cache (lesson 11). An encoder would have to read the longer source again.
 
 # %% tags=["test"]
+from lesson import FAST  # noqa: E402
+
 if not FAST:
-    assert all(share[3] < 2 and share[7] > 99 and share[-1] == 100 for share in curves.values())
+    assert all(curve[3] < 1 and curve[7] > 99 and curve[-1] == 100 for curve in curves.values())
+    assert curves["encoder-decoder"][5] > curves["decoder-only"][5]
+    assert STEPS * 64 == 12_800
     assert cross.flip(1).diagonal().min() > 0.9
     assert gpt[:, :LENGTH].flip(1).diagonal().min() > 0.5
 assert all(29_500 < sum(w.numel() for w in m.parameters()) < 31_500 for m in models.values())
-for model in models.values():  # for whole words, both tests agree
+for model in models.values():  # with teacher forcing and without
     forced = is_correct(model, source, inputs, targets)
     assert (forced == (generate(model, source) == targets).all(dim=1)).all()
 layer, x, encoded = Attention(8), torch.randn(1, 3, 8), torch.randn(1, 5, 8)
@@ -351,19 +345,19 @@ assert not torch.allclose(layer(x, encoded), layer(x, F.pad(encoded, (0, 0, 0, 2
 #
 # ## Three common mistakes
 #
-# 1. **The decoder input is not shifted.** Symptom: the training loss is almost 0, but the generated
-#    words are wrong: the model only copies its input. Remedy: start with the start token.
+# 1. **The decoder input is not shifted.** The model then only copies its input. Symptom: the
+#    training loss is almost 0, but the generated words are wrong. Remedy: begin with `|`.
 # 2. **Source and decoder swapped in the cross-attention.** Symptom: the result has the length of
 #    the source; with equal lengths there is no error. Remedy: test with two lengths.
 # 3. **No mask for padding.** A batch pads short sources to the longest one. Symptom: the result
-#    changes with the padding. Remedy: scores of $-\infty$ for padding.
+#    changes with the padding. Remedy: set the scores of padded positions to $-\infty$.
 #
 # ## Exercises
 #
 # 1. Copy the weights of an `Attention(8)` into `nn.MultiheadAttention(8, 1, batch_first=True)` and
 #    compare the results for 3 and 5 positions. Its `in_proj_weight` holds query, key and value.
-# 2. Hide one of the first 4 letters of a palindrome such as `abcddcba`, and train two models to
-#    find it, one without and one with the causal mask. How often is each right?
+# 2. A palindrome such as `abcddcba` reads the same from both ends. Hide one of its first 4 letters,
+#    as BERT does. Train the blocks of `DecoderOnly` to find it, without and with the causal mask.
 # 3. Give the encoder a causal mask. Does the model still learn to reverse? Explain the result.
 
 # %% tags=["solution"]
@@ -395,8 +389,11 @@ if SOLUTIONS:
             optimizer.step()
         share = (logits.argmax(dim=-1) == answers).float().mean()
         print(f"2. causal: {is_causal}, {share:.0%} found")
-        assert STEPS < 200 or (share < 0.25 if is_causal else share > 0.95)
+        if STEPS == 200:  # not in a quick test
+            assert share < 0.25 if is_causal else share > 0.95
     # 3. Yes. To reverse, an encoder vector needs only its own letter and its own position.
     model = EncoderDecoder()
     model.encoder.is_causal = True
-    print(f"3. {train(model)[-1]:.0f}% of the words correct")
+    share = fit(model)[-1]
+    print(f"3. {share:.0f}% of the words correct")
+    assert STEPS < 200 or share > 99
