@@ -36,7 +36,7 @@ def draw_sum(axes: Axes, x: float, y: float) -> None:
 def draw_branch(axes: Axes, y: float, name: str, explanation: str) -> None:
     """Draw a layer beside the residual stream: it reads at height y, and adds its result below."""
     axes.plot(STREAM, y, "o", color=ACCENT, markersize=7)
-    arrow(axes, (STREAM, y), (43, y))
+    arrow(axes, (STREAM + 0.5, y), (43, y))
     box(axes, 48, y, "layer norm", 10, 4, PAPER)
     arrow(axes, (53, y), (56, y))
     box(axes, 65.5, y, "", 19, 5.6, SOFT)
@@ -58,6 +58,9 @@ def draw_model(text: str, tokens: list[int], target: str, C: int, V: int) -> Non
         write(axes, 2, y, f"(B, T{last})", align="left")
         write(axes, 12, y, f"(1, {T}{size})", 9, MUTED, "left")
 
+    letters = ("B  texts in the batch", "T  positions", "C  channels", "V  vocabulary size")
+    for line, letter in enumerate(letters):
+        write(axes, 63, 87 - 1.8 * line, letter, 8, MUTED, "left")
     cells(axes, left, 87.5, [list(visible[:-1]), [str(token) for token in tokens]], 3, 3)
     write(axes, right, 86, "text", align="left")
     write(axes, right, 83, "tokens", align="left")
@@ -74,8 +77,7 @@ def draw_model(text: str, tokens: list[int], target: str, C: int, V: int) -> Non
     axes.plot([STREAM, STREAM], [70, 32.5], "-", color=ACCENT, linewidth=3)
     axes.plot(STREAM, 32.5, "v", color=ACCENT, markersize=9)
     write(axes, STREAM + 2, 66, "residual stream: each layer adds its result", 9, ACCENT, "left")
-    write(axes, 43, 61.3, "Transformer block", 9, INK, "left", bold=True)
-    write(axes, 75, 61.3, "n_layer times", 9, INK, "right", bold=True)
+    write(axes, 43, 61.3, "Transformer block (n_layer in a row)", 9, INK, "left", bold=True)
     draw_branch(axes, 56.5, "attention", "reads positions up to its own")
     draw_branch(axes, 46, "feed_forward", "works on each position alone")
 
@@ -84,7 +86,12 @@ def draw_model(text: str, tokens: list[int], target: str, C: int, V: int) -> Non
     box(axes, STREAM, 22.5, "output", 17, 4)
     arrow(axes, (STREAM, 20.5), (STREAM, 15.5), "logits: a score for each possible next character")
     box(axes, STREAM, 13.5, "softmax", 17, 4)
-    arrow(axes, (STREAM, 11.5), (STREAM, 6.5), "a probability for each possible next character")
+    arrow(
+        axes,
+        (STREAM, 11.5),
+        (STREAM, 6.5),
+        "probabilities; the loss compares them with the targets",
+    )
     cells(axes, left, 6, [list(visible[1:])], 3, 3)
     write(axes, right, 4.5, "targets: the next characters", align="left")
     axes.plot([29.5, 27, 27], [76.5, 76.5, 22.5], "--", color=MUTED, linewidth=1.3)
