@@ -1,339 +1,400 @@
 # %% [markdown]
-# # 5. Feed-forward layers and residual connections
+# # 7. Depth: feed-forward layers and residual connections
 #
-# Attention moves information between positions. Two things are missing before we can build a deep
-# model. Each position should be able to *do* something with what it gathered: that is the
-# feed-forward layer. And many blocks, one after the other, should be trainable at all: that takes
-# the residual connection, a single plus sign.
+# One attention head is about as good as the bigram, although it sees up to 64 characters (lesson
+# 4). Two pieces are missing. The *feed-forward layer* computes something from what attention
+# collected. The *residual connection* lets us put many layers on top of each other and still train
+# all of them. What does each piece do, and why does a deep model need the second?
+#
+# **Before this lesson:** [lesson 1](01_tensors.md) (gradients), [lesson 4](04_attention.md)
+# (attention), [lesson 5](05_heads.md) (heads) and [lesson 6](06_positions.md) (positions).
+#
+# **You will see:**
+#
+# - that two linear layers in a row are one linear layer, and how GELU changes that;
+# - a model of four Transformer blocks that fails: its loss is 3.21, and the gradient in its first
+#   block is more than 1,000 times smaller than in its last;
+# - the same model with two plus signs in each block: its loss is 1.81.
 
 # %%
 import math
 
+import lesson
 import matplotlib.pyplot as plt
 import torch
-from lesson import FAST, T, V, batch, cross_entropy, measure, train, validation
+from lesson import SOLUTIONS, compare, cross_entropy, get_batch, show_scoreboard, train_tokens
+from pictures import ACCENT, INK, MUTED, PAPER, SOFT, arrow, box, diagram, show, write
 from torch import nn
 from torch.nn import functional as F
 
-C, H = 64, 4
-D = C // H
+C, H, T, V = 64, 4, 64, 65  # channels, heads, positions in a block, characters in the vocabulary
 
 # %% [markdown]
-# ## A mean is not a thought
+# ## Two linear layers are one
 #
-# What attention gives a position is a weighted mean of values. The weights are found in a clever
-# way, but once they are there, the rest is linear. Put a linear layer on top that makes logits, and
-# it does not matter whether it is applied after the mean or before it:
+# A *linear layer* multiplies a vector by a matrix (and adds a bias, which we leave out here).
+# Multiply a vector by two matrices, one after the other. Then multiply it once, by the product of
+# the two matrices:
+
+# %%
+first = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+second = torch.tensor([[1.0, 0.0], [3.0, 1.0]])
+x = torch.tensor([1.0, -1.0])
+print("two layers:", (x @ first) @ second)
+print("one layer: ", x @ (first @ second))
+
+# %% [markdown]
+# The results are equal, and they are equal for each `x`. So a second linear layer adds parameters,
+# but no new functions.
+#
+# This matters for attention. Only its *weights* come from a nonlinear function, the softmax. Once
+# the weights are known, all other steps are linear: values, weighted mean, projection and output
+# layer. One matrix can replace the three matrices of values, projection and output layer:
 
 # %%
 torch.manual_seed(0)
-weights = torch.randn(T, T).softmax(dim=-1)  # each row sums to 1, as attention's do
-values, head = torch.randn(T, C), torch.randn(C, V)
-
-votes = values @ head  # (T, V): what each position alone would say
-torch.testing.assert_close((weights @ values) @ head, weights @ votes, atol=1e-4, rtol=1e-4)
+weights = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])  # (T, T), T = 3
+x = torch.randn(3, 4)  # (T, C): three positions, C = 4
+value, projection, output = torch.randn(3, 4, 4)  # three matrices (C, C)
+logits = weights @ (x @ value) @ projection @ output  # (T, C)
+votes = x @ (value @ projection @ output)  # (T, C): what each position says alone
+torch.testing.assert_close(logits, weights @ votes)
+print(logits[2], "=", 0.2 * votes[0] + 0.3 * votes[1] + 0.5 * votes[2])
 
 # %% [markdown]
-# So each character in the context casts its votes for what comes next, and attention adds them up.
-# `t` votes for what likes to follow a `t`, `h` for what likes to follow an `h`. How much a vote
-# counts depends on who asks; what it says does not. That `t` *and* `h` together call for an `e` is
-# more than a sum of votes.
+# So each position votes for the next character without knowing the other positions, and attention
+# takes the weighted mean of the votes. What can a sum of votes not express?
 #
-# ## Out, bend, and back
-#
-# The remedy is a small network that every position applies to its own vector, all of them the same
-# one: from $C$ channels out to $4C$, through a function that is not linear, and back to $C$.
-#
-# $$f(x) = W_2\, g(W_1 x + b_1) + b_2$$
-#
-# Each of the $4C$ numbers in the middle asks one question: how much of this row of $W_1$ is in $x$,
-# and is it more than $-b_1$? Where the answer is no, $g$ makes it next to nothing. Where it is yes,
-# a column of $W_2$ is added to the output. A row that needs *both* `t` and `h` to get over its
-# threshold is the *and* that was missing. The factor 4 is that of the first Transformer (Vaswani et
-# al. 2017, [arXiv:1706.03762](https://arxiv.org/abs/1706.03762)), and a habit since.
-#
-# Without the bend, $W_2 W_1$ would be one matrix, and all for nothing. The plainest bend is ReLU,
-# $\max(0, x)$. GPT-2 has GELU (Hendrycks and Gimpel 2016,
-# [arXiv:1606.08415](https://arxiv.org/abs/1606.08415)): $x\,\Phi(x)$, where $\Phi(x)$ is the chance
-# that a normally distributed number is below $x$. It has no corner, and lets some gradient through
-# on the left, too. The paper also gives a formula with tanh that was faster then, and GPT-2 was
-# trained with that one.
-
+# Let $a = 1$ if the context has a `t`, and $b = 1$ if it has an `h`; otherwise they are 0. We want
+# a vote for `e` if `t` *and* `h` are there: $f(1, 1) = 1$, and 0 in the other three cases. A linear
+# function cannot do that. If it is 0 in the other three cases, then
+# $f(1, 1) = f(1, 0) + f(0, 1) - f(0, 0) = 0$. One nonlinear function is enough, for example ReLU.
+# It replaces negative numbers by 0:
 
 # %%
-def gelu(x):
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+pairs = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])  # (4, 2): a and b
+print((pairs.sum(dim=1) - 1).relu())  # (4,): ReLU(a + b - 1)
 
+# %% [markdown]
+# ## The feed-forward layer
+#
+# GPTs use a smooth relative of ReLU, called GELU (Hendrycks and Gimpel 2016,
+# [arXiv:1606.08415](https://arxiv.org/abs/1606.08415)). GELU multiplies $x$ by the probability that
+# a random number is below $x$. The random number comes from the normal distribution with mean 0 and
+# variance 1. `torch.erf` helps to compute this probability: it is (1 + erf(x / √2)) / 2.
 
-x = torch.linspace(-4, 4, 161)
-exact = x * torch.distributions.Normal(0, 1).cdf(x)
-torchs_gelu = nn.GELU(approximate="tanh")
-torch.testing.assert_close(gelu(x), torchs_gelu(x))
-torch.testing.assert_close(exact, F.gelu(x))
-print(f"the two differ by at most {(gelu(x) - exact).abs().max():.0e}")
-assert (gelu(x) - exact).abs().max() < 1e-3
-
-# %% alt="GELU and ReLU: both zero on the far left and x on the far right; GELU has no corner"
-plt.figure(figsize=(5, 3))
-plt.plot(x, gelu(x), color="black", label="GELU")
-plt.plot(x, x.relu(), "--", color="0.5", label="ReLU")
+# %% alt="GELU and ReLU: both near 0 on the left and near x on the right; only GELU is smooth"
+x = torch.linspace(-3, 3, 121)  # 121 numbers from -3 to 3
+gelu = x * (1 + torch.erf(x / math.sqrt(2))) / 2
+torch.testing.assert_close(gelu, F.gelu(x))
+plt.figure(figsize=(5.5, 3))
+plt.plot(x, gelu, color=ACCENT, linewidth=2)
+plt.plot(x, x.relu(), color=INK, linestyle="--")
+plt.text(1.75, 1.2, "GELU", color=ACCENT)
+plt.text(1.0, 1.75, "ReLU", color=INK, ha="right")
+plt.text(-2.9, 0.25, "negative inputs: almost 0", color=MUTED)
 plt.xlabel("x")
-plt.ylabel("g(x)")
-plt.legend()
-plt.show()
+show("gelu")
 
 # %% [markdown]
-# Attention and a feed-forward layer make a *block*: first communicate, then think. The attention is
-# that of lesson 3; for it and for GELU we take torch's own, which compute the same faster.
+# The *feed-forward layer* is two linear layers with GELU in between. The first makes $4C$ numbers
+# from $C$, the second makes $C$ from $4C$. The factor 4 is that of the first Transformer (Vaswani
+# et al. 2017, [arXiv:1706.03762](https://arxiv.org/abs/1706.03762)). `nn.Sequential` applies layers
+# one after the other. Our layer works on each position alone, always with the same weights. If we
+# exchange positions, the outputs are exchanged in the same way:
 
 
 # %%
-class Attention(nn.Module):
+class FeedForward(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
+
+
+torch.manual_seed(0)
+feed_forward = FeedForward()
+x = torch.randn(1, 4, C)  # (B, T, C)
+order = torch.tensor([2, 0, 3, 1])
+y, exchanged = feed_forward(x), feed_forward(x[:, order])  # (B, T, C) each
+print("channel 0:", y[0, :, 0].detach(), "exchanged:", exchanged[0, :, 0].detach())
+torch.testing.assert_close(exchanged, y[:, order])
+
+# %% [markdown]
+# So attention moves information between positions, and the feed-forward layer processes it at each
+# position. Together they are a *Transformer block*. Here is the attention of lesson 5 again.
+# `F.scaled_dot_product_attention` computes its scores, mask, softmax and weighted mean in one call.
+
+
+# %%
+class SelfAttention(nn.Module):
     def __init__(self):
         super().__init__()
         self.qkv = nn.Linear(C, 3 * C)
         self.projection = nn.Linear(C, C)
 
-    def forward(self, x):  # (B, T, C)
-        B, T, _ = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.projection(y.transpose(1, 2).flatten(2))  # (B, T, C)
+    def forward(self, x):
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
+        q, k, v = (part.view(B, T, H, C // H).transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
+        return self.projection(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
 
 
-class FeedForward(nn.Module):
-    def __init__(self, bend=torchs_gelu):
+in_attention = sum(parameter.numel() for parameter in SelfAttention().parameters())
+in_feed_forward = sum(parameter.numel() for parameter in FeedForward().parameters())
+print(f"parameters: attention {in_attention:,}, feed-forward {in_feed_forward:,}")
+
+# %% [markdown]
+# So two thirds of the parameters of a Transformer block are in its feed-forward layer.
+#
+# ## Four Transformer blocks
+#
+# A *deep* model has many layers, so that a later layer can use what an earlier layer computed. The
+# model below has `n_layer` Transformer blocks. With `residual=False`, each layer replaces `x` by
+# its output. The other case comes in the next section.
+
+
+# %%
+class Block(nn.Module):
+    def __init__(self, residual):
         super().__init__()
-        self.out, self.back = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
-        self.bend = bend
+        self.attention, self.feed_forward = SelfAttention(), FeedForward()
+        self.residual = residual
 
-    def forward(self, x):  # (B, T, C)
-        return self.back(self.bend(self.out(x)))  # (B, T, 4C) in between
-
-
-def blocks(n):
-    return [part for _ in range(n) for part in (Attention(), FeedForward())]
+    def forward(self, x):
+        if self.residual:
+            x = x + self.attention(x)  # (B, T, C)
+            return x + self.feed_forward(x)  # (B, T, C)
+        return self.feed_forward(self.attention(x))  # (B, T, C)
 
 
 class Model(nn.Module):
-    def __init__(self, parts, residual):
+    def __init__(self, n_layer, residual):
         super().__init__()
-        self.residual = residual
         self.token_embedding = nn.Embedding(V, C)
         self.position_embedding = nn.Embedding(T, C)
-        self.parts = nn.ModuleList(parts)
-        self.head = nn.Linear(C, V)
+        self.blocks = nn.Sequential(*[Block(residual) for _ in range(n_layer)])
+        self.output = nn.Linear(C, V)
 
-    def stream(self, tokens):  # (B, T)
-        x = self.token_embedding(tokens) + self.position_embedding(torch.arange(tokens.shape[1]))
-        seen = [x]  # (B, T, C) each: what goes into the parts, and what comes out of the last
-        for part in self.parts:
-            x = x + part(x) if self.residual else part(x)
-            seen.append(x)
-        return seen
+    def embed(self, tokens):
+        positions = torch.arange(tokens.shape[1])  # (T,)
+        return self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C)
 
     def forward(self, tokens):
-        return self.head(self.stream(tokens)[-1])  # (B, T, V)
+        return self.output(self.blocks(self.embed(tokens)))  # (B, T, V)
 
 
 # %% [markdown]
-# ## Stacking them fails
-#
-# Let us put eight blocks on top of each other, each taking what the one below it made, untrained,
-# with the weights that torch draws. Then two questions. On the way up: how much do the vectors
-# still differ between positions and texts? On the way down: how long is the gradient of the loss
-# with respect to them? A block that gets a tiny gradient is told almost nothing about what to do
-# better.
-#
-# We ask the same of a model with a small change, which comes next.
-
-
-# %%
-def at_start(residual):
-    torch.manual_seed(1)
-    model = Model(blocks(8), residual).double()  # more digits, as some numbers get tiny
-    inputs, targets = batch(train, 32)
-    seen = model.stream(inputs)[::2]  # 9 of (B, T, C): before the first block, and after each
-    loss = cross_entropy(model.head(seen[-1]), targets)
-    gradients = torch.autograd.grad(loss, seen)
-    spread = [x.std(dim=(0, 1)).norm().item() for x in seen]
-    return spread, [gradient.norm().item() for gradient in gradients]
-
-
-plain, residual = at_start(residual=False), at_start(residual=True)
-print("                             | with residuals")
-print("block  differences  gradient | differences  gradient")
-for block, row in enumerate(zip(*plain, *residual, strict=True)):
-    print("{:5}  {:11.0e}  {:8.0e} | {:11.1f}  {:8.3f}".format(block, *row))
-
-# %% alt="In eight blocks the gradient shrinks to a ten-billionth; with residuals it stays level"
-figure, axes = plt.subplots(1, 2, sharex=True)
-titles = "differences between vectors", "gradient of the loss"
-for axis, title, without, with_ in zip(axes, titles, plain, residual, strict=True):
-    axis.semilogy(with_, "o-", color="black", markersize=4, label="with residuals")
-    axis.semilogy(without, "s--", color="0.4", markersize=4, label="without")
-    axis.set(xlabel="after block", ylabel=f"{title} (norm)")
-axes[0].legend()
-plt.show()
-
-ratios = torch.tensor(plain[1][1:]) / torch.tensor(plain[1][:-1])
-assert ratios.min() > 5  # from block to block
-assert max(residual[1]) < 3 * min(residual[1])
-
-# %% [markdown]
-# On a logarithmic axis, a straight line is a constant factor. Each block divides the gradient by 14
-# to 39, and no wonder. torch draws the weights of a layer with $n$ inputs between $\pm 1/\sqrt n$,
-# with variance $1/3n$, which makes vectors shorter: the two layers on the way through attention
-# together divide by 3, the two of the feed-forward by 3 again, and GELU has slope 1/2 around zero.
-# That makes 18 a block, up or down, and $18^8$ is $10^{10}$. What attention averages over positions
-# shrinks differences between them further.
-#
-# At the top all contexts look the same, to more digits than float32 has. At the bottom no gradient
-# is left.
-#
-# ## One plus sign
-#
-# Now the change. Let a part not replace what it was given, but add to it: $x + f(x)$ instead of
-# $f(x)$.
-#
-# ```text
-#          ┌── attention ──┐         ┌── feed-forward ──┐
-#          │               ▼         │                  ▼
-# x ───────┴───────────────+─────────┴──────────────────+─────── to the next block
-# ```
-#
-# Going down, the gradient is multiplied by the derivative of each part. That was $f'$, and a
-# product of sixteen small things is very small. Now it is $1 + f'$, where 1 is the identity matrix:
-#
-# $$(1 + f_{16}')\,(1 + f_{15}') \cdots (1 + f_1') = 1 + \text{terms with } f'$$
-#
-# However small they are, the 1 is there: the loss speaks to the first block as loudly as to the
-# last. That is the level line in the picture.
-#
-# Think of it as a *stream* that runs from the embeddings to the head. Each part reads from it, and
-# writes into it by adding. What one wrote stays for all that follow. An untrained block does little
-# harm, as it adds little.
-#
-# This comes from image recognition. He et al. (2015,
-# [arXiv:1512.03385](https://arxiv.org/abs/1512.03385)) saw deeper networks do *worse*, on their
-# training data, too. Yet a deeper one could do as well as a shallow one by copying what it gets in
-# its additional layers. Apparently copying is hard to learn. With $x + f(x)$ it is what happens
-# when $f$ does nothing. Their networks had batch normalisation, and they
-# doubted that gradients vanished in them; our failure is the cruder one.
-#
-# ## What it bought
+# What does a fresh (untrained) model of this kind do with a text? We pass a batch through four
+# blocks, and print how much the vectors of different positions and texts differ: their standard
+# deviation, computed by `std()` (`2e-02` is 0.02).
 
 # %%
 torch.manual_seed(1)
-deep = Model(blocks(8), residual=True)
-identity = nn.Identity()
-models = {
-    "1 block, attention alone": lambda: Model([Attention()], residual=False),
-    "1 block, no bend": lambda: Model([Attention(), FeedForward(identity)], residual=False),
-    "1 block": lambda: Model(blocks(1), residual=False),
-    "2 blocks": lambda: Model(blocks(2), residual=False),
-    "8 blocks": lambda: Model(blocks(8), residual=False),
-    "1 block, residual": lambda: Model(blocks(1), residual=True),
-    "8 blocks, residual": lambda: deep,
-}
-seen = []  # the loss of every step of every model, one after the other
-losses = measure(models, steps=800, watch=lambda step, loss: seen.append(loss))
+fresh = Model(4, residual=False)
+inputs = get_batch(train_tokens)[0]  # (B, T)
+x = fresh.embed(inputs)  # (B, T, C)
+print(f"embeddings:    {x.std(dim=(0, 1)).mean():.0e}")
+for i, block in enumerate(fresh.blocks):
+    x = block(x)  # (B, T, C)
+    print(f"after block {i + 1}: {x.std(dim=(0, 1)).mean():.0e}")
 
 # %% [markdown]
-# | model | nats a character on unseen text |
-# | --- | --- |
-# | 1 block, attention alone | 2.36 |
-# | 1 block, feed-forward without the bend | 2.34 |
-# | 1 block | 2.22 |
-# | 2 blocks | 2.44 |
-# | 8 blocks | 3.35 |
-# | 1 block with residuals | 2.15 |
-# | 8 blocks with residuals | 1.93 |
-#
-# The feed-forward layer is worth 0.14 nats, and the bend is what makes it so: with as many
-# parameters and no bend it is 0.02. Without residuals, a second block already does harm, and eight
-# learn how frequent the characters are, no more: that was 3.35 in lesson 1. They got 3.35 and 3.36
-# with learning rates of 0.0003 and 0.01 as well. With the plus sign the same eight blocks, with as
-# many parameters, are by far the best of all.
-#
-# Each had 800 steps: the same text, not the same time. Eight blocks take six or seven times as long
-# as one.
+# After four blocks, all positions have almost the same vector: the model no longer knows what it
+# has read. Fresh layers make the vectors smaller, and attention averages them. The gradient passes
+# the same layers in the other direction, from the loss to the first block. We measure its length
+# (`norm()`: the root of the sum of the squares) for one matrix in each block:
 
-# %% alt="Loss over steps: eight blocks stay at 3.3, one reaches 2.2, eight with residuals 1.8"
-curves = torch.tensor(seen).view(len(models), -1, 10).mean(dim=2)  # (7, steps / 10)
-styles = {"1 block": ":", "8 blocks": "--", "8 blocks, residual": "-"}
-for name, curve in zip(models, curves, strict=True):
-    if name in styles:
-        plt.plot(range(5, 10 * len(curve), 10), curve, styles[name], color="black", label=name)
-plt.xlabel("step")
-plt.ylabel("loss (nats per character)")
-plt.legend()
-plt.show()
 
 # %%
-shown = (2.36, 2.34, 2.22, 2.44, 3.35, 2.15, 1.93)
-assert FAST or all(abs(a - b) < 0.1 for a, b in zip(losses.values(), shown, strict=True))
-assert FAST or losses["1 block"] < losses["1 block, no bend"] - 0.05
-assert FAST or losses["8 blocks"] > 3.2
-assert FAST or losses["2 blocks"] > losses["1 block"] + 0.05
-assert FAST or losses["8 blocks, residual"] < losses["1 block, residual"] - 0.1
+def gradient_lengths(n_layer, residual):
+    torch.manual_seed(1)
+    model = Model(n_layer, residual)
+    inputs, targets = get_batch(train_tokens)  # (B, T) each
+    cross_entropy(model(inputs), targets).backward()
+    return [block.feed_forward[0].weight.grad.norm().item() for block in model.blocks]
+
+
+ends = {}
+for n_layer in (1, 2, 4, 8):
+    ends[n_layer] = plain = gradient_lengths(n_layer, residual=False)
+    print(f"n_layer {n_layer}: first block {plain[0]:.0e}, last block {plain[-1]:.0e}")
 
 # %% [markdown]
+# In the last block, the length hardly depends on the depth. In the first block, it shrinks with the
+# depth, to about 0.0000000001 in a model of 8 blocks. The gradient is a product: each layer on its
+# way multiplies it by the derivative of the layer. Here these derivatives are small, so their
+# product is tiny. This is called a *vanishing gradient*: the first block hardly learns anything
+# from it.
+#
+# ## Residual connections
+#
+# The remedy is a plus sign. Each layer *adds* its output to its input: `x = x + f(x)` instead of
+# `x = f(x)`. He et al. (2015, [arXiv:1512.03385](https://arxiv.org/abs/1512.03385)) introduced
+# these *residual connections* in networks for images. The derivative of $x + f(x)$ is $1 + f'(x)$.
+# Even if $f'(x)$ is very small, the 1 remains. Four layers with $f(x) = 0.1x$ show the difference:
+
+# %%
+x = torch.tensor(1.0, requires_grad=True)
+without, residual = x, x
+for _ in range(4):
+    without = 0.1 * without
+    residual = residual + 0.1 * residual
+print(f"without: {torch.autograd.grad(without, x)[0]:.4f}")  # the derivative of `without` by x
+print(f"with residual connections: {torch.autograd.grad(residual, x)[0]:.4f}")
+
+# %% [markdown]
+# The results are $0.1^4$ and $1.1^4$. Now the same in our model, with 8 Transformer blocks:
+
+# %% alt="Gradient in 8 blocks: 1e-10 to 0.02 without, level at 0.3 with residual connections"
+plain, residual = gradient_lengths(8, residual=False), gradient_lengths(8, residual=True)
+plt.figure(figsize=(6, 3.4))
+plt.semilogy(range(1, 9), residual, "o-", color=ACCENT, markersize=5)
+plt.semilogy(range(1, 9), plain, "s--", color=INK, markersize=5)
+plt.text(4.5, 2e-2, "with residual connections: level", color=ACCENT, ha="center")
+plt.text(5.1, 2e-7, "without: each earlier block\ngets a much smaller gradient", va="top")
+plt.xlabel("Transformer block (1 is the first)")
+plt.ylabel("length of the gradient")
+show("gradient")
+
+# %% tags=["test"]
+assert fresh.blocks(fresh.embed(inputs)).std(dim=(0, 1)).mean() < 1e-4
+ratios = torch.tensor(plain[1:]) / torch.tensor(plain[:-1])
+assert 4 < ratios.min() <= ratios.max() < 30
+assert 1e-11 < plain[0] < 1e-9 < 0.2 < min(residual) < max(residual) < 1.5 * min(residual)
+assert all(0.01 < lengths[-1] < 0.06 for lengths in ends.values())
+assert ends[4][-1] > 1000 * ends[4][0]
+
+# %% [markdown]
+# Without residual connections, each earlier block gets a gradient that is 6 to 24 times smaller.
+# With them, all blocks get gradients of about the same length.
+#
+# Think of `x` as a stream from the embeddings to the output layer: the *residual stream*. Each
+# layer reads `x` and adds its output. What one layer has added reaches all later layers.
+
+# %% alt="A line from embeddings to output; layers read from it and add to it at plus signs"
+axes = diagram(77, 27)
+axes.plot([11.5, 66], [11, 11], color=ACCENT, linewidth=5, solid_capstyle="butt", zorder=0)
+box(axes, 6, 11, "embeddings", 11, 5)
+box(axes, 71, 11, "output", 10, 5)
+for i, x_center in enumerate((19.5, 32.5, 45.5, 58.5)):
+    box(axes, x_center, 19, ["attention", "feed_forward"][i % 2], 11.6, 4.4, SOFT)
+    arrow(axes, (x_center - 4, 11.3), (x_center - 4, 16.6))
+    arrow(axes, (x_center + 4, 16.6), (x_center + 4, 12.3))
+    axes.plot(x_center + 4, 11, "o", color=INK, markerfacecolor=PAPER, markersize=13)
+    write(axes, x_center + 4, 11, "+", 11)
+write(axes, 26, 24.5, "Transformer block 1", color=MUTED)
+write(axes, 52, 24.5, "Transformer block 2", color=MUTED)
+write(axes, 13.4, 13, "x", color=ACCENT, bold=True)
+write(axes, 16, 14, "read", 8, MUTED, "left")
+write(axes, 24, 14, "add", 8, MUTED, "left")
+arrow(axes, (66, 6.5), (11.5, 6.5), color=ACCENT, style="--")
+write(axes, 38.7, 4, "a plus sign passes the gradient back unchanged", color=ACCENT)
+show("residual-stream")
+
+# %% [markdown]
+# ## The current character passes by the attention
+#
+# The residual stream also mends a weakness of attention (lesson 4). Without it, the model knows the
+# current character only through a mean over all positions. We give a fresh attention layer 64
+# random vectors, and then replace the last vector. How much does the output at the last position
+# change, compared with its length?
+
+# %%
+torch.manual_seed(1)
+attention = SelfAttention()
+x = torch.randn(1, T, C)  # (B, T, C)
+changed = x.clone()  # a copy
+changed[0, -1] = torch.randn(C)  # another current character
+y, y_changed = attention(x), attention(changed)  # (B, T, C) each
+without = ((y_changed - y)[0, -1].norm() / y[0, -1].norm()).item()
+residual = ((changed + y_changed - x - y)[0, -1].norm() / (x + y)[0, -1].norm()).item()
+print(f"change of the output: {without:.0%} without residual connection, {residual:.0%} with it")
+
+# %% [markdown]
+# Without a residual connection, most of the output stays the same, although the current character
+# is the best hint at the next one. With it, the current character passes by the attention and
+# reaches the output layer. If all layers added 0, the output layer would see only the current
+# character and its position: almost a bigram. The layers improve on that.
+#
+# ## Scoreboard
+#
+# First, a feed-forward layer follows the attention of lesson 6. Then we take four Transformer
+# blocks, without and with residual connections.
+
+# %%
+torch.manual_seed(1)
+deep = Model(4, residual=True)
+models = {
+    "with a feed-forward layer": lambda: Model(1, residual=False),
+    "4 Transformer blocks": lambda: Model(4, residual=False),
+    "with residual connections": lambda: deep,
+}
+losses = compare(models)
+show_scoreboard(7, losses)
+
+# %% tags=["test"]
+expected = (2.09, 3.21, 1.81)
+assert lesson.FAST or all(abs(a - b) < 0.07 for a, b in zip(losses.values(), expected, strict=True))
+frequencies = torch.bincount(train_tokens) / len(train_tokens)  # (V,)
+assert abs(-frequencies[lesson.val_tokens].log().mean() - 3.35) < 0.01
+assert without < 0.4 < 1 < residual
+
+assert sum(p.numel() for p in nn.Sequential(*[Block(True)] * 4).parameters()) == 49_728
+x, message = fresh.embed(inputs), ""  # (B, T, C)
+x += attention(x)
+try:
+    x.sum().backward()
+except RuntimeError as error:
+    message = str(error)
+assert "inplace operation" in message
+
+# %% [markdown]
+# The feed-forward layer lowers the loss to 2.09. Four Transformer blocks without residual
+# connections have 3.21, hardly less than the character frequencies of lesson 2 (3.35). With
+# residual connections, a model with the same number of parameters reaches 1.81. Residual
+# connections do more than prevent vanishing gradients: the networks of He et al. did not have
+# those, and still became better.
+#
+# ## Three common mistakes
+#
+# 1. **`nn.Sequential(*[Block(True)] * 4)`.** This is the same Transformer block four times.
+#    Symptom: the model has the parameters of one block only. Remedy:
+#    `[Block(True) for _ in range(4)]`.
+# 2. **`x += self.attention(x)`.** It overwrites the `x` that the backward pass needs. Symptom:
+#    `loss.backward()` raises a RuntimeError about an "inplace operation". Remedy: `x = x + …`.
+# 3. **No GELU.** The two linear layers are one. Symptom: no error, as many parameters, but a higher
+#    loss (exercise 2). Remedy: a nonlinear function between linear layers.
+#
 # ## Exercises
 #
-# 1. How many parameters has the attention of a block, and how many its feed-forward layer, in terms
-#    of $C$? Which has more?
-# 2. Without the bend, which single matrix and which bias replace the two layers?
-# 3. Is exactly one of two inputs on? Train two layers on the four cases, with the bend and without.
-#    What is the best loss without, and why?
-# 4. A block without residuals shrinks its input about 18 times, by four matrices. By what number
-#    should all matrices of the blocks be multiplied to stop that? Try it. Does this make residuals
-#    superfluous?
-# 5. Leave one block out of the trained model with residuals, each in turn. Which can it do without?
-#    (Veit et al. 2016, [arXiv:1605.06431](https://arxiv.org/abs/1605.06431), did this to networks
-#    that recognise images.)
+# 1. Write the number of parameters of attention and of the feed-forward layer as formulas in $C$.
+#    How many are they for GPT-2's $C = 768$?
+# 2. Train the model "with a feed-forward layer" without GELU. How much higher is its loss?
+# 3. Remove one Transformer block from the trained model with residual connections, each in turn.
+#    How much does the loss rise? (An idea of Veit et al. 2016,
+#    [arXiv:1605.06431](https://arxiv.org/abs/1605.06431).)
 
 # %% tags=["solution"]
-count = {type(part).__name__: sum(p.numel() for p in part.parameters()) for part in blocks(1)}
-assert count == {"Attention": 4 * C**2 + 4 * C, "FeedForward": 8 * C**2 + 5 * C}
-print("1.", ", ".join(f"{name} {number:,}" for name, number in count.items()))
+if SOLUTIONS:  # run with: python lessons/07_depth.py --solutions
+    # 1. Attention: C · 3C + 3C and C · C + C. Feed-forward: C · 4C + 4C and 4C · C + C.
+    assert (in_attention, in_feed_forward) == (4 * C**2 + 4 * C, 8 * C**2 + 5 * C)
+    print(f"1. attention {4 * 768**2 + 4 * 768:,}, feed-forward {8 * 768**2 + 5 * 768:,}")
 
-# 2. W₂(W₁x + b₁) + b₂ = (W₂W₁)x + (W₂b₁ + b₂)
-flat, x = FeedForward(identity), torch.randn(T, C)
-one = F.linear(x, flat.back.weight @ flat.out.weight, flat.back(flat.out.bias))
-torch.testing.assert_close(one, flat(x), atol=1e-5, rtol=1e-4)
+    # 2. nn.Identity, which returns its input, takes the place of GELU.
+    torch.manual_seed(1)
+    linear = Model(1, residual=False)
+    linear.blocks[0].feed_forward[1] = nn.Identity()
+    found = [*compare({"2. without GELU": lambda: linear}).values()]
 
-# 3. A sum of two votes cannot do it. The best it can say is one half for each: ln 2 = 0.693.
-points = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]])
-answers = torch.tensor([0.0, 1, 1, 0])
-for bend in (identity, nn.GELU()):
-    torch.manual_seed(0)
-    small = nn.Sequential(nn.Linear(2, 8), bend, nn.Linear(8, 1))
-    optimizer = torch.optim.Adam(small.parameters(), lr=0.03)
-    for _ in range(500):
-        loss = F.binary_cross_entropy_with_logits(small(points)[:, 0], answers)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    print(f"3. {type(bend).__name__}: {loss:.4f}")
-    assert loss > 0.69 if bend is identity else loss < 0.05
+    # 3. The loss rises, but is still lower than that of the character frequencies.
+    part, all_blocks = lesson.val_tokens[:20_000], deep.blocks
+    print(f"3. with all blocks: loss {lesson.evaluate(deep, tokens=part):.2f}")
+    for i in range(4):
+        deep.blocks = nn.Sequential(*all_blocks[:i], *all_blocks[i + 1 :])
+        found.append(lesson.evaluate(deep, tokens=part))
+        print(f"3. without block {i + 1}: loss {found[-1]:.2f}")
 
-# 4. By the fourth root of 18, a little over 2: the differences no longer vanish. But that is only
-# the start. Trained as above with all matrices doubled, such a model reached 3.34 when we tried.
-torch.manual_seed(1)
-model = Model(blocks(8), residual=False)
-with torch.no_grad():
-    for parameter in model.parts.parameters():
-        if parameter.ndim == 2:  # a matrix, not a bias
-            parameter *= 18**0.25
-    seen = model.stream(batch(train, 32)[0])[::2]
-spread = torch.stack([x.std(dim=(0, 1)).norm() for x in seen])
-print("4.", " ".join(f"{x:.0f}" for x in spread))
-assert spread.max() < 10 * spread.min()
-
-# 5. Every one is missed, none is vital: what the others wrote is still in the stream.
-whole, parts = validation(deep, part=0.05), deep.parts
-for i in range(8):
-    deep.parts = parts[: 2 * i] + parts[2 * i + 2 :]
-    print(f"5. without block {i + 1}: {validation(deep, part=0.05) - whole:+.3f}")
-deep.parts = parts
+# %% tags=["test"]
+if SOLUTIONS and not lesson.FAST:
+    assert found[0] > losses["with a feed-forward layer"] + 0.08
+    assert max(found[1:]) < 3
