@@ -337,8 +337,8 @@ hook.remove()
 
 # %% [markdown]
 # From pass 58 on, every 17th pass is a prefill of 48 tokens. So 17 generated tokens cost
-# $48 + 16 = 64$ processed tokens, about 4 for each instead of 64. In exchange, the model sees
-# sometimes only 48 tokens.
+# $48 + 16 = 64$ processed tokens, about 4 for each instead of 64. In exchange, the model sometimes
+# sees only 48 tokens.
 #
 # ## What to remember
 #
