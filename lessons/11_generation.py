@@ -70,13 +70,12 @@ print(f"\nThe last {T} characters begin at {last}. The same characters begin at 
 
 # %% [markdown]
 # The text repeats itself, and it will do so forever. The next token depends only on the last 64
-# tokens. These 64 have occurred before, so greedy decoding now continues as it did then. Larger
-# models loop, too: in real texts, the next word is often not the most likely one
-# (Holtzman et al. 2019, [arXiv:1904.09751](https://arxiv.org/abs/1904.09751)).
+# tokens. These 64 have occurred before, so greedy decoding now continues as it did then. Large
+# models loop, too (Holtzman et al. 2019, [arXiv:1904.09751](https://arxiv.org/abs/1904.09751)).
 #
 # ## Sampling, seeds and temperature
 #
-# *Sampling* chooses each token with its probability. The random numbers depend only on the *seed*:
+# *Sampling* chooses each token with its probability. Its random numbers depend only on the *seed*:
 # the same seed gives the same text. The *temperature* $\tau$ divides the logits $z$ first:
 #
 # $$p_i = \frac{e^{z_i / \tau}}{\sum_j e^{z_j / \tau}}$$
