@@ -255,10 +255,10 @@ show("law")
 # %% [markdown]
 # The errors of the maximum are about 1% or less; the sum is wrong by up to 8% (5.9% in the study,
 # which minimises the Huber loss, as Hoffmann et al. do). The guess "the same losses as the next
-# smaller model" is already within 2%, so the law halves the error. In the picture, the curve on the
-# left is $E + A / N^\alpha$: with too few parameters, more text does not help. Each flat line is $E
-# + B / D^\beta$: with too little text, more parameters do not help. The point far above the curve
-# is a corner: the law is too optimistic there.
+# smaller model" already has errors of about 2% or less, so the law halves the error. In the
+# picture, the curve on the left is $E + A / N^\alpha$: with too few parameters, more text does not
+# help. Each flat line is $E + B / D^\beta$: with too little text, more parameters do not help. The
+# point far above the curve is a corner: the law is too optimistic there.
 #
 # ## The best split of a budget, and GPT-3
 #
@@ -316,9 +316,9 @@ assert (round(min(epochs)), round(max(epochs))) == (20, 146)
 
 # %% [markdown]
 # Chinchilla is close to the best split, about 20 tokens for each parameter. For GPT-3's budget,
-# this law recommends a third of the parameters and three times the text. But the loss is only 0.016
-# lower: the optimum is flat, and half or twice the best $N$ costs about 0.005. And a smaller model
-# is cheaper to *use*. So later models are often trained with far more than 20 tokens for each
+# this law recommends a third of the parameters and three times the text. But the loss is less than
+# 1% lower: the optimum is flat, and half or twice the best $N$ costs about 0.005. And a smaller
+# model is cheaper to *use*. So later models are often trained with far more than 20 tokens for each
 # parameter (Touvron et al. 2023, [arXiv:2302.13971](https://arxiv.org/abs/2302.13971); Sardana et
 # al. 2023, [arXiv:2401.00448](https://arxiv.org/abs/2401.00448)).
 #
