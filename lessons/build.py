@@ -2,6 +2,7 @@
 
 python lessons/build.py               # all pages: about half an hour on two cores
 python lessons/build.py 03 07         # some pages
+python lessons/build.py --time        # measures how long each lesson runs; use an idle machine
 python lessons/build.py --notebooks   # writes all lessons as notebooks, and starts JupyterLab
 """
 
@@ -21,7 +22,7 @@ from nbformat import NotebookNode
 HERE = Path(__file__).parent
 LESSONS = sorted(HERE.glob("[0-9][0-9]_*.py"))
 TIMES = HERE / "times.json"
-"""The seconds that each lesson ran when its page was built."""
+"""The seconds that each lesson runs without its solutions, on two idle CPU cores."""
 
 # A solution is folded away; the outputs of a cell stand between two comments.
 TEMPLATE = """
@@ -115,9 +116,10 @@ def reading_minutes(lesson: Path) -> float:
 
 def describe_times(lesson: Path) -> str:
     """Return the line that stands below the title of each page."""
-    seconds = json.loads(TIMES.read_text("utf-8")).get(lesson.stem[:2], 0)
-    minutes = round(reading_minutes(lesson))
-    return f"*Reading: {minutes} minutes. Running: {seconds} seconds on two CPU cores.*"
+    line = f"Reading: {round(reading_minutes(lesson))} minutes."
+    if seconds := json.loads(TIMES.read_text("utf-8")).get(lesson.stem[:2]):
+        line += f" Running: {seconds} seconds on two CPU cores."
+    return f"*{line}*"
 
 
 def build(lesson: Path) -> None:
@@ -133,11 +135,7 @@ def build(lesson: Path) -> None:
         os.environ.pop(name, None)  # pages have pictures, and true numbers
     os.environ.update(NANOGPT_SOLUTIONS="1", NANOGPT_RECORD="1")
     place = {"metadata": {"path": HERE}}
-    start = time.perf_counter()
     NotebookClient(cells, timeout=3600, resources=place, coalesce_streams=True).execute()
-    times = json.loads(TIMES.read_text("utf-8"))
-    times[lesson.stem[:2]] = round(time.perf_counter() - start)
-    TIMES.write_text(json.dumps(dict(sorted(times.items())), indent=1) + "\n", "utf-8")
     first.source = source
     body, pictures = make_page(cells, lesson)
     shutil.rmtree(HERE / lesson.stem, ignore_errors=True)
@@ -145,6 +143,18 @@ def build(lesson: Path) -> None:
         (HERE / name).parent.mkdir(exist_ok=True)
         (HERE / name).write_text(add_dark_colours(raw.decode()), "utf-8")
     lesson.with_suffix(".md").write_text(body, encoding="utf-8")
+
+
+def measure_times(lessons: Iterable[Path]) -> None:
+    """Run each lesson without its solutions, and record the seconds. Pages must be built again."""
+    times = {}
+    for lesson in lessons:
+        environment = {**os.environ, "MPLBACKEND": "agg"}
+        start = time.perf_counter()
+        subprocess.run([sys.executable, lesson], env=environment, check=True, capture_output=True)
+        times[lesson.stem[:2]] = round(time.perf_counter() - start)
+        print(lesson.name, times[lesson.stem[:2]], flush=True)
+    TIMES.write_text(json.dumps(times, indent=1) + "\n", "utf-8")
 
 
 def open_notebooks(lessons: Iterable[Path]) -> None:
@@ -158,8 +168,9 @@ def open_notebooks(lessons: Iterable[Path]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Do what the arguments ask for."""
-    if arguments == ["--notebooks"]:
-        open_notebooks(LESSONS)
+    actions = {("--notebooks",): open_notebooks, ("--time",): measure_times}
+    if action := actions.get(tuple(arguments)):
+        action(LESSONS)
         return
     for lesson in LESSONS:
         if not arguments or lesson.stem[:2] in arguments:

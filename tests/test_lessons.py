@@ -49,7 +49,7 @@ def test_a_lesson_takes_at_most_15_minutes_to_read_and_3_to_run(
     build: ModuleType, lesson: Path
 ) -> None:
     assert build.reading_minutes(lesson) <= 15
-    assert json.loads(build.TIMES.read_text("utf-8"))[lesson.stem[:2]] <= 180
+    assert json.loads(build.TIMES.read_text("utf-8")).get(lesson.stem[:2], 0) <= 180
 
 
 @each_lesson
