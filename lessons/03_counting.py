@@ -259,7 +259,7 @@ axes.text(7.1, 1.73, "discounting", va="center")
 axes.text(7.1, 1.6, "half and half", va="center")
 axes.text(7, 1.35, "Kneser-Ney: 1.517 at n = 7", color=ACCENT, ha="center")
 axes.plot(7, losses["Kneser-Ney"][6], "o", color=ACCENT)
-axes.set(xlabel="n", ylabel="validation loss (nats per character)", ylim=(1.1, 3.5))
+axes.set(xlabel="n", ylabel="validation loss (nats per character)", ylim=(1.1, 3.65))
 axes.set_title("All models count the same text: the smoothing decides")
 show("smoothing")
 
