@@ -4,7 +4,8 @@
 # In the lessons so far, a token was a character. GPT-2 has 50,257 different tokens, and many of
 # them are whole words. So a text has fewer tokens, and a block with the same number of tokens
 # covers more text. Where does such a vocabulary come from? This lesson builds the method of GPT-2,
-# *byte-pair encoding*, or BPE (Sennrich et al. 2016, arXiv:1508.07909).
+# *byte-pair encoding*, or BPE (Sennrich et al. 2016, arXiv:1508.07909; for bytes: Radford et al.
+# 2019).
 #
 # **Before this lesson:** [lesson 2](02_bigram.md): token, vocabulary, loss in nats; [lesson
 # 3](03_counting.md): `Counter`, and the Kneser-Ney model, which compares tokenizers here.
@@ -38,8 +39,9 @@ for character in "e", "ü", "€", "🙂":
     print(character, list(character.encode()))
 
 # %% [markdown]
-# So a vocabulary of the 256 bytes covers every text. But its tokens are short, and BPE joins them
-# to longer ones.
+# `encode()` returns the bytes of a text. So a vocabulary of the 256 bytes covers every text. But
+# its tokens are short, and BPE joins them to longer ones. GPT-2 has 256 bytes, 50,000 joined
+# tokens, and one token for the end of a text: 50,257 tokens.
 #
 # ## Merge the most frequent pair
 #
@@ -56,7 +58,7 @@ for pair, count in pairs.most_common(5):
 
 # %% [markdown]
 # Four pairs occur three times. A *tie* needs a rule, so that the training always gives the same
-# result. Ours: take the pair with the smallest numbers.
+# result. Ours: take the pair with the smallest first number, `(97, 116)`. Python's `min` does this.
 
 
 # %%
@@ -82,7 +84,8 @@ vocabulary = [bytes([byte]) for byte in range(256)]  # the bytes of each token
 history = [[vocabulary[token].decode() for token in tokens]]
 for new in range(256, 263):
     pairs = Counter(pairwise(tokens))
-    left, right = pair = most_frequent(pairs)
+    pair = most_frequent(pairs)
+    left, right = pair
     tokens = merge(tokens, pair, new)
     vocabulary.append(vocabulary[left] + vocabulary[right])
     history.append([vocabulary[token].decode() for token in tokens])
@@ -112,7 +115,9 @@ show("merges")
 # for each of them separately what a dog is. So GPT-2 first splits the text into parts, and merges
 # only inside a part. This is called *pre-tokenisation*. A *regular expression* describes the parts:
 # endings like `'s`, words, numbers, other symbols, and spaces. The space before a word is a part of
-# the word. (`[^\W\d_]` means one letter, `\d` one digit, `\s` one space or line break.)
+# the word. (`[^\W\d_]` means one letter, `\d` one digit, `\s` one space or line break. `\s+(?!\S)`
+# leaves the last of several spaces to the word after it. GPT-2's own pattern differs only in rare
+# characters.)
 
 # %%
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
@@ -121,8 +126,8 @@ print(re.findall(PATTERN, "The dog's 12 cats: a dog, the dog! The dog."))
 # %% [markdown]
 # ## Train on Tiny Shakespeare
 #
-# Now all pieces of the training are there. Equal parts always have equal tokens. So the program
-# keeps each different part once, with its count.
+# The training combines these steps. A word that occurs 100 times has the same tokens each time. So
+# the program keeps each different part once, with its count.
 
 
 # %%
@@ -137,7 +142,8 @@ def train_bpe(text, vocab_size):
         for part, tokens in parts.items():
             for pair in pairwise(tokens):
                 pairs[pair] += counts[part]
-        left, right = pair = most_frequent(pairs)
+        pair = most_frequent(pairs)
+        left, right = pair
         merges[pair] = new
         vocabulary.append(vocabulary[left] + vocabulary[right])
         parts = {part: merge(tokens, pair, new) for part, tokens in parts.items()}
@@ -166,8 +172,8 @@ print(f"the same 256 tokens; {len(different)} of them at another place")
 #
 # ## Encode and decode
 #
-# To encode a new text, do the same merges in the order of the training. To decode, join the bytes
-# of all tokens.
+# To encode a new text, do the same merges in the order of the training: a later merge may need the
+# tokens of an earlier one. To decode, join the bytes of all tokens.
 
 
 # %%
@@ -200,7 +206,8 @@ assert ours == [library.token_bytes(token) for token in library.encode(val_text[
 # ## Surprises
 #
 # A model sees only the numbers of the tokens. Texts that look alike can have different tokens. Here
-# is a tokenizer with 4,096 tokens, trained on the same text:
+# is a tokenizer of the library with 4,096 tokens, trained on the same text. (It numbers the bytes
+# in another order: a space is 220.)
 
 # %%
 large = bpe.train_bpe([train_text], 4096)
@@ -242,21 +249,22 @@ show("vocabulary")
 # %% [markdown]
 # The first 256 merges almost halve the number of tokens. The 4,096 merges from 4,096 to 8,192
 # tokens save only a tenth, since each new token is rarer than the one before. Rare tokens cost
-# twice: each needs a row in the embedding, and the model has few examples to learn it from.
+# twice: each needs a row in the embedding, and the model has few examples to learn it from. Some
+# bytes never occur: this text uses only 65 of the 256.
 #
 # ## Losses of different tokenizers: bits per byte
 #
 # A long token is harder to predict than a character. So a loss in nats per token depends on the
 # tokenizer, and such losses of different tokenizers cannot be compared. But the loss of the *whole
-# text* can, because the text is the same. Divided by its bytes and by ln 2, it is called *bits per
-# byte*:
+# text* can, because the text is the same. A bit is ln 2 nats. The loss of the whole text in bits,
+# divided by the number of its bytes, is called *bits per byte*:
 #
 # $$\text{bits per byte} = \frac{\text{nats per token}}{\ln 2} \cdot
 # \frac{\text{number of tokens}}{\text{number of bytes}}$$
 #
 # The next cell measures two Kneser-Ney models (lesson 3) for each tokenizer: the bigram, and the
-# n-grams with the lowest loss. The results of the GPT `tiny`, trained with the same number of
-# operations for both tokenizers, are in
+# n-grams with the lowest validation loss. The results of the GPT `tiny`, trained with the same
+# number of operations for both tokenizers, are in
 # [`vocabularies.json`](../benchmarks/results/vocabularies.json).
 
 # %%
@@ -264,12 +272,14 @@ val_bytes = len(val_text.encode())
 ids = {"char": (train_tokens.numpy(), val_tokens.numpy()), "bpe:512": encoded[512]}
 runs = json.loads((RESULTS / "vocabularies.json").read_text("utf-8"))["runs"]
 nats, bits = {}, {}
+print("columns: bigram, best n-grams, GPT tiny")
 for name, (train, val) in ids.items():
     factor = len(val) / val_bytes / math.log(2)  # from nats per token to bits per byte
     vocab_size = V if name == "char" else 512
-    of_run = [r["bits_per_byte"] for r in runs if (r["tokenizer"], r["same"]) == (name, "body")]
+    # "body": the Transformer blocks are the same for all tokenizers
+    tiny = [r["bits_per_byte"] for r in runs if (r["tokenizer"], r["same"]) == (name, "body")]
     ngrams = [KneserNey(train, n, vocab_size).loss(val) for n in range(2, 8)]
-    nats[name] = [ngrams[0], min(ngrams), sum(of_run) / len(of_run) / factor]
+    nats[name] = [ngrams[0], min(ngrams), sum(tiny) / len(tiny) / factor]
     bits[name] = [loss * factor for loss in nats[name]]
     print(f"{name:8} nats per token", *[f"{loss:.2f}" for loss in nats[name]], end="")
     print(",  bits per byte", *[f"{loss:.2f}" for loss in bits[name]])
@@ -284,7 +294,7 @@ for axes, losses, title in zip(both, (nats, bits), titles, strict=True):
         for shift, name in ((-0.2, "char"), (0.2, "bpe:512")):
             label = f"{losses[name][row]:.2f}  {name}"
             axes.text(losses[name][row] + 0.08, row + shift, label, va="center", size=8)
-    axes.set(title=title, xlim=(0, 5), yticks=range(3))
+    axes.set(title=title, xlim=(0, 5.5), yticks=range(3))
     axes.set_yticklabels(["bigram", "best n-grams", "GPT tiny"])
     axes.grid(False)
 both[0].invert_yaxis()
@@ -293,7 +303,9 @@ show("bits")
 # %% [markdown]
 # In nats per token, characters seem to win each time. In bits per byte, the bigram with BPE tokens
 # is much better, because one token of context holds more text than one character. `tiny` is better,
-# too. The best n-grams are level: 2.84 nats per token are as good as 1.52.
+# too. The best n-grams are level: 2.84 nats per token are as good as 1.52. More tokens help `tiny`
+# a little more: it has 2.30 bits per byte with 2,048 tokens, and again 2.30 with 8,192. So for this
+# text, a few thousand tokens are enough. GPT-2's training text was much larger.
 #
 # ## What to remember
 #
@@ -343,7 +355,7 @@ if SOLUTIONS:
 
 # %% tags=["solution"]
 if SOLUTIONS:
-    pattern, PATTERN = PATTERN, r"(?s).+"  # one part: the whole text
+    pattern, PATTERN = PATTERN, r"(?s).+"  # train_bpe uses PATTERN: now one part, the whole text
     new_tokens = [token.decode() for token in train_bpe(train_text[:20_000], 512)[1][256:]]
     PATTERN = pattern
     mixed = [token for token in new_tokens if re.search(r"[a-z] ?[,.;:!?]|[,.;:!?]\s*\w", token)]
@@ -367,6 +379,11 @@ assert [round(loss, 2) for loss in nats["char"]] == [2.48, 1.52, 1.73]
 assert [round(loss, 2) for loss in nats["bpe:512"]] == [3.63, 2.84, 3.03]
 assert [round(a - b, 1) for a, b in zip(*bits.values(), strict=True)] == [0.8, 0, 0.2]
 train = encoded[512][0]
+assert len(set(text.encode())) == 65
+assert large.encode(" ") == [220]
+for kind in ("bpe:2048", "bpe:8192"):
+    tiny = [r["bits_per_byte"] for r in runs if (r["tokenizer"], r["same"]) == (kind, "body")]
+    assert round(sum(tiny) / len(tiny), 2) == 2.30
 (space,) = library.encode(" ")
 after_space = {library.token_bytes(token)[:1] for token in train[1:][train[:-1] == space]}
 assert b"e" in after_space
