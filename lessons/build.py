@@ -1,25 +1,30 @@
-"""Run lessons and write the page of each, with what it printed and drew.
+"""Run lessons and write the page of each, with its outputs and pictures; or open them as notebooks.
 
-python lessons/build.py          # all: about a quarter of an hour on two cores
-python lessons/build.py 03 07    # some
+python lessons/build.py               # all pages: about half an hour on two cores
+python lessons/build.py 03 07         # some pages
+python lessons/build.py --time        # measures how long each lesson runs; use an idle machine
+python lessons/build.py --notebooks   # writes all lessons as notebooks, and starts JupyterLab
 """
 
+import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jupytext
-from jinja2 import DictLoader
-from nbclient import NotebookClient
-from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 
 HERE = Path(__file__).parent
 LESSONS = sorted(HERE.glob("[0-9][0-9]_*.py"))
+TIMES = HERE / "times.json"
+"""The seconds that each lesson runs without its solutions, on two idle CPU cores."""
 
-# A solution is folded away; what a cell printed and drew stands between two comments.
+# A solution is folded away; the outputs of a cell stand between two comments.
 TEMPLATE = """
 {%- extends 'markdown/index.md.j2' -%}
 {%- block input -%}
@@ -58,60 +63,120 @@ TEMPLATE = """
 """
 
 
-def notebook(lesson: Path) -> NotebookNode:
-    """A lesson as a notebook that nobody has run."""
+def read_lesson(lesson: Path) -> NotebookNode:
+    """Return a lesson as a notebook without outputs."""
     return jupytext.read(lesson, fmt="py:percent")
 
 
-def page(notebook: NotebookNode, name: str) -> tuple[str, dict[str, bytes]]:
-    """A notebook as Markdown, and its pictures, in a folder called name."""
+def without_tests(notebook: NotebookNode) -> NotebookNode:
+    """Remove the cells with the tag "test": they check the numbers in the prose."""
+    shown = [cell for cell in notebook.cells if "test" not in cell.metadata.get("tags", [])]
+    return NotebookNode({**notebook, "cells": shown})
+
+
+def make_page(notebook: NotebookNode, lesson: Path) -> tuple[str, dict[str, bytes]]:
+    """Return the Markdown page of a notebook, and its pictures by name."""
+    from jinja2 import DictLoader
+    from nbconvert import MarkdownExporter
+
     loader = DictLoader({"lesson.md.j2": TEMPLATE})
     exporter = MarkdownExporter(template_file="lesson.md.j2", extra_loaders=[loader])
-    body, resources = exporter.from_notebook_node(
-        notebook, resources={"unique_key": "picture", "output_files_dir": name}
-    )
-    return tidied(body), resources["outputs"]
+    names = {"unique_key": "picture", "output_files_dir": lesson.stem}
+    body, resources = exporter.from_notebook_node(without_tests(notebook), resources=names)
+    title, _, rest = tidy(body).partition("\n")
+    return f"{title}\n\n{describe_times(lesson)}\n{rest}", resources["outputs"]
 
 
-def tidied(page: str) -> str:
-    """A page without more than one empty line at a time, but for those in code."""
+def tidy(page: str) -> str:
+    """Return a page with at most one empty line at a time, except in code."""
     parts = re.split(r"(^```.*?^```\n)", page.strip() + "\n", flags=re.DOTALL | re.MULTILINE)
     parts[::2] = [re.sub(r"\n{3,}", "\n\n", f"\n{part}")[1:] for part in parts[::2]]
     return "".join(parts)
 
 
 def without_outputs(page: str) -> str:
-    """A page as it would be if nothing had been run."""
-    return tidied(re.sub(r"<!-- output -->\n.*?<!-- end -->\n", "", page, flags=re.DOTALL))
+    """Return a page without the outputs of its cells."""
+    return tidy(re.sub(r"<!-- output -->\n.*?<!-- end -->\n", "", page, flags=re.DOTALL))
+
+
+def reading_minutes(lesson: Path) -> float:
+    """Estimate the reading time: 200 words of prose or 20 lines of code a minute.
+
+    Solutions, tests and outputs do not count.
+    """
+    minutes = 0.0
+    for cell in without_tests(read_lesson(lesson)).cells:
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        if cell.cell_type == "markdown":
+            minutes += len(cell.source.split()) / 200
+        elif "solution" not in cell.metadata.get("tags", []):
+            minutes += len(lines) / 20
+    return minutes
+
+
+def describe_times(lesson: Path) -> str:
+    """Return the line that stands below the title of each page."""
+    line = f"Reading: {round(reading_minutes(lesson))} minutes."
+    if seconds := json.loads(TIMES.read_text("utf-8")).get(lesson.stem[:2]):
+        line += f" Running: {seconds} seconds on two CPU cores."
+    return f"*{line}*"
 
 
 def build(lesson: Path) -> None:
     """Run a lesson, and write its page and pictures beside it."""
-    cells = notebook(lesson)
+    from nbclient import NotebookClient
+    from pictures import add_dark_colours
+
+    cells = read_lesson(lesson)
     setting = "%config InlineBackend.figure_formats = ['svg']\n%config InlineBackend.rc = {}"
     first = next(cell for cell in cells.cells if cell.cell_type == "code")
     source, first.source = first.source, f"{setting}\n{first.source}"
     for name in ("MPLBACKEND", "NANOGPT_FAST"):
         os.environ.pop(name, None)  # pages have pictures, and true numbers
+    os.environ.update(NANOGPT_SOLUTIONS="1", NANOGPT_RECORD="1")
     place = {"metadata": {"path": HERE}}
     NotebookClient(cells, timeout=3600, resources=place, coalesce_streams=True).execute()
     first.source = source
-    body, pictures = page(cells, lesson.stem)
+    body, pictures = make_page(cells, lesson)
     shutil.rmtree(HERE / lesson.stem, ignore_errors=True)
     for name, raw in pictures.items():
         (HERE / name).parent.mkdir(exist_ok=True)
-        (HERE / name).write_bytes(raw)
+        (HERE / name).write_text(add_dark_colours(raw.decode()), "utf-8")
     lesson.with_suffix(".md").write_text(body, encoding="utf-8")
 
 
-def main() -> None:
-    """Build the lessons that were asked for."""
-    asked = sys.argv[1:]
+def measure_times(lessons: Iterable[Path]) -> None:
+    """Run each lesson without its solutions, and record the seconds. Pages must be built again."""
+    times = {}
+    for lesson in lessons:
+        environment = {**os.environ, "MPLBACKEND": "agg"}
+        start = time.perf_counter()
+        subprocess.run([sys.executable, lesson], env=environment, check=True, capture_output=True)
+        times[lesson.stem[:2]] = round(time.perf_counter() - start)
+        print(lesson.name, times[lesson.stem[:2]], flush=True)
+    TIMES.write_text(json.dumps(times, indent=1) + "\n", "utf-8")
+
+
+def open_notebooks(lessons: Iterable[Path]) -> None:
+    """Write each lesson as a notebook beside its script, and start JupyterLab."""
+    for lesson in lessons:
+        file = lesson.with_suffix(".ipynb")
+        if not file.exists():  # keep the reader's changes
+            jupytext.write(without_tests(read_lesson(lesson)), file)
+    subprocess.run([sys.executable, "-m", "jupyterlab", HERE], check=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Do what the arguments ask for."""
+    actions = {("--notebooks",): open_notebooks, ("--time",): measure_times}
+    if action := actions.get(tuple(arguments)):
+        action(LESSONS)
+        return
     for lesson in LESSONS:
-        if not asked or lesson.stem[:2] in asked:
+        if not arguments or lesson.stem[:2] in arguments:
             print(lesson.name, flush=True)
             build(lesson)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,131 +1,149 @@
-"""What the lessons share: the text as numbers, a loop that trains, a loss that measures.
+"""What the lessons share: the text as tokens, batches, the training loop, the scoreboard.
 
-Lesson 1 builds the first of these step by step, lesson 8 the second. NANOGPT_FAST=1 makes all
-trainings so short that a lesson takes seconds: its numbers mean nothing then.
+Lessons 1 and 2 build most of these functions step by step. The letters are those of gpt.py: B texts
+in a batch, T positions in a block, C channels, H heads, D = C / H channels of a head, V vocabulary.
 """
 
+import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import pictures  # noqa: F401  (sets the style of all pictures)
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanogpt.text import corpora
 
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "benchmarks" / "results"
+SCOREBOARD = HERE / "scoreboard.json"
 FAST = os.environ.get("NANOGPT_FAST") == "1"
+"""Train for 30 steps only, to test in seconds that a lesson runs."""
+SOLUTIONS = "--solutions" in sys.argv or os.environ.get("NANOGPT_SOLUTIONS") == "1"
+"""Run the solutions of the exercises."""
+
+if FAST:
+    print("NANOGPT_FAST is set: trainings are cut short, and the numbers mean nothing.\n")
 
 text = corpora.load_corpus("tinyshakespeare").text()
 alphabet = "".join(sorted(set(text)))
 V = len(alphabet)
-"""Size of the vocabulary."""
-T = 32
-"""Context: how many characters the lessons' models look back at, where nothing else is said."""
+"""Vocabulary size: the number of different characters."""
+T = 64
+"""Block size: the number of characters that a model sees."""
 
 
 def encode(text: str) -> Tensor:
-    """The number of each character: (N,)."""
-    number = {character: i for i, character in enumerate(alphabet)}
-    return torch.tensor([number[character] for character in text])
+    """Return the tokens of a text (N,): the token of a character is its index in the alphabet."""
+    tokens = {character: token for token, character in enumerate(alphabet)}
+    return torch.tensor([tokens[character] for character in text])
 
 
 def decode(tokens: Iterable[int]) -> str:
-    """The characters of numbers."""
-    return "".join(alphabet[i] for i in tokens)
+    """Return the text of tokens."""
+    return "".join(alphabet[token] for token in tokens)
 
 
-tokens = encode(text)  # (1115394,)
-train, val = tokens.tensor_split([int(0.9 * len(tokens))])
+train_tokens, val_tokens = encode(text).tensor_split([int(0.9 * len(text))])
 
 
-def batch(tokens: Tensor, size: int, length: int = T) -> tuple[Tensor, Tensor]:
-    """Blocks from random places of tokens, and the same one further: (size, length) both."""
-    starts = torch.randint(len(tokens) - length, (size, 1))
-    blocks = tokens[starts + torch.arange(length + 1)]
+def get_batch(tokens: Tensor, batch_size: int = 32, block_size: int = T) -> tuple[Tensor, Tensor]:
+    """Return random blocks of tokens (B, T), and the target of each token: the token after it."""
+    starts = torch.randint(len(tokens) - block_size, (batch_size, 1))  # (B, 1)
+    blocks = tokens[starts + torch.arange(block_size + 1)]  # (B, T + 1)
     return blocks[:, :-1], blocks[:, 1:]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean of −ln p(target): logits (B, T, V), targets (B, T) to one number, in nats."""
+    """Return the mean of -ln p(target) in nats: logits (B, T, V), targets (B, T)."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()
-def validation(model: nn.Module, length: int = T, part: float = 1.0, text: Tensor = val) -> float:
-    """Nats per character over the validation text, or the first part of it, block after block."""
+def evaluate(model: nn.Module, block_size: int = T, tokens: Tensor = val_tokens) -> float:
+    """Return the loss over tokens in nats per token: all whole blocks, one after the other."""
     model.eval()
-    blocks = int(part * (len(text) - 1)) // length
-    inputs = text[: blocks * length].view(blocks, length)
-    targets = text[1 : blocks * length + 1].view(blocks, length)
-    losses = [
-        cross_entropy(model(x), y).item() * len(x)
-        for x, y in zip(inputs.split(64), targets.split(64), strict=True)
-    ]
+    tokens = tokens[: len(tokens) // 10] if FAST else tokens
+    count = (len(tokens) - 1) // block_size  # number of blocks
+    inputs = tokens[: count * block_size].view(count, block_size)
+    targets = tokens[1 : count * block_size + 1].view(count, block_size)
+    total = 0.0
+    for x, y in zip(inputs.split(64), targets.split(64), strict=True):
+        total += cross_entropy(model(x), y).item() * len(x)
     model.train()
-    return sum(losses) / blocks
+    return total / count
 
 
-def fit(
+def shorten(steps: int) -> int:
+    """Return `steps`, or at most 30 if NANOGPT_FAST is set; for training loops of a lesson."""
+    return min(steps, 30) if FAST else steps
+
+
+def train(
     model: nn.Module,
     steps: int = 1000,
-    lr: float = 2e-3,
-    size: int = 32,
-    length: int = T,
-    warmup: int = 0,
-    text: Tensor = train,
-    watch: Callable[[int, float], None] | None = None,
+    learning_rate: float = 4e-3,
+    batch_size: int = 32,
+    block_size: int = T,
+    warmup: int = 100,
+    tokens: Tensor = train_tokens,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> float:
-    """Train a model with Adam on batches of size blocks; gives its validation loss.
+    """Train a model with Adam, and return its validation loss. The defaults are the scoreboard's.
 
-    The rate falls from lr to nothing, and for warmup steps it also rises. text is what batches come
-    from; watch(step, loss) is told the loss of each.
+    The learning rate rises linearly for `warmup` steps and falls linearly to 0, as in gpt.py. After
+    each step, on_step(step, loss) is called.
     """
-    steps = min(steps, 30) if FAST else steps
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    steps = shorten(steps)
+    optimizer = torch.optim.Adam(model.parameters())
     torch.manual_seed(0)  # the same batches for every model
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = (
-            lr * min(1, (step + 1) / (warmup + 1)) * (1 - step / steps)
-        )
-        inputs, targets = batch(text, size, length)
+        inputs, targets = get_batch(tokens, batch_size, block_size)
         loss = cross_entropy(model(inputs), targets)
         optimizer.zero_grad()
         loss.backward()
+        rate = learning_rate * min((step + 1) / max(1, warmup), 1 - step / steps)
+        optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
-        if watch:
-            watch(step, loss.item())
-    return validation(model, length, part=0.1 if FAST else 1.0)
+        if on_step:
+            on_step(step, loss.item())
+    return evaluate(model, block_size)
 
 
-def measure(models: dict[str, Callable[[], nn.Module]], **how: int | float) -> dict[str, float]:
-    """Make and fit each model from the same seed; print and give the validation losses."""
-    found, width = {}, max(map(len, models))
-    print(f"{'':{width}}  validation loss   parameters  seconds")
-    for name, make in models.items():
+def compare(
+    models: dict[str, Callable[[], nn.Module]], **settings: int | float
+) -> dict[str, float]:
+    """Build and train each model with the same seed and settings of train(); return the losses."""
+    losses, width = {}, max(map(len, models))
+    print(f"{'':{width}}  validation loss  parameters  seconds")
+    for name, build in models.items():
         torch.manual_seed(1)
-        model, began = make(), time.perf_counter()
-        found[name] = fit(model, **how)  # type: ignore[arg-type]
+        model, start = build(), time.perf_counter()
+        losses[name] = train(model, **settings)  # type: ignore[arg-type]
         count = sum(p.numel() for p in model.parameters())
-        seconds = time.perf_counter() - began
-        print(f"{name:{width}}  {found[name]:15.3f}  {count:11,}  {seconds:7.0f}")
-    return found
+        seconds = time.perf_counter() - start
+        print(f"{name:{width}}  {losses[name]:15.3f}  {count:10,}  {seconds:7.0f}", flush=True)
+    return losses
 
 
-plt.rcParams.update(
-    {
-        "figure.figsize": (7, 3.6),
-        "figure.constrained_layout.use": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-        "image.cmap": "gray_r",
-        "legend.frameon": False,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "lessons",
-    }
-)
+def show_scoreboard(lesson: int, losses: dict[str, float]) -> None:
+    """Print the scoreboard up to this lesson, with the losses that this lesson has measured.
+
+    NANOGPT_RECORD=1 also writes the losses to scoreboard.json. The rows of earlier lessons come
+    from that file.
+    """
+    rows = json.loads(SCOREBOARD.read_text("utf-8")) if SCOREBOARD.exists() else []
+    mine = [{"lesson": lesson, "model": m, "loss": round(x, 3)} for m, x in losses.items()]
+    earlier = [row for row in rows if row["lesson"] < lesson]
+    later = [row for row in rows if row["lesson"] > lesson]
+    if os.environ.get("NANOGPT_RECORD") == "1":
+        SCOREBOARD.write_text(json.dumps([*earlier, *mine, *later], indent=1) + "\n", "utf-8")
+    width = max(len(row["model"]) for row in earlier + mine)
+    print(f"lesson  {'model':{width}}  validation loss (nats per character)")
+    for row in earlier + mine:
+        bar = "█" * round(10 * row["loss"])
+        print(f"{row['lesson']:6}  {row['model']:{width}}  {row['loss']:.3f} {bar}")

@@ -66,7 +66,8 @@ def test_the_readme_shows_every_command() -> None:
 
 
 def test_every_flag_in_a_document_exists(nanogpt: Command) -> None:
-    known = {"--check", "--train.stps", "--run"}  # an option of ruff; two examples of mistakes
+    # Options of ruff and of lessons/build.py, and two examples of mistakes.
+    known = {"--check", "--notebooks", "--train.stps", "--run"}
     for benchmark in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)", benchmark.read_text("utf-8")))
     studies = (("study", "ladder"), ("study", "scaling"))

@@ -1,0 +1,399 @@
+# %% [markdown]
+# # 2. A text, its tokens, and the bigram
+#
+# A *language model* reads the beginning of a text and gives each possible next character a
+# probability. This lesson turns a text into numbers, measures how good such probabilities are, and
+# builds the *bigram*, which predicts a character from the one before: by counting and by training.
+#
+# **Before this lesson:** [lesson 1](01_tensors.md): indexing, `keepdim`, softmax, `nn.Embedding`,
+# and the training loop.
+#
+# **You will see:** three models, each better than the last, with losses of 4.17, 3.35 and 2.48; 200
+# characters generated from a table of counts; and a training that finds almost the same table.
+#
+# ## From characters to tokens
+#
+# `lesson.py` loads our text, Tiny Shakespeare: a million characters from Shakespeare's plays.
+
+# %%
+import math
+
+import torch
+from lesson import SOLUTIONS, show_scoreboard, text
+from matplotlib import pyplot as plt
+from pictures import ACCENT, INK, MUTED, arrow, cells, diagram, show, write
+from torch import nn
+from torch.nn import functional as F
+
+print(f"{len(text):,} characters. The first 70:")
+print(text[:70])
+
+# %% [markdown]
+# A model computes with numbers, so each different character gets a number, its *token*. All tokens
+# together are the *vocabulary*; V is its size. ([Lesson 14](14_bpe.md) uses parts of words.)
+
+# %%
+alphabet = "".join(sorted(set(text)))
+V = len(alphabet)
+token_of = {character: token for token, character in enumerate(alphabet)}
+
+
+def encode(text):
+    return torch.tensor([token_of[character] for character in text])  # (number of characters,)
+
+
+def decode(tokens):
+    return "".join(alphabet[token] for token in tokens)
+
+
+print(V, "different characters:", repr(alphabet))
+print(encode("First"), decode(encode("First")))
+
+# %% [markdown]
+# The alphabet starts with the line break, `\n`, and the space. `F` and `f` are two characters.
+#
+# ## Training text and validation text
+#
+# A model can memorise its training text. Only text that it has never seen shows whether it learned
+# something about the language. So the last 10% become the *validation text*: no model of this
+# course trains on it, and we compare models by their loss on it.
+
+# %%
+tokens = encode(text)
+cut = int(0.9 * len(tokens))
+train_tokens, val_tokens = tokens[:cut], tokens[cut:]
+print(f"{len(train_tokens):,} tokens for training, {len(val_tokens):,} for validation")
+
+# %% [markdown]
+# ## The shift by one
+#
+# The model should predict the next character. So the *target* of each token is the token after it:
+# inputs and targets are the same text, shifted by one. A model reads a *block* of T tokens and
+# makes T predictions, one for each target. For each of them, it may use all tokens of the block up
+# to that place, the *context*. Here, T is 8:
+
+# %%
+inputs, targets = train_tokens[0:8], train_tokens[1:9]  # (T,) each
+for t in range(8):
+    context, target = decode(inputs[: t + 1]), alphabet[targets[t]]
+    print(f"when the input is {context!r}, the target is {target!r}")
+
+# %% [markdown]
+# A block is a window on the text. The targets are the same window, moved by one character. (Models
+# from lesson 4 on use the whole context; the bigram uses only its last character.)
+
+# %% alt="The inputs are the characters 0 to 7 of the text, the targets the characters 1 to 8"
+axes = diagram(74, 19)
+characters = list(text[:14].replace(" ", "␣"))
+lines = [("text", 17, 0, 14, ()), ("inputs", 12, 0, 8, (0, 1, 2)), ("targets", 6.5, 1, 9, (3,))]
+for name, y, start, stop, marked in lines:
+    write(axes, 10, y - 1.5, name, align="right")
+    filled = [[i in marked for i in range(start, stop)]]
+    cells(axes, 12 + 4 * start, y, [characters[start:stop]], 4, 3, filled, size=10)
+for x in (14, 18, 22):
+    arrow(axes, (x, 8.9), (25.6, 6.6), color=ACCENT)
+write(axes, 16, 1.2, "when the input is 'Fir', the target is 's'", 9, ACCENT, "left")
+write(axes, 50, 10.5, "one block, T = 8", 9, MUTED, "left")
+write(axes, 50, 5, "the same window, moved by one", 9, MUTED, "left")
+show("shift")
+
+# %% [markdown]
+# Each step of a training uses a *batch*: B blocks from random places of the text. `torch.randint`
+# returns random integers from 0 up to, but without, its first argument: the starts of the blocks.
+# Broadcasting adds 0, 1, …, T to each start, so a row has the positions of a block and of the token
+# after it. [gpt.py](../gpt.py) has the same function.
+
+
+# %%
+def get_batch(tokens, batch_size, block_size):
+    starts = torch.randint(len(tokens) - block_size, (batch_size, 1))  # (B, 1)
+    positions = starts + torch.arange(block_size + 1)  # (B, 1) + (T + 1,) -> (B, T + 1)
+    blocks = tokens[positions]  # (B, T + 1)
+    return blocks[:, :-1], blocks[:, 1:]  # (B, T) each
+
+
+torch.manual_seed(0)
+inputs, targets = get_batch(train_tokens, batch_size=3, block_size=8)
+for row in range(3):
+    print(f"{decode(inputs[row])!r:12} -> {decode(targets[row])!r}")
+
+# %% [markdown]
+# ## The loss: the mean of −ln p
+#
+# How good are the probabilities of a model? Look at $p$, the probability that the model gave to the
+# correct character. The loss of this character is $-\ln p$:
+
+# %%
+for p in (0.99, 0.5, 0.1, 1 / 65, 0.001):
+    print(f"p = {p:.4f}   -ln p = {-math.log(p):.3f}")
+
+# %% [markdown]
+# The smaller $p$ is, the larger is the loss. Why the logarithm? The probability of a whole text is
+# the product of the $p$ of its characters, and the logarithm turns this product into a sum.
+#
+# The loss of the model is the mean over all characters of a text, the *cross-entropy*. Its unit is
+# the *nat*, because the logarithm is the natural one. A model that knows nothing gives each of the
+# 65 characters the probability 1/65. Its loss is $\ln 65 = 4.174$ nats per character.
+#
+# The *perplexity* expresses the loss as a number of characters: $\text{perplexity} =
+# e^{\text{loss}}$. For the model that knows nothing, it is $e^{4.174} = 65$. A perplexity of 12
+# means that the model is as uncertain as a choice among 12 equally likely characters.
+#
+# ## Character frequencies
+#
+# A first improvement: a space is more likely than a `z`. `torch.bincount` counts how often each
+# token occurs in the training text. The loss is measured on the validation text:
+
+# %%
+frequencies = torch.bincount(train_tokens, minlength=V) / len(train_tokens)  # (V,)
+p = frequencies[val_tokens]  # (number of characters,): looks up p of each correct character
+frequency_loss = -p.log().mean().item()
+print(f"p(space) = {frequencies[token_of[' ']]:.3f}, p(z) = {frequencies[token_of['z']]:.4f}")
+print(f"loss {frequency_loss:.3f}, perplexity {math.exp(frequency_loss):.1f}")
+
+# %% [markdown]
+# ## The bigram, by counting
+#
+# A bigram model predicts the next character from the last one only. It is a table with V rows and V
+# columns: row $a$ contains the probabilities of all characters after $a$. First we count all pairs.
+# Each pair $(a, b)$ gets the number $a \cdot V + b$: its place if the rows of the table are written
+# one after the other. So `view` turns the list of counts into the table.
+
+# %%
+pairs = train_tokens[:-1] * V + train_tokens[1:]  # (number of pairs,)
+counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V * V,) -> (V, V)
+q, u = token_of["q"], token_of["u"]
+print(f"q occurs {counts[q].sum()} times, and is followed by u {counts[q, u]} times")
+
+# %% [markdown]
+# The next step adds 1 to all counts, and divides each row by its sum. Why + 1? The validation text
+# has pairs that never occur in the training text. With $p = 0$, their loss $-\ln 0$ would be
+# infinite. Adding 1 is the simplest *smoothing*.
+
+# %%
+counted = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): each row sums to 1
+print(f"p(u after q) = {counts[q, u] + 1} / {(counts[q] + 1).sum()} = {counted[q, u]:.3f}")
+
+# %% [markdown]
+# The loss needs $p$ of each pair in a text. As in lesson 1, two index tensors are read in pairs:
+
+
+# %%
+def table_loss(table, tokens):
+    p = table[tokens[:-1], tokens[1:]]  # (number of pairs,): p of each correct next character
+    return -p.log().mean().item()
+
+
+counted_train, counted_val = table_loss(counted, train_tokens), table_loss(counted, val_tokens)
+print(f"training text {counted_train:.3f}, validation text {counted_val:.3f}")
+print(f"perplexity on validation text {math.exp(counted_val):.1f}")
+
+# %% alt="The table of all pairs: dark cells are likely pairs; the rows of $, & and 3 are grey"
+labels = [{"\n": "↵", " ": "␣"}.get(character, character) for character in alphabet]
+plt.figure(figsize=(8.6, 8.6))
+axes = plt.gca()
+axes.imshow(counted.sqrt(), interpolation="nearest")  # the root makes small p visible
+axes.set_xticks(range(V), labels, fontsize=8)
+axes.set_yticks(range(V), labels, fontsize=8)
+axes.set(xlabel="next character", ylabel="last character")
+axes.grid(False)
+arrow(axes, (29, q), (u - 0.8, q), color="black")
+write(axes, 28.5, q, "u after q: 0.898", 9, "black", "right")
+write(axes, 25.5, token_of["h"], "hardly any capital after a small letter", 9, "black")
+write(axes, 25, token_of[","], "rare characters: grey because of the + 1", 9, "black")
+arrow(axes, (25, 5.2), (25, token_of["&"] + 0.4), color="black")
+arrow(axes, (25, 6.8), (25, token_of["3"] - 0.4), color="black")
+show("table")
+
+# %% [markdown]
+# The darker a cell is, the more likely is the next character after the last one; ↵ is the line
+# break, ␣ the space. After most punctuation comes one of these two. Vowels often follow consonants.
+# Rare characters have grey rows, above all `$`, `&` and `3`: each of them occurs fewer than 65
+# times, and the + 1 adds 65 to its row.
+#
+# ## Generating text
+#
+# The model can generate text. Start in the row of the line break. *Sample* the next character:
+# choose it at random, with the probabilities of this row (`torch.multinomial`). Move to the row of
+# the new character, and repeat.
+
+# %%
+torch.manual_seed(0)
+token, generated = token_of["\n"], []
+for _ in range(200):
+    token = torch.multinomial(counted[token], 1).item()
+    generated.append(token)
+print(decode(generated))
+
+# %% [markdown]
+# The text is nonsense, but most pairs of neighbours are pairs of English. The model cannot spell
+# long words, because it sees only the last character.
+#
+# ## The same table, by training
+#
+# Counting works for tables; larger models must be trained. We first try training where we know the
+# result. The table becomes an `nn.Embedding`: its row for a token holds V scores, called *logits*,
+# one for each next character. Softmax turns them into probabilities. All logits start at 0, so all
+# characters are equally likely.
+#
+# `F.cross_entropy` applies the softmax and returns the mean of $-\ln p$. It wants a list of targets
+# and one row of logits for each, so `flatten` merges the axes B and T. The learning rate starts at
+# 0.1 and falls to 0, so that the last steps change little.
+
+# %%
+torch.manual_seed(0)
+model = nn.Embedding(V, V)
+nn.init.zeros_(model.weight)
+optimizer = torch.optim.Adam(model.parameters())
+steps, losses = 300, []
+for step in range(steps):
+    inputs, targets = get_batch(train_tokens, batch_size=32, block_size=64)  # (B, T) each
+    logits = model(inputs)  # (B, T) -> (B, T, V)
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # (B * T, V) and (B * T,)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / steps)  # sets the learning rate
+    optimizer.step()
+    losses.append(loss.item())
+
+learned = model.weight.detach().softmax(dim=1)  # (V, V); detach: do not record
+learned_train, learned_val = table_loss(learned, train_tokens), table_loss(learned, val_tokens)
+print("         training  validation")
+print(f"counted  {counted_train:8.3f}  {counted_val:10.3f}")
+print(f"learned  {learned_train:8.3f}  {learned_val:10.3f}")
+
+# %% alt="The loss of the batches falls from 4.17 to the counted loss on the training text, 2.455"
+_, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
+left.plot(losses, color=MUTED, linewidth=0.8)
+means = torch.tensor(losses).view(-1, 50).mean(dim=1)  # (300,) -> (6, 50) -> (6,)
+right.plot(range(75, 300, 50), means[1:], "o-", color=MUTED)
+for axes in (left, right):
+    axes.axhline(counted_val, color=ACCENT, linestyle="--", linewidth=2)
+    axes.axhline(counted_train, color=INK, linewidth=2)
+    axes.set_xlabel("step")
+left.set(ylabel="loss", title="loss of each batch")
+right.set(xlim=(50, 300), ylim=(2.44, 2.5), title="means of 50 batches, from step 50")
+write(right, 303, counted_val, "counted,\nvalidation text", 9, ACCENT, "left")
+write(right, 303, counted_train, "counted,\ntraining text", 9, INK, "left")
+show("training")
+
+# %% [markdown]
+# The batches come from the training text, so their loss falls towards 2.455, the loss of the
+# counted table on this text. Both tables fit the training text a little better than the validation
+# text. So never compare the training loss of one model with the validation loss of another.
+#
+# ## Do the two tables agree?
+#
+# How much probability must be moved to turn the counted row of a character into the learned one?
+# Add the absolute differences of the rows and divide by 2: each moved part counts twice.
+
+# %%
+moved = (learned - counted).abs().sum(dim=1) / 2  # (V,)
+print("character  occurrences  probability to move")
+for character in "e tqZ3":
+    count = counts[token_of[character]].sum()
+    print(f"{character!r:9}  {count:11,}  {moved[token_of[character]]:19.3f}")
+print(f"at most, of characters above 1% of the text: {moved[frequencies > 0.01].max():.3f}")
+
+# %% [markdown]
+# For frequent characters, the tables agree. For rare characters, they do not, for two reasons.
+# First, the counted table has the + 1: in the row of `q`, it gives 64 / 628 = 0.10 to characters
+# that never follow. Training has no + 1. Second, a character such as `3` occurs only a few times in
+# the batches, so its row is not yet fully trained. Rows of rare characters are rarely used, so the
+# losses are almost equal: 2.489 and 2.482.
+#
+# ## Scoreboard
+
+# %%
+board = {"all characters equally likely": math.log(V), "character frequencies": frequency_loss}
+board["bigram"] = counted_val
+show_scoreboard(2, board)
+
+# %% [markdown]
+# The frequencies of characters save 0.83 nats, and knowing the last character saves another 0.87.
+# The next step is a longer context: [lesson 3](03_counting.md).
+
+# %% tags=["test"]
+assert abs(math.log(V) - 4.174) < 0.001
+assert abs(frequency_loss - 3.347) < 0.001
+assert abs(counted_train - 2.455) < 0.001
+assert abs(counted_val - 2.482) < 0.001
+assert 11.5 < math.exp(counted_val) < 12.5
+assert abs(counted[q, u] - 0.898) < 0.001
+assert max(counts[token_of[character]].sum() for character in "$&3") < 65
+assert (counts[val_tokens[:-1], val_tokens[1:]] == 0).sum() == 187
+assert abs(learned_train - 2.461) < 0.003
+assert abs(learned_val - 2.489) < 0.003
+assert abs(sum(losses[-100:]) / 100 - 2.46) < 0.015
+assert losses[60] < 2.6
+assert moved[frequencies > 0.01].max() < 0.05
+assert moved[token_of["3"]] > 0.2
+assert counts[q].sum() == counts[q, u] == 563
+torch.manual_seed(0)
+batches = torch.stack([get_batch(train_tokens, 32, 64)[0] for _ in range(steps)])
+assert (batches == token_of["3"]).sum() < 40
+assert abs(math.log(V) - frequency_loss - 0.83) < 0.005
+assert abs(frequency_loss - counted_val - 0.87) < 0.005
+
+# %% [markdown]
+# ## Three common mistakes
+#
+# 1. Targets that are not shifted: each target is the input itself. *Symptom:* the loss falls almost
+#    to 0, but the generated text repeats one character. *Remedy:* print one block, as above.
+# 2. No smoothing. *Symptom:* the loss on the validation text is infinite, because 187 of its pairs
+#    never occur in the training text. *Remedy:* add 1 to the counts.
+# 3. No `keepdim` in the sum, so the count of a pair is divided by the sum for its second character.
+#    *Symptom:* rows sum to anything between 0.08 and 10.8, but the loss is still 2.482, because
+#    each character is once first and once second in a pair. *Remedy:* check that each row sums to
+#    1.
+#
+# ## Exercises
+#
+# 1. A model gives the correct character the probability 1 in half of all cases, and $1/65$ in the
+#    other half. What is its loss?
+# 2. One bit is $\ln 2$ nats. How many bits per character are 2.482 nats? How many bytes of 8 bits
+#    would a million characters need with a perfect compression by the bigram?
+# 3. Add 0.01, 0.1, 10 instead of 1 to the counts. What happens to the two losses, and why?
+# 4. Build a bigram that reads backwards: it predicts each character from the next one. Is this
+#    easier? Compare its loss with 2.482 and explain.
+
+# %% tags=["test"]
+unsmoothed = counts / counts.sum(dim=1, keepdim=True)
+assert table_loss(unsmoothed, val_tokens) == math.inf
+wrong = (counts + 1) / (counts + 1).sum(dim=1)
+assert abs(table_loss(wrong, val_tokens) - 2.482) < 0.001
+assert abs(wrong.sum(dim=1).min() - 0.08) < 0.005
+assert abs(wrong.sum(dim=1).max() - 10.8) < 0.05
+copier = nn.Embedding(V, V)
+optimizer = torch.optim.Adam(copier.parameters(), lr=0.1)
+for _ in range(100):
+    inputs, _ = get_batch(train_tokens, 32, 64)
+    loss = F.cross_entropy(copier(inputs).flatten(0, 1), inputs.flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+assert loss < 0.05
+e = token_of["e"]
+assert copier.weight[e].softmax(dim=0)[e] > 0.95
+
+# %% tags=["solution"]
+if SOLUTIONS:
+    print(f"1. ln 65 / 2 = {math.log(65) / 2:.3f} nats")
+    bits = counted_val / math.log(2)
+    print(f"2. {bits:.2f} bits, {1_000_000 * bits / 8:,.0f} bytes")
+    assert abs(bits - 3.58) < 0.01
+
+    for added in (0.01, 0.1, 1, 10):
+        table = (counts + added) / (counts + added).sum(dim=1, keepdim=True)
+        on_train, on_val = table_loss(table, train_tokens), table_loss(table, val_tokens)
+        print(f"3. + {added:<4}: training {on_train:.3f}, validation {on_val:.3f}")
+    print("   Less smoothing fits the training text better, but gives new pairs a smaller p.")
+
+    backward_counts = counts.T + 1  # (V, V): row = next character, column = last character
+    backward = backward_counts / backward_counts.sum(dim=1, keepdim=True)
+    backward_loss = table_loss(backward, val_tokens.flip(0))  # flip(0): the last token comes first
+    print(
+        f"4. backwards: {backward_loss:.3f}. The same: both tables count the same pairs, and each"
+    )
+    print("   character of a text is once the first and once the second of a pair.")
+    assert abs(backward_loss - counted_val) < 0.001

@@ -1,0 +1,392 @@
+# %% [markdown]
+# # 14. Byte-pair encoding
+#
+# In the lessons so far, a token was a character. GPT-2 has 50,257 different tokens, and many of
+# them are whole words. So a text has fewer tokens, and a block with the same number of tokens
+# covers more text. Where does such a vocabulary come from? This lesson builds the method of GPT-2,
+# *byte-pair encoding*, or BPE (Sennrich et al. 2016, arXiv:1508.07909; for bytes: Radford et al.
+# 2019).
+#
+# **Before this lesson:** [lesson 2](02_bigram.md): token, vocabulary, loss in nats; [lesson
+# 3](03_counting.md): `Counter`, and the Kneser-Ney model, which compares tokenizers here.
+#
+# **You will see:** a tokenizer of about 40 lines that learns the same tokens as the library
+# `tokenizers`; why 256 bytes cover every text; and a loss of 2.84 that is as good as one of 1.52.
+#
+# ## Bytes cover every text
+#
+# The alphabet of Tiny Shakespeare has 65 characters, so `ü` and `🙂` have no token. Unicode, the
+# list of the characters of all languages, has more than 100,000. Nobody wants a token for each of
+# them. But computers store every text as *bytes*, numbers from 0 to 255. The usual code is UTF-8:
+# one byte for an English character, two to four bytes for others.
+
+# %%
+import json
+import math
+import re
+from collections import Counter
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+from lesson import RESULTS, SOLUTIONS, V, text, train_tokens, val_tokens
+from pictures import ACCENT, FILL, INK, SOFT, box, diagram, show, write
+
+from nanogpt.text import bpe
+from nanogpt.text.kneser_ney import KneserNey
+
+train_text, val_text = text[: len(train_tokens)], text[len(train_tokens) :]
+for character in "e", "ü", "€", "🙂":
+    print(character, list(character.encode()))
+
+# %% [markdown]
+# `encode()` returns the bytes of a text. So a vocabulary of the 256 bytes covers every text. But
+# its tokens are short, and BPE joins them to longer ones. GPT-2 has 256 bytes, 50,000 joined
+# tokens, and one token for the end of a text: 50,257 tokens.
+#
+# ## Merge the most frequent pair
+#
+# Training repeats one step: find the most frequent pair of neighbouring tokens, and *merge* it into
+# a new token. The new token gets the next free number: 256, 257, and so on. `pairwise` returns each
+# token with the token after it.
+
+# %%
+small = "the hat, the cat, the mat"
+tokens = tuple(small.encode())
+pairs = Counter(pairwise(tokens))
+for pair, count in pairs.most_common(5):
+    print(pair, repr(bytes(pair).decode()), count)
+
+# %% [markdown]
+# Four pairs occur three times. A *tie* needs a rule, so that the training always gives the same
+# result. Ours: take the pair with the smallest first number, `(97, 116)`. Python's `min` does this.
+
+
+# %%
+def most_frequent(pairs):
+    largest = max(pairs.values())
+    return min(pair for pair, count in pairs.items() if count == largest)
+
+
+def merge(tokens, pair, new):
+    """Return the tokens, with the token `new` in place of each occurrence of the pair."""
+    merged, i = [], 0
+    while i < len(tokens):
+        if tokens[i : i + 2] == pair:
+            merged.append(new)
+            i += 2
+        else:
+            merged.append(tokens[i])
+            i += 1
+    return tuple(merged)
+
+
+vocabulary = [bytes([byte]) for byte in range(256)]  # the bytes of each token
+history = [[vocabulary[token].decode() for token in tokens]]
+for new in range(256, 263):
+    pairs = Counter(pairwise(tokens))
+    pair = most_frequent(pairs)
+    left, right = pair
+    tokens = merge(tokens, pair, new)
+    vocabulary.append(vocabulary[left] + vocabulary[right])
+    history.append([vocabulary[token].decode() for token in tokens])
+    parts = f"{vocabulary[left].decode()!r} + {vocabulary[right].decode()!r}"
+    print(f"{new}: {parts:14} occurs {pairs[pair]} times; {len(tokens):2} tokens remain")
+
+# %% alt="The same text as 25 bytes and after 1, 4 and 7 merges: 22, 13 and 7 tokens"
+axes = diagram(76, 30)
+for row, merges in enumerate((0, 1, 4, 7)):
+    left, y = 19, 26 - 7 * row
+    for token in history[merges]:
+        width = 2.2 * len(token)
+        color = SOFT if len(token) > 1 else FILL
+        box(axes, left + width / 2, y, token.replace(" ", "␣"), width, 4.4, color)
+        left += width
+    write(axes, 1, y, f"{merges} merges", align="left")
+    write(axes, 10, y, f"{len(history[merges])} tokens", align="left", bold=True)
+show("merges")
+
+# %% [markdown]
+# After four merges, `the␣` is one token, although nobody told the program what a word is.
+#
+# ## Split the text first
+#
+# The last merges are bad: `at,␣the␣` joins pieces of three words. In a longer text, BPE would also
+# learn tokens like `dog.`, `dog!` and `dog,`. They fill the vocabulary, and a model has to learn
+# for each of them separately what a dog is. So GPT-2 first splits the text into parts, and merges
+# only inside a part. This is called *pre-tokenisation*. A *regular expression* describes the parts:
+# endings like `'s`, words, numbers, other symbols, and spaces. The space before a word is a part of
+# the word. (`[^\W\d_]` means one letter, `\d` one digit, `\s` one space or line break. `\s+(?!\S)`
+# leaves the last of several spaces to the word after it. GPT-2's own pattern differs only in rare
+# characters.)
+
+# %%
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
+print(re.findall(PATTERN, "The dog's 12 cats: a dog, the dog! The dog."))
+
+# %% [markdown]
+# ## Train on Tiny Shakespeare
+#
+# The training combines these steps. A word that occurs 100 times has the same tokens each time. So
+# the program keeps each different part once, with its count.
+
+
+# %%
+def train_bpe(text, vocab_size):
+    """Return the merges, a dictionary from a pair to its new token, and the vocabulary."""
+    counts = Counter(re.findall(PATTERN, text))  # how often each part occurs
+    parts = {part: tuple(part.encode()) for part in counts}
+    vocabulary = [bytes([byte]) for byte in range(256)]
+    merges = {}
+    for new in range(256, vocab_size):
+        pairs = Counter()
+        for part, tokens in parts.items():
+            for pair in pairwise(tokens):
+                pairs[pair] += counts[part]
+        pair = most_frequent(pairs)
+        left, right = pair
+        merges[pair] = new
+        vocabulary.append(vocabulary[left] + vocabulary[right])
+        parts = {part: merge(tokens, pair, new) for part, tokens in parts.items()}
+    return merges, vocabulary
+
+
+merges, vocabulary = train_bpe(train_text, 512)
+print("first tokens:", [token.decode() for token in vocabulary[256:276]])
+longest = sorted(vocabulary[256:], key=len)[-8:]
+print("longest tokens:", [token.decode() for token in longest])
+
+# %% [markdown]
+# The package trains with the library [`tokenizers`](https://github.com/huggingface/tokenizers)
+# ([`bpe.py`](../nanogpt/text/bpe.py)), because the library is much faster. Does it find the same?
+
+# %%
+library = bpe.train_bpe([train_text], 512)
+theirs = [library.token_bytes(token) for token in range(256, 512)]
+assert set(vocabulary[256:]) == set(theirs)
+different = [i for i in range(256) if vocabulary[256 + i] != theirs[i]]
+print(f"the same 256 tokens; {len(different)} of them at another place")
+
+# %% [markdown]
+# The places differ only where pairs were tied. The library numbers the 256 bytes in another order,
+# so the same rule takes another pair first.
+#
+# ## Encode and decode
+#
+# To encode a new text, do the same merges in the order of the training: a later merge may need the
+# tokens of an earlier one. To decode, join the bytes of all tokens.
+
+
+# %%
+def encode(text, merges):
+    tokens = []
+    for part in re.findall(PATTERN, text):
+        part_tokens = tuple(part.encode())
+        for pair, new in merges.items():  # a dictionary keeps the order of its entries
+            part_tokens = merge(part_tokens, pair, new)
+        tokens += part_tokens
+    return tokens
+
+
+def decode(tokens, vocabulary):
+    return b"".join(vocabulary[token] for token in tokens).decode(errors="replace")
+
+
+line = "Romeo, wherefore art thou a 🙂?"
+tokens = encode(line, merges)
+assert decode(tokens, vocabulary) == line
+print(tokens)
+print([decode([token], vocabulary) for token in tokens])
+ours = [vocabulary[token] for token in encode(val_text[:5000], merges)]
+assert ours == [library.token_bytes(token) for token in library.encode(val_text[:5000])]
+
+# %% [markdown]
+# The emoji has four tokens, one for each byte. A single byte of it is not a character, so `decode`
+# shows `�`. The last line checks that the library encodes 5,000 new characters in the same way.
+#
+# ## Surprises
+#
+# A model sees only the numbers of the tokens. Texts that look alike can have different tokens. Here
+# is a tokenizer of the library with 4,096 tokens, trained on the same text. (It numbers the bytes
+# in another order: a space is 220.)
+
+# %%
+large = bpe.train_bpe([train_text], 4096)
+for line in ("the king", "The king", "the  king", "KING", "king's", "thinking", "1623"):
+    tokens = large.encode(line)
+    print(f"{line!r:12}", "|".join(large.decode([token]) for token in tokens), tokens)
+
+# %% [markdown]
+# `the` and `␣the` are different tokens, and so are `The` and `the`. `KING` has no token in common
+# with `␣king`, and `thinking` hides a king. A second space is a token of its own. Numbers are rare
+# in Shakespeare, so each digit is a token. The model has to learn from data which tokens are
+# related. It never sees the letters inside a token, so spelling and rhymes are difficult for it.
+#
+# ## How large should the vocabulary be?
+
+# %%
+sizes = [256, 512, 1024, 2048, 4096, 8192]
+encoded = {256: (train_text.encode(), val_text.encode())}
+for size in sizes[1:]:
+    tokenizer = bpe.train_bpe([train_text], size)
+    encoded[size] = tokenizer.encode_array(train_text), tokenizer.encode_array(val_text)
+of_train = [len(train_text) / len(train) for train, _ in encoded.values()]
+of_val = [len(val_text) / len(val) for _, val in encoded.values()]
+print("characters per token, training text:  ", *[f"{length:.2f}" for length in of_train])
+print("characters per token, validation text:", *[f"{length:.2f}" for length in of_val])
+
+# %% alt="Characters per token grow with the vocabulary, to 3.5, but only 3.2 in new text"
+figure, axes = plt.subplots(figsize=(6, 3.2))
+axes.plot(sizes, of_train, "o--", color=INK, markersize=4)
+axes.plot(sizes, of_val, "o-", color=ACCENT, markersize=4)
+axes.set_xscale("log", base=2)
+axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+axes.text(3000, 3.35, "training text", ha="right")
+axes.text(4600, 2.75, "validation text", color=ACCENT)
+axes.set(xlabel="vocabulary size", ylabel="characters per token", ylim=(0.8, 3.8))
+axes.set_title("The first 256 merges gain the most; new text gains less")
+show("vocabulary")
+
+# %% [markdown]
+# The first 256 merges almost halve the number of tokens. The 4,096 merges from 4,096 to 8,192
+# tokens save only a tenth, since each new token is rarer than the one before. Rare tokens cost
+# twice: each needs a row in the embedding, and the model has few examples to learn it from. Some
+# bytes never occur: this text uses only 65 of the 256.
+#
+# ## Losses of different tokenizers: bits per byte
+#
+# A long token is harder to predict than a character. So a loss in nats per token depends on the
+# tokenizer, and such losses of different tokenizers cannot be compared. But the loss of the *whole
+# text* can, because the text is the same. A bit is ln 2 nats. The loss of the whole text in bits,
+# divided by the number of its bytes, is called *bits per byte*:
+#
+# $$\text{bits per byte} = \frac{\text{nats per token}}{\ln 2} \cdot
+# \frac{\text{number of tokens}}{\text{number of bytes}}$$
+#
+# The next cell measures two Kneser-Ney models (lesson 3) for each tokenizer: the bigram, and the
+# n-grams with the lowest validation loss. The results of the GPT `tiny`, trained with the same
+# number of operations for both tokenizers, are in
+# [`vocabularies.json`](../benchmarks/results/vocabularies.json).
+
+# %%
+val_bytes = len(val_text.encode())
+ids = {"char": (train_tokens.numpy(), val_tokens.numpy()), "bpe:512": encoded[512]}
+runs = json.loads((RESULTS / "vocabularies.json").read_text("utf-8"))["runs"]
+nats, bits = {}, {}
+print("columns: bigram, best n-grams, GPT tiny")
+for name, (train, val) in ids.items():
+    factor = len(val) / val_bytes / math.log(2)  # from nats per token to bits per byte
+    vocab_size = V if name == "char" else 512
+    # "body": the Transformer blocks are the same for all tokenizers
+    tiny = [r["bits_per_byte"] for r in runs if (r["tokenizer"], r["same"]) == (name, "body")]
+    ngrams = [KneserNey(train, n, vocab_size).loss(val) for n in range(2, 8)]
+    nats[name] = [ngrams[0], min(ngrams), sum(tiny) / len(tiny) / factor]
+    bits[name] = [loss * factor for loss in nats[name]]
+    print(f"{name:8} nats per token", *[f"{loss:.2f}" for loss in nats[name]], end="")
+    print(",  bits per byte", *[f"{loss:.2f}" for loss in bits[name]])
+
+# %% alt="Nats per token: characters are lower; bits per byte: bpe:512 is lower for all models"
+figure, both = plt.subplots(1, 2, figsize=(7, 3.2), sharey=True)
+titles = ("nats per token: misleading", "bits per byte: fair")
+for axes, losses, title in zip(both, (nats, bits), titles, strict=True):
+    for row in range(3):
+        axes.barh(row - 0.2, losses["char"][row], 0.36, color=SOFT)
+        axes.barh(row + 0.2, losses["bpe:512"][row], 0.36, color=ACCENT)
+        for shift, name in ((-0.2, "char"), (0.2, "bpe:512")):
+            label = f"{losses[name][row]:.2f}  {name}"
+            axes.text(losses[name][row] + 0.08, row + shift, label, va="center", size=8)
+    axes.set(title=title, xlim=(0, 5.5), yticks=range(3))
+    axes.set_yticklabels(["bigram", "best n-grams", "GPT tiny"])
+    axes.grid(False)
+both[0].invert_yaxis()
+show("bits")
+
+# %% [markdown]
+# In nats per token, characters seem to win each time. In bits per byte, the bigram with BPE tokens
+# is much better, because one token of context holds more text than one character. `tiny` is better,
+# too. The best n-grams are level: 2.84 nats per token are as good as 1.52. More tokens help `tiny`
+# a little more: it has 2.30 bits per byte with 2,048 tokens, and again 2.30 with 8,192. So for this
+# text, a few thousand tokens are enough. GPT-2's training text was much larger.
+#
+# ## What to remember
+#
+# - UTF-8 turns every text into bytes, so 256 tokens cover every text.
+# - Training merges the most frequent pair, again and again. Encoding repeats the same merges.
+# - Pre-tokenisation splits the text into parts first, and no token spans two parts.
+# - `the`, `␣the` and `The` are three tokens. The model has to learn how they are related.
+# - Compare models with different tokenizers in bits per byte, never in nats per token.
+#
+# ## Three common mistakes
+#
+# 1. You end a prompt with a space. Symptom: the continuation is strange. In the training text, `␣t`
+#    is always one token, so no `t` ever follows a lone space, and the model does not expect `to`.
+#    Remedy: remove the space at the end of the prompt.
+# 2. You decode each token alone. Symptom: `�` in place of some characters, such as `🙂`. Remedy:
+#    join the bytes of all tokens, then decode.
+# 3. You encode with another tokenizer than the one of the model. Symptom: no error message, but a
+#    loss almost as high as for random guesses, ln 512 = 6.24 nats. Remedy: store the tokenizer
+#    together with the model.
+#
+# ## Exercises
+#
+# 1. How many tokens has `Zürich` with the 512 tokens? Which of its characters needs two, and why?
+# 2. Encode the 100 longest words of the validation text differently: always take the longest token
+#    of the vocabulary that fits. How many words get other tokens than with the merges?
+# 3. Train 256 merges without pre-tokenisation on the first 20,000 characters. Which new tokens
+#    contain both letters and punctuation?
+# 4. A model with 2.26 bytes per token has a loss of 3.2 nats per token. Is it better than `tiny`
+#    with characters?
+
+# %% tags=["solution"]
+if SOLUTIONS:
+    tokens = encode("Zürich", merges)
+    print("1.", len(tokens), [vocabulary[token] for token in tokens], "ü has two bytes in UTF-8")
+    assert vocabulary[tokens[1]] + vocabulary[tokens[2]] == "ü".encode()
+    known, changed = set(vocabulary), []
+    for word in sorted(sorted(set(re.findall(r" [a-z]+", val_text))), key=len)[-100:]:
+        rest, longest_first = word.encode(), []
+        while rest:
+            end = max(i for i in range(1, len(rest) + 1) if rest[:i] in known)
+            longest_first.append(rest[:end])
+            rest = rest[end:]
+        if longest_first != [vocabulary[token] for token in encode(word, merges)]:
+            changed.append(word)
+    print(f"2. {len(changed)} of 100, such as {changed[0]!r}: the order of the merges matters")
+    assert len(changed) == 49
+
+# %% tags=["solution"]
+if SOLUTIONS:
+    pattern, PATTERN = PATTERN, r"(?s).+"  # train_bpe uses PATTERN: now one part, the whole text
+    new_tokens = [token.decode() for token in train_bpe(train_text[:20_000], 512)[1][256:]]
+    PATTERN = pattern
+    mixed = [token for token in new_tokens if re.search(r"[a-z] ?[,.;:!?]|[,.;:!?]\s*\w", token)]
+    print(f"3. {len(mixed)} tokens, such as {mixed[:8]}")
+    print(f"4. {3.2 / math.log(2) / 2.26:.2f} bits per byte: better than {bits['char'][2]:.2f}")
+    assert "First Citizen:\n" in mixed
+    assert 3.2 / math.log(2) / 2.26 < bits["char"][2]
+
+# %% tags=["test"]
+assert sum(chr(i).isprintable() for i in range(0x110000)) > 100_000
+assert list(Counter(pairwise(small)).values()).count(3) == 4
+assert all(vocabulary[256 + i] in (theirs[i - 1], theirs[i + 1]) for i in different)
+assert [len(row) for row in history] == [25, 22, 19, 16, 13, 11, 9, 7]
+assert "the " in history[4]
+assert "at, the " in history[7]
+assert [round(length, 1) for length in (of_train[1], of_train[5], of_val[5])] == [1.9, 3.5, 3.2]
+assert 0.07 < 1 - of_train[4] / of_train[5] < 0.12
+assert 0.07 < 1 - of_val[4] / of_val[5] < 0.12
+assert all(new < old for old, new in zip(of_train[1:], of_val[1:], strict=True))
+assert [round(loss, 2) for loss in nats["char"]] == [2.48, 1.52, 1.73]
+assert [round(loss, 2) for loss in nats["bpe:512"]] == [3.63, 2.84, 3.03]
+assert [round(a - b, 1) for a, b in zip(*bits.values(), strict=True)] == [0.8, 0, 0.2]
+train = encoded[512][0]
+assert len(set(text.encode())) == 65
+assert large.encode(" ") == [220]
+for kind in ("bpe:2048", "bpe:8192"):
+    tiny = [r["bits_per_byte"] for r in runs if (r["tokenizer"], r["same"]) == (kind, "body")]
+    assert round(sum(tiny) / len(tiny), 2) == 2.30
+(space,) = library.encode(" ")
+after_space = {library.token_bytes(token)[:1] for token in train[1:][train[:-1] == space]}
+assert b"e" in after_space
+assert b"t" not in after_space
+other = bpe.train_bpe([train_text[:300_000]], 512).encode_array(val_text)
+assert 5.4 < KneserNey(train, 5, 512).loss(other) < math.log(512) < 6.25
