@@ -13,7 +13,7 @@
 #
 # ## From characters to tokens
 #
-# `lesson.py` loads our text, Tiny Shakespeare: a million characters from Shakespeare's plays.
+# `lesson.py` loads Tiny Shakespeare (Karpathy 2015): a million characters of Shakespeare's plays.
 
 # %%
 import math
@@ -56,7 +56,8 @@ print(encode("First"), decode(encode("First")))
 #
 # A model can memorise its training text. Only text that it has never seen shows whether it learned
 # something about the language. So the last 10% become the *validation text*: no model of this
-# course trains on it, and we compare models by their loss on it.
+# course trains on it, and we compare models by their loss on it. (Research keeps a third part, the
+# *test text*, for the final result, because a choice among models also adapts to the text.)
 
 # %%
 tokens = encode(text)
@@ -100,8 +101,8 @@ show("shift")
 # %% [markdown]
 # Each step of a training uses a *batch*: B blocks from random places of the text. `torch.randint`
 # returns random integers from 0 up to, but without, its first argument: the starts of the blocks.
-# Broadcasting adds 0, 1, …, T to each start, so a row has the positions of a block and of the token
-# after it. [gpt.py](../gpt.py) has the same function.
+# After the last possible start, there are exactly T + 1 tokens. Broadcasting adds 0, 1, …, T to
+# each start: the positions of a block and of the token after it. [gpt.py](../gpt.py) does the same.
 
 
 # %%
@@ -129,11 +130,13 @@ for p in (0.99, 0.5, 0.1, 1 / 65, 0.001):
 
 # %% [markdown]
 # The smaller $p$ is, the larger is the loss. Why the logarithm? The probability of a whole text is
-# the product of the $p$ of its characters, and the logarithm turns this product into a sum.
+# the product of the $p$ of its characters, each given the characters before it. The logarithm turns
+# this product into a sum. So a lower loss means a higher probability of the text.
 #
-# The loss of the model is the mean over all characters of a text, the *cross-entropy*. Its unit is
-# the *nat*, because the logarithm is the natural one. A model that knows nothing gives each of the
-# 65 characters the probability 1/65. Its loss is $\ln 65 = 4.174$ nats per character.
+# The loss of the model is the mean over all $N$ characters of a text, the *cross-entropy*
+# $-\frac{1}{N} \sum_{i=1}^{N} \ln p_i$. Its unit is the *nat*, because the logarithm is natural. A
+# model that knows nothing gives each of the 65 characters the probability 1/65. Its loss is
+# $\ln 65 = 4.174$ nats per character.
 #
 # The *perplexity* expresses the loss as a number of characters: $\text{perplexity} =
 # e^{\text{loss}}$. For the model that knows nothing, it is $e^{4.174} = 65$. A perplexity of 12
@@ -168,7 +171,7 @@ print(f"q occurs {counts[q].sum()} times, and is followed by u {counts[q, u]} ti
 # %% [markdown]
 # The next step adds 1 to all counts, and divides each row by its sum. Why + 1? The validation text
 # has pairs that never occur in the training text. With $p = 0$, their loss $-\ln 0$ would be
-# infinite. Adding 1 is the simplest *smoothing*.
+# infinite. Adding 1 is the simplest *smoothing* (Laplace).
 
 # %%
 counted = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): each row sums to 1
@@ -199,23 +202,23 @@ axes.set(xlabel="next character", ylabel="last character")
 axes.grid(False)
 arrow(axes, (29, q), (u - 0.8, q), color="black")
 write(axes, 28.5, q, "u after q: 0.898", 9, "black", "right")
-write(axes, 25.5, token_of["h"], "hardly any capital after a small letter", 9, "black")
+write(axes, 25.5, token_of["h"], "no capital after a lower-case letter", 9, "black")
 write(axes, 25, token_of[","], "rare characters: grey because of the + 1", 9, "black")
 arrow(axes, (25, 5.2), (25, token_of["&"] + 0.4), color="black")
 arrow(axes, (25, 6.8), (25, token_of["3"] - 0.4), color="black")
 show("table")
 
 # %% [markdown]
-# The darker a cell is, the more likely is the next character after the last one; ↵ is the line
-# break, ␣ the space. After most punctuation comes one of these two. Vowels often follow consonants.
-# Rare characters have grey rows, above all `$`, `&` and `3`: each of them occurs fewer than 65
-# times, and the + 1 adds 65 to its row.
+# The darker a cell is, the more likely is the next character after the last one (the picture shows
+# $\sqrt{p}$); ↵ is the line break, ␣ the space. After most punctuation comes one of these two.
+# Vowels often follow consonants. Rare characters have grey rows, above all `$`, `&` and `3`: each
+# of them occurs fewer than 65 times, and the + 1 adds 65 to its row.
 #
 # ## Generating text
 #
 # The model can generate text. Start in the row of the line break. *Sample* the next character:
 # choose it at random, with the probabilities of this row (`torch.multinomial`). Move to the row of
-# the new character, and repeat.
+# the new character, and repeat. (This is a *Markov chain*; Shannon generated text so in 1948.)
 
 # %%
 torch.manual_seed(0)
@@ -234,7 +237,11 @@ print(decode(generated))
 # Counting works for tables; larger models must be trained. We first try training where we know the
 # result. The table becomes an `nn.Embedding`: its row for a token holds V scores, called *logits*,
 # one for each next character. Softmax turns them into probabilities. All logits start at 0, so all
-# characters are equally likely.
+# characters are equally likely, and the first loss is $\ln 65 = 4.174$.
+#
+# Which table has the lowest possible loss on the training text? The answer is known: the counts,
+# without + 1, divided by the sums of their rows (*maximum likelihood*). So training must approach
+# this table, and cannot get below its loss.
 #
 # `F.cross_entropy` applies the softmax and returns the mean of $-\ln p$. It wants a list of targets
 # and one row of logits for each, so `flatten` merges the axes B and T. The learning rate starts at
@@ -258,34 +265,38 @@ for step in range(steps):
 
 learned = model.weight.detach().softmax(dim=1)  # (V, V); detach: do not record
 learned_train, learned_val = table_loss(learned, train_tokens), table_loss(learned, val_tokens)
+best = counts / counts.sum(dim=1, keepdim=True)  # (V, V)
+best_train = table_loss(best, train_tokens)
+print(f"lowest possible training loss {best_train:.3f}, first loss {losses[0]:.3f}")
 print("         training  validation")
 print(f"counted  {counted_train:8.3f}  {counted_val:10.3f}")
 print(f"learned  {learned_train:8.3f}  {learned_val:10.3f}")
 
-# %% alt="The loss of the batches falls from 4.17 to the counted loss on the training text, 2.455"
+# %% alt="The loss of the batches falls from 4.17 towards the lowest possible training loss, 2.452"
 _, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
 left.plot(losses, color=MUTED, linewidth=0.8)
 means = torch.tensor(losses).view(-1, 50).mean(dim=1)  # (300,) -> (6, 50) -> (6,)
 right.plot(range(75, 300, 50), means[1:], "o-", color=MUTED)
 for axes in (left, right):
     axes.axhline(counted_val, color=ACCENT, linestyle="--", linewidth=2)
-    axes.axhline(counted_train, color=INK, linewidth=2)
+    axes.axhline(best_train, color=INK, linewidth=2)
     axes.set_xlabel("step")
 left.set(ylabel="loss", title="loss of each batch")
 right.set(xlim=(50, 300), ylim=(2.44, 2.5), title="means of 50 batches, from step 50")
 write(right, 303, counted_val, "counted,\nvalidation text", 9, ACCENT, "left")
-write(right, 303, counted_train, "counted,\ntraining text", 9, INK, "left")
+write(right, 303, best_train, "lowest on\ntraining text", 9, INK, "left")
 show("training")
 
 # %% [markdown]
-# The batches come from the training text, so their loss falls towards 2.455, the loss of the
-# counted table on this text. Both tables fit the training text a little better than the validation
-# text. So never compare the training loss of one model with the validation loss of another.
+# The batches come from the training text, so their loss falls towards 2.452, the lowest possible
+# one. Both tables fit the training text a little better than the validation text. So never compare
+# the training loss of one model with the validation loss of another.
 #
 # ## Do the two tables agree?
 #
 # How much probability must be moved to turn the counted row of a character into the learned one?
-# Add the absolute differences of the rows and divide by 2: each moved part counts twice.
+# Add the absolute differences of the rows and divide by 2, because each moved part counts
+# twice (*total variation distance*).
 
 # %%
 moved = (learned - counted).abs().sum(dim=1) / 2  # (V,)
@@ -296,11 +307,11 @@ for character in "e tqZ3":
 print(f"at most, of characters above 1% of the text: {moved[frequencies > 0.01].max():.3f}")
 
 # %% [markdown]
-# For frequent characters, the tables agree. For rare characters, they do not, for two reasons.
-# First, the counted table has the + 1: in the row of `q`, it gives 64 / 628 = 0.10 to characters
-# that never follow. Training has no + 1. Second, a character such as `3` occurs only a few times in
-# the batches, so its row is not yet fully trained. Rows of rare characters are rarely used, so the
-# losses are almost equal: 2.489 and 2.482.
+# For frequent characters, the tables almost agree. For rare characters, they do not, for two
+# reasons. First, the counted table has the + 1: in the row of `q`, it gives 64 / 628 = 0.10 to
+# characters that never follow. Training has no + 1. Second, a character such as `3` occurs only a
+# few times in the batches, so its row is not yet fully trained. Rows of rare characters are rarely
+# used, so the losses are almost equal: 2.489 and 2.482.
 #
 # ## Scoreboard
 
@@ -313,28 +324,6 @@ show_scoreboard(2, board)
 # The frequencies of characters save 0.83 nats, and knowing the last character saves another 0.87.
 # The next step is a longer context: [lesson 3](03_counting.md).
 
-# %% tags=["test"]
-assert abs(math.log(V) - 4.174) < 0.001
-assert abs(frequency_loss - 3.347) < 0.001
-assert abs(counted_train - 2.455) < 0.001
-assert abs(counted_val - 2.482) < 0.001
-assert 11.5 < math.exp(counted_val) < 12.5
-assert abs(counted[q, u] - 0.898) < 0.001
-assert max(counts[token_of[character]].sum() for character in "$&3") < 65
-assert (counts[val_tokens[:-1], val_tokens[1:]] == 0).sum() == 187
-assert abs(learned_train - 2.461) < 0.003
-assert abs(learned_val - 2.489) < 0.003
-assert abs(sum(losses[-100:]) / 100 - 2.46) < 0.015
-assert losses[60] < 2.6
-assert moved[frequencies > 0.01].max() < 0.05
-assert moved[token_of["3"]] > 0.2
-assert counts[q].sum() == counts[q, u] == 563
-torch.manual_seed(0)
-batches = torch.stack([get_batch(train_tokens, 32, 64)[0] for _ in range(steps)])
-assert (batches == token_of["3"]).sum() < 40
-assert abs(math.log(V) - frequency_loss - 0.83) < 0.005
-assert abs(frequency_loss - counted_val - 0.87) < 0.005
-
 # %% [markdown]
 # ## Three common mistakes
 #
@@ -343,23 +332,33 @@ assert abs(frequency_loss - counted_val - 0.87) < 0.005
 # 2. No smoothing. *Symptom:* the loss on the validation text is infinite, because 187 of its pairs
 #    never occur in the training text. *Remedy:* add 1 to the counts.
 # 3. No `keepdim` in the sum, so the count of a pair is divided by the sum for its second character.
-#    *Symptom:* rows sum to anything between 0.08 and 10.8, but the loss is still 2.482, because
-#    each character is once first and once second in a pair. *Remedy:* check that each row sums to
-#    1.
+#    *Symptom:* none in the loss: it is still 2.482 (exercise 4). But rows sum to anything between
+#    0.08 and 10.8. *Remedy:* check that each row sums to 1.
 #
 # ## Exercises
 #
 # 1. A model gives the correct character the probability 1 in half of all cases, and $1/65$ in the
-#    other half. What is its loss?
+#    other half. What are its loss and its perplexity?
 # 2. One bit is $\ln 2$ nats. How many bits per character are 2.482 nats? How many bytes of 8 bits
-#    would a million characters need with a perfect compression by the bigram?
+#    does a million characters need if a compressor spends $-\log_2 p$ bits on each character?
 # 3. Add 0.01, 0.1, 10 instead of 1 to the counts. What happens to the two losses, and why?
-# 4. Build a bigram that reads backwards: it predicts each character from the next one. Is this
-#    easier? Compare its loss with 2.482 and explain.
+# 4. Build a bigram that reads backwards: it predicts each character from the next one. Compare its
+#    loss with 2.482, and its table with that of mistake 3. Explain both.
 
 # %% tags=["test"]
-unsmoothed = counts / counts.sum(dim=1, keepdim=True)
-assert table_loss(unsmoothed, val_tokens) == math.inf
+p_qu, first = counted[q, u], losses[0]
+measured = math.log(V), first, frequency_loss, counted_train, best_train, counted_val, p_qu
+for value, stated in zip(measured, (4.174, 4.174, 3.347, 2.455, 2.452, 2.482, 0.898), strict=True):
+    assert abs(value - stated) < 0.001
+assert abs(learned_train - 2.461) + abs(learned_val - 2.489) < 0.006
+assert abs(math.log(V) - frequency_loss - 0.83) + abs(frequency_loss - counted_val - 0.87) < 0.01
+assert max(counts[token_of[character]].sum() for character in "$&3") < 65
+assert (counts[val_tokens[:-1], val_tokens[1:]] == 0).sum() == 187
+assert abs(sum(losses[-100:]) / 100 - 2.46) < 0.015
+lower, upper = (torch.tensor([f(c) for c in alphabet]) for f in (str.islower, str.isupper))
+assert counts[lower][:, upper].sum() == 0
+assert moved[frequencies > 0.01].max() < 0.05 < 0.2 < moved[token_of["3"]]
+assert steps * 32 * 64 * frequencies[token_of["3"]] < 40
 wrong = (counts + 1) / (counts + 1).sum(dim=1)
 assert abs(table_loss(wrong, val_tokens) - 2.482) < 0.001
 assert abs(wrong.sum(dim=1).min() - 0.08) < 0.005
@@ -378,7 +377,7 @@ assert copier.weight[e].softmax(dim=0)[e] > 0.95
 
 # %% tags=["solution"]
 if SOLUTIONS:
-    print(f"1. ln 65 / 2 = {math.log(65) / 2:.3f} nats")
+    print(f"1. ln 65 / 2 = {math.log(65) / 2:.3f} nats; perplexity √65 = {math.sqrt(65):.2f}")
     bits = counted_val / math.log(2)
     print(f"2. {bits:.2f} bits, {1_000_000 * bits / 8:,.0f} bytes")
     assert abs(bits - 3.58) < 0.01
@@ -388,12 +387,14 @@ if SOLUTIONS:
         on_train, on_val = table_loss(table, train_tokens), table_loss(table, val_tokens)
         print(f"3. + {added:<4}: training {on_train:.3f}, validation {on_val:.3f}")
     print("   Less smoothing fits the training text better, but gives new pairs a smaller p.")
+    print("   With + 10, the frequent pairs lose too much: both losses are higher.")
 
     backward_counts = counts.T + 1  # (V, V): row = next character, column = last character
     backward = backward_counts / backward_counts.sum(dim=1, keepdim=True)
     backward_loss = table_loss(backward, val_tokens.flip(0))  # flip(0): the last token comes first
-    print(
-        f"4. backwards: {backward_loss:.3f}. The same: both tables count the same pairs, and each"
-    )
-    print("   character of a text is once the first and once the second of a pair.")
+    print(f"4. backwards: {backward_loss:.3f}. Both directions count the same pairs, and each")
+    print("   character is the first of a pair as often as the second. Mistake 3 makes this")
+    print("   table, transposed.")
+    transposed = (counts + 1) / (counts + 1).sum(dim=1)
+    assert torch.allclose(backward.T, transposed, rtol=0.03)
     assert abs(backward_loss - counted_val) < 0.001
