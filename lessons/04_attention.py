@@ -374,7 +374,7 @@ show_scoreboard(4, {"one attention head": losses[OneHead]})
 #
 # 1. Multiply `query_matrix` by 10, or by 0. How do the weights of `e` change? Guess first.
 # 2. Choose queries and keys by hand so that each of T = 5 positions looks at the position before
-#    it. Give each position a key of its own. What does the first position do?
+#    it. Give each position a different key. What does the first position do?
 # 3. Let the head see only its own and the previous three characters. Which mask does this? Guess
 #    the loss first, then train.
 

@@ -16,11 +16,11 @@
 # %%
 import math
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import torch
+from drawings import draw_rotations
 from lesson import SOLUTIONS, V, evaluate, show_scoreboard, train, val_tokens
-from pictures import ACCENT, INK, MUTED, show
+from pictures import ACCENT, INK, show
 from torch import nn
 from torch.nn import functional as F
 
@@ -196,7 +196,8 @@ show("sines")
 #
 # $$(a, b) \rightarrow (a \cos tf - b \sin tf, \quad b \cos tf + a \sin tf)$$
 #
-# Keys are rotated in the same way, each by the angle of its own position. Values are not rotated.
+# Keys are rotated in the same way: the key at position $s$ by the angle $s f$. Values are not
+# rotated.
 
 
 # %%
@@ -216,26 +217,7 @@ print(rotate(pair, torch.arange(4)))
 # With frequency 1, the pair turns by one radian (57°) per position:
 
 # %% alt="Three half circles with arrows: a fast pair turns by 57 degrees, a slow one by 10"
-figure, axes = plt.subplots(1, 3, figsize=(7.4, 1.9))
-arrows = [(0, t, f"{t}", INK, "-") for t in range(4)]  # picture, angle, label, colour, style
-arrows += [(1, 0.178 * t, f"{t}", INK, "-") for t in range(4)]
-arrows += [(2, 0.4, "k1", INK, "-"), (2, 1.3, "q2", ACCENT, "-")]
-arrows += [(2, 2.2, "k3", INK, "--"), (2, 3.1, "q4", ACCENT, "--")]
-for i, angle, label, color, style in arrows:
-    x, y = math.cos(angle), math.sin(angle)
-    arrow = {"arrowstyle": "-|>", "color": color, "linestyle": style, "shrinkA": 0, "shrinkB": 0}
-    axes[i].annotate("", (x, y), (0, 0), arrowprops=arrow)
-    axes[i].text(1.2 * x, 1.15 * y, label, ha="center", va="center", color=color)
-for start in (0.4, 2.2):  # the angle between key and query
-    ends = math.degrees(start), math.degrees(start + 0.9)
-    axes[2].add_patch(mpl.patches.Arc((0, 0), 0.8, 0.8, theta1=ends[0], theta2=ends[1], color=INK))
-axes[0].set_title("fast pair at positions 0 to 3:\n57° per position")
-axes[1].set_title("slow pair at positions 0 to 3:\n10° per position")
-axes[2].set_title("query and key, both 2 later:\nthe same angle between them")
-for axis in axes:
-    axis.add_patch(mpl.patches.Arc((0, 0), 2, 2, theta1=0, theta2=180, color=MUTED))
-    axis.set(xlim=(-1.4, 1.4), ylim=(-0.1, 1.3), aspect="equal")
-    axis.axis("off")
+draw_rotations()
 show("rotation")
 
 # %% [markdown]

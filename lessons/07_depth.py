@@ -351,9 +351,9 @@ assert "inplace operation" in message
 # %% [markdown]
 # The feed-forward layer lowers the loss to 2.09. Four Transformer blocks without residual
 # connections have 3.21, hardly less than the character frequencies of lesson 2 (3.35). With
-# residual connections, a model with the same number of parameters reaches 1.81. Residual
-# connections do more than prevent vanishing gradients: the networks of He et al. did not have
-# those, and still became better.
+# residual connections, a model with the same number of parameters reaches 1.81. Vanishing gradients
+# are not the only reason: in the networks of He et al., gradients did not vanish, and residual
+# connections still lowered the error.
 #
 # ## Three common mistakes
 #

@@ -22,8 +22,8 @@ import sys
 
 import lesson
 import torch
+from drawings import draw_model
 from lesson import SOLUTIONS, T, V, alphabet, cross_entropy, decode, encode, get_batch, train
-from model_picture import draw_model
 from pictures import show
 from torch import nn
 
@@ -102,9 +102,9 @@ class Block(nn.Module):
 # ## From tokens to logits
 #
 # [The third class](../gpt.py#L124-L149) is the whole picture. Its output layer is *tied*: it has no
-# weights of its own, but uses those of `token_embedding` again (Press and Wolf 2017,
-# arXiv:1608.05859). The logit of a character is the dot product of `x` with the vector of that
-# character. So the model predicts the characters whose vectors are similar to `x`.
+# separate weights, but uses those of `token_embedding` (Press and Wolf 2017, arXiv:1608.05859). The
+# logit of a character is the dot product of `x` with the vector of that character. So the model
+# predicts the characters whose vectors are similar to `x`.
 #
 # The initial weights are those of lesson 8. Matrices get random numbers with standard deviation
 # 0.02. Two layers of each Transformer block add to the stream: `projection` and the second linear
@@ -381,7 +381,7 @@ if not lesson.FAST and len(others) == 5:
 #    256, 65 characters)? First estimate with $12\,C^2$ for each Transformer block.
 # 2. Change the first character of "First Cit". Which positions get new logits?
 # 3. Compute the gradient of the loss on "First Cit". Which vectors of `token_embedding` get one?
-#    Which would get one if the output layer had weights of its own?
+#    Which would get one if the output layer had separate weights?
 
 # %% tags=["solution"]
 if SOLUTIONS:  # run with: python lessons/09_gpt.py --solutions

@@ -16,10 +16,10 @@ import json
 import math
 from functools import partial
 
-import matplotlib.pyplot as plt
 import torch
-from lesson import RESULTS, SOLUTIONS, V, evaluate, get_batch, train, train_tokens
-from pictures import FILL, INK, MUTED, SOFT, arrow, box, diagram, show, write
+from drawings import draw_old_and_new
+from lesson import RESULTS, SOLUTIONS, V, evaluate, get_batch, shorten, train, train_tokens
+from pictures import show
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,26 +29,7 @@ from nanogpt.muon import Muon, orthogonalise
 T, C, H, D, n_layer = 64, 64, 4, 16, 2
 
 # %% alt="GPT-2 beside the modern model: eight of its nine boxes are marked as new"
-axes = diagram(72, 69)
-old_boxes = ["token embedding", "add position embedding", "layer norm", "attention", "layer norm"]
-old_boxes += ["feed-forward: GELU", "layer norm", "output = token embedding"]
-new_boxes = ["token embedding", "look-back, RMSNorm", "RMSNorm", "attention: QK-norm, rotary"]
-new_boxes += ["RMSNorm", "feed-forward: ReLU²", "RMSNorm", "output of its own", "soft cap"]
-for x, title, names in ((19, "GPT-2", old_boxes), (55, "modern", new_boxes)):
-    axes.add_patch(plt.Rectangle((x - 17, 15.2), 32, 30.4, fill=False, edgecolor=MUTED, ls="--"))
-    write(axes, x + 14, 44.2, "Transformer block", 8, MUTED, "right")
-    below = 2.4
-    for y, name in zip([6, 12, 19, 25, 33, 39, 49, 55, 61], names, strict=False):
-        arrow(axes, (x, below), (x, y - 2))
-        box(axes, x, y, name, 26, 4, FILL if name in old_boxes else SOFT)
-        below = y + 2
-    arrow(axes, (x, below), (x, 66))
-    for start, end in ((16.2, 29), (30.2, 43)):  # residual connections
-        plt.plot([x, x - 14.3, x - 14.3], [start, start, end], "-", color=INK, linewidth=1.3)
-        arrow(axes, (x - 14.3, end), (x - 1, end))
-        write(axes, x, end, "⊕", 13)
-    write(axes, x, 1.2, "tokens")
-    write(axes, x, 67.4, f"{title}: logits", bold=True)
+draw_old_and_new()
 show("blocks")
 
 # %% [markdown]
@@ -119,7 +100,7 @@ print("ReLU²:", SquaredReLU()(x).numpy().round(2))
 # ## Untied output and soft cap
 #
 # GPT-2's output layer is *tied*: it has the weights of the token embedding. The modern model has an
-# **untied** output layer with $VC$ weights of its own.
+# **untied** output layer with $VC$ separate weights.
 #
 # A **soft cap** keeps each logit $z$ between $-c$ and $c$: it becomes $c \tanh(z / c)$. Gemma 2
 # (2024, [arXiv:2408.00118](https://arxiv.org/abs/2408.00118)) caps the output logits at $c = 30$,
@@ -254,25 +235,12 @@ tokens = torch.randint(V, (8, T))  # (B, T)
 torch.testing.assert_close(mine(tokens), theirs(tokens), rtol=1e-4, atol=1e-4)
 
 # %% [markdown]
-# ## Two parts that nanogpt does not use
+# Two more parts are common, but nanogpt does not use them. With **grouped-query attention**
+# (Ainslie et al. 2023, [arXiv:2305.13245](https://arxiv.org/abs/2305.13245)), several query heads
+# share one key head and one value head, so the cache of [lesson 11](11_generation.md) is smaller.
+# **SwiGLU** (Shazeer 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)) multiplies the
+# hidden channels of the feed-forward layer by a *gate*, which a third matrix computes from $x$.
 #
-# **Grouped-query attention** (Ainslie et al. 2023,
-# [arXiv:2305.13245](https://arxiv.org/abs/2305.13245)): several query heads share one key head and
-# one value head, so the cache of keys and values ([lesson 11](11_generation.md)) is smaller.
-#
-# **SwiGLU** (Shazeer 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)): a third matrix
-# computes a *gate*, by which the hidden channels are multiplied ($\odot$):
-#
-# $$W_2\,(\text{SiLU}(W_1 x) \odot W_3 x), \qquad \text{SiLU}(x) = x / (1 + e^{-x})$$
-#
-# With $8C/3$ instead of $4C$ hidden channels it has as many parameters as before: $8C^2$.
-
-# %%
-k = torch.randn(1, 2, 5, D)  # (B, 2, T, D): two key heads are cached
-shared = k.repeat_interleave(4, dim=1)  # (B, 8, T, D): each serves four of eight query heads
-print(f"cached numbers: {k.numel()} instead of {shared.numel()}")
-
-# %% [markdown]
 # ## Muon: an optimizer for matrices
 #
 # Adam treats each weight alone. But a matrix acts as a whole: it turns input directions into output
@@ -309,8 +277,9 @@ for name, matrix in (("gradient", G / G.norm()), ("after Newton-Schulz", after))
 # ## What does each part bring?
 #
 # The budget is small: 2 Transformer blocks, 300 steps of 16 blocks of text. We put each part alone
-# into the old model, then all nine. The first and the last row have two runs with different seeds,
-# which show how much is chance.
+# into the old model, then all nine. The last two rows use Muon for the matrices of the Transformer
+# blocks, and the learning rates of nanogpt's preset `tiny-fast`: 0.05 for Muon, 0.03 for Adam. Some
+# rows have two runs with different seeds, which show how much is chance.
 
 # %%
 one_part = {"GPT-2": {}, "RMSNorm": {"norm": RMSNorm}, "QK-norm": {"qk_parts": [RMSNorm]}}
@@ -318,28 +287,9 @@ one_part |= {"rotary": {"embedding": [], "qk_parts": [Rotary]}, "no biases": {"b
 one_part |= {"ReLU²": {"activation": SquaredReLU}, "start at zero": {"starts_at_zero": True}}
 one_part |= {"untied output": {"is_tied": False}, "soft cap": {"cap": SoftCap}}
 one_part |= {"look-back": {"embedding": [AddPositions, LookBack]}, "all nine": new}
-steps, losses = 300, {}
-
-# %% tags=["test"]
-from lesson import FAST  # noqa: E402
-
-steps = 30 if FAST else steps
-
-# %%
-for name, parts in one_part.items():
-    losses[name] = []
-    for seed in (1, 2) if name in ("GPT-2", "all nine") else (1,):
-        torch.manual_seed(seed)
-        model = Transformer(**{**old, **parts})
-        losses[name].append(train(model, steps=steps, learning_rate=8e-3, batch_size=16))
-    print(f"{name:14}", *[f"{loss:.3f}" for loss in losses[name]], flush=True)
-
-# %% [markdown]
-# Now with Muon for the matrices of the Transformer blocks, and the learning rates of nanogpt's
-# preset `tiny-fast`: 0.05 for Muon, 0.03 for Adam.
+steps, losses = shorten(300), {}
 
 
-# %%
 def train_with_muon(model):
     weights = dict(model.named_parameters())
     matrices = {name: w for name, w in weights.items() if "blocks" in name and w.dim() == 2}
@@ -358,11 +308,14 @@ def train_with_muon(model):
     return evaluate(model)
 
 
-for name, parts in (("GPT-2, Muon", old), ("all nine, Muon", new)):
+small = partial(train, steps=steps, learning_rate=8e-3, batch_size=16)
+rows = [(name, {**old, **parts}, small) for name, parts in one_part.items()]
+rows += [("GPT-2, Muon", old, train_with_muon), ("all nine, Muon", new, train_with_muon)]
+for name, parts, fit in rows:
     losses[name] = []
-    for seed in (1, 2):
+    for seed in (1, 2) if name.startswith(("GPT-2", "all nine")) else (1,):
         torch.manual_seed(seed)
-        losses[name].append(train_with_muon(Transformer(**parts)))
+        losses[name].append(fit(Transformer(**parts)))
     print(f"{name:14}", *[f"{loss:.3f}" for loss in losses[name]], flush=True)
 
 # %% [markdown]
@@ -390,7 +343,6 @@ for rung in rungs[-3:]:
 #
 # ## What to remember
 #
-# - Rotary positions and QK-norm act inside the scores.
 # - Muon makes a step about equally long in all directions of a matrix.
 # - A gain is true for the size and budget of its measurement. For others, measure again.
 #
@@ -408,15 +360,14 @@ for rung in rungs[-3:]:
 #
 # 1. How many parameters does each part add to GPT-2's model, or remove?
 # 2. Logits of 0, 15 and 60 pass the soft cap. Which fraction of their gradient gets through?
-# 3. With QK-norm, a score is at most $\sqrt D = 4$. How large is the largest possible weight among
-#    64 positions if all other scores are 0?
 
 # %% tags=["test"]
+from lesson import FAST  # noqa: E402
+
 means = {name: sum(runs) / len(runs) for name, runs in losses.items()}
 gains = {name: means["GPT-2"] - mean for name, mean in means.items()}
 if not FAST:
-    assert abs(means["GPT-2"] - 2.36) < 0.05
-    assert abs(means["all nine, Muon"] - 1.92) < 0.04
+    assert abs(means["GPT-2"] - 2.36) < 0.05 > abs(means["all nine, Muon"] - 1.92)
     assert min(gains["rotary"], gains["look-back"]) > 0.2
     assert abs(losses["GPT-2"][0] - losses["GPT-2"][1]) < 0.1
     assert abs(gains["start at zero"] - 0.07) < 0.05
@@ -428,7 +379,6 @@ if not FAST:
 assert [rung["name"] for rung in rungs[-3:]] == ["gpt", "modern", "muon"]
 assert [round(rung["val_loss"], 3) for rung in rungs[-3:]] == [1.511, 1.453, 1.456]
 assert [round(rung["parameters"] / 1e6, 1) for rung in rungs[-3:]] == [10.8, 10.7, 10.7]
-assert 3 * 96 * (8 * 96 // 3) == 8 * 96**2  # SwiGLU
 keys, gain = torch.randn(1, T, 1, D), torch.rand(D)  # (B, T, H, D)
 cos, sin = modern.rotations(torch.arange(T + 10), D)
 early, late = (gain * modern.rotate(keys, cos[i : i + T], sin[i : i + T]) for i in (0, 10))
@@ -447,7 +397,4 @@ if SOLUTIONS:  # run with: python lessons/13_modern.py --solutions
     z = torch.tensor([0.0, 15.0, 60.0], requires_grad=True)  # (3,)
     SoftCap()(z).sum().backward()
     print("2.", z.grad.numpy().round(3))
-    torch.testing.assert_close(z.grad, 1 - (z.detach() / 15).tanh().square())
-
-    scores = torch.tensor([4.0] + 63 * [0.0])  # (T,)
-    print(f"3. {scores.softmax(dim=0)[0]:.2f}")
+    assert ((z.grad - 1 + (z.detach() / 15).tanh().square()).abs() < 1e-6).all()

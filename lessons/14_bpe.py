@@ -217,7 +217,7 @@ for line in ("the king", "The king", "the  king", "KING", "king's", "thinking", 
 
 # %% [markdown]
 # `the` and `␣the` are different tokens, and so are `The` and `the`. `KING` has no token in common
-# with `␣king`, and `thinking` hides a king. A second space is a token of its own. Numbers are rare
+# with `␣king`, and `thinking` hides a king. A second space is a separate token. Numbers are rare
 # in Shakespeare, so each digit is a token. The model has to learn from data which tokens are
 # related. It never sees the letters inside a token, so spelling and rhymes are difficult for it.
 #

@@ -74,7 +74,7 @@ for name, tensor in checkpoint.items():
         print(f"{name:24} {tuple(tensor.shape)}")
 
 # %% [markdown]
-# The output layer has no weights of its own: it is tied to `wte`.
+# The output layer has no separate weights: it is tied to `wte`.
 #
 # One name is misleading: `h.0.attn.bias` is not a bias. It is the mask of the attention, which old
 # programs stored with the weights. Our model computes its mask, so we leave it out.

@@ -110,15 +110,14 @@ def test_a_lesson_runs(lesson: Path) -> None:
 
 @pytest.mark.slow
 @each_lesson
-def test_a_lesson_runs_as_a_notebook(build: ModuleType, lesson: Path) -> None:
-    nbclient = importlib.import_module("nbclient")
+def test_a_lesson_runs_as_a_notebook(
+    build: ModuleType, lesson: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOGPT_FAST", "1")
     notebook = build.without_tests(build.read_lesson(lesson))
-    os.environ["NANOGPT_FAST"] = "1"
-    try:
-        place = {"metadata": {"path": HERE}}
-        nbclient.NotebookClient(notebook, timeout=600, resources=place).execute()
-    finally:
-        del os.environ["NANOGPT_FAST"]
+    nbclient = importlib.import_module("nbclient")
+    place = {"metadata": {"path": HERE}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=place).execute()
 
 
 def test_the_readme_has_every_lesson() -> None:

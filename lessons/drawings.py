@@ -1,15 +1,18 @@
-"""The picture of the whole GPT, from a text to probabilities, in lesson 9 and in the README.
+"""The large pictures of the lessons, of which one is also in the README.
 
-python lessons/model_picture.py   # writes docs/gpt.svg
+python lessons/drawings.py   # writes docs/gpt.svg
 """
 
 import io
+import math
 from pathlib import Path
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from pictures import (
     ACCENT,
+    FILL,
     INK,
     MUTED,
     PAPER,
@@ -97,6 +100,64 @@ def draw_model(text: str, tokens: list[int], target: str, C: int, V: int) -> Non
     axes.plot([29.5, 27, 27], [76.5, 76.5, 22.5], "--", color=MUTED, linewidth=1.3)
     arrow(axes, (27, 22.5), (29.5, 22.5), color=MUTED)
     write(axes, 26, 42, "tied: the\nsame weights", 8, MUTED, "right")
+
+
+def draw_rotations() -> None:
+    """Draw a fast and a slow pair of channels at four positions, and a query and its key."""
+    _, axes = plt.subplots(1, 3, figsize=(7.4, 1.9))
+    arrows = [(0, t, f"{t}", INK, "-") for t in range(4)]  # picture, angle, label, colour, style
+    arrows += [(1, 0.178 * t, f"{t}", INK, "-") for t in range(4)]
+    arrows += [(2, 0.4, "k1", INK, "-"), (2, 1.3, "q2", ACCENT, "-")]
+    arrows += [(2, 2.2, "k3", INK, "--"), (2, 3.1, "q4", ACCENT, "--")]
+    for i, angle, label, color, style in arrows:
+        x, y = math.cos(angle), math.sin(angle)
+        line = {"arrowstyle": "-|>", "color": color, "linestyle": style, "shrinkA": 0, "shrinkB": 0}
+        axes[i].annotate("", (x, y), (0, 0), arrowprops=line)
+        axes[i].text(1.2 * x, 1.15 * y, label, ha="center", va="center", color=color)
+    for start in (0.4, 2.2):  # the angle between key and query
+        ends = math.degrees(start), math.degrees(start + 0.9)
+        axes[2].add_patch(
+            mpl.patches.Arc((0, 0), 0.8, 0.8, theta1=ends[0], theta2=ends[1], color=INK)
+        )
+    axes[0].set_title("fast pair at positions 0 to 3:\n57° per position")
+    axes[1].set_title("slow pair at positions 0 to 3:\n10° per position")
+    axes[2].set_title("query and key, both 2 later:\nthe same angle between them")
+    for axis in axes:
+        axis.add_patch(mpl.patches.Arc((0, 0), 2, 2, theta1=0, theta2=180, color=MUTED))
+        axis.set(xlim=(-1.4, 1.4), ylim=(-0.1, 1.3), aspect="equal")
+        axis.axis("off")
+
+
+def draw_old_and_new() -> None:
+    """Draw the layers of GPT-2 and of nanogpt's Modern model side by side."""
+    axes = diagram(72, 69)
+    old_boxes = [
+        "token embedding",
+        "add position embedding",
+        "layer norm",
+        "attention",
+        "layer norm",
+    ]
+    old_boxes += ["feed-forward: GELU", "layer norm", "output = token embedding"]
+    new_boxes = ["token embedding", "look-back, RMSNorm", "RMSNorm", "attention: QK-norm, rotary"]
+    new_boxes += ["RMSNorm", "feed-forward: ReLU²", "RMSNorm", "separate output", "soft cap"]
+    for x, title, names in ((19, "GPT-2", old_boxes), (55, "modern", new_boxes)):
+        axes.add_patch(
+            plt.Rectangle((x - 17, 15.2), 32, 30.4, fill=False, edgecolor=MUTED, ls="--")
+        )
+        write(axes, x + 14, 44.2, "Transformer block", 8, MUTED, "right")
+        below = 2.4
+        for y, name in zip([6, 12, 19, 25, 33, 39, 49, 55, 61], names, strict=False):
+            arrow(axes, (x, below), (x, y - 2))
+            box(axes, x, y, name, 26, 4, FILL if name in old_boxes else SOFT)
+            below = y + 2
+        arrow(axes, (x, below), (x, 66))
+        for start, end in ((16.2, 29), (30.2, 43)):  # residual connections
+            plt.plot([x, x - 14.3, x - 14.3], [start, start, end], "-", color=INK, linewidth=1.3)
+            arrow(axes, (x - 14.3, end), (x - 1, end))
+            write(axes, x, end, "⊕", 13)
+        write(axes, x, 1.2, "tokens")
+        write(axes, x, 67.4, f"{title}: logits", bold=True)
 
 
 if __name__ == "__main__":
