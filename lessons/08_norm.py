@@ -13,7 +13,7 @@
 #
 # - a residual stream that grows to about 900,000 without layer norm, and only to 5.5 with it;
 # - a learning rate with which only one of two places for the norms works: losses 3.35 and 2.49;
-# - overfitting: the validation loss rises from 2.72 to 2.85, while the training loss falls to 1.49.
+# - overfitting: the validation loss rises from 2.90 to 3.11, while the training loss falls to 1.57.
 
 # %%
 import math
@@ -186,25 +186,23 @@ show("stream")
 #
 # ## Learning rates
 #
-# We train the three kinds for 200 steps with small batches: at the scoreboard's learning rate and
-# at five times this rate. There is no warm-up, except in the last row. Each row is one training, so
-# small differences may be chance.
+# We train the three kinds for 200 steps with small batches, at five times the scoreboard's learning
+# rate. There is no warm-up, except in the last row. Each row is one training, so small differences
+# may be chance.
 
 # %%
-brief, rows = {}, [(norm, rate, 0) for rate in (0.004, 0.02) for norm in ("no", "post", "pre")]
-for norm, rate, warmup in [*rows, ("post", 0.02, 100)]:
+brief = {}
+for norm, warmup in (("no", 0), ("post", 0), ("pre", 0), ("post", 100)):
     torch.manual_seed(1)
-    loss = train(Model(4, norm), 200, rate, batch_size=8, warmup=warmup)
-    brief[norm, rate, warmup] = loss
-    print(f"{norm:4} norm, learning rate {rate:5}, warm-up {warmup:3}: validation loss {loss:.4g}")
+    brief[norm, warmup] = train(Model(4, norm), 200, 0.02, batch_size=8, warmup=warmup)
+    print(f"{norm:4} norm, warm-up {warmup:3}: validation loss {brief[norm, warmup]:.4g}")
 
 # %% [markdown]
-# At the usual learning rate, norms change little: 2.46, 2.46 and 2.48. At the high rate, the loss
-# explodes without norms. With post-norm the model has 3.35: it learns the character frequencies and
-# nothing else. Pre-norm reaches 2.49. With a warm-up, post-norm works too (2.47). This agrees with
-# Xiong et al. (2020, [arXiv:2002.04745](https://arxiv.org/abs/2002.04745)): their post-norm models
-# needed a warm-up, their pre-norm models did not. So norms do not lower the loss here; pre-norm
-# allows a larger learning rate.
+# Without norms, the loss explodes. With post-norm the model has 3.35: it learns the character
+# frequencies and nothing else. Pre-norm reaches 2.49. With a warm-up, post-norm works too (2.47).
+# This agrees with Xiong et al. (2020, [arXiv:2002.04745](https://arxiv.org/abs/2002.04745)): their
+# post-norm models needed a warm-up, their pre-norm models did not. So pre-norm allows a larger
+# learning rate.
 #
 # ## Initialisation: the first loss
 #
@@ -290,7 +288,7 @@ print("unchanged in evaluation:", torch.equal(nn.Dropout(p).eval()(x), x))
 #
 # ## Overfitting
 #
-# We train a model of two Transformer blocks on only 10,000 characters. Every 100 steps, we measure
+# We train a model of two Transformer blocks on only 4,000 characters. Every 100 steps, we measure
 # the loss on them (training loss) and on 20,000 characters that it never sees (validation loss).
 
 
@@ -298,13 +296,13 @@ print("unchanged in evaluation:", torch.equal(nn.Dropout(p).eval()(x), x))
 def train_and_watch(dropout):
     torch.manual_seed(1)
     model, curve = Model(2, dropout=dropout), []
-    small, unseen = lesson.train_tokens[:10_000], lesson.val_tokens[:20_000]
+    small, unseen = lesson.train_tokens[:4000], lesson.val_tokens[:20_000]
 
     def watch(step, loss):
         if step % 100 == 0:
             curve.append([evaluate(model, tokens=small), evaluate(model, tokens=unseen)])
 
-    train(model, steps=801, batch_size=16, tokens=small, on_step=watch)
+    train(model, steps=501, batch_size=16, tokens=small, on_step=watch)
     return torch.tensor(curve).T  # (2, number of measurements): training and validation loss
 
 
@@ -312,24 +310,24 @@ curves = {dropout: train_and_watch(dropout) for dropout in (0.0, 0.2)}
 for dropout, (known, new) in curves.items():
     print(f"dropout {dropout}: training loss {known[-1]:.2f}, validation loss {new[-1]:.2f}")
 
-# %% alt="Validation loss falls, then rises without dropout; with dropout 0.2 it only falls"
+# %% alt="Training loss falls in both panels; validation loss rises only without dropout"
 figure, panels = plt.subplots(1, 2, figsize=(7.5, 3.4), sharey=True)
 for axes, (dropout, (known, new)) in zip(panels, curves.items(), strict=True):
     steps = 100 * torch.arange(len(known))
     axes.plot(steps, known, "--", color=INK)
     axes.plot(steps, new, "-", color=ACCENT, linewidth=2)
-    axes.text(steps[-1], new[-1] + 0.08, "validation loss", color=ACCENT, ha="right")
+    axes.text(steps[-1], new[-1] + 0.15, "validation loss", color=ACCENT, ha="right")
     axes.text(steps[-1], known[-1] - 0.2, "training loss", color=INK, ha="right")
-    axes.set(title=f"dropout {dropout}", xlabel="step", xlim=(0, 810), ylim=(1, 3.6))
+    axes.set(title=f"dropout {dropout}", xlabel="step", xlim=(0, 510), ylim=(1, 3.6))
 panels[0].set_ylabel("loss (nats per character)")
-panels[0].text(450, 2.45, "rises: overfitting", color=ACCENT, size=9)
+panels[0].text(250, 2.6, "rises: overfitting", color=ACCENT, size=9)
 show("overfitting")
 
 # %% [markdown]
-# 800 steps read the small text about 80 times: 80 *epochs*. Without dropout, the validation loss is
-# lowest at step 400 (2.72), then it rises to 2.85. With dropout 0.2, it ends at 2.76: better, but
-# not better than stopping at the right step. Dropout also slows down the fit: the training loss
-# ends at 1.93 instead of 1.49.
+# 500 steps read the small text about 128 times: 128 *epochs*. Without dropout, the validation loss
+# is lowest at step 100 (2.90), then it rises to 3.11. With dropout 0.2, it ends at 2.96. This is
+# better, but not better than stopping at the right step. Dropout also slows down the fit: the
+# training loss ends at 2.00 instead of 1.57.
 #
 # ## Scoreboard
 #
@@ -348,12 +346,12 @@ assert all(1.3 < growth[n, 1 / math.sqrt(2 * n)] < 1.7 for n in (2, 8, 32))
 assert growth[2, 1.0] < growth[8, 1.0] < growth[32, 1.0]
 if not lesson.FAST:
     (known, new), (dropped_known, dropped_new) = curves.values()
-    assert new.argmin() == 4
+    assert new.argmin() == 1
     found = [new.min(), new[-1], known[-1], dropped_new[-1], dropped_known[-1], *brief.values()]
-    shown = [2.72, 2.85, 1.49, 2.76, 1.93, 2.46, 2.46, 2.48, found[8], 3.35, 2.49, 2.47]
+    shown = [2.90, 3.11, 1.57, 2.96, 2.00, found[5], 3.35, 2.49, 2.47]
     found, shown = [*found, *losses.values()], [*shown, 1.87, 1.97]
     assert all(abs(a - b) < 0.07 for a, b in zip(found, shown, strict=True)), found
-    assert found[8] > 4.17
+    assert not found[5] <= 4.17  # also for nan
 
 # %% [markdown]
 # In this short training, neither piece pays off: the loss is 1.87 with layer norm (1.81 without),
