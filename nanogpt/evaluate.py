@@ -4,16 +4,15 @@ An evaluation uses non-overlapping windows of block_size tokens, averages over a
 runs in float32 without dropout. So the loss depends only on the model and the text.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .data import Split
 from .models import Model
+from .models.ensemble import Ensemble
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -32,22 +31,6 @@ class Evaluation:
     """Bits per byte of UTF-8 text, to compare tokenizers; None if the tokenizer loses text."""
     tokens: int
     """Number of predicted tokens."""
-
-
-class Ensemble(nn.Module):
-    """Combines several models into one model, which averages their probabilities.
-
-    The models must have the same vocabulary and the same block_size.
-    """
-
-    def __init__(self, models: Sequence[Model]) -> None:
-        super().__init__()
-        self.models, self.config = nn.ModuleList(models), models[0].config
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, T) to logits (B, T, V): log((p₁ + … + pₙ) / n)."""
-        log_p = torch.stack([model(tokens).float().log_softmax(dim=-1) for model in self.models])
-        return log_p.logsumexp(dim=0) - math.log(len(log_p))
 
 
 @torch.no_grad()

@@ -16,19 +16,15 @@ from .fast.training import make_stepper
 from .optim import get_learning_rate
 from .runs.background import BackgroundWriter
 from .runs.checkpoint import Best
-from .runs.config import STEPS_AHEAD, RunConfig, TrainConfig
+from .runs.config import RunConfig, TrainConfig
 from .runs.failures import explain_failures
 from .runs.finite import FiniteCheck
-from .runs.journal import Journal, Record, is_overfitting
+from .runs.journal import OVERFITTING, Journal, Record, is_overfitting
 from .runs.keeper import CheckpointKeeper
+from .runs.reporter import Reporter
 from .runs.run import Run, SavedRun
 from .runs.start import prepare_run, resume_run
 from .system.interrupts import Interrupts
-
-OVERFITTING = (
-    "Training loss keeps falling while validation loss rises: the model overfits and memorises the "
-    "training text. More text, more dropout or a smaller model would help."
-)
 
 
 @dataclass(frozen=True)
@@ -41,22 +37,6 @@ class Result:
     last: Record
     ended: str
     """The reason why the run ended."""
-
-
-class Reporter:
-    """Receives the progress of a run; this base class ignores it."""
-
-    def preparing(self, what: str, done: int, total: int) -> None:
-        """Called while text is read and encoded; `done` and `total` (0 if unknown) are in bytes."""
-
-    def started(self, run: Run) -> None:
-        """Called once, before the first step."""
-
-    def recorded(self, record: Record, best: Best | None) -> None:
-        """Called for each new line of metrics.jsonl; `best` is None before the first evaluation."""
-
-    def said(self, line: str) -> None:
-        """Called with a message for the user."""
 
 
 def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
@@ -132,7 +112,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, keeper: Checkpoi
             if reason := reason_to_stop(journal, settings):
                 return reason
 
-        steps = steps_until_next_event(state.step, settings)
+        steps = settings.steps_until_event(state.step)
         results = stepper.take(steps, lambda: interrupts.received)
         check.check(results)
         state.losses = torch.cat([state.losses, results[:, 0]])
@@ -162,12 +142,6 @@ def _measure(run: Run, check: FiniteCheck, is_evaluation: bool, start: float) ->
         ema_val_loss=averaged_loss.loss if averaged_loss else None,
         ema_bits_per_byte=averaged_loss.bits_per_byte if averaged_loss else None,
     )
-
-
-def steps_until_next_event(step: int, settings: TrainConfig) -> int:
-    """Return how many steps remain to the next log line, evaluation or end; at most STEPS_AHEAD."""
-    intervals = settings.eval_every, settings.log_every, STEPS_AHEAD
-    return min(settings.steps - step, *(interval - step % interval for interval in intervals))
 
 
 def reason_to_stop(journal: Journal, settings: TrainConfig) -> str | None:

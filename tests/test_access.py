@@ -18,10 +18,11 @@ from nanogpt.errors import Stopped, UserError
 from nanogpt.runs.checkpoint import Best, load_checkpoint
 from nanogpt.runs.config import RunConfig
 from nanogpt.runs.journal import Record
+from nanogpt.runs.reporter import Reporter
 from nanogpt.text.corpora import load_corpus
 from nanogpt.text.encoding import encode_corpus
 from nanogpt.text.tokenizers import ByteTokenizer
-from nanogpt.train import Reporter, train
+from nanogpt.train import train
 from tests.platforms import linux_only, posix_only, without_privileges
 
 pytestmark = posix_only

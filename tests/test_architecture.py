@@ -99,7 +99,7 @@ def test_models_import_torch_and_no_other_part_of_nanogpt() -> None:
     for module in LAYERED_MODULES:
         if get_top_level_name(module) == "models":
             libraries = {name.split(".")[0] for name in find_imports(module)}
-            assert libraries <= {"torch", "math", "dataclasses", "typing", "nanogpt"}
+            assert libraries <= {"torch", "math", "collections", "dataclasses", "typing", "nanogpt"}
             assert {get_top_level_name(other) for other in find_own_imports(module)} <= {"models"}
 
 

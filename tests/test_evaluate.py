@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from nanogpt.data import Data, Split, to_int64
-from nanogpt.evaluate import Ensemble, cross_entropy, evaluate
+from nanogpt.evaluate import cross_entropy, evaluate
 from nanogpt.models import GPT, GPTConfig
+from nanogpt.models.ensemble import Ensemble
 from nanogpt.text.corpora import make_corpus
 from nanogpt.text.tokenizers import CharTokenizer
 

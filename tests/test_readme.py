@@ -148,11 +148,13 @@ def test_the_python_example_runs(code: str) -> None:
 
 TESTED_ELSEWHERE = {
     "cli/messages": "cli/test_arguments",
+    "models/ensemble": "test_evaluate",
     "muon": "test_optim",
     "runs/background": "runs/test_checkpoint",
     "runs/failures": "test_train",
     "runs/keeper": "test_resume",
     "runs/reading": "runs/test_checkpoint",
+    "runs/reporter": "test_train",
     "runs/run": "runs/test_start",
     "system/cores": "system/test_devices",
     "text/glyphs": "reports/test_inspection",

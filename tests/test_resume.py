@@ -19,9 +19,10 @@ from nanogpt.runs.checkpoint import Best, load_checkpoint
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.directory import lock_run
 from nanogpt.runs.journal import Record
+from nanogpt.runs.reporter import Reporter
 from nanogpt.runs.run import read_run_config
 from nanogpt.system.devices import Precision
-from nanogpt.train import Reporter, resume_training, train
+from nanogpt.train import resume_training, train
 from tests.marks import slow
 from tests.same import assert_same, metrics
 

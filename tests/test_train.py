@@ -18,10 +18,11 @@ from nanogpt.optim import OptimConfig
 from nanogpt.runs.checkpoint import Best, load_checkpoint
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.journal import Journal, Record
+from nanogpt.runs.reporter import Reporter
 from nanogpt.runs.start import prepare_run
 from nanogpt.text.corpora import make_corpus
 from nanogpt.text.tokenizers import CharTokenizer
-from nanogpt.train import Reporter, Result, reason_to_stop, train
+from nanogpt.train import Result, reason_to_stop, train
 from tests.small import SMALL
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from ..data import Split
 from ..errors import UserError, make_line
-from ..evaluate import Ensemble
 from ..evaluate import evaluate as evaluate_split
+from ..models.ensemble import Ensemble
 from ..runs.checkpoint import load_checkpoint
 from ..runs.directory import find_run
 from ..runs.run import load_run_text, read_description

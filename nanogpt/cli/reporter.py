@@ -11,10 +11,11 @@ from ..errors import make_line
 from ..models import flops_per_token
 from ..runs.checkpoint import Best
 from ..runs.journal import Record
+from ..runs.reporter import Reporter
 from ..runs.run import Run
 from ..system.devices import describe_device, find_peak_flops
 from ..text.tokenizers import CharTokenizer, describe_lost_text
-from ..train import Reporter, Result
+from ..train import Result
 from .progress import NO_BITS, Bar, duration, make_live_line
 
 

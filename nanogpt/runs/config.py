@@ -68,6 +68,11 @@ class TrainConfig:
         is_skipped = step == 0 and not self.eval_first
         return step == self.steps or (step % self.eval_every == 0 and not is_skipped)
 
+    def steps_until_event(self, step: int) -> int:
+        """Return the steps to the next log line, evaluation or end, but at most STEPS_AHEAD."""
+        intervals = self.eval_every, self.log_every, STEPS_AHEAD
+        return min(self.steps - step, *(interval - step % interval for interval in intervals))
+
 
 @dataclass(frozen=True)
 class RunConfig:

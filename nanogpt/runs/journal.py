@@ -154,6 +154,12 @@ class Journal:
         self._drawing_seconds = self._drawn_at - start
 
 
+OVERFITTING = (
+    "Training loss keeps falling while validation loss rises: the model overfits and memorises the "
+    "training text. More text, more dropout or a smaller model would help."
+)
+
+
 def is_overfitting(records: Sequence[Record]) -> bool:
     """Return whether training loss fell and validation loss rose over the last three evaluations.
 

@@ -18,6 +18,7 @@ from ..models import GPTConfig, ModelConfig, ModernConfig, PlainConfig
 from ..optim import OptimConfig
 from ..runs.config import RunConfig, TrainConfig
 from ..runs.directory import find_tokenizer
+from ..runs.reporter import Reporter
 from ..runs.start import require_tokens
 from ..system.files import dump_json, write_output
 from ..text import corpora
@@ -25,7 +26,6 @@ from ..text.corpora import SPLITS
 from ..text.encoding import get_tokenizer
 from ..text.kneser_ney import MAX_ORDER, KneserNey, choose_order
 from ..text.ngrams import Integers, NGramCounts
-from ..train import Reporter
 from .plots import draw_ladder
 from .trial import make_directory, run_trial, stop_on_disk_error
 

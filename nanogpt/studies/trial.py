@@ -8,12 +8,13 @@ from pathlib import Path
 from ..errors import Interrupted, Stopped, UserError, write_error
 from ..runs.config import RunConfig, flatten_settings
 from ..runs.formats import add_header, read_dataclass
+from ..runs.reporter import Reporter
 from ..runs.run import read_saved_run
 from ..system.devices import describe_device
 from ..system.files import dump_json, path_exists, write_atomically
 from ..text import corpora
 from ..text.readers import OUTPUT_MARK
-from ..train import Reporter, Result, resume_training, train
+from ..train import Result, resume_training, train
 
 TRIAL_FILE = "trial.json"
 

@@ -17,8 +17,9 @@ from nanogpt.optim import OptimConfig
 from nanogpt.runs.checkpoint import Best, load_checkpoint
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.journal import Record
+from nanogpt.runs.reporter import Reporter
 from nanogpt.runs.run import Run, read_run_config
-from nanogpt.train import Reporter, resume_training, train
+from nanogpt.train import resume_training, train
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from nanogpt.errors import UserError
 from nanogpt.models import GPTConfig, build
 from nanogpt.optim import OptimConfig
 from nanogpt.runs.config import RunConfig, TrainConfig
+from nanogpt.runs.reporter import Reporter
 from nanogpt.studies import ladder as module
 from nanogpt.studies.ladder import (
     LADDER_CONFIGS,
@@ -33,7 +34,6 @@ from nanogpt.studies.ladder import (
 )
 from nanogpt.studies.trial import run_trial
 from nanogpt.text.ngrams import NGramCounts
-from nanogpt.train import Reporter
 
 Command = Callable[..., tuple[int, str, str]]
 TINY = LadderConfig(

@@ -11,10 +11,10 @@ from nanogpt.errors import Interrupted, Stopped, UserError
 from nanogpt.runs.checkpoint import Best
 from nanogpt.runs.config import RunConfig
 from nanogpt.runs.journal import Record
+from nanogpt.runs.reporter import Reporter
 from nanogpt.runs.run import Run
 from nanogpt.studies import trial as module
 from nanogpt.studies.trial import make_directory, read_finished_trial, run_trial
-from nanogpt.train import Reporter
 
 
 class InterruptAt(Reporter):
