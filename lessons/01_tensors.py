@@ -6,16 +6,17 @@
 # numbers, and how does it know in which direction to change each of them?
 #
 # **Before this lesson:** you know Python, and that the derivative of $x^2$ is $2x$. Lesson 0 is
-# [gpt.py](../gpt.py), a complete GPT. Look at it now; you will understand it after lesson 9.
+# [gpt.py](../gpt.py), a complete GPT. Look at it now; lessons 1 to 11 explain all of it.
 #
 # **You will see:** a division that is wrong without any error message; one slope, −5.333, computed
 # in three ways; a training that finds the line $2x + 1$; and a learning rate that is too large.
 #
 # ## Tensors
 #
-# A *tensor* is an array of numbers with any number of axes. Its *shape* is the length of each axis,
-# its *dtype* (data type) is the kind of its numbers. `torch.tensor` makes a tensor from a list.
-# (`lesson` and `pictures` are files beside this one. You can skip the code that draws a picture.)
+# A *tensor* is an array of numbers with any number of axes: a list has one, a table has two. Its
+# *shape* is the length of each axis, its *dtype* (data type) is the kind of its numbers. `torch` is
+# the library PyTorch; `lesson` and `pictures` are files of this course, beside this one. You can
+# skip the code that draws a picture.
 
 # %%
 import torch
@@ -24,7 +25,7 @@ from matplotlib import pyplot as plt
 from pictures import ACCENT, INK, MUTED, arrow, box, cells, diagram, show, write
 from torch import nn
 
-table = torch.tensor([[1, 2, 3], [4, 5, 6]])  # (2, 3): two rows of three numbers
+table = torch.tensor([[1, 2, 3], [4, 5, 6]])  # (2, 3): a tensor made from a list of two rows
 print(table, table.shape, table.dtype)
 print(torch.tensor([0.5, 1.0]).dtype)
 
@@ -48,8 +49,8 @@ print(table[torch.tensor([0, 1]), torch.tensor([2, 0])])  # (2,): entries [0, 2]
 # ## Broadcasting
 #
 # Operators such as `+` work element by element. If two shapes differ, PyTorch aligns them at the
-# last axis. Where one tensor has length 1 or no axis, its numbers are repeated to the length of the
-# other. Any other difference is an error. `None` in an index adds an axis of length 1 in its place:
+# last axis. Where one tensor has length 1 or no such axis, its numbers are repeated to the length
+# of the other. Any other difference is an error. `None` in an index adds an axis of length 1 there:
 
 # %%
 column = torch.tensor([10, 20])[:, None]  # (2,) -> (2, 1): a column
@@ -63,7 +64,7 @@ write(axes, 22, 7.5, "+", 14)
 cells(axes, 26, 11, ["123"] * 2, 5, 3.5, [[1] * 3, [0] * 3], "row (3,)")
 write(axes, 45, 7.5, "=", 14)
 cells(axes, 49, 11, [["11", "12", "13"], ["21", "22", "23"]], 5, 3.5, title="sum (2, 3)")
-write(axes, 22, 2, "the white cells beside the + are repetitions", 9, MUTED)
+write(axes, 22, 2, "filled cells are stored; the others beside the + repeat them", 9, MUTED)
 show("broadcasting")
 
 # %% [markdown]
@@ -82,13 +83,14 @@ print(wrong, "rows sum to", wrong.sum(dim=1))
 
 # %% [markdown]
 # Without `keepdim`, the sums 4 and 8 form a row, and this row is repeated: column 0 is divided by
-# 4, column 1 by 8. The shapes fit, so PyTorch gives no error. Check that rows sum to 1.
+# 4, column 1 by 8. The table is square (as in lesson 2), so the shapes fit, and PyTorch gives no
+# error. Check that rows sum to 1.
 #
 # ## The matrix product `@`
 #
 # A *matrix* is a tensor with two axes. The *dot product* of two vectors multiplies them element by
 # element and adds the results. Entry [i, j] of the matrix product is the dot product of row i of
-# the left matrix and column j of the right one. So both must be equally long, here 3:
+# the left matrix and column j of the right one. So both must have the same length, here 3:
 
 # %%
 weight = torch.tensor([[1, 3], [0, 1], [2, 0]])  # (3, 2)
@@ -106,14 +108,14 @@ write(axes, 53, 3, "16 = 4 · 1 + 5 · 0 + 6 · 2", 9, ACCENT)
 show("product")
 
 # %% [markdown]
-# In a model, `x` has three axes: B texts (*batch*), T positions in each text (*time*), and a vector
-# of C numbers at each position (*channels*). In `x @ matrix`, each of the B · T vectors is
+# In a model, `x` has three axes: B blocks of text (*batch*), T positions in each (*time*), and a
+# vector of C numbers at each position (*channels*). In `x @ matrix`, each of the B · T vectors is
 # multiplied by the same matrix. The last axis may get a new length, here 2:
 
 # %%
 B, T, C = 2, 3, 4
 x = torch.arange(24).view(B, T, C)  # arange returns the numbers 0 to 23; view gives them a shape
-matrix = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]])  # (4, 2): adds channels 0, 1 and 2, 3
+matrix = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]])  # (4, 2): two sums of two channels
 y = x @ matrix  # (B, T, C) @ (C, 2) -> (B, T, 2)
 print(x)
 print(y[1, 2], "=", x[1, 2], "@ matrix")
@@ -122,7 +124,7 @@ print(y[1, 2], "=", x[1, 2], "@ matrix")
 # ## New shapes: `view`, `transpose`, `permute`
 #
 # `view` keeps the order of the numbers and changes where rows end. `transpose` swaps two axes.
-# Lesson 5 cuts each row into *heads* with both. Here, 21 is in row 2, column 1:
+# Lesson 5 cuts each row into *heads* with both. In this example, 21 stands in row 2, column 1:
 
 # %%
 x = 10 * torch.arange(3)[:, None] + torch.arange(4)  # (3, 1) + (4,) -> (3, 4)
@@ -136,8 +138,9 @@ print(heads.equal(halves.permute(1, 0, 2)))  # the old axes in their new order: 
 # `heads[0]` has the left halves of all rows, `heads[1]` the right halves. `view` alone gives the
 # same shape, but mixes both halves. `permute` reorders all axes; here, it swaps the same two.
 #
-# All three leave the numbers in their places in memory. So `heads` is not *contiguous*: its rows 0,
-# 1 and 10, 11 are not neighbours there. `view` cannot join them; `reshape` copies.
+# All three leave the numbers in their places in memory. So `heads` is not *contiguous*: its rows
+# `[0, 1]` and `[10, 11]` are neighbours, but in memory, 2 and 3 lie between them. `view` cannot
+# join such rows. `reshape` copies the numbers if `view` is not possible.
 
 # %%
 try:
@@ -158,7 +161,7 @@ powers = scores.exp()  # (3,): e to the power of each score
 print(powers / powers.sum(), scores.softmax(dim=0))
 
 # %% [markdown]
-# A score 1 above another has $e = 2.718$ times its probability: 0.665 is about 2.718 · 0.245.
+# If a score is 1 larger, its probability is $e = 2.718$ times as large: 0.665 ≈ 2.718 · 0.245.
 #
 # ## One gradient, computed in three ways
 #
@@ -168,7 +171,8 @@ print(powers / powers.sum(), scores.softmax(dim=0))
 #
 # The *slope* of the loss for a parameter says how fast the loss changes if only this parameter
 # grows (the partial derivative $\partial\,\text{loss} / \partial a$). The first way is a *central
-# difference*: move the parameter from 0.01 below to 0.01 above, and divide the change by 0.02.
+# difference*: compute the loss with the parameter 0.01 higher and 0.01 lower, and divide the
+# difference of the two losses by 0.02.
 
 # %%
 inputs = torch.tensor([0.0, 1.0, 2.0])
@@ -186,7 +190,7 @@ print("slope for b:", (line_loss(1.0, 0.01) - line_loss(1.0, -0.01)) / 0.02)
 
 # %% [markdown]
 # All slopes together are the *gradient*. This way needs two losses for each parameter, so it is
-# slow. For most functions, it is also only approximate.
+# slow. It is exact for squares, but for most functions only approximate.
 #
 # The second way is the *chain rule*: multiply the slopes of the operations one after the other. The
 # loss is the mean of three squares, so its slope for an error is $2 \cdot \text{error} / 3$. The
@@ -220,7 +224,7 @@ for i in range(4):
     box(axes, 9.5 + 19.5 * i, 11, names[i], 14, 5.5)
     write(axes, 9.5 + 19.5 * i, 15.3, values[i])
     write(axes, 9.5 + 19.5 * i, 5.2, slopes[i], 9, ACCENT)
-for edge, factor in ((16.5, "a: × x, b: × 1"), (36, "× 1"), (55.5, "× 2/3 error")):
+for edge, factor in ((16.5, "a: × x, b: × 1"), (36, "× 1"), (55.5, "× ⅔ · error")):
     arrow(axes, (edge, 12.2), (edge + 5.5, 12.2))
     arrow(axes, (edge + 5.5, 9.8), (edge, 9.8), color=ACCENT, style="--")
     write(axes, edge + 2.75, 7.4, factor, 8, MUTED)
@@ -229,12 +233,13 @@ write(axes, 2.5, 1.6, "backward: slopes, from the loss to the parameters", 9, AC
 show("backward")
 
 # %% [markdown]
-# The way back starts with 1. Each arrow back multiplies by a slope; $a$ and $b$ add three products.
+# The way back starts with 1; each arrow multiplies by a slope. For $a$ and $b$, add the products.
 #
 # ## The training loop
 #
-# If the slope of a parameter is negative, the loss falls when the parameter grows. So each *step*
-# subtracts from every parameter its slope times the *learning rate*. This is *gradient descent*.
+# If a slope is negative, the loss falls when the parameter grows; if it is positive, when it
+# shrinks. So each *step* subtracts from every parameter its slope times the *learning rate*. This
+# is *gradient descent*. We start again from $a = 1$ and $b = 0$:
 
 # %%
 for step in range(51):
@@ -260,9 +265,9 @@ for _ in range(2):
 # %% [markdown]
 # ## Modules and optimizers
 #
-# Larger models are classes derived from `nn.Module`. An `nn.Parameter` is a tensor with
-# `requires_grad=True`. The module registers each of them under its name; `parameters()` and
-# `named_parameters()` return them. `model(inputs)` calls `forward`.
+# Larger models are classes derived from `nn.Module` (`nn`: neural networks). An `nn.Parameter` is a
+# tensor with `requires_grad=True`. The module registers each of them under its name. `parameters()`
+# and `named_parameters()` return them. `model(inputs)` calls `forward`.
 
 
 # %%
@@ -290,9 +295,9 @@ def train_line(learning_rate, steps):
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     for _ in range(steps):
         loss = ((model(inputs) - targets) ** 2).mean()
-        optimizer.zero_grad()
+        optimizer.zero_grad()  # deletes the slopes of the previous step
         loss.backward()
-        optimizer.step()
+        optimizer.step()  # changes the parameters
         losses.append(loss.item())  # item() returns a Python number
     return losses
 
@@ -314,16 +319,15 @@ show("learning-rates")
 #
 # From lesson 2 on, `torch.optim.Adam` replaces SGD (Kingma and Ba 2014, arXiv:1412.6980). For each
 # parameter, Adam divides the mean of its recent slopes by their usual size, so parameters with
-# small slopes also move. [Lesson 10](10_training.md) explains Adam and the falling learning rate.
+# small slopes also move. [Lesson 10](10_training.md) explains Adam.
 #
 # ## Two layers for all lessons
 #
-# `nn.Linear(3, 2)` turns a vector of 3 numbers into one of 2: $xW^T + b$. Its parameters are the
-# `weight` $W$ of shape (2, 3), a row for each output number, and the `bias` $b$ of shape (2,).
-# $W^T$ is $W$ with its two axes swapped. `nn.Embedding(5, 2)` is a table of parameters with 5 rows
-# of 2 numbers. It looks up one row for each *token*, an integer that stands for a character. All
-# start as random numbers. The last line gets the same result from a matrix product with *one-hot*
-# vectors; the lookup is faster. (`grad_fn` in the output belongs to the record of autograd.)
+# `nn.Linear(3, 2)` turns a vector of 3 numbers into a vector of 2 numbers: $xW^T + b$. Its
+# parameters are the `weight` $W$ of shape (2, 3), a row for each output number, and the `bias` $b$
+# of shape (2,). $W^T$ is $W$ with its two axes swapped. `nn.Embedding(5, 2)` is a table of
+# parameters with 5 rows of 2 numbers. It looks up one row for each *token*, an integer that stands
+# for a character. All parameters start as random numbers. (`grad_fn` is from autograd's record.)
 
 # %%
 torch.manual_seed(0)  # the same random numbers in every run
@@ -335,8 +339,6 @@ print(x @ linear.weight.T + linear.bias)  # (1, 3) @ (3, 2) + (2,) -> (1, 2)
 embedding = nn.Embedding(5, 2)
 tokens = torch.tensor([[4, 0, 4]])  # (B, T) = (1, 3)
 print(embedding(tokens))  # (B, T) -> (B, T, C): (1, 3) -> (1, 3, 2)
-one_hot = torch.eye(5)[tokens]  # (1, 3, 5): a row of 0s with a 1 at the token, for each token
-torch.testing.assert_close(one_hot @ embedding.weight, embedding(tokens))  # no error: equal
 
 # %% [markdown]
 # ## What to remember
@@ -357,7 +359,7 @@ torch.testing.assert_close(one_hot @ embedding.weight, embedding(tokens))  # no 
 # ## Exercises
 #
 # 1. Which shapes do (4, 1) + (3,), (2, 3, 4) @ (4, 5), and (2, 3, 4) with `permute(1, 2, 0)` give?
-# 2. Add 100 to each of the three scores. Why does `softmax` not change? Why does `exp` fail?
+# 2. Add 100 to each of the three scores. What do `softmax` and `exp` return now, and why?
 # 3. Compute by hand the gradient of $(ab - 6)^2$ at $a = 2$, $b = 1$. Check it with autograd.
 # 4. With which of the learning rates 0.40, 0.41, 0.42, … do 400 steps still lower the loss?
 
@@ -388,13 +390,11 @@ if SOLUTIONS:
     shapes = (torch.zeros(4, 1) + torch.zeros(3)).shape, (x @ torch.zeros(4, 5)).shape
     print("1.", *shapes, x.permute(1, 2, 0).shape)
     print("2.", (scores + 100).softmax(dim=0), "Powers and sum are e^100 times larger.")
-    print("  ", (scores + 100).exp(), "Too large for float32: softmax first subtracts the largest.")
+    print("  ", (scores + 100).exp(), "inf: too large. softmax first subtracts the largest score.")
     a, b = (torch.tensor(number, requires_grad=True) for number in (2.0, 1.0))
     ((a * b - 6) ** 2).backward()
     print("3. by hand: 2(ab - 6)b = -8, 2(ab - 6)a = -16; autograd:", a.grad, b.grad)
     for rate in (0.40, 0.41, 0.42):
-        losses = train_line(rate, 400)
+        losses = train_line(rate, 401)  # the last loss is measured after 400 steps
         print(f"4. learning rate {rate}: loss {losses[0]:.2f} -> {losses[-1]:.2g}")
         assert (losses[-1] < losses[0]) == (rate < 0.415)
-    curvature = torch.linalg.eigvalsh(2 / 3 * torch.tensor([[inputs @ inputs, 3], [3, 3]])).max()
-    print(f"   Limit: 2 / (largest eigenvalue of the second derivatives) = {2 / curvature:.3f}")

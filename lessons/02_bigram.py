@@ -21,7 +21,7 @@ import math
 import torch
 from lesson import SOLUTIONS, show_scoreboard, text
 from matplotlib import pyplot as plt
-from pictures import ACCENT, INK, MUTED, arrow, cells, diagram, show, write
+from pictures import ACCENT, MUTED, arrow, cells, diagram, show, write
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,10 +54,10 @@ print(encode("First"), decode(encode("First")))
 #
 # ## Training text and validation text
 #
-# A model can memorise its training text. Only text that it has never seen shows whether it learned
-# something about the language. So the last 10% become the *validation text*: no model of this
-# course trains on it, and we compare models by their loss on it. (Research keeps a third part, the
-# *test text*, for the final result, because a choice among models also adapts to the text.)
+# A large model can memorise its training text. Only text that it has never seen shows whether it
+# learned something about the language. So the last 10% become the *validation text*: no model of
+# this course trains on it, and we compare models by their loss on it. (Research keeps a third part,
+# the *test text*, for the final result: the lowest validation loss of many models is partly luck.)
 
 # %%
 tokens = encode(text)
@@ -70,8 +70,8 @@ print(f"{len(train_tokens):,} tokens for training, {len(val_tokens):,} for valid
 #
 # The model should predict the next character. So the *target* of each token is the token after it:
 # inputs and targets are the same text, shifted by one. A model reads a *block* of T tokens and
-# makes T predictions, one for each target. For each of them, it may use all tokens of the block up
-# to that place, the *context*. Here, T is 8:
+# makes T predictions, one for each target. To predict a target, it may use all tokens of the block
+# before this target: the *context*. Here, T = 8:
 
 # %%
 inputs, targets = train_tokens[0:8], train_tokens[1:9]  # (T,) each
@@ -80,8 +80,7 @@ for t in range(8):
     print(f"when the input is {context!r}, the target is {target!r}")
 
 # %% [markdown]
-# A block is a window on the text. The targets are the same window, moved by one character. (Models
-# from lesson 4 on use the whole context; the bigram uses only its last character.)
+# Models from lesson 4 on use the whole context; the bigram uses only its last character.
 
 # %% alt="The inputs are the characters 0 to 7 of the text, the targets the characters 1 to 8"
 axes = diagram(74, 19)
@@ -99,9 +98,9 @@ write(axes, 50, 5, "the same window, moved by one", 9, MUTED, "left")
 show("shift")
 
 # %% [markdown]
-# Each step of a training uses a *batch*: B blocks from random places of the text. `torch.randint`
-# returns random integers from 0 up to, but without, its first argument: the starts of the blocks.
-# After the last possible start, there are exactly T + 1 tokens. Broadcasting adds 0, 1, …, T to
+# Each step of a training uses a *batch*: B blocks from random places of the text.
+# `torch.randint(n, shape)` returns random integers from 0 to n − 1; here, the starts of the blocks.
+# After the last possible start, there are exactly T more tokens. Broadcasting adds 0, 1, …, T to
 # each start: the positions of a block and of the token after it. [gpt.py](../gpt.py) does the same.
 
 
@@ -136,16 +135,18 @@ for p in (0.99, 0.5, 0.1, 1 / 65, 0.001):
 # The loss of the model is the mean over all $N$ characters of a text, the *cross-entropy*
 # $-\frac{1}{N} \sum_{i=1}^{N} \ln p_i$. Its unit is the *nat*, because the logarithm is natural. A
 # model that knows nothing gives each of the 65 characters the probability 1/65. Its loss is
-# $\ln 65 = 4.174$ nats per character.
+# $\ln 65 = 4.174$ nats per character. Even a perfect model does not reach 0, because most texts can
+# continue in several ways.
 #
-# The *perplexity* expresses the loss as a number of characters: $\text{perplexity} =
-# e^{\text{loss}}$. For the model that knows nothing, it is $e^{4.174} = 65$. A perplexity of 12
-# means that the model is as uncertain as a choice among 12 equally likely characters.
+# The *perplexity* expresses the loss as a number of characters:
+# $\text{perplexity} = e^{\text{loss}}$. The model that knows nothing has $e^{4.174} = 65$. A
+# perplexity of 12 means: as uncertain as a choice among 12 equally likely characters.
 #
 # ## Character frequencies
 #
 # A first improvement: a space is more likely than a `z`. `torch.bincount` counts how often each
-# token occurs in the training text. The loss is measured on the validation text:
+# token occurs in the training text (`minlength=V`: all V tokens get a count, even if it is 0). The
+# loss is measured on the validation text:
 
 # %%
 frequencies = torch.bincount(train_tokens, minlength=V) / len(train_tokens)  # (V,)
@@ -171,7 +172,7 @@ print(f"q occurs {counts[q].sum()} times, and is followed by u {counts[q, u]} ti
 # %% [markdown]
 # The next step adds 1 to all counts, and divides each row by its sum. Why + 1? The validation text
 # has pairs that never occur in the training text. With $p = 0$, their loss $-\ln 0$ would be
-# infinite. Adding 1 is the simplest *smoothing* (Laplace).
+# infinite. Adding 1 is the simplest *smoothing* (Laplace's rule).
 
 # %%
 counted = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): each row sums to 1
@@ -197,34 +198,35 @@ plt.figure(figsize=(8.6, 8.6))
 axes = plt.gca()
 axes.imshow(counted.sqrt(), interpolation="nearest")  # the root makes small p visible
 axes.set_xticks(range(V), labels, fontsize=8)
-axes.set_yticks(range(V), labels, fontsize=8)
+axes.set_yticks(range(V), ["↵", "space", *labels[2:]], fontsize=8)
 axes.set(xlabel="next character", ylabel="last character")
 axes.grid(False)
 arrow(axes, (29, q), (u - 0.8, q), color="black")
 write(axes, 28.5, q, "u after q: 0.898", 9, "black", "right")
-write(axes, 25.5, token_of["h"], "no capital after a lower-case letter", 9, "black")
+never = "no capital after a lower-case letter:\np comes from the + 1 only"
+write(axes, 25.5, token_of["h"], never, 9, "black")
 write(axes, 25, token_of[","], "rare characters: grey because of the + 1", 9, "black")
 arrow(axes, (25, 5.2), (25, token_of["&"] + 0.4), color="black")
 arrow(axes, (25, 6.8), (25, token_of["3"] - 0.4), color="black")
 show("table")
 
 # %% [markdown]
-# The darker a cell is, the more likely is the next character after the last one (the picture shows
-# $\sqrt{p}$); ↵ is the line break, ␣ the space. After most punctuation comes one of these two.
-# Vowels often follow consonants. Rare characters have grey rows, above all `$`, `&` and `3`: each
-# of them occurs fewer than 65 times, and the + 1 adds 65 to its row.
+# The darker a cell is, the more likely is the next character after the last one: black is $p = 1$,
+# white is almost 0 (the picture shows $\sqrt{p}$). ↵ is the line break, ␣ the space. After most
+# punctuation comes one of these two. Vowels often follow consonants. Rare characters have grey
+# rows, above all `$`, `&` and `3`: each occurs fewer than 65 times, and the + 1 adds 65.
 #
 # ## Generating text
 #
 # The model can generate text. Start in the row of the line break. *Sample* the next character:
 # choose it at random, with the probabilities of this row (`torch.multinomial`). Move to the row of
-# the new character, and repeat. (This is a *Markov chain*; Shannon generated text so in 1948.)
+# the new character, and repeat. (This is a *Markov chain*; Shannon used one in 1948.)
 
 # %%
 torch.manual_seed(0)
 token, generated = token_of["\n"], []
 for _ in range(200):
-    token = torch.multinomial(counted[token], 1).item()
+    token = torch.multinomial(counted[token], 1).item()  # 1: one sample
     generated.append(token)
 print(decode(generated))
 
@@ -234,24 +236,27 @@ print(decode(generated))
 #
 # ## The same table, by training
 #
-# Counting works for tables; larger models must be trained. We first try training where we know the
-# result. The table becomes an `nn.Embedding`: its row for a token holds V scores, called *logits*,
-# one for each next character. Softmax turns them into probabilities. All logits start at 0, so all
-# characters are equally likely, and the first loss is $\ln 65 = 4.174$.
+# Counting works only for tables. The models from lesson 4 on are not tables, so they must be
+# trained. We first try training where we know the result. The table becomes an `nn.Embedding`: its
+# row for a token holds V scores, called *logits*, one for each next character. Softmax turns them
+# into probabilities. All logits start at 0, so the first loss is $\ln 65 = 4.174$.
 #
 # Which table has the lowest possible loss on the training text? The answer is known: the counts,
-# without + 1, divided by the sums of their rows (*maximum likelihood*). So training must approach
-# this table, and cannot get below its loss.
+# without + 1, divided by the sums of their rows (*maximum likelihood*). Why? Let $f_b$ be the share
+# of $b$ among the characters after $a$ in the text, and $p_b$ the probability in row $a$. The mean
+# loss after $a$ is $-\sum_b f_b \ln p_b$. Its slope for the logit of $b$ is $p_b - f_b$ ([lesson
+# 10](10_training.md) derives this): all slopes are 0 only if $p_b = f_b$ for each $b$. So training
+# must approach this table, and cannot get below its loss.
 #
-# `F.cross_entropy` applies the softmax and returns the mean of $-\ln p$. It wants a list of targets
-# and one row of logits for each, so `flatten` merges the axes B and T. The learning rate starts at
-# 0.1 and falls to 0, so that the last steps change little.
+# `F` is `torch.nn.functional`. `F.cross_entropy` applies the softmax and returns the mean of
+# $-\ln p$. It wants a list of targets and one row of logits for each, so `flatten` merges the axes
+# B and T. The learning rate starts at 0.1 and falls to 0, so that the last steps change little.
 
 # %%
 torch.manual_seed(0)
 model = nn.Embedding(V, V)
 nn.init.zeros_(model.weight)
-optimizer = torch.optim.Adam(model.parameters())
+optimizer = torch.optim.Adam(model.parameters())  # the loop sets the learning rate
 steps, losses = 300, []
 for step in range(steps):
     inputs, targets = get_batch(train_tokens, batch_size=32, block_size=64)  # (B, T) each
@@ -259,16 +264,20 @@ for step in range(steps):
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # (B * T, V) and (B * T,)
     optimizer.zero_grad()
     loss.backward()
-    optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / steps)  # sets the learning rate
+    optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / steps)
     optimizer.step()
     losses.append(loss.item())
+print(f"loss of the first batch {losses[0]:.3f}, of the last batch {losses[-1]:.3f}")
 
-learned = model.weight.detach().softmax(dim=1)  # (V, V); detach: do not record
+# %% [markdown]
+# Now compare the two tables. `detach` returns a tensor without its record for gradients.
+
+# %%
+learned = model.weight.detach().softmax(dim=1)  # (V, V)
 learned_train, learned_val = table_loss(learned, train_tokens), table_loss(learned, val_tokens)
 best = counts / counts.sum(dim=1, keepdim=True)  # (V, V)
 best_train = table_loss(best, train_tokens)
-print(f"lowest possible training loss {best_train:.3f}, first loss {losses[0]:.3f}")
-print("         training  validation")
+print(f"lowest possible training loss {best_train:.3f}\n         training  validation")
 print(f"counted  {counted_train:8.3f}  {counted_val:10.3f}")
 print(f"learned  {learned_train:8.3f}  {learned_val:10.3f}")
 
@@ -278,40 +287,40 @@ left.plot(losses, color=MUTED, linewidth=0.8)
 means = torch.tensor(losses).view(-1, 50).mean(dim=1)  # (300,) -> (6, 50) -> (6,)
 right.plot(range(75, 300, 50), means[1:], "o-", color=MUTED)
 for axes in (left, right):
-    axes.axhline(counted_val, color=ACCENT, linestyle="--", linewidth=2)
-    axes.axhline(best_train, color=INK, linewidth=2)
+    axes.axhline(best_train, color=ACCENT, linestyle="--", linewidth=2)
     axes.set_xlabel("step")
 left.set(ylabel="loss", title="loss of each batch")
-right.set(xlim=(50, 300), ylim=(2.44, 2.5), title="means of 50 batches, from step 50")
-write(right, 303, counted_val, "counted,\nvalidation text", 9, ACCENT, "left")
-write(right, 303, best_train, "lowest on\ntraining text", 9, INK, "left")
+right.set(xlim=(50, 300), ylim=(2.44, 2.49), title="means of 50 batches, from step 50")
+write(right, 303, best_train, "lowest\npossible", 9, ACCENT, "left")
 show("training")
 
 # %% [markdown]
 # The batches come from the training text, so their loss falls towards 2.452, the lowest possible
-# one. Both tables fit the training text a little better than the validation text. So never compare
-# the training loss of one model with the validation loss of another.
+# one. A batch is only a part of this text, so its loss can also be lower. Both tables fit the
+# training text a little better than the validation text. So never compare the training loss of one
+# model with the validation loss of another.
 #
 # ## Do the two tables agree?
 #
 # How much probability must be moved to turn the counted row of a character into the learned one?
-# Add the absolute differences of the rows and divide by 2, because each moved part counts
-# twice (*total variation distance*).
+# Add the absolute differences of the rows and divide by 2, because each moved part is counted
+# twice: in the cell that loses it, and in the cell that gains it (*total variation distance*).
 
 # %%
 moved = (learned - counted).abs().sum(dim=1) / 2  # (V,)
 print("character  occurrences  probability to move")
+largest = moved[frequencies > 0.01].max()
 for character in "e tqZ3":
     count = counts[token_of[character]].sum()
     print(f"{character!r:9}  {count:11,}  {moved[token_of[character]]:19.3f}")
-print(f"at most, of characters above 1% of the text: {moved[frequencies > 0.01].max():.3f}")
+print(f"largest of all characters that are more than 1% of the text: {largest:.3f}")
 
 # %% [markdown]
 # For frequent characters, the tables almost agree. For rare characters, they do not, for two
-# reasons. First, the counted table has the + 1: in the row of `q`, it gives 64 / 628 = 0.10 to
-# characters that never follow. Training has no + 1. Second, a character such as `3` occurs only a
-# few times in the batches, so its row is not yet fully trained. Rows of rare characters are rarely
-# used, so the losses are almost equal: 2.489 and 2.482.
+# reasons. First, the counted table has the + 1: in the row of `q`, it gives 64 / 628 = 0.102 to
+# characters that never follow. The learned row gives them only 0.017, so 0.085 must be moved.
+# Second, a character such as `3` occurs only a few times in the batches, so its row is not yet
+# fully trained. These rows are rarely used, so the losses are almost equal: 2.489 and 2.482.
 #
 # ## Scoreboard
 
@@ -323,14 +332,13 @@ show_scoreboard(2, board)
 # %% [markdown]
 # The frequencies of characters save 0.83 nats, and knowing the last character saves another 0.87.
 # The next step is a longer context: [lesson 3](03_counting.md).
-
-# %% [markdown]
+#
 # ## Three common mistakes
 #
 # 1. Targets that are not shifted: each target is the input itself. *Symptom:* the loss falls almost
 #    to 0, but the generated text repeats one character. *Remedy:* print one block, as above.
-# 2. No smoothing. *Symptom:* the loss on the validation text is infinite, because 187 of its pairs
-#    never occur in the training text. *Remedy:* add 1 to the counts.
+# 2. No smoothing. *Symptom:* the loss on the validation text is infinite, because at 187 places it
+#    has a pair that never occurs in the training text. *Remedy:* add 1 to the counts.
 # 3. No `keepdim` in the sum, so the count of a pair is divided by the sum for its second character.
 #    *Symptom:* none in the loss: it is still 2.482 (exercise 4). But rows sum to anything between
 #    0.08 and 10.8. *Remedy:* check that each row sums to 1.
@@ -340,7 +348,7 @@ show_scoreboard(2, board)
 # 1. A model gives the correct character the probability 1 in half of all cases, and $1/65$ in the
 #    other half. What are its loss and its perplexity?
 # 2. One bit is $\ln 2$ nats. How many bits per character are 2.482 nats? How many bytes of 8 bits
-#    does a million characters need if a compressor spends $-\log_2 p$ bits on each character?
+#    do a million characters need if a compressor spends $-\log_2 p$ bits on each character?
 # 3. Add 0.01, 0.1, 10 instead of 1 to the counts. What happens to the two losses, and why?
 # 4. Build a bigram that reads backwards: it predicts each character from the next one. Compare its
 #    loss with 2.482, and its table with that of mistake 3. Explain both.
@@ -357,23 +365,18 @@ assert (counts[val_tokens[:-1], val_tokens[1:]] == 0).sum() == 187
 assert abs(sum(losses[-100:]) / 100 - 2.46) < 0.015
 lower, upper = (torch.tensor([f(c) for c in alphabet]) for f in (str.islower, str.isupper))
 assert counts[lower][:, upper].sum() == 0
-assert moved[frequencies > 0.01].max() < 0.05 < 0.2 < moved[token_of["3"]]
+assert largest < 0.05 < 0.2 < moved[token_of["3"]]
+assert abs(1 - learned[q, u] - 0.017) + abs(moved[q] - 0.085) < 0.003
+row = model.weight.detach()[q].requires_grad_()
+(best[q] @ -row.log_softmax(dim=0)).backward()
+torch.testing.assert_close(row.grad, learned[q] - best[q])
 assert steps * 32 * 64 * frequencies[token_of["3"]] < 40
 wrong = (counts + 1) / (counts + 1).sum(dim=1)
 assert abs(table_loss(wrong, val_tokens) - 2.482) < 0.001
 assert abs(wrong.sum(dim=1).min() - 0.08) < 0.005
 assert abs(wrong.sum(dim=1).max() - 10.8) < 0.05
-copier = nn.Embedding(V, V)
-optimizer = torch.optim.Adam(copier.parameters(), lr=0.1)
-for _ in range(100):
-    inputs, _ = get_batch(train_tokens, 32, 64)
-    loss = F.cross_entropy(copier(inputs).flatten(0, 1), inputs.flatten())
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-assert loss < 0.05
-e = token_of["e"]
-assert copier.weight[e].softmax(dim=0)[e] > 0.95
+copies = 20 * torch.eye(V)  # logits that mistake 1 leads to: each character repeats itself
+assert F.cross_entropy(copies, torch.arange(V)) < 0.001
 
 # %% tags=["solution"]
 if SOLUTIONS:
@@ -381,20 +384,17 @@ if SOLUTIONS:
     bits = counted_val / math.log(2)
     print(f"2. {bits:.2f} bits, {1_000_000 * bits / 8:,.0f} bytes")
     assert abs(bits - 3.58) < 0.01
-
     for added in (0.01, 0.1, 1, 10):
         table = (counts + added) / (counts + added).sum(dim=1, keepdim=True)
         on_train, on_val = table_loss(table, train_tokens), table_loss(table, val_tokens)
         print(f"3. + {added:<4}: training {on_train:.3f}, validation {on_val:.3f}")
     print("   Less smoothing fits the training text better, but gives new pairs a smaller p.")
     print("   With + 10, the frequent pairs lose too much: both losses are higher.")
-
     backward_counts = counts.T + 1  # (V, V): row = next character, column = last character
     backward = backward_counts / backward_counts.sum(dim=1, keepdim=True)
     backward_loss = table_loss(backward, val_tokens.flip(0))  # flip(0): the last token comes first
-    print(f"4. backwards: {backward_loss:.3f}. Both directions count the same pairs, and each")
-    print("   character is the first of a pair as often as the second. Mistake 3 makes this")
-    print("   table, transposed.")
-    transposed = (counts + 1) / (counts + 1).sum(dim=1)
-    assert torch.allclose(backward.T, transposed, rtol=0.03)
+    print(f"4. backwards: {backward_loss:.3f}. Both directions count the same pairs, and have")
+    print("   almost the same sums. The table of mistake 3 is this table, transposed.")
+    mistake_3 = (counts + 1) / (counts + 1).sum(dim=1)
+    assert torch.allclose(backward.T, mistake_3, rtol=0.03)
     assert abs(backward_loss - counted_val) < 0.001

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 7. Depth: feed-forward layers and residual connections
 #
-# One attention head is about as good as the bigram, although it sees up to 64 characters (lesson
-# 4). Two pieces are missing. The *feed-forward layer* computes something from what attention
-# collected. The *residual connection* lets us put many layers on top of each other and still train
-# all of them. What does each piece do, and why does a deep model need the second?
+# Even with heads and positions, attention is still far from the 7-grams of lesson 3. Two pieces are
+# missing. The *feed-forward layer* computes something from what attention collected. The *residual
+# connection* lets us put many layers on top of each other and still train all of them. What does
+# each piece do, and why does a deep model need the second?
 #
 # **Before this lesson:** [lesson 1](01_tensors.md) (gradients), [lesson 4](04_attention.md)
 # (attention), [lesson 5](05_heads.md) (heads) and [lesson 6](06_positions.md) (positions).
@@ -22,7 +22,7 @@ import math
 import lesson
 import matplotlib.pyplot as plt
 import torch
-from lesson import SOLUTIONS, compare, cross_entropy, get_batch, show_scoreboard, train_tokens
+from lesson import SOLUTIONS, cross_entropy, get_batch, show_scoreboard, train, train_tokens
 from pictures import ACCENT, INK, MUTED, PAPER, SOFT, arrow, box, diagram, show, write
 from torch import nn
 from torch.nn import functional as F
@@ -44,32 +44,22 @@ print("two layers:", (x @ first) @ second)
 print("one layer: ", x @ (first @ second))
 
 # %% [markdown]
-# The results are equal, and they are equal for each `x`. So a second linear layer adds parameters,
-# but no new functions.
+# The results are equal for each `x`: a second linear layer adds parameters, but no new functions.
 #
-# This matters for attention. Only its *weights* come from a nonlinear function, the softmax. Once
-# the weights are known, all other steps are linear: values, weighted mean, projection and output
-# layer. One matrix can replace the three matrices of values, projection and output layer:
-
-# %%
-torch.manual_seed(0)
-weights = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])  # (T, T), T = 3
-x = torch.randn(3, 4)  # (T, C): three positions, C = 4
-value, projection, output = torch.randn(3, 4, 4)  # three matrices (C, C)
-logits = weights @ (x @ value) @ projection @ output  # (T, C)
-votes = x @ (value @ projection @ output)  # (T, C): what each position says alone
-torch.testing.assert_close(logits, weights @ votes)
-print(logits[2], "=", 0.2 * votes[0] + 0.3 * votes[1] + 0.5 * votes[2])
-
-# %% [markdown]
-# So each position votes for the next character without knowing the other positions, and attention
-# takes the weighted mean of the votes. What can a sum of votes not express?
+# This matters for attention. Only its *attention weights* come from nonlinear steps: the product of
+# query and key, and the softmax. For given weights, all other steps are linear (values, weighted
+# mean, projection, output layer), and one matrix can replace the matrices of all of them. So each
+# position votes for the next character without knowing the other positions, and attention takes
+# the weighted mean of the votes. What can such a mean not express?
 #
-# Let $a = 1$ if the context has a `t`, and $b = 1$ if it has an `h`; otherwise they are 0. We want
-# a vote for `e` if `t` *and* `h` are there: $f(1, 1) = 1$, and 0 in the other three cases. A linear
-# function cannot do that. If it is 0 in the other three cases, then
-# $f(1, 1) = f(1, 0) + f(0, 1) - f(0, 0) = 0$. One nonlinear function is enough, for example ReLU.
-# It replaces negative numbers by 0:
+# The current character is `e`. If the two characters before it are `t` *and* `h`, we want a vote
+# for a space. Let $a = 1$ if the first of them is `t`, and $b = 1$ if the second is `h`; otherwise
+# they are 0. So we want $f(1, 1) = 1$, and 0 in the other three cases. With fixed weights, the sum
+# of the votes has the form $f(a, b) = ua + wb + c$. So
+# $f(1, 1) = u + w + c = f(1, 0) + f(0, 1) - f(0, 0)$. If it is 0 in the other three cases, then
+# $f(1, 1)$ is 0, too. (In a model, the weights depend on the characters, so attention can combine
+# some of them: the query of `h` can look for a `t`.) One nonlinear function is enough, for example
+# ReLU. It replaces negative numbers by 0:
 
 # %%
 pairs = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])  # (4, 2): a and b
@@ -81,7 +71,8 @@ print((pairs.sum(dim=1) - 1).relu())  # (4,): ReLU(a + b - 1)
 # GPTs use a smooth relative of ReLU, called GELU (Hendrycks and Gimpel 2016,
 # [arXiv:1606.08415](https://arxiv.org/abs/1606.08415)). GELU multiplies $x$ by the probability that
 # a random number is below $x$. The random number comes from the normal distribution with mean 0 and
-# variance 1. `torch.erf` helps to compute this probability: it is (1 + erf(x / √2)) / 2.
+# variance 1. `torch.erf` helps to compute this probability: it is (1 + erf(x / √2)) / 2. (gpt.py
+# uses an approximation, `nn.GELU("tanh")`: lesson 9.)
 
 # %% alt="GELU and ReLU: both near 0 on the left and near x on the right; only GELU is smooth"
 x = torch.linspace(-3, 3, 121)  # 121 numbers from -3 to 3
@@ -92,16 +83,17 @@ plt.plot(x, gelu, color=ACCENT, linewidth=2)
 plt.plot(x, x.relu(), color=INK, linestyle="--")
 plt.text(1.75, 1.2, "GELU", color=ACCENT)
 plt.text(1.0, 1.75, "ReLU", color=INK, ha="right")
-plt.text(-2.9, 0.25, "negative inputs: almost 0", color=MUTED)
 plt.xlabel("x")
 show("gelu")
 
 # %% [markdown]
-# The *feed-forward layer* is two linear layers with GELU in between. The first makes $4C$ numbers
-# from $C$, the second makes $C$ from $4C$. The factor 4 is that of the first Transformer (Vaswani
-# et al. 2017, [arXiv:1706.03762](https://arxiv.org/abs/1706.03762)). `nn.Sequential` applies layers
-# one after the other. Our layer works on each position alone, always with the same weights. If we
-# exchange positions, the outputs are exchanged in the same way:
+# Left of 0, GELU is a little negative: at least −0.17.
+#
+# The *feed-forward layer* (also called *MLP*) is two linear layers with GELU in between. The first
+# makes $4C$ numbers from $C$, the second makes $C$ from $4C$. The factor 4 is that of the first
+# Transformer (Vaswani et al. 2017, [arXiv:1706.03762](https://arxiv.org/abs/1706.03762)).
+# `nn.Sequential` applies layers one after the other. Our layer works on each position alone, always
+# with the same parameters. One position without the others gives the same result:
 
 
 # %%
@@ -110,13 +102,10 @@ class FeedForward(nn.Sequential):
         super().__init__(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
 
 
-torch.manual_seed(0)
 feed_forward = FeedForward()
 x = torch.randn(1, 4, C)  # (B, T, C)
-order = torch.tensor([2, 0, 3, 1])
-y, exchanged = feed_forward(x), feed_forward(x[:, order])  # (B, T, C) each
-print("channel 0:", y[0, :, 0].detach(), "exchanged:", exchanged[0, :, 0].detach())
-torch.testing.assert_close(exchanged, y[:, order])
+alone = feed_forward(x[:, 2])  # (B, C): position 2 without the others
+torch.testing.assert_close(feed_forward(x)[:, 2], alone)
 
 # %% [markdown]
 # So attention moves information between positions, and the feed-forward layer processes it at each
@@ -149,8 +138,8 @@ print(f"parameters: attention {in_attention:,}, feed-forward {in_feed_forward:,}
 # ## Four Transformer blocks
 #
 # A *deep* model has many layers, so that a later layer can use what an earlier layer computed. The
-# model below has `n_layer` Transformer blocks. With `residual=False`, each layer replaces `x` by
-# its output. The other case comes in the next section.
+# model below has `n_layer` Transformer blocks, so 2 · `n_layer` layers: here, a layer is an
+# attention or a feed-forward layer. With `residual=False`, each layer replaces `x` by its output.
 
 
 # %%
@@ -185,24 +174,32 @@ class Model(nn.Module):
 
 # %% [markdown]
 # What does a fresh (untrained) model of this kind do with a text? We pass a batch through four
-# blocks, and print how much the vectors of different positions and texts differ: their standard
-# deviation, computed by `std()` (`2e-02` is 0.02).
+# Transformer blocks. (`get_batch` and `cross_entropy` of `lesson.py` are those of lesson 2, for 32
+# texts of 64 characters and for logits of shape (B, T, V).) We print the length of the mean vector,
+# and the mean distance of all vectors from it. (`norm()` is the root of the sum of the squares;
+# `2e-01` is 0.2.)
 
 # %%
 torch.manual_seed(1)
 fresh = Model(4, residual=False)
 inputs = get_batch(train_tokens)[0]  # (B, T)
 x = fresh.embed(inputs)  # (B, T, C)
-print(f"embeddings:    {x.std(dim=(0, 1)).mean():.0e}")
-for i, block in enumerate(fresh.blocks):
-    x = block(x)  # (B, T, C)
-    print(f"after block {i + 1}: {x.std(dim=(0, 1)).mean():.0e}")
+for i in range(5):
+    mean = x.mean(dim=(0, 1))  # (B, T, C) -> (C,): over all positions of all texts
+    distance = (x - mean).norm(dim=-1).mean()  # (B, T, C) -> (B, T) -> one number
+    print(f"after {i} blocks: mean vector {mean.norm():.2f}, distance from it {distance:.0e}")
+    if i < 4:
+        x = fresh.blocks[i](x)  # (B, T, C)
 
 # %% [markdown]
-# After four blocks, all positions have almost the same vector: the model no longer knows what it
-# has read. Fresh layers make the vectors smaller, and attention averages them. The gradient passes
-# the same layers in the other direction, from the loss to the first block. We measure its length
-# (`norm()`: the root of the sum of the squares) for one matrix in each block:
+# After four blocks, the vectors have a length of 0.36, but they differ only by about 0.00003. So
+# almost nothing in them depends on the text. The random matrices of fresh layers are small, so each
+# layer makes the differences smaller, and attention averages them. (Dong et al. 2021,
+# [arXiv:2103.03404](https://arxiv.org/abs/2103.03404), prove it for attention without residual
+# connections.) The vectors that remain come from the biases.
+#
+# The gradient passes the same layers in the other direction, from the loss to the first block. We
+# measure its length for one matrix in each block:
 
 
 # %%
@@ -214,53 +211,45 @@ def gradient_lengths(n_layer, residual):
     return [block.feed_forward[0].weight.grad.norm().item() for block in model.blocks]
 
 
-ends = {}
 for n_layer in (1, 2, 4, 8):
-    ends[n_layer] = plain = gradient_lengths(n_layer, residual=False)
+    plain = gradient_lengths(n_layer, residual=False)
     print(f"n_layer {n_layer}: first block {plain[0]:.0e}, last block {plain[-1]:.0e}")
 
 # %% [markdown]
 # In the last block, the length hardly depends on the depth. In the first block, it shrinks with the
 # depth, to about 0.0000000001 in a model of 8 blocks. The gradient is a product: each layer on its
 # way multiplies it by the derivative of the layer. Here these derivatives are small, so their
-# product is tiny. This is called a *vanishing gradient*: the first block hardly learns anything
-# from it.
+# product is tiny: a *vanishing gradient* (Bengio et al. 1994). The first block hardly learns.
 #
 # ## Residual connections
 #
 # The remedy is a plus sign. Each layer *adds* its output to its input: `x = x + f(x)` instead of
 # `x = f(x)`. He et al. (2015, [arXiv:1512.03385](https://arxiv.org/abs/1512.03385)) introduced
 # these *residual connections* in networks for images. The derivative of $x + f(x)$ is $1 + f'(x)$.
-# Even if $f'(x)$ is very small, the 1 remains. Four layers with $f(x) = 0.1x$ show the difference:
+# Even if $f'(x)$ is very small, the 1 remains. With $f(x) = 0.1x$, the derivative of four layers is
+# $0.1^4 = 0.0001$ without and $1.1^4 = 1.4641$ with residual connections. Now the same in our
+# model, with 8 Transformer blocks. (On the vertical axis, each line is 100 times the one below.)
 
-# %%
-x = torch.tensor(1.0, requires_grad=True)
-without, residual = x, x
-for _ in range(4):
-    without = 0.1 * without
-    residual = residual + 0.1 * residual
-print(f"without: {torch.autograd.grad(without, x)[0]:.4f}")  # the derivative of `without` by x
-print(f"with residual connections: {torch.autograd.grad(residual, x)[0]:.4f}")
-
-# %% [markdown]
-# The results are $0.1^4$ and $1.1^4$. Now the same in our model, with 8 Transformer blocks:
-
-# %% alt="Gradient in 8 blocks: 1e-10 to 0.02 without, level at 0.3 with residual connections"
+# %% alt="Gradient in 8 blocks: 1e-10 to 0.02 without, about 0.3 with residual connections"
 plain, residual = gradient_lengths(8, residual=False), gradient_lengths(8, residual=True)
+ratios = [plain[i + 1] / plain[i] for i in range(7)]
+print(f"without: each earlier block {min(ratios):.0f} to {max(ratios):.0f} times smaller")
 plt.figure(figsize=(6, 3.4))
 plt.semilogy(range(1, 9), residual, "o-", color=ACCENT, markersize=5)
 plt.semilogy(range(1, 9), plain, "s--", color=INK, markersize=5)
-plt.text(4.5, 2e-2, "with residual connections: level", color=ACCENT, ha="center")
+plt.text(4.5, 2e-2, "with residual connections: about equal", color=ACCENT, ha="center")
 plt.text(5.1, 2e-7, "without: each earlier block\ngets a much smaller gradient", va="top")
 plt.xlabel("Transformer block (1 is the first)")
 plt.ylabel("length of the gradient")
 show("gradient")
 
 # %% tags=["test"]
-assert fresh.blocks(fresh.embed(inputs)).std(dim=(0, 1)).mean() < 1e-4
-ratios = torch.tensor(plain[1:]) / torch.tensor(plain[:-1])
-assert 4 < ratios.min() <= ratios.max() < 30
+assert abs(gelu.min() + 0.17) < 0.001
+assert abs(mean.norm() - 0.36) < 0.02
+assert 2e-5 < distance < 4.5e-5
+assert 5 < min(ratios) < 7 < 22 < max(ratios) < 26
 assert 1e-11 < plain[0] < 1e-9 < 0.2 < min(residual) < max(residual) < 1.5 * min(residual)
+ends = {n: gradient_lengths(n, residual=False) for n in (1, 2, 4, 8)}
 assert all(0.01 < lengths[-1] < 0.06 for lengths in ends.values())
 assert ends[4][-1] > 1000 * ends[4][0]
 
@@ -269,7 +258,8 @@ assert ends[4][-1] > 1000 * ends[4][0]
 # With them, all blocks get gradients of about the same length.
 #
 # Think of `x` as a stream from the embeddings to the output layer: the *residual stream*. Each
-# layer reads `x` and adds its output. What one layer has added reaches all later layers.
+# layer reads `x` and adds its output. What one layer has added reaches all later layers. On the way
+# back, each plus sign copies the gradient: along the stream (the 1) and into the layer (the $f'$).
 
 # %% alt="A line from embeddings to output; layers read from it and add to it at plus signs"
 axes = diagram(77, 27)
@@ -288,33 +278,37 @@ write(axes, 13.4, 13, "x", color=ACCENT, bold=True)
 write(axes, 16, 14, "read", 8, MUTED, "left")
 write(axes, 24, 14, "add", 8, MUTED, "left")
 arrow(axes, (66, 6.5), (11.5, 6.5), color=ACCENT, style="--")
-write(axes, 38.7, 4, "a plus sign passes the gradient back unchanged", color=ACCENT)
+write(axes, 38.7, 4, "each plus sign copies the gradient; each layer adds its part", color=ACCENT)
 show("residual-stream")
 
 # %% [markdown]
-# ## The current character passes by the attention
+# ## The current character goes around the attention
 #
 # The residual stream also mends a weakness of attention (lesson 4). Without it, the model knows the
-# current character only through a mean over all positions. We give a fresh attention layer 64
-# random vectors, and then replace the last vector. How much does the output at the last position
-# change, compared with its length?
+# current character only through a mean over all positions. We give a fresh attention layer 100
+# texts of 64 random vectors, and then replace the last vector of each. How much does the output at
+# the last position change, compared with its length?
+
 
 # %%
+def change(before, after):
+    difference = (after - before)[:, -1].norm(dim=-1)  # (B, T, C) -> (B, C) -> (B,)
+    return (difference / before[:, -1].norm(dim=-1)).mean().item()
+
+
 torch.manual_seed(1)
 attention = SelfAttention()
-x = torch.randn(1, T, C)  # (B, T, C)
+x = torch.randn(100, T, C)  # (B, T, C)
 changed = x.clone()  # a copy
-changed[0, -1] = torch.randn(C)  # another current character
+changed[:, -1] = torch.randn(100, C)  # other current characters
 y, y_changed = attention(x), attention(changed)  # (B, T, C) each
-without = ((y_changed - y)[0, -1].norm() / y[0, -1].norm()).item()
-residual = ((changed + y_changed - x - y)[0, -1].norm() / (x + y)[0, -1].norm()).item()
-print(f"change of the output: {without:.0%} without residual connection, {residual:.0%} with it")
+alone, added = change(y, y_changed), change(x + y, changed + y_changed)
+print(f"mean change: {alone:.0%} without residual connection, {added:.0%} with it")
 
 # %% [markdown]
 # Without a residual connection, most of the output stays the same, although the current character
-# is the best hint at the next one. With it, the current character passes by the attention and
-# reaches the output layer. If all layers added 0, the output layer would see only the current
-# character and its position: almost a bigram. The layers improve on that.
+# is the best hint at the next one. With it, the output is almost a new vector: the character goes
+# around the attention. (Two random vectors of equal length differ by $\sqrt 2$ or 141% of it.)
 #
 # ## Scoreboard
 #
@@ -322,14 +316,15 @@ print(f"change of the output: {without:.0%} without residual connection, {residu
 # blocks, without and with residual connections.
 
 # %%
-torch.manual_seed(1)
-deep = Model(4, residual=True)
-models = {
-    "with a feed-forward layer": lambda: Model(1, residual=False),
-    "4 Transformer blocks": lambda: Model(4, residual=False),
-    "with residual connections": lambda: deep,
-}
-losses = compare(models)
+losses = {}
+for name, n_layer, residual in (
+    ("with a feed-forward layer", 1, False),
+    ("4 Transformer blocks", 4, False),
+    ("with residual connections", 4, True),
+):
+    torch.manual_seed(1)
+    model = Model(n_layer, residual)
+    losses[name] = train(model)
 show_scoreboard(7, losses)
 
 # %% tags=["test"]
@@ -337,7 +332,7 @@ expected = (2.09, 3.21, 1.81)
 assert lesson.FAST or all(abs(a - b) < 0.07 for a, b in zip(losses.values(), expected, strict=True))
 frequencies = torch.bincount(train_tokens) / len(train_tokens)  # (V,)
 assert abs(-frequencies[lesson.val_tokens].log().mean() - 3.35) < 0.01
-assert without < 0.4 < 1 < residual
+assert alone < 0.4 < 1.36 < added < 1.46
 
 assert sum(p.numel() for p in nn.Sequential(*[Block(True)] * 4).parameters()) == 49_728
 x, message = fresh.embed(inputs), ""  # (B, T, C)
@@ -347,19 +342,20 @@ try:
 except RuntimeError as error:
     message = str(error)
 assert "inplace operation" in message
+for bias in (parameter for parameter in fresh.parameters() if parameter.ndim == 1):
+    bias.data.zero_()
+assert fresh.blocks(fresh.embed(inputs)).norm(dim=-1).max() < 0.001
 
 # %% [markdown]
 # The feed-forward layer lowers the loss to 2.09. Four Transformer blocks without residual
 # connections have 3.21, hardly less than the character frequencies of lesson 2 (3.35). With
-# residual connections, a model with the same number of parameters reaches 1.81. Vanishing gradients
-# are not the only reason: in the networks of He et al., gradients did not vanish, and residual
-# connections still lowered the error.
+# residual connections, a model of the same size reaches 1.81. Vanishing gradients are not the only
+# reason: in the networks of He et al., they did not occur, and residual connections still helped.
 #
 # ## Three common mistakes
 #
-# 1. **`nn.Sequential(*[Block(True)] * 4)`.** This is the same Transformer block four times.
-#    Symptom: the model has the parameters of one block only. Remedy:
-#    `[Block(True) for _ in range(4)]`.
+# 1. **`nn.Sequential(*[Block(True)] * 4)`.** This is the same block four times. Symptom: it has
+#    the parameters of one block only. Remedy: `[Block(True) for _ in range(4)]`.
 # 2. **`x += self.attention(x)`.** It overwrites the `x` that the backward pass needs. Symptom:
 #    `loss.backward()` raises a RuntimeError about an "inplace operation". Remedy: `x = x + …`.
 # 3. **No GELU.** The two linear layers are one. Symptom: no error, as many parameters, but a higher
@@ -369,32 +365,36 @@ assert "inplace operation" in message
 #
 # 1. Write the number of parameters of attention and of the feed-forward layer as formulas in $C$.
 #    How many are they for GPT-2's $C = 768$?
-# 2. Train the model "with a feed-forward layer" without GELU. How much higher is its loss?
+# 2. Train the model "with a feed-forward layer" without GELU. How much higher is its loss? Then
+#    train `Model(1, residual=True)`. What lowers the loss more, the plus signs or the depth?
 # 3. Remove one Transformer block from the trained model with residual connections, each in turn.
-#    How much does the loss rise? (An idea of Veit et al. 2016,
-#    [arXiv:1605.06431](https://arxiv.org/abs/1605.06431).)
+#    Measure the loss on the first 20,000 characters. Which block does the model need most? (An idea
+#    of Veit et al. 2016, [arXiv:1605.06431](https://arxiv.org/abs/1605.06431).)
 
 # %% tags=["solution"]
 if SOLUTIONS:  # run with: python lessons/07_depth.py --solutions
     # 1. Attention: C · 3C + 3C and C · C + C. Feed-forward: C · 4C + 4C and 4C · C + C.
     assert (in_attention, in_feed_forward) == (4 * C**2 + 4 * C, 8 * C**2 + 5 * C)
     print(f"1. attention {4 * 768**2 + 4 * 768:,}, feed-forward {8 * 768**2 + 5 * 768:,}")
-
-    # 2. nn.Identity, which returns its input, takes the place of GELU.
     torch.manual_seed(1)
     linear = Model(1, residual=False)
-    linear.blocks[0].feed_forward[1] = nn.Identity()
-    found = [*compare({"2. without GELU": lambda: linear}).values()]
-
-    # 3. The loss rises, but is still lower than that of the character frequencies.
-    part, all_blocks = lesson.val_tokens[:20_000], deep.blocks
-    print(f"3. with all blocks: loss {lesson.evaluate(deep, tokens=part):.2f}")
+    linear.blocks[0].feed_forward[1] = nn.Identity()  # returns its input
+    found = [train(linear)]
+    print(f"2. without GELU: loss {found[0]:.3f}")
+    torch.manual_seed(1)
+    found.append(train(Model(1, residual=True)))
+    print(f"2. one block with residual connections: loss {found[1]:.3f} (depth lowers it more)")
+    part, all_blocks = lesson.val_tokens[:20_000], model.blocks
+    print(f"3. with all blocks: loss {lesson.evaluate(model, tokens=part):.2f}")
     for i in range(4):
-        deep.blocks = nn.Sequential(*all_blocks[:i], *all_blocks[i + 1 :])
-        found.append(lesson.evaluate(deep, tokens=part))
+        model.blocks = nn.Sequential(*all_blocks[:i], *all_blocks[i + 1 :])
+        found.append(lesson.evaluate(model, tokens=part))
         print(f"3. without block {i + 1}: loss {found[-1]:.2f}")
+    print("3. Block 1 is needed most. Without one block, the loss is still below 3.")
 
 # %% tags=["test"]
 if SOLUTIONS and not lesson.FAST:
-    assert found[0] > losses["with a feed-forward layer"] + 0.08
-    assert max(found[1:]) < 3
+    one_block, _, deep = losses.values()
+    assert found[0] > one_block + 0.08
+    assert one_block - found[1] < found[1] - deep
+    assert found[2] == max(found[2:]) < 3

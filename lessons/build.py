@@ -2,7 +2,7 @@
 
 python lessons/build.py               # all pages: about half an hour on two cores
 python lessons/build.py 03 07         # some pages
-python lessons/build.py --time        # measures how long each lesson runs; use an idle machine
+python lessons/build.py --time 03     # measures how long lessons run; use an idle machine
 python lessons/build.py --notebooks   # writes all lessons as notebooks, and starts JupyterLab
 """
 
@@ -147,7 +147,7 @@ def build(lesson: Path) -> None:
 
 def measure_times(lessons: Iterable[Path]) -> None:
     """Run each lesson without its solutions, and record the seconds. Pages must be built again."""
-    times = {}
+    times = json.loads(TIMES.read_text("utf-8"))
     for lesson in lessons:
         environment = {**os.environ, "MPLBACKEND": "agg"}
         start = time.perf_counter()
@@ -167,13 +167,15 @@ def open_notebooks(lessons: Iterable[Path]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what the arguments ask for."""
-    actions = {("--notebooks",): open_notebooks, ("--time",): measure_times}
-    if action := actions.get(tuple(arguments)):
-        action(LESSONS)
-        return
-    for lesson in LESSONS:
-        if not arguments or lesson.stem[:2] in arguments:
+    """Do what the arguments ask for: an option, and numbers of lessons (by default all)."""
+    numbers = [argument for argument in arguments if not argument.startswith("--")]
+    lessons = [lesson for lesson in LESSONS if not numbers or lesson.stem[:2] in numbers]
+    if "--notebooks" in arguments:
+        open_notebooks(lessons)
+    elif "--time" in arguments:
+        measure_times(lessons)
+    else:
+        for lesson in lessons:
             print(lesson.name, flush=True)
             build(lesson)
 

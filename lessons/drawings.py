@@ -107,14 +107,14 @@ def draw_rotations() -> None:
     _, axes = plt.subplots(1, 3, figsize=(7.4, 1.9))
     arrows = [(0, t, f"{t}", INK, "-") for t in range(4)]  # picture, angle, label, colour, style
     arrows += [(1, 0.178 * t, f"{t}", INK, "-") for t in range(4)]
-    arrows += [(2, 0.4, "k1", INK, "-"), (2, 1.3, "q2", ACCENT, "-")]
+    arrows += [(2, 0.2, "k1", INK, "-"), (2, 1.1, "q2", ACCENT, "-")]
     arrows += [(2, 2.2, "k3", INK, "--"), (2, 3.1, "q4", ACCENT, "--")]
     for i, angle, label, color, style in arrows:
         x, y = math.cos(angle), math.sin(angle)
         line = {"arrowstyle": "-|>", "color": color, "linestyle": style, "shrinkA": 0, "shrinkB": 0}
         axes[i].annotate("", (x, y), (0, 0), arrowprops=line)
         axes[i].text(1.2 * x, 1.15 * y, label, ha="center", va="center", color=color)
-    for start in (0.4, 2.2):  # the angle between key and query
+    for start in (0.2, 2.2):  # the angle between key and query
         ends = math.degrees(start), math.degrees(start + 0.9)
         axes[2].add_patch(
             mpl.patches.Arc((0, 0), 0.8, 0.8, theta1=ends[0], theta2=ends[1], color=INK)
