@@ -1,6 +1,6 @@
 """A GPT in one file: it reads a text, trains on it, and generates more text like it.
 
-    python gpt.py              trains on Tiny Shakespeare, in input.txt; downloads it if missing
+    python gpt.py              trains on input.txt (Tiny Shakespeare); downloads it if it is missing
     python gpt.py mytext.txt   trains on your own text in UTF-8; use half a megabyte or more
 
 A language model reads the beginning of a text and gives each possible next character a probability.
@@ -65,14 +65,14 @@ def get_batch(tokens, batch_size, block_size):
     return blocks[:, :-1], blocks[:, 1:]  # (B, T) each: inputs, and targets shifted by one
 
 
-# 2. The bigram: a simple model that counts pairs of characters. The GPT has to beat its loss.
+# 2. The bigram: a simple model that counts pairs of characters. The GPT must reach a lower loss.
 def bigram_loss(train_tokens, val_tokens, V):
     """Return the validation loss of a model that counts how often each pair of characters occurs.
 
     The loss is the mean of -ln p, where p is the model's probability of the correct next character.
     """
     pairs = train_tokens[:-1] * V + train_tokens[1:]  # (length - 1,): one number per pair
-    counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): [a, b] counts b after a
+    counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): count of a followed by b
     p = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): + 1 prevents ln p = -inf
     return -p[val_tokens[:-1], val_tokens[1:]].log().mean().item()
 
@@ -111,7 +111,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
         self.attention = SelfAttention(C, H)
-        # GELU makes negative numbers almost 0. Without it, one linear layer could replace the two.
+        # GELU makes negative numbers almost 0. Without GELU, one linear layer could replace both.
         self.feed_forward = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU("tanh"), nn.Linear(4 * C, C))
 
     def forward(self, x):
@@ -132,7 +132,7 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
         self.norm = nn.LayerNorm(n_embd)
         # Small random weights, as in GPT-2: all characters start with about the same probability.
-        # The 2 * n_layer layers that add to x get smaller weights, so that x stays small.
+        # The 2 * n_layer layers whose results are added to x get smaller weights: x stays small.
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 is_residual = name.endswith(("projection.weight", "feed_forward.2.weight"))
@@ -169,7 +169,7 @@ def train(model, tokens):
 
 @torch.no_grad()
 def evaluate(model, tokens):
-    """Return the mean loss over all targets (tokens after the first), in blocks without overlap."""
+    """Return the mean loss over all tokens except the first. The blocks do not overlap."""
     T, count = model.block_size, len(tokens) - 1
     padding = (0, -count % T)  # fills the last block; cross_entropy ignores targets of -100
     inputs = F.pad(tokens[:-1], padding).view(-1, T)  # (number of blocks, T)

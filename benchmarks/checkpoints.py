@@ -3,10 +3,11 @@
     python benchmarks/checkpoints.py tiny --device cpu
     python benchmarks/checkpoints.py baby --device cuda
 
-The pause is the time that training waits for a checkpoint. During a pause, the training thread
+A pause is the time that training waits for a checkpoint. During a pause, the training thread
 checks the model, and copies the weights and the optimizer state. On a CPU, it also writes the
-files; on a GPU, a background thread writes them. The share is the sum of the pauses divided by the
-training time. Each evaluation saves a checkpoint; evaluations are as frequent as in the preset.
+files; on a GPU, a background thread writes them. The result also has the sum of all pauses as a
+share of the training time. Each evaluation saves a checkpoint; evaluations are as frequent as in
+the preset.
 
 The script also measures the training rate with and without --deterministic, in alternating runs.
 The rate excludes the time of evaluations.
@@ -57,7 +58,7 @@ def measure_pauses(preset: str, device: str, steps: int) -> dict[str, Any]:
         (CheckpointKeeper, "save_last"),
         (CheckpointKeeper, "save_best"),
         (CheckpointKeeper, "describe_run"),
-        (BackgroundWriter, "__exit__"),  # the last call: waits for the background thread
+        (BackgroundWriter, "__exit__"),  # waits for the background thread at the end
     ):
         setattr(owner, name, time_calls(getattr(owner, name)))
     config = PRESETS[preset].config
@@ -97,7 +98,7 @@ def measure_rate(preset: str, device: str, steps: int, *flags: str) -> float:
 
 
 def main() -> None:
-    """Measure, save and print."""
+    """Measure the pauses and the rates, save the result and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Functions that the benchmarks share: timed training runs, unseen text, result files."""
+"""Functions that several benchmarks use: timed training runs, unseen text, result files."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SAMPLE_HEADING = "Sample:\n"
 
 
 def run_timed(command: Sequence[str]) -> tuple[str, float, float]:
-    """Run a command; returns its standard output, its seconds and its peak memory in MB."""
+    """Run a command; return its standard output, its seconds and its peak memory in MB."""
     start = time.time()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -37,11 +37,11 @@ def run_timed(command: Sequence[str]) -> tuple[str, float, float]:
 
 
 def load_unseen_text() -> Corpus:
-    """Return a text that was not used to choose settings. It is as long as the validation split.
+    """Return a text that was not used to choose settings.
 
-    The text is the beginning of `shakespeare-rest`: A Midsummer Night's Dream and a part of the
-    next play. Neither of the two plays is in Tiny Shakespeare. Characters outside the alphabet of
-    Tiny Shakespeare are left out.
+    The text is as long as the validation split of Tiny Shakespeare. It is the beginning of
+    `shakespeare-rest`: A Midsummer Night's Dream and a part of the next play. Neither of the two
+    plays is in Tiny Shakespeare. Characters outside the alphabet of Tiny Shakespeare are left out.
     """
     tiny = corpora.load_corpus("tinyshakespeare")
     alphabet, size = set(tiny.text()), len("".join(tiny.read_split("val")))
@@ -52,12 +52,12 @@ def load_unseen_text() -> Corpus:
 def train_preset(
     preset: str, flags: Sequence[str] = (), keep: Path | None = None
 ) -> dict[str, Any]:
-    """Train a preset in a separate process; returns its evaluations, times and losses.
+    """Train a preset in a separate process; return its evaluations, times and losses.
 
-    The seconds of an evaluation count from the start of the process until the evaluated weights are
-    on disk. With averaged weights, an evaluation has two losses; the lower one counts. The best
-    weights are also evaluated on the unseen text. If `keep` is given, the run directory is moved to
-    this path.
+    The seconds of an evaluation are the time from the start of the process until the evaluated
+    weights are on disk. With averaged weights, an evaluation has two losses; the result has the
+    lower one. The best weights are also evaluated on the unseen text. If `keep` is given, the run
+    directory is moved to this path.
     """
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
@@ -84,8 +84,8 @@ def train_preset(
         if "val_loss" in record
     ]
     best = min(evaluations, key=lambda evaluation: evaluation["val_loss"])
-    # The clock of a run starts after the imports, and is read before the weights are written.
-    # The offset adds the time of the imports and the time of writing.
+    # The seconds of a run exclude the time of the imports and the time of writing the weights.
+    # The offset adds these two times.
     offset = best_on_disk - best["seconds"]
     for evaluation in evaluations:
         evaluation["seconds"] += offset
@@ -103,6 +103,6 @@ def train_preset(
 
 
 def save_result(file: Path, result: dict[str, Any]) -> None:
-    """Write a result as JSON."""
+    """Write a result to a file as JSON."""
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,13 +1,13 @@
-"""Measure the time and the memory that a gigabyte of text takes, and the speed of training on it.
+"""Measure the time and the memory that a gigabyte of text needs, and the training speed on it.
 
     python benchmarks/corpora.py
 
 The text consists of random lines of Shakespeare. The script measures the start of a run twice,
 each time in a separate process. The first start has an empty cache: it reads the text, computes its
 hash, trains a byte-pair tokenizer and encodes the text. The second start finds these results in the
-cache. The seconds exclude the import of torch; the memory includes this import. Then the preset
-`tiny` trains alternately on tokens that are memory-mapped from the cache and on a copy of them in
-memory. The results go to benchmarks/results/corpora.json.
+cache. The measured seconds exclude the import of torch; the measured memory includes this import.
+Then the preset `tiny` trains alternately on tokens that are memory-mapped from the cache and on a
+copy of these tokens in memory. The results go to benchmarks/results/corpora.json.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def write_text(file: Path, megabytes: int) -> None:
 
 def get_peak_memory() -> float:
     """Return the peak memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # Linux counts kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # in kilobytes on Linux
 
 
 def measure_start(file: Path, kind: str) -> dict[str, float]:
@@ -93,7 +93,7 @@ def measure_training(file: Path, kind: str, repeats: int, out: Path) -> dict[str
 
 
 def main() -> None:
-    """Measure, save and print."""
+    """Measure the two starts and the training, save the result and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -110,7 +110,7 @@ def main() -> None:
         text = home / "large.txt"
         write_text(text, args.megabytes)
         os.environ["NANOGPT_CACHE"] = str(home / "cache")
-        time.sleep(3)  # the facts of a text are not cached if it changed in the last 2 seconds
+        time.sleep(3)  # the cache leaves out a text that changed in the last 2 seconds
         command = [sys.executable, __file__, "--tokenizer", args.tokenizer, "--start", str(text)]
         first, second = (json.loads(subprocess.check_output(command)) for _ in range(2))
         result = {

@@ -18,7 +18,7 @@ from nanogpt.runs.presets import PRESETS
 
 
 def describe_hardware() -> str:
-    """The name of the GPU, or the number of cores and the name of the processor."""
+    """Return the name of the GPU; without a GPU, the number of cores and the processor's name."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")

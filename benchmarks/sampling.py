@@ -2,18 +2,18 @@
 
     python benchmarks/sampling.py --nanogpt CHECKOUT
 
-The compared programs have the same random weights. They run in one process, in turn, and generate
-500 tokens of each text, with temperature 0.8 and top-k 200. There are three measurements:
+The compared programs have the same random weights. They run in one process, in turn. Each program
+generates 500 tokens per text, with temperature 0.8 and top-k 200. There are three measurements:
 
-- One text, from a model with the shape of `baby` (10.8M parameters, context 256): nanogpt, and
-  nanoGPT's model.py. On a GPU, nanogpt has bfloat16 weights, and nanoGPT uses autocast to bfloat16.
-  On a CPU, both use float32. As in nanoGPT's sample.py, nanoGPT's model is not compiled.
-- On a GPU, 64 texts in one batch, from the same model: only nanogpt.
-- On a GPU, one text, from a model with the shape of GPT-2 (124M parameters, context 1,024) in
-  bfloat16: nanogpt, and generate() of `transformers`. With a static cache, as here, generate()
+- nanogpt and nanoGPT's model.py generate one text with a model of the shape of `baby` (10.8M
+  parameters, context 256). On a GPU, nanogpt has bfloat16 weights, and nanoGPT uses autocast to
+  bfloat16. On a CPU, both use float32. As in nanoGPT's sample.py, nanoGPT's model is not compiled.
+- On a GPU, nanogpt generates 64 texts in one batch with the same model.
+- On a GPU, nanogpt and generate() of `transformers` generate one text with a model of the shape of
+  GPT-2 (124M parameters, context 1,024) in bfloat16. Here, generate() has a static cache, so it
   compiles the model.
 
-A time covers the whole call: the prompt and all tokens, also those after the context is full.
+A time covers the whole call: the prompt and all tokens, including those after the context is full.
 The time excludes loading and compilation, because every program generates once before the timing
 starts. The results are medians and go to benchmarks/results/sampling_DEVICE.json.
 """
@@ -65,21 +65,21 @@ def copy_weights(model: GPT, other: nn.Module) -> None:
             for pattern, replacement in NAMES:
                 name = re.sub(pattern, replacement, name)
             weight = weights[name]
-            # In the library `transformers`, all matrices are transposed, except the embeddings.
+            # The library `transformers` stores all matrices transposed, except the embeddings.
             is_matrix = weight.dim() == 2 and "embedding" not in name
             is_transposed = type(other).__module__.startswith("transformers") and is_matrix
             parameter.copy_(weight.T if is_transposed else weight)
 
 
 def scale_embedding(model: GPT) -> GPT:
-    """Scale up the embedding, so that probabilities differ more; returns the model in eval mode."""
+    """Scale the embedding up to make probabilities differ more; return the model in eval mode."""
     with torch.no_grad():
         model.token_embedding.weight.mul_(10)
     return model.eval()
 
 
 def generate_text(model: GPT, texts: int = 1) -> None:
-    """Generate TOKENS tokens of each text, in the same way as a model from nanogpt.load()."""
+    """Generate TOKENS tokens for each text, in the same way as a model from nanogpt.load()."""
     is_cuda = next(model.parameters()).device.type == "cuda"
     list((fast.generate if is_cuda else generate)(model, [[0]] * texts, TOKENS, SAMPLING))
 
@@ -98,11 +98,11 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
 def measure_rates(
     programs: Mapping[str, Callable[[], object]], tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Run programs in turn; returns the tokens per second of each: the median and all values."""
+    """Run programs in turn; return the median and all values of the tokens per second of each."""
     device = pick_device("auto")
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for call in programs.values():
-        call()  # loads and compiles
+        call()  # the first call loads and compiles
     for _ in range(repeats):
         for name, call in programs.items():
             seconds[name].append(time_call(call, device))
@@ -113,7 +113,10 @@ def measure_rates(
 
 
 def load_nanogpt_model(checkout: Path, model: GPT, device: torch.device) -> Any:
-    """Return nanoGPT's model with the weights of `model`; check that both give the same logits."""
+    """Return nanoGPT's model with the weights of `model`.
+
+    Check that the two models give the same logits.
+    """
     spec = util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec
     assert spec.loader
@@ -133,7 +136,7 @@ def load_nanogpt_model(checkout: Path, model: GPT, device: torch.device) -> Any:
 def load_transformers_model(model: GPT, device: torch.device) -> Any:
     """Return the GPT-2 of the `transformers` library with the weights of `model`.
 
-    Check that both give the same logits.
+    Check that the two models give the same logits.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -150,9 +153,9 @@ def load_transformers_model(model: GPT, device: torch.device) -> Any:
 
 
 def measure_baby(checkout: Path, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Compare how fast nanogpt and nanoGPT generate one text, with a model of the shape of `baby`.
+    """Compare how fast nanogpt and nanoGPT generate one text with a model of the shape of `baby`.
 
-    On a GPU, also time 64 texts.
+    On a GPU, also measure how fast nanogpt generates 64 texts.
     """
     config = PRESETS["baby"].config.model
     assert isinstance(config, GPTConfig)
@@ -176,7 +179,7 @@ def measure_baby(checkout: Path, device: torch.device, repeats: int) -> dict[str
 
 
 def measure_gpt2(device: torch.device, repeats: int) -> dict[str, Any]:
-    """Compare how fast nanogpt and `transformers` generate one text, with GPT-2's shape."""
+    """Compare how fast nanogpt and `transformers` generate one text with a model like GPT-2."""
     model = scale_embedding(GPT(GPT2).to(device))
     other = load_transformers_model(model, device).to(torch.bfloat16)
     model = model.to(torch.bfloat16)
@@ -200,7 +203,7 @@ def measure_gpt2(device: torch.device, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, save and print."""
+    """Measure the generation speed, save the result and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

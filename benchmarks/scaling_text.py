@@ -1,4 +1,4 @@
-"""The conclusions of the scaling study in docs/studies.md, with numbers from its results."""
+"""The conclusions of the scaling study in docs/studies.md, with numbers from the result file."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def round_to(number: float, digits: int) -> str:
 
 
 def findings(result: dict[str, Any]) -> str:
-    """Describe the laws' errors, the cells below a floor, the bottlenecks and the extrapolation."""
+    """Return the conclusions of the scaling study in Markdown."""
     cells, law = result["cells"], result["free"]["law"]
     below = [
         (law["E"] + law["B"] / cell["D"] ** law["beta"] - cell["loss"], cell) for cell in cells

@@ -9,7 +9,7 @@ Result = dict[str, Any]
 
 
 def make_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -82,7 +82,7 @@ def versus_table(result: Result) -> str:
 
 
 def presets_table(results: Iterable[Result]) -> str:
-    """Make the table of presets: mean losses of all runs, median seconds of the whole process."""
+    """Make the table of presets, with mean losses and the median seconds of the whole process."""
     head = [
         "preset",
         "hardware",
@@ -114,7 +114,7 @@ def presets_table(results: Iterable[Result]) -> str:
 
 
 def preset_samples(results: Iterable[Result], lines: int = 6) -> str:
-    """The beginning of a sample of each preset."""
+    """The first lines of a sample from each preset."""
     return "\n".join(
         f"A sample of `{result['preset']}`:\n\n```\n"
         + "\n".join(result["runs"][0]["sample"].strip().splitlines()[:lines])
@@ -125,7 +125,7 @@ def preset_samples(results: Iterable[Result], lines: int = 6) -> str:
 
 
 def throughput_table(result: Result) -> str:
-    """Make the table of training speed: median tokens per second."""
+    """Make the table of training speeds, in median tokens per second."""
     peak = result["peak"]
 
     def row(name: str, rate: float, flops: int) -> list[str]:
@@ -144,7 +144,7 @@ def throughput_table(result: Result) -> str:
 
 
 def get_throughput_ratio(result: Result) -> float:
-    """The throughput of nanogpt divided by that of nanoGPT, each at its best batch size."""
+    """The throughput of nanogpt divided by that of nanoGPT, each at its fastest batch size."""
     best = {
         program: max(median(rates) for rates in sizes.values())
         for program, sizes in result["gpt2"]["rates"].items()
@@ -153,7 +153,7 @@ def get_throughput_ratio(result: Result) -> float:
 
 
 def sampling_table(result: Result) -> str:
-    """Make the table of generation speed: median tokens per second."""
+    """Make the table of generation speeds, in median tokens per second."""
     rows = []
     for name, programs in result["rows"].items():
         first = next(iter(programs.values()))["median"]
@@ -228,7 +228,7 @@ def vocabularies_table(result: Result) -> str:
 
 
 def checkpoints_table(results: Iterable[Result]) -> str:
-    """Make the table of the time that a run waits for checkpoints, including the final wait."""
+    """Make the table of the time that training waits for checkpoints."""
     rows = []
     for result in results:
         cost = result["checkpoint"]

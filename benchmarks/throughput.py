@@ -2,16 +2,16 @@
 
     python benchmarks/throughput.py --nanogpt CHECKOUT
 
-- baby: the preset `baby`, 10.8M parameters, 64 × 256 tokens per step; only nanogpt.
-- gpt2: the shape of GPT-2, 124M parameters, at every batch size in --batches, with 1,024 tokens in
-  each block. nanoGPT pads its vocabulary to 50,304 tokens. The text of nanogpt therefore has 50,304
-  different characters, in random order. nanoGPT's bench.py trains on random tokens and without
-  biases; nanogpt does the same.
+- baby: nanogpt trains the preset `baby`, with 10.8M parameters and 64 × 256 tokens per step.
+- gpt2: both programs train a model of the shape of GPT-2, with 124M parameters and 1,024 tokens in
+  each block, at every batch size in --batches. nanoGPT pads its vocabulary to 50,304 tokens. The
+  text of nanogpt therefore has 50,304 different characters, in random order. nanoGPT's bench.py
+  trains on random tokens and without biases; nanogpt does the same.
 
 nanogpt runs as `nanogpt train`, in a separate process. Its rate is the median over the ten
 intervals between lines 3 and 13 of metrics.jsonl; these intervals contain no evaluation. bench.py
-prints the milliseconds per iteration; the script computes nanoGPT's rate from this time. The
-programs run in turn. The results go to benchmarks/results/throughput.json after every round.
+prints the milliseconds per iteration; this script computes nanoGPT's rate from them. In a round,
+each measurement runs once. The results go to benchmarks/results/throughput.json.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def measure_nanogpt(steps: int, flags: list[str]) -> float:
         command = [sys.executable, "-m", "nanogpt", "train", *flags, "--out", str(out)]
         command += ["--train.log-every", str(every), "--train.steps", str(12 * every + 1)]
         command += ["--train.no-eval-first", "--train.eval-every", str(10**6)]
-        if subprocess.run(command, stdout=sys.stderr).returncode:  # most likely out of memory
+        if subprocess.run(command, stdout=sys.stderr).returncode:  # probably out of memory
             return 0.0
         records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rates = [
@@ -88,7 +88,7 @@ def write_random_text(file: Path) -> None:
 
 
 def main() -> None:
-    """Measure the programs in turn, save after every round, and print."""
+    """Measure the programs in turn, save the result after each round, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,7 @@
-"""Run nanoGPT's train.py, then evaluate its checkpoints; versus_nanogpt.py starts this process.
+"""Run nanoGPT's train.py, then evaluate its checkpoints; versus_nanogpt.py starts this script.
 
-During training, this process imports only what nanoGPT itself imports, and `safetensors` to save
-the weights. Therefore its time and memory are the time and memory of nanoGPT.
+During training, this process imports only the modules that nanoGPT imports, and `safetensors`,
+which saves the weights. Therefore its time and memory are the time and memory of nanoGPT.
 """
 
 import json
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 
 class SavedWeights(NamedTuple):
-    """Describes weights that nanoGPT saved after an evaluation; the file name is the step."""
+    """Describes the weights that nanoGPT saved in a file; the name of the file is the step."""
 
     step: int
     seconds: float
@@ -32,7 +32,7 @@ class SavedWeights(NamedTuple):
 def train(
     checkout: Path, flags: str, folder: Path, start: float
 ) -> tuple[dict[str, Any], list[SavedWeights]]:
-    """Run train.py, save its weights in `folder`; returns its variables and the saved weights."""
+    """Run train.py and save its weights in `folder`; return its variables and the saved weights."""
     checkpoints: list[SavedWeights] = []
 
     def save_weights(checkpoint: dict[str, Any], _: str) -> None:
@@ -71,7 +71,7 @@ def evaluate_checkpoints(
             self.model, self.config = model, model.config
 
         def forward(self, tokens: Tensor) -> Tensor:
-            # Without targets, nanoGPT's model returns only the last logits, so pass some targets.
+            # Without targets, nanoGPT's model returns only the last logits, so pass any targets.
             logits: Tensor = self.model(tokens, tokens)[0]
             return logits
 
@@ -93,8 +93,8 @@ def evaluate_checkpoints(
 def main() -> None:
     """Train, evaluate, and print the result as JSON.
 
-    Arguments: the path of a copy of nanoGPT, the start time of this process, and --flags=FLAGS.
-    FLAGS are the arguments of train.py.
+    The arguments are the path of a copy of nanoGPT, the start time of this process, and
+    --flags=FLAGS. FLAGS are the arguments of train.py.
     """
     import resource
 

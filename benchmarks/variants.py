@@ -5,8 +5,8 @@
 
 Every argument after `--` is a variant: options of `nanogpt train`, or "" for the preset itself.
 Each run is a separate process. With --jobs N, N runs share the machine, so their times are not
-comparable. The table has the lowest and the last validation loss (mean over the seeds), the range
-of the lowest loss, and the median seconds of the whole process.
+comparable. A row of the table has the lowest and the last validation loss (mean over the seeds),
+the range of the lowest loss, and the median seconds of the whole process.
 """
 
 import argparse

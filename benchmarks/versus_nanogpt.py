@@ -9,8 +9,8 @@ every evaluation. After the training, these weights are evaluated in the same wa
 weights: on the whole validation split, in non-overlapping windows, in float32. nanogpt runs as
 `nanogpt train PRESET`, also in a separate process, with a different seed each time.
 
-Seconds count from the start of the process. They include evaluations. Memory is the peak host
-memory of the process during training, without GPU memory. The best weights of each run are also
+Seconds count from the start of the process, and include evaluations. Memory is the peak host
+memory of the process during training; it excludes GPU memory. The best weights of each run are also
 evaluated on an unseen text: see load_unseen_text() in common.py. In a round, each program trains
 once. Three rounds take about 10 minutes on two CPU cores; one round takes about 4 minutes on a
 large GPU.
@@ -55,7 +55,7 @@ class Contest:
 
 
 CONTESTS = {
-    # The arguments of nanoGPT's README, section "I only have a macbook".
+    # These are the arguments in nanoGPT's README, section "I only have a macbook".
     "cpu": Contest(
         1.88,
         "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
@@ -70,7 +70,7 @@ CONTESTS = {
 
 
 def run_nanogpt(checkout: Path, flags: str) -> Result:
-    """Train nanoGPT in a copy of its checkout; returns the result that train_nanogpt.py prints."""
+    """Train nanoGPT in a copy of its checkout; return the result that train_nanogpt.py prints."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "nanoGPT"
         shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git"))

@@ -3,13 +3,14 @@
     python benchmarks/vocabularies.py --device cuda --at-a-time 4
 
 The reference is the preset `tiny`, whose tokens are characters. "Same body" keeps the 4 layers and
-128 channels of `tiny`; a larger vocabulary then adds parameters. "Same size" chooses the number
-of channels, so that the model has about as many parameters as `tiny`. Every model trains for as
-many operations as `tiny` (models.flops_per_token). A model with more operations per token therefore
-gets fewer steps. The batch size (12 blocks of 64 tokens), the learning rates and the schedule are
-the same for all models. With byte pairs, a token is longer, so each step trains on more text.
+128 channels of `tiny`; a larger vocabulary then adds parameters. "Same size" chooses a number of
+channels for which the model has about as many parameters as `tiny`. Every model trains for as many
+operations as `tiny`, counted with models.flops_per_token(). A model with more operations per token
+therefore gets fewer steps. The batch size (12 blocks of 64 tokens), the learning rates and the
+schedule are the same for all models. A byte-pair token is longer than a character, so each step
+then trains on more text.
 
-The results contain the lowest validation loss of each run. They go to
+The results contain the lowest validation loss of each run, in bits per byte. They go to
 benchmarks/results/vocabularies.json.
 """
 
@@ -39,12 +40,12 @@ TINY = PRESETS["tiny"].config
 
 
 def count_parameters(model: GPTConfig) -> int:
-    """The number of parameters of a model."""
+    """Return the number of parameters of a model."""
     return sum(parameter.numel() for parameter in build(model).parameters())
 
 
 def plan_run(kind: str, same: str) -> RunConfig:
-    """Plan a run with this tokenizer and a model of the same body or the same size as `tiny`."""
+    """Plan a run with the tokenizer `kind`; the model has the same body or size as `tiny`."""
     assert isinstance(TINY.model, GPTConfig)
     corpus = corpora.load_corpus(TINY.data)
     vocab_size = get_tokenizer(kind, corpus, TINY.val_fraction, no_progress).vocab_size
@@ -62,7 +63,7 @@ def plan_run(kind: str, same: str) -> RunConfig:
 
 
 def train_run(device: str, run: tuple[str, str, int]) -> dict[str, Any]:
-    """Train one run, given as (tokenizer, "body" or "size", seed); returns the result."""
+    """Train one run, given as (tokenizer, "body" or "size", seed), and return the result."""
     kind, same, seed = run
     config = plan_run(kind, same)
     with tempfile.TemporaryDirectory() as directory:

@@ -1,10 +1,11 @@
 """Write the generated parts of README.md and docs/ from the files in benchmarks/results.
 
     python benchmarks/write_numbers.py           # write
-    python benchmarks/write_numbers.py --check   # only list the pages that differ; if any, exit 1
+    python benchmarks/write_numbers.py --check   # list the pages that differ; exit 1 if any differ
 
-A generated part of a page stands between `<!-- results: NAME -->` and `<!-- end -->`. The function
-NAME of this module returns this part. tests/test_numbers.py compares all pages with the results.
+A generated part of a page is the text between `<!-- results: NAME -->` and `<!-- end -->`. The
+function NAME of this module returns this text. tests/test_numbers.py checks that all pages
+agree with the results.
 """
 
 import argparse
@@ -46,7 +47,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PART = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 VOCABULARY = 65
-"""Characters of Tiny Shakespeare."""
+"""The number of different characters in Tiny Shakespeare."""
 GPT2 = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50_304, bias=False)
 HEART = {
     "models/bigram.py": "the baseline: predict a character from the one before it",
@@ -96,7 +97,7 @@ def read_markdown(name: str) -> str:
 
 
 def build_preset(name: str) -> Model:
-    """Build the model of a preset for Tiny Shakespeare, with weights that take no memory."""
+    """Build the model of a preset on the meta device, with the vocabulary of Tiny Shakespeare."""
     with torch.device("meta"):
         return build(replace(PRESETS[name].config.model, vocab_size=VOCABULARY))
 
@@ -160,7 +161,7 @@ def first_run() -> str:
 
 
 def heart() -> str:
-    """The eight core files and their numbers of lines."""
+    """The table of the eight core files and their numbers of lines."""
     lines = {file: len((ROOT / "nanogpt" / file).read_text("utf-8").splitlines()) for file in HEART}
     rows = [
         [f"[nanogpt/{file}](nanogpt/{file})", str(lines[file]), topic]
@@ -217,7 +218,7 @@ def bigram() -> str:
 
 
 def describe_preset(name: str) -> list[str]:
-    """The row of a preset: its model, its size, its training length, its purpose."""
+    """The row of a preset in the table of preset_list()."""
     config, model = PRESETS[name].config, PRESETS[name].config.model
     if isinstance(model, BigramConfig):
         shape = f"a table, {VOCABULARY} × {VOCABULARY}"

@@ -2,15 +2,16 @@
 # # 15. Encoder, decoder, cross-attention
 #
 # The Transformer of 2017 was made for translation. It had two halves: an encoder, which reads the
-# source, and a decoder, which writes the output. A GPT is a decoder without an encoder. This lesson
-# builds the encoder and the *cross-attention* between the halves, and compares both kinds of model.
+# source, and a decoder, which writes the output. A GPT is a decoder without an encoder, and so
+# without the *cross-attention* between the two. This lesson builds such an *encoder-decoder*, and
+# compares it with a GPT, a *decoder-only* model.
 #
 # **Before this lesson:** [lesson 4](04_attention.md) (queries, keys, values, the mask),
 # [lesson 8](08_norm.md) (layer norm) and [lesson 10](10_training.md) (the training loop).
 #
-# **You will see:** both models learn to reverse words of 8 letters. At step 40, no test word is
-# correct; at step 80, all are. Each decoder position gives more than 90% of its cross-attention to
-# one letter: the letter that it has to write next.
+# **You will see:** an encoder-decoder and a GPT that learn to reverse words of 8 letters. At step
+# 40, no test word is correct; at step 80, all are. Each decoder position gives more than 90% of its
+# cross-attention to one letter: the letter that it has to write next.
 
 # %%
 import math
@@ -50,16 +51,15 @@ arrow(axes, (19, 20), (29, 20), color=ACCENT, style="--")
 write(axes, 24, 21.5, "keys, values", 8, ACCENT)
 for x, y in ((38, 28), (62, 20)):
     arrow(axes, (x, y + 2.2), (x, y + 5.3))
-    write(axes, x, y + 6.5, "b", bold=True)
+    write(axes, x, y + 6.5, "next letter: b")
 for x, text in ((10, "source: a b c"), (38, "output so far: | c"), (62, "a b c | c")):
     write(axes, x, 4.5, text)
 show("models")
 
 # %% [markdown]
 # The picture leaves out embeddings, residual connections, norms and the output layer; all models
-# have them. In the paper, encoder and decoder have 6 Transformer blocks each. All 6 blocks of the
-# decoder read the result of the *last* block of the encoder. A GPT does the same job with one
-# sequence: source, `|`, output.
+# have them. In the paper, each half has 6 Transformer blocks; all 6 of the decoder read the result
+# of the *last* one of the encoder. A GPT does the job with one sequence: source, `|`, output.
 #
 # ## Cross-attention
 #
@@ -78,9 +78,9 @@ result = weights @ value(encoded)  # (3, 5) @ (5, C) -> (3, C)
 print(weights.detach())
 
 # %% [markdown]
-# As in lesson 4, each row sums to 1. `result` has one vector for each decoder position. The module
-# below is self-attention if `source` is `x`, and cross-attention if `source` is the result of the
-# encoder. It has one head, and stores its attention weights for a later picture.
+# As in lesson 4, each row sums to 1. (The layers are not trained, so the weights mean nothing yet.)
+# The module below is self-attention if `source` is `x`, and cross-attention if `source` is the
+# result of the encoder. It has one head, and stores its attention weights for a later picture.
 
 
 # %%
@@ -94,7 +94,7 @@ class Attention(nn.Module):
         q, k, v = self.query(x), self.key(source), self.value(source)  # (B, length, C) each
         scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # (B, length of x, of source)
         if is_causal:
-            is_later = torch.ones(scores.shape[1:], dtype=torch.bool).triu(diagonal=1)  # (T, T)
+            is_later = torch.ones_like(scores, dtype=torch.bool).triu(diagonal=1)  # same shape
             scores = scores.masked_fill(is_later, -math.inf)
         weights = scores.softmax(dim=-1)  # (B, length of x, length of source)
         self.weights = weights.detach()
@@ -111,15 +111,15 @@ class Attention(nn.Module):
 # | decoder, cross-attention | decoder | encoder | none | output × source |
 #
 # Only the self-attention of the decoder is causal: the decoder must not see its targets. The source
-# contains no targets, so the other two need no mask.
+# contains no targets, so the other two need no mask. In a GPT, the mask applies to the source, too:
+# its letters do not see the letters after them. The output positions still see the whole source.
 #
 # ## The task: reverse a word
 #
 # A word has 8 random letters from a to j. There are $10^8$ words, and the training shows only
 # 12,800 of them, so memorising does not help. The input of the decoder starts with the token `|`.
 # In training, the rest of this input is the *correct* output, shifted by one. This is *teacher
-# forcing*: the model learns each letter from the correct letters before it, at all positions in
-# parallel.
+# forcing*: at all positions in parallel, the model learns what follows the correct letters.
 
 # %%
 alphabet, START, LENGTH = "abcdefghij|", 10, 8
@@ -143,7 +143,7 @@ for name, tokens in zip(("source", "inputs", "targets"), get_words(1), strict=Tr
 #
 # One class serves for all Transformer blocks: of an encoder, of a decoder, and of a GPT. `Model`
 # has the parts that both models need. As in lesson 8, the norms stand before the layers, and one
-# more norm ends the encoder and the decoder. In the paper, the norms stand after the layers.
+# more norm ends the encoder and the decoder. (In the paper, they stand after the layers.)
 
 
 # %%
@@ -153,16 +153,16 @@ class Block(nn.Module):
         self.is_causal = is_causal
         self.norm1, self.attention = nn.LayerNorm(C), Attention(C)
         if has_cross_attention:
-            self.norm2, self.cross_attention = nn.LayerNorm(C), Attention(C)
-        self.norm3 = nn.LayerNorm(C)
+            self.norm_cross, self.cross_attention = nn.LayerNorm(C), Attention(C)
+        self.norm2 = nn.LayerNorm(C)
         self.feed_forward = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
 
     def forward(self, x, encoded=None):
-        y = self.norm1(x)
-        x = x + self.attention(y, y, self.is_causal)
-        if encoded is not None:
-            x = x + self.cross_attention(self.norm2(x), encoded)
-        return x + self.feed_forward(self.norm3(x))
+        y = self.norm1(x)  # (B, T, C)
+        x = x + self.attention(y, y, self.is_causal)  # self-attention: `source` is y, too
+        if encoded is not None:  # cross-attention: `source` is the result of the encoder
+            x = x + self.cross_attention(self.norm_cross(x), encoded)  # (B, T, C)
+        return x + self.feed_forward(self.norm2(x))  # (B, T, C)
 
 
 class Model(nn.Module):
@@ -172,7 +172,7 @@ class Model(nn.Module):
         self.position_embedding = nn.Embedding(2 * LENGTH, C)
         self.norm, self.output = nn.LayerNorm(C), nn.Linear(C, V)
 
-    def embed(self, tokens):
+    def embed(self, tokens):  # (B, T) -> (B, T, C)
         return self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
 
 
@@ -199,11 +199,11 @@ class DecoderOnly(Model):
 
 
 # %% [markdown]
-# In the encoder-decoder, source and output share the two embedding tables. The decoder-only model
-# also computes logits at the source, but nobody can predict random letters. So `[:, LENGTH:]` keeps
-# only the logits of the output, and only these count in the loss. With 32 and 34 channels, both
-# models have about 30,000 parameters and two Transformer blocks. We test on 500 words. The
-# model chooses the token with the largest logit; a word is correct if all 8 letters are.
+# The decoder-only model also computes logits at the source, but nobody can predict random letters.
+# So, unlike in all lessons before, only the logits of the output count in the loss; `[:, LENGTH:]`
+# keeps these. With 32 and 34 channels, both models have about 30,000 parameters and two Transformer
+# blocks. We test on 500 words. The model chooses the token with the largest logit; a word is
+# correct if all 8 letters are. In this test, too, the model reads the correct letters so far.
 
 
 # %%
@@ -232,16 +232,15 @@ def fit(model):
 torch.manual_seed(1)
 models = {"encoder-decoder": EncoderDecoder(), "decoder-only": DecoderOnly()}
 curves = {name: fit(model) for name, model in models.items()}
-for name, model in models.items():
-    count = sum(weight.numel() for weight in model.parameters())
-    print(f"{name}, {count:,} parameters: correct words after 10, 20, 30, … steps, in %")
-    print(" ".join(f"{share:.0f}" for share in curves[name]))
+print("correct words (%) at step", *(f"{step:5}" for step in range(10, 101, 10)))
+for name, curve in curves.items():
+    print(f"{name:25}", *(f"{share:5.1f}" for share in curve[:10]))
 
 # %% [markdown]
-# Both models solve the task. The encoder-decoder is ahead at step 60; from step 80 on, both models
-# have all words right. In use, nobody gives the model the correct letters: it reads the letters
-# that it has generated itself. The function below runs the encoder for every letter, to stay short;
-# once is enough, because the source does not change.
+# Both models solve the task: up to step 40, no word is correct, and from step 80 on, all are. (One
+# training of each cannot show which model learns faster.) In use, nobody gives the model the
+# correct letters: it reads the letters that it has generated itself. (The function below runs the
+# encoder for every letter. Once is enough, because the source does not change.)
 
 
 # %%
@@ -272,7 +271,7 @@ for name, model in models.items():
 for model in models.values():
     model(source, inputs)  # stores the attention weights
 cross = models["encoder-decoder"].decoder.cross_attention.weights.mean(dim=0)  # (8, 8)
-gpt = models["decoder-only"].blocks[1].attention.weights.mean(dim=0)[LENGTH:]  # (8, 16)
+gpt = models["decoder-only"].blocks[0].attention.weights.mean(dim=0)[LENGTH:]  # (8, 16)
 _, panels = plt.subplots(1, 2, figsize=(7, 3), width_ratios=(1, 2))
 for axes, weights in zip(panels, (cross, gpt), strict=True):
     names = "12345678|1234567"[: weights.shape[1]]
@@ -285,52 +284,56 @@ for axes, weights in zip(panels, (cross, gpt), strict=True):
         color = "white" if weight > 0.5 else "black"
         write(axes, 7 - row, row, f"{100 * weight:.0f}", 8, color)
 panels[0].set(title="cross-attention", xlabel="position in the source", ylabel="output position t")
-panels[1].set(title="decoder-only, last Transformer block", xlabel="source, then output so far")
-panels[1].axvline(7.5, color="black")
+panels[1].set(title="decoder-only", xlabel="source, then | and output so far")
 write(panels[1], 15.2, 0.8, "numbers: weight of letter 9 − t (%)", 8, "black", "right")
 show("map")
 
 # %% [markdown]
 # A cell is darker if its attention weight, a mean over 500 words, is larger. The output is the
-# reverse, so position $t$ needs letter $9 - t$ of the source. Training found this rule: the query
-# depends on the position embedding of $t$, each key on that of its position, and both match at
-# $9 - t$. In the decoder-only model, the source is a part of the sequence, so the causal
-# self-attention learned the rule: letter $9 - t$ gets more than half of the attention.
+# reverse, so position $t$ needs letter $9 - t$ of the source. In each of the 500 words, this letter
+# gets more than 70% of the cross-attention. So the rule uses the positions, not the letters: the
+# trained matrices match position embedding $t$ in the query with $9 - t$ in the key.
 #
-# ## Only an encoder: BERT
-#
-# An encoder without a decoder is useful, too. BERT (Devlin et al. 2018,
-# [arXiv:1810.04805](https://arxiv.org/abs/1810.04805)) hides some tokens of a text and predicts
-# them from both sides (exercise 2). It does not generate text; its vectors serve for search and
-# classification.
+# In the decoder-only model, the source is a part of the sequence, so the causal self-attention
+# learned the rule. The picture shows the first Transformer block, where letter $9 - t$ gets more
+# than 90%; in the second, it gets more than half. The output so far gets almost nothing.
 #
 # ## Which model for which task
 #
 # - **Encoder-decoder**: a complete source, then an output, as in translation and summaries. An
 #   example is T5 (Raffel et al. 2019, [arXiv:1910.10683](https://arxiv.org/abs/1910.10683)).
-# - **Encoder-only**: a vector or a label for a complete text, as with BERT.
-# - **Decoder-only**: any text that continues. Liu et al. 2018
+# - **Encoder-only**: a vector or a label for a complete text. BERT (Devlin et al. 2018,
+#   [arXiv:1810.04805](https://arxiv.org/abs/1810.04805)) hides some tokens and predicts them from
+#   both sides (exercise 2). After more training, its vectors serve for search (similar texts get
+#   similar vectors) and classification (a linear layer turns a vector into a class).
+# - **Decoder-only**: text to be continued: a story, a program, a conversation. Liu et al. 2018
 #   ([arXiv:1801.10198](https://arxiv.org/abs/1801.10198)) dropped the encoder and wrote source and
 #   output as one sequence; the first GPT (Radford et al. 2018) followed.
 #
-# Neither kind is always better: on the tasks of Raffel et al., the encoder-decoder was the best.
-# But one sequence is simpler. A text needs no division into source and output, and every token of
-# it can be a target. In a conversation, each answer becomes part of the next prompt, and its keys
-# and values stay in the cache (lesson 11). An encoder would have to read the longer source again.
+# No kind is best for everything. The encoder-decoder won the comparison of Raffel et al., with
+# fine-tuning; for the same computation, it had twice the parameters. Decoder-only models won that
+# of Wang et al. 2022 ([arXiv:2204.05832](https://arxiv.org/abs/2204.05832)), without fine-tuning.
+# One sequence is also simpler: every token of a text can be a target. And in a conversation, each
+# answer becomes part of the next prompt, and its keys and values stay in the cache (lesson 11). An
+# encoder would have to read it all again: without a mask, new tokens change all older vectors.
 
 # %% tags=["test"]
 from lesson import FAST  # noqa: E402
 
 if not FAST:
     assert all(curve[3] < 1 and curve[7] > 99 and curve[-1] == 100 for curve in curves.values())
-    assert curves["encoder-decoder"][5] > curves["decoder-only"][5]
     assert STEPS * 64 == 12_800
     assert cross.flip(1).diagonal().min() > 0.9
-    assert gpt[:, :LENGTH].flip(1).diagonal().min() > 0.5
+    each_word = models["encoder-decoder"].decoder.cross_attention.weights.flip(2)
+    assert each_word.diagonal(dim1=1, dim2=2).min() > 0.7
+    last = models["decoder-only"].blocks[1].attention.weights.mean(dim=0)[LENGTH:]
+    for weights, least in ((gpt, 0.9), (last, 0.5)):
+        assert weights[:, :LENGTH].flip(1).diagonal().min() > least
+    assert gpt[:, LENGTH:].sum(dim=1).max() < 0.05
 assert all(29_500 < sum(w.numel() for w in m.parameters()) < 31_500 for m in models.values())
 for model in models.values():  # with teacher forcing and without
-    forced = is_correct(model, source, inputs, targets)
-    assert (forced == (generate(model, source) == targets).all(dim=1)).all()
+    free = (generate(model, source) == targets).all(dim=1)
+    assert is_correct(model, source, inputs, targets).equal(free)
 layer, x, encoded = Attention(8), torch.randn(1, 3, 8), torch.randn(1, 5, 8)
 assert layer(encoded, x).shape == (1, 5, 8)  # mistake 2
 assert not torch.allclose(layer(x, encoded), layer(x, F.pad(encoded, (0, 0, 0, 2))))  # mistake 3
@@ -341,28 +344,28 @@ assert not torch.allclose(layer(x, encoded), layer(x, F.pad(encoded, (0, 0, 0, 2
 # - Cross-attention: queries from the decoder, keys and values from the encoder.
 # - Only the self-attention of the decoder has a causal mask.
 # - Teacher forcing: in training, the decoder reads the correct output, shifted by one.
-# - A GPT solves the same task with source and output in one sequence.
 #
 # ## Three common mistakes
 #
-# 1. **The decoder input is not shifted.** The model then only copies its input. Symptom: the
+# 1. **The decoder input is not shifted.** The model then only copies its input. *Symptom:* the
 #    training loss is almost 0, but the generated words are wrong. Remedy: begin with `|`.
-# 2. **Source and decoder swapped in the cross-attention.** Symptom: the result has the length of
-#    the source; with equal lengths there is no error. Remedy: test with two lengths.
-# 3. **No mask for padding.** A batch pads short sources to the longest one. Symptom: the result
+# 2. **Source and decoder swapped in the cross-attention.** Keys and values now come from the
+#    decoder, without a mask, and show the targets. *Symptom:* the loss falls, but generation stops
+#    with an error, because the lengths differ. Remedy: test with two lengths.
+# 3. **No mask for padding.** A batch pads short sources to the longest one. *Symptom:* the result
 #    changes with the padding. Remedy: set the scores of padded positions to $-\infty$.
 #
 # ## Exercises
 #
 # 1. Copy the weights of an `Attention(8)` into `nn.MultiheadAttention(8, 1, batch_first=True)` and
 #    compare the results for 3 and 5 positions. Its `in_proj_weight` holds query, key and value.
-# 2. A palindrome such as `abcddcba` reads the same from both ends. Hide one of its first 4 letters,
-#    as BERT does. Train the blocks of `DecoderOnly` to find it, without and with the causal mask.
+# 2. A palindrome such as `abcddcba` reads the same from both ends. Replace one of its first 4
+#    letters by `|`, as BERT does. Train `DecoderOnly` to find it, without and with the causal mask:
+#    use its `embed`, `blocks`, `norm` and `output`, and the logits at the hidden position.
 # 3. Give the encoder a causal mask. Does the model still learn to reverse? Explain the result.
 
 # %% tags=["solution"]
 if SOLUTIONS:
-    # 1. The three matrices are stacked. The projection is called out_proj.
     mine, theirs = Attention(8), nn.MultiheadAttention(8, num_heads=1, batch_first=True)
     x, source = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
     layers = mine.query, mine.key, mine.value
@@ -371,7 +374,6 @@ if SOLUTIONS:
     theirs.out_proj.load_state_dict(mine.projection.state_dict())
     torch.testing.assert_close(mine(x, source), theirs(x, source, source)[0])
     print("1. the results are equal")
-    # 2. The other copy of the letter is on the right. With the causal mask, a model can only guess.
     for is_causal in (False, True):
         model = DecoderOnly()
         model.blocks[0].is_causal = model.blocks[1].is_causal = is_causal
@@ -389,11 +391,10 @@ if SOLUTIONS:
             optimizer.step()
         share = (logits.argmax(dim=-1) == answers).float().mean()
         print(f"2. causal: {is_causal}, {share:.0%} found")
-        if STEPS == 200:  # not in a quick test
-            assert share < 0.25 if is_causal else share > 0.95
-    # 3. Yes. To reverse, an encoder vector needs only its own letter and its own position.
+        assert STEPS < 200 or (share < 0.25 if is_causal else share > 0.95)
+    print("   The copy of the letter is on the right: with the mask, a model can only guess.")
     model = EncoderDecoder()
     model.encoder.is_causal = True
     share = fit(model)[-1]
-    print(f"3. {share:.0f}% of the words correct")
+    print(f"3. {share:.0f}% correct: an encoder vector needs only its own letter and position")
     assert STEPS < 200 or share > 99

@@ -51,8 +51,8 @@ def draw_branch(axes: Axes, y: float, name: str, explanation: str) -> None:
 
 def draw_model(text: str, tokens: list[int], target: str, C: int, V: int) -> None:
     """Draw the model with a text, its tokens, and `target`, the character after the text."""
-    axes, T, visible = diagram(78, 86), len(text), (text + target).replace(" ", "␣")
-    axes.set_ylim(2.5, 88.5)
+    axes, T, visible = diagram(78, 89), len(text), (text + target).replace(" ", "␣")
+    axes.set_ylim(-0.5, 88.5)
     left, right = STREAM - 1.5 * T, STREAM + 1.5 * T + 1
     write(axes, 2, 86, "shape", 9, MUTED, "left")
     write(axes, 12, 86, "here", 9, MUTED, "left")
@@ -89,14 +89,11 @@ def draw_model(text: str, tokens: list[int], target: str, C: int, V: int) -> Non
     box(axes, STREAM, 22.5, "output", 17, 4)
     arrow(axes, (STREAM, 20.5), (STREAM, 15.5), "logits: a score for each possible next character")
     box(axes, STREAM, 13.5, "softmax", 17, 4)
-    arrow(
-        axes,
-        (STREAM, 11.5),
-        (STREAM, 6.5),
-        "probabilities; the loss compares them with the targets",
-    )
-    cells(axes, left, 6, [list(visible[1:])], 3, 3)
-    write(axes, right, 4.5, "targets: the next characters", align="left")
+    arrow(axes, (STREAM, 11.5), (STREAM, 8.2), "probabilities")
+    write(axes, STREAM, 7.2, "loss: compares the two", bold=True)
+    arrow(axes, (STREAM, 3.2), (STREAM, 6.2))
+    cells(axes, left, 3, [list(visible[1:])], 3, 3)
+    write(axes, right, 1.5, "targets: the next characters", align="left")
     axes.plot([29.5, 27, 27], [76.5, 76.5, 22.5], "--", color=MUTED, linewidth=1.3)
     arrow(axes, (27, 22.5), (29.5, 22.5), color=MUTED)
     write(axes, 26, 42, "tied: the\nsame weights", 8, MUTED, "right")
@@ -140,7 +137,7 @@ def draw_old_and_new() -> None:
     ]
     old_boxes += ["feed-forward: GELU", "layer norm", "output = token embedding"]
     new_boxes = ["token embedding", "look-back, RMSNorm", "RMSNorm", "attention: QK-norm, rotary"]
-    new_boxes += ["RMSNorm", "feed-forward: ReLU²", "RMSNorm", "separate output", "soft cap"]
+    new_boxes += ["RMSNorm", "feed-forward: ReLU²", "RMSNorm", "untied output", "soft cap"]
     for x, title, names in ((19, "GPT-2", old_boxes), (55, "modern", new_boxes)):
         axes.add_patch(
             plt.Rectangle((x - 17, 15.2), 32, 30.4, fill=False, edgecolor=MUTED, ls="--")

@@ -44,7 +44,7 @@ class GenerationConfig(Sampling):
     """Divides the logits. A value below 1 makes the text more predictable; a value above 1 makes it
     more varied; 0 always selects the most likely token."""
     cuda_graph: bool = True
-    """On a CUDA device, capture a decoding step as a CUDA graph and replay it, which is faster."""
+    """Generate faster on a CUDA device: capture a decoding step as a CUDA graph and replay it."""
 
     def __post_init__(self) -> None:
         """Raise UserError if a field has an invalid value; the message names the field."""
@@ -59,7 +59,10 @@ class GenerationConfig(Sampling):
 
 
 class GenerationOptions(TypedDict, total=False):
-    """The fields of GenerationConfig except `samples`, as keyword arguments. A test checks this."""
+    """The fields of GenerationConfig except `samples`, as keyword arguments.
+
+    A test compares the fields of both classes.
+    """
 
     repetition_penalty: float
     temperature: float
@@ -92,7 +95,7 @@ def load(
 
 
 def count_text_bytes(model: Model) -> int:
-    """Return the minimum bytes of host memory that each text needs while it is generated."""
+    """Return the minimum bytes of host memory that the generation of each text needs."""
     config, weight = model.config, next(model.parameters())
     if weight.device.type != "cpu":
         return GENERATOR_BYTES
@@ -106,7 +109,7 @@ def count_text_bytes(model: Model) -> int:
 class Completions:
     """The completions of several prompts, generated together.
 
-    Iterating yields (index, text): the index of a completion, and its newly generated text. The
+    Iteration yields (index, text): the index of a completion, and its newly generated text. The
     completions are in the order of the prompts; the samples of one prompt are adjacent.
     """
 

@@ -1,4 +1,4 @@
-"""Turns tokens into batches: two splits, blocks of fixed length, and the order of the blocks.
+"""Turns tokens into batches: makes two splits, cuts blocks of fixed length, and orders them.
 
 The targets are the inputs shifted by one: at each position, the model predicts the next token.
 
@@ -35,7 +35,7 @@ class Split:
         if isinstance(tokens, Tokens):
             self.bytes_per_token = tokens.bytes / max(1, len(tokens.ids))
             self.lost = tokens.lost_bytes / max(1, tokens.bytes)
-            # torch has few operations on unsigned integers, so use signed; to_int64() undoes this.
+            # View as signed, because torch has few unsigned operations. to_int64() converts back.
             tokens = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
         fits = tokens.nbytes < free_token_memory(self.device)
         self.tokens = tokens.to(device) if fits else tokens

@@ -55,7 +55,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def is_denied(error: OSError) -> bool:
-    """Return whether this user lacks a permission, or the file system is read-only."""
+    """Return whether the cause of an error is a missing permission or a read-only file system."""
     return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -96,7 +96,7 @@ def _quote_bytes(word: str) -> str:
 def escape_control(text: str) -> str:
     """Make control characters readable, except line breaks and tabs: ESC becomes \\x1b.
 
-    A terminal would obey control characters, for example clear the screen. The function also
+    A terminal would obey control characters: some of them clear the screen. The function also
     escapes other line separators. Unpaired surrogates stand for bytes that are not UTF-8; they are
     escaped, too.
     """

@@ -1,4 +1,4 @@
-"""Computes the loss of a model over a whole split. The whole package evaluates models this way.
+"""Computes the loss of a model over a whole split. All evaluations use this module.
 
 An evaluation uses non-overlapping windows of block_size tokens, averages over all positions, and
 runs in float32 without dropout. So the loss depends only on the model and the text.

@@ -26,7 +26,7 @@ class OptimConfig:
     schedule: Literal["cosine", "linear"] = "cosine"
     """Shape of the learning-rate decay after the warm-up."""
     cooldown: float = 1.0
-    """A linear schedule decays only at its end: in this fraction of the steps after the warm-up."""
+    """A linear schedule decays in this last fraction of the steps after the warm-up."""
     min_lr: float = 1e-4
     """Learning rate at the end of the schedule and after it. For Muon, it is multiplied by
     muon_lr / lr."""
@@ -69,7 +69,7 @@ class OptimConfig:
 class Adam:
     """Adam, or AdamW if weight_decay is not 0. A step moves each weight by about the learning rate.
 
-    m = β₁m + (1 - β₁)g and v = β₂v + (1 - β₂)g² are running means of the gradient g and its square.
+    m = β₁m + (1 - β₁)g and v = β₂v + (1 - β₂)g² are running means of the gradient g and of g².
     weights -= rate · m̂ / (√v̂ + ε), where m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) after t steps
     (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1). AdamW also subtracts rate · decay ·
     weights from matrices and tables (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2).
@@ -149,7 +149,7 @@ def build_optimizers(
     others = {name: p for name, p in named.items() if name not in matrices}
     adam = [Adam(others, betas)] if others else []
     muon = Muon(matrices, config.momentum, config.weight_decay, precision, stacked)
-    return [*adam, muon] if matrices else [*adam]  # a group is empty if all of it is frozen
+    return [*adam, muon] if matrices else [*adam]  # Muon needs a matrix
 
 
 def get_learning_rate(step: int, steps: int, config: OptimConfig) -> float:
@@ -187,7 +187,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 def get_ema_decay(step: int, config: OptimConfig) -> float:
     """Return the decay of the weight average in a step.
 
-    The average covers about the last 1 / (1 - ema) steps; at first, a ninth of the steps so far.
+    The average covers about the last ninth of the steps, but at most 1 / (1 - ema) steps.
     """
     return min(config.ema, (1 + step) / (10 + step))
 

@@ -145,7 +145,7 @@ def _measure(run: Run, check: FiniteCheck, is_evaluation: bool, start: float) ->
 
 
 def reason_to_stop(journal: Journal, settings: TrainConfig) -> str | None:
-    """Return why training ends after the latest evaluation, or None if training continues."""
+    """Return why training ends after the latest evaluation; return None if training continues."""
     last, best = journal.records[-1], journal.best
     assert best is not None
     target, patience = settings.stop_at_val_loss, settings.patience

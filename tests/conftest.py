@@ -30,13 +30,14 @@ from tests.texts import LANGUAGES
 settings.register_profile("nanogpt", deadline=None)  # no time limit, because a machine may be slow
 settings.load_profile("nanogpt")
 
-# A shell ignores SIGINT for background jobs, and nohup ignores SIGHUP; processes inherit this.
+# SIGINT is ignored in a background job of a shell, and SIGHUP is ignored under nohup. Handle both
+# again, because the processes that tests start inherit ignored signals.
 for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
     number = getattr(signal, name, None)  # Windows has no SIGHUP
     if number is not None and signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: each uses one thread
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core, with one thread each
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for processes that tests start
 
@@ -190,13 +191,13 @@ def config(text_file: Path) -> RunConfig:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for the run that the first test with the fixture `run` trains."""
+    """A directory for a copy of the run that the fixture `run` trains only once."""
     return tmp_path_factory.mktemp("trained")
 
 
 @pytest.fixture
 def run(nanogpt: Callable[..., Answer], small: list[str], text_file: Path, trained: Path) -> Path:
-    """The directory of a run that `nanogpt train` has trained, here or in an earlier test."""
+    """The directory of a run; the first test trains this run, and later tests get a copy."""
     template, recorded = trained / "mine", trained / "path of the text"
     if not template.exists():
         status, _, err = nanogpt("train", "--data", text_file, "--out", "mine", *small)

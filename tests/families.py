@@ -1,4 +1,4 @@
-"""A small tokenizer of the library `tokenizers` for each family and decoder in use."""
+"""Small tokenizers of the library `tokenizers`, one for each common family and decoder."""
 
 import tokenizers as library
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -101,7 +101,10 @@ def ctc() -> library.Tokenizer:
 
 
 def replacing_words() -> library.Tokenizer:
-    """A tokenizer whose decoder can change earlier text when later tokens complete a word."""
+    """A tokenizer whose decoder replaces matches of a regular expression.
+
+    A match can span several tokens, so a later token can change earlier text.
+    """
     tokenizer = llama()
     replace = decoders.Replace(Regex("to+ b"), "2 b")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), replace])
@@ -109,7 +112,7 @@ def replacing_words() -> library.Tokenizer:
 
 
 def replacing_a_phrase() -> library.Tokenizer:
-    """As above, but the decoder looks for a string, not for a regular expression."""
+    """Like replacing_words(), but the decoder replaces a fixed string."""
     tokenizer = llama()
     replace = decoders.Replace("to b", "2 b")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), replace])

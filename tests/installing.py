@@ -12,7 +12,7 @@ PROJECT = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").rea
 
 
 def assert_installs(message: str, module: str) -> None:
-    """Assert that each pip command in a message installs `module` in the version that is here."""
+    """Assert that each pip command in a message allows the installed version of `module`."""
     commands = re.findall(r"pip install ((?:-e )?[^\s`,]+)", message)
     assert commands, message
     for command in commands:

@@ -1,4 +1,4 @@
-"""A mark for some values of a parametrized test."""
+"""A mark for single values of a parametrized test."""
 
 from typing import Any
 
@@ -6,5 +6,5 @@ import pytest
 
 
 def slow(value: object) -> Any:
-    """A value that is tested only with `-m slow`."""
+    """Mark a value of a parametrized test, so that it is tested only with `-m slow`."""
     return pytest.param(value, marks=pytest.mark.slow)

@@ -30,7 +30,7 @@ needs_links = pytest.mark.skipif(not _can_link(), reason="this user may not crea
 
 def peak_memory() -> int:
     """Return the peak memory of this process so far, in bytes. Skip the test on Windows."""
-    if sys.platform == "linux":  # here, getrusage() includes the memory of the parent process
+    if sys.platform == "linux":  # getrusage() would include the memory of the parent
         status = Path("/proc/self/status").read_text()
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
     resource = pytest.importorskip("resource")
@@ -40,7 +40,7 @@ def peak_memory() -> int:
 
 @contextmanager
 def without_privileges() -> Iterator[None]:
-    """Within this context, root obeys the permissions of files, as all other users do."""
+    """Within this context, file permissions apply to root as to all other users."""
     if os.geteuid() != 0:
         yield
         return

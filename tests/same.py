@@ -1,4 +1,4 @@
-"""A helper that compares two runs bit for bit."""
+"""Helpers that compare two runs bit for bit."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files without permission: every command works, or one line names the path and what to do."""
+"""If permissions are missing, a command works, or its error names the path and what to do."""
 
 import os
 import re
@@ -48,7 +48,7 @@ READERS = [
     "data *.txt",
     "data **/w*.txt",
 ]
-"""Commands that read the run and the text, and write nothing beside them."""
+"""Commands that read the run and the text, and write no file in the directory `theirs`."""
 WRITERS = [
     "train --data words.txt",
     "train --data words.txt --out new",
@@ -59,7 +59,7 @@ WRITERS = [
     "data words.txt --save copy.txt",
     "study ladder --data words.txt --steps 1 --out runs/ladder",
 ]
-"""Commands that write where this user may not write."""
+"""Commands that write in the directory `theirs`."""
 DENIED = r"nanogpt: cannot (access|write|write in) \S+: Permission denied; [^\n]+\n"
 
 
@@ -78,7 +78,7 @@ def theirs(
 
 
 def run_all(nanogpt: Command, commands: list[str], flags: list[str]) -> dict[str, Answer]:
-    """Run commands and return their answers, without the measured times in them."""
+    """Run commands and return their answers, without the output that has measured times."""
     answers = {}
     for command in commands:
         is_new_run = command.startswith("train") and "--resume" not in command
@@ -91,7 +91,7 @@ def run_all(nanogpt: Command, commands: list[str], flags: list[str]) -> dict[str
 def forbidden(home: Path, name: str, mode: int) -> Iterator[None]:
     """Within this context, this user has only the permissions `mode` for home/name.
 
-    If this user is root, all files belong to another user, and root has no privileges.
+    If this user is root, all files are given to another user, and root loses its privileges.
     """
     if os.geteuid() == 0:
         for path in (home, *home.rglob("*")):

@@ -63,7 +63,8 @@ def test_a_batch_depends_on_the_seed_and_the_number_of_earlier_blocks(name: Orde
         assert again.starts(4 * step, 4).tolist() == in_order[step]
     for other in (BatchOrder(name, 1000, 8, seed=6), BatchOrder(name, 1000, 8, seed=4)):
         batches = [other.starts(4 * step, 4).tolist() for step in range(100)]
-        assert not any(batch in in_order for batch in batches)  # not even at another step
+        # Two seeds have no batch in common, not even at different steps.
+        assert not any(batch in in_order for batch in batches)
 
 
 def test_random_blocks_start_anywhere_with_equal_probability() -> None:

@@ -101,7 +101,7 @@ used = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_tex
 resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), -1))
 main(sys.argv[1:])
 """
-"""A program that runs a command, in which the system grants only 400 MiB more memory."""
+"""A program that runs a command; after its imports, it can use only 400 MiB more memory."""
 
 
 SMALL_RUN = [
@@ -111,10 +111,13 @@ SMALL_RUN = [
 
 
 def run_with_little_memory(*arguments: str) -> str:
-    """Run a command; return its error with the memory in docs/errors.md, or "" if it succeeds."""
+    """Run a command with little memory; return its error, or "" if it succeeds.
+
+    In the returned error, the amount of memory is the amount in docs/errors.md.
+    """
     command = [sys.executable, "-c", WITH_LITTLE_MEMORY, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
-    error = re.sub("nanogpt: loss.png is not drawn: .*\n", "", done.stderr)  # it is only a note
+    error = re.sub("nanogpt: loss.png is not drawn: .*\n", "", done.stderr)  # a note, not an error
     assert done.returncode == bool(error), error
     memory = r"(?<=out of memory: )[\d.]+ \w+"
     return re.sub(memory, "372.53 GiB", error).removeprefix("nanogpt: ").strip()
@@ -134,7 +137,7 @@ def test_the_error_of_a_too_large_model_is_on_the_page(text_file: Path) -> None:
 @linux_only
 @pytest.mark.slow
 def test_smaller_parts_of_a_batch_need_less_memory(text_file: Path) -> None:
-    """The command that the error shows is repeated until the parts are small enough."""
+    """Run the command that each error shows, until the parts are small enough."""
     sizes = "--model.block-size", "256", "--model.n-embd", "64", "--train.batch-size", "128"
     command, tries = [*SMALL_RUN, "--data", str(text_file), "--out", "mine", *sizes], 0
     while error := run_with_little_memory(*command):

@@ -30,7 +30,7 @@ def model(data: Data, text: str) -> GPT:
     return model
 
 
-def test_the_loss_is_minus_log_p_over_every_token(model: GPT, data: Data) -> None:
+def test_the_loss_is_the_mean_of_minus_log_p_over_all_tokens(model: GPT, data: Data) -> None:
     model.eval()
     tokens = data.splits["val"].tokens.tolist()
     total = 0.0

@@ -1,9 +1,10 @@
-"""A mutant of a checkpoint either loads the weights that were saved or raises UserError.
+"""Loading a damaged checkpoint gives the weights that were saved, or raises UserError.
 
-A mutation flips bits, changes fields (for example to huge numbers), or cuts, swaps, removes or
-replaces files (for example by a link). Some mutants keep the old checksums; others have new
-checksums, as an attacker would write. Reading a mutant may take two seconds and 500 MB. A separate
-process reads the mutants, so that its memory can be measured.
+A mutant is a copy of a checkpoint after a random mutation. A mutation flips bits, changes fields
+(for example to huge numbers), or cuts, swaps, removes or replaces files (for example by a link).
+Some mutants keep the old checksums; others have new checksums, as an attacker would write. Reading
+a mutant may take at most two seconds and 500 MB. A separate process reads the mutants, so that its
+memory can be measured.
 """
 
 import hashlib
@@ -175,7 +176,7 @@ def replace_file(draw: random.Random, directory: Path) -> None:
 
 
 def write_mutant(draw: random.Random, files: Files, directory: Path) -> str:
-    """Write a mutant of a checkpoint; returns the name of the mutation."""
+    """Write a mutant of a checkpoint; return the name of the mutation."""
     kind, mutation = draw.choice(
         [("", m) for m in UNSIGNED] + [("signed ", m) for m in SIGNED] + [("replaced ", None)]
     )
@@ -192,7 +193,7 @@ def write_mutant(draw: random.Random, files: Files, directory: Path) -> str:
 
 
 def fuzz_checkpoints(base: Path, seed: int, mutants: int) -> dict[str, Any]:
-    """Read mutants of the checkpoint base/run/last; returns outcomes, slowest time and memory."""
+    """Read mutants of the checkpoint base/run/last; return outcomes, longest time and memory."""
     files = {file.name: file.read_bytes() for file in (base / "run/last").iterdir()}
     original = load_checkpoint(base / "run/last")
     weights = original.model.state_dict()
@@ -259,7 +260,7 @@ def damage_run(draw: random.Random, run: Path) -> None:
 
 
 def fuzz_runs(base: Path, seed: int) -> dict[str, int]:
-    """Resume mutants of the run base/run; returns how often each outcome occurred."""
+    """Resume mutants of the run base/run; return how often each outcome occurred."""
     draw, outcomes = random.Random(seed), Counter[str]()
     tensors = load_checkpoint(base / "run/last").model.state_dict()
     for _ in range(RUNS):
@@ -312,7 +313,7 @@ def test_a_damaged_checkpoint_loads_the_same_weights_or_raises_an_error(
     assert report["megabytes"] < 500
     errors = sum(n for outcome, n in outcomes.items() if outcome.endswith("UserError"))
     assert errors > mutants / 2
-    for mutation in UNSIGNED:  # with the old checksums, only a few mutants load
+    for mutation in UNSIGNED:  # few mutants with the old checksums load
         same = outcomes.get(f"{mutation.__name__}: same", 0)
         assert same <= outcomes[f"{mutation.__name__}: UserError"] / 4
     assert outcomes["signed keep: same"] > 0

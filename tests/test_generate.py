@@ -87,7 +87,7 @@ def generate_tokens(
 
 
 def generate_without_cache(model: Model, tokens: list[int], n: int) -> list[int]:
-    """Generate n tokens greedily without a cache. A context of 13 tokens is cut to its last 9."""
+    """Generate n tokens greedily without a cache; cut a context of 13 tokens to its last 9."""
     seen, written = list(tokens), []
     for _ in range(n):
         if len(seen) > 12:
@@ -116,7 +116,8 @@ def filter_with_plain_loops(
     return [x / sum(kept) for x in kept]
 
 
-# Multiples of 1/64 differ even after the largest logit is subtracted; 0 and 1e-20 may be equal.
+# Different multiples of 1/64 stay different after the largest logit is subtracted. Numbers like
+# 0 and 1e-20 may become equal.
 logit_values = st.integers(-1280, 1280).map(lambda n: n / 64)
 
 
@@ -164,7 +165,7 @@ def test_the_filters_always_keep_a_token(
     )[0]
     assert torch.isfinite(p).all()
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
-    # After rounding, several tokens may have the highest probability; at least one is kept.
+    # After rounding, several tokens may have the highest probability; at least one of them is kept.
     plain = filter_probabilities(torch.tensor([logits]), Sampling(temperature=temperature))[0]
     assert p[plain == plain.max()].max() > 0
 

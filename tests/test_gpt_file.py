@@ -152,7 +152,7 @@ def test_text_is_downloaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpt.read_text(["mine.txt"]) == "mine"
 
 
-def test_without_a_network_it_names_the_command_that_writes_the_text(
+def test_without_a_network_gpt_py_names_the_command_that_writes_the_text(
     monkeypatch: pytest.MonkeyPatch, nanogpt: Callable[..., tuple[int, str, str]]
 ) -> None:
     def urlopen(url: str, timeout: float) -> None:
@@ -202,7 +202,7 @@ def test_initial_weights_have_the_spread_of_the_package() -> None:
 
 @pytest.mark.parametrize("length", [6000, 5290, 5300, 150])
 def test_evaluation_equals_that_of_the_package(text: str, length: int) -> None:
-    text = text[:length]  # 599, 528, 529 or 14 validation targets, in blocks of 16
+    text = text[:length]  # has 599, 528, 529 or 14 validation targets, in blocks of 16
     data = make_data(text)
     ours, package = make_models(**SHAPE | {"vocab_size": len(set(text))})
     split = data.splits["val"]

@@ -63,7 +63,7 @@ def test_every_lesson_has_the_same_parts(lesson: Path) -> None:
 
 
 @each_lesson
-def test_tests_are_hidden_and_solutions_wait_until_they_are_asked_for(
+def test_tests_are_hidden_and_solutions_run_only_on_request(
     build: ModuleType, lesson: Path
 ) -> None:
     cells = build.read_lesson(lesson).cells

@@ -1,4 +1,4 @@
-"""Optimizers, learning rates and running means, compared with their formulas and with torch."""
+"""Optimizers, learning rates and weight averages, compared with their formulas and with torch."""
 
 import math
 from dataclasses import replace
@@ -55,7 +55,7 @@ def test_muon_has_the_matrices_of_the_blocks(name: str) -> None:
 
 
 def test_weight_decay_applies_only_to_matrices() -> None:
-    """With a gradient of zero, a step applies only the weight decay."""
+    """If all gradients are zero, a step applies only the weight decay."""
     model = GPT(GPT_CONFIG)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
@@ -99,7 +99,7 @@ def test_epsilon_limits_the_step_of_a_small_gradient() -> None:
 
 
 def test_adamw_equals_that_of_torch() -> None:
-    """The weights are equal bit for bit, because both call the same kernel."""
+    """The weights are equal bit for bit, because both optimizers call the same kernel."""
     ours, theirs = GPT(GPT_CONFIG), GPT(GPT_CONFIG)
     theirs.load_state_dict(ours.state_dict())
     (adam,) = build_optimizers(ours, OptimConfig(beta1=0.8, beta2=0.9, weight_decay=0.5))
@@ -125,7 +125,7 @@ def make_matrices(*shapes: tuple[int, int]) -> dict[str, nn.Parameter]:
 
 @pytest.mark.parametrize("shape", [(6, 6), (24, 8), (8, 24)])
 def test_orthogonalise_is_near_the_nearest_orthogonal_matrix(shape: tuple[int, int]) -> None:
-    """The result is U S Vᵀ: U and V are those of the SVD; the values in S are from 0.6 to 1.25."""
+    """The result is U S Vᵀ, with U and V from the SVD, and values in S from 0.6 to 1.25."""
     stack = torch.randn(5, *shape, dtype=torch.float64) * 10.0 ** torch.arange(-2, 3)[:, None, None]
     found = orthogonalise(stack, torch.float64)
     U, _, Vh = torch.linalg.svd(stack, full_matrices=False)
@@ -147,7 +147,7 @@ def test_a_stack_gives_the_same_results_as_single_matrices() -> None:
 
 
 def test_muon_follows_the_formulas() -> None:
-    """Muon (Jordan et al. 2024) with decoupled weight decay, one matrix at a time in float64."""
+    """Compute Muon (Jordan et al. 2024) with weight decay in float64, one matrix at a time."""
     ours = make_matrices((4, 4), (8, 4), (4, 4), (4, 12))
     muon = Muon(ours, momentum=0.9, weight_decay=0.5, precision=torch.float32)
     weights = [p.detach().double() for p in ours.values()]
@@ -170,7 +170,7 @@ def test_muon_follows_the_formulas() -> None:
 
 
 def test_stacked_matrices_change_like_separate_parameters() -> None:
-    """Of three parameters (24, 8), two contain three matrices each, and one is a single matrix."""
+    """Two of three parameters (24, 8) stack three matrices each; the third is a single matrix."""
     apart = make_matrices(*[(8, 8)] * 6, (24, 8))
     pieces, whole = list(apart.values())[:6], apart["6"]
     qkv = [nn.Parameter(torch.cat([*pieces[i : i + 3]]).detach()) for i in (0, 3)]
@@ -281,7 +281,7 @@ def test_the_rate_rises_and_then_falls_like_a_cosine() -> None:
     rates = [get_learning_rate(step, 110, config) for step in range(111)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1.0
-    assert rates[60] == pytest.approx(0.6)  # half way
+    assert rates[60] == pytest.approx(0.6)  # halfway through the decay
     assert rates[35] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2)
     assert rates[110] == pytest.approx(0.2)
     assert all(later < earlier for earlier, later in pairwise(rates[10:]))

@@ -66,7 +66,7 @@ def test_the_readme_shows_every_command() -> None:
 
 
 def test_every_flag_in_a_document_exists(nanogpt: Command) -> None:
-    # Options of ruff and of lessons/build.py, and two examples of mistakes.
+    # These flags belong to ruff, to lessons/build.py, and to two examples of mistakes.
     known = {"--check", "--notebooks", "--train.stps", "--run"}
     for benchmark in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)", benchmark.read_text("utf-8")))
@@ -160,7 +160,7 @@ TESTED_ELSEWHERE = {
     "text/glyphs": "reports/test_inspection",
     "version": "test_init",
 }
-"""Modules without a test file of their own, and the test file that covers them."""
+"""Modules without a test file of their own, and the test files that cover them."""
 
 
 def test_every_module_has_a_test_file() -> None:

@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed gives the same results as one that was not stopped."""
+"""A run that is stopped and resumed gives the same results as a run without a stop."""
 
 import json
 import re
@@ -94,7 +94,7 @@ def test_a_resumed_run_is_exact_to_the_bit(config: RunConfig, variant: str) -> N
 
 
 def test_a_run_with_more_steps_is_exact_too(config: RunConfig) -> None:
-    """Train 60 steps, or 30 and then 30 more; decay_steps gives both runs the same schedule."""
+    """Train 60 steps, or twice 30 steps; decay_steps gives both runs the same schedule."""
     settings = replace(config.train, eval_every=30)
     config = replace(config, optim=replace(config.optim, decay_steps=60), train=settings)
     train(replace(config, out=Path("straight")))
@@ -129,7 +129,7 @@ def test_a_changed_schedule_is_reported(
 
 
 def test_a_run_that_dies_anywhere_is_exact_too(config: RunConfig) -> None:
-    """The run ends without saving, as if the power failed after a line was written."""
+    """The run ends without saving after a line is written, as in a power failure."""
 
     class PowerFailure(Reporter):
         def __init__(self, step: int) -> None:
@@ -224,9 +224,10 @@ def test_settings_of_another_run_are_refused(
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("run")), Interrupter(20))
     before = {file: file.read_bytes() for file in Path("run").rglob("[!.]*") if file.is_file()}
-    with pytest.raises(UserError, match=message) as _error:  # its traceback refers to the lock
+    # Keep the error: its traceback keeps the lock object alive.
+    with pytest.raises(UserError, match=message) as _error:
         resume_training(Path("run"), replace(read_run_config(Path("run")), **change))  # type: ignore[arg-type]
-    lock_run(Path("run")).release()  # succeeds, because the lock was released
+    lock_run(Path("run")).release()  # succeeds only if the lock was released
     assert before == {f: f.read_bytes() for f in Path("run").rglob("[!.]*") if f.is_file()}
 
 

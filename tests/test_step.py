@@ -1,4 +1,4 @@
-"""Training steps give the results of explicit formulas, however many steps a call takes."""
+"""Training steps give the results of explicit formulas, for any number of steps per call."""
 
 from dataclasses import replace
 
@@ -72,7 +72,7 @@ def test_training_equals_three_explicit_steps(config: RunConfig) -> None:
 def test_blocks_are_drawn_in_the_configured_order(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Train for two epochs and two blocks: 21 steps of 8 blocks, then 42 steps of 4."""
+    """Train for two epochs and two blocks: 21 steps of 8 blocks, then 42 steps of 4 blocks."""
     drawn: list[int] = []
 
     def blocks(self: Split, starts: Tensor, size: int) -> Tensor:
@@ -141,7 +141,7 @@ def test_a_step_returns_the_loss_and_the_norm_of_every_gradient(config: RunConfi
 
 
 def test_a_call_can_stop_between_two_steps(muon_config: RunConfig) -> None:
-    """The next call continues with the next step: none is skipped or repeated."""
+    """The next call continues with the next step; no step is skipped or repeated."""
     (one, straight), (other, stopped) = build_stepper(muon_config), build_stepper(muon_config)
     torch.manual_seed(3)
     whole = straight.take(9, never)
@@ -156,7 +156,7 @@ def test_a_call_can_stop_between_two_steps(muon_config: RunConfig) -> None:
 def test_every_step_has_its_own_rates(
     muon_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adam, Muon and weight averaging each have a rate, which changes even within one take()."""
+    """Adam, Muon and weight averaging each have a rate that changes even within one take()."""
     muon_config = replace(muon_config, train=replace(muon_config.train, steps=2 * STEPS_AHEAD))
     run, steps = build_stepper(muon_config)
     used: list[list[float]] = [[], [], []]

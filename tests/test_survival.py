@@ -36,7 +36,7 @@ def arguments(text_file: Path, out: str, steps: int, eval_every: int = 10) -> li
 
 
 def get_step(run: Path) -> int:
-    """The last step in metrics.jsonl; -1 if there is none."""
+    """Return the last step in metrics.jsonl, or -1 if there is no step."""
     try:
         lines = (run / "metrics.jsonl").read_text().splitlines()
         return int(json.loads(lines[-1])["step"])
@@ -90,7 +90,7 @@ def is_writing(run: Path) -> bool:
 
 
 def kill_and_resume(process: Process, text_file: Path, kills: int, steps: int, seed: int) -> int:
-    """Kill a run at random moments; returns how many kills interrupted a checkpoint."""
+    """Kill a run at random moments; return how many kills interrupted a checkpoint."""
     draw, out = random.Random(seed), Path("killed")
     interrupted, command = 0, arguments(text_file, "killed", steps)
     for kill in range(kills):
@@ -169,7 +169,7 @@ def assert_stopped_by_full_disk(answer: tuple[int, str, str], run: Path, reason:
 def test_a_file_size_limit_stops_the_run_with_one_line(
     nanogpt: Command, text_file: Path, limit: int
 ) -> None:
-    """With each limit, a different file of the run is the first file that is too large."""
+    """For each limit, another file of the run is the first one that exceeds the limit."""
     schedule = ("--optim.decay-steps", 40)
     assert nanogpt(*arguments(text_file, "straight", 40), *schedule)[0] == 0
     assert nanogpt(*arguments(text_file, "full", 20), *schedule)[0] == 0
@@ -248,7 +248,7 @@ def test_a_full_disk_stops_the_run_with_one_line(
 def test_a_signal_while_text_is_read_leaves_no_file(
     cache: Path, number: signal.Signals, command: str
 ) -> None:
-    """Not even the file of an earlier process that was killed."""
+    """The file of an earlier process that was killed is also removed."""
     for sent in (signal.SIGKILL, number):
         with subprocess.Popen(
             [sys.executable, "-m", "nanogpt", *command.split()],

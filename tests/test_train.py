@@ -56,7 +56,7 @@ def test_training_lowers_the_loss_and_writes_all_files(config: RunConfig) -> Non
 
 @pytest.fixture
 def random_text_config(config: RunConfig, tmp_path: Path, text: str) -> RunConfig:
-    """A run on random characters: the model can only memorise the training text."""
+    """A run on random characters, which the model can only memorise."""
     random = "".join(text[i] for i in torch.randperm(400).tolist())
     (tmp_path / "random.txt").write_text(random)
     settings = TrainConfig(steps=300, batch_size=16, eval_every=30)
@@ -74,7 +74,7 @@ def test_the_best_weights_have_the_best_loss(random_text_config: RunConfig) -> N
 
 
 def test_averaged_weights_are_kept_if_their_loss_is_lower(config: RunConfig) -> None:
-    """At this high rate, the weights oscillate around a minimum, but their average does not."""
+    """At this high learning rate, the weights oscillate around a minimum, but not their average."""
     optim = OptimConfig(lr=3e-2, min_lr=3e-2, warmup=10, ema=0.9)
     result = train(replace(config, optim=optim))
     assert result.best.averaged
@@ -238,7 +238,7 @@ def test_bfloat16_reaches_about_the_same_loss(config: RunConfig) -> None:
     assert low_precision.best.val_loss == pytest.approx(exact.best.val_loss, abs=0.05)
     assert {p.dtype for p in low_precision.run.model.parameters()} == {torch.float32}
     assert lines(low_precision)[1]["train_loss"] != lines(exact)[1]["train_loss"]
-    # Every run is evaluated in float32, also a run in bfloat16.
+    # A run in bfloat16 is evaluated in float32, like every run.
     last = evaluate(
         load_checkpoint(low_precision.run.out / "last").model, low_precision.run.data.splits["val"]
     )

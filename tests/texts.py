@@ -11,7 +11,7 @@ LANGUAGES = [
     "أكون أو لا أكون، ذلك هو السؤال",
     "\ufeff👩‍👩‍👧 and 🏴‍☠️ \x00\t e\u0301 no newline at the end",
 ]
-# Repeated words and all kinds of spaces, so that there are pairs to merge.
+# The texts repeat words and have many kinds of spaces, so there are pairs to merge.
 words = st.lists(
     st.sampled_from(
         ["the", " the", " then", "'s", "\n", " ", "  ", "\t", "\r\n", "é", "问题", "1", "22"]
@@ -22,6 +22,6 @@ texts = words.map("".join)
 
 
 def stream_decode(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Decode ids one at a time."""
+    """Decode ids with a stream, one id at a time."""
     stream = tokenizer.decode_stream()
     return "".join([stream.push(i) for i in ids]) + stream.end()

@@ -1,7 +1,7 @@
 """Parses the arguments of a command into its dataclass. Only this module uses the library tyro.
 
-Every field of the dataclass is an option, and its docstring is the help text of that option. A
-wrong argument raises UserError with a one-line message.
+Every field of the dataclass is an option. The docstring of a field is the help text of the option.
+A wrong argument raises UserError with a one-line message.
 """
 
 import contextlib
@@ -131,7 +131,7 @@ def parse_arguments(
 def parse_with_defaults(
     kind: type[T], choose_defaults: Callable[[T], tuple[T, str]], args: Sequence[str], prog: str
 ) -> T:
-    """Return a dataclass with the values from `args`; some values decide the defaults of others.
+    """Return a dataclass with the values from `args`; some values determine other defaults.
 
     The parser runs twice. The first pass accepts the options of every kind of model and does not
     check whether values fit together. `choose_defaults` receives the result of the first pass. It
@@ -212,7 +212,7 @@ def _run_parser(
 
 
 def _require_effect(options: Any, args: Sequence[str], flags: Mapping[str, str]) -> None:
-    """Raise UserError if `args` contain an option that has no effect. Defaults are not checked.
+    """Raise UserError if `args` contains an option that has no effect. Defaults are not checked.
 
     The dataclass `options`, and each dataclass in it, may have a method explain_unused(name). This
     method returns the reason why the option `name` has no effect, or "" if it has an effect.
@@ -226,9 +226,9 @@ def _require_effect(options: Any, args: Sequence[str], flags: Mapping[str, str])
 
 
 def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which tyro passes its errors to `reject`, if this version of tyro can.
+    """Return a context in which tyro passes its errors to `reject`, if tyro has a hook for this.
 
-    This uses a private hook of tyro. Without it, the error message is the text that tyro prints.
+    The hook is private, so some versions of tyro may lack it; they print the error themselves.
     """
     try:
         listening = import_module("tyro._errors").on_parse_error(reject)
@@ -280,7 +280,7 @@ def _explain_unknown(
     commands: Collection[str],
     prog: str,
 ) -> UserError:
-    """Return an error that names an unknown argument and suggests the most similar known one.
+    """Return an error that names an unknown argument and suggests the most similar known argument.
 
     `last` are the arguments after --, which are not options.
     """
@@ -318,8 +318,8 @@ class _Option(NamedTuple):
 def _list_options(kind: Any, default: Any = None, prefix: str = "--") -> list[_Option]:
     """Return the options of a dataclass and of its nested dataclasses.
 
-    The type of a field can be a union of dataclasses. If `default` contains one of these, the
-    options of the others are left out. A boolean field has a second option, no_NAME.
+    The type of a field can be a union of dataclasses. If `default` contains one of them, the
+    options of the other dataclasses are left out. A boolean field has a second option, no_NAME.
     """
     options: list[_Option] = []
     for name, hint in get_type_hints(kind, include_extras=True).items():
@@ -339,9 +339,9 @@ def _map_flags(options: Sequence[_Option]) -> dict[str, str]:
 
 
 def _join_values(args: Sequence[str], options: Sequence[_Option], prog: str) -> list[str]:
-    """Join an option and its value, --prompt=-x, if the value is empty or begins with a hyphen.
+    """Join an option and a value that is empty or begins with a hyphen, as in --prompt=-x.
 
-    tyro would take such a value for another option. A separate word such as -h or --data is always
+    tyro would read such a value as another option. A separate word such as -h or --data is always
     an option, never a value. Raises UserError if a name, a path or a number is empty.
     """
     positionals = [option.name for option in options if option.has_type(positional)]
@@ -365,7 +365,7 @@ def _join_values(args: Sequence[str], options: Sequence[_Option], prog: str) -> 
 
 
 def _find_dataclasses(hint: Any) -> list[Any]:
-    """Return the dataclasses in a type hint, which can be a union; return [] if it has none."""
+    """Return the dataclasses in a type hint, which can be a union; [] if there are none."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     return [kind for kind in get_args(hint) or (hint,) if is_dataclass(kind)]

@@ -31,7 +31,7 @@ class DataArgs:
     separator: str = "\n\n"
     """Text between documents."""
     refresh: Flag = False
-    """Download the text again, although the cache has it."""
+    """Download the text again, even if the cache has it."""
     save: Optional[Path] = None  # noqa: UP045  `Path | None` delays the start of tyro by 0.1 s
     """Also write the text to this file, which must not exist yet."""
     json: Flag = False

@@ -32,7 +32,7 @@ class EvalArgs:
     """Run directories, or their names below runs/; by default the newest run."""
     split: Literal["auto", "val", "train", "all"] = "auto"
     """train: the first part of the text. val: the held-out last part. all: both parts. auto: val
-    if the text is the text of the run or a folder with train.bin and val.bin, otherwise all."""
+    for the text of the run and for a folder with train.bin and val.bin, otherwise all."""
     data: str | None = None
     """Another text to evaluate on; see --data of nanogpt train."""
     column: str = "text"
@@ -40,7 +40,7 @@ class EvalArgs:
     separator: str = "\n\n"
     """Text between documents."""
     refresh: Flag = False
-    """Download the text of --data again, although the cache has it."""
+    """Download the text of --data again, even if the cache has it."""
     json: Flag = False
     """Print one JSON object instead of a sentence."""
     device: str = "auto"
@@ -76,7 +76,8 @@ def evaluate(args: list[str]) -> None:
             other_corpus, other_fraction = load_run_text(run)
             if other_corpus.facts != corpus.facts or other_fraction != val_fraction:
                 raise UserError(
-                    f"{runs[0]} and {run} were trained on different texts: choose one with --data"
+                    f"{runs[0]} and {run} were trained on different texts: "
+                    f"choose a text with --data"
                 )
         if checkpoint.tokenizer.to_json() != first.tokenizer.to_json():
             raise UserError(

@@ -140,7 +140,7 @@ def make_byte_format(largest: float) -> Callable[[float], str]:
 
 
 def format_time(seconds: float) -> str:
-    """Format seconds as 23.4 ms, 3:07 min or 1:02:03 h; a billion seconds and more in years."""
+    """Format seconds as 23.4 ms, 3:07 min or 1:02:03 h; a billion seconds or more as years."""
     if seconds >= 1e9:
         years = seconds / (365.25 * 24 * 3600)
         return f"{years:,.0f} years" if years < 1e15 else f"{years:.3g} years"

@@ -28,7 +28,7 @@ class InspectArgs:
     """Text to process; by default the model generates a text."""
     out: Path | None = None
     """File to write the page to; by default inspect.html in the run directory, or in the current
-    directory if you may not write in the run directory."""
+    directory if you have no permission to write in the run directory."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 

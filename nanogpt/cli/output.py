@@ -1,4 +1,4 @@
-"""The standard streams of a command, which may be closed, full, or lose their reader."""
+"""The standard streams of a command. A stream may be closed, or writing to it may fail."""
 
 import errno
 import io
@@ -15,7 +15,7 @@ from ..errors import Stopped, print_note
 class Output:
     """Standard output or standard error. All commands print through this class.
 
-    When a write fails, this calls lost(), and from then on everything goes to the null device.
+    When a write fails, the null device replaces the stream, and lost() is called.
     """
 
     def __init__(self, stream: TextIO, lost: Callable[[OSError], None]) -> None:
@@ -46,8 +46,8 @@ def guard_streams() -> Iterator[None]:
     """Within this context, a closed or full standard stream ends a command without a traceback.
 
     A stream that is already closed is replaced with the null device. If the program that reads the
-    output has exited, the command ends with status 0; if the output cannot be written for another
-    reason, this raises Stopped. Messages that cannot be written are dropped.
+    output has exited, the command ends with status 0. If writing the output fails for another
+    reason, the context raises Stopped. Messages that cannot be written are dropped.
     """
     null = partial(open, os.devnull, encoding="utf-8", newline="")
     streams = sys.stdin, sys.stdout, sys.stderr

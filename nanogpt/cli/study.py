@@ -1,4 +1,4 @@
-"""nanogpt study: train many models and compare them: the ladder, the scaling law."""
+"""nanogpt study: train many models and compare them, for the ladder or the scaling law."""
 
 import json
 from collections.abc import Generator

@@ -24,15 +24,15 @@ class TrainArgs:
     """Train a model."""
 
     preset: Annotated[str | None, positional, placeholder("[PRESET]")] = None
-    """Preset to train. Its values are the defaults of the options below. If PRESET is not given, it
-    is baby on a CUDA GPU and tiny elsewhere."""
+    """Preset to train. Its values are the defaults of the options below. If PRESET is not given,
+    the preset is baby on a CUDA GPU and tiny elsewhere."""
     resume: OptionalRun = None
     """Resume a run, by default the newest run, from its last checkpoint. The settings of the run
     are the defaults of the options below."""
     sample_tokens: int = 500
     """Number of tokens to generate with the best weights when the run ends; 0 generates none."""
     refresh: Flag = False
-    """Download the text again, although the cache has it."""
+    """Download the text again, even if the cache has it."""
     config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 A decoding step of a small model has hundreds of kernels (GPU functions) that take longer to launch
 than to run. So the step is captured once: a graph records its kernels. The graph is replayed up to
 STEPS_AHEAD times before the host reads the tokens. The tokens are copied to the host while the next
-steps run. They are the same tokens as those of generate.py.
+steps run. generate.py generates the same tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence

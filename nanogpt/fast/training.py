@@ -112,7 +112,7 @@ class CapturedStepper(Stepper):
 
 
 class ScaledStepper(Stepper):
-    """Scales the loss, so that small gradients are not 0 in float16; skips updates that overflow.
+    """Scales the loss, so that small gradients are not 0 in float16; skips a step that overflows.
 
     The method is from Micikevicius et al. 2018 (arXiv:1710.03740), section 3.2. The module
     runs/loss_scale.py adapts the scale.

@@ -50,7 +50,7 @@ class Bigram(nn.Module):
         return {}
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Map tokens (B, T) to logits (B, T, V); with a cache, only of the last token (B, 1, V)."""
+        """Map tokens (B, T) to logits (B, T, V); with a cache, to the last logits (B, 1, V)."""
         logits = self.table(tokens)
         return logits if cache is None else cache.select_last(logits)
 
@@ -58,8 +58,8 @@ class Bigram(nn.Module):
     def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":
         """Compute the model directly from tokens (N,): log((count(i, j) + s) / (count(i) + s V)).
 
-        count(i, j) says how many times token j follows token i. The smoothing s is added to each
-        count(i, j) (Laplace smoothing), so that every pair gets a probability above zero.
+        count(i, j) is how often token j follows token i; count(i) is the sum over all j. The number
+        s is added to each count(i, j) (Laplace smoothing), so that no pair has probability zero.
         """
         V = config.vocab_size
         pairs = tokens[:-1] * V + tokens[1:]  # (N - 1,): each pair as one integer

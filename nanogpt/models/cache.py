@@ -29,7 +29,8 @@ class Cache:
     def set_positions(self, T: int, dtype: torch.dtype) -> Tensor:
         """Set and return the positions (B, T) of the next T tokens; also set the mask.
 
-        A model calls this first. In decoding, T is 1; a prefill gets the first T tokens of a text.
+        A model calls this method first. In decoding, T is 1. In a prefill, the T tokens are the
+        first tokens of each text, with padding after shorter texts.
         """
         self.positions = self.lengths[:, None] + self._slots[:T]
         self.mask = None
@@ -57,8 +58,8 @@ class Cache:
     def extend(self, module: nn.Module, new: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store the keys and values of the input (2, B, H, T, D); return keys, values and mask.
 
-        In a prefill, it returns the new keys and values, and None as the mask: the causal mask is
-        enough. In decoding, it returns all slots (B, H, S, D), and a mask that hides empty slots.
+        In a prefill, these are the new keys and values, and None as the mask: the causal mask is
+        enough. In decoding, these are all slots (B, H, S, D), and a mask that hides empty slots.
         """
         memory = self.append(module, new)
         k, v = new if self.mask is None else memory

@@ -134,10 +134,10 @@ class GPT(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Draw weights from N(0, 0.02²) (in GPT-2, positions from N(0, 0.01²)); set biases to 0.
+        """Draw weights from N(0, 0.02²). (GPT-2 draws positions from N(0, 0.01²).) Set biases to 0.
 
-        The last weights of attention and feed-forward are scaled by 1/√(2·n_layer). So the variance
-        of the residual stream after 2·n_layer additions does not grow with depth (Radford, 2.3).
+        The last layers of attention and of feed-forward get weights scaled by 1/√(2·n_layer). So
+        the variance of the residual stream does not grow with depth (Radford et al., section 2.3).
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)

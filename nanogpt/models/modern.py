@@ -160,7 +160,7 @@ class Block(nn.Module):
 
 
 class LookBack(nn.Module):
-    """Adds the two previous positions to each position, with a learned weight for each channel.
+    """Adds the two previous positions to each position, with two learned weights per channel.
 
     This is a causal depthwise convolution, as in Primer, but applied only once, to the embeddings.
     So the first block already gets information about each token and the two tokens before it.

@@ -20,17 +20,17 @@ class Explanation:
 
     parameters: list[Line]
     memory: list[Line]
-    """In bytes."""
+    """The values are in bytes."""
     operations: list[Line]
-    """Floating-point additions and multiplications."""
+    """The values are numbers of floating-point additions and multiplications."""
     time: list[Line]
-    """In seconds."""
+    """The values are in seconds."""
 
 
 def explain_run(
     config: RunConfig, device: torch.device, precision: torch.dtype, rates: Rates
 ) -> Explanation:
-    """Compute what the training steps of a run need; `rates` is the speed of the device."""
+    """Compute what the training steps of a run need; `rates` are the speeds of the device."""
     memory, operations = count_memory(config, device, precision), count_operations(config)
     return Explanation(
         count_parameters(config.model),
@@ -41,7 +41,7 @@ def explain_run(
 
 
 def count_operations(config: RunConfig) -> list[Line]:
-    """Count the operations per token, per step and for the run, as flops_per_token() does."""
+    """Count the operations per token, per step and for the run; see flops_per_token()."""
     model, training = config.model, config.train
     lines: list[Line] = []
     per_token: float = 0

@@ -23,7 +23,7 @@ SHOWN_TOKENS = 128
 SHOWN_PREDICTIONS = 12
 """Number of predicted tokens that are shown for each position."""
 LARGE_VOCABULARY = 200
-"""Vocabulary size above which only some of the tokens are shown in the plot of the embedding."""
+"""If the vocabulary is larger than this, the plot of the embedding shows only some tokens."""
 DIGITS = 4
 """Decimal places of the values on the page."""
 

@@ -24,7 +24,7 @@ LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 MIN_CHARACTERS = 30
 """Shortest text for which n-gram losses are computed: its validation split has one 3-gram."""
 MAX_KNESER_NEY_CHARACTERS = 5_000_000
-"""Longest text for which the Kneser-Ney loss is computed: it needs all of the text in memory."""
+"""Longest text for which the Kneser-Ney loss is computed: all of the text must fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Survey:
     """Statistics of a text."""
 
     bytes: int
-    """Size in UTF-8."""
+    """Size of the text in UTF-8, in bytes."""
     characters: int
     alphabet: str
     """All distinct characters, sorted by code point."""
@@ -59,7 +59,7 @@ class Survey:
     ngrams: list[NGramEntropy]
     """For n = 1, 2 and 3; empty if the text has fewer than MIN_CHARACTERS characters."""
     kneser_ney_loss: float | None
-    """Like NGramEntropy.val_loss, but of n-grams up to MAX_ORDER with Kneser-Ney smoothing. None if
+    """Like NGramEntropy.val_loss, but for n up to MAX_ORDER and with Kneser-Ney smoothing. None if
     the text is shorter than MIN_CHARACTERS, longer than MAX_KNESER_NEY_CHARACTERS, or has too many
     different characters."""
 

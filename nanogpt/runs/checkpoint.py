@@ -3,12 +3,12 @@
     best/ or last/
       config.json            model configuration, step, lowest validation loss so far
       tokenizer.json
-      model.safetensors      the weights, by their names in the model without torch.compile
+      model.safetensors      the weights, under their names in the uncompiled model
       training.json          only in last/: configuration and counters of the run
       training.safetensors   only in last/: optimizers, random generators, losses not yet logged
       SHA256SUMS             checksums of the other files, for `sha256sum -c SHA256SUMS`
 
-A checkpoint consists of safetensors and JSON, so reading one cannot execute code.
+A checkpoint consists of safetensors and JSON files, so reading it cannot execute code.
 """
 
 import re
@@ -203,7 +203,7 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
             f"{config.vocab_size}: restore all files of this directory from the same run"
         )
     try:
-        # Check this first: with a damaged n_layer, building the model could take hours.
+        # Check the number first: with a damaged n_layer, building the model could take hours.
         if files.count_tensors(weights) != _count_tensors(config):
             raise files.damaged(weights, f"the number of tensors does not match {config}")
         expected = _get_shapes(config)

@@ -28,7 +28,7 @@ class TrainConfig:
     batch_size: int = 64
     """Blocks in the batch of each optimizer step."""
     accumulation: int = 1
-    """Process each batch in this many equal parts: the same result with less memory."""
+    """Process each batch in this many equal parts. The result is the same, with less memory."""
     order: OrderName = "random"
     """random: blocks start anywhere in the text. epochs: the text is cut into blocks, and every
     epoch uses each block once, in a new order."""
@@ -69,7 +69,7 @@ class TrainConfig:
         return step == self.steps or (step % self.eval_every == 0 and not is_skipped)
 
     def steps_until_event(self, step: int) -> int:
-        """Return the steps to the next log line, evaluation or end, but at most STEPS_AHEAD."""
+        """Return the number of steps to the next log line, evaluation or end, up to STEPS_AHEAD."""
         intervals = self.eval_every, self.log_every, STEPS_AHEAD
         return min(self.steps - step, *(interval - step % interval for interval in intervals))
 
@@ -79,23 +79,24 @@ class RunConfig:
     """All settings of a run."""
 
     name: str = "gpt"
-    """Name of the run. Its directory is runs/NAME, or the one given with --out."""
+    """Name of the run. Its directory is runs/NAME, or the directory given with --out."""
     data: str = "tinyshakespeare"
-    """The text. A corpus: tinyshakespeare, shakespeare or shakespeare-rest. A file, a directory or
-    a glob pattern: plain text, .jsonl or .parquet. A URL; #sha256=HASH at its end checks the text.
-    hf:NAME or hf:NAME:PART: a dataset of the Hugging Face Hub. A hyphen (-): standard input. A
-    directory with train.bin and val.bin from nanoGPT."""
+    """The text: a corpus (tinyshakespeare, shakespeare or shakespeare-rest); a file, a directory or
+    a glob pattern (plain text, .jsonl or .parquet); a URL, with #sha256=HASH at its end to check
+    the text; hf:NAME or hf:NAME:PART for a dataset of the Hugging Face Hub; a hyphen (-) for
+    standard input; or a directory with train.bin and val.bin from nanoGPT."""
     column: str = "text"
     """Column of .jsonl and .parquet files that contains the text."""
     separator: str = "\n\n"
     """Text inserted between documents: between files, or between rows of .jsonl and .parquet."""
     val_fraction: float = 0.1
-    """Fraction of the text, at its end, for validation. A large text needs a smaller fraction."""
+    """Fraction of the text, taken from its end, for validation. A large text needs a smaller
+    fraction."""
     tokenizer: str = "char"
     """char, byte, bpe, bpe:N for a vocabulary of N tokens; the path of a Hugging Face
     tokenizer.json; or a run, to use its tokenizer."""
     out: Path | None = None
-    """Directory of the run. The default is runs/NAME, or if that exists, runs/NAME-2 and so on."""
+    """Directory of the run. The default is runs/NAME; if that exists, runs/NAME-2, and so on."""
     seed: int = 1337
     """Determines the initial weights, the order of the batches, dropout and the final sample."""
     device: str = "auto"

@@ -36,7 +36,7 @@ RUNS = Path("runs")
 EARLY_FILES = {".lock", ".pid", "metrics.jsonl", "loss.png", "last"}
 """Files that a run may write before run.json, which marks the directory as a run."""
 SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
-"""Files that file managers create; a directory with only these counts as empty."""
+"""Files that file managers create. A directory that has only these files is treated as empty."""
 
 
 def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
@@ -104,8 +104,8 @@ def lock_run(directory: Path, advice: str = "wait for it or stop it") -> FileLoc
 
     Raises UserError, with `advice`, if another process holds the lock. Raises UserError if the
     directory contains a symbolic link: training creates no links, and a link in an untrusted run
-    could point to any file. Raises OSError if this user may not write in the directory or in its
-    checkpoints.
+    could point to any file. Raises OSError if this user has no permission to write in the directory
+    or in its checkpoints.
     """
     for entry in directory.iterdir():
         if entry.is_symlink():
@@ -160,9 +160,10 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
 
 
 def _list_runs(file: str) -> dict[Path, float]:
-    """Return the runs in RUNS that contain `file`, sorted, with the modification time of `file`.
+    """Map the runs in RUNS that contain `file`, sorted by name, to the times when `file` changed.
 
-    Runs that this user may not read are left out. Raises UserError if the user may read none.
+    Runs that this user has no permission to read are left out. Raises UserError if there are
+    only such runs.
     """
     runs: dict[Path, float] = {}
     denied = None
@@ -186,7 +187,7 @@ def _list_runs(file: str) -> dict[Path, float]:
 def find_tokenizer(kind: str) -> str:
     """If `kind` names a run, return the path of the run's tokenizer.json; otherwise return `kind`.
 
-    Raises UserError.
+    Raises UserError if the run has no best checkpoint.
     """
     is_run = is_directory(kind) or is_directory(RUNS / kind)
     if is_tokenizer_kind(kind) or is_file(kind) or not is_run:

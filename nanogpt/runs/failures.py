@@ -29,7 +29,7 @@ def explain_failures(run: Run) -> Iterator[None]:
 
 
 def out_of_memory(run: Run, memory: str) -> Stopped:
-    """The error for a run that lacks memory; `memory` is the requested amount, as text."""
+    """Return the error for a run that lacks memory; `memory` is the requested amount, as text."""
     settings = run.config.train
     size, accumulation = settings.batch_size, settings.accumulation
     if accumulation == size:

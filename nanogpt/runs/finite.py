@@ -24,7 +24,7 @@ class FiniteCheck:
 
         `results` (steps, 1 + P) has the loss of each step and the norms of its P gradients. In a
         float16 run, only the losses are checked: a step whose gradients overflow is skipped, and
-        the loss scale decreases. If it falls below 1, this method raises Stopped, too.
+        the loss scale decreases. If the scale falls below 1, this method raises Stopped, too.
         """
         state = self.run.state
         checked = results[:, :1] if state.scale else results

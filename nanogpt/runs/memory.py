@@ -1,6 +1,6 @@
-"""Counts the parameters of a run, and the memory that its training steps need, with formulas.
+"""Uses formulas to count the parameters of a run, and the memory that its training steps need.
 
-Nothing is built, so the counts of an enormous model are also known at once, before a run starts.
+No model is built, so even an enormous model is counted immediately, before a run starts.
 
 Dimensions: L n_layer, C n_embd, H n_head, T block_size, V vocab_size; n tokens in one forward pass,
 N parameters, M weights in the matrix products of the blocks.

@@ -1,4 +1,4 @@
-"""Presets: named configurations. All except `baby` are derived from another preset."""
+"""Presets: named configurations. Each preset except `baby` is derived from another preset."""
 
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ class Preset:
     """A short phrase for lists of presets."""
 
 
-# nanoGPT's train_shakespeare_char with a shorter schedule. With nanoGPT's own schedule
+# This is nanoGPT's train_shakespeare_char with a shorter schedule. With nanoGPT's own schedule
 # (--train.steps 5000 --optim.min-lr 1e-4), the model overfits after a third of the steps. Here the
 # learning rate is 0 at about that step, so the loss is lower and training is shorter (docs/log.md).
 _baby = RunConfig(
@@ -75,7 +75,7 @@ _baby_fast = replace(
     ),
 )
 
-# Deep and narrow. Three methods limit overfitting: dropout, weight decay and weight averaging.
+# A deep and narrow model. Dropout, weight decay and weight averaging limit overfitting.
 _best = replace(
     _baby_fast,
     name="best",
@@ -112,7 +112,7 @@ PRESETS = {
 
 
 def default_preset_name(device: str) -> str:
-    """The name of the default preset for `device`, which is auto, cpu, cuda, cuda:N or mps.
+    """Return the name of the default preset for `device` (auto, cpu, cuda, cuda:N or mps).
 
     Raises UserError if this machine does not have that device.
     """
@@ -120,7 +120,7 @@ def default_preset_name(device: str) -> str:
 
 
 def get_preset(name: str) -> Preset:
-    """The preset with this name. Raises UserError."""
+    """Return the preset with this name. Raises UserError if there is none."""
     if name not in PRESETS:
         suggestion, presets = suggest_nearest(name, PRESETS), ", ".join(PRESETS)
         advice = f"{suggestion} The" if suggestion else "the"

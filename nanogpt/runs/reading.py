@@ -43,7 +43,7 @@ HEADER_LIMIT = 1 << 20
 
 
 def read_consistently(directory: Path, read: Callable[[Path], T]) -> T:
-    """Return read(directory). If it fails because training replaced the directory, repeat it."""
+    """Return read(directory). If it fails because training replaced the directory, read again."""
     while True:
         current = resolve_interrupted_swap(directory)
         identity = _get_identity(current)
@@ -78,21 +78,21 @@ class CheckpointFiles:
         }
 
     def damaged(self, name: str, reason: object) -> UserError:
-        """The error to raise for a damaged file."""
+        """Return the error to raise for a damaged file."""
         return damaged_error(self.directory / name, reason)
 
     def json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file."""
+        """Return the JSON object in a file."""
         raw = read_limited(self._find(name), MAX_TOKENIZER_BYTES)
         self._check(name, hashlib.sha256(raw).hexdigest())
         return parse_json(raw, self.directory / name)
 
     def parse(self, name: str, cls: type[T]) -> T:
-        """The dataclass in a JSON file of the current format or an older format."""
+        """Return the dataclass in a JSON file of the current format or an older format."""
         return parse_file(self.directory / name, self.json(name), cls)
 
     def count_tensors(self, name: str) -> int:
-        """The number of tensors in a safetensors file."""
+        """Return the number of tensors in a safetensors file."""
         with self._open(name) as file:
             return len(file.keys())
 
@@ -104,7 +104,7 @@ class CheckpointFiles:
     ) -> dict[str, Tensor]:
         """Return the tensors in a safetensors file; each name must be in `expected` or `optional`.
 
-        Each tensor of `expected` must be present, with the shape and type given there. An optional
+        Each tensor of `expected` must be present, with the same shape and type. An optional
         tensor may be absent; it has type uint8, any shape, and at most 64 KiB.
         """
         with self._open(name) as file:

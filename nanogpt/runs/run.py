@@ -39,7 +39,7 @@ class ResumeInfo:
     lines: int
     """Number of lines in metrics.jsonl when the checkpoint was saved."""
     losses: int
-    """Number of losses in training.safetensors: those since the last line of metrics.jsonl."""
+    """Number of losses in training.safetensors: the losses since the last line of metrics.jsonl."""
     scale: LossScale | None = None
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ def check_counts(**counts: float) -> None:
 
 
 MAX_SMOOTHED_TOKENS = 3_000_000
-"""Largest split whose n-grams are counted for Run.smoothed_loss: more could take over 10 s."""
+"""Maximum tokens of a split for Run.smoothed_loss: counting more tokens could take over 10 s."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Run:
     def smoothed_loss(self) -> tuple[int, float] | None:
         """A stronger baseline: n, and the validation loss of smoothed n-grams (nats per token).
 
-        They are counted in the training split. The result is None if a split has more than
+        The n-grams are counted in the training split. The result is None if a split has more than
         MAX_SMOOTHED_TOKENS tokens.
         """
         splits = [self.data.splits[name].tokens for name in SPLITS]
@@ -127,7 +127,7 @@ class Run:
         return sum(p.numel() for p in self.model.parameters())
 
     def describe(self) -> dict[str, object]:
-        """The content of run.json."""
+        """Return the content of run.json."""
         description = Description(
             config=self.config,
             text_sha256=self.text_sha256,
@@ -140,11 +140,11 @@ class Run:
         return add_header({**asdict(description), "config": self.config.to_json()})
 
     def checkpoint(self) -> Checkpoint:
-        """The model and the tokenizer at this step, and the best evaluation so far."""
+        """Return the model and the tokenizer at this step, and the best evaluation so far."""
         return Checkpoint(self.model, self.tokenizer, self.state.step, self.journal.best)
 
     def training(self) -> Training:
-        """The state that is needed, besides checkpoint(), to resume the run."""
+        """Return the state that a resumed run needs in addition to checkpoint()."""
         state = self.state
         info = ResumeInfo(
             config=self.config,
@@ -160,7 +160,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run on disk that can be resumed, with the content of training.json in its last/."""
+    """A run on disk that can be resumed, with the content of its last/training.json."""
 
     directory: Path
     info: ResumeInfo
@@ -173,7 +173,7 @@ class SavedRun:
         return replace(self.info.config, out=self.directory)
 
     def is_current(self) -> bool:
-        """Whether the last checkpoint is still the one that was read. Raises UserError."""
+        """Return whether the last checkpoint is still the one that was read. Raises UserError."""
         files = CheckpointFiles(resolve_interrupted_swap(self.directory / "last"))
         return files.checksums.get("training.json") == self.checksum
 
@@ -190,7 +190,7 @@ def read_saved_run(directory: Path) -> SavedRun:
 
 
 def read_run_config(directory: Path) -> RunConfig:
-    """The configuration of the run in a directory. Raises UserError."""
+    """Return the configuration of the run in a directory. Raises UserError."""
     return read_saved_run(directory).config
 
 
@@ -207,7 +207,7 @@ def load_run_text(directory: Path, progress: Progress = no_progress) -> tuple[Co
 def load_same_text(
     config: RunConfig, sha256: str, progress: Progress, may_download: bool = False
 ) -> Corpus:
-    """Load the text of a run; it must have this SHA-256. Every UserError suggests --data."""
+    """Load the text of a run; its SHA-256 must be `sha256`. Every UserError suggests --data."""
     try:
         return corpora.load_corpus(
             config.data,

@@ -66,8 +66,8 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
     """Restore a run from its last checkpoint, to continue it with the settings in `config`.
 
     `saved` is a run directory or a SavedRun. Raises UserError if `config` describes a different
-    run, if a file is missing or damaged, or if this user may not write in the run. Raises Stopped
-    if writing fails.
+    run, if a file is missing or damaged, or if this user has no permission to write in the run.
+    Raises Stopped if writing fails.
     """
     directory = saved if isinstance(saved, Path) else saved.directory
     try:

@@ -47,7 +47,7 @@ class State:
         return next(self.model.parameters()).device
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state except the weights, by name."""
+        """Return all tensors of the state except the weights, by name."""
         states = get_random_states(self.device)
         generators = {f"random.{name}": state for name, state in states.items()}
         return {**generators, **self._get_fixed_tensors(), "losses": self.losses}
@@ -65,7 +65,7 @@ class State:
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what tensors() returned. Raises RuntimeError if a generator rejects its state.
+        """Restore the result of tensors(). Raises RuntimeError if a generator rejects its state.
 
         The state of another device's generator is ignored: resuming on another device is not exact.
         """
@@ -77,7 +77,7 @@ class State:
             tensor.copy_(tensors[name])
 
     def _get_fixed_tensors(self) -> dict[str, Tensor]:
-        """The tensors that keep their memory address throughout training, by name."""
+        """Return the tensors that keep their memory address throughout training, by name."""
         tensors = {
             f"optimizer.{name}": tensor
             for optimizer in self.optimizers

@@ -109,7 +109,7 @@ class Bottleneck:
     of_data: float
     """B / D^β, in nats."""
     enough: float
-    """Number of characters at which both terms are equal."""
+    """Number of characters D at which A / N^α = B / D^β."""
     more_size: float
     """Predicted decrease of the loss if the number of parameters is doubled, in nats."""
     more_data: float

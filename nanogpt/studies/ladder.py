@@ -73,7 +73,7 @@ _muon = OptimConfig(
 )
 
 LADDER_CONFIGS = {
-    # Small enough for two CPU cores.
+    # These models are small enough for two CPU cores.
     "cpu": LadderConfig(
         small=GPTConfig(n_layer=4, n_head=4, n_embd=64, block_size=64),
         large=GPTConfig(n_layer=6, n_head=4, n_embd=128, block_size=64),
@@ -155,8 +155,7 @@ def run_ladder(
     """Run all rungs in subdirectories of base.out, and call `on_rung` with each result.
 
     `base` holds the settings that the rungs share. Rungs that an earlier call finished are not
-    trained again.
-    Writes ladder.json, ladder.md and ladder.svg. Raises the errors of run_trial().
+    trained again. Writes ladder.json, ladder.md and ladder.svg. Raises the errors of run_trial().
     """
     assert base.out is not None
     out, rungs = make_directory(base.out), []

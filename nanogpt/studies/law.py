@@ -2,7 +2,7 @@
 
 A law predicts L(N, D), the loss of a model with N parameters that is trained on D tokens. Hoffmann
 et al. 2022 (arXiv:2203.15556, equation 2) use L(N, D) = E + A / N^α + B / D^β. ScalingLaw is more
-general: its exponent p determines how the two terms are combined.
+general: its exponent p determines how the last two terms are combined.
 """
 
 import math
@@ -17,8 +17,8 @@ from ..errors import UserError
 
 Floats = NDArray[np.float64]
 DELTA = 1e-3
-"""Threshold of the Huber loss: errors of log L count quadratically below it, and linearly above it.
-The value is from Hoffmann et al."""
+"""Threshold of the Huber loss. The loss is quadratic for smaller errors of log L, and linear for
+larger errors. The value is from Hoffmann et al."""
 
 
 @dataclass(frozen=True)

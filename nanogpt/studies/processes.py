@@ -28,7 +28,7 @@ _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "lin
 _CONTEXT.set_forkserver_preload([__name__, "matplotlib.figure", "matplotlib.backends.backend_agg"])
 
 MAX_FAILURES = 3
-"""The study stops after this many failures of one run: it was killed or had a CUDA error."""
+"""The study stops after this many failures of one run (a killed process or a CUDA error)."""
 
 
 def run_all(
@@ -194,7 +194,7 @@ def _block_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # otherwise process.start() does this and unblocks SIGINT
+    resource_tracker.ensure_running()  # otherwise process.start() calls it, which unblocks SIGINT
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

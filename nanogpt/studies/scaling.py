@@ -8,9 +8,9 @@ grid of N and D. Then it fits a law to the losses. The question is from Kaplan e
 Each model trains at a constant learning rate until its validation loss stops falling. The average
 of its weights is also evaluated: averaging replaces a decaying learning rate (Hägele et al. 2024,
 arXiv:2405.18392). A model needs more regularisation if it has more parameters per character, or
-trains for more epochs. So for each model and text, the study computes the product of both values,
-parameters per character × epochs. This product decides which recipes of regularisation the study
-tries. For each model and text, only the run with the lowest validation loss counts.
+trains for more epochs. So for each model and text, the study computes the product parameters per
+character × epochs. This product decides which recipes of regularisation the study tries. For
+each model and text, only the run with the lowest validation loss counts.
 """
 
 import math
@@ -76,7 +76,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Grid:
-    """The models, amounts of text and recipes of the study; steps, batch size and block size."""
+    """The models, amounts of text, recipes, steps, batch size and block size of the study."""
 
     shapes: Sequence[tuple[int, int, int]] = SHAPES
     parts: Sequence[int] = PARTS

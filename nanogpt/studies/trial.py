@@ -150,7 +150,7 @@ def _summarise(config: RunConfig, result: Result) -> Trial:
 
 @contextmanager
 def stop_on_disk_error(out: Path) -> Iterator[None]:
-    """Within this context, an OSError, for example for a full disk, becomes Stopped."""
+    """Within this context, an OSError (for example, the disk is full) becomes Stopped."""
     try:
         yield
     except OSError as error:

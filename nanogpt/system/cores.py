@@ -9,7 +9,7 @@ the period, both in microseconds. "max" means no limit."""
 
 
 def count_cores() -> int:
-    """Count the cores that this process may use. CPU affinity and a container can limit them."""
+    """Count the cores that this process may use; CPU affinity or a container can limit them."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         quota, period = QUOTA.read_text("ascii").split()

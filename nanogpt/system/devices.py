@@ -41,7 +41,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """The data type of matrix products.
+    """Return the data type of matrix products.
 
     The name auto stands for bfloat16 if the device has instructions for it, else for float32.
     Weights, optimizer state and losses are float32 at every precision. Raises UserError if the
@@ -56,7 +56,7 @@ def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
 
 
 def _supports(precision: torch.dtype, device: torch.device) -> bool:
-    """Whether the device computes with this data type without converting it to another one."""
+    """Return whether the device computes with this data type without converting it to another."""
     if device.type == "cuda" and precision == torch.bfloat16:
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -68,7 +68,7 @@ def _supports(precision: torch.dtype, device: torch.device) -> bool:
 
 
 def _is_fast(precision: torch.dtype, device: torch.device) -> bool:
-    """Whether the device has instructions for matrix products of this data type."""
+    """Return whether the device has instructions for matrix products of this data type."""
     if device.type == "cpu" and precision == torch.bfloat16:
         get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.11 lacks it
         capabilities = get_capabilities() if get_capabilities else {}
@@ -98,7 +98,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
 
 
 def describe_device(device: torch.device) -> str:
-    """The name of the device, with the number of threads for a CPU."""
+    """Return the name of the device, with the number of threads for a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
@@ -120,7 +120,7 @@ values are from NVIDIA's data sheets and hold for dense (not sparse) matrices.""
 
 
 def find_peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
-    """The peak speed in floating-point operations per second; None if it is unknown."""
+    """Return the peak speed in floating-point operations per second; None if it is unknown."""
     if device.type != "cuda" or precision == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)
@@ -141,7 +141,7 @@ def use_deterministic(wanted: bool) -> None:
 
 
 def limit_threads() -> None:
-    """Limit the CPU threads to this process's cores. Do nothing if OMP_NUM_THREADS is set.
+    """Use at most one CPU thread per available core. Do nothing if OMP_NUM_THREADS is set.
 
     torch counts all cores of the machine, even in a container that may use only some of them. This
     function sets the number of threads only if it is too large, because any call of
@@ -193,13 +193,13 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
 def requested_memory(error: BaseException) -> str | None:
     """Return the size of a failed memory allocation, as text with a unit; None for other errors."""
     if isinstance(error, MemoryError):
-        return "some bytes"
+        return "an unknown amount"
     if "Storage size calculation overflowed" in str(error):
         return "2**63 bytes"
     # Only CUDA has a class for this error. CPU and MPS raise a RuntimeError: search its message.
     match = re.search(r"[Tt]ried to allocate ([\d.]+) (\w+)", str(error))
     if not match:
-        return "more" if isinstance(error, torch.OutOfMemoryError) else None
+        return "an unknown amount" if isinstance(error, torch.OutOfMemoryError) else None
     if match[2] == "bytes" and int(match[1]) >= 1 << 20:
         return f"{int(match[1]) / 2**30:.2f} GiB"
     return f"{match[1]} {match[2]}"

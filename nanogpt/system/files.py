@@ -1,8 +1,8 @@
 """Atomic writes to files and directories, and strict reading of files that may be untrusted.
 
 Data is written to a new file and synced to the disk. Then the new file replaces the old file in one
-step. After a crash or a power failure, a file therefore has either its old contents or its new
-contents, never a part of them.
+step. So after a crash or a power failure, a file has either all of its old contents or all of its
+new contents.
 """
 
 import ctypes
@@ -27,13 +27,13 @@ REPLACE_TIMEOUT = 5.0
 
 
 def damaged_error(file: Path, reason: object) -> UserError:
-    """The error for a file that is missing or has contents that nanogpt never writes."""
+    """Return the error for a file that is missing or has contents that nanogpt never writes."""
     reason = " ".join(str(reason).split())[:200]
     return UserError(f"{file} is missing or damaged ({reason}): restore it, or train again")
 
 
 def unreadable_error(file: Path, error: OSError) -> UserError:
-    """The error for a file of nanogpt that cannot be read."""
+    """Return the error for a file of nanogpt that cannot be read."""
     if is_denied(error):
         return access_error(file, error)
     return damaged_error(file, error.strerror or error)
@@ -91,7 +91,7 @@ def sync_to_disk(path: Path) -> None:
     except PermissionError:
         pass  # Windows cannot open a directory
     except OSError as error:
-        if not (path.is_dir() and error.errno == errno.EINVAL):  # some network drives
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # from some network drives
             raise
 
 
@@ -148,7 +148,7 @@ def remove_if_present(path: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> None:
-    """Swap two directories in one step. Raises OSError if this fails; only Linux can do it."""
+    """Swap two directories in one step. Raises OSError if this fails; only Linux can swap."""
     at_cwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
     renameat2 = find_c_function("renameat2")
     if renameat2 is None:
@@ -169,7 +169,7 @@ def _old_name(directory: Path) -> Path:
 
 
 def resolve_interrupted_swap(directory: Path) -> Path:
-    """Return `directory`. If only a directory with its old name (.NAME.old) exists, return that.
+    """Return `directory`, or its old name (.NAME.old) if only the old name exists.
 
     Only the old name exists if _replace_in_two_steps() was interrupted between its steps.
     """
@@ -195,23 +195,23 @@ def find_status(path: Path | str) -> os.stat_result | None:
 
 
 def has_access(path: Path | str, mode: int) -> bool:
-    """Whether this user has a permission: os.R_OK, os.W_OK, os.X_OK, or several, joined by |."""
+    """Return whether this user has the permissions `mode`, such as os.R_OK or os.W_OK | os.X_OK."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def path_exists(path: Path | str) -> bool:
-    """Whether a file or directory exists. Raises UserError like find_status()."""
+    """Return whether a file or directory exists. Raises UserError like find_status()."""
     return find_status(path) is not None
 
 
 def is_file(path: Path | str) -> bool:
-    """Whether a path is a regular file. Raises UserError like find_status()."""
+    """Return whether a path is a regular file. Raises UserError like find_status()."""
     status = find_status(path)
     return status is not None and stat.S_ISREG(status.st_mode)
 
 
 def is_directory(path: Path | str) -> bool:
-    """Whether a path is a directory. Raises UserError like find_status()."""
+    """Return whether a path is a directory. Raises UserError like find_status()."""
     status = find_status(path)
     return status is not None and stat.S_ISDIR(status.st_mode)
 
@@ -225,7 +225,8 @@ def require_inside(root: Path, path: Path) -> Path:
     inside, outside = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     # macOS ignores case in names, so the same directory can have two spellings.
     if not (inside.is_relative_to(outside) or any(_is_same(p, outside) for p in inside.parents)):
-        raise UserError(f"{path} is a link that leads out of {root}: put the file itself there")
+        advice = "replace the link with the file itself"
+        raise UserError(f"{path} is a link that leads out of {root}: {advice}")
     return path
 
 
@@ -292,7 +293,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def compute_sha256(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal. Raises UserError if the file is unreadable."""
+    """Return the SHA-256 of a file, in hexadecimal. Raises UserError if the file is unreadable."""
     try:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()

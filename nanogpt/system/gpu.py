@@ -20,7 +20,9 @@ def compile_loss(
     example: tuple[Tensor, Tensor],
     say: Callable[[str], None],
 ) -> LossFunction | None:
-    """Return `loss` with compiled blocks; if this fails, return None, and say() gets the reason.
+    """Return `loss` with compiled blocks, or None if they cannot be compiled.
+
+    If they cannot be compiled, say() is called with the reason.
 
     The blocks have the same structure, so one compiled function serves all of them (regional
     compilation). This is much faster than compiling every block. Outside the returned function,
@@ -71,7 +73,8 @@ class CudaGraph:
         self.device = device
         self.stream = torch.cuda.Stream(device)  # the default stream cannot be captured
         self.warmup = warmup
-        """Number of remaining calls without a graph; in these, libraries initialise themselves."""
+        """Number of remaining calls without a graph. During these calls, libraries initialise
+        themselves."""
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, work: Callable[[], None]) -> None:

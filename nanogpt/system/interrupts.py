@@ -1,4 +1,4 @@
-"""Signals that ask a command to end; a run finishes its step and saves before it ends."""
+"""Signals that ask a command to end; a run first finishes its step and saves a checkpoint."""
 
 import signal
 import threading
@@ -42,7 +42,7 @@ def raise_interrupted() -> Iterator[None]:
 class Interrupts:
     """A context that records the first signal that arrives; a second signal has its usual effect.
 
-    Only the signals in SIGNALS count. A signal that was ignored before, as with nohup, stays
+    Only the signals in SIGNALS are recorded. A signal that was ignored before, as with nohup, stays
     ignored. Python handles signals only in the main thread; in another thread, this context records
     nothing.
     """

@@ -11,8 +11,8 @@ LIMITS = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 """On Linux, these files contain the number of bytes of memory that a container may use. The
-first file is for version 2 of control groups, and "max" in this file means no limit. The second is
-for version 1."""
+first file is for version 2 of control groups, and "max" in this file means no limit. The second
+file is for version 1."""
 UNKNOWN = 1 << 62
 PREFIXES = {
     **{1e30: "Q", 1e27: "R", 1e24: "Y", 1e21: "Z", 1e18: "E", 1e15: "P", 1e12: "T", 1e9: "G"},
@@ -33,7 +33,7 @@ def get_memory() -> int:
 
 
 def _get_physical_memory() -> int:
-    """Return the bytes of memory of the machine; 2**62 if the system does not tell."""
+    """Return the bytes of memory of the machine; 2**62 if it is unknown."""
     if sys.platform == "win32":
         import ctypes
 
@@ -49,8 +49,8 @@ def _get_physical_memory() -> int:
 def require_memory(needed: int, what: str, advice: str) -> None:
     """Raise UserError if `what` needs more bytes of memory than this process may use.
 
-    A system such as Linux grants more memory than it has, and kills a process that uses too much of
-    it. So a task that needs too much memory must be refused before it starts.
+    A system such as Linux grants more memory than it has, and kills a process that uses too much
+    memory. So a task that needs too much memory must be refused before it starts.
     """
     if needed > (memory := get_memory()):
         raise UserError(

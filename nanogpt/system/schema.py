@@ -83,6 +83,6 @@ def _to_float(value: Any) -> float:
 
 
 def shorten(value: object) -> str:
-    """The repr of a value, cut after 40 characters so that an error fits on one line."""
+    """Return the repr of a value, cut after 40 characters so that an error fits on one line."""
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + "…"

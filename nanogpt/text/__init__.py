@@ -1,1 +1,1 @@
-"""Loads text and encodes it as tokens. No module here imports torch, because this is slow."""
+"""Loads text and encodes it. No module here imports torch, because importing it is slow."""

@@ -1,7 +1,7 @@
 """Byte-pair encoding, and any other tokenizer in the tokenizer.json format of Hugging Face.
 
-The library `tokenizers` of Hugging Face trains a tokenizer. The library `tiktoken` encodes if it
-gives the same tokens, because it is faster; otherwise `tokenizers` encodes.
+The library `tokenizers` of Hugging Face trains a tokenizer. The library `tiktoken` encodes faster,
+so it encodes the text if it gives the same tokens; otherwise `tokenizers` encodes the text.
 """
 
 import json
@@ -28,14 +28,14 @@ word, number or symbol includes one space before it. Pairs are merged only withi
 token spans two parts."""
 
 SPACE_BOUNDARY, LINE_BOUNDARY = r"(?<=\S)[ \n]", r"(?<=\n)"
-"""Regular expressions that match where a text may be split into chunks that are encoded alone."""
+"""Regular expressions that match the places where a text may be split before encoding."""
 
 BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 """The tokens of the 256 bytes in a tokenizer with byte fallback. The decoder `ByteFallback` decodes
 successive byte tokens together: if one of them is invalid, all of them become U+FFFD."""
 TOKEN_DECODERS = ("ByteLevel", "BPEDecoder", "CTC", "Metaspace", "WordPiece")
 """Decoders that change each token separately. After the decoder `Fuse`, which joins all tokens,
-they would change the whole text."""
+these decoders would change the whole text."""
 STABLE_DECODERS = ("ByteFallback", "Fuse", "Replace", "Strip")
 """Decoders that never change earlier text when more tokens follow. They may also follow `Fuse`."""
 
@@ -68,9 +68,9 @@ def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
 def make_bpe(vocab: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> "HubTokenizer":
     """Make a tokenizer like GPT-2's from a vocabulary and a list of merges, in training order.
 
-    GPT-2 has its vocabulary in vocab.json and its merges in merges.txt. In both files, a character
-    stands for each byte: for example, "Ġ" is a space. Raises ValueError if a merge is not in the
-    vocabulary.
+    GPT-2 has its vocabulary in vocab.json and its merges in merges.txt. In both files, each byte
+    is written as one character: for example, a space is "Ġ". Raises ValueError if a merge is not in
+    the vocabulary.
     """
     try:
         bpe = _make_byte_level_bpe(vocab, merges)
@@ -117,12 +117,12 @@ class HubTokenizer:
             raise ValueError(f"its ids go up to {self.vocab_size}, but most of them are unused")
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens at its beginning or end."""
+        """Return the ids of a text, without special tokens at its beginning or end."""
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
-        """The ids of a text as an array (N,). Several threads can call this at the same time."""
+        """Return the ids of a text as an array (N,). Several threads can call this at once."""
         encode_utf8(text)  # raises UserError for an unpaired surrogate
         if self._tiktoken:
             with suppress(ValueError):  # tiktoken fails for a million spaces in a row
@@ -159,11 +159,11 @@ class HubTokenizer:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token. If they depend on other tokens, the token is decoded alone."""
+        """Return the bytes of one token. If they depend on other tokens, decode the token alone."""
         return self._bytes_by_id[token] if self._bytes_by_id else self.decode([token]).encode()
 
     def decode_stream(self, context: Sequence[int] = ()) -> DecodeStream:
-        """A decoder that takes tokens step by step; `context` has the tokens before them."""
+        """Return a decoder that takes tokens step by step; `context` has the tokens before them."""
         if self._bytes_by_id:
             return ByteDecodeStream(self.token_bytes)
         return TextDecodeStream(self.decode, self._is_open, context)
@@ -191,7 +191,7 @@ class HubTokenizer:
         return model.get("unk_id") if unknown is None else self._tokenizer.token_to_id(unknown)
 
     def _is_open(self, token: int) -> bool:
-        """Whether the next token may change the text of this token."""
+        """Return whether the next token may change the text of this token."""
         content = self._tokenizer.id_to_token(token)
         # An unused id has no text, and it does not end a sequence of byte tokens.
         is_open = content is None or BYTE_TOKEN.fullmatch(content) is not None
@@ -236,13 +236,13 @@ class HubTokenizer:
                 if is_byte_level
                 else token.encode()
             )
-        for added in saved["added_tokens"]:  # their text is stored as it is
+        for added in saved["added_tokens"]:  # their text is not mapped to other characters
             bytes_by_id[added["id"]] = added["content"].encode()
         return bytes_by_id
 
     @cached_property
     def _tiktoken(self) -> "tiktoken.Encoding | None":
-        """The same tokenizer in `tiktoken`; None if it does not use byte pairs as GPT-2 does."""
+        """This tokenizer in `tiktoken`; None if it does not merge bytes exactly as GPT-2 does."""
         saved = self._saved
         model, added_tokens, bytes_by_id = saved["model"], saved["added_tokens"], self._bytes_by_id
         if bytes_by_id is None or not _is_gpt2_bpe(saved):
@@ -272,7 +272,7 @@ class HubTokenizer:
 
 
 def _is_gpt2_bpe(saved: dict[str, Any]) -> bool:
-    """Whether a byte-level tokenizer.json splits and merges as GPT-2 does."""
+    """Return whether a byte-level tokenizer.json splits and merges as GPT-2 does."""
     model, pre_tokenizer = saved["model"], saved["pre_tokenizer"] or {}
     unsupported = (
         *("dropout", "unk_token", "byte_fallback", "ignore_merges"),

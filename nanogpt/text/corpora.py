@@ -71,7 +71,7 @@ class TextFacts:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text that may be larger than memory: it is read in chunks, each time it is needed."""
+    """A text that may be larger than memory. Each use reads the text again, in chunks."""
 
     name: str
     """load_corpus(name) loads the text again, even if the working directory has changed."""
@@ -95,7 +95,7 @@ class Corpus:
 
 
 def count_training_characters(characters: int, val_fraction: float = 0.1) -> int:
-    """The number of characters in the training split of a text."""
+    """Return the number of characters in the training split of a text."""
     return int((1 - val_fraction) * characters)
 
 
@@ -111,7 +111,7 @@ def slice_chunks(chunks: Iterator[str], start: int, end: int | None) -> Iterator
 
 
 def make_corpus(text: str, name: str = "text") -> Corpus:
-    """A corpus from a text in memory."""
+    """Return a corpus with a text that is in memory."""
     raw = text.encode()
     facts = TextFacts(hashlib.sha256(raw).hexdigest(), len(raw), len(text))
     return Corpus(name, lambda: iter([text]), facts)
@@ -137,7 +137,7 @@ def load_corpus(
     If `expected_sha256` is given, the text must have this SHA-256. If `may_download` is false, only
     local files and the cache are read: URLs and datasets are not downloaded, and standard input and
     pipes are refused. Set `may_download` to false when `data` comes from the files of a run:
-    another person may have written any address in them. A corpus in CORPORA may always be
+    another person may have written any address in these files. A corpus in CORPORA may always be
     downloaded: its address is part of this package.
     """
     if data in CORPORA:
@@ -209,13 +209,13 @@ def refresh_text(data: str, column: str, separator: str, progress: Progress) -> 
 
 
 def is_token_folder(data: str) -> bool:
-    """Whether `data` is a directory with tokens in nanoGPT's format."""
+    """Return whether `data` is a directory with tokens in nanoGPT's format."""
     files = (os.path.join(data, f"{split}.bin") for split in SPLITS)
     return is_directory(data) and all(map(is_file, files))
 
 
 def _exists(data: str, may_be_special: bool) -> bool:
-    """Whether `data` names files. If `may_be_special`, a device counts; read_file() refuses it."""
+    """Return whether `data` names files; `may_be_special` also accepts devices and other paths."""
     if is_pattern(data) or is_file(data) or is_directory(data):
         return True
     return may_be_special and path_exists(data)
@@ -237,7 +237,7 @@ def _load_files(
     progress: Progress,
     shown_name: str = "",
 ) -> Corpus:
-    """Return the corpus that read() reads from `files`. `settings` also affect the text."""
+    """Return the corpus that read() reads from `files`. The text also depends on `settings`."""
     shown_name = shown_name or name
 
     def compute_facts() -> TextFacts:
@@ -285,7 +285,7 @@ def _cached_facts(
 ) -> tuple[TextFacts, Callable[[], None]]:
     """Return the facts of a text, and a function that raises UserError if `files` have changed.
 
-    The facts of a large text are computed once, then read from the cache. Their key there is a hash
+    The facts of a large text are computed once, then read from the cache. Their cache key is a hash
     of `settings` and of the path, size and modification time of each file.
     """
     stats, now = _stat_files(files), time.time_ns()
@@ -302,7 +302,7 @@ def _cached_facts(
     facts = compute()
     check_unchanged()
     # Some file systems store times in steps of two seconds. A file that was written less than two
-    # seconds ago can change without a new time, so its facts are not cached.
+    # seconds ago can change again and keep the same time, so its facts are not cached.
     is_settled = all(now - modified > 2e9 for _, _, modified in stats)
     if facts.bytes > LARGE_TEXT and is_settled:
         with suppress(OSError):  # without the cache, the next run works but is slower
@@ -312,7 +312,7 @@ def _cached_facts(
 
 
 def _stat_files(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """The path, size and modification time in nanoseconds of each file."""
+    """Return the path, size and modification time in nanoseconds of each file."""
     stats = []
     for file in files:
         with suppress(OSError):  # reading the file will raise an error for the user
@@ -343,7 +343,7 @@ def _load_named(name: str, corpus: NamedCorpus) -> str:
         if is_right(raw := cached.read_bytes()):
             return raw.decode()
     with suppress(OSError):  # without the cache, the next run works but is slower
-        cached.parent.mkdir(parents=True, exist_ok=True)  # also if the user must save the file
+        cached.parent.mkdir(parents=True, exist_ok=True)  # the user may have to save the file there
     if not (raw := next(filter(is_right, _build_or_download(corpus)), b"")):
         alternative = f", or save {corpus.url} as {cached}" if corpus.url else ""
         raise UserError(

@@ -27,7 +27,7 @@ from .readers import (
 
 
 def cache_directory() -> Path:
-    """The directory of cached texts: $NANOGPT_CACHE, or the platform's directory for caches."""
+    """Return the directory of cached texts: $NANOGPT_CACHE, or the platform's cache directory."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("NANOGPT_CACHE") or user_cache_dir("nanogpt")).expanduser()
@@ -49,14 +49,14 @@ def cache_stream(stream: BinaryIO, name: str) -> Path:
 
 
 def is_url(data: str) -> bool:
-    """Whether `data` is an http or https URL."""
+    """Return whether `data` is an http or https URL."""
     return data.startswith(("http://", "https://"))
 
 
 def download_url(
     data: str, column: str, separator: str, may_download: bool, refresh: bool = False
 ) -> Path:
-    """Return the cached file of a URL, downloaded if it is missing or `refresh` is true.
+    """Return the cached file of a URL. If it is missing or `refresh` is true, download it first.
 
     The URL may end in #sha256=HASH, the hash that its text must have. If the file in the cache has
     another hash, it is downloaded again. Raises UserError.
@@ -169,7 +169,7 @@ def _read_rows(name: str, column: str) -> Iterator[str]:
 
 
 def cache_error(name: str, error: OSError) -> UserError:
-    """The error for a cache that cannot be written; `name` is the text or file to write."""
+    """Return the error for a cache that cannot be written; `name` is the text or file to write."""
     return UserError(
         f"cannot write {name} to the cache in {cache_directory()} ({error.strerror}): free some "
         f"space, or set NANOGPT_CACHE to another directory"
@@ -196,14 +196,14 @@ def _short_hash(key: str) -> str:
 
 @contextmanager
 def new_directory(name: str) -> Iterator[Path]:
-    """A temporary directory in the cache for files that are not complete yet.
+    """Yield a temporary directory in the cache, for files that are not complete yet.
 
     Raises UserError if the cache cannot be written; the message calls these files `name`.
     """
     cache = cache_directory()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        for left in cache.glob(".new-*"):  # a process that was killed left them
+        for left in cache.glob(".new-*"):  # left by a process that was killed
             with suppress(TimeoutError), _temporary(left):
                 pass
         with _temporary(cache / f".new-{token_hex(8)}") as directory:

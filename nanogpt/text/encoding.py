@@ -1,4 +1,4 @@
-"""Encode a corpus as tokens: chunk by chunk, on several cores, and cached if the text is large.
+"""Encode a corpus as tokens, in chunks and on several cores. Cache the tokens of a large text.
 
 The tokens of a large text are written to a file in the cache and mapped into memory from there, so
 memory use does not depend on the size of the text. The file's name is a hash of the text, the
@@ -48,7 +48,7 @@ class Tokens:
     """The tokens of a text."""
 
     ids: Ids
-    """Shape (N,), 16-bit if the vocabulary has at most 65,536 tokens, otherwise 32-bit."""
+    """Token ids (N,): 16-bit if the vocabulary has at most 65,536 tokens, otherwise 32-bit."""
     bytes: int
     """The number of bytes of the text in UTF-8."""
     lost_bytes: int
@@ -74,7 +74,7 @@ def get_tokenizer(kind: str, corpus: Corpus, val_fraction: float, progress: Prog
         return read_tokenizer(cached)
     waiting = "waiting for another process that is training the same tokenizer"
     with _writing_cache(cached, "the tokenizer"), _locked(cached, waiting, progress):
-        with suppress(UserError):  # another process may have written it during the wait
+        with suppress(UserError):  # another process may have written the file
             return read_tokenizer(cached)
         progress("training a tokenizer", 0, 0)
         tokenizer = _train_tokenizer(kind, corpus, val_fraction)
@@ -91,7 +91,7 @@ def _train_tokenizer(kind: str, corpus: Corpus, val_fraction: float) -> Tokenize
 
 
 def _sample_training_split(corpus: Corpus, val_fraction: float) -> Iterator[str]:
-    """Yield SAMPLE_CHUNKS evenly spaced chunks of the training split; all chunks if it is short."""
+    """Yield SAMPLE_CHUNKS evenly spaced chunks of the training split; all if the split is short."""
     characters = count_training_characters(corpus.facts.characters, val_fraction)
     total_chunks = characters / CHUNK_SIZE
     training_text = corpus.read_split("train", val_fraction)
@@ -197,7 +197,7 @@ def _report_progress(
 
 @dataclass(frozen=True)
 class _TokenFileInfo:
-    """The contents of the JSON file about a token file. The token file is written first."""
+    """The content of the JSON file that describes a token file. The token file is written first."""
 
     tokens: int
     bytes: int
@@ -275,7 +275,7 @@ def _encode_to_cache(
 
 
 def _read_info(file: Path, info_file: Path, dtype: np.dtype[Any]) -> _TokenFileInfo | None:
-    """The description of a file of tokens; None if the file is missing or incomplete."""
+    """Return the description of a file of tokens; None if the file is missing or incomplete."""
     with suppress(OSError, UserError, ValueError):
         info = parse_dataclass(_TokenFileInfo, read_json(info_file), {})
         if file.stat().st_size == info.tokens * dtype.itemsize:
@@ -326,7 +326,7 @@ def _locked(path: Path, waiting: str, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _writing_cache(file: Path, name: str) -> Iterator[None]:
-    """A context for writing a cache file: creates its directory, turns OSError into UserError."""
+    """Create the directory of a cache file. Within this context, OSError becomes UserError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -1,4 +1,4 @@
-"""A model that counts n-grams of all lengths up to n and smooths them: modified Kneser-Ney."""
+"""A model from the smoothed counts of n-grams of all lengths up to n: modified Kneser-Ney."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class _Order:
     reserved: Floats
     """The sum of the discounts of each context's k-grams."""
     discounts: Floats
-    """What is subtracted from a count of 0, 1, 2, and 3 or more."""
+    """The discounts of the counts 0, 1, 2, and 3 or more."""
 
     def interpolate(self, codes: Integers, V: int, shorter: Floats) -> Floats:
         """Return p_k of each k-gram in codes (N,), given p_{k-1} of its last k - 1 tokens (N,)."""
@@ -62,8 +62,8 @@ class KneserNey:
     The discount D of a count depends on the count; `reserved` is the sum of all discounts of the
     context, and `shorter` is the context without its first token. If the context never occurred,
     p_k is p_{k-1}; p_0 is 1 / V. For k = n, count() is how often the k-gram occurs. For shorter
-    k-grams, it is the number of different tokens that come before the k-gram in the text: a token
-    is likely in a new context if it follows many different contexts.
+    k-grams, count() is the number of different tokens that come before the k-gram in the text: a
+    token that follows many different contexts is likely in a new context, too.
     """
 
     def __init__(self, ids: Ids, n: int, vocab_size: int) -> None:
@@ -75,13 +75,13 @@ class KneserNey:
         for k in range(n, 0, -1):
             self.orders.insert(0, _make_order(distinct, counts, vocab_size))
             if k > 1:
-                # Each distinct k-gram is one token before the (k - 1)-gram at its end.
+                # Each distinct k-gram adds 1 to the count of the (k - 1)-gram at its end.
                 distinct, counts = count_codes(distinct % vocab_size ** (k - 1))
 
     def probabilities(self, ids: Ids) -> Floats:
         """Return p(token | the n - 1 tokens before it) of each token in ids (N,): shape (N,).
 
-        At the beginning, the contexts are shorter.
+        The first n - 1 tokens have shorter contexts.
         """
         V, tokens = self.vocab_size, ids.astype(np.int64)
         p = np.full(len(tokens), 1 / V)
@@ -98,7 +98,7 @@ class KneserNey:
         return p
 
     def __len__(self) -> int:
-        """The number of distinct k-grams of all lengths."""
+        """Return the number of distinct k-grams of all lengths."""
         return sum(len(order.codes) for order in self.orders)
 
     def loss(self, ids: Ids) -> float:
@@ -117,8 +117,8 @@ def _make_order(codes: Integers, counts: Integers, V: int) -> _Order:
 def _estimate_discounts(counts: Integers) -> Floats:
     """Return the discounts of the counts 0, 1, 2, and 3 or more (Chen & Goodman 1999, eq. 17).
 
-    They follow from the numbers of k-grams that occur once, twice, three and four times. If one of
-    these numbers is 0, as in a very short text, the discount is half of the count.
+    They are computed from the numbers of k-grams that occur one, two, three and four times. If one
+    of these numbers is 0, as in a very short text, the discount is half of the count.
     """
     n1, n2, n3, n4 = (int((counts == c).sum()) for c in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):

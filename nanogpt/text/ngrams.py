@@ -58,11 +58,11 @@ class NGramCounts:
         self.codes, self.counts = sum_groups(codes[order], counts[order])
 
     def __len__(self) -> int:
-        """The number of distinct n-grams."""
+        """Return the number of distinct n-grams."""
         return len(self.codes)
 
     def __add__(self, other: "NGramCounts") -> "NGramCounts":
-        """The combined counts of two separate sequences."""
+        """Return the combined counts of two separate sequences."""
         assert (self.n, self.base) == (other.n, other.base)
         both = NGramCounts([], self.n, self.base)
         both._merge([(self.codes, self.counts), (other.codes, other.counts)])
@@ -73,17 +73,20 @@ class NGramCounts:
         return sum_groups(self.codes // self.base, self.counts)
 
     def count_followers(self, context: Sequence[int]) -> Integers:
-        """Return each token's count after the last n - 1 tokens of `context`: shape (base,)."""
+        """Return how often each token follows the last n - 1 tokens of `context`: shape (base,)."""
         return look_up(encode_followers(context, self.n, self.base), self.codes, self.counts)
 
     def entropy(self) -> float:
-        """The entropy of a token given its context, H(x_1 … x_n) - H(x_1 … x_{n-1}), in nats."""
+        """Return the entropy of a token given its context, in nats.
+
+        The result is H(x_1 … x_n) - H(x_1 … x_{n-1}).
+        """
         return _entropy(self.counts) - _entropy(self._count_contexts()[1])
 
     def loss(
         self, held_out: "NGramCounts", smoothing: float = 1.0, vocab_size: int | None = None
     ) -> float:
-        """The mean of -ln p(x | context) over the n-grams of another sequence, in nats per token.
+        """Return the mean of -ln p(x | context) over another sequence's n-grams, in nats per token.
 
         `vocab_size` is V, the number of possible tokens; the default is `base`.
         """
@@ -104,7 +107,7 @@ def encode_ngrams(ids: Integers, n: int, base: int) -> Integers:
 
 
 def encode_followers(context: Sequence[int], n: int, base: int) -> Integers:
-    """Encode the n-grams of the last n - 1 tokens of `context` and each next token: (base,)."""
+    """Encode the last n - 1 tokens of `context` followed by each possible token: shape (base,)."""
     code = 0
     for token in context[len(context) - n + 1 :]:
         code = code * base + token
@@ -123,7 +126,7 @@ def sum_groups(codes: Integers, values: NDArray[Number]) -> tuple[Integers, NDAr
 
 
 def look_up(asked: Integers, codes: Integers, values: NDArray[Number]) -> NDArray[Number]:
-    """Return the value of each code in `asked`; 0 if it is not in the sorted array `codes`."""
+    """Return the value of each code in `asked`; 0 for a code not in the sorted array `codes`."""
     if not len(codes):
         return np.zeros(len(asked), dtype=values.dtype)
     index = np.searchsorted(codes, asked).clip(max=len(codes) - 1)
@@ -131,6 +134,6 @@ def look_up(asked: Integers, codes: Integers, values: NDArray[Number]) -> NDArra
 
 
 def _entropy(counts: Integers) -> float:
-    """The entropy, in nats, of the distribution that `counts` describes."""
+    """Return the entropy, in nats, of the distribution that `counts` describes."""
     p = counts / counts.sum()
     return float(-(p * np.log(p)).sum())

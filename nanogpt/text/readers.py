@@ -57,12 +57,12 @@ def no_progress(task: str, done: int, total: int) -> None:
 
 
 def is_pattern(data: str) -> bool:
-    """Whether `data` is a glob pattern: it contains *, ? or [, and no such path exists."""
+    """Return whether `data` is a glob pattern: it contains *, ? or [, and no such path exists."""
     return glob.has_magic(data) and not path_exists(data)
 
 
 def is_pipe(data: str) -> bool:
-    """Whether `data` is a named pipe, such as the one that a shell creates for <(zcat text.gz)."""
+    """Return whether `data` is a named pipe. A shell creates one for <(zcat text.gz)."""
     with suppress(OSError, ValueError):
         return stat.S_ISFIFO(os.stat(data).st_mode)
     return False
@@ -131,7 +131,7 @@ def _walk(directory: Path, excluded: Path | None) -> Iterator[Path]:
 
 
 def _is_output(directory: Path, excluded: Path | None) -> bool:
-    """Whether a directory is `excluded`, or contains a run or a study."""
+    """Return whether a directory is `excluded`, or contains a run or a study."""
     if excluded is not None and directory.absolute() == excluded.absolute():
         return True
     marks = (OUTPUT_MARK,), ("run.json", "metrics.jsonl"), (".lock", ".pid")
@@ -147,8 +147,8 @@ def read_files(
     """Yield the text of files in chunks, with `separator` between documents.
 
     Each row of a .jsonl or .parquet file is a document with its text in `column`; any other file is
-    one document. Empty documents are left out. Raises a UserError that shows `name`, by
-    default the path.
+    one document. Empty documents are left out. Raises a UserError that shows `name`, by default the
+    path.
     """
     documents = (document for file in files for document in _read_documents(file, column, name))
     return join_documents(documents, separator)
@@ -230,23 +230,24 @@ def get_row_text(
     text = row.get(column)
     if not isinstance(text, str):
         names = [key for key in row if isinstance(row[key], str)] if names is None else names
-        choice = f"{', '.join(names) or 'none contains text'}"
+        others = [name for name in names if name != column]
+        problem = f"the column {column} is not text"
         if column not in row:
-            raise UserError(
-                f"{place}: there is no column {column}; choose another with --column ({choice}), "
-                f"or fix the row"
-            )
-        raise UserError(
-            f"{place}: the column {column} is not text; choose another with --column ({choice}), "
-            f"or fix the row"
-        )
+            problem = f"there is no column {column}"
+        advice = "no other column contains text; fix the row"
+        if others:
+            advice = f"choose another with --column ({', '.join(others)}), or fix the row"
+        raise UserError(f"{place}: {problem}; {advice}")
     if not is_encodable(text):
         raise UserError(f"{place}: the text has an unpaired surrogate; fix or delete it")
     return text
 
 
 def is_encodable(text: str) -> bool:
-    """Whether UTF-8 can encode a text; it cannot encode some strings in JSON and in file names."""
+    """Return whether UTF-8 can encode a text.
+
+    It cannot encode some strings in JSON and in file names.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -264,7 +265,10 @@ def require_encodable(path: str | Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, without a byte-order mark. Raises UserError if empty."""
+    """Return the text of a UTF-8 file. Raises UserError if the text is empty.
+
+    A byte-order mark is not part of the text.
+    """
     if text := "".join(read_file(path)):
         return text
     raise empty_error(str(path))
@@ -370,12 +374,12 @@ def _make_command(command: str, name: str) -> str:
 
 
 def empty_error(name: str) -> UserError:
-    """The error for an empty text."""
+    """Return the error for an empty text."""
     return UserError(f"{name} is empty: name a file with text in it")
 
 
 def read_error(name: str, error: OSError) -> UserError:
-    """The error for a file that is missing or cannot be read."""
+    """Return the error for a file that is missing or cannot be read."""
     if is_denied(error):
         return access_error(name, error)
     return UserError(f"cannot read {name}: {error.strerror}; name a text file")

@@ -28,7 +28,7 @@ def build_shakespeare(plays: dict[str, str]) -> str:
 
 
 def build_shakespeare_rest(plays: dict[str, str]) -> str:
-    """The speeches of the plays that are not in Tiny Shakespeare."""
+    """Return the speeches of the plays that are not in Tiny Shakespeare."""
     tiny = load_errata()
     return build_shakespeare({name: play for name, play in plays.items() if name not in tiny})
 
@@ -65,7 +65,7 @@ def normalize_markdown(markdown: str) -> str:
 
 
 def extract_speeches(source: str) -> str:
-    """Return the speeches of a play, with an empty line between them. Each starts with `NAME:`."""
+    """Return the speeches of a play, separated by empty lines. Each speech starts with `NAME:`."""
     # A stage direction without brackets, such as _Exeunt_, on one or more lines.
     direction = re.compile(r"(_+|\*)(?![*])[^[_*]*(_+|\*)")
     output: list[str] = []

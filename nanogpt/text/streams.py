@@ -70,7 +70,7 @@ class TextDecodeStream:
 
     def _decode_new(self) -> str:
         before, whole = self._decode(self._before), self._decode(self._before + self._new)
-        # A new invalid byte can change the text of earlier bytes; then decode the new tokens alone.
+        # If a new invalid byte changes the text of earlier bytes, decode only the new tokens.
         return whole[len(before) :] if whole.startswith(before) else self._decode(self._new)
 
     def _return(self, piece: str) -> str:

@@ -31,10 +31,10 @@ class Tokenizer(Protocol):
         """The id of the token for unknown text; None if there is none."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text. Raises UserError if a character has no id."""
+        """Return the ids of a text. Raises UserError if a character has no id."""
 
     def encode_array(self, text: str) -> NDArray[Any]:
-        """The ids of a text as an array (N,); this is faster than a list."""
+        """Return the ids of a text as an array (N,); this is faster than a list."""
 
     @property
     def boundary(self) -> str:
@@ -44,20 +44,20 @@ class Tokenizer(Protocol):
         """Decode ids to text; bytes that are not valid UTF-8 become U+FFFD."""
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token, which may be only a part of a character."""
+        """Return the bytes of one token, which may be only a part of a character."""
 
     def decode_stream(self, context: Sequence[int] = ()) -> DecodeStream:
-        """A stream that decodes the tokens after `context`, step by step."""
+        """Return a stream that decodes the tokens after `context`, step by step."""
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
         """Count the bytes of the lost characters: those of `text` that `ids` do not reproduce."""
 
     def to_json(self) -> dict[str, Any]:
-        """The tokenizer as JSON, for parse_tokenizer()."""
+        """Return the tokenizer as JSON, for parse_tokenizer()."""
 
 
 def parse_tokenizer(saved: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that to_json() saved. Raises ValueError for anything else."""
+    """Return the tokenizer that to_json() saved. Raises ValueError for anything else."""
     if saved.get("kind") == "byte":
         return ByteTokenizer.from_json(saved)
     # JSON of the library `tokenizers` has the key "model" and no "kind".
@@ -75,7 +75,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 
 def parse_bpe_size(kind: str) -> int | None:
-    """The vocabulary size: N for bpe:N, 2048 for bpe, None for another kind. Raises UserError."""
+    """Return the vocabulary size: N for bpe:N, 2048 for bpe, otherwise None. Raises UserError."""
     name, colon, size = kind.partition(":")
     if name != "bpe":
         return None
@@ -91,12 +91,12 @@ def parse_bpe_size(kind: str) -> int | None:
 
 
 def is_trained_on_text(kind: str) -> bool:
-    """Whether this kind of tokenizer is made from a text: true for char, bpe and bpe:N."""
+    """Return whether this kind of tokenizer is made from a text: true for char, bpe and bpe:N."""
     return kind == "char" or parse_bpe_size(kind) is not None
 
 
 def is_tokenizer_kind(kind: str) -> bool:
-    """Whether `kind` names a kind (char, byte, bpe, bpe:N). Raises UserError for a bad bpe:N."""
+    """Return whether `kind` is char, byte, bpe or bpe:N. Raises UserError for an invalid bpe:N."""
     return kind == "byte" or is_trained_on_text(kind)
 
 
@@ -135,7 +135,7 @@ class CharTokenizer:
     def __init__(self, alphabet: Iterable[str]) -> None:
         self.alphabet = "".join(sorted(set(alphabet)))
         code_points = [ord(character) for character in self.alphabet]
-        # The id of each code point, or -1. The last entry, -1, serves all larger code points.
+        # The id of each code point; -1 if it has none. The last entry is for larger code points.
         self._ids = np.full(max(code_points, default=-1) + 2, -1, dtype=np.int32)
         self._ids[code_points] = range(len(code_points))
 
@@ -149,12 +149,12 @@ class CharTokenizer:
     """The empty pattern matches everywhere: a text may be split anywhere."""
 
     def encode(self, text: str) -> list[int]:
-        """The id of each character. Raises UserError for a character outside the alphabet."""
+        """Return the ids of the characters. Raises UserError if the alphabet lacks a character."""
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
-        """The ids of a text as an array (N,)."""
+        """Return the ids of a text as an array (N,)."""
         # Command-line arguments may contain unpaired surrogates: report them as unknown characters.
         code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         ids: NDArray[np.int32] = self._ids[code_points.clip(max=len(self._ids) - 1)]
@@ -173,24 +173,24 @@ class CharTokenizer:
         return "".join(self.alphabet[i] for i in ids)
 
     def token_bytes(self, token: int) -> bytes:
-        """The character of a token in UTF-8."""
+        """Return the character of a token in UTF-8."""
         return self.alphabet[token].encode("utf-8", "replace")
 
     def decode_stream(self, context: Sequence[int] = ()) -> ByteDecodeStream:
-        """A stream that decodes the tokens after `context`, step by step."""
+        """Return a stream that decodes the tokens after `context`, step by step."""
         return ByteDecodeStream(self.token_bytes)
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """0: the ids reproduce every text."""
+        """Return 0: the ids reproduce every text."""
         return 0
 
     def to_json(self) -> dict[str, Any]:
-        """The tokenizer as JSON, for parse_tokenizer()."""
+        """Return the tokenizer as JSON, for parse_tokenizer()."""
         return {"kind": "char", "alphabet": self.alphabet}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "CharTokenizer":
-        """The tokenizer that to_json() saved. Raises ValueError for anything else."""
+        """Return the tokenizer that to_json() saved. Raises ValueError for anything else."""
         alphabet = parse_dataclass(_SavedChar, saved, {}).alphabet
         tokenizer = cls(alphabet)
         if not alphabet or tokenizer.alphabet != alphabet:
@@ -213,11 +213,11 @@ class ByteTokenizer:
     """The empty pattern matches everywhere: a text may be split anywhere."""
 
     def encode(self, text: str) -> list[int]:
-        """The bytes of a text in UTF-8."""
+        """Return the bytes of a text in UTF-8."""
         return list(encode_utf8(text))
 
     def encode_array(self, text: str) -> NDArray[np.uint8]:
-        """The bytes of a text as an array (N,)."""
+        """Return the bytes of a text as an array (N,)."""
         return np.frombuffer(encode_utf8(text), dtype=np.uint8)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -225,24 +225,24 @@ class ByteTokenizer:
         return bytes(ids).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """The byte of a token."""
+        """Return the byte of a token."""
         return bytes([token])
 
     def decode_stream(self, context: Sequence[int] = ()) -> ByteDecodeStream:
-        """A stream that decodes the tokens after `context`, step by step."""
+        """Return a stream that decodes the tokens after `context`, step by step."""
         return ByteDecodeStream(self.token_bytes)
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """0: the ids reproduce every text."""
+        """Return 0: the ids reproduce every text."""
         return 0
 
     def to_json(self) -> dict[str, Any]:
-        """The tokenizer as JSON, for parse_tokenizer()."""
+        """Return the tokenizer as JSON, for parse_tokenizer()."""
         return {"kind": "byte"}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "ByteTokenizer":
-        """The tokenizer that to_json() saved. Raises ValueError for anything else."""
+        """Return the tokenizer that to_json() saved. Raises ValueError for anything else."""
         parse_dataclass(_SavedByte, saved, {})
         return cls()
 

@@ -1,4 +1,4 @@
-"""Helpers for tests that do what an error message advises."""
+"""Helpers for the tests that follow the advice of error messages."""
 
 import json
 import re
@@ -33,12 +33,12 @@ class Case:
     advised: Action
     """The command or function that follows the advice.
 
-    `{0}` in the command, or the argument of the function, stands for what the message names.
+    The first group of `named` replaces `{0}` in the command, or is the argument of the function.
     """
     named: str = ""
-    """A regular expression whose groups are what the message names."""
+    """A regular expression for the message; its first group is the part that the advice needs."""
     rest: str = ""
-    """The beginning of the error that `advised` is expected to give; by default none."""
+    """The beginning of the error of `advised`; empty if `advised` must succeed."""
 
 
 SMALL = (
@@ -48,12 +48,12 @@ SMALL = (
 TRAIN = f"train --data words.txt {SMALL}"
 RESUME = "train --resume tiny --sample-tokens 0 --train.steps 22"
 STOP = "--device nope"
-"""The error of this option comes after those of the parser."""
+"""An option that stops a command after its arguments are parsed, with the error NO_DEVICE."""
 NO_DEVICE = "there is no device 'nope'"
 
 
 def make_files() -> None:
-    """In the working directory, create the files that the cases read."""
+    """Create the files that the cases read, in the working directory."""
     Path("src/deep").mkdir(parents=True)
     Path("src/deep/a.rs").write_text("fn main() {}")
     Path("empty").mkdir()
@@ -79,9 +79,9 @@ def get_message(nanogpt: Command, action: Action, *named: str) -> str:
 
 
 def is_row(message: str, beginning: str) -> bool:
-    """Whether a message is an example of the line in docs/errors.md that begins like this.
+    """Whether a message is an example of the line in docs/errors.md that begins with `beginning`.
 
-    The message may name flags where the line names parameters.
+    The message may name a flag where the line names a parameter.
     """
     named = re.sub(r"--([a-z-]+)", lambda match: match[1].replace("-", "_"), message)
     row = next(row for row in ROWS if row.startswith(beginning))

@@ -1,4 +1,4 @@
-"""A directory with trained runs."""
+"""Fixtures for these tests: directories with trained runs."""
 
 import contextlib
 import shlex
@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(trained: Path) -> Path:
-    """A copy of the directory `trained` as the working directory, with more files."""
+    """The working directory, with a copy of the directory `trained` and with more files."""
     shutil.copytree(trained, ".", dirs_exist_ok=True)
     make_files()
     Path("prompt.txt").write_text("abd")

@@ -1,4 +1,4 @@
-"""Errors of the command line give advice that works."""
+"""The advice in the errors of the command line works."""
 
 import io
 import os
@@ -23,14 +23,14 @@ from .cases import NO_DEVICE, RESUME, STOP, TRAIN, Case, Command, check
 
 
 def cache_text(directory: str, variable: str = "NANOGPT_CACHE") -> object:
-    """Set the environment variable to `directory`, then copy a text into the cache."""
+    """Set an environment variable to `directory`, then copy a text into the cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(variable, directory)
         return cache_stream(io.BytesIO(b"text"), "standard input")
 
 
 def encode_with(unknown_token: str | None) -> Callable[[], object]:
-    """Encode an unknown word."""
+    """Return a function that encodes an unknown word."""
     model = library.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token=unknown_token or "none")
 
     def act() -> object:
@@ -57,7 +57,7 @@ def sample_interactively(*options: str) -> Callable[[], object]:
 
 
 def rename(new: str) -> Callable[[], object]:
-    """Rename the file in the directory `odd name` to `new`, then read the file."""
+    """Return a function that renames the file in the directory `odd name`, then reads the file."""
 
     def act() -> object:
         (file,) = Path("odd name").iterdir()

@@ -19,7 +19,7 @@ from .cases import follows
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """The address of a server for the files in the directory `served`."""
+    """The URL of a local web server for the directory `served`."""
 
     class QuietHandler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: object) -> None:
@@ -36,7 +36,7 @@ def server() -> Iterator[str]:
 
 
 def follow(data: str, column: str, separator: str) -> None:
-    """Load a text that is not in the cache, run the command of the error, load the text again."""
+    """Load a text that is not cached, run the command in the error, and load the text again."""
     with pytest.raises(UserError, match="is not in the cache: download it with `") as raised:
         load_corpus(data, column, separator, may_download=False)
     command = str(raised.value).rstrip("`").rpartition("`")[2]

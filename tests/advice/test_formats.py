@@ -1,4 +1,4 @@
-"""Errors about files that are not UTF-8 give advice that works."""
+"""The advice in errors about files that are not UTF-8 works."""
 
 import bz2
 import gzip
@@ -63,20 +63,20 @@ def test_a_compressed_text(module: Any, name: str) -> None:
 @needs_tools
 @pytest.mark.slow
 def test_compressed_standard_input() -> None:
-    """The file that the error names is the copy in the cache."""
+    """The error names the copy of standard input in the cache."""
     command = [sys.executable, "-m", "nanogpt", "data", "-"]
     answer = subprocess.run(command, input=gzip.compress(TEXT.encode()), capture_output=True)
     assert answer.returncode == 2
     assert run_conversion(answer.stderr.decode().rpartition("with: ")[2]) == TEXT
 
 
-def test_a_name_that_is_no_file_is_not_part_of_the_command() -> None:
+def test_the_advised_command_leaves_out_a_name_that_is_no_file() -> None:
     with pytest.raises(UserError, match=r"^standard input is a gzip file, .*: gzip -dc FILE > new"):
         [*decode_utf8(io.BytesIO(gzip.compress(b"text")), "standard input")]
 
 
 def make_binary(kind: str) -> bytes:
-    """The content of a file that is no text."""
+    """Return the content of a file that is not text."""
     raw = io.BytesIO()
     if kind in ("zip", "docx"):
         with zipfile.ZipFile(raw, "w") as archive:

@@ -50,9 +50,9 @@ FOLLOWED_ELSEWHERE = {
     "the model's logits": "tests/cli/test_main.py",
     "interrupted; saved": "tests/test_survival.py",
 }
-"""The beginning of a line, and the tests that follow its advice. Such an error needs something that
-the tests here lack: a full disk, a server, a missing library, another version, a long run. The two
-lines about CUDA graphs need a CUDA device, so pytest follows them only with -m gpu."""
+"""The beginnings of lines, and the tests that follow their advice. These errors need something that
+the tests here lack: a full disk, a server, a missing library, another version, a long run. The
+tests of the two lines about CUDA graphs need a CUDA device, so they run only with -m gpu."""
 
 NOT_FOLLOWED = {
     "7x288-1-of-1-free failed: see the traceback above": (
@@ -61,7 +61,7 @@ NOT_FOLLOWED = {
     ),
     "interrupted": ("tests/test_survival.py", "nothing was saved, so there is no advice"),
 }
-"""The whole line, the tests of that error, and the reason why no test follows an advice."""
+"""Whole lines; for each line, the tests of its error and why no test follows its advice."""
 
 FILES = FOLLOWED_ELSEWHERE | {row: file for row, (file, _) in NOT_FOLLOWED.items()}
 

@@ -1,4 +1,4 @@
-"""The advice in errors about runs works, also if it needs several steps."""
+"""The advice in errors about runs works, even if it needs several steps."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def test_a_run_without_an_evaluation(nanogpt: Command, world: Path) -> None:
     f"there is no file or corpus my.txt: the corpora are {', '.join(CORPORA)}; if",
 )
 def test_a_text_that_is_gone(nanogpt: Command, trained: Path) -> None:
-    """Each error about a changed or missing text advises --data; --data with the new path works."""
+    """Every error about a changed or missing text advises --data; --data with a new path works."""
     text = (trained / "words.txt").read_text()
     Path("place").mkdir()
     place = Path("place/words.txt")
@@ -71,7 +71,7 @@ def test_a_text_that_is_gone(nanogpt: Command, trained: Path) -> None:
             shutil.copytree("mine", "copy")
             assert not get_message(nanogpt, f"{command} {option[1]} moved.txt")
             shutil.rmtree("mine")
-            Path("copy").rename("mine")  # its run.json names the old place of the text
+            Path("copy").rename("mine")  # run.json still names the old path of the text
     out = nanogpt("eval", "mine", "--json", "--data", "moved.txt")[1]
     assert json.loads(out)["split"] == json.loads(before)["split"] == "val"
     Path("place").mkdir()
@@ -86,7 +86,7 @@ def test_a_text_that_is_gone(nanogpt: Command, trained: Path) -> None:
 def test_the_text_of_a_resumed_run_may_come_from_a_pipe(
     nanogpt: Command, world: Path, trained: Path
 ) -> None:
-    """The user may name a pipe with --data; the files of a run may not name one."""
+    """The user may name a pipe with --data, but the files of a run may not name a pipe."""
     raw = (trained / "words.txt").read_bytes()
     command = [sys.executable, "-m", "nanogpt", *shlex.split(RESUME), "--data", "-"]
     answer = subprocess.run(command, input=raw, capture_output=True)
@@ -150,7 +150,7 @@ def test_a_damaged_file(nanogpt: Command, world: Path) -> None:
 
 @follows("the loss became nan")
 def test_a_learning_rate_that_is_too_high(nanogpt: Command, world: Path) -> None:
-    """The command that the error shows is repeated until the learning rate is low enough."""
+    """Run the command that each error shows, until the learning rate is low enough."""
     command = f"{TRAIN} --optim.lr 1e18 --optim.warmup 0 --optim.grad-clip 0 --name nan"
     for _ in range(100):
         status, _, err = nanogpt(*shlex.split(command))

@@ -1,4 +1,4 @@
-"""The advice in errors of the library works: settings, tokenizers and texts."""
+"""The advice in the errors of the Python API works: settings, tokenizers and texts."""
 
 import shlex
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def read(data: str, **options: str) -> Callable[[], object]:
 
 
 def write(file: str, raw: str | bytes) -> Callable[[], object]:
-    """Write a file, then load it as a corpus."""
+    """Return a function that writes a file, then loads it as a corpus."""
 
     def act() -> object:
         Path(file).write_bytes(raw if isinstance(raw, bytes) else raw.encode())
@@ -37,7 +37,7 @@ def write(file: str, raw: str | bytes) -> Callable[[], object]:
 
 
 def require(tokens: int, block_size: int) -> None:
-    """Check the length of a split that has this number of tokens."""
+    """Check whether a split with this number of tokens is long enough for `block_size`."""
     split = type("Split", (), {"tokens": range(tokens)})
     require_tokens([("val", split)], block_size)  # type: ignore[list-item]
 
@@ -180,6 +180,11 @@ SETTINGS = [
         r"--column \(body, (title)\)",
     ),
     Case(
+        "a.jsonl, line 7: the column text is not text; no other",
+        write("a.jsonl", '{"text": null}'),
+        write("a.jsonl", '{"text": "b"}'),
+    ),
+    Case(
         "a.parquet, row 7",
         lambda: load_corpus("rows.parquet", "id"),
         lambda column: load_corpus("rows.parquet", column),
@@ -210,7 +215,7 @@ SETTINGS = [
         r"the character '(.)'",
     ),
 ]
-"""These cases call the library, and take no time."""
+"""These cases call the Python API, and take little time."""
 
 
 @pytest.mark.parametrize("case", SETTINGS, ids=lambda case: case.row[:40])

@@ -1,4 +1,4 @@
-"""Command-line arguments: every mistake gives an error message of one line."""
+"""Command-line arguments: every mistake leads to an error message of one line."""
 
 import json
 import os
@@ -157,7 +157,7 @@ WORDS = ["-x", "-", "-1", "-.5", "-x y", "- item", "---", "--- a", "--a b", "-x.
 def test_a_value_may_begin_with_a_hyphen(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch, command: str, name: str, flag: str, hint: Any
 ) -> None:
-    """The library receives the value unchanged; an option and its value are one word."""
+    """tyro receives the value unchanged; it receives an option as --option=value."""
     received: list[str] = []
 
     def cli(*_: object, args: list[str], **__: object) -> object:
@@ -285,7 +285,7 @@ def print_and_exit(text: str) -> Callable[..., object]:
         ("--split", "Missing argument Missing value for argument '--split'. Expected 1 values."),
     ],
 )
-def test_the_text_of_the_library_is_the_message_without_its_hook(
+def test_without_our_hook_the_library_prints_its_own_message(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
 ) -> None:
     without_hook(monkeypatch)
@@ -351,7 +351,7 @@ def test_the_help_works_where_an_error_has_no_text(
     assert "--split" in out
 
 
-def test_an_error_of_an_unknown_kind_is_its_text(
+def test_an_unknown_kind_of_error_shows_its_own_text(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In another version of tyro, the error objects may have other names or fields."""

@@ -14,7 +14,7 @@ from .answers import Command, assert_refused
 
 @pytest.fixture
 def texts() -> None:
-    """Files and directories with texts, rows and tokens."""
+    """Create files and directories with texts, JSONL rows and tokens."""
     for name in ("one.txt", "one.JSONL", "few/a.txt", "few/b.txt", "rows/a.txt", "rows/b.jsonl"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text('{"text": "a"}')

@@ -1,4 +1,4 @@
-"""nanogpt eval."""
+"""The command `nanogpt eval`."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def test_eval_repeats_the_loss_of_training(nanogpt: Command, run: Path) -> None:
 def test_several_runs_are_evaluated_as_one_model(
     nanogpt: Command, run: Path, small: list[str], text_file: Path
 ) -> None:
-    """The loss of the averaged probabilities of two runs is lower than the mean of their losses."""
+    """The loss of the averaged probabilities of two runs is lower than the mean of both losses."""
     nanogpt("train", "--data", text_file, "--out", "other", "--seed", 1, *small)
     losses = [json.loads(nanogpt("eval", r, "--json")[1])["loss"] for r in (run, "other")]
     status, out, err = nanogpt("eval", run, "other", "--json")
@@ -55,7 +55,7 @@ def test_another_text_is_evaluated_as_a_whole(nanogpt: Command, run: Path, text_
         split_of_run = json.loads(nanogpt("eval", run, "--split", split, "--json")[1])
         assert (whole_text["split"], whole_text["tokens"]) == ("all", split_of_run["tokens"])
         assert whole_text["loss"] == pytest.approx(split_of_run["loss"], abs=1e-6)
-    _, same_text, _ = nanogpt("eval", run, "--data", whole, "--json")  # in another place
+    _, same_text, _ = nanogpt("eval", run, "--data", whole, "--json")  # only the path differs
     assert same_text == nanogpt("eval", run, "--json")[1]
 
 
@@ -68,7 +68,7 @@ def test_runs_that_do_not_fit_together_are_refused(
     nanogpt("train", "--data", "more.txt", "--out", "more", *small)
     nanogpt("train", "--data", text_file, "--out", "short", *small, "--model.block-size", 8)
     for other, says in (
-        ("other", "mine and other were trained on different texts: choose one with --data"),
+        ("other", "mine and other were trained on different texts: choose a text with --data"),
         ("short", "mine and short have different block sizes: evaluate them one by one"),
     ):
         assert nanogpt("eval", run, other) == (2, "", f"nanogpt: {says}\n")

@@ -1,4 +1,4 @@
-"""nanogpt explain."""
+"""The command `nanogpt explain`."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""nanogpt inspect."""
+"""The command `nanogpt inspect`."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The command line: its help, each kind of error, and the libraries that a command loads."""
+"""The help, each kind of error, and the libraries that a command loads."""
 
 import re
 import shutil
@@ -169,7 +169,7 @@ def test_a_closed_pipe_is_no_error(process: Process, run: Path) -> None:
     with process("sample", run, "--prompt", "a", "--max-new-tokens", 100_000) as sampling:
         assert sampling.stdout is not None
         assert sampling.stderr is not None
-        assert len(sampling.stdout.read(10)) == 10  # the text is streamed while it is generated
+        assert len(sampling.stdout.read(10)) == 10  # the command prints while it generates
         sampling.stdout.close()
         assert sampling.wait(timeout=60) == 0
         assert sampling.stderr.read() == ""

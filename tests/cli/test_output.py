@@ -22,7 +22,10 @@ FULL = "cannot write to standard output (No space left on device)"
 
 @pytest.fixture
 def lose_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Sets standard output to a pipe without a reader ("pipe"), a full disk or None ("closed")."""
+    """Sets sys.stdout to a file that loses the output, or to None.
+
+    "pipe" is a pipe without a reader, "full" is a full disk, and "closed" is None.
+    """
     with ExitStack() as stack:
 
         def lose(how: str) -> None:
@@ -31,7 +34,7 @@ def lose_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Non
                 reader, file = os.pipe()
                 os.close(reader)
             stream = open(file, "w", encoding="utf-8", newline="")  # noqa: SIM115
-            stack.callback(stream.close)  # nothing is left to write, so this raises no error
+            stack.callback(stream.close)  # no text is left to write, so close() raises no error
             monkeypatch.setattr("sys.stdout", None if how == "closed" else stream)
 
         yield lose

@@ -1,4 +1,4 @@
-"""nanogpt presets."""
+"""The command `nanogpt presets`."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""nanogpt sample."""
+"""The command `nanogpt sample`."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_an_alphabet_without_line_breaks_can_be_sampled(nanogpt: Command) -> Non
 def test_control_characters_are_escaped_in_a_terminal(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the output goes to a pipe or a file, the text is not changed."""
+    """In a pipe or a file, control characters are not escaped."""
     assert escape_control("a\tb\n\x1b]0;title\x07é\x9b") == "a\tb\n\\x1b]0;title\\x07é\\x9b"
     flags = ("sample", "ab", "--max-new-tokens", 20)
     model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=1))

@@ -1,4 +1,4 @@
-"""nanogpt study: its arguments and interruptions. tests/studies/ tests the studies themselves."""
+"""The arguments and interruptions of `nanogpt study`; tests/studies/ tests the studies."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""nanogpt tokenize."""
+"""The command `nanogpt tokenize`."""
 
 import io
 import json
@@ -28,7 +28,8 @@ def test_tokenize_shows_each_token_with_its_id(
     assert answer["tokens"] == ["b", "a", "d", ","]
     assert answer["ids"] == load_checkpoint(run / "best").tokenizer.encode("bad,")
     how = ("--tokenizer", "bpe:300", "--data", text_file, "bad,", "--json")
-    text = text_file.read_text() + "bad," * 160  # the added text is in the validation split
+    # The added text is in the validation split, so the tokenizer is not trained on it.
+    text = text_file.read_text() + "bad," * 160
     text_file.write_text(text)
     learned = make_tokenizer("bpe:300", [], [text[: int(0.9 * len(text))]])
     assert json.loads(nanogpt("tokenize", *how)[1])["ids"] == learned.encode("bad,")

@@ -1,4 +1,4 @@
-"""nanogpt train: training on a text, the sample at the end, resuming, and refused arguments."""
+"""The command `nanogpt train`: training, the sample at the end, resuming, refused arguments."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def test_a_repeated_command_makes_another_run(
         _, out, _ = nanogpt("train", "tiny", "--data", text_file, *small)
         assert f"saved in              {directory};" in out
     _, out, _ = nanogpt("eval", "--json")
-    assert json.loads(out)["runs"] == ["runs/tiny-2"]  # the newest
+    assert json.loads(out)["runs"] == ["runs/tiny-2"]  # the newest run
 
 
 def test_the_bigram_preset_trains_a_bigram(nanogpt: Command, text_file: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_bigram_preset_trains_a_bigram(nanogpt: Command, text_file: Path) ->
 def test_a_run_contains_its_tokenizer(
     nanogpt: Command, small: list[str], tmp_path: Path, kind: str, text: str
 ) -> None:
-    """Later commands need no --tokenizer, and resuming does not need the tokenizer's file."""
+    """Later commands need no --tokenizer; a resumed run does not need the tokenizer's file."""
     text = text.replace("a", "é").replace("b", "问")
     words = tmp_path / "words.txt"
     words.write_text(text, encoding="utf-8")
@@ -117,7 +117,7 @@ def test_a_run_may_be_the_tokenizer_of_another_run(
 ) -> None:
     """The option --tokenizer takes the path or the name of a run."""
     Path("words.txt").write_text(text)
-    Path("short.txt").write_text(text[:1500])  # a text for which bpe would learn other tokens
+    Path("short.txt").write_text(text[:1500])  # bpe would learn other tokens from this text
     train = ("train", *small, "--data", "words.txt", "--tokenizer", "bpe:280", "--name", "one")
     assert nanogpt(*train)[0] == 0
     expected = Path("runs/one/best/tokenizer.json").read_text()
@@ -138,7 +138,7 @@ def test_a_run_may_be_the_tokenizer_of_another_run(
 def test_a_tokenizer_that_loses_text_gets_no_bits_per_byte(
     nanogpt: Command, text_file: Path, small: list[str]
 ) -> None:
-    """All unknown words become one token, which is easy to predict: a low loss means little."""
+    """All unknown words become one token that is easy to predict, so a low loss means little."""
     Path("words.json").write_text(word_level().to_str())
     train = ("train", "--tokenizer", "words.json", "--data", text_file, "--out", "mine", *small)
     status, out, err = nanogpt(*train)
@@ -290,7 +290,7 @@ def test_a_directory_below_a_file_is_refused(
     ],
 )
 def test_a_run_can_be_resumed(nanogpt: Command, run: Path, how: tuple[str, ...]) -> None:
-    if how[-1] == "--resume":  # the newest
+    if how[-1] == "--resume":  # resumes the newest run in runs/
         Path("runs").mkdir()
         run = run.rename("runs/mine")
     status, out, err = nanogpt("train", *how, "--train.steps", 30)
@@ -358,7 +358,7 @@ def test_a_run_that_needs_more_memory_than_the_machine_has_is_refused(
     assert_refused(answer, "B of memory, but only ")
     assert option.split("=")[0] in answer[2].partition("use a smaller")[2]
     assert not Path("runs").exists()
-    if "train" in option:  # a resume may change this option
+    if "train" in option:  # a resumed run may have another value
         assert nanogpt("train", *flags)[0] == 0
         assert_refused(nanogpt("train", "--resume", *enormous), "B of memory, but only ")
 

@@ -10,7 +10,7 @@ from nanogpt.fast import generation as fast
 from nanogpt.fast.generation import STEPS_AHEAD, CapturedDecoder
 from nanogpt.generate import Sampling, generate
 from nanogpt.models import GPT, Model
-from tests.test_generate import model as model  # a fixture: a model of each kind
+from tests.test_generate import model as model  # a fixture with a model of each kind
 from tests.test_generate import random_model
 
 PROMPTS = [[1, 2, 3], [4], list(range(6)) * 3]
@@ -47,7 +47,7 @@ def test_logits_that_are_not_finite_stop_generation(value: float) -> None:
 @pytest.mark.parametrize("kind", ["gpt", "modern", "bigram"])
 @pytest.mark.parametrize("sampling", [FILTERS, GREEDY])
 def test_a_gpu_generates_the_same_tokens_as_a_cpu(kind: str, sampling: Sampling) -> None:
-    """The GPU replays captured steps; it continues to do this after the context is full."""
+    """The GPU replays captured steps, even after the context is full."""
     starts = [[1, 2], [3, 4, 5], [6] * 12]
     expected = [*generate(random_model(kind), starts, 3 * STEPS_AHEAD + 5, sampling)]
     on_gpu = random_model(kind).cuda()

@@ -19,12 +19,12 @@ from nanogpt.runs.run import Run
 from nanogpt.runs.start import prepare_run
 from nanogpt.system.devices import use_deterministic
 from tests.test_step import build_stepper, never
-from tests.test_step import muon_config as muon_config  # a fixture with all optional parts
+from tests.test_step import muon_config as muon_config  # a fixture
 
 
 @pytest.mark.parametrize("counts", [(10,), (1, 4, 5)])
 def test_planned_steps_equal_plain_steps(muon_config: RunConfig, counts: tuple[int, ...]) -> None:
-    """Here, CapturedStepper runs on the CPU, without a graph; the results are equal bit for bit."""
+    """On the CPU, CapturedStepper uses no graph. The results are equal bit for bit."""
     (one, plain), (other, planned) = (
         build_stepper(muon_config),
         build_stepper(muon_config, CapturedStepper),
@@ -63,11 +63,11 @@ def test_the_compiled_loss_is_used_if_there_is_one(
         torch.testing.assert_close(loss(inputs, targets), cross_entropy(run.model(inputs), targets))
 
 
-# On a GPU.
+# Tests on a GPU.
 
 
 def take_steps_on_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Tensor]:
-    """Take 50 steps; returns the run, and the loss and gradient norms of each step."""
+    """Take 50 steps; return the run, and the loss and the gradient norms of each step."""
     settings = replace(config.train, steps=50, cuda_graph=captures, compile=compile)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -92,9 +92,10 @@ def take_steps_on_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple
 def test_captured_steps_equal_plain_steps(
     muon_config: RunConfig, compile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With deterministic kernels, the results are equal bit for bit, also with dropout."""
+    """With deterministic kernels, the results are equal bit for bit, even with dropout."""
+    # use_deterministic() sets these variables; monkeypatch restores their old values.
     for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"):
-        monkeypatch.setenv(name, "")  # use_deterministic() sets it; monkeypatch restores it
+        monkeypatch.setenv(name, "")
     muon_config = replace(muon_config, deterministic=True)
     try:
         (eager, expected), (captured, found) = (

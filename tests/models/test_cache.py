@@ -1,4 +1,4 @@
-"""models/cache.py: a model with a cache computes the same logits as without one."""
+"""models/cache.py: a model computes the same logits with a cache as without a cache."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ CONFIGS = [
 def test_cached_logits_equal_those_of_the_whole_text(
     config: GPTConfig | ModernConfig | BigramConfig,
 ) -> None:
-    """Prefills two texts of different lengths with padding, then decodes one token at a time."""
+    """Prefill two texts of different lengths with padding, then decode one token at a time."""
     model = build(config).eval()
     for parameter in model.parameters():
         parameter.normal_(std=0.5)

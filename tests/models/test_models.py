@@ -39,8 +39,8 @@ def test_a_bigram_has_no_matrix_products() -> None:
     assert flops_per_token(build(BigramConfig())) == 0
 
 
-def test_flops_per_token_of_gpt2_has_the_published_parameter_count() -> None:
-    """Without its position embedding, GPT-2 has N = 123.7M parameters (124.4M with it)."""
+def test_flops_per_token_follow_from_the_published_parameter_count_of_gpt2() -> None:
+    """GPT-2 has 124.4M parameters; without its position embedding, it has N = 123.7M."""
     config = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257)
     with torch.device("meta"):
         found = flops_per_token(build(config))

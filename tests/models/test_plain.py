@@ -58,13 +58,12 @@ def test_logits_equal_those_of_a_gpt_without_norms() -> None:
     torch.testing.assert_close(plain(TOKENS), full(TOKENS))
 
 
-def test_blocks_without_residual_connections_keep_the_variance() -> None:
+def test_without_residual_connections_the_activations_keep_their_size() -> None:
     config = PlainConfig(n_layer=1, n_head=1, n_embd=256, block_size=1, feed_forward=True)
     block = build(config).get_submodule("blocks.0")
     x = torch.randn(500, 1, 256)
-    assert block(x).std().item() == pytest.approx(
-        math.sqrt(0.35), rel=0.3
-    )  # below 1, because GELU reduces the variance
+    # The result is less than 1, because GELU reduces the variance.
+    assert block(x).std().item() == pytest.approx(math.sqrt(0.35), rel=0.3)
 
 
 def test_generation_with_a_cache_equals_generation_without() -> None:

@@ -29,7 +29,7 @@ def make_config(model: ModelConfig, **training: Any) -> RunConfig:
 @pytest.mark.parametrize("config", [GPT, MODERN])
 def test_operations_equal_those_that_torch_counts(config: GPTConfig | ModernConfig) -> None:
     model, tokens = build(config), torch.zeros(16, 32, dtype=torch.long)
-    # torch does not count the operations of fused attention on a CPU: use the math kernel.
+    # Use the math kernel, because torch does not count fused attention on a CPU.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         cross_entropy(model(tokens), tokens).backward()
     per_token, per_step = (
@@ -37,9 +37,8 @@ def test_operations_equal_those_that_torch_counts(config: GPTConfig | ModernConf
         for part in ("per token", "per step")
     )
     assert per_step == per_token * 512
-    assert per_step == pytest.approx(
-        counter.get_total_flops(), rel=0.02
-    )  # the formula also counts biases and gains of norms
+    # The tolerance is needed because only the formula counts biases and gains of norms.
+    assert per_step == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -39,7 +39,7 @@ TEXT = "bad cab\nhead"
 
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> Model:
-    """A model of each kind, with large random weights, so that its outputs differ clearly."""
+    """A model of each kind; its large random weights make its outputs differ clearly."""
     model = build(MODELS[request.param])
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.4)
@@ -128,7 +128,7 @@ def test_model_reads_tokens_that_are_not_shown(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "abcdefgh bad cab"
-    whole = inspect_text(model, LETTERS, "head" + text, "")  # block_size is 16
+    whole = inspect_text(model, LETTERS, "head" + text, "")  # 20 tokens, but block_size is 16
     assert ("".join(whole.tokens), whole.n_hidden) == (text.replace(" ", "·"), 0)
     assert not any(weight for layer in whole.hidden_attention for head in layer for weight in head)
     monkeypatch.setattr(inspection, "SHOWN_TOKENS", 6)

@@ -1,4 +1,4 @@
-"""The survey of a text: entropies computed by hand, known values, and no import of torch."""
+"""The survey of a text, compared with entropies computed by hand and with known values."""
 
 import math
 import random

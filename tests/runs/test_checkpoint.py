@@ -1,4 +1,4 @@
-"""A checkpoint loads as it was saved; a damaged one raises an error that names the file."""
+"""A checkpoint loads as it was saved; the error about a damaged file names this file."""
 
 import os
 import shutil
@@ -68,7 +68,7 @@ def test_a_checkpoint_consists_of_safetensors_and_json(best: Path) -> None:
     assert names == {"model.safetensors", "config.json", "tokenizer.json", "SHA256SUMS"}
 
 
-def test_all_files_have_the_permissions_of_other_files(best: Path) -> None:
+def test_all_files_have_the_permissions_that_the_umask_gives(best: Path) -> None:
     Path("other").touch()
     modes = {file.stat().st_mode & 0o777 for file in [*best.iterdir(), Path("other")]}
     assert len(modes) == 1
@@ -94,7 +94,7 @@ def test_a_checkpoint_is_flushed_to_disk_before_it_replaces_the_old_one(
     save_checkpoint(best, Checkpoint(model, CharTokenizer("abc"), 8))
     before, after = events[: events.index("exchanged")], events[events.index("exchanged") + 1 :]
     assert {file.name for file in best.iterdir()} | {".best.new"} == set(before)
-    assert after == ["one"]  # the parent directory
+    assert after == ["one"]  # the parent directory of best/
 
 
 def damage(file: Path, how: str) -> None:

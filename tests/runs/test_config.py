@@ -82,6 +82,6 @@ def test_values_of_a_related_type_are_converted() -> None:
     ],
 )
 def test_a_value_of_another_type_is_refused(settings: dict[str, Any], says: str) -> None:
-    """Otherwise, a run would fail later with an error that does not name the setting."""
+    """Without this check, a run would fail later, and its error would not name the setting."""
     with pytest.raises(ValueError, match=re.escape(says)):
         RunConfig(**settings)

@@ -29,7 +29,7 @@ def best() -> Path:
 
 
 def test_an_empty_name_is_no_run(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty path means the working directory; here, that is runs/, a run or a checkpoint."""
+    """An empty path would mean the working directory: here, runs/, a run or a checkpoint."""
     for directory in (best.parent.parent, best.parent.resolve(), best.resolve()):
         monkeypatch.chdir(directory)
         for find in (find_run, load):
@@ -37,13 +37,13 @@ def test_an_empty_name_is_no_run(best: Path, monkeypatch: pytest.MonkeyPatch) ->
                 find("")
 
 
-def test_a_run_may_name_its_tokenizer(best: Path) -> None:
+def test_the_name_of_a_run_stands_for_its_tokenizer(best: Path) -> None:
     for run in ("one", "runs/one", str(Path("runs/one").resolve())):
         file = Path(find_tokenizer(run))
         assert file.samefile(best / "tokenizer.json")
         assert find_tokenizer(str(file)) == str(file)
     for kind in ("char", "bpe", "bpe:300", "byte", "unknown"):
-        # If a run has the name of a kind of tokenizer, the name means the kind, not the run.
+        # If a run and a kind of tokenizer have the same name, this name means the kind.
         Path("runs", kind.replace("unknown", "char")).mkdir(exist_ok=True)
         assert find_tokenizer(kind) == kind
 

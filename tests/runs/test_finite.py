@@ -36,7 +36,7 @@ def config(text_file: Path) -> RunConfig:
 
 
 class GradientCorrupter(Reporter):
-    """Fills the gradient of a parameter with a value in every step after the given step."""
+    """After the given step, fills the gradient of a parameter with a value in every step."""
 
     def __init__(self, step: int, name: str, value: float) -> None:
         self.step, self.name, self.value = step, name, value
@@ -61,7 +61,7 @@ class WeightCorrupter(GradientCorrupter):
 
 
 def train_until_stopped(config: RunConfig, reporter: Reporter) -> str:
-    """Train a run that must stop with an error; returns the error message."""
+    """Train a run that must stop with an error; return the error message."""
     with pytest.raises(Stopped) as error:
         train(config, reporter)
     assert Path("run/loss.png").exists()
@@ -110,7 +110,7 @@ def test_a_bad_loss_is_named_before_bad_gradients(config: RunConfig, step: int) 
 def test_weights_that_are_not_finite_are_not_saved(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the last step before a checkpoint, a weight becomes infinite after the loss is known."""
+    """In the last step before a checkpoint, the update makes a weight infinite."""
 
     class LateWeightCorrupter(WeightCorrupter):
         def recorded(self, record: Record, best: Best | None) -> None:
@@ -176,7 +176,7 @@ def test_weights_whose_loss_is_not_finite_are_not_saved(config: RunConfig) -> No
 def test_a_validation_loss_that_is_not_finite_stops_the_run(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check before saving is off here: it evaluates one block, whose loss may be finite."""
+    """Skip the check before saving: it evaluates a single block, whose loss may be finite."""
     monkeypatch.setattr("nanogpt.runs.finite.FiniteCheck.check_model", lambda _: None)
     message = train_until_stopped(config, EvaluationCorrupter(0))
     assert message.startswith("the validation loss became nan in step 20")

@@ -26,7 +26,7 @@ from tests.same import metrics
 from tests.signing import change_json, sign
 
 FORMAT_0 = Path(__file__).parent / "format_0"
-"""A run of an old nanogpt, in format 0. It stopped after 4 steps, before the evaluation."""
+"""A run of an old nanogpt, in format 0; last/ was saved before the evaluation of step 4."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_checkpoint_of_format_0_loads(checkpoint: str, loss: float | None) -> 
         assert loaded.best == Best(2, 1.3726807206364002, 1.9803596683860232)
     else:
         assert loaded.best == Best(4, loss, 1.9710545966154138)
-    # The expected loss was measured when the weights of this checkpoint were saved.
+    # The expected loss was measured when this checkpoint was saved.
     corpus = load_corpus(str(FORMAT_0 / "text.txt"))
     validation = Split(encode_corpus(corpus, loaded.tokenizer, "val", 0.1))
     assert evaluate(loaded.model, validation).loss == pytest.approx(1.3662309363736944, abs=1e-5)
@@ -67,7 +67,7 @@ def test_a_run_of_format_0_is_resumed(old_run: Path) -> None:
     assert result.last.step == 8
     assert metrics(old_run)[:3] == before[:3]
     assert [line["step"] for line in metrics(old_run)] == [0, 2, 3, 4, 6, 8]
-    # The resumed run evaluates step 4 again, with the restored weights and averaged weights.
+    # The resumed run evaluates the restored weights and the restored averages at step 4 again.
     repeated = metrics(old_run)[3]
     for name in ("train_loss", "val_loss", "ema_val_loss"):
         assert repeated[name] == pytest.approx(before[3][name], abs=1e-5)

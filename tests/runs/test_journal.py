@@ -50,7 +50,7 @@ def test_the_best_may_belong_to_the_averaged_weights(tmp_path: Path) -> None:
 def test_the_plot_is_updated_during_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plot is drawn after 60 seconds, not at once; draw() draws it again after a new record."""
+    """draw_if_due() draws the plot after 60 seconds; draw() draws it again after a new record."""
     now, plot = time.perf_counter(), tmp_path / "loss.png"
     journal = Journal(tmp_path, "a run", 2.5)
     journal.add(record(0, None, 4.0))
@@ -86,7 +86,7 @@ def test_overfitting_is_falling_training_and_rising_validation_loss() -> None:
     def run(train: list[float], val: list[float]) -> bool:
         records = [record(0, None, 4.0)]
         for i, (t, v) in enumerate(zip(train, val, strict=True), start=1):
-            # One evaluation per three noisy training losses: only their mean shows the trend.
+            # Between two evaluations, the three training losses are noisy; their mean is `t`.
             records += [record(3 * i - 2, t - 0.5), record(3 * i - 1, t + 0.5), record(3 * i, t, v)]
         return is_overfitting(records)
 
@@ -101,7 +101,7 @@ def test_overfitting_is_falling_training_and_rising_validation_loss() -> None:
 def test_a_plot_that_another_program_shows_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On Windows, an open file cannot be replaced; training continues."""
+    """On Windows, an open file cannot be replaced; the training continues without a new plot."""
 
     def draw_loss(*_: object) -> None:
         raise PermissionError(13, "The process cannot access the file")

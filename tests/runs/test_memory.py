@@ -187,7 +187,7 @@ def test_memory_is_within_5_percent_of_the_measured_peak(
         model=replace(config.model, **model),
         train=replace(config.train, **training),
     )
-    # A new process, because memory and compiled code of an earlier run would also be counted.
+    # In a new process, the peak excludes memory and compiled code of an earlier run.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         computed, measured = fresh.submit(compute_and_measure_peak, config).result()
     assert computed == pytest.approx(measured, rel=0.05)
@@ -218,7 +218,7 @@ FITTING = [
 def test_a_run_on_a_cpu_needs_at_least_the_computed_memory(
     model: ModelConfig, accumulation: int
 ) -> None:
-    """Otherwise, require_run_memory() would refuse runs that fit."""
+    """If a run needed less, require_run_memory() would refuse runs that fit."""
     config = make_config(model, accumulation=accumulation)
     config = replace(config, train=replace(config.train, batch_size=256))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
@@ -227,10 +227,10 @@ def test_a_run_on_a_cpu_needs_at_least_the_computed_memory(
 
 
 def measure_growth_on_cpu(config: RunConfig) -> int:
-    """Return by how many bytes a process grows when it builds a model and takes two steps."""
+    """Return the number of bytes that a process needs to build a model and take two steps."""
     torch.set_num_threads(1)
     small = replace(config.model, block_size=1, vocab_size=2)
-    train_on_random_tokens(make_config(small))  # loads libraries
+    train_on_random_tokens(make_config(small))  # this first call loads libraries
     before = peak_memory()
     train_on_random_tokens(config)
     return peak_memory() - before

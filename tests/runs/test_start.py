@@ -40,7 +40,7 @@ def config(text_file: Path) -> RunConfig:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A list that records each checkpoint file that is read, such as best/config.json."""
+    """The checkpoint files that were read, in order, such as best/config.json."""
     files: list[str] = []
 
     def record(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,7 +67,8 @@ def test_a_resumed_run_equals_the_saved_run(config: RunConfig) -> None:
     assert run.model.training
     for one, other in zip(run.model.parameters(), saved.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert run.journal.records == saved.journal.records[:-1]  # the run records its last step again
+    # The last record is missing, because the resumed run records its last step again.
+    assert run.journal.records == saved.journal.records[:-1]
     assert run.journal.best == saved.journal.evaluations[-2].best()
 
 

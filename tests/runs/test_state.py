@@ -17,7 +17,7 @@ def make_state(optimizer: str = "adamw") -> State:
 
 
 def step(state: State) -> float:
-    """Take a step on random tokens with dropout; returns the loss before the step."""
+    """Take a step on random tokens with dropout; return the loss before the step."""
     tokens = torch.randint(3, (4, 8))
     out = (state.model(tokens) - 1).square().mean()
     out.backward()

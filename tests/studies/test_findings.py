@@ -35,7 +35,7 @@ def count_parameters(shape: tuple[int, int, int]) -> int:
 
 
 def make_trial(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
-    """Make a trial; its lowest loss is that of the law TRUE, plus `dropout`, plus 0.1."""
+    """Make a trial; its lowest loss is the loss of the law TRUE + `dropout` + 0.1."""
     model = ModernConfig(*shape, 256, 65, dropout)
     N = count_parameters(shape)
     loss = TRUE.loss(N, D) + dropout
@@ -87,7 +87,7 @@ def test_largest_size_is_predicted_from_the_smaller_sizes_only() -> None:
 
 
 @pytest.mark.slow
-def test_bottleneck_is_the_one_that_gains_more() -> None:
+def test_the_bottleneck_is_the_resource_that_gains_more() -> None:
     law, amounts = replace(TRUE, B=20.0, p=3.0), [4_500_000 // part for part in PARTS]
     trials = [make_trial(s, D, 0.0) for s in SHAPES for D in amounts]
     for trial in trials:
@@ -129,10 +129,8 @@ def test_frontier_has_each_new_lowest_loss() -> None:
 def test_takeover_is_where_the_curves_cross() -> None:
     small = 10, [(10.0**k, 3.0 - 0.2 * k) for k in range(6)]  # loss 3.0 at 1 operation, 2.0 at 10⁵
     large = 1000, [(10.0**k, 4.0 - 0.6 * k) for k in range(1, 7)]  # crosses `small` at 10^2.5
-    late = (
-        4000,
-        [(10.0**k, 5.0 - 0.5 * k) for k in range(1, 9)],
-    )  # higher than `large` until `large` ends
+    # The curve `late` is higher than `large` until `large` ends.
+    late = 4000, [(10.0**k, 5.0 - 0.5 * k) for k in range(1, 9)]
     ((operations, parameters),) = find_takeovers([small, large, late])
     assert operations == pytest.approx(10**2.5)
     assert parameters == pytest.approx(100)
@@ -184,5 +182,5 @@ def test_docs_name_the_cells_below_the_floor_and_the_errors() -> None:
     single = sum(count == 1 for count in runs.values())
     assert f"{single} of the 35 cells have a single run" in page
     (curve,) = (curve for N, curve in saved["curves"] if N == 7_005_312)
-    gain = curve[-6][1] - curve[-1][1]  # an evaluation every 100 steps
+    gain = curve[-6][1] - curve[-1][1]  # the evaluations are 100 steps apart
     assert f"fell by {gain:.3f} in its last 500 steps" in page

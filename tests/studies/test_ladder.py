@@ -1,4 +1,4 @@
-"""The ladder: each rung adds one part, n-gram samples follow the counts, finished runs are kept."""
+"""The ladder study: its rungs, its files, its n-gram samples, and resuming it."""
 
 import contextlib
 import json
@@ -69,7 +69,7 @@ class Study:
     """The modification time of each rung's result file at the interruption."""
     result: Ladder
     reported: list[Rung]
-    """The rungs in the order in which the resume reported them."""
+    """The rungs in the order in which the resumed study reported them."""
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def get_times() -> dict[str, int]:
 
 
 def run_tiny_ladder(base: RunConfig) -> tuple[Ladder, list[Rung]]:
-    """Run a small ladder; returns its result, and the rungs in the order that it reports."""
+    """Run a small ladder; return its result, and the rungs in the order of the reports."""
     reported: list[Rung] = []
     return run_ladder(base, TINY, Reporter(), reported.append), reported
 
@@ -183,7 +183,7 @@ def test_finished_rungs_are_not_trained_again(study: Study) -> None:
 def test_the_advice_of_a_study_works(
     nanogpt: Command, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit of the file size acts like a full disk; another seed needs another directory."""
+    """Follow the advice after a full disk (here, a file-size limit) and for another seed."""
     resource = pytest.importorskip("resource")
     monkeypatch.setitem(LADDER_CONFIGS, "cpu", TINY)
     command = ["study", "ladder", "--data", str(text_file), "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""Fits recover the scaling law that generated the losses."""
+"""Fits find the scaling law from which the losses were computed."""
 
 import sys
 from dataclasses import replace

@@ -40,7 +40,7 @@ def run(text_file: Path) -> RunConfig:
 
 
 def never(run: RunConfig) -> bool:
-    """Return False, for tests in which no run needs a whole device."""
+    """Return False: in these tests, no run needs a whole device."""
     return False
 
 
@@ -106,9 +106,9 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
     metrics = Path("one/metrics.jsonl")
     lines = metrics.read_text().splitlines(keepends=True)
     before = [line for line in lines if json.loads(line)["step"] < 200]
-    run_all([long], 1, never, "", lambda *_: None, pytest.fail)  # as with --at-a-time 1
+    run_all([long], 1, never, "", lambda *_: None, pytest.fail)  # as the error advises
     after = metrics.read_text().splitlines(keepends=True)
-    assert after[: len(before)] == before  # also the same seconds, so the run was resumed
+    assert after[: len(before)] == before  # even the seconds are equal, so the run was resumed
     assert json.loads(after[-1])["step"] == 4000
 
 
@@ -117,7 +117,7 @@ def test_worker_saves_a_checkpoint_when_it_is_asked_to_stop(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parent sends no signal, because a signal ends a process at once on Windows."""
-    monkeypatch.setattr(processes, "signal", SimpleNamespace())  # no pthread_sigmask
+    monkeypatch.setattr(processes, "signal", SimpleNamespace())  # as on Windows
     long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100_000))
     worker = processes._Worker(long, "cpu", 1, 1)
     while not Path("one/best").exists():
@@ -151,7 +151,8 @@ def test_unexpected_exception_stops_the_study(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(processes, "_work", raise_a_value_error)
-    if sys.platform == "linux":  # the next fork server writes to the standard error of this test
+    # Stop the fork server: a new one writes to the standard error that this test captures.
+    if sys.platform == "linux":
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
     with pytest.raises(Stopped, match=r"^one failed: see the traceback above$"):
         run_all([run], 1, never, "", lambda *_: None, pytest.fail)
@@ -197,7 +198,7 @@ Started = list[tuple[str, str, int, list[str]]]
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """For each started run: name, device, threads, and the names of the runs still in progress."""
+    """The name, device and threads of each started run, and the names of the runs in progress."""
     started: Started = []
     running: list[str] = []
 

@@ -30,7 +30,7 @@ from nanogpt.text import corpora
 
 Command = Callable[..., tuple[int, str, str]]
 RUNS = 9
-# The third value, `rate`, has no effect on small models: `strong` and `same` train them alike.
+# The third value, `rate`, has no effect on small models, so `strong` and `same` train them alike.
 TRIED = {
     "free": Recipe(0.0, 0.3, 1.0, 0.0, 0.7),
     "strong": Recipe(0.3, 0.6, 1.0, 0.1, math.inf),

@@ -1,4 +1,4 @@
-"""Devices, precisions, threads and memory: the right choice, or an error with a reason."""
+"""The choice of devices, precisions and threads, and errors that give a reason."""
 
 import copy
 import ctypes
@@ -80,13 +80,13 @@ def test_the_devices_that_an_error_names_exist(monkeypatch: pytest.MonkeyPatch) 
         (None, torch.float32),
     ],
 )
-def test_auto_is_bfloat16_on_a_cpu_with_instructions_for_it(
+def test_precision_auto_is_bfloat16_on_a_cpu_with_bfloat16_instructions(
     capabilities: dict[str, bool] | None,
     expected: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cpu = torch.device("cpu")
-    if capabilities is None:  # torch 2.11
+    if capabilities is None:  # as in torch 2.11
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
@@ -126,7 +126,7 @@ def test_autocast_restores_the_attention_kernels(precision: torch.dtype) -> None
     q, k, v = torch.randn(3, 2, 4, 16, 8).unbind()
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with autocast(torch.device("cpu"), precision):
-        assert not torch.backends.cuda.flash_sdp_enabled()  # slow in bfloat16 on a CPU
+        assert not torch.backends.cuda.flash_sdp_enabled()  # it is slow in bfloat16 on a CPU
         attention = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     assert attention.dtype == precision
     torch.testing.assert_close(attention.float(), expected, atol=2e-2, rtol=2e-2)
@@ -172,7 +172,7 @@ def test_freed_memory_is_reused_with_an_older_glibc(monkeypatch: pytest.MonkeyPa
 
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
-"""Error of the logits, relative to the largest logit: a few rounding errors of the type."""
+"""The largest allowed error of the logits, divided by the largest logit."""
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
@@ -318,10 +318,10 @@ def test_the_requested_memory_is_read_from_the_error() -> None:
     assert requested_memory(ValueError("other")) is None
     gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a tot")
     assert requested_memory(gpu) == "2.50 GiB"
-    assert requested_memory(torch.OutOfMemoryError("CUDA out of memory.")) == "more"
+    assert requested_memory(torch.OutOfMemoryError("CUDA out of memory.")) == "an unknown amount"
     mps = RuntimeError("MPS backend out of memory (...). Tried to allocate 4.00 GB on private pool")
     assert requested_memory(mps) == "4.00 GB"
     cpu = RuntimeError(
         "DefaultCPUAllocator: not enough memory: you tried to allocate 5368709120 bytes."
     )
-    assert requested_memory(cpu) == "5.00 GiB"  # Windows
+    assert requested_memory(cpu) == "5.00 GiB"  # the error on Windows

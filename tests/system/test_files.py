@@ -151,7 +151,7 @@ def test_windows_syncs_files_and_no_directories() -> None:
 
 
 def refuse_renames(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Refuse to rename files for some seconds, like Windows while another process has them open."""
+    """Refuse to rename files for some seconds, as Windows does while a process has them open."""
     replace, until = os.replace, time.monotonic() + seconds
 
     def refused_replace(source: Path, target: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_link_out_of_the_directory_is_refused() -> None:
     (inside.parent / "again").symlink_to("file")
     assert require_inside(inside.parent, inside) == inside
     assert require_inside(inside.parent, inside.parent / "again").read_text() == "mine"
-    with pytest.raises(UserError, match="run/out is a link that leads out of run: put the file"):
+    with pytest.raises(UserError, match="run/out is a link that leads out of run: replace the"):
         require_inside(inside.parent, inside.parent / "out")
     with pytest.raises(UserError, match="leads out of run"):
         require_inside(inside.parent, inside.parent / "../secret")
@@ -265,7 +265,7 @@ def test_a_pipe_is_not_a_regular_file() -> None:
     with pytest.raises(UserError, match=r"pipe is missing or damaged \(not a regular file\)"):
         require_regular_file(Path(), Path("pipe"))
     Path("itself").symlink_to("itself")
-    assert require_regular_file(Path(), Path("itself")) == Path("itself")  # open() reports it
+    assert require_regular_file(Path(), Path("itself")) == Path("itself")  # open() will refuse it
 
 
 @needs_links

@@ -102,7 +102,7 @@ def test_a_missing_c_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.mark.gpu
 def test_every_replay_does_the_captured_work() -> None:
-    """Each replay draws new random numbers, equal to those of a call without a graph."""
+    """Each replay draws new random numbers; calls without a graph draw the same numbers."""
     cuda, result, results = torch.device("cuda"), torch.zeros(4, device="cuda"), []
 
     def work() -> None:
@@ -124,7 +124,7 @@ def test_every_replay_does_the_captured_work() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_snapshot_has_the_values_at_its_time(device: str) -> None:
-    """A thread calls snapshot() after the tensors have changed; each copy has its own memory."""
+    """Another thread calls snapshot() after the tensors change; each copy has its own memory."""
     whole = torch.randn(512, 512, device=device)
     tensors = {"whole": whole, "part": whole[3:7].mT, "on the cpu": torch.randn(5)}
     expected = {name: t.cpu().clone() for name, t in tensors.items()}

@@ -11,7 +11,7 @@ from nanogpt.system.interrupts import SIGNALS, Interrupts, raise_interrupted
 
 @pytest.fixture(autouse=True)
 def _restore_default_handler() -> None:
-    """Handle SIGINT, which is ignored if pytest is a background job of a shell."""
+    """Handle SIGINT again: it is ignored if pytest is a background job of a shell."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,4 +1,4 @@
-"""A function of the C library is found on systems that have this function."""
+"""find_c_function() finds a function of the C library if the system has it."""
 
 import ctypes
 from pathlib import Path

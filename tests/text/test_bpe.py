@@ -76,14 +76,14 @@ def test_other_tokenizers_of_the_library_work(word_piece: HubTokenizer, tmp_path
 
 
 def test_truncation_and_padding_in_a_tokenizer_json_are_ignored() -> None:
-    """A tokenizer.json may truncate texts to the context of its model, such as 512 tokens."""
+    """A tokenizer.json may set truncation to the context of its model, such as 512 tokens."""
     hub = library.Tokenizer.from_str(json.dumps(train_bpe(["ab ab"], 257).to_json()))
     hub.add_special_tokens(["<end>"])
     hub.enable_truncation(3)
     hub.enable_padding(length=8, pad_token="<end>", pad_id=257)
     tokenizer = HubTokenizer(json.loads(hub.to_str()))
     assert len(tokenizer.encode("abc" * 9)) == 18
-    # A special token in a text is encoded as one token, and decoded again.
+    # A special token in a text becomes one token; decoding gives the same text.
     assert tokenizer.encode("ab<end>") == [256, 257] == hub.encode("ab<end>").ids[:2]
     assert tokenizer.decode([256, 257]) == "ab<end>" == stream_decode(tokenizer, [256, 257])
 

@@ -21,7 +21,7 @@ from nanogpt.text.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 
 
 def make_cyclic_model(text: str, tokenizer: Tokenizer) -> Bigram:
-    """Return a model that repeats the tokens of `text` forever; no two of them may be equal."""
+    """Return a model that repeats the tokens of `text` forever; all tokens must be different."""
     ids = tokenizer.encode(text)
     model = Bigram(BigramConfig(tokenizer.vocab_size))
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_text_held_back_for_a_stop_string_is_not_lost() -> None:
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 def test_a_completion_ends_where_the_first_stop_string_begins(text: str, stop: list[str]) -> None:
-    """The expected text comes from a search for the stop string that ends first."""
+    """The test finds the expected text by a search for the stop string that ends first."""
     tokenizer = ByteTokenizer()
     decoder = CompletionDecoder(Completion(""), tokenizer, stop)
     output = ""
@@ -112,7 +112,7 @@ def test_an_incomplete_character_is_held_back() -> None:
     assert [new_text for _, new_text in completions] == ["\ufffd"]
 
 
-def test_an_empty_prompt_is_a_line_break_or_token_zero() -> None:
+def test_an_empty_prompt_becomes_a_line_break_or_token_zero() -> None:
     assert encode_prompt(CharTokenizer("ab\n"), "") == [0]
     assert encode_prompt(CharTokenizer("ba"), "") == [0]
     assert encode_prompt(ByteTokenizer(), "") == [10]

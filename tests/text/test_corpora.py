@@ -1,4 +1,4 @@
-"""The sources of a corpus, the hashes of texts, and texts that are refused."""
+"""The sources and hashes of texts, cached facts, and texts that are refused."""
 
 import hashlib
 import io
@@ -53,7 +53,7 @@ def test_a_named_corpus_is_read_from_the_cache_first(
 
 
 def test_a_cached_corpus_is_not_written_again(cache: Path) -> None:
-    """Another process may be reading the file."""
+    """The file stays the same, because another process may read it at this time."""
     corpora.load_corpus("tinyshakespeare")
     stat = (cache / "tinyshakespeare.txt").stat()
     corpora.load_corpus("tinyshakespeare")
@@ -206,7 +206,7 @@ def test_a_download_that_fails_or_has_another_hash_is_refused(cache: Path, serve
     assert corpora.load_corpus(f"{server}/own.txt#sha256={actual}").text() == "another"
     with pytest.raises(UserError, match=r"cannot download .*nope.txt \(.*404.*\): check the URL"):
         corpora.load_corpus(f"{server}/nope.txt")
-    assert corpora.load_corpus(f"{server}/own.txt").text() == "another"  # the right URL
+    assert corpora.load_corpus(f"{server}/own.txt").text() == "another"  # with the correct URL
     with pytest.raises(UserError, match=r"cannot download http://127.0.0.1:1/x.txt \(.*\): chec"):
         corpora.load_corpus("http://127.0.0.1:1/x.txt")
 
@@ -320,7 +320,7 @@ def test_the_splits_are_counted_in_characters() -> None:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An old file of 180 bytes, which counts as large."""
+    """A file of 180 bytes that counts as large, with an old modification time."""
     monkeypatch.setattr(corpora, "LARGE_TEXT", 100)
     Path("large.txt").write_text("to be or " * 20)
     os.utime("large.txt", (1e9, 1e9))
@@ -339,9 +339,8 @@ def test_a_large_text_is_read_once(cache: Path, large: Path) -> None:
     assert was_read
     assert first == corpora.make_corpus("to be or " * 20).facts
     assert load_facts(large) == (first, False)
-    assert (
-        corpora.load_corpus(".", separator="|").facts == first
-    )  # other settings use another cache file
+    # Other settings use another cache file.
+    assert corpora.load_corpus(".", separator="|").facts == first
 
 
 def test_the_cached_facts_depend_on_column_and_separator(cache: Path, large: Path) -> None:
@@ -367,7 +366,7 @@ def test_a_large_text_that_changed_is_read_again(cache: Path, large: Path) -> No
 
 
 def test_a_text_just_written_is_read_again(cache: Path, large: Path) -> None:
-    """A file may change twice with the same modification time."""
+    """If a file changes twice within two seconds, its modification time may stay the same."""
     large.touch()
     assert load_facts(large)[1]
     assert load_facts(large)[1]

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub; in these tests, `datasets` reads them from a directory.
+"""Datasets of the Hugging Face Hub; here, the library `datasets` reads them from a directory.
 
 URLs and standard input are tested in test_corpora.py.
 """

@@ -36,14 +36,14 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch, small_chunks: None, cache: Path) -> Corpus:
-    """A text that counts as large, in chunks of 33 characters."""
+    """A text that counts as large; its chunks have 33 characters."""
     monkeypatch.setattr(encoding, "LARGE_TEXT", 100)
     chunks = [TEXT[start : start + 33] for start in range(0, len(TEXT), 33)]
     return replace(make_corpus(TEXT), chunks=lambda: iter(chunks))
 
 
 def make_tokenizers(bpe: HubTokenizer) -> list[Tokenizer]:
-    """One tokenizer of each kind."""
+    """Make one tokenizer of each kind."""
     return [CharTokenizer(TEXT), ByteTokenizer(), bpe]
 
 
@@ -65,7 +65,7 @@ def test_rechunk_depends_on_the_text_only(text: str, cuts: list[int], boundary: 
 def test_encoding_in_chunks_gives_the_tokens_of_the_whole_text(
     bpe: HubTokenizer, large: Corpus, split: corpora.SplitName | None, monkeypatch: Any
 ) -> None:
-    """Compares tokens in memory with tokens from the cache, on the first and the second call."""
+    """Tokens in memory equal the tokens that the first call caches and the second call reads."""
     text = {"train": TEXT[: int(0.9 * len(TEXT))], "val": TEXT[int(0.9 * len(TEXT)) :], None: TEXT}
     for tokenizer in make_tokenizers(bpe):
         mapped, again = (encode_corpus(large, tokenizer, split) for _ in range(2))
@@ -157,7 +157,7 @@ def test_a_damaged_file_of_tokens_is_written_again(large: Corpus, cache: Path) -
 
 
 class TaskRecorder:
-    """A Progress that records the tasks and detects when all other threads are waiting."""
+    """A progress function that records tasks, and detects when all other threads are waiting."""
 
     def __init__(self, other_threads: int) -> None:
         self.tasks: list[str] = []
@@ -256,7 +256,7 @@ def test_processes_that_start_together_train_one_tokenizer(large: Corpus) -> Non
 
     run_together(train, 5)
     assert errors == []
-    assert len(reads) <= 2  # one for the alphabet, and at most one for a training text
+    assert len(reads) <= 2  # one for the alphabet, at most one for training
     waiting = "waiting for another process that is training the same tokenizer"
     assert sorted(recorder.tasks) == ["training a tokenizer", *[waiting] * 4]
 
@@ -309,7 +309,7 @@ def test_a_text_that_changes_is_not_cached(large: Corpus, cache: Path) -> None:
 
 @pytest.fixture
 def folder(cache: Path, bpe: HubTokenizer) -> Path:
-    """Tokens in nanoGPT's format: 16-bit integers, one file for each split."""
+    """A directory of tokens in nanoGPT's format: 16-bit integers, one file for each split."""
     home = Path("tokens")
     home.mkdir()
     for name, text in (("train", TEXT), ("val", "生存 and no more")):

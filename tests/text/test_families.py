@@ -28,13 +28,13 @@ Make = Callable[[], library.Tokenizer]
 
 @cache
 def make_tokenizer(make: Make) -> HubTokenizer:
-    """Make a tokenizer of this project from one of the library."""
+    """Make a tokenizer of this project from a tokenizer of the library."""
     return HubTokenizer(json.loads(make().to_str()))
 
 
 @cache
 def make_hub(make: Make) -> library.Tokenizer:
-    """Make a tokenizer of the library only once."""
+    """Make a tokenizer of the library, and keep it for later calls."""
     return make()
 
 
@@ -45,7 +45,7 @@ for_each_family = pytest.mark.parametrize("make", FAMILIES)
 @given(data=st.data())
 def test_streamed_pieces_are_the_decoded_text(make: Make, data: st.DataObject) -> None:
     tokenizer = make_tokenizer(make)
-    last = tokenizer.vocab_size - 1  # most families have their words at the end, after the bytes
+    last = tokenizer.vocab_size - 1  # in most families, the last ids are words
     words = st.integers(max(0, last - 10), last)
     ids = data.draw(st.lists(words | st.integers(0, last), max_size=40))
     assert stream_decode(tokenizer, ids) == tokenizer.decode(ids)
@@ -57,13 +57,14 @@ def test_streamed_pieces_are_the_decoded_text(make: Make, data: st.DataObject) -
 @for_each_family
 @given(data=st.data())
 def test_a_completion_continues_the_text_of_its_prompt(make: Make, data: st.DataObject) -> None:
-    """The space after the prompt is kept, although a decoder drops the first space of a text."""
+    """A decoder drops the first space of a text, but not the space after the prompt."""
     tokenizer = make_tokenizer(make)
     prompt = tokenizer.encode(data.draw(st.sampled_from(["to be", "or", "to be ", "the then"])))
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
     stream = tokenizer.decode_stream(prompt)
     text = "".join([stream.push(i) for i in ids]) + stream.end()
-    # The library decodes successive byte tokens together, so some completions change the prompt.
+    # The library decodes successive byte tokens together. If the prompt ends with a byte token and
+    # the completion begins with one, the text of the prompt can change.
     hub = make_hub(make)
     known = [token for i in ids if (token := hub.id_to_token(i))]
     between = [*(str(hub.id_to_token(i)) for i in prompt[-1:]), *known[:1]]

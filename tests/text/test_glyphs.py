@@ -1,4 +1,4 @@
-"""Tokens made visible."""
+"""Spaces, control characters and incomplete characters in tokens become visible."""
 
 from nanogpt.text.glyphs import decode_token_bytes, make_visible
 

@@ -1,4 +1,4 @@
-"""Modified Kneser-Ney smoothing, compared with its equations written out with dictionaries."""
+"""Modified Kneser-Ney smoothing, compared with its equations, computed with dictionaries."""
 
 import math
 from collections import Counter
@@ -17,7 +17,7 @@ V = 4
 
 
 def discount(counts: Counter[Gram], count: int) -> float:
-    """The discount of a count, by equation 17 of Chen & Goodman 1999."""
+    """Return the discount of a count: equation 17 of Chen & Goodman 1999."""
     n1, n2, n3, n4 = ([*counts.values()].count(c) for c in (1, 2, 3, 4))
     if count == 0:
         return 0
@@ -29,7 +29,7 @@ def discount(counts: Counter[Gram], count: int) -> float:
 
 
 def count_orders(ids: list[int], n: int) -> list[Counter[Gram]]:
-    """Count the n-grams, and for shorter lengths, the different tokens before each k-gram."""
+    """Count the n-grams; for each k < n, count the different tokens before each k-gram."""
     orders = [Counter(tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))]
     for _ in range(n - 1):
         orders.insert(0, Counter(gram[1:] for gram in orders[0]))
@@ -37,7 +37,7 @@ def count_orders(ids: list[int], n: int) -> list[Counter[Gram]]:
 
 
 def predict(orders: list[Counter[Gram]], context: Gram, x: int) -> float:
-    """p(x | context), where the context is shorter than the longest n-gram."""
+    """Return p(x | context); the context must be shorter than the longest n-gram."""
     shorter = predict(orders, context[1:], x) if context else 1 / V
     counts = orders[len(context)]
     followers = {gram: c for gram, c in counts.items() if gram[:-1] == context}
@@ -70,7 +70,7 @@ def test_next_probabilities_sum_to_one(train: list[int], context: list[int], n: 
 
 
 def test_loss_on_tiny_shakespeare() -> None:
-    """The losses that two independent programs in plain Python found."""
+    """Two independent programs in plain Python computed the expected losses."""
     corpus = corpora.load_corpus("tinyshakespeare")
     tokenizer = CharTokenizer(corpus.text())
     train, val = ("".join(corpus.read_split(name)) for name in ("train", "val"))

@@ -35,7 +35,7 @@ def read_texts(data: str, column: str, separator: str) -> str:
 
 
 def make_run(directory: Path) -> None:
-    """Write files of a run; none of them may be read as text."""
+    """Write files of a run; nanogpt must not read them as text."""
     (directory / "last").mkdir(parents=True)
     for name in ("run.json", "metrics.jsonl", "last/config.md"):
         (directory / name).write_text('{"step": 0}\n')
@@ -93,7 +93,7 @@ def folder(tmp_path: Path) -> Path:
     return home
 
 
-def test_a_directory_is_its_texts_sorted_by_name(folder: Path) -> None:
+def test_a_directory_gives_its_texts_sorted_by_name(folder: Path) -> None:
     first, *others = (LANGUAGES[name] for name in sorted(LANGUAGES))
     expected = [first, "# A\n", *others]
     assert read_texts(str(folder), "text", "\n\n") == "\n\n".join(expected)
@@ -128,7 +128,7 @@ def test_an_unreadable_file_or_directory_is_refused(folder: Path) -> None:
             path.chmod(0o700)
 
 
-def test_a_pattern_is_the_files_that_match_it(folder: Path) -> None:
+def test_a_pattern_gives_the_files_that_match_it(folder: Path) -> None:
     assert (
         read_texts(f"{folder}/*h*.txt", "text", "|")
         == LANGUAGES["hi.txt"] + "|" + (LANGUAGES["zh.txt"])
@@ -176,7 +176,7 @@ def test_every_row_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
         ),
         (
             '{"text": 7}',
-            "a.jsonl, line 2: the column text is not text; choose another with --column .none",
+            "line 2: the column text is not text; no other column contains text; fix the row",
         ),
     ],
 )

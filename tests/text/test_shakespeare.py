@@ -24,7 +24,7 @@ def test_every_correction_is_needed() -> None:
 
 
 def test_extract_speeches_of_a_small_play() -> None:
-    """Left out: stage directions, and lines that the program behind Tiny Shakespeare dropped."""
+    """The result has no stage directions and no lines that Tiny Shakespeare's program dropped."""
     markdown = r"""
 # ACT I
 

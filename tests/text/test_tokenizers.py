@@ -1,4 +1,4 @@
-"""Round trips of arbitrary texts, tokenizers by kind, and invalid tokenizers."""
+"""Round trips of any text, the kinds of tokenizers, and invalid tokenizers."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.texts import LANGUAGES, stream_decode, texts
 
 
 def check_round_trip(tokenizer: Tokenizer, text: str) -> None:
-    """Encoding and then decoding gives the text, also after saving and loading the tokenizer."""
+    """Check that decoding reverses encoding, and that a saved tokenizer gives the same ids."""
     loaded = parse_tokenizer(json.loads(json.dumps(tokenizer.to_json())))
     ids = tokenizer.encode(text)
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
@@ -68,9 +68,8 @@ def test_make_tokenizer_makes_every_kind(tmp_path: Path, text: str) -> None:
     assert make_tokenizer("byte", [], []).vocab_size == 256
     assert make_tokenizer("bpe:300", [text], [text]).vocab_size == 300
     trained = make_tokenizer("bpe:300", [text + "zz" * 999], [text])
-    assert (
-        trained.to_json() == make_tokenizer("bpe:300", [text], [text]).to_json()
-    )  # trained on training_text only
+    # The tokenizer is trained only on the third argument, the training text.
+    assert trained.to_json() == make_tokenizer("bpe:300", [text], [text]).to_json()
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(trained.to_json()))
     assert make_tokenizer(str(file), [], []).encode(text) == trained.encode(text)
