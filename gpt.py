@@ -1,4 +1,4 @@
-"""A GPT in one file: it reads a text, trains on it, and generates more text like it.
+"""A GPT in one file: it trains on a text and generates similar text.
 
     python gpt.py              trains on input.txt (Tiny Shakespeare); downloads it if it is missing
     python gpt.py mytext.txt   trains on your own text in UTF-8; use half a megabyte or more
@@ -73,7 +73,7 @@ def bigram_loss(train_tokens, val_tokens, V):
     """
     pairs = train_tokens[:-1] * V + train_tokens[1:]  # (length - 1,): one number per pair
     counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): count of a followed by b
-    p = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): + 1 prevents ln p = -inf
+    p = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): adding 1 avoids p = 0
     return -p[val_tokens[:-1], val_tokens[1:]].log().mean().item()
 
 
@@ -111,12 +111,12 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
         self.attention = SelfAttention(C, H)
-        # GELU makes negative numbers almost 0. Without GELU, one linear layer could replace both.
+        # GELU brings negative numbers near 0. Without it, the two linear layers would equal one.
         self.feed_forward = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU("tanh"), nn.Linear(4 * C, C))
 
     def forward(self, x):
         # Each layer adds its result to x. These residual connections make a deep model trainable.
-        # The layer norm before a layer scales each vector to mean 0 and variance 1.
+        # The layer norm before each layer shifts and scales each vector to mean 0 and variance 1.
         x = x + self.attention(self.norm1(x))  # (B, T, C)
         return x + self.feed_forward(self.norm2(x))  # (B, T, C)
 

@@ -75,7 +75,7 @@ def measure_pauses(preset: str, device: str, steps: int) -> dict[str, Any]:
         "megabytes of last": round(size / 1e6, 1),
         "seconds of training": result.last.seconds,
         "pause in ms": round(1000 * sum(pauses) / checkpoints, 1),
-        "of it once, at the end": round(1000 * pauses[-1], 1),
+        "at the end": round(1000 * pauses[-1], 1),
         "share of training": round(sum(pauses) / result.last.seconds, 4),
         "share without start and compilation": round(sum(pauses) / after_start, 4),
     }
@@ -103,22 +103,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("preset", choices=PRESETS)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--steps",
         type=int,
         default=0,
         help="steps of the run that measures the pauses; default: the steps of the preset",
     )
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each program")
     args = parser.parse_args()
     steps = args.steps or PRESETS[args.preset].config.train.steps
     device = pick_device(args.device)
     result: dict[str, Any] = {"preset": args.preset, "device": describe_device(device)}
     result["checkpoint"] = measure_pauses(args.preset, args.device, steps)
-    rates: dict[str, list[float]] = {"as it is": [], "deterministic": []}
+    rates: dict[str, list[float]] = {"default": [], "deterministic": []}
     for _ in range(args.repeats):
-        rates["as it is"].append(measure_rate(args.preset, args.device, 200))
+        rates["default"].append(measure_rate(args.preset, args.device, 200))
         rates["deterministic"].append(
             measure_rate(args.preset, args.device, 200, "--deterministic")
         )

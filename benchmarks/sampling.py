@@ -208,7 +208,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each program")
     parser.add_argument("--no-large", action="store_true", help="skip the model of GPT-2's shape")
     args = parser.parse_args()
     limit_threads()

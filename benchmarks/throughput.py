@@ -94,7 +94,7 @@ def main() -> None:
     )
     parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each program")
     args = parser.parse_args()
     device = torch.device("cuda")
     with torch.device("meta"):

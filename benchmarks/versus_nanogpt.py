@@ -136,7 +136,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nanogpt", type=Path, help="a clone of nanoGPT")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each program")
     parser.add_argument("--name", help="name of the results; by default cpu or cuda")
     parser.add_argument("--presets", nargs="+", help="presets to train")
     parser.add_argument("--keep", type=Path, help="move the runs of nanogpt to this directory")

@@ -89,8 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 1, 2, ...")
     parser.add_argument("--at-a-time", type=int, default=1, help="number of runs at the same time")
     args = parser.parse_args()
     plan = [*product(VOCABULARIES, ("body", "size"), range(1, args.seeds + 1))]

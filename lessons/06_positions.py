@@ -325,14 +325,14 @@ show_scoreboard(6, {"with positions": loss_learned})
 #
 # 1. *The whole table for a short text.* With `self.position_embedding.weight` instead of
 #    `self.position_embedding(positions)`, training works, but a prompt of 10 characters fails with
-#    *The size of tensor a (10) must match the size of tensor b (64)*. Remedy: take the positions
+#    *The size of tensor a (10) must match the size of tensor b (64)*. *Remedy:* take the positions
 #    from `tokens.shape[1]`.
 # 2. *Only the queries are rotated.* There is no error message. *Symptom:* the dot product changes
-#    if both positions grow by 10. Remedy: rotate queries and keys, and test the shift as above.
+#    if both positions grow by 10. *Remedy:* rotate queries and keys, and test the shift as above.
 # 3. *Other pairs.* We rotate the pairs of channels $(0, D/2), (1, D/2 + 1), \dots$; the paper
 #    rotates $(0, 1), (2, 3), \dots$. Both can be trained. But weights trained with one kind of
 #    pairs do not work with the other. *Symptom:* no error message, but the loss of our rotary model
-#    rises from 2.14 to 3.32 (exercise 3). Remedy: reorder the rows of the query and key weights.
+#    rises from 2.14 to 3.32 (exercise 3). *Remedy:* reorder the rows of the query and key weights.
 #
 # ## Exercises
 #

@@ -355,11 +355,11 @@ assert fresh.blocks(fresh.embed(inputs)).norm(dim=-1).max() < 0.001
 # ## Three common mistakes
 #
 # 1. **`nn.Sequential(*[Block(True)] * 4)`.** This is the same block four times. *Symptom:* it has
-#    the parameters of one block only. Remedy: `[Block(True) for _ in range(4)]`.
+#    the parameters of one block only. *Remedy:* `[Block(True) for _ in range(4)]`.
 # 2. **`x += self.attention(x)`.** It overwrites the `x` that the backward pass needs. *Symptom:*
-#    `loss.backward()` raises a RuntimeError about an "inplace operation". Remedy: `x = x + …`.
+#    `loss.backward()` raises a RuntimeError about an "inplace operation". *Remedy:* `x = x + …`.
 # 3. **No GELU.** The two linear layers are one. *Symptom:* no error, as many parameters, but a
-#    higher loss (exercise 2). Remedy: a nonlinear function between linear layers.
+#    higher loss (exercise 2). *Remedy:* a nonlinear function between linear layers.
 #
 # ## Exercises
 #

@@ -362,12 +362,12 @@ lesson.show_scoreboard(9, {"GPT": loss})
 # 1. **A tied output layer with PyTorch's initial embedding.** `nn.Embedding` draws numbers with
 #    standard deviation 1. A vector of 64 such numbers has a dot product of about 64 with itself.
 #    At first, `x` is similar to the vector of its own character, so the model is certain that each
-#    character repeats. *Symptom:* a first loss above 40. Remedy: standard deviation 0.02.
+#    character repeats. *Symptom:* a first loss above 40. *Remedy:* standard deviation 0.02.
 # 2. **A mask that hides the position itself**, `triu()` instead of `triu(diagonal=1)`. The first
 #    position then sees nothing, and the softmax of a row of $-\infty$ is `nan`. *Symptom:* the loss
-#    is `nan` from the first step. Remedy: hide later positions only.
+#    is `nan` from the first step. *Remedy:* hide later positions only.
 # 3. **A text that is longer than the block.** `position_embedding` has vectors for 64 positions
-#    only. *Symptom:* `IndexError: index out of range in self` (on a GPU, a CUDA error). Remedy:
+#    only. *Symptom:* `IndexError: index out of range in self` (on a GPU, a CUDA error). *Remedy:*
 #    give the model the last 64 tokens, `tokens[:, -T:]`.
 #
 # ## Exercises

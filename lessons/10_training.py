@@ -363,11 +363,11 @@ if not FAST:
 #
 # 1. **Softmax before `F.cross_entropy`**, which applies softmax itself. *Symptom:* the loss stays
 #    above $\ln(e + 64) - 1 = 3.20$: with 65 characters, the best "logits" are then 1 for the target
-#    and 0 for the 64 others. Remedy: pass logits.
+#    and 0 for the 64 others. *Remedy:* pass logits.
 # 2. **`clip_grad_norm_` after `optimizer.step()`.** *Symptom:* no error, but clipping does
-#    nothing. Remedy: `zero_grad`, `backward`, clip, `step`.
+#    nothing. *Remedy:* `zero_grad`, `backward`, clip, `step`.
 # 3. **Two settings compared at one learning rate.** *Symptom:* at 0.003 the schedule looks harmful,
-#    at 0.1 very good. Remedy: several rates for each; compare the lowest losses.
+#    at 0.1 very good. *Remedy:* several rates for each; compare the lowest losses.
 #
 # ## Exercises
 #

@@ -368,11 +368,11 @@ assert lesson.FAST or seconds / seconds_cached > 1.5
 #
 # 1. **You divide probabilities, not logits, by the temperature, and then apply softmax.**
 #    *Symptom:* random characters, because all probabilities are almost equal.
-#    *Remedy*: `(logits / temperature).softmax(dim=-1)`.
+#    *Remedy:* `(logits / temperature).softmax(dim=-1)`.
 # 2. **You pass the whole text to the model.** *Symptom:* generation works at first and then stops
-#    with an error, because token 65 has no position embedding. *Remedy*: pass `tokens[-T:]`.
+#    with an error, because token 65 has no position embedding. *Remedy:* pass `tokens[-T:]`.
 # 3. **You forget `model.eval()` for a model with dropout.** *Symptom:* the same prompt gives
-#    different logits each time. *Remedy*: call it before generation (`generate` does so itself).
+#    different logits each time. *Remedy:* call it before generation (`generate` does so itself).
 #
 # ## Exercises
 #

@@ -361,12 +361,12 @@ assert (round(min(epochs)), round(max(epochs))) == (20, 146)
 # ## Three common mistakes
 #
 # 1. **You compare sizes after the same number of steps.** *Symptom:* if there is enough text, the
-#    largest model looks best (the right ends of the curves in the first picture). *Remedy*: compare
+#    largest model looks best (the right ends of the curves in the first picture). *Remedy:* compare
 #    after the same number of operations.
 # 2. **You use one learning rate for all sizes.** *Symptom:* a size looks worse than it is, because
-#    its rate is wrong. *Remedy*: search the rate for each size (lesson 10).
+#    its rate is wrong. *Remedy:* search the rate for each size (lesson 10).
 # 3. **You judge a law by the points that it was fitted to.** *Symptom:* the next size has larger
-#    errors (the sum in "A prediction"). *Remedy*: hold out the largest models.
+#    errors (the sum in "A prediction"). *Remedy:* hold out the largest models.
 #
 # ## Exercises
 #

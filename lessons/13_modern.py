@@ -345,11 +345,11 @@ for name, parts, *rates in rows:
 # ## Three common mistakes
 #
 # 1. **A comparison that changes two things**, such as a new optimizer and its learning rates.
-#    *Symptom:* a gain that has another cause. Remedy: a *control*, a run that differs in one thing.
+#    *Symptom:* a gain that has another cause. *Remedy:* a *control*: only one thing differs.
 # 2. **Both matrices of the feed-forward start at zero.** Then each one gets a gradient of zero from
-#    the other. *Symptom:* both are still exactly 0 after training. Remedy: only the last one is 0.
+#    the other. *Symptom:* both are exactly 0 after training. *Remedy:* only the last one is 0.
 # 3. **Muon for the matrices, and no optimizer for the rest.** *Symptom:* no error, but embeddings
-#    and output do not change. Remedy: give Adam all weights that Muon does not have.
+#    and output do not change. *Remedy:* give Adam all weights that Muon does not have.
 #
 # ## Exercises
 #

@@ -348,12 +348,12 @@ assert not torch.allclose(layer(x, encoded), layer(x, F.pad(encoded, (0, 0, 0, 2
 # ## Three common mistakes
 #
 # 1. **The decoder input is not shifted.** The model then only copies its input. *Symptom:* the
-#    training loss is almost 0, but the generated words are wrong. Remedy: begin with `|`.
+#    training loss is almost 0, but the generated words are wrong. *Remedy:* begin with `|`.
 # 2. **Source and decoder swapped in the cross-attention.** Keys and values now come from the
 #    decoder, without a mask, and show the targets. *Symptom:* the loss falls, but generation stops
-#    with an error, because the lengths differ. Remedy: test with two lengths.
+#    with an error, because the lengths differ. *Remedy:* test with two lengths.
 # 3. **No mask for padding.** A batch pads short sources to the longest one. *Symptom:* the result
-#    changes with the padding. Remedy: set the scores of padded positions to $-\infty$.
+#    changes with the padding. *Remedy:* set the scores of padded positions to $-\infty$.
 #
 # ## Exercises
 #

@@ -336,13 +336,13 @@ else:
 # ## Three common mistakes
 #
 # 1. *A transpose is missing* for a square matrix. *Symptom:* the weights load, but the loss is too
-#    high. Remedy: compare logits with a trusted program.
+#    high. *Remedy:* compare logits with a trusted program.
 # 2. *`load_state_dict(weights, strict=False)`*, to silence an error. *Symptom:* PyTorch ignores
-#    unknown names, a model with random weights keeps them, and its loss is near ln V. Remedy: keep
-#    `strict=True`, and leave out by name what the model does not need.
+#    unknown names, a model with random weights keeps them, and its loss is near ln V. *Remedy:*
+#    keep `strict=True`, and leave out by name what the model does not need.
 # 3. *The exact GELU.* GPT-2 was trained with an approximation that uses tanh. *Symptom:* with
 #    `nn.GELU()`, the loss of `small` stays 2.21, but its logits change by about 0.001, too much for
-#    rounding (exercise 3). Remedy: compare logits; use `nn.GELU("tanh")`.
+#    rounding (exercise 3). *Remedy:* compare logits; use `nn.GELU("tanh")`.
 #
 # ## Exercises
 #

@@ -2,10 +2,12 @@
 
 python lessons/build.py               # all pages: about half an hour on two cores
 python lessons/build.py 03 07         # some pages
+python lessons/build.py --prose 03    # writes new prose, and keeps the outputs; runs nothing
 python lessons/build.py --time 03     # measures how long lessons run; use an idle machine
 python lessons/build.py --notebooks   # writes all lessons as notebooks, and starts JupyterLab
 """
 
+import ast
 import json
 import os
 import re
@@ -145,6 +147,24 @@ def build(lesson: Path) -> None:
     lesson.with_suffix(".md").write_text(body, encoding="utf-8")
 
 
+def write_prose(lesson: Path) -> None:
+    """Write the page of a lesson with the outputs that it has; exit if other code has outputs."""
+    pattern = r"^```python\n(.*?)^```\n(?:\n(<!-- output -->\n.*?<!-- end -->\n))?"
+    file = lesson.with_suffix(".md")
+    cells = re.findall(pattern, file.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    outputs = {ast.dump(ast.parse(source)): output for source, output in cells}
+
+    def add_output(cell: re.Match[str]) -> str:
+        output = outputs.get(ast.dump(ast.parse(cell[1])))
+        if output is None:
+            sys.exit(f"not in {file.name}, so build the page without --prose:\n{cell[1]}")
+        return f"{cell[0]}\n{output}" if output else cell[0]
+
+    page, _ = make_page(read_lesson(lesson), lesson)
+    new = re.sub(pattern, add_output, page, flags=re.DOTALL | re.MULTILINE)
+    file.write_text(tidy(new), encoding="utf-8")
+
+
 def measure_times(lessons: Iterable[Path]) -> None:
     """Run each lesson without its solutions, and record the seconds. Pages must be built again."""
     times = json.loads(TIMES.read_text("utf-8"))
@@ -177,7 +197,7 @@ def main(arguments: list[str]) -> None:
     else:
         for lesson in lessons:
             print(lesson.name, flush=True)
-            build(lesson)
+            (write_prose if "--prose" in arguments else build)(lesson)
 
 
 if __name__ == "__main__":

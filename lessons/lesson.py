@@ -7,7 +7,6 @@ in a batch, T positions in a block, C channels, H heads, D = C / H channels of a
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -112,22 +111,6 @@ def train(
         if on_step:
             on_step(step, loss.item())
     return evaluate(model, block_size)
-
-
-def compare(
-    models: dict[str, Callable[[], nn.Module]], **settings: int | float
-) -> dict[str, float]:
-    """Build and train each model with the same seed and settings of train(); return the losses."""
-    losses, width = {}, max(map(len, models))
-    print(f"{'':{width}}  validation loss  parameters  seconds")
-    for name, build in models.items():
-        torch.manual_seed(1)
-        model, start = build(), time.perf_counter()
-        losses[name] = train(model, **settings)  # type: ignore[arg-type]
-        count = sum(p.numel() for p in model.parameters())
-        seconds = time.perf_counter() - start
-        print(f"{name:{width}}  {losses[name]:15.3f}  {count:10,}  {seconds:7.0f}", flush=True)
-    return losses
 
 
 def show_scoreboard(lesson: int, losses: dict[str, float]) -> None:

@@ -61,7 +61,7 @@ class GenerationConfig(Sampling):
 class GenerationOptions(TypedDict, total=False):
     """The fields of GenerationConfig except `samples`, as keyword arguments.
 
-    A test compares the fields of both classes.
+    A test checks that the fields of this class and of GenerationConfig agree.
     """
 
     repetition_penalty: float
@@ -126,8 +126,8 @@ class Completions:
         count = len(prompts) * config.samples
         require_memory(
             count * count_text_bytes(model),
-            f"generating {format_count(count)} texts at a time",
-            "generate fewer, with another seed each time",
+            f"generating {format_count(count)} samples at once",
+            "generate fewer at once, each time with another seed",
         )
         self.model, self.config, self.logprobs = model, config, logprobs
         prompts = [prompt for prompt in prompts for _ in range(config.samples)]

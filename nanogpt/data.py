@@ -1,4 +1,4 @@
-"""Turns tokens into batches: makes two splits, cuts blocks of fixed length, and orders them.
+"""Turns tokens into batches: makes two splits, cuts blocks of fixed length, orders the blocks.
 
 The targets are the inputs shifted by one: at each position, the model predicts the next token.
 
@@ -29,13 +29,13 @@ class Split:
         """`tokens` is a Tokens object, or a tensor of token ids (N,) whose text is not known."""
         self.device = torch.device(device)
         self.bytes_per_token = 0.0
-        """Bytes of text for each token; 0 if the text is not known."""
+        """Mean number of bytes of text per token; 0 if the text is not known."""
         self.lost = 0.0
         """Fraction of the text that the tokens do not reproduce."""
         if isinstance(tokens, Tokens):
             self.bytes_per_token = tokens.bytes / max(1, len(tokens.ids))
             self.lost = tokens.lost_bytes / max(1, tokens.bytes)
-            # View as signed, because torch has few unsigned operations. to_int64() converts back.
+            # Use signed ids: torch has few operations for unsigned ones. to_int64() converts back.
             tokens = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
         fits = tokens.nbytes < free_token_memory(self.device)
         self.tokens = tokens.to(device) if fits else tokens
@@ -103,7 +103,7 @@ class BatchOrder:
     """Chooses where the blocks of a batch start, given the seed and the number of earlier blocks.
 
     `random`: each block starts at a random position. `epochs`: in each epoch, the text is cut into
-    blocks, and each block is used once, in random order. Each epoch cuts at different positions.
+    blocks, and each block is used once, in random order. In each epoch, the first cut is random.
     """
 
     def __init__(self, name: OrderName, tokens: int, block_size: int, seed: int) -> None:

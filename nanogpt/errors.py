@@ -20,7 +20,7 @@ class UserError(ValueError):
 
 
 class Stopped(RuntimeError):
-    """A failure that ends a run: a full disk, a loss that is NaN, too little memory.
+    """A failure that ends a command: a full disk, a loss that is NaN, too little memory.
 
     The message is one line that gives the reason and says what to do. The exit status is 1.
     """
@@ -97,8 +97,8 @@ def escape_control(text: str) -> str:
     """Make control characters readable, except line breaks and tabs: ESC becomes \\x1b.
 
     A terminal would obey control characters: some of them clear the screen. The function also
-    escapes other line separators. Unpaired surrogates stand for bytes that are not UTF-8; they are
-    escaped, too.
+    escapes the Unicode line and paragraph separators, and unpaired surrogates, which stand for
+    bytes that are not UTF-8.
     """
     return "".join(
         c.encode("unicode_escape").decode()

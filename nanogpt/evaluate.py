@@ -28,7 +28,7 @@ class Evaluation:
     loss: float
     """Mean loss in nats per token."""
     bits_per_byte: float | None
-    """Bits per byte of UTF-8 text, to compare tokenizers; None if the tokenizer loses text."""
+    """Loss in bits per byte of UTF-8 text; None if Split.bits_per_byte() cannot compute it."""
     tokens: int
     """Number of predicted tokens."""
 

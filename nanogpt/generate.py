@@ -39,7 +39,7 @@ class Sampling:
     def __post_init__(self) -> None:
         """Raise a UserError that names the field with an invalid value."""
         if not 0 < (value := self.repetition_penalty) < math.inf:
-            raise UserError(f"repetition_penalty is {value}: it must be more than 0 (1 is off)")
+            raise UserError(f"repetition_penalty is {value}: it must be above 0 (1 turns it off)")
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature is {self.temperature}: it must be 0 or more")
         if self.top_k is not None and self.top_k < 1:
@@ -89,7 +89,7 @@ def sample_token(
     """Sample token ids (B,) from logits (B, V), using uniform random numbers (B,) in [0, 1).
 
     The result is the first token whose cumulative probability exceeds the random number (inverse
-    transform sampling). So the same numbers normally give the same tokens on every device.
+    transform sampling). So the same random numbers normally give the same tokens on every device.
     """
     if seen is not None:
         logits = penalise_seen(logits, seen, sampling.repetition_penalty)

@@ -1,4 +1,4 @@
-"""The complete optimizer Muon, which orthogonalises the updates of weight matrices.
+"""The optimizer Muon, which orthogonalises the updates of weight matrices.
 
 The method is from Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), with Nesterov
 momentum and decoupled weight decay (Liu et al. 2025, arXiv:2502.16982).
@@ -16,8 +16,8 @@ class Muon:
     """The optimizer Muon, for the weight matrices of a model.
 
     A few directions usually dominate the gradient of a matrix. The averaged gradient has the
-    singular value decomposition U Σ Vᵀ. Muon uses U Vᵀ instead of the gradient: in U Vᵀ, all
-    directions have the same length.
+    singular value decomposition U Σ Vᵀ. Muon uses U Vᵀ instead of the gradient: all singular values
+    of U Vᵀ are 1, so no direction dominates.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Muon:
         self.precision = torch.float32 if precision == torch.float32 else torch.bfloat16
         self._names = list(named)
         self.stacks: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
-        """Maps each matrix shape (rows, columns) to {parameter index: number of such matrices}.
+        """Maps each matrix shape (rows, columns) to {parameter index: its number of matrices}.
 
         Matrices of one shape are orthogonalised together, as one batch.
         """
@@ -91,7 +91,8 @@ def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> T
 
     The method is five steps of a Newton-Schulz iteration with a quintic polynomial. Its
     coefficients let small singular values grow as fast as possible (Jordan et al. 2024). The
-    singular values do not converge to 1: those above 0.002 end between 0.68 and 1.21.
+    singular values do not converge to 1: those above 0.002 times the norm of the matrix end between
+    0.68 and 1.21.
     """
     X = matrices.to(precision)
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above 1

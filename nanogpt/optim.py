@@ -26,7 +26,7 @@ class OptimConfig:
     schedule: Literal["cosine", "linear"] = "cosine"
     """Shape of the learning-rate decay after the warm-up."""
     cooldown: float = 1.0
-    """A linear schedule decays in this last fraction of the steps after the warm-up."""
+    """In a linear schedule, the rate falls in this last fraction of the steps after the warm-up."""
     min_lr: float = 1e-4
     """Learning rate at the end of the schedule and after it. For Muon, it is multiplied by
     muon_lr / lr."""
@@ -41,8 +41,8 @@ class OptimConfig:
     momentum: float = 0.95
     """Decay of Muon's running mean of the gradients."""
     weight_decay: float = 0.1
-    """Each step multiplies matrices by 1 - learning rate × this value. Biases and norms do not
-    decay. With muon, only the matrices of the blocks decay."""
+    """Each step multiplies matrices and tables by 1 - learning rate × this value. Biases and norms
+    do not decay. With muon, only the matrices of the blocks decay."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; larger gradients are scaled down. 0 turns this off."""
     ema: float = 0.0

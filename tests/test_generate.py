@@ -322,7 +322,7 @@ def test_a_repetition_penalty_equals_a_plain_loop(model: Model) -> None:
         ({"top_p": 0.0}, "top_p is 0.0: it must be more than 0 and at most 1"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"min_p": 0.0}, "min_p is 0.0: it must be more than 0 and at most 1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0: it must be more than 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0: it must be above 0"),
         ({"repetition_penalty": math.inf}, "repetition_penalty is inf"),
     ],
 )

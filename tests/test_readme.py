@@ -157,7 +157,6 @@ TESTED_ELSEWHERE = {
     "runs/reporter": "test_train",
     "runs/run": "runs/test_start",
     "system/cores": "system/test_devices",
-    "text/glyphs": "reports/test_inspection",
     "version": "test_init",
 }
 """Modules without a test file of their own, and the test files that cover them."""

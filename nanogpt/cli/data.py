@@ -81,7 +81,7 @@ def make_survey_tables(survey: Survey) -> list[Table]:
     }
     for name, value in rows.items():
         facts.add_row(name, value)
-    columns = ("nats per character", "entropy", "in bits", "validation loss by counting")
+    columns = ("nats per character", "entropy", "in bits", "validation loss of n-grams")
     ngrams = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for each, name in zip(survey.ngrams, ("unigrams", "bigrams", "trigrams"), strict=False):
         ngrams.add_row(

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ..errors import escape_control, make_line
 
-NO_BITS = "Bits per byte are left out, because the result would be too low."
+NO_BITS = "Bits per byte are not shown, because the lost bytes would make them too low."
 
 
 class PlainConsole(Console):

@@ -57,13 +57,14 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def flops_per_token(model: Model) -> int:
-    """Return the floating-point operations of a training step per token: 6N + 12LCT.
+    """Return the number of floating-point operations per token in a training step: 6N + 12LCT.
 
     The formula is from Chowdhery et al. 2022 (PaLM), appendix B. N is the number of parameters
     outside lookup tables. The forward pass takes 2N operations for these N parameters: one
     multiplication and one addition for each. In each of L blocks, attention over T positions with C
-    channels takes 2CT operations for the scores and 2CT for the weighted mean of the values. Both
-    counts include masked positions. The backward pass takes twice the forward operations.
+    channels takes 2CT operations for the scores and 2CT for the weighted mean of the values. These
+    4CT operations include masked positions. The backward pass takes twice as many operations as the
+    forward pass.
     """
     config = model.config
     if isinstance(config, BigramConfig):

@@ -43,7 +43,7 @@ class Bigram(nn.Module):
         nn.init.zeros_(self.table.weight)  # uniform probabilities: the loss starts at ln V
 
     lookup_tables = ("table.weight",)
-    """Names of the tables in which each token looks up one row, without a matrix product."""
+    """Names of the tables in which the model only looks up rows, without a matrix product."""
 
     def matrices(self) -> dict[str, int]:
         """Return an empty dictionary: a bigram has no Transformer blocks."""
@@ -56,10 +56,10 @@ class Bigram(nn.Module):
 
     @classmethod
     def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":
-        """Compute the model directly from tokens (N,): log((count(i, j) + s) / (count(i) + s V)).
+        """Return the model whose logit (i, j) is log((count(i, j) + s) / (count(i) + s V)).
 
-        count(i, j) is how often token j follows token i; count(i) is the sum over all j. The number
-        s is added to each count(i, j) (Laplace smoothing), so that no pair has probability zero.
+        count(i, j) is how often token j follows token i in tokens (N,); count(i) is the sum over j.
+        The number s = `smoothing` prevents a probability of zero for any pair (Laplace smoothing).
         """
         V = config.vocab_size
         pairs = tokens[:-1] * V + tokens[1:]  # (N - 1,): each pair as one integer

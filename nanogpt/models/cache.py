@@ -20,7 +20,7 @@ class Cache:
         self.positions = torch.empty(0)
         """Position of each input token in its text (B, T)."""
         self.mask: Tensor | None = None
-        """Mask (B, 1, 1, S) to add to the scores; None in a prefill, which uses the causal mask."""
+        """Mask (B, 1, 1, S) to add to the scores; None if T > 1: the causal mask is enough."""
         # Attention kernels are faster with a multiple of 16 slots.
         self._slots = torch.arange(-(-size // 16) * 16, device=device)  # (S,)
         self._zero = torch.zeros((), device=device)
@@ -30,7 +30,8 @@ class Cache:
         """Set and return the positions (B, T) of the next T tokens; also set the mask.
 
         A model calls this method first. In decoding, T is 1. In a prefill, the T tokens are the
-        first tokens of each text, with padding after shorter texts.
+        first tokens of each text, with padding after shorter texts. A prefill with T = 1 is treated
+        as decoding.
         """
         self.positions = self.lengths[:, None] + self._slots[:T]
         self.mask = None
@@ -58,15 +59,16 @@ class Cache:
     def extend(self, module: nn.Module, new: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store the keys and values of the input (2, B, H, T, D); return keys, values and mask.
 
-        In a prefill, these are the new keys and values, and None as the mask: the causal mask is
-        enough. In decoding, these are all slots (B, H, S, D), and a mask that hides empty slots.
+        In a prefill (T > 1), the result is the new keys and values, and None as the mask: the
+        causal mask is enough. In decoding (T = 1), the result is the keys and values in all slots
+        (B, H, S, D), and a mask that hides empty slots.
         """
         memory = self.append(module, new)
         k, v = new if self.mask is None else memory
         return k, v, self.mask
 
     def select_last(self, x: Tensor) -> Tensor:
-        """Select the last token (B, 1, C) of each text in `x` (B, T, C), ignoring the padding."""
+        """Return the vector (B, 1, C) of each text's last token in x (B, T, C), before padding."""
         if x.shape[1] == 1:
             return x
         return x.gather(1, (self.input_lengths - 1)[:, None, None].expand(-1, 1, x.shape[2]))

@@ -1,8 +1,8 @@
 """GPT with the architecture of GPT-2: a decoder-only Transformer, complete in this file.
 
-This is the decoder of Vaswani et al. 2017, "Attention Is All You Need"
-(https://arxiv.org/abs/1706.03762), with GELU and with layer norm before each sub-layer,
-as in Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+This is the decoder of Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762), without
+attention to an encoder, with GELU, and with layer norm before each sub-layer, as in Radford et al.
+2019, "Language Models are Unsupervised Multitask Learners".
 
 Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
 S slots of the cache, V vocabulary.
@@ -84,7 +84,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv = self.heads(x)  # (B, H, T, D) each
         mask = None
         if cache is not None:
-            k, v, mask = cache.extend(self, qkv[1:])  # (B, H, S, D) each, earlier tokens included
+            k, v, mask = cache.extend(self, qkv[1:])  # k, v: (B, H, S, D); prefill: (B, H, T, D)
         dropout = self.dropout.p if self.training else 0.0
         # One fused kernel computes causal_attention() without storing the attention weights.
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
@@ -134,10 +134,10 @@ class GPT(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Draw weights from N(0, 0.02²). (GPT-2 draws positions from N(0, 0.01²).) Set biases to 0.
+        """Set biases to 0; draw weights from N(0, 0.02²). (GPT-2 draws positions from N(0, 0.01²).)
 
-        The last layers of attention and of feed-forward get weights scaled by 1/√(2·n_layer). So
-        the variance of the residual stream does not grow with depth (Radford et al., section 2.3).
+        In every block, the last linear layer of attention and that of feed-forward get weights
+        scaled by 1/√(2·n_layer): the residual stream does not grow with depth (GPT-2, section 2.3).
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
@@ -157,7 +157,7 @@ class GPT(nn.Module):
         return {name: 3 if name.endswith("attention.qkv.weight") else 1 for name in names}
 
     def embed(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Map tokens (B, T) to token embedding plus position embedding (B, T, C)."""
+        """Map tokens (B, T) to the sum of their token and position embeddings (B, T, C)."""
         T = tokens.shape[1]
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size {self.config.block_size}")

@@ -106,7 +106,8 @@ class Attention(nn.Module):
         q, k, v = self.heads(x, cos, sin)  # (B, H, T, D) each
         mask = None
         if cache is not None:
-            k, v, mask = cache.extend(self, torch.stack((k, v)))  # (B, H, S, D) each
+            # k and v become (B, H, S, D); in a prefill, they stay (B, H, T, D).
+            k, v, mask = cache.extend(self, torch.stack((k, v)))
         dropout = self.dropout.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C): concatenate heads
@@ -191,15 +192,17 @@ class Modern(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.look_back = LookBack(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        # In gpt.py, the embedding is also the head. Here the head is separate: it starts at zero.
+        # In gpt.py, the output layer has the weights of the embedding. Here, the output layer has
+        # its own weights, which start at 0.
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Draw random weights; set the head and the last layers of attention and feed-forward to 0.
+        """Draw random weights, but set the weights of some linear layers to 0.
 
-        So each block starts as the identity (Zhang et al. 2019, "Fixup", arXiv:1901.09321), and
-        all tokens start with the same probability.
+        These are the output layer and, in every block, the last linear layer of attention and that
+        of feed-forward. So each block starts as the identity (Zhang et al. 2019, "Fixup",
+        arXiv:1901.09321), and all tokens start with the same probability.
         """
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)
@@ -212,7 +215,7 @@ class Modern(nn.Module):
             nn.init.zeros_(module.head.weight)
 
     lookup_tables = ("token_embedding.weight",)
-    """Names of the tables in which each token looks up one row, without a matrix product."""
+    """Names of the tables in which the model only looks up rows, without a matrix product."""
 
     def matrices(self) -> dict[str, int]:
         """Map the name of each 2-D weight of the blocks to the number of matrices stacked in it."""

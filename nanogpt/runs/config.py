@@ -120,7 +120,7 @@ class RunConfig:
             raise ValueError(f"val_fraction is {self.val_fraction}: it must be between 0 and 1")
         for name in ("name", "data", "column", "separator", "tokenizer", "out"):
             if not is_encodable(value := str(getattr(self, name))):
-                raise UserError(f"{name} is {value!a}: use only names in valid UTF-8")
+                raise UserError(f"{name} is {value!a}: it is not valid UTF-8, so use another name")
         if self.name in ("", "..") or Path(self.name).name != self.name:
             raise ValueError(f"name is {self.name!r}: it must be a file name without slashes")
         if self.optim.optimizer == "muon" and isinstance(self.model, BigramConfig):

@@ -109,7 +109,10 @@ def lock_run(directory: Path, advice: str = "wait for it or stop it") -> FileLoc
     """
     for entry in directory.iterdir():
         if entry.is_symlink():
-            raise UserError(f"{entry} is a link: replace it with the file itself to train here")
+            raise UserError(
+                f"{entry} is a link: to train here, replace it with the file or directory that it "
+                f"points to"
+            )
     file = directory / ".pid"  # on Windows, other processes cannot read .lock
     lock = FileLock(directory / ".lock", timeout=0)
     try:

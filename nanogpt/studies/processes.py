@@ -106,7 +106,7 @@ def _run_in_processes(
                     if failures[worker.run.name] == MAX_FAILURES:
                         raise Stopped(
                             f"{worker.run.name} {result} {MAX_FAILURES} times, "
-                            f"perhaps for lack of memory: try --at-a-time 1"
+                            f"possibly because memory ran out: try --at-a-time 1"
                         )
                     on_message(f"{worker.run.name} {result}; it resumes from its last checkpoint.")
                 if interrupts.received:

@@ -31,8 +31,8 @@ SPACE_BOUNDARY, LINE_BOUNDARY = r"(?<=\S)[ \n]", r"(?<=\n)"
 """Regular expressions that match the places where a text may be split before encoding."""
 
 BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
-"""The tokens of the 256 bytes in a tokenizer with byte fallback. The decoder `ByteFallback` decodes
-successive byte tokens together: if one of them is invalid, all of them become U+FFFD."""
+"""Matches the tokens of the 256 bytes in a tokenizer with byte fallback. Its decoder `ByteFallback`
+decodes successive byte tokens together: if one of them is invalid, all of them become U+FFFD."""
 TOKEN_DECODERS = ("ByteLevel", "BPEDecoder", "CTC", "Metaspace", "WordPiece")
 """Decoders that change each token separately. After the decoder `Fuse`, which joins all tokens,
 these decoders would change the whole text."""
@@ -114,7 +114,7 @@ class HubTokenizer:
         added_tokens = self._tokenizer.get_added_tokens_decoder().values()
         self._special = {token.content for token in added_tokens}
         if self.vocab_size > 2 * len(vocabulary) + 1000:
-            raise ValueError(f"its ids go up to {self.vocab_size}, but most of them are unused")
+            raise ValueError(f"its largest id is {self.vocab_size - 1}, but most ids are unused")
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens at its beginning or end."""
@@ -163,7 +163,7 @@ class HubTokenizer:
         return self._bytes_by_id[token] if self._bytes_by_id else self.decode([token]).encode()
 
     def decode_stream(self, context: Sequence[int] = ()) -> DecodeStream:
-        """Return a decoder that takes tokens step by step; `context` has the tokens before them."""
+        """Return a decoder that takes tokens step by step; `context` contains earlier tokens."""
         if self._bytes_by_id:
             return ByteDecodeStream(self.token_bytes)
         return TextDecodeStream(self.decode, self._is_open, context)
@@ -171,9 +171,9 @@ class HubTokenizer:
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
         """Count the bytes of the lost characters: those of `text` that `ids` do not reproduce.
 
-        A character is lost if the tokenizer does not know it, changes it or drops it (lower case,
-        accents, line breaks). The method compares how often each character occurs, and ignores the
-        order.
+        A character is lost if the tokenizer does not know it, changes it (for example, to lower
+        case) or drops it (for example, a line break). The method compares how often each character
+        occurs, and ignores the order.
         """
         if self._tiktoken:
             return 0

@@ -59,7 +59,7 @@ class CompletionDecoder:
         stop: Sequence[str],
         prompt: Sequence[int] = (),
     ) -> None:
-        """`prompt` has the earlier tokens: the text of the completion may depend on them."""
+        """`prompt` contains the earlier tokens: the text of the completion may depend on them."""
         self.completion, self._stop = completion, stop
         self._stream = tokenizer.decode_stream(prompt)
         self._held_back = ""

@@ -259,8 +259,8 @@ def _load_token_folder(folder: Path, progress: Progress) -> Corpus:
 
     def refuse_to_read() -> Iterator[str]:
         raise UserError(
-            f"{folder} contains tokens (train.bin and val.bin), not text: as the tokenizer, give "
-            f"the tokenizer.json that encoded them, or give a text"
+            f"{folder} contains tokens (train.bin and val.bin), not text: give a text, or the "
+            f"tokenizer.json that encoded the tokens"
         )
 
     def compute_facts() -> TextFacts:

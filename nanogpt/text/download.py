@@ -59,14 +59,14 @@ def download_url(
     """Return the cached file of a URL. If it is missing or `refresh` is true, download it first.
 
     The URL may end in #sha256=HASH, the hash that its text must have. If the file in the cache has
-    another hash, it is downloaded again. Raises UserError.
+    another hash, the text is downloaded again. Raises UserError.
     """
     url, _, expected = data.partition("#sha256=")
     suffix = Path(url.partition("?")[0]).suffix.lower()
     suffix = suffix if suffix in DOCUMENT_SUFFIXES else ".txt"
     cached = cache_directory() / f"web-{_short_hash(url)}{suffix}"
     path_exists(cached)  # raises UserError if this user cannot access the cache
-    with suppress(OSError, UserError):  # if there is no usable file, download it
+    with suppress(OSError, UserError):  # if no usable file is cached, download one
         if expected and compute_sha256(cached) == expected.lower() and not refresh:
             return cached
         if not expected and not refresh:
@@ -215,7 +215,10 @@ def new_directory(name: str) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(directory: Path) -> Iterator[Path]:
-    """Lock a directory; at the end, remove it. Raises TimeoutError if a process has locked it."""
+    """Lock a directory, and remove it at the end.
+
+    Raises TimeoutError if another process has locked the directory.
+    """
     from filelock import FileLock  # a slow import
 
     file = directory.with_name(f"{directory.name[1:]}.lock")

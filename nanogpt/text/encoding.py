@@ -91,7 +91,7 @@ def _train_tokenizer(kind: str, corpus: Corpus, val_fraction: float) -> Tokenize
 
 
 def _sample_training_split(corpus: Corpus, val_fraction: float) -> Iterator[str]:
-    """Yield SAMPLE_CHUNKS evenly spaced chunks of the training split; all if the split is short."""
+    """Yield SAMPLE_CHUNKS evenly spaced chunks of the training split, or all of a short split."""
     characters = count_training_characters(corpus.facts.characters, val_fraction)
     total_chunks = characters / CHUNK_SIZE
     training_text = corpus.read_split("train", val_fraction)

@@ -1,4 +1,4 @@
-"""A model from the smoothed counts of n-grams of all lengths up to n: modified Kneser-Ney."""
+"""Modified Kneser-Ney: a model that combines counts of n-grams of all lengths up to n."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -246,7 +246,7 @@ def get_row_text(
 def is_encodable(text: str) -> bool:
     """Return whether UTF-8 can encode a text.
 
-    It cannot encode some strings in JSON and in file names.
+    Strings in JSON and in file names can have unpaired surrogates, which UTF-8 cannot encode.
     """
     try:
         text.encode()

@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back, by characters, by bytes or by byte-pair encoding."""
+"""Tokenizers convert text to ids and back, by characters, bytes or byte-pair encoding."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -86,7 +86,9 @@ def parse_bpe_size(kind: str) -> int | None:
         )
     vocab_size = int(size) if colon else 2048
     if vocab_size < 257:
-        raise UserError(f"tokenizer is {kind}: the 256 bytes are tokens, so use bpe:257 or larger")
+        raise UserError(
+            f"tokenizer is {kind}: the first 256 tokens are the bytes, so use bpe:257 or larger"
+        )
     return vocab_size
 
 

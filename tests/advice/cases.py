@@ -27,9 +27,9 @@ class Case:
     """A mistake, and the action that its error advises."""
 
     row: str
-    """The beginning of the line in docs/errors.md."""
+    """The beginning of the line in docs/errors.md that lists the error."""
     mistake: Action
-    """A command without `nanogpt`, or a function."""
+    """A command line without the word `nanogpt`, or a function."""
     advised: Action
     """The command or function that follows the advice.
 

@@ -1,4 +1,4 @@
-"""Fixtures for these tests: directories with trained runs."""
+"""Fixtures for the tests of advice: directories with trained runs."""
 
 import contextlib
 import shlex

@@ -139,7 +139,7 @@ COMMANDS = [
         f"{TRAIN} --data tokens --tokenizer runs/tiny/best/{{0}}",
         r"the (tokenizer\.json) that encoded",
     ),
-    Case("data/owt contains tokens", "data tokens", "data words.txt", "or give (a text)"),
+    Case("data/owt contains tokens", "data tokens", "data words.txt", "give (a text)"),
     Case(
         "data/owt has two splits",
         "eval --data tokens --split all",

@@ -30,7 +30,8 @@ from .cases import FOLLOWED
 FOLLOWED += ["my.txt is not UTF-8", "my.txt is UTF-16", "my.docx is a ZIP"]
 
 needs_tools = pytest.mark.skipif(
-    not all(map(shutil.which, ("iconv", "gzip", "bzip2", "xz"))), reason="iconv or gzip is missing"
+    not all(map(shutil.which, ("iconv", "gzip", "bzip2", "xz"))),
+    reason="iconv, gzip, bzip2 or xz is missing",
 )
 TEXT = "The quick brown fox jumps over the lazy dog, and a café is in Zürich.\n" * 9
 RUSSIAN = "Съешь же ещё этих мягких французских булок, да выпей чаю.\n" * 9

@@ -54,7 +54,7 @@ SETTINGS = [
         r"did you mean (\w+)",
     ),
     Case("steps is 0", lambda: GPTConfig(n_layer=0), lambda: GPTConfig(n_layer=1)),
-    Case("max-new-tokens", generate(max_new_tokens=0), generate(max_new_tokens=1)),
+    Case("max_new_tokens", generate(max_new_tokens=0), generate(max_new_tokens=1)),
     Case("steps is 0", lambda: TrainConfig(steps=0), lambda: TrainConfig(steps=2**31 - 1)),
     Case(
         "accumulation is 3",
@@ -219,6 +219,6 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("case", SETTINGS, ids=lambda case: case.row[:40])
-def test_the_advice_of_the_library_works(nanogpt: Command, case: Case) -> None:
+def test_the_advice_of_the_python_api_works(nanogpt: Command, case: Case) -> None:
     make_files()
     check(nanogpt, case)

@@ -127,7 +127,7 @@ def flatten(help_text: str) -> str:
         ("presets all", "unexpected argument 'all'; see nanogpt presets --help"),
     ],
 )
-def test_a_mistake_is_one_line(nanogpt: Command, arguments: str, message: str) -> None:
+def test_a_mistake_prints_one_line(nanogpt: Command, arguments: str, message: str) -> None:
     assert_refused(nanogpt(*arguments.split()), message)
     assert not Path("runs").exists()
 
@@ -212,7 +212,7 @@ def test_a_text_may_begin_with_a_hyphen(
 
 
 @pytest.mark.parametrize("kind", KINDS.values())
-def test_every_suggested_option_is_another_option(kind: Any) -> None:
+def test_every_suggested_option_exists(kind: Any) -> None:
     options = _list_options(kind)
     known = {option.flag for option in options if not option.has_type(positional)}
     for option in options:
@@ -285,7 +285,7 @@ def print_and_exit(text: str) -> Callable[..., object]:
         ("--split", "Missing argument Missing value for argument '--split'. Expected 1 values."),
     ],
 )
-def test_without_our_hook_the_library_prints_its_own_message(
+def test_without_our_hook_tyro_prints_its_own_message(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
 ) -> None:
     without_hook(monkeypatch)
@@ -304,7 +304,7 @@ def test_without_our_hook_the_library_prints_its_own_message(
         "# Error\n***\nno\n--splt",
     ],
 )
-def test_any_drawing_around_an_error_is_removed(
+def test_lines_and_boxes_around_an_error_are_removed(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(tyro, "cli", print_and_exit(text))
@@ -321,7 +321,7 @@ def test_an_error_without_text_refers_to_the_help(
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), AssertionError(), TypeError("x"), OSError("x")])
-def test_an_exception_in_the_library_refers_to_the_help(
+def test_an_exception_in_tyro_refers_to_the_help(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> object:
@@ -332,7 +332,7 @@ def test_an_exception_in_the_library_refers_to_the_help(
     assert nanogpt("eval") == (2, "", says)
 
 
-def test_the_help_works_where_an_error_has_no_text(
+def test_the_help_works_if_an_error_has_no_text(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = tyro.cli

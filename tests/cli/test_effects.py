@@ -91,5 +91,5 @@ def test_an_option_with_an_effect_is_accepted(texts: None, arguments: list[str])
         ["--interactive", "--seed", "1", "--samples", "2"],
     ],
 )
-def test_options_of_sample_that_scripts_combine_are_accepted(arguments: list[str]) -> None:
+def test_harmless_combinations_of_sample_options_are_accepted(arguments: list[str]) -> None:
     parse_arguments(SampleArgs(), arguments, "nanogpt sample")

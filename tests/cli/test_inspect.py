@@ -53,7 +53,7 @@ def test_inspect_writes_a_page_without_links(nanogpt: Command, run: Path) -> Non
         (("one", "--out", "runs"), "runs is a directory"),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_a_mistake_prints_one_line(
     nanogpt: Command, run: Path, flags: tuple[str, ...], says: str
 ) -> None:
     assert_refused(nanogpt("inspect", *flags), says)

@@ -63,7 +63,7 @@ LONG_NAME, BAD_NAME = "x" * 300, "bad\udcff"
 
 @linux_only  # Windows and macOS have other limits, and macOS refuses names that are not UTF-8
 @pytest.mark.parametrize("name", [LONG_NAME, "/".join(["y" * 200] * 30), BAD_NAME])
-def test_a_name_that_cannot_be_used_is_one_line(
+def test_a_name_that_cannot_be_used_prints_one_line(
     nanogpt: Command, run: Path, small: list[str], name: str
 ) -> None:
     Path("runs").mkdir()
@@ -114,7 +114,7 @@ def test_a_damaged_run_is_refused(nanogpt: Command, run: Path, command: str) -> 
     assert_refused(nanogpt(command, run), "mine/best/config.json is missing or damaged")
 
 
-def test_a_failure_is_one_line_with_status_1(nanogpt: Command, run: Path) -> None:
+def test_a_failure_prints_one_line_and_has_status_1(nanogpt: Command, run: Path) -> None:
     shutil.copytree(run, "other")
     checkpoint = load_checkpoint(run / "best")
     with torch.no_grad():

@@ -22,9 +22,9 @@ FULL = "cannot write to standard output (No space left on device)"
 
 @pytest.fixture
 def lose_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Sets sys.stdout to a file that loses the output, or to None.
+    """A function that sets sys.stdout to a file that loses the output, or to None.
 
-    "pipe" is a pipe without a reader, "full" is a full disk, and "closed" is None.
+    "pipe" stands for a pipe without a reader, "full" for a full disk, and "closed" for None.
     """
     with ExitStack() as stack:
 
@@ -76,7 +76,7 @@ def test_the_output_of_a_command_can_be_redirected_to_another_file() -> None:
 
 @linux_only
 @pytest.mark.parametrize("how", ["pipe", slow("closed"), slow("full")])
-def test_a_training_runs_to_its_end_when_its_output_is_lost(
+def test_training_finishes_when_its_output_is_lost(
     nanogpt: Command,
     text_file: Path,
     small: list[str],

@@ -49,7 +49,7 @@ def test_short_work_shows_no_bar() -> None:
 @given(st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Mn"]), max_size=30))
 @example("[bold]a[/] :cat: [/red]")
 @example("\x1b[2J\udcff\u2028")
-def test_a_console_prints_names_as_they_are(name: str) -> None:
+def test_a_console_interprets_no_markup_in_names(name: str) -> None:
     screen = io.StringIO()
     console = PlainConsole(file=screen, width=1000)
     console.print(name, soft_wrap=True)

@@ -32,7 +32,7 @@ def test_the_prompt_is_continued(nanogpt: Command, run: Path) -> None:
     assert nanogpt("sample", run, "--prompt-file", "prompt.txt", "--max-new-tokens", 10)[1] == out
 
 
-def test_samples_differ_and_the_first_has_the_seed(nanogpt: Command, run: Path) -> None:
+def test_samples_differ_and_the_first_uses_the_given_seed(nanogpt: Command, run: Path) -> None:
     _, out, _ = nanogpt("sample", run, "--samples", 3, "--max-new-tokens", 40)
     first, *others = re.split(r"--- \d of 3 ---\n", out)[1:]
     assert len(others) == 2
@@ -40,7 +40,7 @@ def test_samples_differ_and_the_first_has_the_seed(nanogpt: Command, run: Path) 
     assert first == nanogpt("sample", run, "--max-new-tokens", 40)[1]
 
 
-def test_an_alphabet_without_line_breaks_can_be_sampled(nanogpt: Command) -> None:
+def test_a_run_without_line_breaks_in_its_alphabet_can_be_sampled(nanogpt: Command) -> None:
     model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=2))
     save_checkpoint(Path("runs/ab/best"), Checkpoint(model, CharTokenizer("ab"), 1))
     status, out, _ = nanogpt("sample", "ab", "--max-new-tokens", 20)
@@ -113,7 +113,7 @@ def test_interactive_continues_each_prompt(
     assert err.startswith("nanogpt: --interactive asks for prompts: leave out --prompt, ")
 
 
-def test_ctrl_c_ends_the_text_and_not_the_command(
+def test_ctrl_c_stops_the_completion_and_not_the_command(
     nanogpt: Command, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed: Iterator[str | BaseException] = iter(["a", KeyboardInterrupt(), "a", EOFError()])
@@ -144,7 +144,7 @@ def test_ctrl_c_ends_the_text_and_not_the_command(
         (("--prompt", "-bad"), "the tokenizer does not know the character '-' (U+002D); its 12 "),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_a_mistake_prints_one_line(
     nanogpt: Command, run: Path, options: tuple[str, ...], message: str
 ) -> None:
     assert_refused(nanogpt("sample", run, *options), message)
@@ -162,7 +162,7 @@ def test_more_samples_than_fit_into_memory_are_refused(
     nanogpt: Command, run: Path, samples: int
 ) -> None:
     answer = nanogpt("sample", run, "--prompt", "bad", "--samples", samples)
-    assert_refused(answer, "texts at a time needs at least ")
+    assert_refused(answer, "samples at once needs at least ")
 
 
 def test_the_largest_number_of_tokens_needs_no_memory_before_they_are_generated(

@@ -30,7 +30,7 @@ Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
         ("scaling --device tpu", "there is no device 'tpu'"),
     ],
 )
-def test_a_mistake_is_one_line(nanogpt: Command, flags: str, says: str) -> None:
+def test_a_mistake_prints_one_line(nanogpt: Command, flags: str, says: str) -> None:
     status, _, err = nanogpt("study", *flags.split())
     assert (status, err.count("\n")) == (2, 1)
     assert says in err

@@ -39,7 +39,7 @@ def test_tokenize_shows_each_token_with_its_id(
     assert json.loads(out)["ids"] == list(typed)
     for arguments, says in (
         (("--tokenizer", "nope", "x"), "there is no tokenizer nope"),
-        (("--tokenizer", "bpe:9", "x"), "tokenizer is bpe:9: the 256 bytes are tokens"),
+        (("--tokenizer", "bpe:9", "x"), "tokenizer is bpe:9: the first 256 tokens are the bytes"),
         (("--tokenizer", run, "é"), "the tokenizer does not know the character 'é' (U+00E9)"),
     ):
         assert_refused(nanogpt("tokenize", *arguments), says)

@@ -146,13 +146,13 @@ def test_a_tokenizer_that_loses_text_gets_no_bits_per_byte(
     share = re.search(r"The tokenizer does not reproduce ([0-9.]+)% of the text: ", out)
     assert share
     assert 30 < float(share[1]) < 100
-    assert "Bits per byte are left out" in out
+    assert "Bits per byte are not shown" in out
     assert "bits per byte " not in out
     assert "bits_per_byte" not in Path("mine/metrics.jsonl").read_text()
     assert json.loads(nanogpt("eval", "mine", "--json")[1])["bits_per_byte"] is None
     status, out, err = nanogpt("eval", "mine")
     assert "bits per byte" not in out
-    assert "Bits per byte are left out" in err
+    assert "Bits per byte are not shown" in err
     assert nanogpt("train", "--resume", "mine", "--train.steps", 30)[0] == 0
 
 
@@ -323,7 +323,7 @@ def test_the_help_of_resume_has_the_settings_of_the_run(nanogpt: Command, run: P
         ),
     ],
 )
-def test_resume_refuses_other_settings(
+def test_resume_refuses_invalid_arguments(
     nanogpt: Command, run: Path, arguments: str, says: str
 ) -> None:
     assert_refused(nanogpt("train", *arguments.split()), says)
@@ -358,7 +358,7 @@ def test_a_run_that_needs_more_memory_than_the_machine_has_is_refused(
     assert_refused(answer, "B of memory, but only ")
     assert option.split("=")[0] in answer[2].partition("use a smaller")[2]
     assert not Path("runs").exists()
-    if "train" in option:  # a resumed run may have another value
+    if "train" in option:  # a resume may change settings of training, but not of the model
         assert nanogpt("train", *flags)[0] == 0
         assert_refused(nanogpt("train", "--resume", *enormous), "B of memory, but only ")
 

@@ -23,13 +23,13 @@ GREEDY = Sampling(temperature=0)
 def test_steps_ahead_of_the_host_generate_the_same_tokens(
     model: Model, sampling: Sampling, tokens: int
 ) -> None:
-    """On the CPU, the GPU code runs without a graph. With 100 tokens, the context becomes full."""
+    """On a CPU, the GPU code uses no CUDA graph. With 100 tokens, the context becomes full."""
     decoder = CapturedDecoder(model, PROMPTS, sampling, 1, logprobs=True)
     assert [*decoder.run(tokens)] == [*generate(model, PROMPTS, tokens, sampling, 1, logprobs=True)]
     assert decoder.steps_in_flight == 0
 
 
-def test_without_logprobs_none_are_returned(model: Model) -> None:
+def test_logprobs_are_returned_only_on_request(model: Model) -> None:
     assert {step.logprobs for step in fast.generate(model, PROMPTS, 20)} == {None}
 
 

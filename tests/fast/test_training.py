@@ -24,7 +24,7 @@ from tests.test_step import muon_config as muon_config  # a fixture
 
 @pytest.mark.parametrize("counts", [(10,), (1, 4, 5)])
 def test_planned_steps_equal_plain_steps(muon_config: RunConfig, counts: tuple[int, ...]) -> None:
-    """On the CPU, CapturedStepper uses no graph. The results are equal bit for bit."""
+    """On a CPU, CapturedStepper uses no CUDA graph. The results are equal bit for bit."""
     (one, plain), (other, planned) = (
         build_stepper(muon_config),
         build_stepper(muon_config, CapturedStepper),
@@ -132,7 +132,7 @@ def test_compiled_and_captured_steps_have_about_the_same_losses(
 
 @pytest.mark.gpu
 def test_a_step_that_waits_for_the_host_is_not_captured(text_file: Path, small: list[str]) -> None:
-    """The error is one line; it contains a command that resumes the run without a graph."""
+    """The error is one line; it contains a command that resumes the run without a CUDA graph."""
     flags = ["train", "tiny", "--data", str(text_file), "--out", "mine", *small]
     flags += ["--device", "cuda", "--train.no-compile"]
     code = """

@@ -1,4 +1,4 @@
-"""Counts of operations, compared with those of torch, and the estimated time."""
+"""Counts of operations equal those of torch; the estimated time follows from given rates."""
 
 import random
 from typing import Any

@@ -39,7 +39,7 @@ TEXT = "bad cab\nhead"
 
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> Model:
-    """A model of each kind; its large random weights make its outputs differ clearly."""
+    """A model of each kind; its large random weights make the probabilities clearly different."""
     model = build(MODELS[request.param])
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.4)
@@ -88,7 +88,7 @@ def test_values_equal_those_of_the_model(model: Model) -> None:
                 assert row == pytest.approx(expected, abs=1e-4)
 
 
-def test_lens_equals_the_model_with_fewer_blocks() -> None:
+def test_logit_lens_equals_the_model_with_fewer_blocks() -> None:
     model = build(MODELS["modern"]).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.4)

@@ -30,7 +30,7 @@ def test_entropy_of_periodic_texts() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_characters_of_any_plane_are_counted_across_chunks(text: str, n: int) -> None:
+def test_characters_of_any_unicode_plane_are_counted_across_chunks(text: str, n: int) -> None:
     text = "终é👩" + text[:500]
     expected = Counter(text[i : i + n] for i in range(len(text) - n + 1))
     counts = count_in_chunks(text, n)

@@ -244,7 +244,7 @@ def test_loading_does_not_change_the_random_generator(best: Path) -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_can_be_read_while_it_is_replaced(best: Path, model: Model) -> None:
-    """One thread keeps replacing the checkpoint while another keeps reading it."""
+    """One thread keeps replacing the checkpoint while another thread keeps reading it."""
     steps, done = [7], threading.Event()
 
     def keep_replacing() -> None:

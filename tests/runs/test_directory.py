@@ -29,7 +29,7 @@ def best() -> Path:
 
 
 def test_an_empty_name_is_no_run(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty path would mean the working directory: here, runs/, a run or a checkpoint."""
+    """An empty path would mean the working directory, which is runs/, a run or a checkpoint."""
     for directory in (best.parent.parent, best.parent.resolve(), best.resolve()):
         monkeypatch.chdir(directory)
         for find in (find_run, load):
@@ -149,7 +149,7 @@ def test_a_lock_file_that_is_a_link_is_not_followed() -> None:
     Path("secret").write_text("mine")
     Path("run").mkdir()
     Path("run/.lock").symlink_to("../secret")
-    with pytest.raises(UserError, match=r"run/\.lock is a link: replace it with the file"):
+    with pytest.raises(UserError, match=r"run/\.lock is a link: to train here, replace it"):
         lock_run(Path("run"))
     assert Path("secret").read_text() == "mine"
 
@@ -160,7 +160,7 @@ def test_a_directory_that_contains_a_link_is_refused(best: Path, name: str) -> N
     Path("elsewhere").mkdir()
     (best.parent / "linked").mkdir()
     (best.parent / "linked" / name).symlink_to(Path("elsewhere").resolve())
-    with pytest.raises(UserError, match=f"{name} is a link: replace it"):
+    with pytest.raises(UserError, match=f"{name} is a link: to train here"):
         make_run_directory(best.parent / "linked", "tiny")
     assert not list(Path("elsewhere").iterdir())
 
@@ -169,7 +169,7 @@ def test_a_directory_that_contains_a_link_is_refused(best: Path, name: str) -> N
 def test_a_checkpoint_that_is_a_link_out_of_the_run_is_not_read(best: Path) -> None:
     Path("runs/two").mkdir()
     Path("runs/two/best").symlink_to(best.resolve())
-    with pytest.raises(UserError, match=r"best is a link that leads out of runs/two: put the file"):
+    with pytest.raises(UserError, match=r"best is a link that leads out of runs/two: replace"):
         find_run("two")
 
 
@@ -210,7 +210,7 @@ def test_without_any_run_the_error_says_how_to_train_one() -> None:
         find_run(None)
 
 
-def test_a_run_without_best_says_how_to_resume_it(best: Path) -> None:
+def test_the_error_about_a_run_without_best_says_how_to_resume_it(best: Path) -> None:
     best.rename(best.parent / "last")
     with pytest.raises(UserError, match="stopped before its first evaluation: resume it with nano"):
         find_run(str(best.parent))
@@ -219,7 +219,7 @@ def test_a_run_without_best_says_how_to_resume_it(best: Path) -> None:
 
 @needs_links
 @pytest.mark.parametrize("link", ["runs", "runs/tiny"])
-def test_a_broken_link_is_no_endless_loop(link: str) -> None:
+def test_a_broken_link_causes_no_endless_loop(link: str) -> None:
     Path(link).parent.mkdir(exist_ok=True)
     Path(link).symlink_to("nowhere")
     if link == "runs":

@@ -82,7 +82,7 @@ def test_a_plot_without_records_can_be_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "loss.png").exists()
 
 
-def test_overfitting_is_falling_training_and_rising_validation_loss() -> None:
+def test_overfitting_means_that_only_the_validation_loss_rises() -> None:
     def run(train: list[float], val: list[float]) -> bool:
         records = [record(0, None, 4.0)]
         for i, (t, v) in enumerate(zip(train, val, strict=True), start=1):
@@ -91,9 +91,9 @@ def test_overfitting_is_falling_training_and_rising_validation_loss() -> None:
         return is_overfitting(records)
 
     assert run([2.0, 1.5, 1.4, 1.3], [1.8, 1.5, 1.6, 1.7])
-    assert not run([2.0, 1.5, 1.4, 1.3], [1.8, 1.7, 1.6, 1.5])  # both fall
+    assert not run([2.0, 1.5, 1.4, 1.3], [1.8, 1.7, 1.6, 1.5])  # both losses fall
     assert not run([2.0, 1.5, 1.4, 1.3], [1.8, 1.7, 1.6, 1.65])  # a single rise may be noise
-    assert not run([2.0, 1.5, 1.6, 1.7], [1.8, 1.5, 1.6, 1.7])  # both rise: training diverges
+    assert not run([2.0, 1.5, 1.6, 1.7], [1.8, 1.5, 1.6, 1.7])  # both losses rise
     assert not run([2.0, 1.5], [1.8, 1.9])
     assert not is_overfitting([])
 
@@ -115,7 +115,7 @@ def test_a_plot_that_another_program_shows_is_not_replaced(
 @pytest.mark.parametrize(
     ("error", "reason"), [(MemoryError(), "out of memory"), (ImportError("no PIL"), "no PIL")]
 )
-def test_a_plot_that_cannot_be_drawn_is_only_a_note(
+def test_a_plot_that_cannot_be_drawn_causes_only_a_note(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -46,7 +46,7 @@ def make_config(model: ModelConfig, **training: Any) -> RunConfig:
 
 
 def draw_model(draw: random.Random) -> ModelConfig:
-    """Draw a small model of any kind."""
+    """Return the configuration of a random small model of any kind."""
     n_head = draw.randint(1, 3)
     sizes = {"block_size": draw.randint(1, 40), "vocab_size": draw.randint(1, 90)}
     if (kind := draw.choice([GPTConfig, ModernConfig, PlainConfig, BigramConfig])) is BigramConfig:
@@ -132,7 +132,7 @@ def test_optimizer_memory_equals_that_of_the_optimizers() -> None:
 
 
 @pytest.mark.parametrize("config", GPTS)
-def test_weights_in_half_precision_are_those_of_the_products_that_torch_counts(
+def test_weights_in_half_precision_are_those_of_the_matrix_products(
     config: ModelConfig,
 ) -> None:
     tokens = torch.zeros(16, 32, dtype=torch.long)
@@ -145,7 +145,7 @@ def test_weights_in_half_precision_are_those_of_the_products_that_torch_counts(
     assert weights.value == 2 * flops / (2 * tokens.numel())
 
 
-def test_peak_is_the_sum_of_the_parts() -> None:
+def test_peak_counts_gradients_and_activations_together_only_with_accumulation() -> None:
     for config in (
         make_config(GPT),
         make_config(BigramConfig()),
@@ -237,7 +237,7 @@ def measure_growth_on_cpu(config: RunConfig) -> int:
 
 
 def train_on_random_tokens(config: RunConfig) -> None:
-    """Build a model, and take two steps on a random batch."""
+    """Build a model, and take two steps, each on a random batch."""
     model, settings = build(config.model), config.train
     parameters, optimizers = [*model.parameters()], build_optimizers(model, config.optim)
     shape = settings.batch_size, config.model.block_size + 1
@@ -254,7 +254,7 @@ def train_on_random_tokens(config: RunConfig) -> None:
         )
 
 
-def test_every_preset_and_every_small_model_may_run() -> None:
+def test_small_models_and_small_presets_may_run() -> None:
     for seed in range(60):
         require_run_memory(make_config(draw_model(random.Random(seed))), CPU, torch.float32)
     for preset in ("tiny", "tiny-fast", "bigram"):

@@ -24,7 +24,7 @@ def test_a_preset_has_its_documented_number_of_parameters(name: str) -> None:
     assert sum(p.numel() for p in build(config.model).parameters()) == PARAMETERS[name]
 
 
-def test_baby_has_the_settings_of_nanogpt_for_shakespeare() -> None:
+def test_baby_has_the_settings_of_karpathys_nanogpt_for_shakespeare() -> None:
     config = PRESETS["baby"].config
     shape = GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65, dropout=0.2)
     assert config.model == shape

@@ -230,7 +230,7 @@ def test_a_resume_refuses_the_model_of_another_run(config: RunConfig) -> None:
         resume_run(Path("run"), read_run_config(Path("run")))
 
 
-def test_a_new_run_ignores_the_files_of_one_that_never_started(config: RunConfig) -> None:
+def test_a_new_run_ignores_the_files_of_a_run_that_never_started(config: RunConfig) -> None:
     """The old run was killed before run.json was written."""
     Path("run").mkdir()
     Path("run/metrics.jsonl").write_text('{"step": 99}\n')

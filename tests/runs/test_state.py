@@ -52,7 +52,9 @@ def test_a_restored_state_continues_exactly(optimizer: str, steps: int) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("steps", [0, 3])
-def test_expected_tensors_are_like_the_tensors_of_the_state(optimizer: str, steps: int) -> None:
+def test_expected_tensors_have_the_shapes_and_types_of_the_state(
+    optimizer: str, steps: int
+) -> None:
     state = make_state(optimizer)
     for _ in range(steps):
         step(state)

@@ -35,7 +35,7 @@ def count_parameters(shape: tuple[int, int, int]) -> int:
 
 
 def make_trial(shape: tuple[int, int, int], D: int, dropout: float) -> Trial:
-    """Make a trial; its lowest loss is the loss of the law TRUE + `dropout` + 0.1."""
+    """Make a trial. Its lowest loss is `TRUE.loss(N, D)` plus `dropout` plus 0.1."""
     model = ModernConfig(*shape, 256, 65, dropout)
     N = count_parameters(shape)
     loss = TRUE.loss(N, D) + dropout
@@ -87,7 +87,7 @@ def test_largest_size_is_predicted_from_the_smaller_sizes_only() -> None:
 
 
 @pytest.mark.slow
-def test_the_bottleneck_is_the_resource_that_gains_more() -> None:
+def test_doubling_the_bottleneck_lowers_the_loss_more() -> None:
     law, amounts = replace(TRUE, B=20.0, p=3.0), [4_500_000 // part for part in PARTS]
     trials = [make_trial(s, D, 0.0) for s in SHAPES for D in amounts]
     for trial in trials:

@@ -40,7 +40,7 @@ def run(text_file: Path) -> RunConfig:
 
 
 def never(run: RunConfig) -> bool:
-    """Return False: in these tests, no run needs a whole device."""
+    """Return False: no run needs a whole device."""
     return False
 
 
@@ -108,7 +108,7 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
     before = [line for line in lines if json.loads(line)["step"] < 200]
     run_all([long], 1, never, "", lambda *_: None, pytest.fail)  # as the error advises
     after = metrics.read_text().splitlines(keepends=True)
-    assert after[: len(before)] == before  # even the seconds are equal, so the run was resumed
+    assert after[: len(before)] == before  # even the times are equal, so the run was resumed
     assert json.loads(after[-1])["step"] == 4000
 
 

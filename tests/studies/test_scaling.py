@@ -76,7 +76,7 @@ def test_training_text_is_tiny_shakespeare_and_the_other_plays() -> None:
     assert val[:2000] not in text
 
 
-def test_part_covers_the_whole_text_and_lies_within_a_larger_part() -> None:
+def test_part_is_spread_over_the_whole_text_and_lies_within_a_larger_part() -> None:
     passages = [f"{i:04}\n" for i in range(1000)]
     assert select_part(passages, 1) == "".join(passages)
     halves, quarter = (select_part(passages, part).splitlines() for part in (2, 4))

@@ -45,7 +45,7 @@ def test_auto_picks_an_available_device() -> None:
 def test_a_device_that_this_machine_lacks_is_refused(name: str) -> None:
     kind = name.partition(":")[0]
     if AVAILABLE[kind]:
-        pytest.skip("this machine has it")
+        pytest.skip("this machine has the device")
     with pytest.raises(UserError, match=f"this machine has no {kind} device: use cpu"):
         pick_device(name)
 
@@ -113,7 +113,7 @@ def test_an_unsupported_precision_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
-def test_autocast_multiplies_matrices_at_the_precision(precision: torch.dtype) -> None:
+def test_autocast_multiplies_matrices_at_the_given_precision(precision: torch.dtype) -> None:
     a = torch.randn(4, 4)
     with autocast(torch.device("cpu"), precision):
         assert (a @ a).dtype == precision
@@ -126,7 +126,9 @@ def test_autocast_restores_the_attention_kernels(precision: torch.dtype) -> None
     q, k, v = torch.randn(3, 2, 4, 16, 8).unbind()
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with autocast(torch.device("cpu"), precision):
-        assert not torch.backends.cuda.flash_sdp_enabled()  # it is slow in bfloat16 on a CPU
+        assert (
+            not torch.backends.cuda.flash_sdp_enabled()
+        )  # this kernel is slow in bfloat16 on a CPU
         attention = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     assert attention.dtype == precision
     torch.testing.assert_close(attention.float(), expected, atol=2e-2, rtol=2e-2)
@@ -144,7 +146,7 @@ def test_freed_memory_is_reused() -> None:
         torch.ones(8 << 20)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     if find_c_function("mallopt"):
-        assert median(faults) < 100  # 32 MB of new pages would cause 8,192 faults
+        assert median(faults) < 100  # 32 MB of new pages would cause 8,192 page faults
 
 
 @posix_only
@@ -264,7 +266,7 @@ def count_threads(**environment: str) -> int:
 
 
 @pytest.mark.slow
-def test_omp_num_threads_decides() -> None:
+def test_omp_num_threads_sets_the_number_of_threads() -> None:
     assert count_threads(OMP_NUM_THREADS="1") == 1
 
 

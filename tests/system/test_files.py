@@ -225,7 +225,7 @@ def test_a_drive_that_cannot_sync_directories_is_accepted(monkeypatch: pytest.Mo
         sync_to_disk(Path("file"))
 
 
-def test_a_directory_with_two_spellings_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_spellings_of_a_path_mean_the_same_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """On macOS, a path and its resolved path may differ in upper and lower case."""
     file = make("run", "mine") / "file"
     Path("RUN").mkdir(exist_ok=True)

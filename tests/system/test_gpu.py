@@ -35,7 +35,7 @@ class ModelWithDropout(torch.nn.Module):
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_one_block_is_compiled_for_all_or_one_line_gives_the_reason(
+def test_one_block_is_compiled_for_all_blocks_or_one_line_gives_the_reason(
     monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
     calls, lines, compilations = list[object](), list[str](), list[object]()
@@ -77,7 +77,9 @@ def test_one_block_is_compiled_for_all_or_one_line_gives_the_reason(
 
 
 @pytest.mark.gpu
-def test_a_missing_c_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_c_compiler_prints_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     code = (
         "import torch; from nanogpt.system.gpu import *; from nanogpt.models import *;"
         "model = build(GPTConfig(n_layer=1, n_head=1, n_embd=16, block_size=8)).cuda();"
@@ -102,7 +104,7 @@ def test_a_missing_c_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.mark.gpu
 def test_every_replay_does_the_captured_work() -> None:
-    """Each replay draws new random numbers; calls without a graph draw the same numbers."""
+    """Each replay draws new random numbers. They equal the numbers of calls without a graph."""
     cuda, result, results = torch.device("cuda"), torch.zeros(4, device="cuda"), []
 
     def work() -> None:
@@ -143,7 +145,7 @@ def test_a_snapshot_has_the_values_at_its_time(device: str) -> None:
 
 
 @pytest.mark.gpu
-def test_a_snapshot_on_the_host_leaves_the_device() -> None:
+def test_a_snapshot_copied_to_the_host_frees_device_memory() -> None:
     whole = torch.ones(2**20, device="cuda")
     before = torch.cuda.memory_allocated()
     snapshot = take_snapshot({"whole": whole})

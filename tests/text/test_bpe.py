@@ -37,7 +37,7 @@ def word_piece() -> HubTokenizer:
 
 
 @given(texts | st.text() | st.sampled_from(LANGUAGES))
-def test_encode_gives_the_same_ids_as_both_libraries(bpe: HubTokenizer, text: str) -> None:
+def test_encode_gives_the_same_ids_as_tokenizers_and_tiktoken(bpe: HubTokenizer, text: str) -> None:
     ids = bpe.encode(text)
     hub = library.Tokenizer.from_str(json.dumps(bpe.to_json()))
     assert ids == hub.encode(text).ids
@@ -64,7 +64,7 @@ def test_training_merges_the_most_frequent_pair_first() -> None:
     assert [tokenizer.token_bytes(i) for i in tokenizer.encode("ab abb")] == [b"ab", b" ab", b"b"]
 
 
-def test_other_tokenizers_of_the_library_work(word_piece: HubTokenizer, tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_not_bpe_works(word_piece: HubTokenizer, tmp_path: Path) -> None:
     assert word_piece.encode("To being or") == [1, 2, 3, 4]
     assert word_piece.boundary == LINE_BOUNDARY
     assert word_piece.encode_array("to be").tolist() == [1, 2]
@@ -110,7 +110,7 @@ def test_truncation_is_ignored_without_tiktoken(word_piece: HubTokenizer) -> Non
         },
     ],
 )
-def test_other_byte_level_tokenizers_are_encoded_by_the_library(
+def test_other_byte_level_tokenizers_encode_with_the_library_tokenizers(
     bpe: HubTokenizer, change: dict[str, Any]
 ) -> None:
     saved = bpe.to_json() | change

@@ -95,7 +95,7 @@ def test_the_first_of_two_stop_strings_in_one_token_counts() -> None:
 @pytest.mark.parametrize(
     ("text", "length"), [("", 0), ("a", 1), ("aa", 2), ("ba", 1), ("aab", 0), ("b", 0)]
 )
-def test_the_beginning_of_a_stop_string_at_the_end_of_a_text(text: str, length: int) -> None:
+def test_the_beginning_of_a_stop_string_at_the_end_is_found(text: str, length: int) -> None:
     assert _count_stop_prefix(text, "aab") == length
 
 
@@ -119,7 +119,7 @@ def test_an_empty_prompt_becomes_a_line_break_or_token_zero() -> None:
     assert complete("a\nbc", [""], max_new_tokens=3).finish()[0].text == "bca"
 
 
-def test_logprobs_are_kept_only_on_request() -> None:
+def test_logprobs_are_returned_only_on_request() -> None:
     completion = complete("abc", ["a"], max_new_tokens=4, logprobs=True).finish()[0]
     assert len(completion.logprobs) == len(completion.tokens) == 4
     assert all(logprob == pytest.approx(0, abs=1e-5) for logprob in completion.logprobs)

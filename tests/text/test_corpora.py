@@ -1,4 +1,4 @@
-"""The sources and hashes of texts, cached facts, and texts that are refused."""
+"""The sources and hashes of texts, the cache of TextFacts, and texts that are refused."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ def test_tiny_shakespeare_is_built_byte_for_byte(cache: Path) -> None:
     assert (cache / "tinyshakespeare.txt").read_text("utf-8") == text
 
 
-def test_the_other_shakespeare_corpora(cache: Path) -> None:
+def test_the_other_shakespeare_corpora_have_the_right_plays(cache: Path) -> None:
     whole, rest = (corpora.load_corpus(name).text() for name in ("shakespeare", "shakespeare-rest"))
     assert (len(whole), len(rest)) == (4_688_364, 3_516_500)
     assert "ROMEO:" in whole
@@ -53,7 +53,7 @@ def test_a_named_corpus_is_read_from_the_cache_first(
 
 
 def test_a_cached_corpus_is_not_written_again(cache: Path) -> None:
-    """The file stays the same, because another process may read it at this time."""
+    """Another process may be reading the file, so the file must not change."""
     corpora.load_corpus("tinyshakespeare")
     stat = (cache / "tinyshakespeare.txt").stat()
     corpora.load_corpus("tinyshakespeare")
@@ -87,7 +87,7 @@ def serve(name: str, raw: bytes, server: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(corpora.CORPORA, "tinyshakespeare", corpus)
 
 
-def test_a_named_corpus_is_downloaded_without_the_plays(
+def test_a_named_corpus_is_downloaded_if_the_plays_are_not_installed(
     cache: Path, without_plays: None, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve("input.txt", b"the text", server, monkeypatch)
@@ -175,7 +175,7 @@ def test_a_web_page_can_be_saved_as_a_file(cache: Path, server: str) -> None:
     assert corpora.load_corpus("page.html").text() == "<html>own"
 
 
-def test_a_bad_download_of_an_earlier_version_is_replaced(cache: Path, server: str) -> None:
+def test_a_bad_download_cached_by_an_earlier_nanogpt_is_replaced(cache: Path, server: str) -> None:
     Path("www", "own.txt").write_bytes(b"good")
     assert corpora.load_corpus(f"{server}/own.txt").text() == "good"
     (cached,) = cache.glob("web-*")
@@ -257,7 +257,7 @@ def test_standard_input_is_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @posix_only
 def test_a_pipe_is_cached(cache: Path) -> None:
-    """The pipe of <(zcat text.gz) can be read only once."""
+    """A pipe can be read only once, for example the pipe of <(zcat text.gz) in bash."""
     os.mkfifo("pipe")
     writer = threading.Thread(target=lambda: Path("pipe").write_text("né\n" * 9, "utf-8"))
     writer.start()
@@ -267,7 +267,7 @@ def test_a_pipe_is_cached(cache: Path) -> None:
     assert Path(corpus.name).parent == cache
 
 
-def test_input_is_refused_without_a_writable_cache(
+def test_standard_input_is_refused_without_a_writable_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -328,7 +328,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load_facts(file: Path) -> tuple[corpora.TextFacts, bool]:
-    """The facts of a text, and whether the file was read to compute them."""
+    """Return the TextFacts of a file, and whether the file was read to compute them."""
     reports: list[int] = []
     corpus = corpora.load_corpus(str(file), progress=lambda *report: reports.append(report[1]))
     return corpus.facts, bool(reports)

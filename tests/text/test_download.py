@@ -117,7 +117,9 @@ def test_a_dataset_is_refused_without_a_writable_cache(
         corpora.load_corpus(dataset)
 
 
-def test_a_tilde_in_the_name_of_the_cache_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_the_cache_path_means_the_home_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("NANOGPT_CACHE", "~/texts")
     assert cache_directory() == Path.home() / "texts"
 

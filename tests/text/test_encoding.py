@@ -256,7 +256,7 @@ def test_processes_that_start_together_train_one_tokenizer(large: Corpus) -> Non
 
     run_together(train, 5)
     assert errors == []
-    assert len(reads) <= 2  # one for the alphabet, at most one for training
+    assert len(reads) <= 2  # only one thread reads the text, at most twice
     waiting = "waiting for another process that is training the same tokenizer"
     assert sorted(recorder.tasks) == ["training a tokenizer", *[waiting] * 4]
 
@@ -319,7 +319,7 @@ def folder(cache: Path, bpe: HubTokenizer) -> Path:
 
 
 @pytest.mark.parametrize("limit", [1, 1 << 20])
-def test_tokens_in_the_format_of_nanogpt_are_used(
+def test_tokens_in_the_format_of_karpathys_nanogpt_are_used(
     folder: Path, bpe: HubTokenizer, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoding, "LARGE_TEXT", limit)
@@ -362,7 +362,7 @@ def test_files_of_tokens_without_their_tokenizer_are_refused(
 def test_a_token_folder_has_the_bytes_of_its_decoded_text(
     make: Callable[[], Any], tmp_path: Path, small_chunks: None
 ) -> None:
-    """In many families, the text of a token depends on the tokens before and after it."""
+    """In many families of tokenizers, the text of a token depends on the tokens around it."""
     tokenizer = HubTokenizer(json.loads(make().to_str()))
     ids = tokenizer.encode("to be or not to be, the then. " * 20)
     for split in SPLITS:

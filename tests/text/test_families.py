@@ -28,13 +28,13 @@ Make = Callable[[], library.Tokenizer]
 
 @cache
 def make_tokenizer(make: Make) -> HubTokenizer:
-    """Make a tokenizer of this project from a tokenizer of the library."""
+    """Make a tokenizer of this project from a tokenizer of the library `tokenizers`."""
     return HubTokenizer(json.loads(make().to_str()))
 
 
 @cache
 def make_hub(make: Make) -> library.Tokenizer:
-    """Make a tokenizer of the library, and keep it for later calls."""
+    """Return a tokenizer of the library `tokenizers`; later calls return the same object."""
     return make()
 
 
@@ -78,7 +78,7 @@ def test_the_ids_are_those_of_the_library(make: Make) -> None:
     assert tokenizer.encode(TEXT) == make().encode(TEXT, add_special_tokens=False).ids
 
 
-def test_a_long_text_is_streamed_in_pieces() -> None:
+def test_a_stream_returns_the_text_token_by_token() -> None:
     tokenizer = make_tokenizer(llama)
     stream = tokenizer.decode_stream()
     ids = tokenizer.encode("to be é to")

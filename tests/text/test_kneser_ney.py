@@ -1,4 +1,4 @@
-"""Modified Kneser-Ney smoothing, compared with its equations, computed with dictionaries."""
+"""KneserNey gives the probabilities of its equations, which the tests compute with dictionaries."""
 
 import math
 from collections import Counter

@@ -43,7 +43,7 @@ def test_counts_of_chunks_equal_a_dictionary(chunks: list[list[int]], n: int) ->
 
 
 @given(IDS, IDS, N)
-def test_a_sum_has_the_counts_of_both(one: list[int], other: list[int], n: int) -> None:
+def test_a_sum_has_the_counts_of_both_texts(one: list[int], other: list[int], n: int) -> None:
     both = NGramCounts(np.array(one), n, BASE) + NGramCounts(np.array(other), n, BASE)
     assert decode(both) == count_by_hand(one, n) + count_by_hand(other, n)
 

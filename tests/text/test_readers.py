@@ -58,7 +58,7 @@ def make_hidden(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [make_run, make_started_run, make_study, make_hidden])
-def test_what_nanogpt_writes_is_not_read_as_text(
+def test_files_of_nanogpt_and_hidden_files_are_not_read_as_text(
     folder: Path, make: Callable[[Path], None]
 ) -> None:
     before, pattern = find_files(str(folder)), str(folder / "**" / "*.[mtj]*")
@@ -75,7 +75,7 @@ def test_the_cache_is_not_read_as_text(folder: Path) -> None:
     assert find_files(str(folder), cache) == before
 
 
-def test_the_case_of_a_name_does_not_matter(tmp_path: Path) -> None:
+def test_the_case_of_a_file_extension_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "A.TXT").write_text("a")
     (tmp_path / "B.JsonL").write_text('{"text": "b"}')
     assert read_texts(str(tmp_path), "text", "|") == "a|b"
@@ -232,7 +232,7 @@ def test_a_directory_without_text_files_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
 @pytest.mark.parametrize("text", ["To be, or not\n", "问题 to be, 生存\n", "é à ü ROMEO:\n"])
-def test_a_text_in_utf_16_or_utf_32_names_its_encoding(text: str, encoding: str) -> None:
+def test_the_error_about_utf_16_or_utf_32_names_the_encoding(text: str, encoding: str) -> None:
     """The texts have no byte-order mark."""
     raw = io.BytesIO((text * 9).encode(encoding))
     with pytest.raises(UserError, match=f"own.txt is {encoding}, not text in UTF-8: convert it"):

@@ -24,7 +24,7 @@ def test_every_correction_is_needed() -> None:
 
 
 def test_extract_speeches_of_a_small_play() -> None:
-    """The result has no stage directions and no lines that Tiny Shakespeare's program dropped."""
+    """Tiny Shakespeare lacks stage directions and some lines; extract_speeches() drops them too."""
     markdown = r"""
 # ACT I
 
