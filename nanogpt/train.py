@@ -4,6 +4,7 @@ The loop does not depend on the kind of model. It works on a Run (runs/run.py), 
 creates and resume_run() restores.
 """
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, keeper: Checkpoi
             keeper.save_last(start)  # if the evaluation fails, the resumed run repeats it
         if interrupts.received:
             raise keeper.interrupted(interrupts.received)
+        if state.step in settings.snapshot_steps:
+            keeper.save_snapshot()
 
         if is_evaluation or state.step % settings.log_every == 0:
             record = _measure(run, check, is_evaluation, start)
@@ -116,6 +119,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, keeper: Checkpoi
         results = stepper.take(steps, lambda: interrupts.received)
         check.check(results)
         state.losses = torch.cat([state.losses, results[:, 0]])
+        state.gradient_norm = results[-1, 1:].norm().item()
 
 
 def _measure(run: Run, check: FiniteCheck, is_evaluation: bool, start: float) -> Record:
@@ -141,6 +145,7 @@ def _measure(run: Run, check: FiniteCheck, is_evaluation: bool, start: float) ->
         bits_per_byte=loss.bits_per_byte if loss else None,
         ema_val_loss=averaged_loss.loss if averaged_loss else None,
         ema_bits_per_byte=averaged_loss.bits_per_byte if averaged_loss else None,
+        gradient_norm=state.gradient_norm if math.isfinite(state.gradient_norm) else None,
     )
 
 

@@ -1,6 +1,7 @@
 """The settings of a run. The docstring of each field is its help on the command line."""
 
 import math
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..system.devices import Precision
 from ..system.schema import convert_fields
 from ..text import corpora
 from ..text.readers import is_encodable
+from .history import plan_snapshots
 
 STEPS_AHEAD = 100
 """Largest number of steps that are planned and taken before the host reads their results."""
@@ -41,6 +43,9 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     patience: int | None = None
     """Stop after this many evaluations in a row without a lower validation loss."""
+    history: int = 0
+    """Number of snapshots of the weights to keep in the run's history/, from the first step to the
+    last. Their steps are evenly spaced in the logarithm of the step."""
     stop_at_val_loss: float | None = None
     """Stop at the first evaluation with at most this validation loss, in nats per token."""
     compile: bool = True
@@ -52,6 +57,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulation", "eval_every", "log_every"):
             if not 1 <= (value := getattr(self, name)) < 2**31:
                 raise ValueError(f"{name} is {value}: it must be at least 1 and less than 2**31")
+        if not 0 <= self.history <= 10_000:
+            raise ValueError(f"history is {self.history}: it must be between 0 and 10,000")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}: it must be at least 1, or None")
         if self.stop_at_val_loss is not None and not math.isfinite(self.stop_at_val_loss):
@@ -68,10 +75,19 @@ class TrainConfig:
         is_skipped = step == 0 and not self.eval_first
         return step == self.steps or (step % self.eval_every == 0 and not is_skipped)
 
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """The steps at which a snapshot of the weights is kept."""
+        return plan_snapshots(self.steps, self.history)
+
     def steps_until_event(self, step: int) -> int:
-        """Return the number of steps to the next log line, evaluation or end, up to STEPS_AHEAD."""
+        """Return the number of steps, up to STEPS_AHEAD, to the next log line, evaluation, snapshot
+        or end."""
         intervals = self.eval_every, self.log_every, STEPS_AHEAD
-        return min(self.steps - step, *(interval - step % interval for interval in intervals))
+        next_steps = [interval - step % interval for interval in intervals]
+        later = bisect_right(self.snapshot_steps, step)
+        next_steps += [snapshot - step for snapshot in self.snapshot_steps[later : later + 1]]
+        return min(self.steps - step, *next_steps)
 
 
 @dataclass(frozen=True)

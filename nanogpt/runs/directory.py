@@ -8,6 +8,7 @@
       loss.png          the losses over the steps
       best/             the checkpoint with the lowest validation loss
       last/             the newest checkpoint, with everything that an exact resume needs
+      history/STEP/     snapshots of the weights, if train.history is not 0
       .lock             locked by the process that trains
       .pid              the ID of that process
 

@@ -44,6 +44,8 @@ class Record:
     """val_loss of the averaged weights, in a run with weight averaging."""
     ema_bits_per_byte: float | None = None
     """ema_val_loss in bits per byte of text."""
+    gradient_norm: float | None = None
+    """Norm of the gradient of the last step, before clipping; None before the first step."""
 
     def best(self) -> Best | None:
         """Return the better evaluation (weights or averaged weights); None if there is none."""

@@ -10,6 +10,7 @@ from ..system.gpu import Snapshot, take_snapshot
 from .background import BackgroundWriter
 from .checkpoint import Contents, checkpoint_files, write_checkpoint
 from .finite import FiniteCheck
+from .history import snapshot_directory
 from .run import Run
 
 
@@ -50,6 +51,15 @@ class CheckpointKeeper:
                 weights = take_snapshot(self.run.model.state_dict())
         files = checkpoint_files(self.run.checkpoint(), weights)
         self.writer.submit(partial(write_checkpoint, self.run.out / "best", files))
+
+    def save_snapshot(self) -> None:
+        """Save the weights of this step in history/. Raises Stopped if one is not finite."""
+        state = self.run.state
+        self.check.check_model()
+        weights = take_snapshot(self.run.model.state_dict())
+        files = checkpoint_files(self.run.checkpoint(), weights)
+        directory = snapshot_directory(self.run.out, state.step)
+        self.writer.submit(partial(write_checkpoint, directory, files))
 
     def describe_run(self) -> None:
         """Write run.json."""

@@ -1,5 +1,6 @@
 """A run: the objects that the training loop uses, and the description of a run on disk."""
 
+import math
 import platform
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -40,6 +41,8 @@ class ResumeInfo:
     """Number of lines in metrics.jsonl when the checkpoint was saved."""
     losses: int
     """Number of losses in training.safetensors: the losses since the last line of metrics.jsonl."""
+    gradient_norm: float | None = None
+    """Norm of the gradient of the last step; None before the first step, and in older files."""
     scale: LossScale | None = None
 
     def __post_init__(self) -> None:
@@ -153,6 +156,7 @@ class Run:
             seconds=state.seconds,
             lines=len(self.journal.records),
             losses=len(state.losses),
+            gradient_norm=state.gradient_norm if math.isfinite(state.gradient_norm) else None,
             scale=state.scale,
         )
         return Training({**asdict(info), "config": self.config.to_json()}, state.tensors())

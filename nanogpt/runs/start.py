@@ -29,6 +29,7 @@ from ..text.tokenizers import Tokenizer
 from .checkpoint import Checkpoint, load_checkpoint, load_training_tensors, read_checkpoint_info
 from .config import RunConfig
 from .directory import find_tokenizer, lock_run, make_run_directory
+from .history import remove_later_snapshots
 from .journal import Journal
 from .loss_scale import LossScale
 from .memory import require_run_memory
@@ -124,6 +125,8 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
     """Restore the state and the journal of a run from its last checkpoint."""
     state, info, step = run.state, saved.info, checkpoint.step
     state.step, state.tokens, state.seconds = step, info.tokens, info.seconds
+    if info.gradient_norm is not None:
+        state.gradient_norm = info.gradient_norm
     expected = state.expected_tensors(info.losses)
     tensors = load_training_tensors(run.out / "last", expected, GENERATORS)
     try:
@@ -137,6 +140,7 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
         # The resumed run repeats the evaluation at this step: use the best earlier evaluation.
         best = checkpoint.best
     run.journal.resume(info.lines, step, best)
+    remove_later_snapshots(run.out, step)
 
 
 def require_tokens(

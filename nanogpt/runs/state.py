@@ -5,6 +5,7 @@ the random generators, the counters, and the losses that are not yet in metrics.
 the batches needs no state: the seed and the number of tokens so far determine it.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class State:
     """Tokens trained on."""
     seconds: float = 0.0
     """Seconds of training, evaluations included."""
+    gradient_norm: float = math.nan
+    """Norm of the gradient of the last step, before clipping; NaN before the first step."""
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
     """Losses (n,), on the device, of the n steps since the last line of metrics.jsonl."""
 
