@@ -4,6 +4,7 @@ Dimensions: B batch, T tokens, C channels, V vocabulary, L layers, H heads.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ SHOWN_PREDICTIONS = 12
 """Number of predicted tokens that are shown for each position."""
 LARGE_VOCABULARY = 200
 """If the vocabulary is larger than this, the plot of the embedding shows only some tokens."""
+MODULES = ("dom.js", "heat.js", "inside.js")
+"""The modules of the page, each after those that it imports."""
 DIGITS = 4
 """Decimal places of the values on the page."""
 
@@ -71,6 +74,11 @@ class Inspection:
     block. Entry 0 uses the input of the first block; entry i uses the output of block i."""
     lens_probabilities: list[list[float]]
     """The probability that the logit lens gives to the actual next token, by entry and position."""
+    stream_norms: list[list[float]]
+    """The Euclidean norm of the residual stream by layer and position; entry 0 is the input of the
+    first block, entry i the output of block i."""
+    branch_norms: list[list[list[float]]]
+    """The norms of what attention and feed-forward compute, by layer, branch and position."""
     vocab_size: int
     embedding: list[EmbeddedToken]
     """Tokens in the plane of the first two principal components of the embedding. These are all
@@ -96,7 +104,7 @@ def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> I
         for i in range(tokenizer.vocab_size)
     ]
     model.eval()
-    with _record_hidden_states(model) as hidden_states:
+    with _record_hidden_states(model) as (hidden_states, branches):
         p = model(tokens).float().softmax(-1)[0, n_hidden:].cpu()  # (T, V)
     if isinstance(model, Bigram):
         attention, vectors, lens = torch.empty(0, 1, 1, 1), model.table.weight, [p]
@@ -132,6 +140,10 @@ def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> I
         loss=-target_p.clamp(min=1e-30).log().mean().item() if len(ids) > 1 else 0.0,
         lens_predictions=[[_select_top(row, names, 1)[0] for row in layer] for layer in lens],
         lens_probabilities=[_round(layer[:-1].gather(1, targets)[:, 0]) for layer in lens],
+        stream_norms=[_round(x[0, n_hidden:].float().norm(dim=-1)) for x in hidden_states],
+        branch_norms=[
+            [_round(x[0, n_hidden:].float().norm(dim=-1)) for x in outputs] for outputs in branches
+        ],
         vocab_size=len(names),
         embedding=[
             EmbeddedToken(names[i], *_round(xy)) for i, xy in zip(plotted, coordinates, strict=True)
@@ -141,9 +153,14 @@ def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> I
 
 
 @contextmanager
-def _record_hidden_states(model: Model) -> Iterator[list[Tensor]]:
-    """Yield a list that records the input of the first block and all block outputs (B, T, C)."""
+def _record_hidden_states(model: Model) -> Iterator[tuple[list[Tensor], list[list[Tensor]]]]:
+    """Yield two lists that record tensors (B, T, C) of the next forward pass.
+
+    The first has the input of the first block and the outputs of all blocks. The second has the
+    outputs of attention and feed-forward, for each block.
+    """
     states: list[Tensor] = []
+    branches: list[list[Tensor]] = []
     blocks = [*model.get_submodule("blocks").children()] if hasattr(model, "blocks") else []
 
     def record_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -152,10 +169,20 @@ def _record_hidden_states(model: Model) -> Iterator[list[Tensor]]:
     def record_output(_: nn.Module, __: object, output: Tensor) -> None:
         states.append(output)
 
+    def record_attention(_: nn.Module, __: object, output: Tensor) -> None:
+        branches.append([output])
+
+    def record_feed_forward(_: nn.Module, __: object, output: Tensor) -> None:
+        branches[-1].append(output)
+
     hooks = [block.register_forward_hook(record_output) for block in blocks]
     hooks += [block.register_forward_pre_hook(record_input) for block in blocks[:1]]
+    for block in blocks:
+        hooks.append(block.get_submodule("attention").register_forward_hook(record_attention))
+        feed_forward = block.get_submodule("feed_forward")
+        hooks.append(feed_forward.register_forward_hook(record_feed_forward))
     try:
-        yield states
+        yield states, branches
     finally:
         for hook in hooks:
             hook.remove()
@@ -172,10 +199,16 @@ def project_to_plane(vectors: Tensor) -> tuple[Tensor, float]:
 
 
 def render_page(inspection: Inspection) -> str:
-    """Return the web page of an inspection."""
-    template = files(__package__).joinpath("inspection.html").read_text("utf-8")
+    """Return the web page of an inspection. It contains the modules and the style that it uses."""
+    folder = files(__package__) / "page"
+    style, template = (
+        (folder / name).read_text("utf-8") for name in ("page.css", "inspection.html")
+    )
+    modules = "".join((folder / name).read_text("utf-8") for name in MODULES)
+    modules = re.sub(r"^import .*\n", "", modules, flags=re.MULTILINE).replace("export ", "")
     data = json.dumps(asdict(inspection), ensure_ascii=False).replace("<", "\\u003c")
-    return template.replace("DATA", data, 1)
+    page = template.replace("STYLE", style, 1).replace("MODULES", modules, 1)
+    return page.replace("DATA", data, 1)
 
 
 def _select_top(p: Tensor, names: list[str], n: int) -> list[Prediction]:

@@ -62,6 +62,7 @@ SETTINGS = [
         lambda size: TrainConfig(accumulation=int(size) // 2, batch_size=int(size)),
         r"batch_size (\d+)",
     ),
+    Case("history is -1", lambda: TrainConfig(history=-1), lambda: TrainConfig(history=10_000)),
     Case("patience", lambda: TrainConfig(patience=0), lambda: TrainConfig(patience=None)),
     Case(
         "stop_at_val_loss",
