@@ -110,7 +110,7 @@ def main() -> None:
         default=0,
         help="steps of the run that measures the pauses; default: the steps of the preset",
     )
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each program")
+    parser.add_argument("--repeats", type=int, default=3, help="runs with each setting")
     args = parser.parse_args()
     steps = args.steps or PRESETS[args.preset].config.train.steps
     device = pick_device(args.device)

@@ -97,9 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--megabytes", type=int, default=1000, help="size of the text")
+    parser.add_argument("--megabytes", type=int, default=1000, help="size of the text in MB")
     parser.add_argument("--tokenizer", default="bpe:8192", help="tokenizer to train")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each program")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of the training")
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.start:

@@ -179,7 +179,7 @@ def measure_baby(checkout: Path, device: torch.device, repeats: int) -> dict[str
 
 
 def measure_gpt2(device: torch.device, repeats: int) -> dict[str, Any]:
-    """Compare how fast nanogpt and `transformers` generate one text with a model like GPT-2."""
+    """Compare how fast nanogpt and `transformers` generate one text with GPT-2's shape."""
     model = scale_embedding(GPT(GPT2).to(device))
     other = load_transformers_model(model, device).to(torch.bfloat16)
     model = model.to(torch.bfloat16)
@@ -209,7 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each program")
-    parser.add_argument("--no-large", action="store_true", help="skip the model of GPT-2's shape")
+    parser.add_argument("--no-large", action="store_true", help="skip the model with GPT-2's shape")
     args = parser.parse_args()
     limit_threads()
     device = pick_device("auto")

@@ -47,14 +47,14 @@ def findings(result: dict[str, Any]) -> str:
     texts = sorted({cell["D"] for cell in cells})
     is_low = all(error < 0 for error in errors["free"])
     crossovers = [find_crossover(law, characters) for characters in (texts[-1], texts[2])]
-    return f"""**A sum of both terms does not fit the losses.** The error of a cell is \
+    return f"""**The sum does not fit the losses.** The error of a cell is \
 predicted loss / measured loss − 1.
 The error of a law is the root mean square of the errors of all {len(cells)} cells. It is \
 {result["sum"]["error"]:.1%} for the sum (p = 1).
 The confidence intervals of the sum's constants are too wide to be useful: no sum fits both the
-cells with little text and the cells with small models. With p fitted, the error is \
-{result["free"]["error"]:.1%}, and the largest error of a
-cell is {result["free"]["largest_error"]:.1%}.
+cells with little text and the cells with small models. With p fitted, the error of the law is \
+{result["free"]["error"]:.1%}, and
+the largest error of a cell is {result["free"]["largest_error"]:.1%}.
 
 **{len(below)} of the {len(cells)} cells lie below a floor of the law.** With p fitted, the law \
 never predicts a loss below
@@ -63,15 +63,14 @@ nats per character. The largest difference is at {round_to(cell["N"], 1)} parame
 {cell["D"]:,} characters.
 {"No cell lies" if min(c["loss"] for c in cells) > law["E"] else "Some cells lie"} below E itself.
 
-**Only the scarcer resource limits the loss.** p is about {law["p"]:.0f}, so the larger term hides \
-most of the smaller one. For
-models of more than {round_to(crossovers[0], 1)} parameters, trained on all the text, the law
-predicts a larger gain from twice as much text than from twice as many parameters. With
-{texts[2]:,} characters, about the size of Tiny Shakespeare, the law predicts the same for models
-of more than {round_to(crossovers[1], 2)} parameters. For larger models and this text,
-more parameters lower the loss little or not at all, with the training used here.
+**Only the scarcer resource limits the loss.** p is about {law["p"]:.0f}, so the law depends \
+almost only on the larger
+term. For models of more than {round_to(crossovers[0], 1)} parameters, trained on all the text, the
+law predicts a larger gain from twice as much text than from twice as many parameters. With
+{texts[2]:,} characters, about the size of Tiny Shakespeare, the law predicts a larger gain from the
+text for models of more than {round_to(crossovers[1], 2)} parameters.
 
-**Extrapolation.** The laws were also fitted to the six smaller sizes only. With p fitted, the \
+**Extrapolation.** Both laws were also fitted without the largest model. With p fitted, the \
 law predicts the
 losses of the largest model with errors of at most {worst["free"]:.1%}\
 {"; all predictions are too low" if is_low else ""}. With p = 1 (a sum),

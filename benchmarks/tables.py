@@ -1,4 +1,4 @@
-"""The tables of the results: each function makes Markdown from the content of result files."""
+"""Makes the tables of the results, in Markdown, from the content of result files."""
 
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -50,8 +50,8 @@ def versus_table(result: Result) -> str:
         f"{result['device']}, torch {result['torch']}",
         "precision",
         "lowest validation loss",
-        "at step",
-        "last",
+        "step of the lowest loss",
+        "last loss",
         "unseen text",
         f"seconds to {target}",
         "ratio",

@@ -1,4 +1,4 @@
-"""Measure the training throughput of nanogpt and nanoGPT, in tokens per second, at two sizes.
+"""Measure the training throughput of nanogpt and nanoGPT, in tokens per second, for two models.
 
     python benchmarks/throughput.py --nanogpt CHECKOUT
 
@@ -69,7 +69,7 @@ def measure_nanogpt_bench(checkout: Path, batch_size: int) -> float:
 
 
 def gpt2_flags(text: Path, batch_size: int) -> list[str]:
-    """Return options of `nanogpt train` for the shape of GPT-2 and the optimizer of bench.py."""
+    """Return `nanogpt train` options for GPT-2's shape and the optimizer settings of bench.py."""
     shape = {"n-layer": 12, "n-head": 12, "n-embd": 768, "block-size": 1024, "dropout": 0.0}
     flags = ["baby", "--data", str(text), "--train.batch-size", str(batch_size), "--model.no-bias"]
     for name, value in shape.items():
@@ -94,7 +94,7 @@ def main() -> None:
     )
     parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each program")
+    parser.add_argument("--repeats", type=int, default=3, help="number of rounds")
     args = parser.parse_args()
     device = torch.device("cuda")
     with torch.device("meta"):

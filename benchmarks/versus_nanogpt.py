@@ -12,7 +12,7 @@ weights: on the whole validation split, in non-overlapping windows, in float32. 
 Seconds count from the start of the process, and include evaluations. Memory is the peak host
 memory of the process during training; it excludes GPU memory. The best weights of each run are also
 evaluated on an unseen text: see load_unseen_text() in common.py. In a round, each program trains
-once. Three rounds take about 10 minutes on two CPU cores; one round takes about 4 minutes on a
+once. Three rounds take about 15 minutes on two CPU cores; one round takes about 4 minutes on a
 large GPU.
 
 The results go to benchmarks/results: versus_nanogpt_NAME.json, and a plot of the loss over time.
@@ -146,7 +146,7 @@ def main() -> None:
         draw_plots()
         return
     if args.nanogpt is None:
-        parser.error("--nanogpt is missing: name a clone of github.com/karpathy/nanoGPT")
+        parser.error("--nanogpt is missing: give a path to a clone of karpathy/nanoGPT")
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     contest = CONTESTS[kind]

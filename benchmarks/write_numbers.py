@@ -56,7 +56,7 @@ HEART = {
     "optim.py": "AdamW, the learning-rate schedule, weight averaging",
     "evaluate.py": "the loss of a whole split, bits per byte",
     "step.py": "one optimizer step: forward, loss, backward, clip, update",
-    "train.py": "the loop: step, log, checkpoint, evaluate, keep the best, stop",
+    "train.py": "the loop: step, log, checkpoint, evaluate, keep the best weights, stop",
     "generate.py": "generation: prefill, decode one token, sample it",
 }
 
@@ -103,7 +103,7 @@ def build_preset(name: str) -> Model:
 
 
 def summary() -> str:
-    """The comparison table of the README, with four rows."""
+    """The table in the README that compares nanogpt with nanoGPT, with four rows."""
     rates = read_result("sampling_cuda.json")
     rows = []
     for name, preset, hardware in (
@@ -114,7 +114,11 @@ def summary() -> str:
         theirs = get_median_seconds(result, "nanoGPT")
         ours = get_median_seconds(result, f"nanogpt {preset}")
         is_reached = get_median_loss(result, "nanoGPT") <= result["target"]
-        note = "" if is_reached else f", at a loss of {get_median_loss(result, 'nanoGPT'):.4f}"
+        note = (
+            ""
+            if is_reached
+            else f" (not reached; lowest loss {get_median_loss(result, 'nanoGPT'):.4f})"
+        )
         rows.append(
             [
                 f"time to a validation loss of {result['target']}",
@@ -197,9 +201,10 @@ def lowest_in_short() -> str:
     """The lowest loss of one model and of an ensemble, in two sentences."""
     ensemble = read_result("ensemble_cuda.json")
     return (
-        f"The preset `best` reaches about {mean(get_losses(read_preset('best'))):.2f} with strong "
-        f"weight decay, Muon and averaged weights. An ensemble,\nwhich averages the probabilities "
-        f"of {len(ensemble['members'])} such models, reaches {ensemble['loss']:.2f}.\n"
+        f"The preset `best` reaches a loss of about {mean(get_losses(read_preset('best'))):.2f} "
+        f"with strong weight decay, Muon and averaged weights. An\nensemble averages the "
+        f"probabilities of several models. An ensemble of {len(ensemble['members'])} runs of "
+        f"`best` reaches a loss\nof {ensemble['loss']:.2f}.\n"
     )
 
 

@@ -6,7 +6,7 @@
 # numbers, and how does it know in which direction to change each of them?
 #
 # **Before this lesson:** you know Python, and that the derivative of $x^2$ is $2x$. Lesson 0 is
-# [gpt.py](../gpt.py), a complete GPT. Look at it now; lessons 1 to 11 explain all of it.
+# [gpt.py](../gpt.py), a GPT: a network that generates text. Look at it; lessons 1 to 11 explain it.
 #
 # **You will see:** a division that is wrong without any error message; one slope, −5.333, computed
 # in three ways; a training that finds the line $2x + 1$; and a learning rate that is too large.
@@ -129,18 +129,18 @@ print(y[1, 2], "=", x[1, 2], "@ matrix")
 # %%
 x = 10 * torch.arange(3)[:, None] + torch.arange(4)  # (3, 1) + (4,) -> (3, 4)
 halves = x.view(3, 2, 2)  # (3, 4) -> (3, 2, 2): cuts each row into two halves
-heads = halves.transpose(0, 1)  # (3, 2, 2) -> (2, 3, 2): swaps axis 0 and axis 1
+heads = halves.transpose(0, 1)  # (3, 2, 2) -> (2, 3, 2): heads[i, j] is halves[j, i]
 print(x, "heads", heads, sep="\n")
 print("wrong", x.view(2, 3, 2), sep="\n")  # (3, 4) -> (2, 3, 2)
 print(heads.equal(halves.permute(1, 0, 2)))  # the old axes in their new order: 1, 0, 2
 
 # %% [markdown]
 # `heads[0]` has the left halves of all rows, `heads[1]` the right halves. `view` alone gives the
-# same shape, but mixes both halves. `permute` reorders all axes; here, it swaps the same two.
-#
-# All three leave the numbers in their places in memory. So `heads` is not *contiguous*: its rows
+# same shape, but mixes both halves. `permute` reorders all axes; here, it swaps the same two. All
+# three leave the numbers in their places in memory. So `heads` is not *contiguous*: its rows
 # `[0, 1]` and `[10, 11]` are neighbours, but in memory, 2 and 3 lie between them. `view` cannot
-# join such rows. `reshape` copies the numbers if `view` is not possible.
+# join such rows. `reshape` copies the numbers if `view` is not possible. (The *stride* of an axis
+# is the distance in memory from one index to the next.)
 
 # %%
 try:
@@ -158,10 +158,10 @@ print(heads.reshape(12))  # (2, 3, 2) -> (12,)
 # %%
 scores = torch.tensor([2.0, 1.0, 0.0])
 powers = scores.exp()  # (3,): e to the power of each score
-print(powers / powers.sum(), scores.softmax(dim=0))
+print(powers / powers.sum(), scores.softmax(dim=0))  # dim=0: sums to 1 along axis 0
 
 # %% [markdown]
-# If a score is 1 larger, its probability is $e = 2.718$ times as large: 0.665 ≈ 2.718 · 0.245.
+# If one score is 1 above another, its probability is $e$ times the other's: 0.665 ≈ 2.718 · 0.245.
 #
 # ## One gradient, computed in three ways
 #
@@ -233,13 +233,14 @@ write(axes, 2.5, 1.6, "backward: slopes, from the loss to the parameters", 9, AC
 show("backward")
 
 # %% [markdown]
-# The way back starts with 1; each arrow multiplies by a slope. For $a$ and $b$, add the products.
+# The way back starts with 1, the slope of the loss for the loss itself. Each arrow multiplies by a
+# slope. For $a$ and $b$, add the products.
 #
 # ## The training loop
 #
-# If a slope is negative, the loss falls when the parameter grows; if it is positive, when it
-# shrinks. So each *step* subtracts from every parameter its slope times the *learning rate*. This
-# is *gradient descent*. We start again from $a = 1$ and $b = 0$:
+# If a slope is negative, the loss falls when the parameter grows a little; if it is positive, when
+# the parameter shrinks a little. So each *step* subtracts from every parameter its slope times the
+# *learning rate*. This is *gradient descent*. We start again from $a = 1$ and $b = 0$:
 
 # %%
 for step in range(51):
@@ -285,8 +286,8 @@ print([name for name, _ in Line().named_parameters()])
 
 # %% [markdown]
 # An *optimizer* changes all parameters. `torch.optim.SGD` changes them as above; `lr` is the
-# learning rate. (SGD is *stochastic* gradient descent: from lesson 2 on, each step uses random
-# data.) Every training of this course has this loop:
+# learning rate. (SGD is *stochastic* gradient descent: usually, each step uses a random part of the
+# data; here, it uses all.) Every training of this course has this loop:
 
 
 # %%
@@ -323,17 +324,17 @@ show("learning-rates")
 #
 # ## Two layers for all lessons
 #
-# `nn.Linear(3, 2)` turns a vector of 3 numbers into a vector of 2 numbers: $xW^T + b$. Its
-# parameters are the `weight` $W$ of shape (2, 3), a row for each output number, and the `bias` $b$
-# of shape (2,). $W^T$ is $W$ with its two axes swapped. `nn.Embedding(5, 2)` is a table of
-# parameters with 5 rows of 2 numbers. It looks up one row for each *token*, an integer that stands
-# for a character. All parameters start as random numbers. (`grad_fn` is from autograd's record.)
+# A *layer* is a module that is a part of a model. The layer `nn.Linear(3, 2)` turns a vector of 3
+# numbers into a vector of 2 numbers: $xW^T + b$. Its parameters are the `weight` $W$ of shape
+# (2, 3), a row for each output number, and the `bias` $b$ of shape (2,). $W^T$ is $W$ with its two
+# axes swapped. `nn.Embedding(5, 2)` is a table of parameters with 5 rows of 2 numbers. It looks up
+# one row for each *token*, an integer that stands for a character. Both start with random numbers.
 
 # %%
 torch.manual_seed(0)  # the same random numbers in every run
 linear = nn.Linear(3, 2)
 x = torch.tensor([[1.0, 2.0, 3.0]])  # (1, 3)
-print(linear(x))  # (1, 3) -> (1, 2)
+print(linear(x))  # (1, 3) -> (1, 2); grad_fn belongs to autograd's record
 print(x @ linear.weight.T + linear.bias)  # (1, 3) @ (3, 2) + (2,) -> (1, 2)
 
 embedding = nn.Embedding(5, 2)
@@ -364,8 +365,7 @@ print(embedding(tokens))  # (B, T) -> (B, T, C): (1, 3) -> (1, 3, 2)
 # 4. With which of the learning rates 0.40, 0.41, 0.42, … do 400 steps still lower the loss?
 
 # %% tags=["test"]
-assert (table @ weight).tolist() == [[7, 5], [16, 17]]
-assert not y.view(2, 2, 3).equal(y.transpose(1, 2))
+assert ((table @ weight).tolist(), y.view(2, 2, 3).equal(y.mT)) == ([[7, 5], [16, 17]], False)
 assert scores.softmax(dim=0).mul(1000).round().tolist() == [665, 245, 90]
 assert abs((line_loss(1.01, 0.0) - line_loss(0.99, 0.0)) / 0.02 + 16 / 3) < 1e-3
 assert abs(line_loss(1.0, 0.0) - 14 / 3) + abs(slope_of_error.sum() + 4) < 1e-5

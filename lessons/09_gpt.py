@@ -245,9 +245,6 @@ assert total == sum(p.numel() for p in model.parameters()) == 208320
 x = torch.linspace(-6, 6, 1000)
 assert (nn.GELU()(x) - nn.GELU("tanh")(x)).abs().max() < 0.001
 assert difference[:-1].max() == 0 < difference[-1]
-assert round(gpt2["token embedding"] / 1e6, 1) == 38.6
-assert [round(100 * count / 208320) for count in parts.values()] == [2, 2, 32, 64, 1]
-assert [round(100 * count / 124439808) for count in gpt2.values()] == [31, 1, 23, 46, 0]
 broken = GPT(**sizes)
 nn.init.normal_(broken.token_embedding.weight)
 assert cross_entropy(broken(inputs), targets).item() > 40
@@ -259,9 +256,9 @@ assert scores.softmax(dim=-1)[0].isnan().all()
 # ## The same model in gpt.py and in the package
 #
 # [nanogpt/models/gpt.py](../nanogpt/models/gpt.py) has the same model, with dropout (lesson 8), a
-# faster function for attention, and a cache for generation (lesson 11). This file and `gpt.py` use
-# the names of this lesson. `state_dict()` returns the parameters of a model with their names, and
-# `load_state_dict` copies them into another model. It raises an error if a name or shape differs.
+# faster function for attention (with other rounding), and a cache for generation (lesson 11). It
+# and `gpt.py` use the names of this lesson. `state_dict()` returns the parameters of a model by
+# name. `load_state_dict` copies them into another model; if a name or shape differs, it fails.
 
 # %%
 sys.path.append(str(lesson.HERE.parent))  # the folder of gpt.py
@@ -276,8 +273,8 @@ for name, other in others.items():
 # %% [markdown]
 # ## Training
 #
-# The budget of the scoreboard is 1,000 steps of 32 blocks of 64 characters, with Adam and learning
-# rates up to 0.004 (lesson 10). We also print the perplexity, $e^{\text{loss}}$ (lesson 2).
+# The budget of the scoreboard is 1,000 steps of 32 blocks of 64 characters, with Adam. The learning
+# rate rises to 0.0036 and falls again (lesson 10). The perplexity is $e^{\text{loss}}$ (lesson 2).
 
 # %%
 loss = train(model)
@@ -308,7 +305,7 @@ print(decode(generated[0]))
 # The package trains larger GPTs of the same kind. A *preset* is a model with its training settings
 # (`nanogpt presets` lists all). Compare one of them with the model of lesson 3 that counts 7-grams:
 #
-# | model | parameters | context | characters read | validation loss |
+# | model | parameters | context, at most | characters read | validation loss |
 # | --- | --- | --- | --- | --- |
 # | 7-grams, Kneser-Ney | 872,748 counts | 6 | 1.0 million | 1.517 |
 # | GPT of this lesson | 208,320 | 64 | 2.0 million | 1.91 |
@@ -318,16 +315,16 @@ print(decode(generated[0]))
 # 2,000 steps of 64 blocks of 256 characters. The package counts the 7-grams in less than a second.
 # They are better than this GPT, which is small and reads each character of the training text only
 # about twice. `baby` beats the 7-grams. It has 52 times the parameters of our GPT and a longer
-# context, and it reads 16 times as many characters. This is about 800 times the computation: one
-# minute on a large GPU. Lesson 12 measures how the loss falls with size and training.
+# context, and it reads 16 times as many characters. This is about 52 · 16 ≈ 800 times the
+# computation: one minute on a large GPU. Lesson 12 measures the effect of size and training.
 
 # %% tags=["test"]
 assert lesson.FAST or abs(loss - 1.906) < 0.02
+assert round(max(0.004 * min((s + 1) / 100, 1 - s / 1000) for s in range(1000)), 4) == 0.0036
 assert lesson.FAST or model(tokens)[0, -1].argmax().item() == encode("i").item()
 files = [lesson.RESULTS / f"{name}.json" for name in ("versus_nanogpt_h100", "ladder")]
 versus, ladder = (lesson.json.loads(file.read_text("utf-8")) for file in files)
-baby = versus["runs"]["nanogpt baby"][0]
-rungs = {rung["name"]: rung for rung in ladder["rungs"]}
+baby, rungs = versus["runs"]["nanogpt baby"][0], {rung["name"]: rung for rung in ladder["rungs"]}
 counting, with_norm = rungs["kneser-ney"], rungs["layer-norm"]
 found = [rungs["residuals"]["val_loss"], with_norm["val_loss"], with_norm["parameters"] / 1e6]
 found += [counting["val_loss"], counting["parameters"], baby["best"]["val_loss"]]
@@ -350,12 +347,12 @@ assert [earlier[2], earlier[3], min(earlier)] == [1.81, 1.87, 1.81]
 lesson.show_scoreboard(9, {"GPT": loss})
 
 # %% [markdown]
-# The loss of the GPT is far below that of the bigram. The best row of a neural model is "with
-# residual connections", 1.81: so small a model trains well in 1,000 steps without layer norm. The
-# row "with layer norm", 1.87, is better than the GPT, too. It starts with PyTorch's larger weights;
-# with these, the GPT is better as well (exercise 2). A larger model gains from layer norm: in the
-# [ladder](../docs/studies.md#the-ladder) of the package, it lowers the loss of a GPT with 1.8
-# million parameters from 1.86 to 1.54, at the same learning rate.
+# The best row of a neural model is "with residual connections", 1.81. It has no layer norm, but
+# PyTorch's larger initial weights. The row "with layer norm", 1.87, has them, too. It is better
+# than the GPT by so little that this may be chance (exercise 2). With larger weights, norms bring
+# nothing in these short trainings; with small ones, as in the GPT, they help (lesson 8). The
+# [ladder](../docs/studies.md#the-ladder) of the package shows this for a GPT with 1.8 million
+# parameters and small weights: layer norm lowers its loss from 1.86 to 1.54.
 #
 # ## Three common mistakes
 #
@@ -375,22 +372,25 @@ lesson.show_scoreboard(9, {"GPT": loss})
 # 1. How many parameters does the preset `baby` have (6 Transformer blocks, 384 channels, context of
 #    256, 65 characters)? First estimate with $12\,C^2$ for each Transformer block.
 # 2. Give all linear layers PyTorch's initial weights, `layer.reset_parameters()`, and train again.
-# 3. Compute the gradient of the loss on "First Cit". Which vectors of `token_embedding` get a
-#    gradient that is not 0? Which would get one if the output layer had separate weights?
+#    Then train both kinds of GPT after `torch.manual_seed(2)`. Which initial weights are better?
+# 3. Compute the gradient of the loss for inputs "First Ci" and targets "irst Cit". Which vectors of
+#    `token_embedding` get a gradient that is not 0? And if the output layer had separate weights?
 
 # %% tags=["solution"]
 if SOLUTIONS:  # run with: python lessons/09_gpt.py --solutions
     count = sum(count_by_part(V, T=256, n_layer=6, C=384).values())
     print(f"1. {count:,}; the estimate is {6 * 12 * 384**2:,}")
-
-    torch.manual_seed(1)
-    larger = GPT(**sizes)
-    for layer in larger.modules():
-        if isinstance(layer, nn.Linear):
-            layer.reset_parameters()
-    larger_loss = train(larger)
-    print(f"2. {larger_loss:.3f} instead of {loss:.3f}: in 1,000 steps, small weights do not help")
-    assert lesson.FAST or larger_loss < loss
+    losses = [loss]  # seed 1, small weights
+    for seed, has_larger in ((1, True), (2, False), (2, True)):
+        torch.manual_seed(seed)
+        other = GPT(**sizes)
+        for layer in other.modules():
+            if has_larger and isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+        losses.append(train(other))
+    print(f"2. seed 1: {loss:.3f}, with PyTorch's weights {losses[1]:.3f}")
+    print(f"   seed 2: {losses[2]:.3f}, with PyTorch's weights {losses[3]:.3f}: no clear winner")
+    assert lesson.FAST or (losses[1] < losses[0] and losses[2] < losses[3])
 
     model.zero_grad()
     cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]).backward()

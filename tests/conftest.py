@@ -30,14 +30,14 @@ from tests.texts import LANGUAGES
 settings.register_profile("nanogpt", deadline=None)  # no time limit, because a machine may be slow
 settings.load_profile("nanogpt")
 
-# SIGINT is ignored in a background job of a shell, and SIGHUP is ignored under nohup. Handle both
-# again, because the processes that tests start inherit ignored signals.
+# SIGINT is ignored in a background job of a shell, and SIGHUP is ignored under nohup. Restore the
+# default handlers, because the processes that tests start inherit ignored signals.
 for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
     number = getattr(signal, name, None)  # Windows has no SIGHUP
     if number is not None and signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core, with one thread each
+if "PYTEST_XDIST_WORKER" in os.environ:  # each core runs one process, which needs one thread
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for processes that tests start
 
@@ -119,7 +119,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 Answer = tuple[int, str, str]
 POSIX_OPTIONS: dict[str, Any] = {
-    "start_new_session": True,  # the command and its children form a group, as in a terminal
+    "start_new_session": True,  # a process group of its own, as in a terminal
 }
 if os.name != "posix":
     POSIX_OPTIONS.clear()
@@ -127,7 +127,7 @@ if os.name != "posix":
 
 @pytest.fixture
 def nanogpt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Runs a command in this process; returns its exit status, standard output and error."""
+    """Runs a nanogpt command in this process; returns its exit status, output and error output."""
 
     def run(*args: object) -> Answer:
         try:
@@ -143,7 +143,7 @@ def nanogpt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 @pytest.fixture
 def process() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
-    """Starts a command in a new process, which is killed at the end of the `with` block."""
+    """Starts nanogpt in a new process, which is killed at the end of the `with` block."""
 
     @contextmanager
     def run(*args: object) -> Iterator[subprocess.Popen[str]]:

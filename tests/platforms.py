@@ -45,7 +45,7 @@ def without_privileges() -> Iterator[None]:
         yield
         return
     if sys.platform != "linux":
-        pytest.skip("only Linux can take this privilege from root")
+        pytest.skip("root can give up its access to all files only on Linux")
     libc = ctypes.CDLL(None, use_errno=True)
     header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert libc.capget(header, sets) == 0

@@ -1,4 +1,4 @@
-"""If permissions are missing, a command works, or its error names the path and what to do."""
+"""If permissions are missing, a command still works, or its error names the path and a remedy."""
 
 import os
 import re
@@ -67,7 +67,7 @@ DENIED = r"nanogpt: cannot (access|write|write in) \S+: Permission denied; [^\n]
 def theirs(
     nanogpt: Command, small: list[str], text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A directory of another user, with a text and a run; it is the working directory."""
+    """The working directory, with a text and a run; forbidden() may give it to another user."""
     home = Path("theirs").resolve()
     home.mkdir()
     shutil.move(text_file, home / "words.txt")
@@ -78,7 +78,7 @@ def theirs(
 
 
 def run_all(nanogpt: Command, commands: list[str], flags: list[str]) -> dict[str, Answer]:
-    """Run commands and return their answers, without the output that has measured times."""
+    """Run commands; return their answers, without the output of explain, which measures times."""
     answers = {}
     for command in commands:
         is_new_run = command.startswith("train") and "--resume" not in command
@@ -89,9 +89,10 @@ def run_all(nanogpt: Command, commands: list[str], flags: list[str]) -> dict[str
 
 @contextmanager
 def forbidden(home: Path, name: str, mode: int) -> Iterator[None]:
-    """Within this context, this user has only the permissions `mode` for home/name.
+    """Within this context, this user has only the permission `mode` for home/name.
 
-    If this user is root, all files are given to another user, and root loses its privileges.
+    `mode` is NONE, SEARCH, READ or LIST. If this user is root, another user becomes the owner of
+    all files in `home`, and root must obey permissions, too.
     """
     if os.geteuid() == 0:
         for path in (home, *home.rglob("*")):
@@ -187,7 +188,7 @@ def test_a_run_whose_checkpoints_are_read_only_is_not_resumed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["runs/mine/run.json", "runs/mine/best", "runs/mine", "runs"])
-def test_new_permissions_for_the_path_or_above_it_are_enough(
+def test_the_error_names_the_forbidden_path_or_a_path_inside_it(
     nanogpt: Command, theirs: Path, name: str
 ) -> None:
     with forbidden(theirs, name, NONE):
@@ -217,16 +218,14 @@ def test_a_run_that_becomes_read_only_resumes_when_it_is_writable_again(
     assert load_checkpoint("mine/last").step == 60
 
 
-def test_the_newest_run_is_chosen_among_those_that_can_be_read(
-    nanogpt: Command, theirs: Path
-) -> None:
+def test_runs_that_cannot_be_read_are_not_chosen(nanogpt: Command, theirs: Path) -> None:
     shutil.copytree("runs/mine", "runs/newer")
     with forbidden(theirs, "runs/newer", NONE):
         assert "runs/mine" in nanogpt("eval")[1]
         assert "the runs in runs/: runs/mine\n" in nanogpt("eval", "nope")[2]
 
 
-def test_tokens_without_permission_are_refused(tmp_path: Path) -> None:
+def test_token_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     home = tmp_path / "theirs"
     for split in ("train", "val"):
         (home / "words").mkdir(parents=True, exist_ok=True)
@@ -241,7 +240,7 @@ def test_tokens_without_permission_are_refused(tmp_path: Path) -> None:
                 encode_corpus(corpus, ByteTokenizer(), "train")
 
 
-def test_a_pattern_leaves_no_directory_out(tmp_path: Path) -> None:
+def test_a_pattern_does_not_skip_directories_that_cannot_be_read(tmp_path: Path) -> None:
     home = tmp_path / "theirs"
     for name in ("a/b/c", "a/d/c"):
         (home / name).mkdir(parents=True)
@@ -280,7 +279,7 @@ def test_a_real_user_without_privileges(theirs: Path) -> None:
     try:
         subprocess.run([sys.executable, "-c", "import nanogpt.api"], check=True, **user)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("the user 65534 may not read this Python")
+        pytest.skip("the user 65534 cannot run this Python")
     for parent in (theirs / "runs" / "mine").parents:
         if parent.is_relative_to(tempfile.gettempdir()):
             parent.chmod(parent.stat().st_mode | 0o111)

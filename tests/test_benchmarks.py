@@ -27,7 +27,7 @@ def test_the_heading_of_the_sample_is_the_one_that_training_prints(
     assert out.count(common.SAMPLE_HEADING) == 1
 
 
-def test_a_ratio_compares_the_times_to_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ratio_compares_the_seconds_to_the_target_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     tables = importlib.import_module("tables")
 

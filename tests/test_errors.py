@@ -1,4 +1,4 @@
-"""docs/errors.md lists every error message of the package, and no other."""
+"""docs/errors.md lists every error message of the package, and only messages that exist."""
 
 import ast
 import re
@@ -113,7 +113,7 @@ SMALL_RUN = [
 def run_with_little_memory(*arguments: str) -> str:
     """Run a command with little memory; return its error, or "" if it succeeds.
 
-    In the returned error, the amount of memory is the amount in docs/errors.md.
+    In the returned error, the amount of memory is replaced by the amount in docs/errors.md.
     """
     command = [sys.executable, "-c", WITH_LITTLE_MEMORY, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)

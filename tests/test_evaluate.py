@@ -59,7 +59,7 @@ def test_batch_size_and_dropout_do_not_change_the_loss(
     assert evaluate(model, data.splits["val"]).loss == pytest.approx(loss, abs=1e-6)
 
 
-def test_bits_per_byte_count_bytes() -> None:
+def test_bits_per_byte_depend_on_the_number_of_bytes_not_of_characters() -> None:
     text = "é" * 40 + "à" * 40
     data = Data(make_corpus(text), CharTokenizer(text))
     found = evaluate(GPT(replace(CONFIG, vocab_size=2, block_size=4)), data.splits["train"])

@@ -2,9 +2,9 @@
 
 A mutant is a copy of a checkpoint after a random mutation. A mutation flips bits, changes fields
 (for example to huge numbers), or cuts, swaps, removes or replaces files (for example by a link).
-Some mutants keep the old checksums; others have new checksums, as an attacker would write. Reading
-a mutant may take at most two seconds and 500 MB. A separate process reads the mutants, so that its
-memory can be measured.
+Some mutants have the checksums of the original files. Others have new checksums that match the
+changed files, as an attacker would write them. Reading a mutant may take at most two seconds and
+500 MB. The mutants are read in a separate process, to measure only the memory for reading them.
 """
 
 import hashlib
@@ -193,7 +193,7 @@ def write_mutant(draw: random.Random, files: Files, directory: Path) -> str:
 
 
 def fuzz_checkpoints(base: Path, seed: int, mutants: int) -> dict[str, Any]:
-    """Read mutants of the checkpoint base/run/last; return outcomes, longest time and memory."""
+    """Read mutants of base/run/last; return the outcomes, the longest time and the memory."""
     files = {file.name: file.read_bytes() for file in (base / "run/last").iterdir()}
     original = load_checkpoint(base / "run/last")
     weights = original.model.state_dict()
@@ -260,7 +260,7 @@ def damage_run(draw: random.Random, run: Path) -> None:
 
 
 def fuzz_runs(base: Path, seed: int) -> dict[str, int]:
-    """Resume mutants of the run base/run; return how often each outcome occurred."""
+    """Resume damaged copies of the run base/run; return how often each outcome occurred."""
     draw, outcomes = random.Random(seed), Counter[str]()
     tensors = load_checkpoint(base / "run/last").model.state_dict()
     for _ in range(RUNS):

@@ -49,7 +49,7 @@ def test_a_top_p_of_1_removes_nothing() -> None:
 
 
 @pytest.mark.parametrize("run", [generate, fast.generate])
-def test_no_prompts_and_empty_prompts(run: Callable[..., Iterator[object]]) -> None:
+def test_a_batch_may_be_empty_but_a_prompt_may_not(run: Callable[..., Iterator[object]]) -> None:
     model = build(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=5))
     assert list(run(model, [], 3)) == []
     with pytest.raises(UserError, match="a prompt has no tokens"):
@@ -195,7 +195,7 @@ def test_a_larger_top_p_keeps_at_least_as_many_tokens() -> None:
     st.lists(st.floats(0.01, 1), min_size=1, max_size=9),
     st.floats(0, 1, exclude_max=True, width=32),
 )
-def test_the_sampled_token_is_where_the_cumulative_probability_exceeds_a_number(
+def test_a_token_is_sampled_where_cumulative_probability_exceeds_the_random_number(
     weights: list[float], number: float
 ) -> None:
     p = torch.tensor([weights]) / sum(weights)
@@ -233,7 +233,7 @@ def test_top_k_keeps_exactly_k_tokens_even_with_ties(
     assert p.nonzero().flatten().tolist() == sorted(by_rank[:top_k])
 
 
-def test_top_p_keeps_the_lower_index_of_a_tie() -> None:
+def test_if_tokens_are_equally_likely_top_p_keeps_the_lower_indices() -> None:
     assert filter_probabilities(torch.zeros(1, 4), Sampling(top_p=0.5))[0].tolist() == [
         0.5,
         0.5,

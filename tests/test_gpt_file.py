@@ -90,7 +90,7 @@ def test_file_is_short_and_imports_only_torch_and_the_standard_library() -> None
     assert modules - sys.stdlib_module_names == {"torch"}
 
 
-def test_script_prints_its_way_from_a_text_to_generated_text(text: str, text_file: Path) -> None:
+def test_script_prints_examples_and_losses_and_generated_text(text: str, text_file: Path) -> None:
     result = run_shortened(
         text_file, steps=120, warmup=10, n_layer=1, n_embd=32, block_size=32, device="cpu"
     )
@@ -125,7 +125,7 @@ def test_script_prints_its_way_from_a_text_to_generated_text(text: str, text_fil
 
 
 @pytest.mark.slow
-def test_same_seed_prints_the_same(
+def test_same_seed_prints_the_same_output(
     text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"steps": 3, "n_layer": 1, "n_embd": 16, "block_size": 16, "device": "cpu"}
@@ -191,7 +191,7 @@ def test_logits_equal_those_of_the_package() -> None:
             assert torch.allclose(ours(tokens), package(tokens), rtol=1e-5, atol=1e-5)
 
 
-def test_initial_weights_have_the_spread_of_the_package() -> None:
+def test_initial_weights_have_the_mean_and_std_of_the_package() -> None:
     shape = SHAPE | {"n_layer": 4, "n_embd": 128}
     ours, package = gpt.GPT(**shape), GPT(GPTConfig(**shape))
     for name, parameter in package.named_parameters():
@@ -222,7 +222,7 @@ def test_greedy_text_equals_that_of_the_package() -> None:
     assert len(set(expected)) > 1
 
 
-def test_generation_sees_the_last_block() -> None:
+def test_generation_uses_only_the_last_block_size_tokens() -> None:
     ours, _ = make_models(**SHAPE)
     prompts = torch.randint(11, (50, 40))
     tokens = gpt.generate(ours, prompts, 1, temperature=0)

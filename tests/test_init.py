@@ -1,4 +1,4 @@
-"""The public names."""
+"""The public names of the package, listed in nanogpt.__all__."""
 
 import importlib
 
@@ -18,7 +18,7 @@ def test_no_public_name_hides_a_module() -> None:
             importlib.import_module(f"nanogpt.{name}")
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_raises_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'nanogpt' has no attribute 'GTP'"):
         _ = nanogpt.GTP
 

@@ -124,7 +124,7 @@ def test_the_readme_has_every_lesson() -> None:
 
 
 def test_every_name_in_the_glossary_exists() -> None:
-    """A row names a file, and the functions, classes and methods that it defines."""
+    """A row names a file, and functions, classes or methods that this file defines."""
     glossary = (HERE / "glossary.md").read_text("utf-8")
     rows = re.findall(
         r"\| (?:((?:`[\w.]+`(?:, )?)+) in )?`(nanogpt/[\w/]+\.py)` \|$", glossary, re.M

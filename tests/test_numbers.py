@@ -16,7 +16,7 @@ MEASURED = re.compile(
     r"\d+\.\d{3,}"  # a loss
     r"|\d+\.\d+(?= times)"  # a ratio
     rf"|\d[\d,]*(?:\.\d+)?(?= {UNITS}\b)"  # a time, a size or a rate
-    r"|\d+\.\d+(?=%)"  # an error
+    r"|\d+\.\d+(?=%)"  # a relative error
     r")(?!\d)"
 )
 """Matches text that looks like a measured number."""
@@ -25,7 +25,7 @@ SETTING = "a setting"
 CONSTANTS = {
     "README.md": {
         "1.4697": "published by nanoGPT",
-        "260": "MB, measured with the command beside it",
+        "260": "MB; the pip command after this number measures it",
     },
     "docs/corpora.md": {"0.001": SETTING, "16": "MB, a constant of the code"},
     "docs/errors.md": {"0.001": SETTING},
@@ -35,11 +35,11 @@ CONSTANTS = {
         "0.004": SETTING,
         "0.023": LOG,
         "1.529": LOG,
-        "1.439": "the loss of a cell in the table",
+        "1.439": "a loss in the table of the scaling study",
         "0.015": LOG,
     },
 }
-"""Numbers without a file in benchmarks/results, and their sources."""
+"""Numbers that are in no file of benchmarks/results, and their sources."""
 
 
 @pytest.fixture
@@ -72,14 +72,14 @@ def test_a_measured_number_is_recognised(text: str) -> None:
     assert MEASURED.search(text)
 
 
-def test_a_changed_number_is_written_again(numbers: ModuleType) -> None:
+def test_a_wrong_number_on_a_page_is_corrected(numbers: ModuleType) -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     changed = re.sub(r"(\d\.\d) times as fast", r"9\1 times as fast", text, count=1)
     assert changed != text
     assert numbers.render(changed) == text
 
 
-def test_every_part_is_on_one_page(numbers: ModuleType) -> None:
+def test_every_generated_part_is_on_exactly_one_page(numbers: ModuleType) -> None:
     text = "".join(page.read_text("utf-8") for page in PAGES)
     used = re.findall(r"<!-- results: ([\w-]+) -->", text)
     assert sorted(used) == sorted(numbers.PARTS)
@@ -97,6 +97,7 @@ def test_the_summary_compares_runs_of_one_file(numbers: ModuleType) -> None:
 
 def test_the_runs_of_a_preset_are_counted_once(numbers: ModuleType) -> None:
     result = numbers.read_preset("baby-fast")
-    assert result["compared"] == []  # the comparison has the same runs
+    # The runs in the nanoGPT comparison are already in the preset's own file, so none is added.
+    assert result["compared"] == []
     losses = numbers.get_losses(numbers.read_preset("tiny-fast"))
     assert len(losses) == len(set(losses)) == 6

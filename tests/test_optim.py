@@ -98,7 +98,7 @@ def test_epsilon_limits_the_step_of_a_small_gradient() -> None:
     torch.testing.assert_close(weight.detach(), torch.tensor([-0.5, 0.75, 0.0]))
 
 
-def test_adamw_equals_that_of_torch() -> None:
+def test_adamw_equals_the_adamw_of_torch() -> None:
     """The weights are equal bit for bit, because both optimizers call the same kernel."""
     ours, theirs = GPT(GPT_CONFIG), GPT(GPT_CONFIG)
     theirs.load_state_dict(ours.state_dict())
@@ -136,7 +136,7 @@ def test_orthogonalise_is_near_the_nearest_orthogonal_matrix(shape: tuple[int, i
     assert 0.6 < diagonal.min() < diagonal.max() < 1.25
 
 
-def test_a_gradient_of_zero_is_no_division_by_zero() -> None:
+def test_a_gradient_of_zero_causes_no_division_by_zero() -> None:
     assert torch.equal(orthogonalise(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
 
 
@@ -147,7 +147,7 @@ def test_a_stack_gives_the_same_results_as_single_matrices() -> None:
 
 
 def test_muon_follows_the_formulas() -> None:
-    """Compute Muon (Jordan et al. 2024) with weight decay in float64, one matrix at a time."""
+    """The formulas compute Muon (Jordan et al. 2024) in float64, one matrix at a time."""
     ours = make_matrices((4, 4), (8, 4), (4, 4), (4, 12))
     muon = Muon(ours, momentum=0.9, weight_decay=0.5, precision=torch.float32)
     weights = [p.detach().double() for p in ours.values()]
@@ -170,7 +170,7 @@ def test_muon_follows_the_formulas() -> None:
 
 
 def test_stacked_matrices_change_like_separate_parameters() -> None:
-    """Two of three parameters (24, 8) stack three matrices each; the third is a single matrix."""
+    """Of three parameters (24, 8), two stack three matrices (8, 8) each; one is a single matrix."""
     apart = make_matrices(*[(8, 8)] * 6, (24, 8))
     pieces, whole = list(apart.values())[:6], apart["6"]
     qkv = [nn.Parameter(torch.cat([*pieces[i : i + 3]]).detach()) for i in (0, 3)]
@@ -222,7 +222,7 @@ def test_a_parameter_is_split_only_if_the_model_says_so() -> None:
     assert [p.shape for p in adam.parameters] == [(3, 12), (3,)]
 
 
-def test_muon_equals_that_of_torch() -> None:
+def test_muon_equals_the_muon_of_torch() -> None:
     shapes = (16, 16), (48, 16), (16, 16), (16, 64), (64, 16)
     ours = make_matrices(*shapes)
     theirs = [nn.Parameter(p.detach().clone()) for p in ours.values()]
@@ -252,7 +252,7 @@ def test_the_average_of_the_weights_follows_the_formula() -> None:
         assert not mean.requires_grad
 
 
-def test_the_first_weights_soon_leave_the_average() -> None:
+def test_the_initial_weights_soon_have_little_effect_on_the_average() -> None:
     decays = [get_ema_decay(step, OptimConfig(ema=0.7)) for step in range(100)]
     assert decays == [min(0.7, (1 + step) / (10 + step)) for step in range(100)]
     assert math.prod(decays[:20]) < 1e-5
@@ -314,7 +314,7 @@ def test_clip_gradients_returns_the_norms_and_clips_like_torch() -> None:
             assert torch.equal(p.grad, q.grad)
 
 
-def test_the_rate_only_rises_in_a_run_shorter_than_its_warmup() -> None:
+def test_in_a_run_shorter_than_its_warmup_the_rate_only_rises() -> None:
     config = OptimConfig(lr=1.0, warmup=100)
     assert get_learning_rate(0, 5, config) < get_learning_rate(5, 5, config) < 1.0
 
@@ -331,7 +331,7 @@ def test_the_rate_only_rises_in_a_run_shorter_than_its_warmup() -> None:
         ("cooldown", 0.0, "cooldown is 0.0: it must be more than 0 and at most 1"),
     ],
 )
-def test_an_impossible_setting_is_named(field: str, value: float, says: str) -> None:
+def test_the_error_names_an_impossible_setting(field: str, value: float, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         replace(OptimConfig(), **{field: value})  # type: ignore[arg-type]
 
@@ -356,7 +356,7 @@ def test_a_frozen_parameter_does_not_change(name: Literal["adamw", "muon"]) -> N
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_parameter_without_a_gradient_is_named(name: Literal["adamw", "muon"]) -> None:
+def test_the_error_names_a_parameter_without_a_gradient(name: Literal["adamw", "muon"]) -> None:
     class OwnModel(nn.Module):
         def __init__(self) -> None:
             super().__init__()

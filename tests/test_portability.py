@@ -44,7 +44,7 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
 
 
 def test_text_files_have_an_encoding_and_line_ending() -> None:
-    """On Windows, the default encoding depends on the language, and lines end with \\r\\n."""
+    """On Windows, the default encoding depends on the system, and lines end with \\r\\n."""
     for file, name, call in calls():
         method = name.rpartition(".")[2]
         options = {keyword.arg for keyword in call.keywords}
@@ -54,7 +54,7 @@ def test_text_files_have_an_encoding_and_line_ending() -> None:
         elif method == "write_text":
             assert len(call.args) > 1 or "encoding" in options, line
             assert "newline" in options, line
-        elif method == "open" and name not in ("os.open", "self._open"):
+        elif method == "open" and name not in ("os.open", "self._open", "webbrowser.open"):
             modes = [a.value for a in call.args if isinstance(a, ast.Constant)]
             assert modes, line
             if not any("b" in str(mode) for mode in modes):
@@ -76,7 +76,9 @@ def test_only_one_module_looks_up_c_functions() -> None:
 
 
 def test_nothing_needs_posix() -> None:
-    assert not POSIX_CALLS & {name for _, name, _ in calls()}
+    # os.kill() with SIGTERM exists on Windows; there, it ends the process without a checkpoint.
+    used = {(file, name) for file, name, _ in calls() if name in POSIX_CALLS}
+    assert used == {("lab/training.py", "os.kill")}
     for tree in SOURCES.values():
         for node in tree.body:
             if isinstance(node, ast.Import):
@@ -85,7 +87,7 @@ def test_nothing_needs_posix() -> None:
                 assert node.module not in POSIX_MODULES
 
 
-# Tests of the Windows console.
+# Tests of console output and of shell commands.
 
 
 @pytest.fixture
@@ -115,14 +117,14 @@ def test_a_console_without_unicode_shows_escapes(
 
 
 @pytest.mark.usefixtures("windows")
-def test_a_closed_pipe_is_an_invalid_argument_on_windows() -> None:
+def test_on_windows_the_error_einval_means_a_closed_pipe() -> None:
     closed = OSError(errno.EINVAL, "Invalid argument")
     assert is_broken_pipe(closed)
     assert is_broken_pipe(BrokenPipeError(errno.EPIPE, "Broken pipe"))
     assert not is_broken_pipe(OSError(errno.ENOSPC, "No space left on device"))
 
 
-def test_an_invalid_argument_is_no_closed_pipe_elsewhere() -> None:
+def test_on_other_systems_the_error_einval_does_not_mean_a_closed_pipe() -> None:
     if os.name == "nt":
         pytest.skip("this is Windows")
     assert not is_broken_pipe(OSError(errno.EINVAL, "Invalid argument"))

@@ -147,6 +147,7 @@ def test_the_python_example_runs(code: str) -> None:
 
 
 TESTED_ELSEWHERE = {
+    "lab/server": "lab/test_answers",
     "cli/messages": "cli/test_arguments",
     "models/ensemble": "test_evaluate",
     "muon": "test_optim",

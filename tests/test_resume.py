@@ -32,7 +32,7 @@ Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 @pytest.fixture
 def config(text_file: Path) -> RunConfig:
-    """A run that takes about a second and uses every random generator."""
+    """The configuration of a run that takes about a second and uses every random generator."""
     return RunConfig(
         data=str(text_file),
         device="cpu",
@@ -44,7 +44,7 @@ def config(text_file: Path) -> RunConfig:
 
 
 class Interrupter(Reporter):
-    """Sends SIGINT to this process when the line of a step is written to metrics.jsonl."""
+    """Sends SIGINT to this process after the line of step `step` is written to metrics.jsonl."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -85,16 +85,16 @@ QUICK = ["muon"]
 @pytest.mark.parametrize(
     "variant", [variant if variant in QUICK else slow(variant) for variant in VARIANTS]
 )
-def test_a_resumed_run_is_exact_to_the_bit(config: RunConfig, variant: str) -> None:
+def test_a_resumed_run_equals_a_run_without_a_stop(config: RunConfig, variant: str) -> None:
     config = replace(config, **VARIANTS[variant])  # type: ignore[arg-type]
     train(replace(config, out=Path("straight")))
-    # Stop at the first step, just after a checkpoint, at a checkpoint, and between checkpoints.
+    # Stop before the first step, soon after a checkpoint, at a checkpoint, and between checkpoints.
     train_with_interruptions(config, Path("stopped"), 0, 5, 20, 35)
     assert_same(Path("straight"), Path("stopped"))
 
 
-def test_a_run_with_more_steps_is_exact_too(config: RunConfig) -> None:
-    """Train 60 steps, or twice 30 steps; decay_steps gives both runs the same schedule."""
+def test_a_run_of_twice_30_steps_equals_a_run_of_60_steps(config: RunConfig) -> None:
+    """Because of decay_steps, both runs have the same learning-rate schedule."""
     settings = replace(config.train, eval_every=30)
     config = replace(config, optim=replace(config.optim, decay_steps=60), train=settings)
     train(replace(config, out=Path("straight")))
@@ -128,8 +128,8 @@ def test_a_changed_schedule_is_reported(
     assert recorder.lines == [message] * times
 
 
-def test_a_run_that_dies_anywhere_is_exact_too(config: RunConfig) -> None:
-    """The run ends without saving after a line is written, as in a power failure."""
+def test_a_run_that_dies_at_any_step_is_resumed_exactly(config: RunConfig) -> None:
+    """After a line is written, the run ends without saving a checkpoint, as in a power failure."""
 
     class PowerFailure(Reporter):
         def __init__(self, step: int) -> None:
@@ -142,7 +142,7 @@ def test_a_run_that_dies_anywhere_is_exact_too(config: RunConfig) -> None:
     train(replace(config, out=Path("straight")))
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("failed")), PowerFailure(0))
-    for step in (15, 20, 55, 60):  # at step 20, best/ was already written
+    for step in (15, 20, 55, 60):  # at step 20, the run ends after best/ is written
         with pytest.raises(KeyboardInterrupt):
             resume_training(Path("failed"), read_run_config(Path("failed")), PowerFailure(step))
     with Path("failed/metrics.jsonl").open("a") as file:
@@ -224,7 +224,8 @@ def test_settings_of_another_run_are_refused(
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("run")), Interrupter(20))
     before = {file: file.read_bytes() for file in Path("run").rglob("[!.]*") if file.is_file()}
-    # Keep the error: its traceback keeps the lock object alive.
+    # Keep the error: its traceback refers to the lock object. If Python deleted this object, that
+    # would release the lock, and the test could not show that resume_training() releases it.
     with pytest.raises(UserError, match=message) as _error:
         resume_training(Path("run"), replace(read_run_config(Path("run")), **change))  # type: ignore[arg-type]
     lock_run(Path("run")).release()  # succeeds only if the lock was released
@@ -234,13 +235,13 @@ def test_settings_of_another_run_are_refused(
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (3, "3 lines, but the checkpoint was saved after 4"),
-        (0, "0 lines, but the checkpoint was saved after 4"),
+        (3, "3 lines, but the checkpoint was saved after line 4"),
+        (0, "0 lines, but the checkpoint was saved after line 4"),
         (None, "Expecting"),
-        (-1, "3 lines, but the checkpoint was saved after 4"),
+        (-1, "3 lines, but the checkpoint was saved after line 4"),
     ],
 )
-def test_changed_metrics_are_named(config: RunConfig, lines: int | None, message: str) -> None:
+def test_changed_metrics_are_refused(config: RunConfig, lines: int | None, message: str) -> None:
     train(replace(config, out=Path("run"), train=replace(config.train, steps=20)))
     file = Path("run/metrics.jsonl")
     kept = file.read_text().splitlines(keepends=True)[:lines] if lines is not None else ["x\n"] * 9
@@ -259,7 +260,7 @@ def gpu_flags(out: str, steps: int) -> list[object]:
 
 
 @pytest.mark.gpu
-def test_a_deterministic_run_on_a_gpu_is_exact(process: Process, text_file: Path) -> None:
+def test_a_deterministic_run_on_a_gpu_is_resumed_exactly(process: Process, text_file: Path) -> None:
     """Each run is a new process: cuBLAS and the compiler are configured only once per process."""
     for arguments in (
         gpu_flags("straight", 100),
@@ -274,7 +275,7 @@ def test_a_deterministic_run_on_a_gpu_is_exact(process: Process, text_file: Path
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_an_interrupted_run_on_a_gpu_has_about_the_same_losses(
+def test_on_a_gpu_interruptions_hardly_change_the_losses(
     config: RunConfig, precision: Precision
 ) -> None:
     train_config = replace(config.train, compile=False)

@@ -19,7 +19,7 @@ from nanogpt.train import resume_training, train
 from tests.small import SMALL
 
 
-def test_four_parts_of_16_are_a_batch_of_64() -> None:
+def test_four_parts_of_16_give_the_gradients_of_a_batch_of_64() -> None:
     model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=11))
     inputs, targets = torch.randint(11, (2, 64, 16)).unbind()
 
@@ -37,7 +37,7 @@ def test_four_parts_of_16_are_a_batch_of_64() -> None:
 
 
 def test_training_equals_three_explicit_steps(config: RunConfig) -> None:
-    """The explicit steps use the same batches, gradients, clipping, rates and weight decay."""
+    """The explicit steps repeat the batches, clipping, rates and weight decay of train()."""
     settings = replace(config.train, steps=3)
     config = replace(config, seed=7, model=replace(SMALL, dropout=0.0), train=settings)
     trained = train(config).run.model
@@ -156,7 +156,7 @@ def test_a_call_can_stop_between_two_steps(muon_config: RunConfig) -> None:
 def test_every_step_has_its_own_rates(
     muon_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adam, Muon and weight averaging each have a rate that changes even within one take()."""
+    """The rates of Adam, Muon and weight averaging change at each step, even within one take()."""
     muon_config = replace(muon_config, train=replace(muon_config.train, steps=2 * STEPS_AHEAD))
     run, steps = build_stepper(muon_config)
     used: list[list[float]] = [[], [], []]

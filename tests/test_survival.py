@@ -18,7 +18,7 @@ from tests.marks import slow
 from tests.platforms import linux_only
 from tests.same import assert_same
 
-resource = pytest.importorskip("resource")  # Windows has neither this module nor these signals
+resource = pytest.importorskip("resource")  # Windows lacks it and some of these signals
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
@@ -116,7 +116,7 @@ def kill_and_resume(process: Process, text_file: Path, kills: int, steps: int, s
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_twice_is_exact(
+def test_a_run_that_is_killed_twice_is_resumed_exactly(
     process: Process, nanogpt: Command, text_file: Path
 ) -> None:
     assert nanogpt(*arguments(text_file, "straight", 200))[0] == 0
@@ -125,7 +125,7 @@ def test_a_run_that_is_killed_twice_is_exact(
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_25_times_is_exact(
+def test_a_run_that_is_killed_25_times_is_resumed_exactly(
     process: Process, nanogpt: Command, text_file: Path
 ) -> None:
     assert nanogpt(*arguments(text_file, "straight", 1500))[0] == 0
@@ -169,7 +169,7 @@ def assert_stopped_by_full_disk(answer: tuple[int, str, str], run: Path, reason:
 def test_a_file_size_limit_stops_the_run_with_one_line(
     nanogpt: Command, text_file: Path, limit: int
 ) -> None:
-    """For each limit, another file of the run is the first one that exceeds the limit."""
+    """For each limit, a different file of the run is the first one that exceeds the limit."""
     schedule = ("--optim.decay-steps", 40)
     assert nanogpt(*arguments(text_file, "straight", 40), *schedule)[0] == 0
     assert nanogpt(*arguments(text_file, "full", 20), *schedule)[0] == 0
@@ -185,7 +185,7 @@ def test_a_file_size_limit_stops_the_run_with_one_line(
 
 
 @pytest.mark.parametrize("limit", [slow(200), 20_000])
-def test_a_run_that_saved_nothing_starts_again(
+def test_a_run_that_saved_nothing_can_be_started_again(
     nanogpt: Command, text_file: Path, limit: int
 ) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

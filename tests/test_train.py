@@ -74,7 +74,7 @@ def test_the_best_weights_have_the_best_loss(random_text_config: RunConfig) -> N
 
 
 def test_averaged_weights_are_kept_if_their_loss_is_lower(config: RunConfig) -> None:
-    """At this high learning rate, the weights oscillate around a minimum, but not their average."""
+    """At this high learning rate, the weights oscillate around a minimum; the average does not."""
     optim = OptimConfig(lr=3e-2, min_lr=3e-2, warmup=10, ema=0.9)
     result = train(replace(config, optim=optim))
     assert result.best.averaged
@@ -135,7 +135,7 @@ def test_the_baseline_is_counted_on_the_training_split(config: RunConfig, text: 
 
 
 @pytest.mark.slow
-def test_gradient_accumulation_gives_the_same_losses(config: RunConfig) -> None:
+def test_gradient_accumulation_hardly_changes_the_losses(config: RunConfig) -> None:
     config = replace(config, model=replace(SMALL, dropout=0.0))
     whole = train(config)
     parts = train(replace(config, train=replace(config.train, accumulation=4)))
@@ -209,7 +209,7 @@ def test_overfitting_is_reported_once(random_text_config: RunConfig) -> None:
 
 def test_the_alphabet_determines_the_vocabulary_size(config: RunConfig, text: str) -> None:
     assert prepare_run(config).model.config.vocab_size == len(set(text))
-    with pytest.raises(UserError, match=r"--model.vocab-size is 99, but this text has \d+ diff"):
+    with pytest.raises(UserError, match=r"--model.vocab-size is 99, but the tokenizer has \d+ to"):
         prepare_run(replace(config, model=replace(SMALL, vocab_size=99)))
 
 
@@ -227,13 +227,13 @@ def test_nothing_is_written_for_a_run_that_cannot_start(config: RunConfig) -> No
         ("patience", 0, "patience is 0: it must be at least 1, or None"),
     ],
 )
-def test_an_impossible_setting_is_named(field: str, value: int, says: str) -> None:
+def test_the_error_names_an_impossible_setting(field: str, value: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TrainConfig(**{field: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_bfloat16_reaches_about_the_same_loss(config: RunConfig) -> None:
+def test_bfloat16_reaches_about_the_loss_of_float32(config: RunConfig) -> None:
     exact, low_precision = train(config), train(replace(config, precision="bfloat16"))
     assert low_precision.best.val_loss == pytest.approx(exact.best.val_loss, abs=0.05)
     assert {p.dtype for p in low_precision.run.model.parameters()} == {torch.float32}
@@ -247,7 +247,7 @@ def test_bfloat16_reaches_about_the_same_loss(config: RunConfig) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_gpu_reaches_about_the_same_loss(config: RunConfig, compile: bool) -> None:
+def test_a_gpu_reaches_about_the_loss_of_a_cpu(config: RunConfig, compile: bool) -> None:
     config = replace(config, model=replace(SMALL, dropout=0.0))
     on_cpu = train(config)
     settings = replace(config.train, compile=compile)

@@ -11,7 +11,7 @@ LANGUAGES = [
     "أكون أو لا أكون، ذلك هو السؤال",
     "\ufeff👩‍👩‍👧 and 🏴‍☠️ \x00\t e\u0301 no newline at the end",
 ]
-# The texts repeat words and have many kinds of spaces, so there are pairs to merge.
+# Texts made of these words repeat words and spaces, so byte-pair encoding finds pairs to merge.
 words = st.lists(
     st.sampled_from(
         ["the", " the", " then", "'s", "\n", " ", "  ", "\t", "\r\n", "é", "问题", "1", "22"]

@@ -293,7 +293,7 @@ def _explain_unknown(
     flag = word.partition("=")[0].replace("_", "-")
     positionals = [option.flag for option in options if option.has_type(positional)]
     if flag in positionals:
-        return UserError(f"there is no option {flag}: give its value alone")
+        return UserError(f"there is no option {flag}: give its value without a flag")
     flags = _map_flags(options).values()
     near = [each for each in flags if each.rpartition(".")[2] == flag.lstrip("-")]
     near = near or get_close_matches(flag, flags, n=1, cutoff=0.7)

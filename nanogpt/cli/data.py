@@ -25,7 +25,7 @@ class DataArgs:
     """
 
     data: Annotated[str, positional, placeholder("[DATA]")] = "tinyshakespeare"
-    """Corpus, file, folder, pattern or address, as for --data of nanogpt train."""
+    """Corpus, file, directory, glob pattern or URL, as for --data of nanogpt train."""
     column: str = "text"
     """Column of .jsonl and .parquet files that contains the text."""
     separator: str = "\n\n"
@@ -81,7 +81,7 @@ def make_survey_tables(survey: Survey) -> list[Table]:
     }
     for name, value in rows.items():
         facts.add_row(name, value)
-    columns = ("nats per character", "entropy", "in bits", "validation loss of n-grams")
+    columns = ("nats per character", "entropy", "entropy in bits", "validation loss of n-grams")
     ngrams = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for each, name in zip(survey.ngrams, ("unigrams", "bigrams", "trigrams"), strict=False):
         ngrams.add_row(

@@ -32,7 +32,7 @@ class EvalArgs:
     """Run directories, or their names below runs/; by default the newest run."""
     split: Literal["auto", "val", "train", "all"] = "auto"
     """train: the first part of the text. val: the held-out last part. all: both parts. auto: val
-    for the text of the run and for a folder with train.bin and val.bin, otherwise all."""
+    for the text of the run and for a directory with train.bin and val.bin, otherwise all."""
     data: str | None = None
     """Another text to evaluate on; see --data of nanogpt train."""
     column: str = "text"

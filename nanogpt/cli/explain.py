@@ -66,7 +66,7 @@ def explain(args: list[str]) -> None:
     for table in make_explanation_tables(explanation):
         console.print(table)
         console.print()
-    symbols = {"V": ("vocabulary", model.vocab_size), "n": ("tokens at a time", tokens)}
+    symbols = {"V": ("vocabulary", model.vocab_size), "n": ("tokens in a forward pass", tokens)}
     if not isinstance(model, BigramConfig):
         symbols = {
             "L": ("layers", model.n_layer),
@@ -112,7 +112,7 @@ def make_explanation_tables(explanation: Explanation) -> list[Table]:
     """Return tables of the parameters, the memory, the operations and the time of a run."""
 
     def make_table(title: str, lines: Sequence[Line], form: Callable[[float], str]) -> Table:
-        table = Table(title, "by", "", box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table = Table(title, "formula", "", box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.columns[2].justify = "right"
         for line in lines:
             style = "bold" if line.total else ""

@@ -24,6 +24,7 @@ COMMANDS = {
     "data": ("data", "show statistics of a text, and the losses of n-gram models"),
     "tokenize": ("tokenize", "show how a tokenizer encodes a text"),
     "inspect": ("inspect", "show attention, predictions and embeddings on a web page"),
+    "lab": ("lab", "train models and look inside them, on a local web page"),
     "explain": ("explain", "show what a run needs: parameters, memory, operations, time"),
     "study": ("study", "train many models for a study: ladder or scaling"),
     "presets": ("presets", "list the presets of train"),

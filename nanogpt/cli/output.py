@@ -43,7 +43,7 @@ class Output:
 
 @contextmanager
 def guard_streams() -> Iterator[None]:
-    """Within this context, a closed or full standard stream ends a command without a traceback.
+    """Within this context, a standard stream that is closed or fails causes no traceback.
 
     A stream that is already closed is replaced with the null device. If the program that reads the
     output has exited, the command ends with status 0. If writing the output fails for another

@@ -18,7 +18,7 @@ class PresetsArgs:
 def presets(args: list[str]) -> None:
     """Print a table of the presets."""
     parse_arguments(PresetsArgs(), args, "nanogpt presets")
-    table = Table("preset", "model", "steps", "batch", "for", box=None, header_style="bold")
+    table = Table("preset", "model", "steps", "batch", "purpose", box=None, header_style="bold")
     for name, preset in PRESETS.items():
         model, training = preset.config.model, preset.config.train
         shape = f"block size {model.block_size}"

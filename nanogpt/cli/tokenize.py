@@ -44,7 +44,7 @@ class TokenizeArgs:
         if name not in ("data", "column", "separator"):
             return ""
         if not tokenizers.is_trained_on_text(self.tokenizer):
-            return f"the tokenizer {self.tokenizer} is not made from a text"
+            return f"the tokenizer {self.tokenizer} is not trained on --data"
 
         from ..text import corpora  # a slow import
 

@@ -89,7 +89,7 @@ def estimate_time(
     bandwidth = format_quantity(rates.memory, "B/s")
     return [
         Line("matrix products", f"operations per step / {flops}", products),
-        Line("the rest", f"({passes} activations + 28 N) / {bandwidth}", rest),
+        Line("other operations", f"({passes} activations + 28 N) / {bandwidth}", rest),
         Line("per step", "sum", products + rest, True),
         Line("all steps", f"× {training.steps:,}", (products + rest) * training.steps, True),
     ]

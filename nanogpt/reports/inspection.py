@@ -26,7 +26,7 @@ SHOWN_PREDICTIONS = 12
 LARGE_VOCABULARY = 200
 """If the vocabulary is larger than this, the plot of the embedding shows only some tokens."""
 MODULES = ("dom.js", "heat.js", "inside.js")
-"""The modules of the page, each after those that it imports."""
+"""The JavaScript modules of the page; each follows the modules that it imports."""
 DIGITS = 4
 """Decimal places of the values on the page."""
 
@@ -70,15 +70,16 @@ class Inspection:
     loss: float
     """Mean of -ln p over `probabilities`, in nats per token."""
     lens_predictions: list[list[Prediction]]
-    """The logit lens: the most probable next token at each position if the head is applied after a
-    block. Entry 0 uses the input of the first block; entry i uses the output of block i."""
+    """The logit lens: the most probable next token at each position if the output head is applied
+    after a block. Entry 0 uses the input of the first block; entry i uses the output of block i."""
     lens_probabilities: list[list[float]]
     """The probability that the logit lens gives to the actual next token, by entry and position."""
     stream_norms: list[list[float]]
     """The Euclidean norm of the residual stream by layer and position; entry 0 is the input of the
-    first block, entry i the output of block i."""
+    first block, and entry i is the output of block i."""
     branch_norms: list[list[list[float]]]
-    """The norms of what attention and feed-forward compute, by layer, branch and position."""
+    """The Euclidean norms of the outputs of attention and of feed-forward (the two branches), by
+    layer, branch and position."""
     vocab_size: int
     embedding: list[EmbeddedToken]
     """Tokens in the plane of the first two principal components of the embedding. These are all

@@ -7,8 +7,8 @@ from contextlib import nullcontext, suppress
 from typing import Self
 
 QUEUE_LENGTH = 3
-"""submit() waits while more than this number of jobs are pending. Then a slow disk slows down the
-training; without this limit, the waiting checkpoints could fill the memory."""
+"""submit() waits while more than this number of jobs are pending. So a slow disk slows down the
+training; without this limit, the pending checkpoints could fill the memory."""
 
 
 class BackgroundWriter:

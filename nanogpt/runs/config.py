@@ -30,7 +30,8 @@ class TrainConfig:
     batch_size: int = 64
     """Blocks in the batch of each optimizer step."""
     accumulation: int = 1
-    """Process each batch in this many equal parts. The result is the same, with less memory."""
+    """Process each batch in this many equal parts. The result is the same, but the step
+    needs less memory."""
     order: OrderName = "random"
     """random: blocks start anywhere in the text. epochs: the text is cut into blocks, and every
     epoch uses each block once, in a new order."""
@@ -44,8 +45,8 @@ class TrainConfig:
     patience: int | None = None
     """Stop after this many evaluations in a row without a lower validation loss."""
     history: int = 0
-    """Number of snapshots of the weights to keep in the run's history/, from the first step to the
-    last. Their steps are evenly spaced in the logarithm of the step."""
+    """Number of snapshots of the weights to keep in the run's history/: one before the first step,
+    the others at steps whose logarithms are evenly spaced, up to the last step."""
     stop_at_val_loss: float | None = None
     """Stop at the first evaluation with at most this validation loss, in nats per token."""
     compile: bool = True

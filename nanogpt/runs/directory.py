@@ -10,7 +10,7 @@
       last/             the newest checkpoint, with everything that an exact resume needs
       history/STEP/     snapshots of the weights, if train.history is not 0
       .lock             locked by the process that trains
-      .pid              the ID of that process
+      .pid              the ID of the process that trains
 
 checkpoint.py describes best/ and last/; formats.py describes the first two keys of run.json.
 """
@@ -43,7 +43,7 @@ SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 def make_run_directory(out: Path | None, name: str) -> tuple[Path, FileLock]:
     """Create and lock a run directory: `out`, or the first free name of runs/NAME, runs/NAME-2, …
 
-    Raises UserError if the directory cannot be created, or if it already holds a run.
+    Raises UserError if the directory cannot be created, holds a run, or contains other files.
     """
     try:
         directory = _make_new(RUNS / name) if out is None else out

@@ -14,8 +14,8 @@ HISTORY = "history"
 def plan_snapshots(steps: int, count: int) -> tuple[int, ...]:
     """Return the steps of `count` snapshots of a run: 0, and steps from 1 to the last step.
 
-    Their logarithms are evenly spaced, as far as whole numbers allow. A run of fewer than `count`
-    steps has a snapshot at each step.
+    The logarithms of the steps after 0 are evenly spaced, as far as whole numbers allow. A run
+    of fewer than `count` steps has a snapshot at each step.
     """
     planned = [0, 1][:count]
     while len(planned) < count and planned[-1] < steps:

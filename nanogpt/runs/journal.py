@@ -93,7 +93,7 @@ class Journal:
                 line = opened.readline(MAX_LINE)
                 if not line.endswith(b"\n"):
                     raise damaged_error(
-                        file, f"{number} lines, but the checkpoint was saved after {lines}"
+                        file, f"{number} lines, but the checkpoint was saved after line {lines}"
                     )
                 try:
                     record = parse_dataclass(Record, parse_json(line, file), {})

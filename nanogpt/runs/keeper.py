@@ -53,7 +53,10 @@ class CheckpointKeeper:
         self.writer.submit(partial(write_checkpoint, self.run.out / "best", files))
 
     def save_snapshot(self) -> None:
-        """Save the weights of this step in history/. Raises Stopped if one is not finite."""
+        """Save the weights of this step in history/.
+
+        Raises Stopped if check_model() finds a value that is not finite.
+        """
         state = self.run.state
         self.check.check_model()
         weights = take_snapshot(self.run.model.state_dict())

@@ -16,7 +16,7 @@ from ..system.memory import format_count, require_memory
 from .config import STEPS_AHEAD, RunConfig
 
 BLOCK_BYTES = 50_000
-"""Minimum bytes of the Python objects of a block: modules, tensors, the graph of the gradients."""
+"""Minimum bytes of the Python objects of a block: modules, tensors, the autograd graph."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype
     static = [Line("weights", "4 N", 4 * N)]
     if optim.optimizer == "muon":
         M = count_matrix_weights(config.model)
-        formula = f"8 N − 4 M, M = {format_count(M)} with Muon"
+        formula = f"8 N − 4 M; Muon trains M = {format_count(M)}"
         static.append(Line("optimizer", formula, 8 * N - 4 * M))
     else:
         static.append(Line("optimizer", "8 N", 8 * N))
@@ -150,7 +150,7 @@ def count_activations(
     lines = []
     if is_half:
         W = count_matrix_weights(model) + V * C  # the blocks and the head
-        formula = f"2 W, W = {format_count(W)} in products"
+        formula = f"2 W; products use W = {format_count(W)}"
         lines.append(Line("weights in half precision", formula, 2 * W))
     blocks = n * L * (c * C + extra)
     return [
@@ -164,7 +164,7 @@ def count_activations(
 def count_host_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> int:
     """Count the bytes of host memory that a run needs at minimum.
 
-    With a CUDA device, the host has only the initial weights.
+    With a CUDA device, host memory contains only the initial weights and the Python objects.
     """
     model, training = config.model, config.train
     value = {line.part: line.value for line in count_memory(config, device, precision)}

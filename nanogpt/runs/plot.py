@@ -22,7 +22,8 @@ def make_figure(
 ) -> "Figure":
     """Return an empty figure of `width` by `height` inches; drawing it needs no display.
 
-    matplotlib is imported only here, because its import takes as long as several training steps.
+    This function imports matplotlib, so that commands without plots start faster. The import takes
+    as long as several training steps.
     The import fails if the environment variable MPLBACKEND names an unknown backend, so this
     function removes the variable during the import.
     """

@@ -31,7 +31,7 @@ _baby = RunConfig(
 _tiny = replace(
     _baby,
     name="tiny",
-    precision="float32",  # on all machines, so that their results can be compared
+    precision="float32",  # the same on all machines, so that results can be compared
     model=GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64),
     # A short run needs a high learning rate. It hardly overfits, so it needs no dropout.
     optim=replace(_baby.optim, lr=5e-3, warmup=200),

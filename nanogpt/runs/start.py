@@ -41,7 +41,10 @@ MAX_BIGRAM_TOKENS = 5_000_000
 
 
 def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
-    """Create a run and its directory; all settings are checked first. Raises UserError."""
+    """Create a run and its directory; all settings are checked first.
+
+    Raises UserError. Raises Stopped if writing fails.
+    """
     device = _set_up_device(config)
     precision = pick_precision(config.precision, device)
     corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
@@ -212,7 +215,7 @@ def _set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:
     """Return `config` with this vocabulary size. Raises UserError if `config` sets another size."""
     if config.vocab_size not in (type(config)().vocab_size, vocab_size):
         raise UserError(
-            f"--model.vocab-size is {config.vocab_size}, but this text has {vocab_size} different "
-            f"tokens: leave the option out; the text determines the vocabulary size"
+            f"--model.vocab-size is {config.vocab_size}, but the tokenizer has {vocab_size} "
+            f"tokens: leave the option out; the tokenizer determines the vocabulary size"
         )
     return replace(config, vocab_size=vocab_size)

@@ -141,7 +141,8 @@ class ScalingResult:
     """(operations, lowest loss with at most these operations, N of the model with this loss)."""
     takeovers: list[tuple[float, float]]
     """(operations, parameters) at which the loss of a model falls below the loss of the next
-    smaller model, while both still train. `parameters` is the geometric mean of the two N."""
+    smaller model, while both models still train. `parameters` is the geometric mean of their
+    numbers of parameters."""
     exponent: float | None
     """The best number of parameters grows as operations^exponent. The exponent is the slope of the
     takeovers on log-log axes."""
@@ -218,9 +219,10 @@ def find_frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, floa
 
 
 def find_takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float]]:
-    """Return (operations, parameters) at which each model overtakes the next smaller model.
+    """Return (operations, parameters) of each point where a model overtakes the next smaller model.
 
-    The curve of a model ends at its last step. A takeover is included if both curves reach it.
+    `parameters` is the geometric mean of the two models' numbers of parameters. The curve of a
+    model ends at its last step. A takeover is included if both curves reach it.
     """
     takeovers = []
     for (small_N, small_curve), (large_N, large_curve) in pairwise(curves):

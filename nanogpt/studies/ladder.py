@@ -1,7 +1,8 @@
 """The ladder study: what each part of a GPT contributes, from counting characters to Muon.
 
-Each rung adds one part to the previous rung. All trained rungs use the same batches for the same
-number of steps, and all rungs are evaluated on the same validation split.
+A rung is one model of the ladder. Each rung adds one part to the previous rung. All trained rungs
+use the same batches for the same number of steps, and all rungs are evaluated on the same
+validation split.
 """
 
 import time
@@ -224,7 +225,8 @@ def count_rung(
 ) -> tuple[float, Weigh, int]:
     """Count the n-grams of `train` for a rung of COUNTED_RUNGS.
 
-    Returns the loss on `val`, a function that weighs the next token, and the number of n-grams.
+    Returns three values: the loss on `val`; a function that returns the weight of each possible
+    next token; and the number of n-grams.
     """
     if name == KNESER_NEY:
         model = KneserNey(train, choose_order(V), V)

@@ -203,7 +203,7 @@ def _block_interrupts() -> Iterator[None]:
 
 
 def _remove_weights(run: RunConfig) -> None:
-    """Delete the checkpoints of a finished run: a study keeps the losses, not the weights."""
+    """Delete the checkpoints of a finished run: the study needs only its losses."""
     assert run.out is not None
     for directory in ("best", "last"):
         remove_if_present(run.out / directory)

@@ -8,9 +8,9 @@ grid of N and D. Then it fits a law to the losses. The question is from Kaplan e
 Each model trains at a constant learning rate until its validation loss stops falling. The average
 of its weights is also evaluated: averaging replaces a decaying learning rate (Hägele et al. 2024,
 arXiv:2405.18392). A model needs more regularisation if it has more parameters per character, or
-trains for more epochs. So for each model and text, the study computes the product parameters per
-character × epochs. This product decides which recipes of regularisation the study tries. For
-each model and text, only the run with the lowest validation loss counts.
+trains for more epochs. So for each model and text, the study multiplies the parameters per
+character by the number of epochs. This product decides which recipes of regularisation the study
+tries. For each model and text, only the run with the lowest validation loss counts.
 """
 
 import math
@@ -38,8 +38,8 @@ each model is about four times as large as the previous one."""
 PARTS = (1, 2, 4, 8, 16)
 """The amounts of text: 1 is all of the training text, 2 is one half, 4 is one quarter, …"""
 LARGE_MODEL = 1_000_000
-"""A recipe may use lower learning rates for models with at least this many parameters. These models
-still learn fast enough, and their weights fluctuate less at the end of training."""
+"""A recipe may use lower learning rates for models with at least this many parameters. With
+lower rates, these models still learn fast enough, and their weights fluctuate less at the end."""
 MIN_COMPILED = 5_000_000
 """Compiling a model with at least this many parameters saves more time than it takes."""
 WHOLE_GPU = 20_000_000
@@ -91,7 +91,7 @@ def load_texts() -> tuple[list[str], str]:
 
     The training text is the training split of Tiny Shakespeare, followed by all plays that are not
     in Tiny Shakespeare. These plays contain a few letters and symbols that Tiny Shakespeare does
-    not contain; such characters are removed. The validation text is the validation split of Tiny
+    not contain; this function removes them. The validation text is the validation split of Tiny
     Shakespeare. Each passage ends at the end of a speech.
     """
     tiny = corpora.load_corpus("tinyshakespeare")

@@ -91,7 +91,7 @@ def sync_to_disk(path: Path) -> None:
     except PermissionError:
         pass  # Windows cannot open a directory
     except OSError as error:
-        if not (path.is_dir() and error.errno == errno.EINVAL):  # from some network drives
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # some network drives raise this
             raise
 
 
@@ -289,7 +289,7 @@ def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
+    raise ValueError(f"{name} is not valid in JSON")
 
 
 def compute_sha256(file: Path) -> str:

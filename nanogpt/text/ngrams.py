@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.integer[Any]]
 Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Number = TypeVar("Number", np.int64, np.float64)
 
 
@@ -75,6 +76,12 @@ class NGramCounts:
     def count_followers(self, context: Sequence[int]) -> Integers:
         """Return how often each token follows the last n - 1 tokens of `context`: shape (base,)."""
         return look_up(encode_followers(context, self.n, self.base), self.codes, self.counts)
+
+    def next_probabilities(self, context: Sequence[int], smoothing: float = 1.0) -> Floats:
+        """Return the probability of each token after `context`: shape (base,)."""
+        counts = self.count_followers(context).astype(np.float64) + smoothing
+        p: Floats = counts / counts.sum()
+        return p
 
     def entropy(self) -> float:
         """Return the entropy of a token given its context, in nats.

@@ -66,8 +66,8 @@ def flatten(help_text: str) -> str:
         ("train --train.steps", "--train.steps needs a value, as in --train.steps=VALUE"),
         ("sample --prompt --json", "--prompt needs a value, as in --prompt=VALUE; if the value"),
         ("sample --prompt --", "--prompt needs a value, as in --prompt=VALUE; if the value looks"),
-        ("sample --run tiny", "there is no option --run: give its value alone"),
-        ("explain --json --size tiny", "there is no option --size: give its value alone"),
+        ("sample --run tiny", "there is no option --run: give its value without a flag"),
+        ("explain --json --size tiny", "there is no option --size: give its value without a flag"),
         ("tokenize -- a --json", "unexpected argument '--json'; see nanogpt tokenize --help"),
         ("presets -- -x", "unexpected argument '-x'; see nanogpt presets --help"),
         ("train --data --seed 3", "--data needs a value, as in --data=VALUE"),
@@ -222,7 +222,7 @@ def test_every_suggested_option_exists(kind: Any) -> None:
                 error = str(_explain_unknown([typed], (), options, (), "nanogpt"))
                 suggested = re.findall(r"(?:mean|or) (--[\w.-]+)", error)
                 assert set(suggested) <= known, error
-                assert suggested or "give its value alone" in error or "see nanogpt" in error
+                assert suggested or "give its value without" in error or "see nanogpt" in error
 
 
 @pytest.mark.parametrize("preset", PRESETS)

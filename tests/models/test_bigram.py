@@ -1,4 +1,4 @@
-"""models/bigram.py: counts equal those of a plain loop; training converges to the same table."""
+"""models/bigram.py: counts equal those of a plain loop; training converges to these counts."""
 
 import math
 from collections import Counter

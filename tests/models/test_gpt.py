@@ -159,7 +159,7 @@ def test_initial_weights_have_the_scales_of_gpt2() -> None:
             assert parameter.std().item() == pytest.approx(residual if last else 0.02, rel=0.05)
 
 
-def test_head_and_embedding_share_one_table() -> None:
+def test_output_head_and_token_embedding_share_one_table() -> None:
     model = GPT(SMALL)
     shapes = sorted(tuple(p.shape) for p in model.parameters())
     assert shapes.count((11, 32)) == 1

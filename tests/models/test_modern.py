@@ -35,7 +35,7 @@ def make_scrambled_model(config: ModernConfig = SMALL) -> Modern:
 
 
 def test_logits_equal_the_formulas() -> None:
-    """The formulas compute one token at a time in float64; rotations multiply complex numbers."""
+    """The formulas compute one token at a time in float64, and rotate with complex numbers."""
     model = make_scrambled_model().double()
     w = {name: p.detach() for name, p in model.named_parameters()}
     text = tokens(1)[0].tolist()
@@ -128,7 +128,7 @@ def test_scores_depend_only_on_the_distance() -> None:
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
 
 
-def test_queries_and_keys_have_the_same_length() -> None:
+def test_all_queries_and_keys_have_the_same_norm() -> None:
     attention = Attention(SMALL)
     scramble(attention)
     q, k, v = attention.heads(torch.randn(2, 12, 16), *rotations(torch.arange(12), 8))

@@ -16,7 +16,7 @@ TOKENS = torch.arange(32).remainder(11).view(2, 16)
 
 
 def compute_logits(model: Plain, tokens: Tensor) -> Tensor:
-    """Compute the logits of a model from its weights with plain formulas."""
+    """Compute the logits of a model from its weights with explicit formulas."""
     config, w = model.config, dict(model.named_parameters())
     assert isinstance(config, PlainConfig)
     x = w["token_embedding.weight"][tokens] + w["position_embedding.weight"][: tokens.shape[1]]
@@ -62,7 +62,7 @@ def test_without_residual_connections_the_activations_keep_their_size() -> None:
     config = PlainConfig(n_layer=1, n_head=1, n_embd=256, block_size=1, feed_forward=True)
     block = build(config).get_submodule("blocks.0")
     x = torch.randn(500, 1, 256)
-    # The result is less than 1, because GELU reduces the variance.
+    # The standard deviation is less than 1, because GELU reduces the variance.
     assert block(x).std().item() == pytest.approx(math.sqrt(0.35), rel=0.3)
 
 

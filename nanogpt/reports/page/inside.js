@@ -23,7 +23,8 @@ export class Inside {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.show(this.data));
   }
 
-  // Show other data; the selection stays where it is, as far as the data has this place.
+  // Show other data. The selected position, layer and head stay the same. If the data does not have one of
+  // them, the last one is selected.
   show(data) {
     this.data = data;
     this.T = data.tokens.length;
@@ -128,11 +129,12 @@ export class Inside {
     const section = this.parts.lens;
     element("h2", "The logit lens", section);
     element("p", "The table shows what each layer would predict if it were the last layer: the final norm and " +
-      "the head are applied to the hidden state after that layer. The cell below a token shows the most " +
-      "probable next token. A stronger shade means a higher probability, and an underline marks a correct " +
-      "prediction. The row “input” is for the hidden state before the first layer. In a GPT, this is the sum " +
-      "of the token embedding and the position embedding. In a modern model, it is the embedding of the " +
-      "token, mixed with the embeddings of the two tokens before it. (Idea: nostalgebraist, 2020.)", section);
+      "the output head, which computes the logits, are applied to the hidden state after that layer. The cell " +
+      "below a token shows the most probable next token. A stronger shade means a higher probability, and an " +
+      "underline marks a correct prediction. The row “input” is for the hidden state before the first layer. " +
+      "In a GPT, this is the sum of the token embedding and the position embedding. In a modern model, it is " +
+      "the embedding of the token, mixed with the embeddings of the two tokens before it. (Idea: " +
+      "nostalgebraist, 2020.)", section);
     this.lens = element("table", undefined, element("div", undefined, section, "scroll"));
   }
 
@@ -165,8 +167,8 @@ export class Inside {
     element("h2", "Attention of each head", section);
     element("p", "Each row of pictures is a layer, and each picture is a head. In a picture, each row is a " +
       "position that attends, and each column is a position that gets attention. The shade is the square root " +
-      "of the weight, so that small weights are visible. Point at a picture to see it large; click to select " +
-      "it.", section);
+      "of the attention weight, so that small weights are visible. Point at a picture to see it large; click " +
+      "to select it.", section);
     const both = element("div", undefined, section, "attention");
     this.heads = element("div", undefined, element("div", undefined, both, "scroll"), "heads");
     const head = element("div", undefined, both, "head");
@@ -232,8 +234,8 @@ export class Inside {
     const section = this.parts.stream;
     element("h2", "The residual stream", section);
     element("p", "Each layer adds the result of its attention and of its feed-forward layer to the residual " +
-      "stream. The bars show the lengths (Euclidean norms) of these vectors at the selected position. A short " +
-      "bar beside a long stream changes little.", section);
+      "stream. The bars show the lengths (Euclidean norms) of these vectors at the selected position. If the " +
+      "bar of such a result is much shorter than the bar of the stream, the result changes the stream little.", section);
     this.stream = element("div", undefined, section);
   }
 
@@ -267,7 +269,8 @@ export class Inside {
     this.explained.textContent =
       (this.layers ? "" : "A bigram model has no embedding; these are the rows of its table. ") +
       (data.embedding.length < data.vocab_size
-        ? `The tokens of the text and of the predictions (of ${data.vocab_size.toLocaleString("en")} tokens)`
+        ? "The tokens of the text and of the predictions (from a vocabulary of " +
+          `${data.vocab_size.toLocaleString("en")} tokens)`
         : "All tokens") + " in the plane of the first two principal components. These explain " +
       `${percent(data.explained_variance)} of the variance, so tokens that are close here may be far apart ` +
       "in the other directions.";

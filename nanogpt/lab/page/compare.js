@@ -1,0 +1,79 @@
+import { element, svg } from "./dom.js";
+import { Asker, get } from "./api.js";
+import { choose, setChoices } from "./controls.js";
+import { drawLines } from "./lines.js";
+
+export class Compare {
+  static title = "Compare";
+  static hint = "Choose a second run or another step. Orange tokens are more probable for the second model, grey ones for " +
+    "the first. Look for what the better model has learned: names, spelling, or grammar (lessons 9 and 12).";
+
+  constructor(parent, lab) {
+    this.lab = lab;
+    this.asker = new Asker("compare");
+    const row = element("div", undefined, parent, "row");
+    this.run = choose(row, "Second run", [], () => { this.fillSteps(); this.show(); });
+    this.step = choose(row, "Its step", [], () => this.show());
+    this.note = element("p", undefined, parent, "muted");
+    this.text = element("div", undefined, parent, "text");
+    const columns = element("div", undefined, parent, "columns");
+    this.samples = [0, 1].map(() => {
+      const box = element("div", undefined, columns);
+      return [element("h2", undefined, box), element("div", undefined, box, "generated")];
+    });
+    this.chart = svg("svg", { class: "chart" }, parent);
+  }
+
+  hide() { this.asker.begin(); this.source?.close(); }
+
+  fillSteps() {
+    const other = this.lab.runs.find(run => run.name === this.run.value);
+    setChoices(this.step, [["best", "best"], ...(other?.snapshots ?? []).map(step => [step, step.toLocaleString("en")])]);
+  }
+
+  async show() {
+    const { lab } = this, usable = lab.runs.filter(run => !run.error && !run.is_starting);
+    const isNew = !this.run.value;
+    setChoices(this.run, usable.map(run => run.name));
+    if (isNew) this.run.value = (usable.find(run => run.name !== lab.run.name) ?? lab.run).name;
+    this.fillSteps();
+    if (isNew && this.run.value === lab.run.name)      // at first, compare with an early step
+      this.step.value = lab.run.snapshots[Math.floor(lab.run.snapshots.length / 2)] ?? "best";
+    this.drawCurves();
+    await lab.try(async () => {
+      const question = { ...lab.model, run2: this.run.value, step2: this.step.value, prompt: lab.prompt };
+      const answer = await this.asker.ask("compare", question);
+      if (answer) this.showAnswer(answer);
+    });
+  }
+
+  showAnswer({ tokens, losses: [one, two], means, count, samples }) {
+    this.note.textContent = `Mean over the first ${count.toLocaleString("en")} tokens of the validation split: ` +
+      `${means[0].toFixed(3)} and ${means[1].toFixed(3)} nats per token.`;
+    this.text.replaceChildren();
+    tokens.forEach((token, t) => {
+      const span = element("span", token, this.text);
+      if (t) {
+        const gain = one[t - 1] - two[t - 1], strength = Math.min(1, Math.abs(gain) / 3);
+        span.style.background = `rgb(var(--${gain > 0 ? "surprise" : "ink"}) / ${gain > 0 ? strength : strength / 2})`;
+        span.title = `${one[t - 1].toFixed(2)} and ${two[t - 1].toFixed(2)} nats`;
+      }
+      if (token.includes("↵")) element("br", undefined, this.text);
+    });
+    const names = [[this.lab.run.name, this.lab.step], [this.run.value, this.step.value]];
+    this.samples.forEach(([title, text], i) => {
+      title.textContent = `${names[i][0]}, ${names[i][1] === "best" ? "best" : `step ${names[i][1]}`}: same prompt and seed`;
+      text.textContent = samples[i];
+    });
+  }
+
+  async drawCurves() {
+    const names = [...new Set([this.lab.run.name, this.run.value])];     // one curve if it is one run
+    const curves = await this.lab.watch(() => Promise.all(names.map(run => get("metrics", { run }))));
+    if (!curves) return;
+    drawLines(this.chart, { x: "step", y: "validation loss (nats per token)", series: curves.map((records, i) => ({
+      name: names[i], colour: ["ink", "surprise"][i], dashes: i ? "" : "5 4",
+      points: records.filter(record => record.val_loss !== undefined).map(record => [record.step, record.val_loss]),
+    })) });
+  }
+}

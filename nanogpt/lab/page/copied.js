@@ -1,0 +1,70 @@
+import { element, svg } from "./dom.js";
+import { Asker } from "./api.js";
+import { button, field } from "./controls.js";
+import { drawLines } from "./lines.js";
+
+const LONG = 12;                                       // characters; shorter matches are not marked
+
+export class Copied {
+  static title = "Copied or invented?";
+  static hint = "Underlined parts occur letter for letter in the training text; click one to see where. Compare the " +
+    "lengths of matches with those of real held-out text: matches as long as these are no sign of copying (lesson 11).";
+
+  constructor(parent, lab) {
+    this.lab = lab;
+    this.asker = new Asker("copied");
+    const row = element("div", undefined, parent, "row");
+    this.seed = field(row, "Seed", { type: "number", min: 0, value: 1337 });
+    button(row, "Generate", () => this.show(), "main");
+    const columns = element("div", undefined, parent, "columns");
+    const left = element("div", undefined, columns), right = element("div", undefined, columns);
+    this.text = element("div", undefined, left, "generated");
+    this.source = element("div", undefined, right, "generated");
+    this.chart = svg("svg", { class: "chart" }, right);
+    this.note = element("p", undefined, right, "muted");
+  }
+
+  hide() { this.asker.begin(); }
+
+  async show() {
+    const { lab } = this;
+    this.source.textContent = `Click a part with a line below it. Lines mark matches of at least ${LONG} characters.`;
+    await lab.try(async () => {
+      const answer = await this.asker.ask("copied", { ...lab.model, seed: this.seed.value });
+      if (answer) this.showAnswer(answer);
+    });
+  }
+
+  showAnswer({ text, matches, lengths, held_out_lengths: heldOut }) {
+    const characters = [...text];                      // the server counts code points, too
+    this.text.replaceChildren();
+    let end = 0;
+    for (const match of matches.filter(({ length }) => length >= LONG)) {
+      if (match.start < end) continue;                 // overlaps the match before it
+      this.text.append(characters.slice(end, match.start).join(""));
+      end = match.start + match.length;
+      const part = element("span", characters.slice(match.start, end).join(""), this.text, "mark");
+      part.tabIndex = 0;
+      part.setAttribute("role", "button");
+      part.onclick = () => this.showSource(match);
+      part.onkeydown = event => event.key === "Enter" && this.showSource(match);
+    }
+    this.text.append(characters.slice(end).join(""));
+    const share = (values, name, colour, dashes) => {
+      const points = [];
+      for (let n = 1; n <= 40; n++) points.push([n, 100 * values.filter(length => length >= n).length / values.length]);
+      return { name, colour, dashes, points };
+    };
+    drawLines(this.chart, { x: "length of the longest match (characters)", y: "share of positions, at least (%)",
+      series: [share(heldOut, "held-out text", "ink", "5 4"), share(lengths, "generated", "surprise")] });
+    const mean = values => values.reduce((a, b) => a + b, 0) / values.length;
+    this.note.textContent = `Mean length: ${mean(lengths).toFixed(1)} characters in generated text, ` +
+      `${mean(heldOut).toFixed(1)} in held-out text. Longest: ${Math.max(...lengths)} and ${Math.max(...heldOut)}.`;
+  }
+
+  showSource({ before: [before, match, after] }) {
+    this.source.replaceChildren("…" + before);
+    element("strong", match, this.source);
+    this.source.append(after + "…");
+  }
+}

@@ -1,0 +1,156 @@
+// The frame of the page: the list of runs, the views, and what they share (run, step, prompt).
+
+import { element } from "./dom.js";
+import { Problem, get } from "./api.js";
+import { setChoices } from "./controls.js";
+import { Train } from "./train.js";
+import { TimeMachine } from "./time.js";
+import { Look } from "./look.js";
+import { TakeApart } from "./apart.js";
+import { Counting } from "./counting.js";
+import { Copied } from "./copied.js";
+import { Compare } from "./compare.js";
+import { Generate } from "./generate.js";
+
+const VIEWS = { train: Train, time: TimeMachine, look: Look, apart: TakeApart, counting: Counting,
+  copied: Copied, compare: Compare, generate: Generate };
+const at = id => document.getElementById(id);
+
+class Lab {
+  constructor() {
+    const state = new URLSearchParams(location.hash.slice(1));
+    this.runs = [];
+    this.run = undefined;                              // the summary of the chosen run
+    this.wanted = state.get("run");
+    this.step = state.get("step") ?? "best";
+    this.prompt = state.get("prompt") ?? "";
+    this.isTyped = Boolean(this.prompt);               // otherwise, the server suggests a prompt
+    this.name = state.get("view") in VIEWS ? state.get("view") : undefined;
+    this.tabs = Object.entries(VIEWS).map(([name, View]) => {
+      const tab = element("button", View.title, at("views"));
+      tab.type = "button";
+      tab.setAttribute("role", "tab");
+      tab.onclick = () => this.open(name);
+      return [name, tab];
+    });
+    at("views").onkeydown = event => this.moveTab(event);
+    at("run").onchange = () => this.chooseRun(at("run").value);
+    at("step").onchange = () => this.setStep(at("step").value);
+  }
+
+  async start() {
+    this.ready = this.try(async () => this.setRuns(await get("runs")));
+    await this.ready;
+    if (!this.opening) this.open(this.name ?? (this.run ? "time" : "train"));
+    setInterval(() => this.name !== "train" && this.watch(async () => this.setRuns(await get("runs"))), 5000);
+  }
+
+  setRuns(runs) {
+    this.runs = runs;
+    const usable = runs.filter(run => !run.error && !run.is_starting);
+    setChoices(at("run"), usable.length ? usable.map(run => [run.name, run.name]) : [["", "none yet"]]);
+    const chosen = usable.find(run => run.name === (this.run?.name ?? this.wanted)) ?? usable[0];
+    const isNew = chosen?.name !== this.run?.name;
+    this.run = chosen;
+    this.showRun();
+    if (isNew && this.view) this.renew();
+  }
+
+  chooseRun(name) {
+    this.run = this.runs.find(run => run.name === name);
+    this.step = "best";
+    this.showRun();
+    this.renew();
+  }
+
+  // Show another run in the same view. The view `train` keeps its form.
+  renew() {
+    if (this.name === "train") this.view.show();
+    else this.open(this.name);
+  }
+
+  showRun() {
+    const { run } = this;
+    at("facts").textContent = run ? `${run.kind}, ${run.parameters.toLocaleString("en")} parameters, trained on ` +
+      `${run.data}; step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}` +
+      (run.val_loss === null ? "" : `, lowest validation loss ${run.val_loss.toFixed(4)}`) : "";
+    setChoices(at("step"), [["best", "best"], ...(run?.snapshots ?? []).map(step => [step, step.toLocaleString("en")])]);
+    at("step").value = this.step;
+    if (at("step").value !== String(this.step)) at("step").value = this.step = "best";
+    if (run) at("run").value = run.name;
+    this.save();
+  }
+
+  setStep(step) { this.step = String(step); this.showRun(); this.view?.show(); }
+  setPrompt(prompt) { this.prompt = prompt; this.isTyped = true; this.save(); }
+
+  save() {
+    const state = { view: this.name ?? "", run: this.run?.name ?? "", step: this.step };
+    if (this.isTyped) state.prompt = this.prompt;
+    history.replaceState(null, "", `#${new URLSearchParams(state)}`);
+  }
+
+  async open(name) {
+    this.view?.hide?.();
+    this.problem();
+    this.name = name;
+    this.tabs.forEach(([other, tab]) => {
+      tab.setAttribute("aria-selected", other === name);
+      tab.tabIndex = other === name ? 0 : -1;
+    });
+    at("hint").textContent = VIEWS[name].hint;
+    at("view").replaceChildren();
+    const opening = this.opening = {};
+    this.view = undefined;
+    await this.ready;                                  // the list of runs
+    if (opening !== this.opening) return;
+    const run = this.run?.name;
+    if (!run && name !== "train") {
+      this.problem("There is no run yet: train one first.");
+      return;
+    }
+    if (run && !this.isTyped && this.promptOf !== run) {
+      const answer = await this.try(() => get("prompt", { run }));
+      if (opening !== this.opening) return;            // the reader has opened another view
+      if (answer) [this.prompt, this.promptOf] = [answer.prompt, run];
+    }
+    this.view = new VIEWS[name](at("view"), this);
+    this.save();
+    this.view.show();
+  }
+
+  moveTab(event) {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!step) return;
+    const names = Object.keys(VIEWS), index = (names.indexOf(this.name) + step + names.length) % names.length;
+    this.open(names[index]);
+    this.tabs[index][1].focus();
+  }
+
+  problem(text) { at("problem").hidden = !text; at("problem").textContent = text ?? ""; }
+
+  // Do something; if it fails for a reason that the reader can change, show the reason.
+  async try(action) {
+    this.problem();
+    return this.watch(action);
+  }
+
+  // The same for what the page does by itself: it leaves the problems of the reader's actions in place.
+  async watch(action) {
+    try {
+      const result = await action();
+      if (this.isOffline) this.problem();
+      this.isOffline = false;
+      return result;
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      this.isOffline = error.isOffline;
+      this.problem(error.message);
+    }
+  }
+
+  // What every question about the chosen model contains.
+  get model() { return { run: this.run.name, step: this.step }; }
+}
+
+new Lab().start();

@@ -1,0 +1,162 @@
+import { element, svg } from "./dom.js";
+import { get, generate, post, postText, toQuery } from "./api.js";
+import { button, choose, field } from "./controls.js";
+import { drawLines } from "./lines.js";
+
+const NAMES = { n_layer: "Layers", n_head: "Heads", n_embd: "Channels", block_size: "Context" };
+
+function duration(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  return minutes ? `${minutes} min ${Math.round(seconds % 60)} s` : `${Math.max(1, Math.round(seconds))} s`;
+}
+
+export class Train {
+  static title = "Train";
+  static hint = "Start a run and watch the loss fall below the lines of the bigram and of the n-grams. If the validation " +
+    "loss rises while the training loss falls, the model overfits (lessons 2, 8 and 10).";
+
+  constructor(parent, lab) {
+    this.lab = lab;
+    this.records = [];
+    const columns = element("div", undefined, parent, "columns");
+    const left = element("div", undefined, columns), right = element("div", undefined, columns);
+    this.buildForm(right);
+    this.title = element("h2", undefined, left);
+    this.numbers = element("div", undefined, left, "muted");
+    this.chart = svg("svg", { class: "chart" }, left);
+    const row = element("div", undefined, left, "row");
+    this.pause = button(row, "Pause", () => this.act("pause"));
+    this.resume = button(row, "Resume", () => this.act("resume"));
+    this.list = element("div", undefined, right);
+    this.sampleTitle = element("h2", undefined, left);
+    this.sample = element("div", undefined, left, "generated");
+  }
+
+  async buildForm(parent) {
+    element("h2", "A new run", parent);
+    const form = element("div", undefined, parent);
+    const choices = await this.lab.try(() => get("setup"));
+    if (!choices) return;
+    const row = element("div", undefined, form, "row");
+    this.preset = choose(row, "Preset", choices.presets.map(preset => [preset.name, `${preset.name}: ${preset.purpose}`]),
+      () => this.fillSizes(choices));
+    this.preset.value = "tiny";
+    this.data = choose(row, "Text", [...choices.corpora, ["paste", "a text of my own"]], () => {
+      this.own.hidden = this.data.value !== "paste";
+    });
+    this.own = element("div", undefined, form);
+    this.own.hidden = true;
+    this.pasted = element("textarea", undefined, this.own);
+    this.pasted.placeholder = "Paste a text here, or choose a file: 100,000 characters and more work well.";
+    this.pasted.setAttribute("aria-label", "Text of my own");
+    const file = field(element("div", undefined, this.own, "row"), "File", { type: "file", accept: "text/*,.txt" });
+    file.onchange = async () => { this.pasted.value = await file.files[0].text(); };
+    this.sizes = element("div", undefined, form, "row");
+    this.expected = element("p", undefined, form, "muted");
+    this.startButton = button(form, "Start", () => this.start(), "main");
+    this.fillSizes(choices);
+  }
+
+  fillSizes(choices) {
+    const preset = choices.presets.find(({ name }) => name === this.preset.value);
+    this.sizes.replaceChildren();
+    this.inputs = Object.entries({ ...preset.sizes, steps: preset.steps }).map(([name, value]) => [name,
+      field(this.sizes, NAMES[name] ?? "Steps", { type: "number", min: 1, max: choices.limits[name] ?? 1e6, value },
+        () => this.explain())]);
+    this.explain();
+  }
+
+  get plan() { return Object.fromEntries(this.inputs.map(([name, input]) => [name, input.value])); }
+
+  async explain() {
+    const answer = await this.lab.try(() => get("explain", { preset: this.preset.value, ...this.plan }));
+    if (answer) this.expected.textContent = `${answer.parameters.toLocaleString("en")} parameters; about ` +
+      `${duration(answer.seconds)} for all steps on this processor.`;
+  }
+
+  start() {
+    return this.lab.try(async () => {
+      const data = this.data.value === "paste" ? (await postText(this.pasted.value)).data : this.data.value;
+      const { steps, ...sizes } = this.plan;
+      this.wanted = (await post("train", { preset: this.preset.value, data, steps, sizes })).run;
+    });
+  }
+
+  act(action) { return this.lab.try(() => post(action, { run: this.lab.run.name })); }
+
+  show() {
+    this.hide();
+    this.records = [];
+    this.sample.textContent = this.sampleTitle.textContent = "";
+    this.baselines = undefined;
+    this.sampledAt = undefined;
+    const run = this.lab.run?.name;
+    this.source = new EventSource(`events?${toQuery(run ? { run } : {})}`);
+    this.source.addEventListener("runs", event => this.showRuns(JSON.parse(event.data)));
+    this.source.addEventListener("records", event => {
+      this.records.push(...JSON.parse(event.data).records);
+      this.draw();
+    });
+    this.draw();
+    if (run) get("baselines", { run }).then(answer => { this.baselines = answer; this.draw(); }).catch(() => {});
+  }
+
+  hide() { this.source?.close(); this.stopSample?.(); this.stopSample = undefined; }
+
+  showRuns(runs) {
+    this.lab.setRuns(runs);
+    this.list.replaceChildren();
+    element("h2", "Runs", this.list);
+    for (const run of runs) {
+      const line = element("p", undefined, this.list);
+      button(line, run.name, () => this.lab.chooseRun(run.name)).disabled = Boolean(run.error || run.is_starting);
+      line.append(run.error ? ` ${run.error}` : run.is_starting ? " is starting …"
+        : ` ${run.is_training ? "trains" : run.step < run.steps ? "is paused" : "is done"}: step ` +
+          `${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}`);
+    }
+    if (this.wanted && runs.some(run => run.name === this.wanted && !run.error && !run.is_starting)) {
+      const name = this.wanted;
+      this.wanted = undefined;
+      this.lab.chooseRun(name);
+    }
+    this.draw();
+  }
+
+  draw() {
+    const { run } = this.lab;
+    this.title.textContent = run ? run.name : "No run yet: start one";
+    const isPaused = Boolean(run) && !run.is_training && run.step < run.steps;
+    this.pause.disabled = !run?.is_training;
+    this.resume.disabled = !isPaused;
+    if (!run) return;
+    const rules = [{ name: "bigram", y: run.bigram_loss }];
+    if (this.baselines?.ngram_loss) rules.push({ name: `${this.baselines.n}-grams`, y: this.baselines.ngram_loss });
+    const pick = key => this.records.filter(record => record[key] !== undefined).map(record => [record.step, record[key]]);
+    drawLines(this.chart, { x: "step", y: "loss (nats per token)", rules, series: [
+      { name: "training", colour: "ink", dashes: "5 4", points: pick("train_loss") },
+      { name: "validation", colour: "surprise", points: pick("val_loss") },
+    ] });
+    const last = this.records.at(-1), before = this.records.at(-2);
+    if (!last) return;
+    const rate = before && last.seconds > before.seconds ? (last.tokens - before.tokens) / (last.seconds - before.seconds) : 0;
+    const facts = [`step ${last.step.toLocaleString("en")}`];
+    if (run.is_training && rate) facts.push(`${Math.round(rate).toLocaleString("en")} tokens/s`,
+      `${duration(last.seconds / Math.max(1, last.step) * (run.steps - last.step))} left`);
+    facts.push(`learning rate ${+last.lr.toPrecision(3)}`);
+    if (last.gradient_norm !== undefined) facts.push(`gradient norm ${last.gradient_norm.toFixed(2)}`);
+    this.numbers.textContent = facts.join(" · ");
+    this.renewSample();
+  }
+
+  // Generate a short text with the newest snapshot, once for each snapshot.
+  renewSample() {
+    const { run } = this.lab, newest = run.snapshots.at(-1) ?? (run.val_loss === null ? undefined : "best");
+    if (newest === undefined || newest === this.sampledAt || this.stopSample) return;
+    this.sampledAt = newest;
+    this.sampleTitle.textContent = newest === "best" ? "A sample of the best weights"
+      : `A sample after step ${newest.toLocaleString("en")}`;
+    this.sample.textContent = "";
+    this.stopSample = generate({ run: run.name, step: newest, tokens: 200 },
+      piece => this.sample.append(piece), () => { this.stopSample = undefined; });
+  }
+}

@@ -1,0 +1,239 @@
+"""The server of the lab: routes that answer questions of the page in JSON."""
+
+import asyncio
+import json
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+from importlib.resources import files
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from ..errors import Stopped, UserError, make_line
+from . import answers
+from .library import Library, read_metrics, to_json
+from .security import Guard
+from .training import MAX_TEXT_BYTES, Trainings, save_text
+from .worker import Check, Outdated, Worker
+
+POLL_SECONDS = 0.5
+"""Seconds between two looks at the runs, for the live curves."""
+TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+
+
+class Lab:
+    """What the routes use: the runs, the processes that train, the thread that computes."""
+
+    def __init__(self, library: Library) -> None:
+        self.library, self.trainings, self.worker = library, Trainings(), Worker()
+        self.token = secrets.token_urlsafe(16)
+
+    def app(self, hosts: list[str] | None, password: str | None = None) -> ASGIApp:
+        """Return the application; see Guard for the arguments."""
+        questions = {
+            "prompt": answers.suggest_prompt,
+            "inspect": answers.inspect,
+            "complete": answers.complete,
+            "baselines": answers.baselines,
+            "next": answers.next_token,
+            "ablate": answers.ablate,
+            "counting": answers.count,
+            "copied": answers.find_copies,
+            "compare": answers.compare,
+        }
+        routes = [Route(f"/{name}", self._answer(name, ask)) for name, ask in questions.items()]
+        routes += [
+            Route("/", self.page),
+            Route("/page/{name}", self.page),
+            Route("/runs", self.runs),
+            Route("/metrics", self.metrics),
+            Route("/events", self.events),
+            Route("/sample", self.sample),
+            Route("/setup", self.setup),
+            Route("/explain", self.explain),
+            Route("/train", self.train, methods=["POST"]),
+            Route("/pause", self.pause, methods=["POST"]),
+            Route("/resume", self.resume, methods=["POST"]),
+            Route("/text", self.text, methods=["POST"]),
+        ]
+        paths = [Route(f"/{self.token}{r.path}", r.endpoint, methods=r.methods) for r in routes]
+        handlers: dict[Any, Any] = {
+            UserError: _explain,
+            Stopped: _explain,
+            Outdated: lambda *_: _json(b'{"outdated": true}'),
+        }
+        return Guard(
+            Starlette(routes=paths, exception_handlers=handlers), self.token, hosts, password
+        )
+
+    def _answer(self, name: str, ask: answers.Answer) -> Callable[[Request], Any]:
+        """Return a route that lets the worker compute an answer."""
+
+        async def route(request: Request) -> Response:
+            query = dict(request.query_params)
+            view, turn = query.pop("view", name), int(query.pop("turn", 0))
+            question = answers.Question(self.library, query)
+            key = name, *sorted(query.items()), question.version()
+
+            def compute(check: Check) -> bytes:
+                return to_json(ask(question, check))
+
+            return _json(await self.worker.ask(view, turn, key, compute))
+
+        return route
+
+    async def page(self, request: Request) -> Response:
+        """Send a file of the page; the page of `inspect` shares some of them."""
+        name = request.path_params.get("name", "index.html")
+        for package in ("nanogpt.lab", "nanogpt.reports"):
+            file = files(package) / "page" / name
+            kind = TYPES.get(name.rpartition(".")[2])
+            if kind and "/" not in name and "\\" not in name and file.is_file():
+                return Response(file.read_bytes(), media_type=kind)
+        return Response("there is no such file", 404)
+
+    async def runs(self, request: Request) -> Response:
+        """List all runs, the newest first; a damaged run has a message instead of its data."""
+        return _json(to_json(await run_in_threadpool(self._list_runs)))
+
+    def _list_runs(self) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = []
+        for name in self.library.directories():
+            try:
+                summary = self.library.describe(name).__dict__
+                if self.trainings.is_running(name):
+                    summary = {**summary, "is_training": True}
+                listed.append(summary)
+            except (UserError, OSError, ValueError) as error:
+                listed.append({"name": name, "error": make_line(error)})
+        known = {run["name"] for run in listed}
+        for name in self.trainings.started():
+            failure = self.trainings.failure(name)
+            if failure or name not in known:
+                listed.insert(0, {"name": name, "error": failure, "is_starting": not failure})
+        return listed
+
+    async def metrics(self, request: Request) -> Response:
+        """Send all lines of metrics.jsonl of a run."""
+        run = self.library.find(request.query_params.get("run", ""))
+        return _json(to_json(read_metrics(run)))
+
+    async def events(self, request: Request) -> Response:
+        """Send the lines of metrics.jsonl of some runs as they appear, and the list of runs."""
+        names = request.query_params.getlist("run")
+
+        async def watch() -> AsyncIterator[str]:
+            sent, listed = dict.fromkeys(names, 0), ""
+            while True:
+                for name in names:
+                    try:
+                        records = read_metrics(self.library.find(name), sent[name])
+                    except (UserError, OSError, ValueError):
+                        continue  # the list of runs says what is wrong
+                    if records:
+                        sent[name] += len(records)
+                        yield _event("records", {"run": name, "records": records})
+                runs = json.dumps(await run_in_threadpool(self._list_runs))
+                if runs != listed:
+                    listed = runs
+                    yield f"event: runs\ndata: {runs}\n\n"
+                await asyncio.sleep(POLL_SECONDS)
+
+        return StreamingResponse(watch(), media_type="text/event-stream")
+
+    async def sample(self, request: Request) -> Response:
+        """Send a completion piece by piece."""
+        question = answers.Question(self.library, dict(request.query_params))
+        pieces = await run_in_threadpool(answers.start_sample, question)
+
+        async def send() -> AsyncIterator[str]:
+            try:
+                while (piece := await run_in_threadpool(next, pieces, None)) is not None:
+                    yield _event("piece", piece)
+            except (UserError, Stopped) as error:
+                yield _event("problem", make_line(error))
+            yield _event("end", None)
+
+        return StreamingResponse(send(), media_type="text/event-stream")
+
+    async def setup(self, request: Request) -> Response:
+        """Send the presets and the corpora that can be chosen."""
+        return _json(to_json(answers.list_choices()))
+
+    async def explain(self, request: Request) -> Response:
+        """Send the number of parameters of a planned run, and its estimated time."""
+        answer = await run_in_threadpool(answers.explain, dict(request.query_params))
+        return _json(to_json(answer))
+
+    async def train(self, request: Request) -> Response:
+        """Start a run."""
+        plan = await _read_object(request)
+        sizes = {name: int(value) for name, value in dict(plan.get("sizes", {})).items()}
+        name = await run_in_threadpool(
+            self.trainings.start, str(plan["preset"]), str(plan["data"]), int(plan["steps"]), sizes
+        )
+        return _json(to_json({"run": name}))
+
+    async def pause(self, request: Request) -> Response:
+        """Let a run save a checkpoint and end."""
+        name = str((await _read_object(request))["run"])
+        await run_in_threadpool(self.trainings.pause, name, self.library.find(name))
+        return _json(b"{}")
+
+    async def resume(self, request: Request) -> Response:
+        """Continue a paused run."""
+        name = str((await _read_object(request))["run"])
+        await run_in_threadpool(self.trainings.resume, name, self.library.find(name))
+        return _json(b"{}")
+
+    async def text(self, request: Request) -> Response:
+        """Save a pasted text."""
+        return _json(to_json({"data": save_text(await _read_body(request, MAX_TEXT_BYTES))}))
+
+
+def serve(app: ASGIApp, listener: socket.socket) -> None:
+    """Answer requests until Ctrl-C or SIGTERM."""
+    config = uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _json(raw: bytes) -> Response:
+    return Response(raw, media_type="application/json")
+
+
+def _event(name: str, data: object) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+async def _explain(_: Request, error: Exception) -> Response:
+    """Answer with the message of an error that the reader can do something about.
+
+    The status is 200, because browsers report every other status as a fault of the page.
+    """
+    return _json(json.dumps({"error": make_line(error)}).encode())
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > limit:
+            raise UserError(f"this is too long: use at most {limit:,} bytes")
+    return raw
+
+
+async def _read_object(request: Request) -> dict[str, Any]:
+    try:
+        value = json.loads(await _read_body(request, 10_000))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError("the page sent no JSON object: load the page again")
+    return value

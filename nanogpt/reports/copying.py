@@ -1,0 +1,96 @@
+"""Finds the longest matches of a text in another text, to tell what a model copied."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Match:
+    """A part of a text that occurs in the source."""
+
+    start: int
+    """Index of its first character in the text."""
+    length: int
+    source: int
+    """Index of its first character in the source."""
+
+
+class Source:
+    """A text in which matches are found. Memory: 8 bytes for each character.
+
+    A suffix array (Manber & Myers 1993) lists the start of every suffix in alphabetical order, so a
+    binary search finds the suffix that shares the longest beginning with a given text.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._order = sort_suffixes(text)
+
+    def longest_match(self, text: str, start: int) -> Match:
+        """Return the longest part of `text` that begins at `start` and occurs in the source."""
+        low, high = 0, len(self._order)
+        while low < high:  # find the first suffix that is not before the text
+            middle = (low + high) // 2
+            place = int(self._order[middle])
+            common = count_common(self.text, place, text, start)
+            ends = place + common, start + common  # "" at an end is before every character
+            if self.text[ends[0] : ends[0] + 1] < text[ends[1] : ends[1] + 1]:
+                low = middle + 1
+            else:
+                high = middle
+        best = Match(start, 0, 0)
+        for neighbour in (low - 1, low):
+            if 0 <= neighbour < len(self._order):
+                place = int(self._order[neighbour])
+                common = count_common(self.text, place, text, start)
+                if common > best.length:
+                    best = Match(start, common, place)
+        return best
+
+    def find_matches(self, text: str) -> list[Match]:
+        """Return the longest match at each position that is not inside an earlier, longer match."""
+        matches: list[Match] = []
+        end = 0
+        for start in range(len(text)):
+            match = self.longest_match(text, start)
+            if start + match.length > end:
+                matches.append(match)
+                end = start + match.length
+        return matches
+
+    def measure_matches(self, text: str) -> list[int]:
+        """Return the length of the longest match at each position of a text."""
+        return [self.longest_match(text, start).length for start in range(len(text))]
+
+
+def count_common(one: str, i: int, other: str, j: int) -> int:
+    """Return how many characters one[i:] and other[j:] have in common at their beginnings."""
+    longest = min(len(one) - i, len(other) - j)
+    length = 0
+    while length < longest and one[i + length] == other[j + length]:
+        length += 1
+    return length
+
+
+def sort_suffixes(text: str) -> NDArray[np.int64]:
+    """Return the starts of all suffixes in alphabetical order, by prefix doubling."""
+    N = len(text)
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
+    rank = np.unique(points, return_inverse=True)[1].astype(np.int64) + 1
+    k = 1
+    order = np.argsort(rank, kind="stable")
+    while N:
+        second = np.zeros(N, dtype=np.int64)
+        second[: N - k] = rank[k:] if k < N else 0
+        code = rank * (N + 1) + second
+        order = np.argsort(code, kind="stable")
+        changes = np.empty(N, dtype=np.int64)
+        changes[0] = 1
+        changes[1:] = code[order[1:]] != code[order[:-1]]
+        rank[order] = changes.cumsum()
+        if rank[order[-1]] == N or k >= N:
+            break
+        k *= 2
+    return order

@@ -1,0 +1,185 @@
+"""The page works in a real browser: every view, no error, no other host, hostile names."""
+
+import importlib.util
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanogpt.models import GPTConfig
+from nanogpt.runs.checkpoint import load_checkpoint
+from nanogpt.runs.config import RunConfig, TrainConfig
+from nanogpt.train import train
+from tests.lab.conftest import Client
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (BROWSER and importlib.util.find_spec("playwright")),
+        reason="these tests need the browser Chromium and the library playwright",
+    ),
+]
+VIEWS = ["Train", "Time machine", "Look inside", "Take it apart", "Against counting"]
+VIEWS += ["Copied or invented?", "Compare", "Generate"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any, client: Client) -> Iterator[Any]:
+    """A page of the browser that fails on errors and on requests to other hosts."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+    page.on("dialog", lambda dialog: faults.append(dialog.message))
+
+    def check(request: Any) -> None:
+        if not request.url.startswith((client.address, "data:")):
+            faults.append(request.url)
+
+    page.on("request", check)
+    page.goto(client.address)
+    page.get_by_role("tab").first.wait_for()
+    yield page
+    context.close()
+    assert not faults, faults
+
+
+def expect(locator: Any) -> Any:
+    """Return an object whose assertions wait until they hold."""
+    from playwright.sync_api import expect
+
+    return expect(locator)
+
+
+def open_view(page: Any, title: str) -> None:
+    page.get_by_role("tab", name=title).click()
+
+
+def test_every_view_shows_the_model(page: Any, client: Client, lab_run: Path) -> None:
+    for title in VIEWS:
+        open_view(page, title)
+        assert page.locator("#problem").is_hidden()
+    open_view(page, "Look inside")
+    page.get_by_label("Prompt").fill("abc de")
+    expect(page.locator(".tokens span")).to_have_text(["a", "b", "c", "·", "d", "e"])
+    checkpoint = load_checkpoint(lab_run / "best")
+    ids = torch.tensor([checkpoint.tokenizer.encode("abc de")])
+    p = checkpoint.model(ids)[0, -1].softmax(-1).max().item()
+    first = page.locator(".bar span").first.inner_text()
+    assert first.startswith(f"{100 * p:.{2 if p < 0.1 else 1}f}"), (first, p)
+
+
+def test_the_slider_moves_through_the_snapshots(page: Any) -> None:
+    open_view(page, "Time machine")
+    page.get_by_label("Prompt").fill("abc de")
+    slider = page.get_by_label("Snapshot")
+    expect(page.locator(".tokens span")).to_have_count(6)
+    last = page.locator(".generated").first.inner_text()
+    slider.fill("0")
+    page.get_by_text("step 0", exact=True).wait_for()
+    expect(page.locator(".generated").first).not_to_have_text(last)
+    page.get_by_role("button", name="Play").click()
+    page.get_by_text("step 60", exact=True).wait_for()
+
+
+def test_parts_are_switched_off(page: Any, client: Client) -> None:
+    open_view(page, "Take it apart")
+    page.get_by_label("Prompt").fill("abc")
+    page.get_by_text("with all parts").wait_for()
+    page.get_by_role("button", name="head 1.2").click()
+    result = page.locator(".big", has_text="(")
+    result.wait_for()
+    loss = client.get("ablate", run="one", off="head 1.2", only_loss=1)["loss"]
+    assert f"loss {loss:.3f} nats" in result.inner_text()
+    page.get_by_role("button", name="Rank all parts").click()
+    expect(page.locator("table tr")).to_have_count(9)
+
+
+def test_text_is_generated(page: Any) -> None:
+    open_view(page, "Generate")
+    page.get_by_label("Prompt").fill("abc")
+    page.get_by_label("Tokens").fill("20")
+    page.get_by_role("button", name="Generate").last.click()
+    expect(page.locator(".generated")).to_have_text(re.compile(r"abc[\s\S]{20}"))
+
+
+def test_two_tabs_do_not_disturb_each_other(page: Any) -> None:
+    other = page.context.new_page()
+    other.goto(page.url)
+    for each, prompt in ((page, "abc"), (other, "de")):
+        open_view(each, "Look inside")
+        each.get_by_label("Prompt").fill(prompt)
+    for each, count in ((page, 3), (other, 2)):
+        expect(each.locator(".tokens span")).to_have_count(count)
+
+
+def test_a_mistake_is_explained_in_the_page(page: Any) -> None:
+    open_view(page, "Look inside")
+    page.get_by_label("Prompt").fill("XYZ")
+    problem = page.locator("#problem")
+    problem.wait_for()
+    assert problem.inner_text().startswith("the tokenizer does not know the characters")
+    page.get_by_label("Prompt").fill("abc")
+    expect(problem).to_be_hidden()
+
+
+def test_hostile_names_and_tokens_are_only_text(
+    page: Any, config: RunConfig, tmp_path: Path
+) -> None:
+    text = tmp_path / "hostile.txt"
+    text.write_text("<img src=x onerror=alert(1)></script>\n" * 100, "utf-8", newline="\n")
+    name = "<img src=x onerror=alert(2)>"
+    model = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8)
+    settings = TrainConfig(steps=2, batch_size=2, eval_every=2, history=2)
+    train(replace(config, name=name, data=str(text), model=model, train=settings))
+    page.reload()
+    page.get_by_label("Run").select_option(name)
+    for title in VIEWS:
+        open_view(page, title)
+        page.wait_for_timeout(300)
+    open_view(page, "Look inside")
+    page.get_by_label("Prompt").fill("<img src=x onerror=alert(1)>")
+    expect(page.locator(".tokens span")).to_have_count(8)
+    assert page.locator("#view img").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_view_is_wider_than_a_phone(browser: Any, client: Client, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": 400, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(client.address)
+    page.get_by_role("tab").first.wait_for()
+    for title in VIEWS:
+        open_view(page, title)
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400, title
+    context.close()
+
+
+def test_views_are_reached_by_the_keyboard(page: Any) -> None:
+    open_view(page, "Train")
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("tab", name="Time machine").get_attribute("aria-selected") == "true"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert page.get_by_role("tab", name="Generate").get_attribute("aria-selected") == "true"

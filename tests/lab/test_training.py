@@ -1,0 +1,103 @@
+"""The lab starts, pauses and resumes runs in processes of their own."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanogpt.errors import UserError
+from nanogpt.lab import training
+from nanogpt.lab.training import LAB, Trainings, save_text
+from tests.lab.conftest import Client
+
+pytestmark = pytest.mark.slow
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Return the first true value of `condition`."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.1)
+    return value
+
+
+def find(client: Client, name: str) -> dict[str, Any]:
+    return next((run for run in client.get("runs") if run["name"] == name), {})
+
+
+def start(client: Client, steps: int, text: str) -> str:
+    data = json.loads(client.request("text", text.encode())[1])["data"]
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 16}
+    plan = {"preset": "tiny", "data": data, "steps": steps, "sizes": sizes}
+    return str(client.post("train", plan)["run"])
+
+
+def test_a_run_is_started_paused_and_resumed(client: Client, text: str) -> None:
+    name = start(client, 20_000, text)
+    wait_for(lambda: find(client, name).get("step", 0) >= 10)
+    assert find(client, name)["is_training"]
+    client.post("pause", {"run": name})
+    wait_for(lambda: not client.lab.trainings.is_running(name))
+    step = find(client, name)["step"]
+    assert 0 < step < 20_000
+    assert client.problem("pause", {"run": name}) == f"{name} is not training"
+    client.post("resume", {"run": name})
+    wait_for(lambda: find(client, name)["step"] > step)
+    before = client.lab.trainings
+    client.lab.trainings = Trainings()  # the lab ends and starts again: the run goes on
+    assert find(client, name)["is_training"]
+    client.post("pause", {"run": name})
+    wait_for(lambda: not before.is_running(name))
+    assert client.problem("pause", {"run": name}) == f"{name} is not training"
+
+
+def test_a_short_run_ends_with_its_snapshots(client: Client, text: str) -> None:
+    name = start(client, 30, text)
+    wait_for(lambda: find(client, name).get("step") == 30)
+    wait_for(lambda: not client.lab.trainings.is_running(name))
+    assert find(client, name)["snapshots"] == list(range(31))
+
+
+def test_a_text_that_is_too_short_is_reported(client: Client) -> None:
+    name = start(client, 10, "abc")
+    wait_for(lambda: find(client, name).get("error"))
+    assert find(client, name)["error"].startswith("the text is too short")
+
+
+def test_at_most_two_runs_train(client: Client, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "MAX_PROCESSES", 1)
+    name = start(client, 20_000, text)
+    plan = {"preset": "tiny", "data": "tinyshakespeare", "steps": 1, "sizes": {}}
+    message = "1 runs are training: pause one before you start another"
+    assert client.problem("train", plan) == message
+    wait_for(lambda: find(client, name).get("step", 0) >= 10)
+    client.post("pause", {"run": name})
+    wait_for(lambda: not client.lab.trainings.is_running(name))
+
+
+def test_wrong_plans_are_refused(client: Client) -> None:
+    def plan(**changes: object) -> str:
+        whole = {"preset": "tiny", "data": "tinyshakespeare", "steps": 1, "sizes": {}}
+        return client.problem("train", {**whole, **changes})
+
+    assert plan(sizes={"seed": 1}) == "seed cannot be set here"
+    assert plan(sizes={"n_layer": 99}) == "n_layer is 99: it must be between 1 and 24"
+    assert plan(preset="bigram", sizes={"n_layer": 1}) == "n_layer is not a setting of bigram"
+    for data in ("/etc/passwd", "../x.txt", "runs/.lab/../../x", "-"):
+        assert plan(data=data).startswith("this text is not offered")
+    assert client.problem("train", []) == "the page sent no JSON object: load the page again"
+    assert not Path("runs/lab-tiny-1").exists()
+
+
+def test_only_utf8_of_a_limited_size_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Path(save_text("ä".encode())).read_bytes() == "ä".encode()
+    with pytest.raises(UserError, match="the text is not UTF-8"):
+        save_text(b"\xff")
+    monkeypatch.setattr(training, "MAX_TEXT_BYTES", 3)
+    with pytest.raises(UserError, match="the text has 4 bytes: use at most 3"):
+        save_text(b"four")
+    assert len(list(LAB.iterdir())) == 1
