@@ -5,7 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..models import BigramConfig
 from ..reports.copying import Source
 from ..runs.checkpoint import Checkpoint, load_checkpoint, read_checkpoint_info
 from ..runs.directory import RUNS
-from ..runs.history import list_snapshots, snapshot_directory
+from ..runs.history import HISTORY, list_snapshots, snapshot_directory
 from ..runs.journal import MAX_LINE
 from ..runs.run import load_run_text, read_description
 from ..system.files import path_exists
@@ -100,6 +100,7 @@ class Library:
         self.model_bytes = model_bytes
         self._models: OrderedDict[tuple[Path, float], Checkpoint] = OrderedDict()
         self._texts: dict[Path, Texts] = {}
+        self._summaries: dict[str, tuple[tuple[float, ...], RunSummary]] = {}
         self._lock = threading.RLock()
 
     def directories(self) -> dict[str, Path]:
@@ -119,29 +120,15 @@ class Library:
     def describe(self, name: str) -> RunSummary:
         """Summarise a run. Raises UserError if its files are damaged."""
         run = self.find(name)
-        description = read_description(run)
-        config, model = description.config, description.config.model
-        records = read_metrics(run)
-        losses = [loss for record in records for loss in get_losses(record)]
-        step = records[-1]["step"] if records else 0
-        written = max(f.stat().st_mtime for f in (run / "run.json", run / "metrics.jsonl"))
-        is_quiet = time.time() - written > QUIET_SECONDS
-        return RunSummary(
-            name=name,
-            kind=type(model).__name__.removesuffix("Config"),
-            parameters=description.parameters,
-            data=config.data,
-            tokenizer=config.tokenizer,
-            step=step,
-            steps=config.train.steps,
-            val_loss=min(losses, default=None),
-            bigram_loss=description.bigram_loss,
-            snapshots=list_snapshots(run),
-            is_training=step < config.train.steps and not is_quiet,
-            n_layer=0 if isinstance(model, BigramConfig) else model.n_layer,
-            n_head=0 if isinstance(model, BigramConfig) else model.n_head,
-            block_size=model.block_size,
-        )
+        history = run / HISTORY
+        files = [run / "run.json", run / "metrics.jsonl", *([history] if history.exists() else [])]
+        stamp = tuple(file.stat().st_mtime for file in files)
+        kept = self._summaries.get(name)
+        if kept is None or kept[0] != stamp:
+            self._summaries[name] = stamp, _summarise(name, run)
+        summary = self._summaries[name][1]
+        is_quiet = time.time() - max(stamp) > QUIET_SECONDS
+        return replace(summary, is_training=summary.step < summary.steps and not is_quiet)
 
     def load(self, name: str, step: int | None = None) -> Checkpoint:
         """Load the best model of a run, or a snapshot. Raises UserError if that is impossible."""
@@ -176,6 +163,29 @@ class Library:
             return {"n": None, "ngram_loss": None}
         smoothed = counts[1]
         return {"n": smoothed.n, "ngram_loss": smoothed.loss(to_int64(texts.val.tokens).numpy())}
+
+
+def _summarise(name: str, run: Path) -> RunSummary:
+    description = read_description(run)
+    config, model = description.config, description.config.model
+    records = read_metrics(run)
+    losses = [loss for record in records for loss in get_losses(record)]
+    return RunSummary(
+        name=name,
+        kind=type(model).__name__.removesuffix("Config"),
+        parameters=description.parameters,
+        data=config.data,
+        tokenizer=config.tokenizer,
+        step=records[-1]["step"] if records else 0,
+        steps=config.train.steps,
+        val_loss=min(losses, default=None),
+        bigram_loss=description.bigram_loss,
+        snapshots=list_snapshots(run),
+        is_training=False,
+        n_layer=0 if isinstance(model, BigramConfig) else model.n_layer,
+        n_head=0 if isinstance(model, BigramConfig) else model.n_head,
+        block_size=model.block_size,
+    )
 
 
 def evaluate_part(checkpoint: Checkpoint, texts: Texts) -> Evaluation:

@@ -23,7 +23,7 @@ from .security import Guard
 from .training import MAX_TEXT_BYTES, Trainings, save_text
 from .worker import Check, Outdated, Worker
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1
 """Seconds between two looks at the runs, for the live curves."""
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 

@@ -32,7 +32,7 @@ export class TimeMachine {
     const box = element("div", undefined, columns);
     element("h2", "What it generates after the prompt", box);
     this.sample = element("div", undefined, box, "generated");
-    this.inside = new Inside(element("div", undefined, parent, "film"), { parts: FORMS });
+    this.inside = new Inside(element("div", undefined, parent, "film"), { parts: FORMS, hasLarge: false });
   }
 
   show() {

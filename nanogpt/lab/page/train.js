@@ -3,6 +3,7 @@ import { get, generate, post, postText, toQuery } from "./api.js";
 import { button, choose, field } from "./controls.js";
 import { drawLines } from "./lines.js";
 
+const PATIENCE = 40;                                   // a sample of 0.3 s is followed by a pause of 12 s
 const NAMES = { n_layer: "Layers", n_head: "Heads", n_embd: "Channels", block_size: "Context" };
 
 function duration(seconds) {
@@ -18,6 +19,7 @@ export class Train {
   constructor(parent, lab) {
     this.lab = lab;
     this.records = [];
+    this.nextSample = 0;
     const columns = element("div", undefined, parent, "columns");
     const left = element("div", undefined, columns), right = element("div", undefined, columns);
     this.buildForm(right);
@@ -148,15 +150,19 @@ export class Train {
     this.renewSample();
   }
 
-  // Generate a short text with the newest snapshot, once for each snapshot.
+  // Generate a short text with the newest snapshot. During a training, leave most of the time to it.
   renewSample() {
     const { run } = this.lab, newest = run.snapshots.at(-1) ?? (run.val_loss === null ? undefined : "best");
     if (newest === undefined || newest === this.sampledAt || this.stopSample) return;
+    const start = Date.now();
+    if (run.is_training && start < this.nextSample) return;
     this.sampledAt = newest;
     this.sampleTitle.textContent = newest === "best" ? "A sample of the best weights"
       : `A sample after step ${newest.toLocaleString("en")}`;
     this.sample.textContent = "";
-    this.stopSample = generate({ run: run.name, step: newest, tokens: 200 },
-      piece => this.sample.append(piece), () => { this.stopSample = undefined; });
+    this.stopSample = generate({ run: run.name, step: newest, tokens: 150 }, piece => this.sample.append(piece), () => {
+      this.stopSample = undefined;
+      this.nextSample = Date.now() + PATIENCE * (Date.now() - start);
+    });
   }
 }

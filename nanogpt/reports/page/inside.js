@@ -6,9 +6,9 @@ import { drawLarge, drawSmall, findCell } from "./heat.js";
 const PARTS = ["text", "predictions", "lens", "attention", "stream", "embedding"];
 
 export class Inside {
-  // `parts` lists the sections to show. `onSelect` is called when a position is selected.
-  constructor(parent, { parts = PARTS, onSelect = () => {} } = {}) {
-    this.onSelect = onSelect;
+  // `parts` lists the sections to show; without `hasLarge`, no head is shown large.
+  constructor(parent, { parts = PARTS, hasLarge = true } = {}) {
+    this.hasLarge = hasLarge;
     this.selected = { layer: Infinity, head: 0 };      // by a click or a key
     this.has = Object.fromEntries(PARTS.map(part => [part, parts.includes(part)]));
     this.parts = Object.fromEntries(PARTS.map(part => [part, element("section")]));
@@ -48,7 +48,6 @@ export class Inside {
     Object.assign(this.selected, changes);
     this.shown = { ...this.selected };
     this.update();
-    this.onSelect(this.selected);
   }
   makeSelectable(node, changes) {                      // pointing shows a preview, a click selects
     node.onmouseenter = () => this.preview(changes);
@@ -171,6 +170,7 @@ export class Inside {
       "to select it.", section);
     const both = element("div", undefined, section, "attention");
     this.heads = element("div", undefined, element("div", undefined, both, "scroll"), "heads");
+    if (!this.hasLarge) return;
     const head = element("div", undefined, both, "head");
     this.which = element("div", undefined, head);
     this.large = element("canvas", undefined, head, "large");
@@ -214,6 +214,7 @@ export class Inside {
     const { data } = this, { layer, head, position } = this.shown;
     this.pictures.forEach((row, l) => row.forEach(
       (canvas, h) => canvas.classList.toggle("selected", l === layer && h === head)));
+    if (!this.hasLarge) return;
     const rows = data.attention[layer][head], hidden = data.hidden_attention[layer][head][position];
     this.which.textContent = `layer ${layer + 1}, head ${head + 1}: attention of ` +
       `${quoted(data.tokens[position])}, position ${position + 1}` +
