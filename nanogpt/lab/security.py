@@ -63,7 +63,7 @@ class Guard:
         if self.password is not None and not self._knows_password(headers):
             challenge = {"WWW-Authenticate": 'Basic realm="nanogpt lab", charset="UTF-8"'}
             return PlainTextResponse("password required", 401, challenge)
-        token = scope["path"].split("/")[1]
+        token = scope["path"].removeprefix("/").partition("/")[0]
         if not secrets.compare_digest(token.encode(), self.token.encode()):
             return PlainTextResponse("open the whole address that the lab prints", 403)
         return None

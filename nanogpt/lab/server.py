@@ -67,6 +67,8 @@ class Lab:
         handlers: dict[Any, Any] = {
             UserError: _explain,
             Stopped: _explain,
+            OSError: _explain,
+            **dict.fromkeys((KeyError, TypeError, ValueError), _refuse),
             Outdated: lambda *_: _json(b'{"outdated": true}'),
         }
         return Guard(
@@ -151,11 +153,11 @@ class Lab:
     async def sample(self, request: Request) -> Response:
         """Send a completion piece by piece."""
         question = answers.Question(self.library, dict(request.query_params))
-        pieces = await run_in_threadpool(answers.start_sample, question)
+        pieces = await self.worker.run(answers.start_sample, question)
 
         async def send() -> AsyncIterator[str]:
             try:
-                while (piece := await run_in_threadpool(next, pieces, None)) is not None:
+                while (piece := await self.worker.run(next, pieces, None)) is not None:
                     yield _event("piece", piece)
             except (UserError, Stopped) as error:
                 yield _event("problem", make_line(error))
@@ -220,6 +222,11 @@ async def _explain(_: Request, error: Exception) -> Response:
     return _json(json.dumps({"error": make_line(error)}).encode())
 
 
+async def _refuse(_: Request, error: Exception) -> Response:
+    """Answer a request that the page of this version never sends."""
+    return await _explain(_, UserError("this request has no meaning: load the page again"))
+
+
 async def _read_body(request: Request, limit: int) -> bytes:
     raw = b""
     async for chunk in request.stream():
@@ -230,10 +237,8 @@ async def _read_body(request: Request, limit: int) -> bytes:
 
 
 async def _read_object(request: Request) -> dict[str, Any]:
-    try:
-        value = json.loads(await _read_body(request, 10_000))
-    except ValueError:
-        value = None
+    """Return the JSON object in a request. Raises ValueError if there is none."""
+    value = json.loads(await _read_body(request, 10_000))
     if not isinstance(value, dict):
-        raise UserError("the page sent no JSON object: load the page again")
+        raise ValueError
     return value

@@ -5,8 +5,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 CACHE_BYTES = 50_000_000
+"""Memory for kept answers; the least recently used answers are dropped."""
 
 
 class Outdated(Exception):
@@ -56,7 +60,14 @@ class Worker:
             self._keep(key, answer)
             return answer
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self.run(work)
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Return function(*args), computed in the thread: models are used by this thread only.
+
+        The answers put hooks on models, so a second thread must not use them at the same time.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     def _keep(self, key: tuple[object, ...], answer: bytes) -> None:
         with self._lock:

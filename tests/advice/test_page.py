@@ -70,7 +70,7 @@ FOLLOWED_ELSEWHERE = {
     "the text has 30": "tests/lab/test_training.py",
     "the text is not UTF-8": "tests/lab/test_training.py",
     "this is too long": "tests/lab/test_training.py",
-    "the page sent": "tests/lab/test_training.py",
+    "this request has no meaning": "tests/lab/test_training.py",
     "interrupted; saved": "tests/test_survival.py",
 }
 """The beginnings of lines, and the tests that follow their advice. These errors need something that

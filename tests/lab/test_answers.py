@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,20 @@ def test_samples_arrive_in_pieces(client: Client) -> None:
     pieces = [line[6:] for line in raw.decode().splitlines() if line.startswith("data: ")]
     text = "".join(json.loads(piece) or "" for piece in pieces)
     assert text == load("one", "cpu").generate("abc", max_new_tokens=12, seed=3)
+
+
+def test_samples_and_other_answers_do_not_disturb_each_other(client: Client) -> None:
+    """Samples stay the same while parts of the same model are switched off."""
+    alone = client.request("sample?run=one&prompt=abc&tokens=300")[1]
+    inspected = client.get("inspect", run="one", prompt="abc")
+    with ThreadPoolExecutor(4) as pool:
+        samples = [pool.submit(client.request, "sample?run=one&prompt=abc&tokens=300")]
+        for head in ("1.1", "1.2", "2.1", "2.2"):
+            pool.submit(client.get, "ablate", run="one", off=f"head {head}", prompt="ab")
+            pool.submit(client.get, "inspect", run="one", prompt=f"abc{head[0].replace('1', 'd')}")
+        samples.append(pool.submit(client.request, "sample?run=one&prompt=abc&tokens=300"))
+    assert [sample.result()[1] for sample in samples] == [alone, alone]
+    assert client.get("inspect", run="one", prompt="abc") == inspected
 
 
 def test_baselines_are_those_of_a_run(client: Client, lab_run: Path) -> None:

@@ -89,7 +89,11 @@ def test_wrong_plans_are_refused(client: Client) -> None:
     assert plan(preset="bigram", sizes={"n_layer": 1}) == "n_layer is not a setting of bigram"
     for data in ("/etc/passwd", "../x.txt", "runs/.lab/../../x", "-"):
         assert plan(data=data).startswith("this text is not offered")
-    assert client.problem("train", []) == "the page sent no JSON object: load the page again"
+    message = "this request has no meaning: load the page again"
+    bodies: list[object] = [[], {}, {"preset": "tiny", "data": "x", "steps": "many"}, {"sizes": 3}]
+    for body in [*bodies, "x", 1, [None]]:
+        assert client.problem("train", body) == message
+    assert client.problem("inspect", run="one", turn="x") == message
     assert not Path("runs/lab-tiny-1").exists()
 
 

@@ -166,7 +166,9 @@ def test_docs_name_the_cells_below_the_floor_and_the_errors() -> None:
     assert f"floor by {', '.join(f'{gap:.4f}' for gap in below)} nats" in page
     assert f"It is {saved['sum']['error']:.1%} for the sum" in page
     free = saved["free"]
-    assert f"the error of the law is {free['error']:.1%}, and the largest error of a cell is" in page
+    assert (
+        f"the error of the law is {free['error']:.1%}, and the largest error of a cell is" in page
+    )
     assert f"of a cell is {free['largest_error']:.1%}." in page
     assert f"In {sum(cell['falling'] for cell in cells)} of the 35 cells, marked" in page
     held_out = {
