@@ -45,7 +45,11 @@ def count_parameters(model: GPTConfig) -> int:
 
 
 def plan_run(kind: str, same: str) -> RunConfig:
-    """Plan a run with the tokenizer `kind`; the model has the same body or size as `tiny`."""
+    """Plan a run with the tokenizer `kind`.
+
+    If `same` is "body", the model has the layers and channels of `tiny`. If `same` is "size", it
+    has about as many parameters as `tiny`.
+    """
     assert isinstance(TINY.model, GPTConfig)
     corpus = corpora.load_corpus(TINY.data)
     vocab_size = get_tokenizer(kind, corpus, TINY.val_fraction, no_progress).vocab_size

@@ -16,7 +16,7 @@ LOCAL = "127.0.0.1"
 
 @dataclass(frozen=True)
 class LabArgs:
-    """Train models and look inside them, on a web page of this computer. It needs no network."""
+    """Train models and look inside them, on a local web page. It needs no network."""
 
     runs: Annotated[tuple[str, ...], positional, placeholder("[RUN ...]")] = ()
     """Runs to show first: directories, or names below runs/. The page always offers all runs in

@@ -156,7 +156,10 @@ class Library:
             return self._texts[run]
 
     def baselines(self, name: str) -> dict[str, Any]:
-        """Return the validation losses of bigrams and of smoothed n-grams, in nats per token."""
+        """Return n and the validation loss of smoothed n-grams, in nats per token.
+
+        Both are None if the text is too long to count.
+        """
         texts = self.texts(name)
         counts = texts.count()
         if counts is None:

@@ -65,7 +65,8 @@ class Worker:
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Return function(*args), computed in the thread: models are used by this thread only.
 
-        The answers put hooks on models, so a second thread must not use them at the same time.
+        The functions that compute answers may put hooks on a model, so a second thread must not use
+        the model at the same time.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 

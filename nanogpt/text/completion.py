@@ -78,7 +78,11 @@ class CompletionDecoder:
         return grown
 
     def _append(self, text: str) -> str:
-        """Append text up to the first stop string, and return the part that is not held back."""
+        """Add text to the completion, and return what was added.
+
+        The text from the first stop string on is dropped. An end of the text that may begin a stop
+        string is held back.
+        """
         text = self._held_back + text
         starts = [start for stop in self._stop if (start := text.find(stop)) >= 0]
         if starts:

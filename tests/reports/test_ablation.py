@@ -1,4 +1,4 @@
-"""A model without a part equals a model whose part was changed by hand."""
+"""Switching a part off gives the same logits as setting its weights to 0, or deleting it."""
 
 from collections.abc import Callable
 from typing import Any

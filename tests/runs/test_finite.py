@@ -36,7 +36,7 @@ def config(text_file: Path) -> RunConfig:
 
 
 class GradientCorrupter(Reporter):
-    """After the given step, fills the gradient of a parameter with a value in every step."""
+    """In every step after the given one, fills the gradient of a parameter with a value."""
 
     def __init__(self, step: int, name: str, value: float) -> None:
         self.step, self.name, self.value = step, name, value

@@ -55,7 +55,7 @@ def config(text_file: Path) -> RunConfig:
 
 
 class Failing(Reporter):
-    """Ends the run without a checkpoint when the line of a step is written."""
+    """Ends the run when the line of `step` is in metrics.jsonl; then it has no new checkpoint."""
 
     def __init__(self, step: int) -> None:
         self.step = step

@@ -1,4 +1,4 @@
-"""Fits find the scaling law from which the losses were computed."""
+"""A fit finds the scaling law from which the losses were computed."""
 
 import sys
 from dataclasses import replace

@@ -12,7 +12,7 @@ MODULES = sorted(
 
 
 def test_no_text_module_imports_torch() -> None:
-    """The test uses a new process, because other tests import torch in this process."""
+    """The test starts a new process, because other tests import torch in the process of pytest."""
     assert "nanogpt.text.encoding" in MODULES
     code = f"""
 import sys
