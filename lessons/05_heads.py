@@ -28,10 +28,11 @@ torch.set_printoptions(precision=2, sci_mode=False)
 C, H = 64, 4  # channels, heads
 
 # %% [markdown]
-# ## Split the channels into heads
+# ## Split the queries into heads
 #
-# H heads share the C channels: each head works with D = C / H of them. We start with numbers that
-# are easy to follow: T = 3 positions, C = 4 channels, H = 2 heads of D = 2 channels.
+# Each head reads all C channels of x, but its queries, keys and values have only D = C / H numbers.
+# The queries of all H heads stand side by side in a tensor of C channels. We split such a tensor,
+# with numbers that are easy to follow: T = 3 positions, C = 4 channels, H = 2 heads with D = 2.
 
 # %%
 q = torch.arange(12).view(3, 4)  # (T, C) = (3, 4)
@@ -116,8 +117,7 @@ show("split-and-merge")
 # Blue: the path of head 1. It gets part 1 of q, of k and of v (D channels each), and its result is
 # part 1 of y. The other heads do the same with their parts.
 #
-# Our layer has parameters of the same names and shapes as the package's `CausalSelfAttention`. So
-# we can copy their values and compare:
+# The package's `CausalSelfAttention` has the same parameters, so we copy their values and compare:
 
 # %%
 torch.manual_seed(0)
@@ -130,13 +130,13 @@ torch.testing.assert_close(mine(x), reference(x))
 # %% [markdown]
 # ## The projection
 #
-# The heads stand side by side in `y`: with D = 16, head 1 has channels 0 to 15. The last layer, the
-# *projection*, lets each head write to all C channels. Its matrix has D columns for each head,
-# which `split` cuts out. Its result is the sum of what the heads contribute:
+# After the merge, head 1 has channels 0 to 15 (D = 16), head 2 the next 16, and so on. The last
+# layer, the *projection*, lets each head write to all C channels. Its matrix has D columns for each
+# head, which `split` cuts out. Its result is the sum of what the heads contribute, plus the bias:
 
 # %%
 q, k, v = mine.heads(x)  # (B, H, T, D) each
-y = causal_attention(q, k, v)[0]  # (B, H, T, D)
+y = causal_attention(q, k, v)[0]  # (B, H, T, D): not merged
 columns = mine.projection.weight.split(C // H, dim=1)  # pieces of D columns: H times (C, D)
 contributions = [y[:, head] @ columns[head].T for head in range(H)]  # H times (B, T, C)
 torch.testing.assert_close(sum(contributions) + mine.projection.bias, mine(x))
@@ -157,14 +157,13 @@ for n_head, length in ((1, 64), (4, 64), (4, 128)):
 
 # %% [markdown]
 # If T doubles, these multiplications and the attention weights become four times as many. Those of
-# `qkv` and `projection`, 4 · T · C · C, only double. At T = 64, they are still the larger part.
+# `qkv`, 3 · T · C · C, and `projection`, T · C · C, only double. At T = 64, they are still more.
 #
 # ## Two lookups at once
 #
 # Here is a task that needs two lookups. The input has 8 random digits. At the last position, the
-# model must name the third and the sixth digit. It needs to know positions, so each position gets a
-# learned vector, which is added to the vector of the digit ([lesson 6](06_positions.md) explains
-# this).
+# model must name the third and the sixth digit. It needs to know positions, so it adds a learned
+# vector for each position to the vector of the digit ([lesson 6](06_positions.md) explains this).
 
 
 # %%
@@ -207,9 +206,9 @@ for n_head in (1, 2):
 # %% [markdown]
 # Two heads name both digits. One head names one of them and guesses the other: about one of ten
 # guesses is right. If it looks at both digits, it gets one mean of two values. With equal weights,
-# 3 and 7 give the same mean as 7 and 3. With unequal weights, both answers favour the digit with
-# the larger weight, because the layers after the head are linear. Two heads put their results in
-# different channels.
+# 3 and 7 give the same mean as 7 and 3. With unequal weights, a digit adds the same logits from
+# either place, times its weight, because the layers after the head are linear. So both answers
+# favour the digit with the larger weight. Two heads put their results in different channels.
 #
 # ## Four heads on Shakespeare
 #
@@ -242,7 +241,7 @@ for n_head in (1, 4):
 # One head has 2.50, four heads have 2.44. The gain is small, because heads without positions cannot
 # look for "the previous character": to them, the past has no order. So we add a vector for each
 # position again, and compare one head with four. We use blocks of T = 16 characters, which are
-# easier to look at, and 2,000 steps. So do not compare these losses with the scoreboard.
+# easier to look at. Do not compare these losses with the scoreboard: the training differs, too.
 
 
 # %%
@@ -274,7 +273,7 @@ for n_head in (1, 4):
 # on the previous position stand just below the diagonal.
 
 # %%
-blocks = lesson.val_tokens.unfold(0, 16, 16)  # (number of blocks, T)
+blocks = lesson.val_tokens.unfold(0, 16, 16)  # (N, T): unfold cuts 16 tokens every 16 tokens
 
 
 @torch.no_grad()  # no gradients are needed to look
@@ -290,10 +289,10 @@ print("own position:", own, "previous position:", previous, sep="\n")
 print(f"own position, equal weights: {(1 / torch.arange(1, 17)).mean():.2f}")
 
 # %% [markdown]
-# The heads have divided the work. Head 2 gives 0.95 of its weight to the own position; with equal
-# weights it would be 0.21. Head 4 is a *previous-character head* (in the literature:
-# *previous-token head*) with 0.66. Heads 1 and 3 share almost all of their weight between these two
-# positions. Nobody told the heads to do this: it lowers the loss. Here are the weights for a line:
+# The heads have divided the work. Head 2 gives almost all of its weight to the own position; with
+# equal weights it would be 0.21. Head 4 is a *previous-character head* (in the literature:
+# *previous-token head*) with two thirds. Heads 1 and 3 divide almost all of their weight between
+# these two positions. Nobody told the heads to do this: it lowers the loss. The weights for a line:
 
 # %% tags=["test"]
 assert C * C * 4 > 2 * 64 * C  # at T = 64: the linear layers, the scores and the weighted means
@@ -303,6 +302,7 @@ assert lesson.FAST or max(abs(alone[1] - 2.504), abs(alone[4] - 2.437)) < 0.02
 assert lesson.FAST or max(abs(losses[1] - 2.35), abs(losses[4] - 2.16)) < 0.04
 assert lesson.FAST or (own[1] > 0.9 and 0.6 < previous[3] < 0.72 and own[3] < 0.3)
 assert lesson.FAST or (own + previous)[[0, 2]].min() > 0.9
+assert lesson.FAST or weights.diagonal(dim1=1, dim2=2)[[0, 2], 1:].std(dim=1).max() < 0.06
 
 # %% alt="Weights of four heads: one has a dark diagonal, one a dark line just below the diagonal"
 line = "My noble father,"
@@ -322,6 +322,7 @@ figure.supylabel("position", fontsize=10)
 show("attention-maps")
 
 # %% tags=["test"]
+assert lesson.FAST or maps[0, [9, 11], 5].min() > 0.1  # f and t of head 1 look at b
 page = (lesson.HERE / "inspect.html").read_text("utf-8")
 data = lesson.json.loads(page.split('id="data">')[1].split("</script>")[0])
 for head, back in ((1, 1), (0, 2)):  # layer 1: head 2 looks one back, head 1 two back
@@ -330,7 +331,8 @@ for head, back in ((1, 1), (0, 2)):  # layer 1: head 2 looks one back, head 1 tw
 
 # %% [markdown]
 # Each row is a position, and its weights sum to 1. Darker means more weight. The numbers are the
-# means from above. Heads 1 and 3 choose between two characters; the choice depends on the text.
+# means from above. Most rows of heads 1 and 3 choose one of two characters; the choice depends on
+# the text. Some rows look further back: `f` and `t` in head 1.
 #
 # Such pictures show where a head looks. They do not show what it takes from there, nor whether the
 # model uses it (Jain & Wallace 2019, [arXiv:1902.10186](https://arxiv.org/abs/1902.10186)). To know
@@ -367,7 +369,7 @@ lesson.show_scoreboard(5, {"4 attention heads": alone[4]})
 # 2. Remove each head of `HeadsWithPositions`: set its columns of `projection.weight` to 0, and
 #    measure the loss. Which head does the model need most?
 # 3. What do you expect of 64 heads of one channel each? Train `HeadsWithPositions(64)`, then 16
-#    heads. Which is best? How much weight does the best head give to the previous position?
+#    heads. Which is best? What is the largest weight of a head on the previous position?
 
 # %% tags=["solution"]
 if SOLUTIONS:  # run with: python lessons/05_heads.py --solutions
@@ -378,7 +380,6 @@ if SOLUTIONS:  # run with: python lessons/05_heads.py --solutions
         both.bias.copy_(output.weight @ projection.bias + output.bias)  # (V,)
     torch.testing.assert_close(both(y), output(projection(y)), atol=1e-4, rtol=1e-4)
     print("1. equal; in a GPT, other layers stand between the two (lesson 7)")
-
     print(f"2. with all heads: loss {evaluate(model, 16):.2f}")
     original, without = projection.weight.detach().clone(), []  # clone: a copy
     for head in range(H):
@@ -389,7 +390,6 @@ if SOLUTIONS:  # run with: python lessons/05_heads.py --solutions
     print("   without head 1, 2, 3, 4:", torch.tensor(without))
     print("   Most needed: head 2, the only one that almost always looks at the own character.")
     assert lesson.FAST or without.index(max(without)) == 1
-
     for n_head in (64, 16):
         torch.manual_seed(1)
         many = HeadsWithPositions(n_head)

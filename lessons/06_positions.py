@@ -2,9 +2,9 @@
 # # 6. Positions, learned and rotary
 #
 # *The dog bites the man* and *the man bites the dog* consist of the same words. Only their order
-# says who bites. The attention of lessons 4 and 5 hardly uses the order. This lesson shows why.
-# Then it gives the model the positions in two ways: with a learned table, as in [gpt.py](../gpt.py)
-# and GPT-2, and with rotations, as in most newer models.
+# says who bites. Attention itself hardly uses the order. This lesson shows why. Then it gives the
+# model the positions in three ways: with a learned table, as in [gpt.py](../gpt.py) and GPT-2; with
+# sines, as in the first Transformer; and with rotations, as in most newer models.
 #
 # **Before this lesson:** [lesson 4](04_attention.md) (queries, keys, values, the causal mask) and
 # [lesson 5](05_heads.md) (several heads).
@@ -47,9 +47,9 @@ for text in ("abc", "bac"):
 #
 # ## A small hint in the mask
 #
-# The mask gives one hint. Position $t$ sees $t + 1$ characters, and its output is a mean of their
-# values. If the values are independent with mean 0, a mean of many is shorter than a mean of few.
-# (`norm` returns the length of a vector, the root of the sum of its squares.)
+# The mask gives one hint. Position $t$ sees $t + 1$ characters, and its output is a weighted mean
+# of their values. With equal weights and independent values of mean 0, a mean of many is shorter
+# than a mean of few. (`norm` returns the length of a vector, the root of the sum of its squares.)
 
 # %%
 torch.manual_seed(0)
@@ -69,7 +69,8 @@ for t in (0, 3, 15, 63):
 #
 # The token embedding is a table with one vector per character. In gpt.py, a second table, the
 # *position embedding*, has one vector per position. The model adds the two. Both tables start with
-# random vectors, and training changes them. The rest is the model of lesson 5.
+# random vectors, and training changes them. The rest is `HeadsOnly` of lesson 5. (Its variant
+# `HeadsWithPositions` had such a table, but its training differs from that of the scoreboard.)
 
 
 # %%
@@ -81,7 +82,7 @@ class SelfAttention(nn.Module):
 
     def heads(self, x):
         B, T, C = x.shape
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # three parts, (B, T, C) each
         return [part.view(B, T, H, C // H).transpose(1, 2) for part in (q, k, v)]  # (B, H, T, D)
 
     def forward(self, x):
@@ -139,10 +140,10 @@ show("table")
 # This head has learned to look one position back: its matrices turn the vector of position $t$ into
 # a query that matches the key of position $t - 1$.
 #
-# A table has two limits. First, *each position learns alone*. For position 8, one back is row 7;
-# for position 41, it is row 40. Nothing tells the model that these are the same thing, so it learns
-# *one back* 63 times. At one position near the end, it has not succeeded after 1,000 steps. (With
-# other random vectors, it may be another position, or none.)
+# A table has two limits. First, *each row is learned alone*. For position 8, one back is row 7; for
+# position 41, it is row 40. Nothing tells the model that these are the same thing, so it must learn
+# *one back* for 63 positions. At one of them, near the end, it has not succeeded after 1,000 steps.
+# (With other random vectors, it may be other positions, or none.)
 #
 # Second, *the table ends*. Row 63 is the last, so a longer text gives an `IndexError`.
 #
@@ -177,11 +178,12 @@ show("sines")
 # Left: the first channels of each half turn fast and make stripes. The last ones hardly turn: their
 # sines stay near 0, their cosines near 1.
 #
-# Right: the dot product of two rows depends only on the *distance* of their positions. This is what
-# we want: *one back* becomes one thing, not 63. But the model adds these rows to the token vectors,
-# and the scores multiply the sums by learned matrices. So the property is not built in: training
-# has to find it. The authors expected that it can, because one matrix, a rotation, turns the row of
-# each $t$ into the row of $t - 1$. We give the model this fixed table instead of the learned one:
+# Right: the dot product of two rows depends only on the *distance* of their positions, because
+# $\sin a \sin b + \cos a \cos b = \cos(a - b)$. This is what we want: *one back* becomes one thing,
+# not 63. But the model adds these rows to the token vectors, and the scores multiply the sums by
+# learned matrices. So the property is not built in: training has to find it. The authors expected
+# that it can, because one matrix, a rotation, turns the row of each $t$ into the row of $t - 1$. We
+# give the model this fixed table instead of the learned one:
 
 # %%
 torch.manual_seed(1)
@@ -191,7 +193,7 @@ loss_sines = train(fixed)
 print(f"validation loss: {loss_learned:.3f} with the learned table, {loss_sines:.3f} with sines")
 
 # %% [markdown]
-# After 1,000 steps, the sines are better than the learned table.
+# After 1,000 steps, sines are better. In the paper, after many more steps, both are equally good.
 #
 # ## Rotary positions
 #
@@ -230,9 +232,9 @@ show("rotation")
 # %% [markdown]
 # The dot product of two points depends on their lengths and on the angle between them. A rotation
 # keeps the lengths. If query and key both stand two positions later, both turn by the same extra
-# angle, and the angle between them stays. So the dot product depends only on the distance $t - s$.
-# A query has D/2 such pairs, and its dot product with a key is the sum over the pairs. So the same
-# holds for whole queries and keys:
+# angle, and the angle between them stays. So for the same query and key, the dot product depends
+# only on the distance $t - s$. A query has D/2 such pairs, and its dot product with a key is the
+# sum over the pairs. So the same holds for whole queries and keys:
 
 # %%
 torch.manual_seed(0)
@@ -242,9 +244,9 @@ for t, s in ((3, 1), (13, 11), (43, 41), (3, 2)):
     print(f"query at {t:2}, key at {s:2}, distance {t - s}: dot product {product.item():.4f}")
 
 # %% [markdown]
-# Each of the $D/2 = 8$ pairs of a head has its own frequency. Fast pairs tell neighbours apart.
-# Slow pairs hardly turn within a block, so a head can use them to compare characters at any
-# distance. The base is 10,000 in the paper, and 1,000 in
+# Each of the $D/2 = 8$ pairs of a head has its own frequency, $f_i = 1000^{-2i/D}$. Fast pairs tell
+# neighbours apart. Slow pairs hardly turn within a block, so a head can use them to compare
+# characters at any distance. The base is 10,000 in the paper, and 1,000 in
 # [nanogpt/models/modern.py](../nanogpt/models/modern.py), because nanogpt's blocks are short.
 
 # %%
@@ -302,12 +304,12 @@ show("by-position")
 
 # %% [markdown]
 # At position 0 all three models know only one character, like the bigram of lesson 2. Each has a
-# higher loss there than the bigram (2.48): only one of 64 positions is a first one, so it hardly
-# counts in training. Without positions, the loss is lowest for the next few positions and then
-# rises slowly: among 5 characters of unknown order each one is recent, among 60 most are old. From
-# position 2 on, rotations are better than the table everywhere. They have no position that fails,
-# because what a head learns about a distance holds at every position. (The small bumps that all
-# curves share come from the text: each character is measured at two positions, 32 apart.)
+# higher loss there than the bigram (2.48): heads that look for earlier characters find only this
+# one, and only one of 64 positions is a first one, so training hardly corrects this. Without
+# positions, the loss rises slowly from position 2 on: among 5 characters of unknown order each one
+# is recent, among 60 most are old. From position 2 on, rotations are better than the table. No
+# position fails, because what a head learns about a distance holds at every position. (The bumps
+# that all curves share come from the text: each character is measured at two positions, 32 apart.)
 #
 # ## Scoreboard
 #
@@ -332,7 +334,7 @@ show_scoreboard(6, {"with positions": loss_learned})
 # 3. *Other pairs.* We rotate the pairs of channels $(0, D/2), (1, D/2 + 1), \dots$; the paper
 #    rotates $(0, 1), (2, 3), \dots$. Both can be trained. But weights trained with one kind of
 #    pairs do not work with the other. *Symptom:* no error message, but the loss of our rotary model
-#    rises from 2.14 to 3.32 (exercise 3). *Remedy:* reorder the rows of the query and key weights.
+#    rises from 2.14 to 3.32 (exercise 3). *Remedy:* reorder the query and key rows of `qkv`.
 #
 # ## Exercises
 #
@@ -348,10 +350,8 @@ from lesson import FAST  # noqa: E402
 from nanogpt.models import modern  # noqa: E402
 
 gaps = curves["learned table"] - curves["rotary"]  # (T,)
-assert FAST or abs(loss_without - 2.44) < 0.04
-assert FAST or abs(loss_learned - 2.27) < 0.05
-assert FAST or abs(loss_sines - 2.19) < 0.04
-assert FAST or abs(loss_rotary - 2.14) < 0.03
+assert FAST or (abs(loss_without - 2.44) < 0.04 and abs(loss_learned - 2.27) < 0.05)
+assert FAST or (abs(loss_sines - 2.19) < 0.04 and abs(loss_rotary - 2.14) < 0.03)
 assert FAST or min(curve[0] for curve in curves.values()) > 2.6
 assert FAST or abs(loss_without - loss_learned - 0.17) < 0.05
 assert FAST or (previous.mean(dim=1).max() > 0.4 and previous[head][worst - 1] < 0.3)
@@ -377,10 +377,10 @@ if SOLUTIONS:  # run with: python lessons/06_positions.py --solutions
     mine = torch.cat([turned.real, turned.imag], dim=-1)  # (2, H, T, D)
     torch.testing.assert_close(mine, rotate(x, torch.arange(T)))
     print("1. A product with a complex number of length 1 is a rotation: the same numbers.")
-
     loss_128 = evaluate(rotary, block_size=128)
-    print(f"2. {loss_128:.3f} with blocks of 128, {loss_rotary:.3f} with 64: it does harm, because")
-    print("   the angles of such large distances did not occur in training.")
+    print(f"2. {loss_128:.3f} with blocks of 128, {loss_rotary:.3f} with 64: it does harm. Large")
+    print("   distances have angles that did not occur in training. Without positions, the loss")
+    print(f"   hardly changes: {evaluate(without, block_size=128):.3f} and {loss_without:.3f}.")
 
     class OtherPairs(SelfAttention):
         def heads(self, x):
@@ -396,4 +396,5 @@ if SOLUTIONS:  # run with: python lessons/06_positions.py --solutions
 # %% tags=["test"]
 if SOLUTIONS:
     assert FAST or loss_128 > loss_rotary + 0.1
+    assert FAST or abs(evaluate(without, block_size=128) - loss_without) < 0.05
     assert FAST or abs(evaluate(other) - 3.32) < 0.2

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 12. Scaling: parameters, data and compute
 #
-# A larger model, more text, or more training steps: which of them is the best use of a budget? This
-# lesson measures it for small models, fits a *law* (a formula for the loss) to the measurements,
-# and uses a published law to judge GPT-3.
+# A larger model, more text, or more training steps: which is the best use of a budget? This lesson
+# measures it for small models, fits a *law* (a formula for the loss) to the measurements, and uses
+# a published law to judge GPT-3.
 #
 # **Before this lesson:** [lesson 9](09_gpt.md) (the GPT and its parameters) and
 # [lesson 10](10_training.md) (learning rate, overfitting).
@@ -34,8 +34,8 @@ from nanogpt.models import GPT, GPTConfig, flops_per_token
 # We measure compute in *operations*: multiplications and additions of floating-point numbers
 # (*FLOPs* in the papers). In the forward pass, a linear layer uses each weight once per token, for
 # one multiplication and one addition: 2 operations. The backward pass needs two products of the
-# same size: one for the gradient of the layer's input, one for the gradient of the weights. These
-# are 4. PyTorch can count:
+# same size: one for the gradient of the layer's input, one for the gradient of the weights. That is
+# 4 more. PyTorch can count:
 
 # %%
 layer = nn.Linear(3, 5, bias=False)  # 15 weights
@@ -54,7 +54,7 @@ print(f"15 weights: {counts[0]} operations forward, {counts[1]} backward")
 #
 # If a text is read once, this is the $6ND$ of the papers. If it is repeated, each repetition
 # counts. We test the rule on a GPT. PyTorch does not see into its fast attention; `SDPBackend.MATH`
-# selects a version of attention that it can count:
+# selects a version that it can count:
 
 # %%
 model = GPT(GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=T, vocab_size=V))
@@ -69,18 +69,19 @@ print(f"flops_per_token of the package: {flops_per_token(model):,}")
 # %% tags=["test"]
 from lesson import FAST  # noqa: E402
 
-assert counts == (30, 60)
-assert round(counted / (6 * N), 2) == 1.06
-assert abs(counted / flops_per_token(model) - 1) < 0.01
+assert (counts, round(counted / (6 * N), 2)) == ((30, 60), 1.06)
+vectors = sum(p.numel() for p in model.parameters() if p.dim() == 1)  # biases and layer norms
+assert counted == flops_per_token(model) - 6 * vectors
 
 # %% [markdown]
 # The rule is 6% too low here: it forgets the two products of attention that have no parameters,
-# queries with keys and weights with values. With $C$ channels, each takes $2CT$ operations per
-# token in the forward pass of a Transformer block; with the backward pass, both take $12CT$. The
-# package adds them (Chowdhery et al. 2022, [arXiv:2204.02311](https://arxiv.org/abs/2204.02311)):
+# queries with keys and attention weights with values. With $C$ channels, each takes $2CT$
+# operations per token in the forward pass of a Transformer block; with the backward pass, both take
+# $12CT$. The package adds them (Chowdhery et al. 2022,
+# [arXiv:2204.02311](https://arxiv.org/abs/2204.02311)):
 # $6N + 12 \cdot \text{n\_layer} \cdot C \cdot T$, with $N$ without position embeddings, which no
-# product uses. The second part, about $T / (6C)$ of the first, is small if $C$ is much larger than
-# $T$. We use `flops_per_token` below.
+# product uses. (PyTorch counts a little less: no biases and layer norms.) The second part, about
+# $T / (6C)$ of the first, is small if $C$ is much larger than $T$.
 #
 # ## The best size depends on the budget
 #
@@ -121,8 +122,8 @@ if not FAST:
 # `nanogpt study scaling` trained seven sizes, from 0.01 to 28 million parameters, on five amounts
 # of Shakespeare's plays (`docs/studies.md`): the modern model of lesson 13, with blocks of 256
 # characters. A run repeats its text until it has read 41 million characters; it ends earlier if the
-# validation loss stops falling. The larger a model is for its text, the more dropout and weight
-# decay the study tries. Each loss is the lowest of its run and of up to three settings, so it is
+# validation loss stops falling. With more parameters per character, the study tries more dropout
+# and weight decay. Each loss is the lowest of its run and of up to three settings, so it is
 # slightly too good (lesson 10).
 
 # %%
@@ -137,18 +138,18 @@ for n in sizes:
     print(f"{n:9.2f}M{'':15}", *(f"{loss:7.3f}" for loss in measured[parameters == n]))
 
 # %% [markdown]
-# Read the first row: a model of 0.01 million parameters has about the same loss with any amount of
-# text; it is too small to use more. Read the first column: with 0.28 million characters, models
-# above 0.57 million parameters get no better; they lack text. A larger model *and* more text give
-# the lowest loss, at the bottom right.
+# The first row: a model of 0.01 million parameters has about the same loss with any amount of text;
+# it is too small to use more. The first column: with 0.28 million characters, models above 0.57
+# million parameters get no better; they lack text. A larger model *and* more text give the lowest
+# loss, at the bottom right.
 #
 # ## The compute frontier
 #
 # The study also recorded the loss during the training on all the text. The *compute frontier* is
 # the lowest loss that any model has reached with at most a given number of operations. After the
-# warm-up, the study keeps the learning rate constant, and it also evaluates a moving average of the
-# weights. So the middle of a run is the same as the end of a shorter run. (With a falling rate, the
-# loss in the middle would be too high.)
+# warm-up, the study keeps the learning rate constant, so the middle of a run is the same as the end
+# of a shorter run. (With a falling rate, the loss in the middle would be too high.) A moving
+# average of the weights replaces the falling rate: it, too, reduces noise.
 
 # %% alt="Loss over operations of seven sizes; the frontier moves to larger models on the right"
 figure, axes = plt.subplots(figsize=(7, 4.2))
@@ -168,9 +169,9 @@ axes.set(xlim=(6e10, 2e16), ylim=(1.1, 2.6))
 show("frontier")
 
 # %% [markdown]
-# Small models are ahead at first; with more operations, the frontier passes to larger and larger
-# models. All curves end after 41 million characters; the losses are still falling there. (Where the
-# frontier is flat, a model has ended, and the next larger one is not ahead yet.)
+# With more operations, the frontier passes to ever larger models. All curves end after 41 million
+# characters; the losses are still falling there. (Where the frontier is flat, a model has ended,
+# and the next larger one is not ahead yet.)
 #
 # ## A law with three terms
 #
@@ -233,8 +234,9 @@ for name, p in (("sum", 1.0), ("with p", 3.0)):
 #
 # ## A prediction
 #
-# A law is useful if it predicts models that nobody has trained yet. We fit both laws to the six
-# smaller sizes only, and predict the largest model, which is four times as large.
+# A useful law predicts models that nobody has trained yet. We fit both laws to the six smaller
+# sizes only, and predict the largest model, which is four times as large. A + means that the
+# prediction is too high. The *guess*: the same losses as the next smaller model.
 
 # %%
 known = parameters < sizes.max()  # (35,): false for the largest model; ~known is the opposite
@@ -269,11 +271,10 @@ axes.set_xlim(0.008, 300)
 show("law")
 
 # %% [markdown]
-# A + means that the prediction is too high. The law with $p$ is wrong by about 1% or less, the sum
-# by up to 8%. The guess "the same losses as the next smaller model" has about twice the error of
-# the law with $p$. In the picture, the lines meet on the left, at $E + A / N^\alpha$: with too few
-# parameters, more text does not help. Each flat line is $E + B / D^\beta$: with too little text,
-# more parameters do not help.
+# The law with $p$ is wrong by about 1% or less, the sum by up to 8%. The guess has about twice the
+# error of the law with $p$. In the picture, the lines meet on the left, at $E + A / N^\alpha$: with
+# too few parameters, more text does not help. On the right, the upper lines are flat, at
+# $E + B / D^\beta$: with too little text, more parameters do not help.
 #
 # ## The best split of a budget, and GPT-3
 #
@@ -300,10 +301,9 @@ for name, n, d in (("GPT-3", gpt3, 300e9), ("Chinchilla", 70e9, 1.4e12)):
 table = measured.view(7, 5)  # a row for each size, a column for each text
 assert table[0].max() - table[0].min() < 0.05
 assert table[4:, 0].min() > table[3, 0]
-assert table[:, -1].tolist() == sorted(table[:, -1], reverse=True)
+assert (table[:, -1].diff() < 0).all()
 assert 40.9e6 < study["runs"][0]["tokens"] < 41e6
-assert (losses_at.argmin(axis=0)[1:] >= losses_at.argmin(axis=0)[:-1]).all()
-assert set(losses_at.argmin(axis=0)) == set(range(7))
+assert np.bincount(np.diff(losses_at.argmin(axis=0))).tolist() == [993, 6]
 assert (1 + 0.5**5) ** (1 / 5) < 1.01
 assert [round(n, 1) for n in study["sum"]["bounds"]["E"]] == [0.1, 1.3]
 assert [round(n, 2) for n in study["free"]["bounds"]["E"]] == [0.94, 1.05]
@@ -311,34 +311,33 @@ assert abs(constants[5] - 5) < 0.2
 assert held_out["with p"].abs().max() < 0.0125
 assert 0.075 < held_out["sum"].abs().max() < 0.09
 assert 0.45 < rms(held_out["with p"]) / rms(held_out["guess"]) < 0.6
-assert abs(rms(held_out["sum"]) - 0.052) < 0.001
-half = predict(published, gpt3 * 0.3 / 2, 300e9 / 0.3 * 2)
-optimum = predict(published, gpt3 * 0.3, 300e9 / 0.3)
-double = predict(published, gpt3 * 0.3 * 2, 300e9 / 0.3 / 2)
+half, optimum, double = (predict(published, gpt3 * 0.3 * x, 1e12 / x) for x in (0.5, 1, 2))
 assert max(half, double) - optimum < 0.006
-assert 0.015 < predict(published, gpt3, 300e9) - optimum < 0.018
+assert round(predict(published, gpt3, 300e9) - optimum, 2) == 0.02
+at = [predict(published, choices, x * gpt3 * 300e9 / choices).min() for x in (0.58, 0.62)]
+assert at[1] < predict(published, gpt3, 300e9) < at[0]
 assert abs(5.3e10 / gpt3 - 1 / 3) < 0.05
 assert sum(run["falling"] for run in runs) == 22
 assert all(run["falling"] for run in runs if run["D"] > 4e6)
-epochs = {run["name"]: run["tokens"] / run["D"] for run in study["runs"]}
-epochs = [epochs[run["run"]] for run in runs if run["D"] == 281360]
+read = {run["name"]: run["tokens"] for run in study["runs"]}
+epochs = [read[run["run"]] / run["D"] for run in runs if run["D"] == 281360]
 assert (round(min(epochs)), round(max(epochs))) == (20, 146)
 
 # %% [markdown]
-# (These losses are per token, and a token is a piece of a word (lesson 14): do not compare them
-# with ours.) Chinchilla is close to the best split, about 20 tokens for each parameter (last
-# column: best $D$ / best $N$). For GPT-3's budget, this law recommends a third of the parameters
-# and three times the text. But the loss is less than 1% lower: the optimum is flat, and half or
-# twice the best $N$ costs about 0.005. A smaller model is cheaper to *use*, so later models are
-# often trained with far more tokens for each parameter (Touvron et al. 2023,
-# [arXiv:2302.13971](https://arxiv.org/abs/2302.13971); Sardana et al. 2023,
-# [arXiv:2401.00448](https://arxiv.org/abs/2401.00448)).
+# (These losses are per token, a piece of a word (lesson 14): do not compare them with ours.)
+# Chinchilla is close to the best split, about 20 tokens for each parameter (last column: best $D$ /
+# best $N$). For GPT-3's budget, this law recommends a third of the parameters and three times the
+# text. The loss is only 0.02 lower, because the optimum is flat: half or twice the best $N$ costs
+# about 0.005. Still, with the best split, about 60% of the operations reach GPT-3's loss. A smaller
+# model is cheaper to *use*, so later models are often trained with far more tokens for each
+# parameter (Touvron et al. 2023, [arXiv:2302.13971](https://arxiv.org/abs/2302.13971); Sardana et
+# al. 2023, [arXiv:2401.00448](https://arxiv.org/abs/2401.00448)).
 #
 # GPT-3 followed an earlier law (Kaplan et al. 2020,
 # [arXiv:2001.08361](https://arxiv.org/abs/2001.08361)): the best $N$ grows like the operations to
 # the power 0.73, for Hoffmann et al. only about 0.5. Porian et al. 2024
-# ([arXiv:2406.19146](https://arxiv.org/abs/2406.19146)) explain the difference by details of the
-# experiments, such as a warm-up that is too long for small models.
+# ([arXiv:2406.19146](https://arxiv.org/abs/2406.19146)) explain the difference by details such as a
+# warm-up that is too long for small models.
 #
 # ## What our law cannot say
 #
@@ -346,9 +345,10 @@ assert (round(min(epochs)), round(max(epochs))) == (20, 146)
 #   look like too little text or too few parameters.
 # - Our models repeat the smallest text 20 to 146 times. Muennighoff et al. 2023
 #   ([arXiv:2305.16264](https://arxiv.org/abs/2305.16264)) found that up to four epochs are almost
-#   as good as new text, and that later epochs help less and less. Our law ignores epochs.
-# - The constants belong to this text, alphabet and training. The published law has limits, too: its
-#   models are smaller than GPT-3, and they were trained on other text.
+#   as good as new text, and later epochs help less and less. Our law ignores epochs.
+# - The prediction is no blind test: we chose the law after seeing all runs.
+# - The constants belong to this text, alphabet and training. The models of the published law are
+#   smaller than GPT-3.
 #
 # ## What to remember
 #
@@ -364,7 +364,7 @@ assert (round(min(epochs)), round(max(epochs))) == (20, 146)
 #    largest model looks best (the right ends of the curves in the first picture). *Remedy:* compare
 #    after the same number of operations.
 # 2. **You use one learning rate for all sizes.** *Symptom:* a size looks worse than it is, because
-#    its rate is wrong. *Remedy:* search the rate for each size (lesson 10).
+#    its rate is wrong. *Remedy:* search it for each size (lesson 10), or scale it as above.
 # 3. **You judge a law by the points that it was fitted to.** *Symptom:* the next size has larger
 #    errors (the sum in "A prediction"). *Remedy:* hold out the largest models.
 #

@@ -2,7 +2,7 @@
 # # 15. Encoder, decoder, cross-attention
 #
 # The Transformer of 2017 was made for translation. It had two halves: an encoder, which reads the
-# source, and a decoder, which writes the output. A GPT is a decoder without an encoder, and so
+# source, and a decoder, which generates the output. A GPT is a decoder without an encoder, and so
 # without the *cross-attention* between the two. This lesson builds such an *encoder-decoder*, and
 # compares it with a GPT, a *decoder-only* model.
 #
@@ -10,8 +10,8 @@
 # [lesson 8](08_norm.md) (layer norm) and [lesson 10](10_training.md) (the training loop).
 #
 # **You will see:** an encoder-decoder and a GPT that learn to reverse words of 8 letters. At step
-# 40, no test word is correct; at step 80, all are. Each decoder position gives more than 90% of its
-# cross-attention to one letter: the letter that it has to write next.
+# 40, no test word is correct; at step 80, all are. Each decoder position gives, on average, more
+# than 90% of its cross-attention to one letter: the letter that it has to predict.
 
 # %%
 import math
@@ -29,13 +29,13 @@ STEPS = shorten(200)  # fewer in a quick test
 # ## Two kinds of model
 #
 # Vaswani et al. 2017 ([arXiv:1706.03762](https://arxiv.org/abs/1706.03762)) translated, for
-# example, English into German. The English sentence, the *source*, is complete before the first
-# German word is written. So each position of the *encoder* may look at the whole source. The
-# *decoder* writes the German sentence token by token, as a GPT does. But each Transformer block of
-# the decoder has one more layer, the cross-attention, which reads the result of the encoder.
+# example, English into German. The English sentence, the *source*, is complete before the model
+# generates a German word. So each position of the *encoder* may look at the whole source. The
+# *decoder* generates the German sentence token by token, as a GPT does. But each Transformer block
+# of the decoder has one more layer, the cross-attention, which reads the result of the encoder.
 #
 # In the picture, the models reverse the source `a b c`. The token `|` marks the start of the
-# output. The letter c is already written, and the models predict the next letter, b.
+# output. The letter c is already generated, and the models predict the next letter, b.
 
 # %% alt="Left: encoder with an arrow to the cross-attention of the decoder. Right: a GPT"
 axes = diagram(72, 40)
@@ -57,9 +57,9 @@ for x, text in ((10, "source: a b c"), (38, "output so far: | c"), (62, "a b c |
 show("models")
 
 # %% [markdown]
-# The picture leaves out embeddings, residual connections, norms and the output layer; all models
-# have them. In the paper, each half has 6 Transformer blocks; all 6 of the decoder read the result
-# of the *last* one of the encoder. A GPT does the job with one sequence: source, `|`, output.
+# The picture shows one Transformer block of each, without embeddings, residual connections, norms
+# and output layer. In the paper, each half has 6 blocks; all 6 of the decoder read the result of
+# the *last* one of the encoder. A GPT does the job with one sequence: source, `|`, output.
 #
 # ## Cross-attention
 #
@@ -117,9 +117,9 @@ class Attention(nn.Module):
 # ## The task: reverse a word
 #
 # A word has 8 random letters from a to j. There are $10^8$ words, and the training shows only
-# 12,800 of them, so memorising does not help. The input of the decoder starts with the token `|`.
-# In training, the rest of this input is the *correct* output, shifted by one. This is *teacher
-# forcing*: at all positions in parallel, the model learns what follows the correct letters.
+# 12,800, so memorising does not help. The input of the decoder starts with the token `|`. In
+# training, the rest of this input is the *correct* output, shifted by one. This is *teacher
+# forcing*: as in every GPT so far, all positions learn in parallel what follows correct letters.
 
 # %%
 alphabet, START, LENGTH = "abcdefghij|", 10, 8
@@ -141,9 +141,9 @@ for name, tokens in zip(("source", "inputs", "targets"), get_words(1), strict=Tr
 # %% [markdown]
 # ## The two models
 #
-# One class serves for all Transformer blocks: of an encoder, of a decoder, and of a GPT. `Model`
-# has the parts that both models need. As in lesson 8, the norms stand before the layers, and one
-# more norm ends the encoder and the decoder. (In the paper, they stand after the layers.)
+# One class serves for all Transformer blocks: of encoder, decoder and GPT. `Model` has the parts
+# that both models need; encoder and decoder share the embeddings. As in lesson 8, the norms stand
+# before the layers (in the paper, after them), and one more norm ends the encoder and the decoder.
 
 
 # %%
@@ -200,8 +200,8 @@ class DecoderOnly(Model):
 
 # %% [markdown]
 # The decoder-only model also computes logits at the source, but nobody can predict random letters.
-# So, unlike in all lessons before, only the logits of the output count in the loss; `[:, LENGTH:]`
-# keeps these. With 32 and 34 channels, both models have about 30,000 parameters and two Transformer
+# So, unlike in lesson 9, only the logits of the output count in the loss; `[:, LENGTH:]` keeps
+# these. With 32 and 34 channels, both models have about 30,000 parameters and two Transformer
 # blocks. We test on 500 words. The model chooses the token with the largest logit; a word is
 # correct if all 8 letters are. In this test, too, the model reads the correct letters so far.
 
@@ -289,14 +289,14 @@ write(panels[1], 15.2, 0.8, "numbers: weight of letter 9 − t (%)", 8, "black",
 show("map")
 
 # %% [markdown]
-# A cell is darker if its attention weight, a mean over 500 words, is larger. The output is the
-# reverse, so position $t$ needs letter $9 - t$ of the source. In each of the 500 words, this letter
-# gets more than 70% of the cross-attention. So the rule uses the positions, not the letters: the
-# trained matrices match position embedding $t$ in the query with $9 - t$ in the key.
+# A cell is darker if its attention weight, a mean over 500 words, is larger. Position $t$ needs
+# letter $9 - t$ of the source. In each of the 500 words, this letter gets more than 70% of the
+# cross-attention. The rule uses the positions, not the letters: if we reverse the position
+# embeddings of the source, position $t$ reads letter $t$.
 #
 # In the decoder-only model, the source is a part of the sequence, so the causal self-attention
-# learned the rule. The picture shows the first Transformer block, where letter $9 - t$ gets more
-# than 90%; in the second, it gets more than half. The output so far gets almost nothing.
+# learned the rule. The picture shows the first Transformer block: letter $9 - t$ gets more than
+# 90%, the output so far almost nothing. In the second, letter $9 - t$ gets more than half.
 #
 # ## Which model for which task
 #
@@ -304,32 +304,32 @@ show("map")
 #   example is T5 (Raffel et al. 2019, [arXiv:1910.10683](https://arxiv.org/abs/1910.10683)).
 # - **Encoder-only**: a vector or a label for a complete text. BERT (Devlin et al. 2018,
 #   [arXiv:1810.04805](https://arxiv.org/abs/1810.04805)) hides some tokens and predicts them from
-#   both sides (exercise 2). After more training, its vectors serve for search (similar texts get
-#   similar vectors) and classification (a linear layer turns a vector into a class).
+#   both sides (exercise 2). After *fine-tuning* (more training, for one task), its vectors serve
+#   for search (similar texts get similar vectors) or classification.
 # - **Decoder-only**: text to be continued: a story, a program, a conversation. Liu et al. 2018
 #   ([arXiv:1801.10198](https://arxiv.org/abs/1801.10198)) dropped the encoder and wrote source and
 #   output as one sequence; the first GPT (Radford et al. 2018) followed.
 #
 # No kind is best for everything. The encoder-decoder won the comparison of Raffel et al., with
-# fine-tuning; for the same computation, it had twice the parameters. Decoder-only models won that
-# of Wang et al. 2022 ([arXiv:2204.05832](https://arxiv.org/abs/2204.05832)), without fine-tuning.
-# One sequence is also simpler: every token of a text can be a target. And in a conversation, each
-# answer becomes part of the next prompt, and its keys and values stay in the cache (lesson 11). An
-# encoder would have to read it all again: without a mask, new tokens change all older vectors.
+# fine-tuning. For the same compute, it had twice the parameters: a token passes through only one
+# half. Decoder-only models won that of Wang et al. 2022, without fine-tuning
+# ([arXiv:2204.05832](https://arxiv.org/abs/2204.05832)). One sequence is simpler: every token can
+# be a target. In a conversation, an answer becomes part of the next prompt; its keys and values
+# stay in the cache (lesson 11). An encoder must read all again: new tokens change older vectors.
 
 # %% tags=["test"]
-from lesson import FAST  # noqa: E402
-
-if not FAST:
+if STEPS >= 200:
     assert all(curve[3] < 1 and curve[7] > 99 and curve[-1] == 100 for curve in curves.values())
     assert STEPS * 64 == 12_800
-    assert cross.flip(1).diagonal().min() > 0.9
-    each_word = models["encoder-decoder"].decoder.cross_attention.weights.flip(2)
-    assert each_word.diagonal(dim1=1, dim2=2).min() > 0.7
     last = models["decoder-only"].blocks[1].attention.weights.mean(dim=0)[LENGTH:]
-    for weights, least in ((gpt, 0.9), (last, 0.5)):
+    for weights, least in ((cross, 0.9), (gpt, 0.9), (last, 0.5)):
         assert weights[:, :LENGTH].flip(1).diagonal().min() > least
     assert gpt[:, LENGTH:].sum(dim=1).max() < 0.05
+    net = models["encoder-decoder"]
+    assert net.decoder.cross_attention.weights.flip(2).diagonal(dim1=1, dim2=2).min() > 0.7
+    encoded = net.encoder(net.token_embedding(source) + net.position_embedding.weight[:8].flip(0))
+    net.decoder(net.embed(inputs), net.encoder_norm(encoded))  # source positions reversed
+    assert net.decoder.cross_attention.weights.mean(dim=0).diagonal().min() > 0.9
 assert all(29_500 < sum(w.numel() for w in m.parameters()) < 31_500 for m in models.values())
 for model in models.values():  # with teacher forcing and without
     free = (generate(model, source) == targets).all(dim=1)
@@ -350,10 +350,10 @@ assert not torch.allclose(layer(x, encoded), layer(x, F.pad(encoded, (0, 0, 0, 2
 # 1. **The decoder input is not shifted.** The model then only copies its input. *Symptom:* the
 #    training loss is almost 0, but the generated words are wrong. *Remedy:* begin with `|`.
 # 2. **Source and decoder swapped in the cross-attention.** Keys and values now come from the
-#    decoder, without a mask, and show the targets. *Symptom:* the loss falls, but generation stops
-#    with an error, because the lengths differ. *Remedy:* test with two lengths.
-# 3. **No mask for padding.** A batch pads short sources to the longest one. *Symptom:* the result
-#    changes with the padding. *Remedy:* set the scores of padded positions to $-\infty$.
+#    decoder, without a mask, and show the targets. *Symptom:* in training, both lengths are 8, and
+#    the loss falls; generation stops with an error. *Remedy:* test with two lengths.
+# 3. **No mask for padding**, the empty tokens after short sources in a batch. *Symptom:* the result
+#    changes with their number. *Remedy:* set the scores of their keys to $-\infty$.
 #
 # ## Exercises
 #

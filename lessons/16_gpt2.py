@@ -7,14 +7,15 @@
 # 9 use the weights? Yes: it has the same layers. Only the names of the weights differ, and four
 # matrices of each Transformer block have their rows and columns exchanged. You need no download:
 # this lesson makes a small file with random weights in the layout of the real file, and loads it.
+# (`GPT` below is that of the package; lesson 9 showed that it has the same names and logits.)
 #
 # **Before this lesson:** [lesson 5](05_heads.md) (queries, keys and values of all heads in one
 # matrix), [lesson 9](09_gpt.md) (the names of the weights) and [lesson 14](14_bpe.md) (byte-pair
 # encoding).
 #
-# **You will see:** the same logits as the library `transformers`; three mistakes that raise no
-# error, and raise the loss from 2.21 to 2.26, 2.63 and 3.41 nats; and the four sizes of GPT-2, from
-# 124,439,808 to 1,557,611,200 parameters.
+# **You will see:** the same logits as the library `transformers`; three mistakes that give no
+# error, but raise the loss of a small GPT from 2.21 to 2.26, 2.63 and 3.41 nats; and the four sizes
+# of GPT-2, from 124,439,808 to 1,557,611,200 parameters.
 
 # %%
 import importlib.util
@@ -148,9 +149,9 @@ def translate(checkpoint):
 
 
 # %% [markdown]
-# The shapes also give the settings of the model, except one. The matrices of all heads lie side by
-# side, so no shape depends on the number of heads. In every size of GPT-2 a head has D = 64
-# channels; for our small file we choose 8.
+# The names and shapes also give the settings of the model, except one. The matrices of all heads
+# lie side by side, so no shape depends on the number of heads. In every size of GPT-2 a head has
+# D = 64 channels; for our small file we choose 8.
 
 
 # %%
@@ -189,7 +190,7 @@ print("logits:", tuple(logits.shape))
 #
 # The library `transformers` of Hugging Face has a GPT-2 that many people use, with layers in the
 # layout of this file. With the same weights it must give the same logits. (`LMHead` in the name of
-# the class is the output layer, `reference.transformer` all the rest.)
+# the class is the output layer, tied here, too; `reference.transformer` is all the rest.)
 
 # %%
 if importlib.util.find_spec("transformers"):
@@ -298,7 +299,8 @@ for name, (n_layer, n_head, C) in zip(names, shapes, strict=True):
 # ## Optional: the real weights
 #
 # This command downloads the smallest GPT-2 into the folder `gpt2`: 548 MB, of which 498 MB are
-# parameters and 50 MB masks. `tokenizer.json` has the 50,000 merges.
+# parameters and 50 MB masks. `tokenizer.json` has the vocabulary and the 50,000 merges. Run it in
+# the directory in which you run the lesson. (`pip install huggingface_hub` installs `hf`.)
 #
 # ```
 # hf download openai-community/gpt2 model.safetensors tokenizer.json --local-dir gpt2
@@ -337,9 +339,9 @@ else:
 #
 # 1. *A transpose is missing* for a square matrix. *Symptom:* the weights load, but the loss is too
 #    high. *Remedy:* compare logits with a trusted program.
-# 2. *`load_state_dict(weights, strict=False)`*, to silence an error. *Symptom:* PyTorch ignores
-#    unknown names, a model with random weights keeps them, and its loss is near ln V. *Remedy:*
-#    keep `strict=True`, and leave out by name what the model does not need.
+# 2. *`load_state_dict(weights, strict=False)`*, to silence an error. *Symptom:* PyTorch skips
+#    unknown names, and the loss is near ln V: a new model keeps its initial weights. *Remedy:* keep
+#    `strict=True`, and leave out by name what the model does not need.
 # 3. *The exact GELU.* GPT-2 was trained with an approximation that uses tanh. *Symptom:* with
 #    `nn.GELU()`, the loss of `small` stays 2.21, but its logits change by about 0.001, too much for
 #    rounding (exercise 3). *Remedy:* compare logits; use `nn.GELU("tanh")`.

@@ -260,6 +260,10 @@ def test_a_signal_while_text_is_read_leaves_no_file(
             before = {*cache.glob(".new-*/new")}
             wait_for(lambda before=before: {*cache.glob(".new-*/new")} - before, reading)  # type: ignore
             reading.send_signal(sent)
+            try:
+                reading.wait(20)
+            except subprocess.TimeoutExpired:  # it came just before Python began to wait for input
+                reading.send_signal(sent)
             assert reading.stderr is not None
             err = reading.stderr.read()
         assert reading.returncode == (-sent if sent == signal.SIGKILL else 128 + sent)
