@@ -179,7 +179,7 @@ def measure_baby(checkout: Path, device: torch.device, repeats: int) -> dict[str
 
 
 def measure_gpt2(device: torch.device, repeats: int) -> dict[str, Any]:
-    """Compare the speeds of nanogpt and `transformers` with one text and a model of GPT-2's shape."""
+    """Compare the speeds of nanogpt and `transformers` for a model of GPT-2's shape."""
     model = scale_embedding(GPT(GPT2).to(device))
     other = load_transformers_model(model, device).to(torch.bfloat16)
     model = model.to(torch.bfloat16)
