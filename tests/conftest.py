@@ -119,7 +119,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 Answer = tuple[int, str, str]
 POSIX_OPTIONS: dict[str, Any] = {
-    "start_new_session": True,  # a process group of its own, as in a terminal
+    "start_new_session": True,  # a separate process group, as in a terminal
 }
 if os.name != "posix":
     POSIX_OPTIONS.clear()

@@ -13,18 +13,19 @@ from torch.nn import functional as F
 from ..api import GenerationConfig, Trained
 from ..data import to_int64
 from ..errors import UserError
+from ..evaluate import evaluate
 from ..generate import filter_logits
 from ..reports.ablation import list_parts, switched_off
-from ..reports.copying import Source
+from ..reports.copying import Source, remove_inner
 from ..reports.explain import explain_run
-from ..reports.inspection import Inspection, inspect_text
+from ..reports.inspection import Inspection, inspect_text, name_tokens
 from ..reports.rates import Rates, measure_rates
 from ..runs.checkpoint import Checkpoint
 from ..runs.presets import PRESETS, get_preset
 from ..system.devices import pick_device
+from ..text.completion import encode_prompt
 from ..text.corpora import CORPORA
-from ..text.glyphs import decode_token_bytes, make_visible
-from .library import Library, Texts, evaluate_part
+from .library import MAX_COUNTED_TOKENS, Library, Texts
 from .training import SIZES
 from .worker import Check
 
@@ -35,9 +36,9 @@ SAMPLE_TOKENS = 160
 SUGGESTED_TOKENS = 45
 """Tokens of the prompt that the page has at first."""
 COPY_TOKENS = 600
-BASELINE_CHARACTERS = 5000
-"""Characters of the validation split whose matches are measured."""
-MAX_SOURCE_TOKENS = 3_000_000
+"""Tokens of the generated text in which matches are marked."""
+BASELINE_TOKENS = 5000
+"""Tokens of the validation split whose matches are measured for comparison."""
 
 
 class Question:
@@ -144,7 +145,7 @@ def next_token(question: Question, check: Check) -> dict[str, Any]:
     logits = _logits(checkpoint, question.prompt())[-1]  # (V,)
     p = logits.softmax(-1)
     kept = filter_logits(logits[None], config)[0].softmax(-1)
-    names = _names(checkpoint)
+    names = name_tokens(checkpoint.tokenizer)
     order = p.topk(min(2 * SHOWN, len(p))).indices.tolist()
     rows = [{"token": names[i], "p": p[i].item(), "kept": kept[i].item()} for i in order]
     return {"tokens": rows, "n_kept": int((kept > 0).sum()), "vocab_size": len(p)}
@@ -153,20 +154,9 @@ def next_token(question: Question, check: Check) -> dict[str, Any]:
 @torch.no_grad()
 def _logits(checkpoint: Checkpoint, text: str) -> Tensor:
     """Return the logits (T, V) after each of the last block_size tokens of a text."""
-    ids = checkpoint.tokenizer.encode(text)[-checkpoint.model.config.block_size :]
-    if not ids:
-        raise UserError("the prompt has no tokens: the tokenizer drops it; use another prompt")
+    ids = encode_prompt(checkpoint.tokenizer, text)[-checkpoint.model.config.block_size :]
     logits: Tensor = checkpoint.model(torch.tensor([ids]))[0].float()
     return logits
-
-
-def _names(checkpoint: Checkpoint) -> list[str]:
-    """Return all tokens as visible text."""
-    tokenizer = checkpoint.tokenizer
-    return [
-        make_visible(decode_token_bytes(tokenizer.token_bytes(i)))
-        for i in range(tokenizer.vocab_size)
-    ]
 
 
 @dataclass(frozen=True)
@@ -191,7 +181,7 @@ def ablate(question: Question, check: Check) -> Ablation:
     off = [part for part in question.query.get("off", "").split(",") if part]
     only_loss, inspection, sample = "only_loss" in question.query, None, ""
     with switched_off(checkpoint.model, off):
-        evaluation = evaluate_part(checkpoint, texts)
+        evaluation = evaluate(checkpoint.model, texts.part)
         check()
         if not only_loss:
             seed = question.number("seed", 1337)
@@ -212,7 +202,7 @@ def _score(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
     T, losses = checkpoint.model.config.block_size, []
     with torch.no_grad():
         for start in range(0, len(ids) - 1, T):
-            window = ids[start : start + T + 1].long()
+            window = ids[start : start + T + 1]
             logits = checkpoint.model(window[None, :-1])[0].float()
             losses.append(F.cross_entropy(logits, window[1:], reduction="none"))
     return torch.cat(losses)
@@ -225,21 +215,25 @@ def count(question: Question, check: Check) -> dict[str, Any]:
     if counts is None:
         raise UserError("the text is too long to count its n-grams here: use nanogpt data")
     bigrams, smoothed = counts
-    ids, V = texts.part.tokens.long(), texts.tokenizer.vocab_size
+    ids, V = to_int64(texts.part.tokens), texts.tokenizer.vocab_size
     model = _score(checkpoint, ids).numpy()  # (N,)
     check()
     ngram = -np.log(smoothed.probabilities(ids.numpy())[1:])  # (N,)
     table = np.array([bigrams.next_probabilities([i]) for i in range(V)]) if V <= 1024 else None
-    length = min(checkpoint.model.config.block_size, 256)
+    T = checkpoint.model.config.block_size
+    length = min(T, 256)
     start = min(max(0, question.number("start", 0)), len(ids) - 2)
     passage = slice(start, start + length)
-    names, shown = _names(checkpoint), ids[start : start + length + 1].tolist()
+    names, shown = name_tokens(checkpoint.tokenizer), ids[start : start + length + 1].tolist()
     position = min(question.number("position", length - 1), len(shown) - 2)
-    context = ids[max(0, start) : start + position + 1]
-    rows = {"model": checkpoint.model(context[None])[0, -1].float().softmax(-1).detach().numpy()}
+    end = start + position + 1  # the context ends here
+    context = ids[(end - 1) // T * T : end]  # in the window of _score()
+    with torch.no_grad():
+        rows = {"model": checkpoint.model(context[None])[0, -1].float().softmax(-1).numpy()}
     if table is not None:
         rows["bigram"] = table[int(context[-1])]
-    rows[f"{smoothed.n}-grams"] = smoothed.next_probabilities(context[1 - smoothed.n :].tolist())
+    before = ids[max(0, end + 1 - smoothed.n) : end].tolist()
+    rows[f"{smoothed.n}-grams"] = smoothed.next_probabilities(before)
     gains = ngram - model
     order = np.argsort(gains)
     return {
@@ -274,22 +268,22 @@ def _round(values: Any) -> list[float]:
 def find_copies(question: Question, check: Check) -> dict[str, Any]:
     """Find the longest matches of generated text in the training text."""
     checkpoint, texts = question.checkpoint(), question.texts()
-    if len(texts.train.tokens) > MAX_SOURCE_TOKENS:
+    if len(texts.train.tokens) > MAX_COUNTED_TOKENS:
         raise UserError("the training text is too long to search in it here")
     source = texts.source()
     check()
     seed, prompt = question.number("seed", 1337), question.query.get("prompt", "")
     generated = _sample(checkpoint, prompt, seed, COPY_TOKENS, check)
-    held_out = texts.tokenizer.decode(texts.val.tokens[:BASELINE_CHARACTERS].long().tolist())
+    held_out = texts.tokenizer.decode(to_int64(texts.val.tokens[:BASELINE_TOKENS]).tolist())
     matches = source.find_matches(generated)
     return {
         "text": generated,
         "matches": [
-            {**asdict(match), "before": _excerpt(source, match.source, match.length)}
-            for match in matches
+            {**asdict(match), "excerpt": _excerpt(source, match.source, match.length)}
+            for match in remove_inner(matches)
         ],
-        "lengths": source.measure_matches(generated),
-        "held_out_lengths": source.measure_matches(held_out),
+        "lengths": [match.length for match in matches],
+        "held_out_lengths": [match.length for match in source.find_matches(held_out)],
     }
 
 
@@ -308,12 +302,12 @@ def compare(question: Question, check: Check) -> dict[str, Any]:
     one, two, texts = question.checkpoint(), question.checkpoint("2"), question.texts()
     if one.tokenizer.to_json() != two.tokenizer.to_json():
         raise UserError("the two runs have different tokenizers: choose runs with the same tokens")
-    ids = texts.part.tokens.long()
+    ids = to_int64(texts.part.tokens)
     losses = [_score(checkpoint, ids) for checkpoint in (one, two)]
     check()
     start = min(max(0, question.number("start", 0)), len(ids) - 2)
     passage = slice(start, start + 600)
-    names, seed = _names(one), question.number("seed", 1337)
+    names, seed = name_tokens(one.tokenizer), question.number("seed", 1337)
     return {
         "tokens": [names[i] for i in ids[start : start + 601].tolist()],
         "start": start,

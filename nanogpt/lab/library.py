@@ -11,14 +11,13 @@ from typing import Any
 
 from ..data import Split, to_int64
 from ..errors import UserError
-from ..evaluate import Evaluation, evaluate
 from ..models import BigramConfig
 from ..reports.copying import Source
 from ..runs.checkpoint import Checkpoint, load_checkpoint, read_checkpoint_info
 from ..runs.directory import RUNS
 from ..runs.history import HISTORY, list_snapshots, snapshot_directory
 from ..runs.journal import MAX_LINE
-from ..runs.run import load_run_text, read_description
+from ..runs.run import MAX_SMOOTHED_TOKENS, load_run_text, read_description
 from ..system.files import path_exists
 from ..text.encoding import encode_corpus
 from ..text.kneser_ney import KneserNey, choose_order
@@ -28,8 +27,8 @@ MODEL_BYTES = 400_000_000
 """Memory for the weights of loaded models; the least recently used models are dropped."""
 LOSS_TOKENS = 16_384
 """Tokens of the validation split on which the lab measures losses while the reader waits."""
-MAX_COUNTED_TOKENS = 3_000_000
-"""Longest split in which n-grams are counted."""
+MAX_COUNTED_TOKENS = MAX_SMOOTHED_TOKENS
+"""Longest training split in which the lab counts n-grams, or searches for matches."""
 QUIET_SECONDS = 30
 """A run that has written nothing for this time is not training."""
 
@@ -78,7 +77,7 @@ class Texts:
     def source(self) -> Source:
         """Return the training text, prepared for the search of matches."""
         if self._source is None:
-            self._source = Source(self.tokenizer.decode(self.train.tokens.long().tolist()))
+            self._source = Source(self.tokenizer.decode(to_int64(self.train.tokens).tolist()))
         return self._source
 
     def count(self) -> tuple[NGramCounts, KneserNey] | None:
@@ -189,11 +188,6 @@ def _summarise(name: str, run: Path) -> RunSummary:
         n_head=0 if isinstance(model, BigramConfig) else model.n_head,
         block_size=model.block_size,
     )
-
-
-def evaluate_part(checkpoint: Checkpoint, texts: Texts) -> Evaluation:
-    """Measure a model on the first tokens of the validation split."""
-    return evaluate(checkpoint.model, texts.part)
 
 
 def read_metrics(run: Path, start: int = 0) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from .worker import Check, Outdated, Worker
 
 POLL_SECONDS = 1
 """Seconds between two looks at the runs, for the live curves."""
-TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 
 
 class Lab:

@@ -1,5 +1,6 @@
 """Finds the longest matches of a text in another text, to tell what a model copied."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,19 +51,19 @@ class Source:
         return best
 
     def find_matches(self, text: str) -> list[Match]:
-        """Return the longest match at each position that is not inside an earlier, longer match."""
-        matches: list[Match] = []
-        end = 0
-        for start in range(len(text)):
-            match = self.longest_match(text, start)
-            if start + match.length > end:
-                matches.append(match)
-                end = start + match.length
-        return matches
+        """Return the longest match at each position of a text."""
+        return [self.longest_match(text, start) for start in range(len(text))]
 
-    def measure_matches(self, text: str) -> list[int]:
-        """Return the length of the longest match at each position of a text."""
-        return [self.longest_match(text, start).length for start in range(len(text))]
+
+def remove_inner(matches: Iterable[Match]) -> list[Match]:
+    """Return the matches that are not inside an earlier match; `matches` are sorted by start."""
+    kept: list[Match] = []
+    end = 0
+    for match in matches:
+        if match.start + match.length > end:
+            kept.append(match)
+            end = match.start + match.length
+    return kept
 
 
 def count_common(one: str, i: int, other: str, j: int) -> int:

@@ -100,10 +100,7 @@ def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> I
         raise UserError(f"{shorten(text)} has no tokens: the tokenizer drops it; use another text")
     n_hidden = max(0, len(ids) - SHOWN_TOKENS)
     tokens = torch.tensor([ids], device=next(model.parameters()).device)  # (1, n_hidden + T)
-    names = [
-        make_visible(decode_token_bytes(tokenizer.token_bytes(i)))
-        for i in range(tokenizer.vocab_size)
-    ]
+    names = name_tokens(tokenizer)
     model.eval()
     with _record_hidden_states(model) as (hidden_states, branches):
         p = model(tokens).float().softmax(-1)[0, n_hidden:].cpu()  # (T, V)
@@ -151,6 +148,12 @@ def inspect_text(model: Model, tokenizer: Tokenizer, text: str, title: str) -> I
         ],
         explained_variance=round(explained_variance, DIGITS),
     )
+
+
+def name_tokens(tokenizer: Tokenizer) -> list[str]:
+    """Return the text of every token, with invisible characters made visible."""
+    ids = range(tokenizer.vocab_size)
+    return [make_visible(decode_token_bytes(tokenizer.token_bytes(i))) for i in ids]
 
 
 @contextmanager

@@ -56,7 +56,6 @@ FOLLOWED_ELSEWHERE = {
     "tiny has no snapshot": "tests/lab/test_answers.py",
     "step is 'x'": "tests/lab/test_answers.py",
     "temperature is 'hot'": "tests/lab/test_answers.py",
-    "the prompt has no tokens": "tests/lab/test_answers.py",
     "the model has no part": "tests/reports/test_ablation.py",
     "the text is too long to count": "tests/lab/test_answers.py",
     "the training text is too long": "tests/lab/test_answers.py",

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ import torch
 from nanogpt.api import load
 from nanogpt.data import Split
 from nanogpt.evaluate import cross_entropy, evaluate
+from nanogpt.lab import answers, library
 from nanogpt.reports.inspection import inspect_text
 from nanogpt.runs.checkpoint import load_checkpoint
+from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.history import list_snapshots, snapshot_directory
 from nanogpt.runs.run import load_run_text
 from nanogpt.text.encoding import encode_corpus
 from nanogpt.text.kneser_ney import KneserNey
+from nanogpt.train import train
 from tests.lab.conftest import Client
 
 PROMPT = "abc de"
@@ -86,8 +90,8 @@ def test_ablation_without_parts_is_the_evaluation(client: Client, lab_run: Path)
 def test_counting_compares_with_kneser_ney(client: Client, lab_run: Path) -> None:
     answer = client.get("counting", run="one", start=5)
     both, checkpoint = splits(lab_run), load_checkpoint(lab_run / "best")
-    train, val = both["train"].tokens.long(), both["val"].tokens.long()
-    smoothed = KneserNey(train.numpy(), answer["n"], checkpoint.tokenizer.vocab_size)
+    known, val = both["train"].tokens.long(), both["val"].tokens.long()
+    smoothed = KneserNey(known.numpy(), answer["n"], checkpoint.tokenizer.vocab_size)
     assert answer["losses"]["ngram"] == pytest.approx(
         -np.log(smoothed.probabilities(val.numpy())[1:]).mean()
     )
@@ -96,6 +100,10 @@ def test_counting_compares_with_kneser_ney(client: Client, lab_run: Path) -> Non
     window = val[0 : T + 1]
     loss = cross_entropy(checkpoint.model(window[None, :-1]), window[None, 1:], "none")
     assert answer["model"][: T - 5] == pytest.approx(loss[5:].tolist(), abs=1e-3)
+    last = len(answer["tokens"]) - 2  # its window is not the first one
+    for name, losses in (("model", answer["model"]), (f"{answer['n']}-grams", answer["ngram"])):
+        p = {row["token"]: row["p"] for row in answer["next"][name]}
+        assert -math.log(p[answer["tokens"][last + 1]]) == pytest.approx(losses[last], abs=1e-3)
     assert answer["wins"][0]["nats"] > 0 > answer["defeats"][0]["nats"]
     assert sum(row["p"] for row in answer["next"]["bigram"]) <= 1.0001
 
@@ -103,14 +111,14 @@ def test_counting_compares_with_kneser_ney(client: Client, lab_run: Path) -> Non
 def test_copies_occur_in_the_training_text(client: Client, lab_run: Path) -> None:
     answer = client.get("copied", run="one", seed=1)
     corpus, fraction = load_run_text(lab_run)
-    train = "".join(corpus.read_split("train", fraction))
+    known = "".join(corpus.read_split("train", fraction))
     text = answer["text"]
     assert len(answer["lengths"]) == len(text)
     for match in answer["matches"]:
         part = text[match["start"] : match["start"] + match["length"]]
-        assert train[match["source"] :].startswith(part)
-        assert match["before"][1] == part
-        assert text[match["start"] : match["start"] + match["length"] + 1] not in train or (
+        assert known[match["source"] :].startswith(part)
+        assert match["excerpt"][1] == part
+        assert text[match["start"] : match["start"] + match["length"] + 1] not in known or (
             match["start"] + match["length"] == len(text)
         )
 
@@ -185,6 +193,22 @@ def test_mistakes_have_messages(client: Client, lab_run: Path) -> None:
     assert "the model has no part 'head 9.9'" in ask("ablate", run="one", off="head 9.9")
     assert "n_embd" in ask("explain", preset="tiny", n_embd=129)
     assert "there is no preset" in ask("explain", preset="huge")
+
+
+def test_texts_that_are_too_long_are_refused(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (answers, library):
+        monkeypatch.setattr(module, "MAX_COUNTED_TOKENS", 10)
+    assert client.problem("counting", run="one").startswith("the text is too long to count")
+    assert client.problem("copied", run="one").startswith("the training text is too long")
+    assert client.get("baselines", run="one") == {"n": None, "ngram_loss": None}
+
+
+def test_runs_with_different_tokens_are_not_compared(client: Client, config: RunConfig) -> None:
+    train(replace(config, name="two", tokenizer="byte", train=TrainConfig(steps=1, batch_size=1)))
+    message = "the two runs have different tokenizers: choose runs with the same tokens"
+    assert client.problem("compare", run="one", run2="two") == message
 
 
 def test_a_damaged_snapshot_does_not_stop_the_others(client: Client, lab_run: Path) -> None:

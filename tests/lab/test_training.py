@@ -94,6 +94,8 @@ def test_wrong_plans_are_refused(client: Client) -> None:
     for body in [*bodies, "x", 1, [None]]:
         assert client.problem("train", body) == message
     assert client.problem("inspect", run="one", turn="x") == message
+    long = "this is too long: use at most 10,000 bytes"
+    assert client.problem("train", "x" * 20_000) == long
     assert not Path("runs/lab-tiny-1").exists()
 
 

@@ -62,7 +62,7 @@ export class Copied {
       `${mean(heldOut).toFixed(1)} in held-out text. Longest: ${Math.max(...lengths)} and ${Math.max(...heldOut)}.`;
   }
 
-  showSource({ before: [before, match, after] }) {
+  showSource({ excerpt: [before, match, after] }) {
     this.source.replaceChildren("…" + before);
     element("strong", match, this.source);
     this.source.append(after + "…");
