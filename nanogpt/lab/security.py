@@ -1,8 +1,8 @@
 """Decides which requests the server answers. Everything else gets status 403, and no data.
 
-The address of the page begins with a random token, which no other page knows. Requests must name
-this server as their host (so another name that leads to it, as in DNS rebinding, is refused), and
-must not come from another site.
+The path of every address begins with a random token, which no other page knows. The header Host
+must name this server: with DNS rebinding, it would have another name. The header Origin must not
+name another site.
 """
 
 import base64

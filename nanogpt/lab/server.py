@@ -24,7 +24,7 @@ from .training import MAX_TEXT_BYTES, Trainings, save_text
 from .worker import Check, Outdated, Worker
 
 POLL_SECONDS = 1
-"""Seconds between two looks at the runs, for the live curves."""
+"""Seconds between two reads of the files of the runs, for the live curves."""
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 
 

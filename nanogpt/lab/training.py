@@ -18,9 +18,9 @@ from ..system.files import write_atomically
 from ..text.corpora import CORPORA
 
 MAX_PROCESSES = 2
-"""Most runs that the lab trains at the same time."""
+"""Maximum number of runs that the lab trains at the same time."""
 HISTORY = 40
-"""Snapshots that a run of the lab keeps."""
+"""Number of snapshots that a run of the lab keeps."""
 LAB = RUNS / ".lab"
 """Directory for pasted texts, and for what the processes print."""
 MAX_TEXT_BYTES = 20_000_000

@@ -7,8 +7,8 @@ const LONG = 12;                                       // characters; shorter ma
 
 export class Copied {
   static title = "Copied or invented?";
-  static hint = "Underlined parts occur letter for letter in the training text; click one to see where. Compare the " +
-    "lengths of matches with those of real held-out text: matches as long as these are no sign of copying (lesson 11).";
+  static hint = "The training text contains the underlined parts; click one to see where. Held-out text by the author " +
+    "contains such matches, too. Only longer or more frequent matches are a sign of copying (lesson 11).";
 
   constructor(parent, lab) {
     this.lab = lab;

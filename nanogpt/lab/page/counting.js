@@ -4,8 +4,8 @@ import { button } from "./controls.js";
 
 export class Counting {
   static title = "Against counting";
-  static hint = "The colour says who gives the token more probability: orange is the model, grey is the table of counted " +
-    "n-grams. Look where counting wins: often in frequent phrases; and where the model wins (lesson 3).";
+  static hint = "Orange: the model gives the token more probability. Grey: the counted n-grams do. Look for the contexts " +
+    "in which counting wins, and for those in which the model wins (lesson 3).";
 
   constructor(parent, lab) {
     this.lab = lab;

@@ -13,7 +13,7 @@ const SETTINGS = [
 export class Generate {
   static title = "Generate";
   static hint = "Move the sliders and see which next tokens remain: grey is the model's probability, colour is " +
-    "what the sampling leaves. Then generate. A low temperature repeats itself; a high one misspells (lesson 11).";
+    "what the sampling leaves. Then generate. At a low temperature, the text repeats itself; at a high one, words are misspelled (lesson 11).";
 
   constructor(parent, lab) {
     this.lab = lab;

@@ -135,7 +135,7 @@ class Lab {
     return this.watch(action);
   }
 
-  // The same for what the page does by itself: it leaves the problems of the reader's actions in place.
+  // Do the same, but keep the message about the reader's last action if there is one.
   async watch(action) {
     try {
       const result = await action();
