@@ -17,7 +17,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ..errors import Stopped, UserError, make_line
-from . import answers
+from .answers import QUESTIONS, generate, train
+from .answers.question import Answer, Question
 from .library import Library, read_metrics, to_json
 from .security import Guard
 from .training import MAX_TEXT_BYTES, Trainings, save_text
@@ -37,18 +38,7 @@ class Lab:
 
     def app(self, hosts: list[str] | None, password: str | None = None) -> ASGIApp:
         """Return the application; see Guard for the arguments."""
-        questions = {
-            "prompt": answers.suggest_prompt,
-            "inspect": answers.inspect,
-            "complete": answers.complete,
-            "baselines": answers.baselines,
-            "next": answers.next_token,
-            "ablate": answers.ablate,
-            "counting": answers.count,
-            "copied": answers.find_copies,
-            "compare": answers.compare,
-        }
-        routes = [Route(f"/{name}", self._answer(name, ask)) for name, ask in questions.items()]
+        routes = [Route(f"/{name}", self._answer(name, ask)) for name, ask in QUESTIONS.items()]
         routes += [
             Route("/", self.page),
             Route("/page/{name}", self.page),
@@ -75,13 +65,13 @@ class Lab:
             Starlette(routes=paths, exception_handlers=handlers), self.token, hosts, password
         )
 
-    def _answer(self, name: str, ask: answers.Answer) -> Callable[[Request], Any]:
+    def _answer(self, name: str, ask: Answer) -> Callable[[Request], Any]:
         """Return a route that lets the worker compute an answer."""
 
         async def route(request: Request) -> Response:
             query = dict(request.query_params)
             view, turn = query.pop("view", name), int(query.pop("turn", 0))
-            question = answers.Question(self.library, query)
+            question = Question(self.library, query)
             key = name, *sorted(query.items()), question.version()
 
             def compute(check: Check) -> bytes:
@@ -152,8 +142,8 @@ class Lab:
 
     async def sample(self, request: Request) -> Response:
         """Send a completion piece by piece."""
-        question = answers.Question(self.library, dict(request.query_params))
-        pieces = await self.worker.run(answers.start_sample, question)
+        question = Question(self.library, dict(request.query_params))
+        pieces = await self.worker.run(generate.start_sample, question)
 
         async def send() -> AsyncIterator[str]:
             try:
@@ -167,11 +157,11 @@ class Lab:
 
     async def setup(self, request: Request) -> Response:
         """Send the presets and the corpora that can be chosen."""
-        return _json(to_json(answers.list_choices()))
+        return _json(to_json(train.list_choices()))
 
     async def explain(self, request: Request) -> Response:
         """Send the number of parameters of a planned run, and its estimated time."""
-        answer = await run_in_threadpool(answers.explain, dict(request.query_params))
+        answer = await run_in_threadpool(train.explain, dict(request.query_params))
         return _json(to_json(answer))
 
     async def train(self, request: Request) -> Response:

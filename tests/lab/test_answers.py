@@ -14,7 +14,8 @@ import torch
 from nanogpt.api import load
 from nanogpt.data import Split
 from nanogpt.evaluate import cross_entropy, evaluate
-from nanogpt.lab import answers, library
+from nanogpt.lab import library
+from nanogpt.lab.answers import copied
 from nanogpt.reports.inspection import inspect_text
 from nanogpt.runs.checkpoint import load_checkpoint
 from nanogpt.runs.config import RunConfig, TrainConfig
@@ -198,7 +199,7 @@ def test_mistakes_have_messages(client: Client, lab_run: Path) -> None:
 def test_texts_that_are_too_long_are_refused(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (answers, library):
+    for module in (copied, library):
         monkeypatch.setattr(module, "MAX_COUNTED_TOKENS", 10)
     assert client.problem("counting", run="one").startswith("the text is too long to count")
     assert client.problem("copied", run="one").startswith("the training text is too long")

@@ -1,0 +1,60 @@
+"""Answers for the view "Train": the losses of n-grams, and what is known before a run starts."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...errors import UserError
+from ...reports.explain import explain_run
+from ...reports.rates import Rates, measure_rates
+from ...runs.presets import PRESETS, get_preset
+from ...system.devices import pick_device
+from ...text.corpora import CORPORA
+from ..training import SIZES
+from ..worker import Check
+from .question import Question
+
+
+def baselines(question: Question, check: Check) -> dict[str, Any]:
+    """Return the losses of n-grams for the curves."""
+    return question.library.baselines(question.run)
+
+
+def list_choices() -> dict[str, Any]:
+    """Return the presets and the texts that a new run can have."""
+    presets = []
+    for name, preset in PRESETS.items():
+        model = preset.config.model
+        sizes = {size: getattr(model, size) for size in SIZES if hasattr(model, size)}
+        steps = preset.config.train.steps
+        presets.append({"name": name, "purpose": preset.purpose, "steps": steps, "sizes": sizes})
+    return {"presets": presets, "corpora": [*CORPORA], "limits": SIZES}
+
+
+_rates: dict[tuple[int, int], Rates] = {}
+
+
+def explain(query: dict[str, str]) -> dict[str, Any]:
+    """Return the number of parameters and the estimated seconds of a planned run."""
+    config = get_preset(query.get("preset", "tiny")).config
+    try:
+        sizes = {name: int(query[name]) for name in SIZES if query.get(name)}
+        steps = int(query.get("steps") or config.train.steps)
+        model = replace(config.model, **sizes)  # type: ignore[arg-type]
+        config = replace(config, model=model, train=replace(config.train, steps=steps))
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
+    device = pick_device("cpu")
+    tokens = config.train.batch_size * config.model.block_size
+    width = getattr(config.model, "n_embd", config.model.vocab_size)
+    if (tokens, width) not in _rates:
+        _rates[tokens, width] = measure_rates(device, torch.float32, tokens, width)
+    explained = explain_run(config, device, torch.float32, _rates[tokens, width])
+    seconds = explained.time[-1].value
+    return {
+        "parameters": explained.parameters[-1].value,
+        "seconds": seconds if math.isfinite(seconds) else None,
+        "memory": explained.memory[-1].value,
+    }
