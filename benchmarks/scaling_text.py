@@ -67,8 +67,8 @@ nats per character. The largest difference is at {round_to(cell["N"], 1)} parame
 almost only on the larger
 term. For models of more than {round_to(crossovers[0], 1)} parameters, trained on all the text, the
 law predicts a larger gain from twice as much text than from twice as many parameters. With
-{texts[2]:,} characters, about the size of Tiny Shakespeare, the law predicts a larger gain from the
-text for models of more than {round_to(crossovers[1], 2)} parameters.
+{texts[2]:,} characters, about the size of Tiny Shakespeare, this holds for models of more than
+{round_to(crossovers[1], 2)} parameters.
 
 **Extrapolation.** Both laws were also fitted without the largest model. With p fitted, the \
 law predicts the

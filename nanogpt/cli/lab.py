@@ -12,6 +12,8 @@ from .arguments import Flag, parse_arguments, placeholder, positional
 
 PORT = 8765
 LOCAL = "127.0.0.1"
+LIBRARIES = ("starlette", "uvicorn", "markdown_it", "mdit_py_plugins", "latex2mathml")
+"""What the extra `lab` installs."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def lab(args: list[str]) -> None:
         from ..lab.library import Library
         from ..lab.server import Lab, serve
     except ModuleNotFoundError as error:
-        if error.name not in ("uvicorn", "starlette"):
+        if error.name not in LIBRARIES:
             raise
         raise UserError(
             "the lab needs more libraries: install them with pip install 'nanogpt[lab]'"

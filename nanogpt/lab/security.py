@@ -1,4 +1,5 @@
-"""Decides which requests the server answers. Everything else gets status 403, and no data.
+"""Decides which requests the server answers. A refused request gets no data, only a status: 401 if
+the password is missing or wrong, and 403 otherwise.
 
 The path of every address begins with a random token, which no other page knows. The header Host
 must name this server: with DNS rebinding, it would have another name. The header Origin must not

@@ -17,8 +17,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ..errors import Stopped, UserError, make_line
+from ..reports.inlining import inline_page
 from .answers import QUESTIONS, generate, train
 from .answers.question import Answer, Question
+from .lessons import find_file, list_lessons, render_lesson
 from .library import Library, read_metrics, to_json
 from .security import Guard
 from .training import MAX_TEXT_BYTES, Trainings, save_text
@@ -27,6 +29,8 @@ from .worker import Check, Outdated, Worker
 POLL_SECONDS = 1
 """Seconds between two reads of the files of the runs, for the live curves."""
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+PAGES = [files(package) / "page" for package in ("nanogpt.lab", "nanogpt.reports")]
+"""The files of the page; the page of `inspect` shares those of the second folder."""
 
 
 class Lab:
@@ -42,6 +46,9 @@ class Lab:
         routes += [
             Route("/", self.page),
             Route("/page/{name}", self.page),
+            Route("/frame", self.frame),
+            Route("/lessons", self.list_lessons),
+            Route("/lessons/{name:path}", self.lesson),
             Route("/runs", self.runs),
             Route("/metrics", self.metrics),
             Route("/events", self.events),
@@ -82,14 +89,33 @@ class Lab:
         return route
 
     async def page(self, request: Request) -> Response:
-        """Send a file of the page; the page of `inspect` shares some of them."""
+        """Send a file of the page."""
         name = request.path_params.get("name", "index.html")
-        for package in ("nanogpt.lab", "nanogpt.reports"):
-            file = files(package) / "page" / name
+        for folder in PAGES:
+            file = folder / name
             kind = TYPES.get(name.rpartition(".")[2])
             if kind and "/" not in name and "\\" not in name and file.is_file():
                 return Response(file.read_bytes(), media_type=kind)
         return Response("there is no such file", 404)
+
+    async def frame(self, request: Request) -> Response:
+        """Send the page as one file that loads no others; the page puts a saved view into it."""
+        template = (PAGES[0] / "index.html").read_text("utf-8")
+        return Response(inline_page(template, PAGES, "null"), media_type="text/html")
+
+    async def list_lessons(self, request: Request) -> Response:
+        """Send the titles of the lessons."""
+        return _json(to_json(list_lessons()))
+
+    async def lesson(self, request: Request) -> Response:
+        """Send a lesson or one of its pictures."""
+        file = find_file(request.path_params["name"])
+        if file is None:
+            return Response("there is no such lesson", 404)
+        text = file.read_text("utf-8")
+        if file.suffix == ".svg":
+            return Response(text, media_type="image/svg+xml")
+        return Response(render_lesson(text), media_type="text/html")
 
     async def runs(self, request: Request) -> Response:
         """List all runs, the newest first; a damaged run has a message instead of its data."""
@@ -207,7 +233,8 @@ def _event(name: str, data: object) -> str:
 async def _explain(_: Request, error: Exception) -> Response:
     """Answer with the message of an error that the reader can do something about.
 
-    The status is 200, because browsers report every other status as a fault of the page.
+    The status is 200, because browsers show a response with status 4xx or 5xx as an error in the
+    console.
     """
     return _json(json.dumps({"error": make_line(error)}).encode())
 

@@ -4,7 +4,6 @@ Dimensions: B batch, T tokens, C channels, V vocabulary, L layers, H heads.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from ..models import Bigram, Model
 from ..system.schema import shorten
 from ..text.glyphs import decode_token_bytes, make_visible
 from ..text.tokenizers import Tokenizer
+from .inlining import inline_page
 
 SHOWN_TOKENS = 128
 """Largest number of tokens on the page: with more tokens, attention maps are unreadable."""
@@ -25,8 +25,6 @@ SHOWN_PREDICTIONS = 12
 """Number of predicted tokens that are shown for each position."""
 LARGE_VOCABULARY = 200
 """If the vocabulary is larger than this, the plot of the embedding shows only some tokens."""
-MODULES = ("dom.js", "heat.js", "inside.js")
-"""The JavaScript modules of the page; each follows the modules that it imports."""
 DIGITS = 4
 """Decimal places of the values on the page."""
 
@@ -205,14 +203,8 @@ def project_to_plane(vectors: Tensor) -> tuple[Tensor, float]:
 def render_page(inspection: Inspection) -> str:
     """Return the web page of an inspection. It contains the modules and the style that it uses."""
     folder = files(__package__) / "page"
-    style, template = (
-        (folder / name).read_text("utf-8") for name in ("page.css", "inspection.html")
-    )
-    modules = "".join((folder / name).read_text("utf-8") for name in MODULES)
-    modules = re.sub(r"^import .*\n", "", modules, flags=re.MULTILINE).replace("export ", "")
-    data = json.dumps(asdict(inspection), ensure_ascii=False).replace("<", "\\u003c")
-    page = template.replace("STYLE", style, 1).replace("MODULES", modules, 1)
-    return page.replace("DATA", data, 1)
+    template = (folder / "inspection.html").read_text("utf-8")
+    return inline_page(template, [folder], json.dumps(asdict(inspection), ensure_ascii=False))
 
 
 def _select_top(p: Tensor, names: list[str], n: int) -> list[Prediction]:

@@ -190,7 +190,7 @@ def explain_unused(name: str, data: str) -> str:
         return ""
     files = [Path(data.partition("#")[0].partition("?")[0])]
     if not (is_remote or data in (*CORPORA, "-") or is_pipe(data)):
-        if not _exists(data, False):  # load_corpus() raises an error
+        if not _exists(data, False):  # if there is no such file, load_corpus() will say so
             return ""
         files = [] if is_folder else find_files(data, cache_directory())
     if any(file.suffix.lower() in DOCUMENT_SUFFIXES for file in files):

@@ -231,9 +231,9 @@ def get_row_text(
     if not isinstance(text, str):
         names = [key for key in row if isinstance(row[key], str)] if names is None else names
         others = [name for name in names if name != column]
-        problem = f"the column {column} is not text"
+        problem = f"the column {column!r} is not text"
         if column not in row:
-            problem = f"there is no column {column}"
+            problem = f"there is no column {column!r}"
         advice = "no other column contains text; fix the row"
         if others:
             advice = f"choose another with --column ({', '.join(others)}), or fix the row"

@@ -181,7 +181,7 @@ SETTINGS = [
         r"--column \(body, (title)\)",
     ),
     Case(
-        "a.jsonl, line 7: the column text is not text; no other",
+        "a.jsonl, line 7: the column 'text' is not text; no other",
         write("a.jsonl", '{"text": null}'),
         write("a.jsonl", '{"text": "b"}'),
     ),

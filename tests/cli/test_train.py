@@ -172,7 +172,7 @@ def test_a_run_on_many_documents_can_be_resumed(
         assert answer["tokens"] == 6000 + 9 - int(0.9 * 6009) - 1
         answer = json.loads(nanogpt("eval", out, *how, "--split", "all", "--json")[1])
         assert answer["tokens"] == 6000 + 9 - 1
-    assert_refused(nanogpt("train", "--data", "texts", *small), "line 1: there is no column text")
+    assert_refused(nanogpt("train", "--data", "texts", *small), "line 1: there is no column 'text'")
 
 
 def test_a_run_on_encoded_tokens_needs_their_tokenizer(

@@ -163,6 +163,60 @@ def test_hostile_names_and_tokens_are_only_text(
     assert page.locator("#view img").count() == 0
 
 
+def test_a_saved_view_needs_no_lab(page: Any, tmp_path: Path) -> None:
+    prompt = "abc de"
+    open_view(page, "Time machine")
+    page.get_by_label("Prompt").fill(prompt)
+    expect(page.locator(".tokens span")).to_have_count(6)
+    page.get_by_label("Snapshot").fill("1")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save view").click()
+    assert download.value.suggested_filename == "nanogpt-time-one.html"
+    file = tmp_path / "saved.html"
+    download.value.save_as(file)
+    texts = [page.locator(".generated").inner_text(), page.locator(".bar span").all_inner_texts()]
+    saved = page.context.new_page()
+    requests: list[str] = []
+    saved.on("request", lambda request: requests.append(request.url))
+    saved.on("pageerror", lambda error: requests.append(str(error)))
+    saved.goto(file.as_uri())
+    expect(saved.locator(".tokens span")).to_have_count(6)
+    assert saved.get_by_label("Snapshot").input_value() == "1"
+    expect(saved.locator(".generated")).to_have_text(texts[0])
+    assert saved.locator(".bar span").all_inner_texts() == texts[1]
+    saved.get_by_label("Snapshot").fill("0")
+    saved.get_by_text("step 0", exact=True).wait_for()
+    expect(saved.locator(".generated")).not_to_have_text(texts[0])
+    assert [url for url in requests if not url.startswith("data:")] == [file.as_uri()]
+
+
+@pytest.mark.parametrize("title", VIEWS)
+def test_every_view_can_be_saved(page: Any, tmp_path: Path, title: str) -> None:
+    open_view(page, title)
+    page.wait_for_timeout(1500)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save view").click()
+    download.value.save_as(tmp_path / "saved.html")
+    text = page.locator("#view").inner_text()
+    saved = page.context.new_page()
+    faults: list[str] = []
+    saved.on("pageerror", lambda error: faults.append(str(error)))
+    saved.goto((tmp_path / "saved.html").as_uri())
+    expect(saved.locator("#view")).to_contain_text(text.splitlines()[0])
+    assert saved.locator("#problem").is_hidden()
+    assert not faults
+
+
+def test_a_view_links_to_its_lesson(page: Any) -> None:
+    open_view(page, "Copied or invented?")
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="11").click()
+    expect(opened.value.locator("h1")).to_have_text(re.compile("^11. "))
+    assert opened.value.locator("math").count() > 3
+    for picture in opened.value.locator("img").all():
+        assert picture.evaluate("image => image.naturalWidth") > 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_view_is_wider_than_a_phone(browser: Any, client: Client, scheme: str) -> None:
     context = browser.new_context(viewport={"width": 400, "height": 800}, color_scheme=scheme)

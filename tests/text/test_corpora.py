@@ -192,7 +192,7 @@ def test_documents_are_the_same_from_a_file_a_directory_and_a_url(
     for data in (f"www/{name}", "www", f"www/*{Path(name).suffix}", f"{server}/{name}"):
         assert corpora.load_corpus(data, "body", "|").text() == "one|two"
         with pytest.raises(
-            UserError, match=r"no column text; choose another with --column \(body\), or fix"
+            UserError, match=r"no column 'text'; choose another with --column \(body\), or fix"
         ):
             corpora.load_corpus(data)
 

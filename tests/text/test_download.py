@@ -63,8 +63,8 @@ def test_a_dataset_can_be_downloaded_again(cache: Path, dataset: str, tmp_path: 
 @pytest.mark.parametrize(
     ("config", "column", "message"),
     [
-        ("", "body", "row 0: there is no column body; choose another with --column .text., or fix"),
-        ("", "n", "row 0: the column n is not text; choose another with --column .text., or fix"),
+        ("", "body", "row 0: there is no column 'body'; choose another with --column .text."),
+        ("", "n", "row 0: the column 'n' is not text; choose another with --column .text., or fix"),
         (
             ":nope",
             "text",

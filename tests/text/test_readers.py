@@ -168,7 +168,7 @@ def test_every_row_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
         ("[1]", "a.jsonl, line 2: not a JSON object; fix or delete the line"),
         (
             '{"body": "x", "n": 1}',
-            "line 2: there is no column text; choose another with --column .body., or fix the row",
+            "line 2: there is no column 'text'; choose another with --column .body., or fix",
         ),
         (
             r'{"text": "\ud800"}',
@@ -176,7 +176,7 @@ def test_every_row_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
         ),
         (
             '{"text": 7}',
-            "line 2: the column text is not text; no other column contains text; fix the row",
+            "line 2: the column 'text' is not text; no other column contains text; fix the row",
         ),
     ],
 )
@@ -192,11 +192,11 @@ def test_every_row_of_a_parquet_file_is_a_document(tmp_path: Path) -> None:
     assert read_texts(str(file), "body", "|") == "né|终"
     with pytest.raises(
         UserError,
-        match=r"a.parquet: there is no column text; choose another with --column \(body\), or",
+        match=r"a.parquet: there is no column 'text'; choose another with --column \(body\), or",
     ):
         read_texts(str(file), "text", "|")
     with pytest.raises(
-        UserError, match=r"row 0: the column n is not text; choose another with --column \(body\),"
+        UserError, match=r"row 0: the column 'n' is not text; choose another with --column \(body"
     ):
         read_texts(str(file), "n", "|")
     bad = pyarrow.StringArray.from_buffers(

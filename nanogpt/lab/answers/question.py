@@ -35,7 +35,10 @@ class Question:
         return self.library.texts(self.run)
 
     def number(self, name: str, default: int) -> int:
-        """Return a whole number. Raises UserError if the parameter is none."""
+        """Return a parameter as a whole number, or `default` if it is missing.
+
+        Raises UserError if its value is not a whole number.
+        """
         try:
             return int(self.query.get(name, default))
         except ValueError:

@@ -6,7 +6,8 @@ import { Inside } from "./inside.js";
 export class TakeApart {
   static title = "Take it apart";
   static hint = "Click a part to switch it off, and see what the model loses. Look for the few heads that matter, " +
-    "and for the layer whose loss hurts most (lessons 5, 6, 7 and 13).";
+    "and for the layer whose loss hurts most.";
+  static lessons = [5, 6, 7, 13];
 
   constructor(parent, lab) {
     this.lab = lab;
@@ -27,11 +28,13 @@ export class TakeApart {
   }
 
   async show() {
-    this.off.clear();
     this.ranking.replaceChildren();
     this.whole = undefined;
     await this.measure();
   }
+
+  get state() { return [...this.off]; }
+  restore(off) { this.off = new Set(off); }
 
   hide() { this.asker.begin(); this.isRanking = false; }
 

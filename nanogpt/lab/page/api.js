@@ -1,4 +1,12 @@
 // Questions to the server of the lab. All addresses are relative: they contain the token.
+//
+// A view can be saved as a page that needs no server (see save.js). So the answers to the open view are kept. In
+// a saved page, the same questions get these answers again.
+
+// In a saved page: the view, what it shares with others, and its answers.
+export const saved = JSON.parse(document.getElementById("data")?.textContent ?? "null");
+const kept = new Map();                            // answers by address, without view and turn
+const MISSING = "this saved page does not have the answer: ask the lab that has the run";
 
 const tab = Math.random().toString(36).slice(2);   // so that two tabs do not cancel each other
 
@@ -25,9 +33,52 @@ export function toQuery(parameters) {
   return new URLSearchParams(given).toString();
 }
 
-export const get = (name, parameters = {}) => request(`${name}?${toQuery(parameters)}`);
-export const post = (name, value) => request(name, { method: "POST", body: JSON.stringify(value) });
-export const postText = text => request("text", { method: "POST", body: text });
+const toAddress = (name, parameters) => `${name}?${toQuery(parameters)}`;
+
+function recall(address) {
+  if (!(address in saved.answers)) throw new Problem(MISSING);
+  return saved.answers[address];
+}
+
+export async function get(name, { view, turn, ...question } = {}) {
+  const address = toAddress(name, question);
+  if (saved) return recall(address);
+  const answer = await request(toAddress(name, { ...question, view, turn }));
+  if (answer) kept.set(address, answer);
+  return answer;
+}
+
+export async function post(name, value) {
+  if (saved) throw new Problem(MISSING);
+  return request(name, { method: "POST", body: typeof value === "string" ? value : JSON.stringify(value) });
+}
+
+// Calls handlers[type](data) for each event of a stream. Returns a function that closes the stream.
+export function listen(name, parameters, handlers) {
+  const address = toAddress(name, parameters);
+  if (saved) {
+    const events = saved.answers[address] ?? [["problem", MISSING]];
+    const timer = setTimeout(() => events.forEach(([type, value]) => handlers[type]?.(value)));
+    return () => clearTimeout(timer);
+  }
+  const source = new EventSource(address), events = [];
+  kept.set(address, events);
+  for (const type of Object.keys(handlers)) source.addEventListener(type, event => {
+    if (!event.data) return handlers[type]();          // an error of the connection
+    const value = JSON.parse(event.data);
+    if (events.at(-1)?.[0] === "runs" && type === "runs") events.pop();
+    events.push([type, value]);
+    handlers[type](value);
+  });
+  return () => source.close();
+}
+
+export const keptAnswers = () => Object.fromEntries(kept);
+
+// Forget the answers to questions with this text in their address.
+export function forget(text = "") {
+  for (const address of kept.keys()) if (address.includes(text)) kept.delete(address);
+}
 
 // Asks the worker. A later question of the same asker makes earlier ones outdated: they give undefined.
 export class Asker {
@@ -40,11 +91,8 @@ export class Asker {
 
 // Generates text; calls onPiece for each piece. Returns a function that stops it.
 export function generate(parameters, onPiece, onEnd = () => {}) {
-  const source = new EventSource(`sample?${toQuery(parameters)}`);
-  const finish = problem => { source.close(); onEnd(problem); };
-  source.addEventListener("piece", event => onPiece(JSON.parse(event.data)));
-  source.addEventListener("problem", event => finish(JSON.parse(event.data)));
-  source.addEventListener("end", () => finish());
-  source.onerror = () => finish("the generation was refused: check the settings");
+  const finish = problem => { close(); onEnd(problem); };
+  const close = listen("sample", parameters, { piece: onPiece, problem: finish, end: () => finish(),
+    error: () => finish("the generation was refused: check the settings") });
   return finish;
 }

@@ -6,7 +6,8 @@ import { drawLines } from "./lines.js";
 export class Compare {
   static title = "Compare";
   static hint = "Choose a second run or another step. Orange tokens are more probable for the second model, grey ones for " +
-    "the first. Look for what the better model has learned: names, spelling, or grammar (lessons 9 and 12).";
+    "the first. Look for what the better model has learned: names, spelling, or grammar.";
+  static lessons = [9, 12];
 
   constructor(parent, lab) {
     this.lab = lab;
@@ -24,7 +25,10 @@ export class Compare {
     this.chart = svg("svg", { class: "chart" }, parent);
   }
 
-  hide() { this.asker.begin(); this.source?.close(); }
+  get state() { return { run: this.run.value, step: this.step.value }; }
+  restore(state) { this.wanted = state; }
+
+  hide() { this.asker.begin(); }
 
   fillSteps() {
     const other = this.lab.runs.find(run => run.name === this.run.value);
@@ -39,6 +43,12 @@ export class Compare {
     this.fillSteps();
     if (isNew && this.run.value === lab.run.name)      // at first, compare with an early step
       this.step.value = lab.run.snapshots[Math.floor(lab.run.snapshots.length / 2)] ?? "best";
+    if (this.wanted) {
+      this.run.value = this.wanted.run;
+      this.fillSteps();
+      this.step.value = this.wanted.step;
+      this.wanted = undefined;
+    }
     this.drawCurves();
     await lab.try(async () => {
       const question = { ...lab.model, run2: this.run.value, step2: this.step.value, prompt: lab.prompt };

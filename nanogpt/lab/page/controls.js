@@ -45,6 +45,7 @@ export function button(parent, text, onClick, className) {
 export function promptField(parent, lab, onInput) {
   const input = field(element("div", undefined, parent, "row"), "Prompt (↵ stands for a line break)",
     { value: lab.prompt.replaceAll("\n", "↵"), className: "prompt text", spellcheck: false });
+  input.readOnly = lab.isSaved;
   input.oninput = () => { lab.setPrompt(input.value.replaceAll("↵", "\n")); onInput(); };
   return input;
 }

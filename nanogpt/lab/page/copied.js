@@ -8,7 +8,8 @@ const LONG = 12;                                       // characters; shorter ma
 export class Copied {
   static title = "Copied or invented?";
   static hint = "The training text contains the underlined parts; click one to see where. Held-out text by the author " +
-    "contains such matches, too. Only longer or more frequent matches are a sign of copying (lesson 11).";
+    "contains such matches, too. Only longer or more frequent matches are a sign of copying.";
+  static lessons = [11];
 
   constructor(parent, lab) {
     this.lab = lab;
@@ -23,6 +24,9 @@ export class Copied {
     this.chart = svg("svg", { class: "chart" }, right);
     this.note = element("p", undefined, right, "muted");
   }
+
+  get state() { return this.seed.value; }
+  restore(seed) { this.seed.value = seed; }
 
   hide() { this.asker.begin(); }
 

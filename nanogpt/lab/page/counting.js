@@ -5,7 +5,8 @@ import { button } from "./controls.js";
 export class Counting {
   static title = "Against counting";
   static hint = "Orange: the model gives the token more probability. Grey: the counted n-grams do. Look for the contexts " +
-    "in which counting wins, and for those in which the model wins (lesson 3).";
+    "in which counting wins, and for those in which the model wins.";
+  static lessons = [3];
 
   constructor(parent, lab) {
     this.lab = lab;
@@ -24,6 +25,9 @@ export class Counting {
       return element("table", undefined, element("div", undefined, box, "scroll"));
     });
   }
+
+  get state() { return { start: this.start, position: this.position }; }
+  restore(state) { Object.assign(this, state); }
 
   hide() { this.asker.begin(); }
   move(pages) { this.start = Math.max(0, this.start + pages * this.lab.run.block_size); this.position = undefined; this.show(); }

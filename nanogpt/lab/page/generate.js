@@ -13,7 +13,8 @@ const SETTINGS = [
 export class Generate {
   static title = "Generate";
   static hint = "Move the sliders and see which next tokens remain: grey is the model's probability, colour is " +
-    "what the sampling leaves. Then generate. At a low temperature, the text repeats itself; at a high one, words are misspelled (lesson 11).";
+    "what the sampling leaves. Then generate. At a low temperature, the text repeats itself; at a high one, words are misspelled.";
+  static lessons = [11];
 
   constructor(parent, lab) {
     this.lab = lab;
@@ -38,6 +39,11 @@ export class Generate {
 
   get settings() {
     return Object.fromEntries(this.inputs.map(([name, , input, off]) => [name, +input.value === off ? "" : input.value]));
+  }
+
+  get state() { return [...this.inputs.map(([, , input]) => input), this.seed, this.count].map(input => input.value); }
+  restore(values) {
+    [...this.inputs.map(([, , input]) => input), this.seed, this.count].forEach((input, i) => { input.value = values[i]; });
   }
 
   hide() { this.stop?.(); this.asker.begin(); }

@@ -1,8 +1,9 @@
 // The frame of the page: the list of runs, the views, and what they share (run, step, prompt).
 
 import { element } from "./dom.js";
-import { Problem, get } from "./api.js";
-import { setChoices } from "./controls.js";
+import { Problem, forget, get, saved } from "./api.js";
+import { button, setChoices } from "./controls.js";
+import { savePage } from "./save.js";
 import { Train } from "./train.js";
 import { TimeMachine } from "./time.js";
 import { Look } from "./look.js";
@@ -18,14 +19,16 @@ const at = id => document.getElementById(id);
 
 class Lab {
   constructor() {
-    const state = new URLSearchParams(location.hash.slice(1));
+    const address = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+    const state = saved ?? address;
+    this.isSaved = Boolean(saved);
     this.runs = [];
     this.run = undefined;                              // the summary of the chosen run
-    this.wanted = state.get("run");
-    this.step = state.get("step") ?? "best";
-    this.prompt = state.get("prompt") ?? "";
+    this.wanted = state.run;
+    this.step = state.step ?? "best";
+    this.prompt = state.prompt ?? "";
     this.isTyped = Boolean(this.prompt);               // otherwise, the server suggests a prompt
-    this.name = state.get("view") in VIEWS ? state.get("view") : undefined;
+    this.name = state.view in VIEWS ? state.view : undefined;
     this.tabs = Object.entries(VIEWS).map(([name, View]) => {
       const tab = element("button", View.title, at("views"));
       tab.type = "button";
@@ -36,13 +39,18 @@ class Lab {
     at("views").onkeydown = event => this.moveTab(event);
     at("run").onchange = () => this.chooseRun(at("run").value);
     at("step").onchange = () => this.setStep(at("step").value);
+    if (saved) this.becomeSaved();
+    else this.saveButton = button(at("save"), "Save view", () => this.try(() => this.saveView()));
   }
 
   async start() {
-    this.ready = this.try(async () => this.setRuns(await get("runs")));
+    this.ready = this.try(async () => {
+      this.setRuns(saved?.runs ?? await get("runs"));
+      this.lessons = saved ? [] : await get("lessons");
+    });
     await this.ready;
     if (!this.opening) this.open(this.name ?? (this.run ? "time" : "train"));
-    setInterval(() => this.name !== "train" && this.watch(async () => this.setRuns(await get("runs"))), 5000);
+    if (!saved) setInterval(() => this.name !== "train" && this.watch(async () => this.setRuns(await get("runs"))), 5000);
   }
 
   setRuns(runs) {
@@ -54,6 +62,7 @@ class Lab {
     this.run = chosen;
     this.showRun();
     if (isNew && this.view) this.renew();
+    else this.view?.renewRun?.();
   }
 
   chooseRun(name) {
@@ -66,7 +75,7 @@ class Lab {
   // Show another run in the same view. The view `train` keeps its form.
   renew() {
     if (this.name === "train") this.view.show();
-    else this.open(this.name);
+    else if (this.opening) this.open(this.name);       // otherwise, start() opens it
   }
 
   showRun() {
@@ -82,9 +91,15 @@ class Lab {
   }
 
   setStep(step) { this.step = String(step); this.showRun(); this.view?.show(); }
-  setPrompt(prompt) { this.prompt = prompt; this.isTyped = true; this.save(); }
+  setPrompt(prompt) {
+    this.prompt = prompt;
+    this.isTyped = true;
+    forget("prompt=");                                 // the answers to the prompt before
+    this.save();
+  }
 
   save() {
+    if (saved) return;
     const state = { view: this.name ?? "", run: this.run?.name ?? "", step: this.step };
     if (this.isTyped) state.prompt = this.prompt;
     history.replaceState(null, "", `#${new URLSearchParams(state)}`);
@@ -98,12 +113,14 @@ class Lab {
       tab.setAttribute("aria-selected", other === name);
       tab.tabIndex = other === name ? 0 : -1;
     });
-    at("hint").textContent = VIEWS[name].hint;
+    this.showHint(VIEWS[name]);
     at("view").replaceChildren();
+    forget();
     const opening = this.opening = {};
     this.view = undefined;
     await this.ready;                                  // the list of runs
     if (opening !== this.opening) return;
+    this.showHint(VIEWS[name]);                        // now with links to the lessons
     const run = this.run?.name;
     if (!run && name !== "train") {
       this.problem("There is no run yet: train one first.");
@@ -115,8 +132,39 @@ class Lab {
       if (answer) [this.prompt, this.promptOf] = [answer.prompt, run];
     }
     this.view = new VIEWS[name](at("view"), this);
+    if (saved) this.view.restore?.(saved.state);
     this.save();
     this.view.show();
+  }
+
+  showHint({ hint, lessons }) {
+    at("hint").replaceChildren(hint, lessons.length > 1 ? " Lessons: " : " Lesson: ");
+    lessons.forEach((number, i) => {
+      const lesson = this.lessons?.find(other => other.number === number);
+      const link = element(lesson ? "a" : "span", number, at("hint"));
+      if (lesson) Object.assign(link, { href: `lessons/${lesson.file}`, title: lesson.title, target: "_blank" });
+      at("hint").append(i < lessons.length - 1 ? ", " : ".");
+    });
+  }
+
+  // Offer the open view as a page that needs no lab.
+  async saveView() {
+    this.saveButton.disabled = true;
+    this.saveButton.textContent = "Saving …";
+    try {
+      await this.view?.loading;
+      const { name, run, runs, step, prompt } = this;
+      const state = { view: name, run: run?.name, runs, step, prompt, state: this.view.state };
+      await savePage(state, `nanogpt-${name}-${run?.name ?? ""}.html`.replaceAll(/[^\w.-]+/g, "-"));
+    } finally {
+      this.saveButton.disabled = false;
+      this.saveButton.textContent = "Save view";
+    }
+  }
+
+  becomeSaved() {
+    at("views").hidden = at("run").disabled = at("step").disabled = true;
+    at("save").textContent = `Saved on ${saved.date}. The page has only the answers that were on the screen.`;
   }
 
   moveTab(event) {

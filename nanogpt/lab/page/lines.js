@@ -2,7 +2,7 @@
 
 import { svg } from "./dom.js";
 
-const WIDTH = 760, HEIGHT = 320, LEFT = 56, RIGHT = 120, TOP = 12, BOTTOM = 40;
+const MAX_WIDTH = 900, HEIGHT = 320, LEFT = 56, RIGHT = 120, TOP = 12, BOTTOM = 40;
 
 export function niceTicks(low, high, count = 5) {
   const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough));
@@ -12,9 +12,28 @@ export function niceTicks(low, high, count = 5) {
   return ticks;
 }
 
-// `rules` are horizontal lines: { name, y }; `marker` is the x of a vertical line. `onPick(x)` is called when
+// The lines of the n-grams for the loss curves; `baselines` is the server's answer, undefined before it arrives.
+export function baselineRules(run, baselines) {
+  const rules = [{ name: "bigram", y: run.bigram_loss }];
+  if (baselines?.ngram_loss) rules.push({ name: `${baselines.n}-grams`, y: baselines.ngram_loss });
+  return rules;
+}
+
+// A line without a name has no label. `rules` are horizontal lines: { name, y }; `lowest` is the start of the y axis,
+// `marker` the x of a vertical line. `onPick(x)` is called when
 // the chart is clicked.
-export function drawLines(chart, { series, rules = [], x, y, logarithmic = false, marker, onPick }) {
+export function drawLines(chart, options) {
+  drawn.set(chart, options);
+  observer.observe(chart);
+  draw(chart, options);
+}
+
+// A chart is drawn again if its width changes, so that its letters keep their size.
+const drawn = new WeakMap();
+const observer = new ResizeObserver(entries => entries.forEach(({ target }) => draw(target, drawn.get(target))));
+
+function draw(chart, { series, rules = [], x, y, logarithmic = false, lowest, marker, onPick }) {
+  const WIDTH = Math.min(MAX_WIDTH, chart.clientWidth || MAX_WIDTH);
   chart.replaceChildren();
   chart.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
   chart.setAttribute("role", "img");
@@ -29,7 +48,7 @@ export function drawLines(chart, { series, rules = [], x, y, logarithmic = false
   const ys = [...points.map(point => point[1]), ...rules.map(rule => rule.y)];
   const [x0, x1] = [Math.min(...xs), Math.max(...xs, Math.min(...xs) + 1e-9)];
   const pad = (Math.max(...ys) - Math.min(...ys) || 1) * .04;
-  const [y0, y1] = [Math.min(...ys) - pad, Math.max(...ys) + pad];
+  const [y0, y1] = [lowest ?? Math.min(...ys) - pad, Math.max(...ys) + pad];
   const toX = value => LEFT + (map(value) - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT);
   const toY = value => TOP + (y1 - value) / (y1 - y0) * (HEIGHT - TOP - BOTTOM);
   for (const tick of niceTicks(y0, y1)) {
@@ -38,7 +57,7 @@ export function drawLines(chart, { series, rules = [], x, y, logarithmic = false
   }
   const highest = Math.max(...points.map(point => point[0]));
   const ticks = logarithmic ? [1, 10, 100, 1000, 10000, 100000].filter(tick => tick <= highest)
-    : niceTicks(x0, x1);
+    : niceTicks(x0, x1, WIDTH / 120);
   for (const tick of ticks)
     svg("text", { x: toX(tick), y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, chart, tick.toLocaleString("en"));
   svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM, class: "axis" }, chart);
@@ -50,17 +69,17 @@ export function drawLines(chart, { series, rules = [], x, y, logarithmic = false
       stroke: "rgb(var(--ink) / .5)", "stroke-dasharray": "2 4" }, chart);
     labels.push([toY(value), name, "ink"]);
   }
-  for (const { name, points: line, colour, dashes = "" } of series) {
+  for (const { name, points: line, colour, dashes = "", opacity = 1 } of series) {
     if (!line.length) continue;
     const path = line.map(([px, py], i) => `${i ? "L" : "M"}${toX(px).toFixed(1)},${toY(py).toFixed(1)}`).join("");
-    svg("path", { d: path, stroke: `rgb(var(--${colour}))`, "stroke-dasharray": dashes }, chart);
-    labels.push([toY(line.at(-1)[1]), name, colour]);
+    svg("path", { d: path, stroke: `rgb(var(--${colour}) / ${opacity})`, "stroke-dasharray": dashes }, chart);
+    if (name) labels.push([toY(line.at(-1)[1]), name, colour]);
   }
   labels.sort((a, b) => a[0] - b[0]);
-  let lowest = -Infinity;
+  let above = -Infinity;
   for (const [place, name, colour] of labels) {        // move labels apart
-    lowest = Math.max(place, lowest + 14);
-    svg("text", { x: WIDTH - RIGHT + 6, y: lowest + 4, fill: `rgb(var(--${colour}))` }, chart, name);
+    above = Math.max(place, above + 14);
+    svg("text", { x: WIDTH - RIGHT + 6, y: above + 4, fill: `rgb(var(--${colour}))` }, chart, name);
   }
   if (marker !== undefined)
     svg("line", { x1: toX(marker), x2: toX(marker), y1: TOP, y2: HEIGHT - BOTTOM, class: "marker" }, chart);

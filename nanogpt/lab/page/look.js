@@ -6,7 +6,8 @@ import { Inside } from "./inside.js";
 export class Look {
   static title = "Look inside";
   static hint = "Type a prompt and watch how each layer changes the prediction. Look for heads that attend to " +
-    "the previous character, or to an earlier copy of the current one (lessons 4, 5 and 9).";
+    "the previous character, or to an earlier copy of the current one.";
+  static lessons = [4, 5, 9];
 
   constructor(parent, lab) {
     this.lab = lab;
@@ -14,6 +15,9 @@ export class Look {
     promptField(parent, lab, () => this.show());
     this.inside = new Inside(element("div", undefined, parent));
   }
+
+  get state() { return this.inside.selected; }
+  restore(selected) { this.inside.selected = selected; }
 
   async show() {
     const { lab } = this;

@@ -2,7 +2,8 @@ import { element, svg } from "./dom.js";
 import { Asker, Problem, get } from "./api.js";
 import { button, promptField } from "./controls.js";
 import { Inside } from "./inside.js";
-import { drawLines } from "./lines.js";
+import { baselineRules, drawLines } from "./lines.js";
+import { drawSteps, findStep } from "./steps.js";
 
 const FRAME_MILLISECONDS = 250;
 const FORMS = ["text", "predictions", "attention", "lens", "embedding"];
@@ -11,14 +12,19 @@ export class TimeMachine {
   static title = "Time machine";
   static hint = "Move the slider, or play the film, to see the same prompt with the weights of each step. First " +
     "the frequencies of single characters appear, then pairs, then words; look for the step at which a head " +
-    "finds its pattern (lesson 10).";
+    "finds its pattern, such as the previous character.";
+  static lessons = [10];
 
   constructor(parent, lab) {
     this.lab = lab;
     this.asker = new Asker("time");
     this.frames = new Map();                           // what the model computes, by number of the snapshot
     this.samples = new Map();                          // a completion of the prompt
-    promptField(parent, lab, () => this.load());
+    promptField(parent, lab, () => {
+      this.frames.clear();
+      this.samples.clear();
+      this.loading = this.load();
+    });
     const row = element("div", undefined, parent, "slider");
     this.play = button(row, "▶ Play", () => this.toggle(), "main");
     this.slider = element("input", undefined, row);
@@ -27,12 +33,25 @@ export class TimeMachine {
     this.slider.oninput = () => this.showFrame(+this.slider.value);
     this.which = element("output", undefined, row, "big");
     this.note = element("p", undefined, parent, "muted");
-    const columns = element("div", undefined, parent, "columns");
-    this.chart = svg("svg", { class: "chart" }, element("div", undefined, columns));
-    const box = element("div", undefined, columns);
-    element("h2", "What it generates after the prompt", box);
-    this.sample = element("div", undefined, box, "generated");
+    const columns = element("div", undefined, parent, "columns wide");
+    const addBox = title => {
+      const box = element("div", undefined, columns);
+      element("h2", title, box);
+      return box;
+    };
+    this.sample = element("div", undefined, addBox("What it generates after the prompt"), "generated");
+    this.chart = svg("svg", { class: "chart" }, addBox("Loss"));
+    this.all = element("canvas", undefined, addBox("Surprise at each token, all steps"), "steps");
+    this.all.setAttribute("role", "img");
+    this.all.setAttribute("aria-label", "Surprise at each token, a row for each step");
+    this.all.onclick = event => {
+      const [step, position] = findStep(this.all, event, this.steps.length, this.inside.T);
+      this.inside.selected.position = position;
+      this.showFrame(step);
+    };
+    this.heads = svg("svg", { class: "chart" }, addBox("Attention to the previous token, each head"));
     this.inside = new Inside(element("div", undefined, parent, "film"), { parts: FORMS, hasLarge: false });
+    this.inside.onUpdate = () => this.drawAll();
   }
 
   show() {
@@ -43,13 +62,31 @@ export class TimeMachine {
     this.note.textContent = steps.length ? "" : "This run has no snapshots, so only its best weights can be " +
       "shown. Runs of the lab keep 40; on the command line, use --train.history 40.";
     const chosen = this.steps.findIndex(step => String(step) === this.lab.step);
-    this.slider.value = chosen < 0 ? this.steps.length - 1 : chosen;
+    this.slider.value = this.wanted ?? (chosen < 0 ? this.steps.length - 1 : chosen);
+    this.wanted = undefined;
     this.records = [];
     this.lab.watch(async () => {
       this.records = await get("metrics", { run: this.lab.run.name });
       this.drawCurve();
     });
-    return this.load();
+    this.frames.clear();
+    this.samples.clear();
+    this.loading = this.load();
+    return this.loading;
+  }
+
+  // The run trains, and may have more snapshots now.
+  renewRun() {
+    const { snapshots } = this.lab.run, { value, max } = this.slider;
+    if (!this.steps || snapshots.length === this.steps.length || this.steps[0] === "best" && !snapshots.length) return;
+    if (this.steps[0] === "best") {
+      this.show();
+      return;
+    }
+    this.steps = snapshots;
+    this.slider.max = snapshots.length - 1;
+    if (value === max) this.slider.value = this.slider.max;          // stay at the newest
+    this.loading = this.load();
   }
 
   // The loss over the logarithm of the step, with a line at the step of the slider.
@@ -59,14 +96,43 @@ export class TimeMachine {
       .map(record => [record.step, record[key]]);
     drawLines(this.chart, {
       x: "step (logarithmic)", y: "loss (nats per token)", logarithmic: true,
-      marker: step === "best" ? run.step : Math.max(1, step), rules: [{ name: "bigram", y: run.bigram_loss }],
+      marker: step === "best" ? run.step : Math.max(1, step), rules: baselineRules(run, this.baselines),
       series: [
         { name: "training", colour: "ink", dashes: "5 4", points: pick("train_loss") },
         { name: "validation", colour: "surprise", points: pick("val_loss") },
       ],
-      onPick: x => this.showFrame(this.steps.reduce((best, other, i) =>
-        Math.abs(Math.log((other || .5) / x)) < Math.abs(Math.log((this.steps[best] || .5) / x)) ? i : best, 0)),
+      onPick: x => this.showFrame(this.findNearest(x)),
     });
+  }
+
+  get state() { return { index: +this.slider.value, selected: this.inside.selected }; }
+  restore({ index, selected }) { this.wanted = index; this.inside.selected = selected; }
+
+  // The pictures that show all steps at once.
+  drawAll() {
+    const index = +this.slider.value, frames = [...this.frames].filter(([, frame]) => frame.tokens);
+    if (!this.inside.shown || !frames.length) return;
+    drawSteps(this.all, this.steps, this.frames, index, this.inside.shown.position);
+    const [, { attention }] = frames[0], T = this.inside.T;
+    this.heads.parentNode.hidden = !attention.length || T < 2;
+    if (this.heads.parentNode.hidden) return;
+    frames.sort((a, b) => a[0] - b[0]);
+    const lines = attention.flatMap((layer, l) => layer.map((_, h) => {
+      const points = frames.map(([i, frame]) => [Math.max(1, this.steps[i]) || 1,
+        frame.attention[l][h].reduce((sum, row, t) => sum + (t ? row[t - 1] : 0), 0) / (T - 1)]);
+      return { name: `head ${l + 1}.${h + 1}`, points };
+    }));
+    const last = line => line.points.at(-1)[1], limit = lines.map(last).sort((a, b) => b - a)[2] ?? 0;
+    drawLines(this.heads, { x: "step (logarithmic)", y: "mean attention weight", logarithmic: true, lowest: 0,
+      marker: Math.max(1, this.steps[index]) || 1, onPick: x => this.showFrame(this.findNearest(x)),
+      series: lines.map(line => last(line) >= limit ? { ...line, colour: "surprise" }
+        : { ...line, name: "", colour: "ink", opacity: .35 }) });
+  }
+
+  // The number of the snapshot whose step is nearest to x, on a logarithmic scale.
+  findNearest(x) {
+    const distances = this.steps.map(step => Math.abs(Math.log((step || .5) / x)));
+    return distances.indexOf(Math.min(...distances));
   }
 
   hide() { clearInterval(this.timer); this.asker.begin(); }
@@ -74,8 +140,6 @@ export class TimeMachine {
   // Ask for all frames, and then for their samples: always the missing one that is nearest to the slider.
   // So the reader can move the slider while answers arrive.
   async load() {
-    this.frames.clear();
-    this.samples.clear();
     const turn = this.asker.begin();
     for (const [answers, ask] of [[this.frames, "inspect"], [this.samples, "complete"]]) {
       while (answers.size < this.steps.length) {
@@ -89,8 +153,12 @@ export class TimeMachine {
         if (turn !== this.asker.turn) return;
         answers.set(index, answer ?? {});
         if (index === +this.slider.value) this.showFrame(index);
+        else if (answers === this.frames) this.drawAll();
       }
     }
+    if (this.baselines) return;
+    this.baselines = await this.lab.watch(() => get("baselines", { run: this.lab.run.name }));
+    if (turn === this.asker.turn) this.drawCurve();
   }
 
   showFrame(index) {
@@ -102,7 +170,9 @@ export class TimeMachine {
     this.sample.textContent = this.samples.get(index)?.sample ?? "…";
     if (!frame) return;                                // shown as soon as it arrives
     this.lab.problem(frame.problem);
-    if (!frame.problem) this.inside.show(frame);
+    if (frame.problem) return;
+    this.inside.selected.position ??= Math.max(0, frame.tokens.length - 2);    // the last one that has a next token
+    this.inside.show(frame);
   }
 
   toggle() {

@@ -1,9 +1,9 @@
 import { element, svg } from "./dom.js";
-import { get, generate, post, postText, toQuery } from "./api.js";
+import { get, generate, listen, post } from "./api.js";
 import { button, choose, field } from "./controls.js";
-import { drawLines } from "./lines.js";
+import { baselineRules, drawLines } from "./lines.js";
 
-const PATIENCE = 40;                                   // a sample of 0.3 s is followed by a pause of 12 s
+const PATIENCE = 10;                                   // a sample of 0.2 s is followed by a pause of 2 s
 const NAMES = { n_layer: "Layers", n_head: "Heads", n_embd: "Channels", block_size: "Context" };
 
 function duration(seconds) {
@@ -14,7 +14,8 @@ function duration(seconds) {
 export class Train {
   static title = "Train";
   static hint = "Start a run and watch the loss fall below the lines of the bigram and of the n-grams. If the validation " +
-    "loss rises while the training loss falls, the model overfits (lessons 2, 8 and 10).";
+    "loss rises while the training loss falls, the model overfits.";
+  static lessons = [2, 8, 10];
 
   constructor(parent, lab) {
     this.lab = lab;
@@ -78,7 +79,7 @@ export class Train {
 
   start() {
     return this.lab.try(async () => {
-      const data = this.data.value === "paste" ? (await postText(this.pasted.value)).data : this.data.value;
+      const data = this.data.value === "paste" ? (await post("text", this.pasted.value)).data : this.data.value;
       const { steps, ...sizes } = this.plan;
       this.wanted = (await post("train", { preset: this.preset.value, data, steps, sizes })).run;
     });
@@ -93,17 +94,15 @@ export class Train {
     this.baselines = undefined;
     this.sampledAt = undefined;
     const run = this.lab.run?.name;
-    this.source = new EventSource(`events?${toQuery(run ? { run } : {})}`);
-    this.source.addEventListener("runs", event => this.showRuns(JSON.parse(event.data)));
-    this.source.addEventListener("records", event => {
-      this.records.push(...JSON.parse(event.data).records);
-      this.draw();
+    this.close = listen("events", { run }, {
+      runs: runs => this.showRuns(runs),
+      records: ({ records }) => { this.records.push(...records); this.draw(); },
     });
     this.draw();
     if (run) get("baselines", { run }).then(answer => { this.baselines = answer; this.draw(); }).catch(() => {});
   }
 
-  hide() { this.source?.close(); this.stopSample?.(); this.stopSample = undefined; }
+  hide() { this.close?.(); this.stopSample?.(); this.stopSample = undefined; }
 
   showRuns(runs) {
     this.lab.setRuns(runs);
@@ -131,10 +130,8 @@ export class Train {
     this.pause.disabled = !run?.is_training;
     this.resume.disabled = !isPaused;
     if (!run) return;
-    const rules = [{ name: "bigram", y: run.bigram_loss }];
-    if (this.baselines?.ngram_loss) rules.push({ name: `${this.baselines.n}-grams`, y: this.baselines.ngram_loss });
     const pick = key => this.records.filter(record => record[key] !== undefined).map(record => [record.step, record[key]]);
-    drawLines(this.chart, { x: "step", y: "loss (nats per token)", rules, series: [
+    drawLines(this.chart, { x: "step", y: "loss (nats per token)", rules: baselineRules(run, this.baselines), series: [
       { name: "training", colour: "ink", dashes: "5 4", points: pick("train_loss") },
       { name: "validation", colour: "surprise", points: pick("val_loss") },
     ] });
@@ -160,7 +157,7 @@ export class Train {
     this.sampleTitle.textContent = newest === "best" ? "A sample of the best weights"
       : `A sample after step ${newest.toLocaleString("en")}`;
     this.sample.textContent = "";
-    this.stopSample = generate({ run: run.name, step: newest, tokens: 150 }, piece => this.sample.append(piece), () => {
+    this.stopSample = generate({ run: run.name, step: newest, tokens: 80 }, piece => this.sample.append(piece), () => {
       this.stopSample = undefined;
       this.nextSample = Date.now() + PATIENCE * (Date.now() - start);
     });

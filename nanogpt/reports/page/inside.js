@@ -6,7 +6,8 @@ import { drawLarge, drawSmall, findCell } from "./heat.js";
 const PARTS = ["text", "predictions", "lens", "attention", "stream", "embedding"];
 
 export class Inside {
-  // `parts` lists the sections to show; without `hasLarge`, no head is shown large.
+  // `parts` lists the sections to show; without `hasLarge`, no head is shown large. The owner may set `onUpdate`,
+  // which is called after the selection has changed.
   constructor(parent, { parts = PARTS, hasLarge = true } = {}) {
     this.hasLarge = hasLarge;
     this.selected = { layer: Infinity, head: 0 };      // by a click or a key
@@ -63,6 +64,7 @@ export class Inside {
     if (this.has.attention && this.layers) this.showAttention();
     if (this.has.stream && this.layers) this.showStream();
     if (this.has.embedding) this.markPoints();
+    this.onUpdate?.();
   }
   mark(nodes) { nodes.forEach((node, t) => node.classList.toggle("selected", t === this.shown.position)); }
 
