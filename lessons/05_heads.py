@@ -325,7 +325,7 @@ show("attention-maps")
 assert lesson.FAST or maps[0, [9, 11], 5].min() > 0.1  # f and t of head 1 look at b
 page = (lesson.HERE / "inspect.html").read_text("utf-8")
 data = lesson.json.loads(page.split('id="data">')[1].split("</script>")[0])
-for head, back in ((1, 1), (0, 2)):  # layer 1: head 2 looks one back, head 1 two back
+for head, back in ((3, 1), (0, 2)):  # layer 1: head 4 looks one back, head 1 two back
     rows = data["attention"][0][head]
     assert sum(row[-1 - back] > 0.4 for row in rows[2:]) > 0.7 * len(rows[2:])
 
@@ -341,7 +341,7 @@ for head, back in ((1, 1), (0, 2)):  # layer 1: head 2 looks one back, head 1 tw
 #
 # **Look at more heads:** download the file [inspect.html](inspect.html) and open it in a browser.
 # It shows every head of a trained GPT with 4 layers of attention, and what the model predicts at
-# each position. In layer 1, head 2 looks at the previous character, and head 1 at the one before
+# each position. In layer 1, head 4 looks at the previous character, and head 1 at the one before
 # that. What do the other heads look at? `nanogpt inspect` makes such a page of your own model.
 #
 # ## Scoreboard

@@ -177,13 +177,28 @@ def measure_times(lessons: Iterable[Path]) -> None:
     TIMES.write_text(json.dumps(times, indent=1) + "\n", "utf-8")
 
 
-def open_notebooks(lessons: Iterable[Path]) -> None:
-    """Write each lesson as a notebook beside its script, and start JupyterLab."""
-    for lesson in lessons:
-        file = lesson.with_suffix(".ipynb")
+def make_notebook(lesson: Path) -> NotebookNode:
+    """Return a lesson as a notebook for readers: without tests, and with solutions folded away."""
+    notebook = without_tests(read_lesson(lesson))
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    notebook.metadata["kernelspec"] = kernel  # otherwise JupyterLab asks for one
+    for cell in notebook.cells:
+        if "solution" in cell.metadata.get("tags", []):
+            _, _, code = cell.source.partition("\n")
+            cell.source = f"if SOLUTIONS:  # solution; set SOLUTIONS = True to run it\n{code}"
+            cell.metadata["jupyter"] = {"source_hidden": True}
+    return notebook
+
+
+def open_notebooks(lessons: list[Path]) -> None:
+    """Write each lesson as a notebook beside its script, and open the first in JupyterLab."""
+    from jupyterlab.labapp import main as start_jupyterlab
+
+    files = [lesson.with_suffix(".ipynb") for lesson in lessons]
+    for lesson, file in zip(lessons, files, strict=True):
         if not file.exists():  # keep the reader's changes
-            jupytext.write(without_tests(read_lesson(lesson)), file)
-    subprocess.run([sys.executable, "-m", "jupyterlab", HERE], check=True)
+            jupytext.write(make_notebook(lesson), file)
+    start_jupyterlab([str(files[0])])
 
 
 def main(arguments: list[str]) -> None:

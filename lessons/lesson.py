@@ -94,8 +94,9 @@ def train(
 ) -> float:
     """Train a model with Adam, and return its validation loss. The defaults are the scoreboard's.
 
-    The learning rate rises linearly for `warmup` steps and falls linearly to 0, as in gpt.py. After
-    each step, on_step(step, loss) is called.
+    The learning rate is `learning_rate` times the smaller of two factors, as in gpt.py: one rises
+    linearly to 1 in `warmup` steps, the other falls linearly from 1 to 0 in `steps`. With the
+    defaults, the peak is 0.00364, at step 90. After each step, on_step(step, loss) is called.
     """
     steps = shorten(steps)
     optimizer = torch.optim.Adam(model.parameters())

@@ -78,6 +78,21 @@ def test_tests_are_hidden_and_solutions_run_only_on_request(
     assert any("test" in cell.metadata.get("tags", []) for cell in cells)
 
 
+@each_lesson
+def test_a_notebook_hides_tests_and_folds_solutions(build: ModuleType, lesson: Path) -> None:
+    notebook = build.make_notebook(lesson)
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    assert ["test"] not in tags
+    solutions = [cell for cell in notebook.cells if "solution" in cell.metadata.get("tags", [])]
+    assert solutions
+    for cell in solutions:
+        assert cell.metadata["jupyter"]["source_hidden"]
+        first, _, code = cell.source.partition("\n")
+        assert first == "if SOLUTIONS:  # solution; set SOLUTIONS = True to run it"
+        assert code in lesson.read_text("utf-8")
+
+
 def test_the_scoreboard_is_the_same_on_all_pages() -> None:
     rows = json.loads((HERE / "scoreboard.json").read_text("utf-8"))
     numbers = [row["lesson"] for row in rows]
@@ -111,7 +126,7 @@ def test_a_lesson_runs_as_a_notebook(
     build: ModuleType, lesson: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOGPT_FAST", "1")
-    notebook = build.without_tests(build.read_lesson(lesson))
+    notebook = build.make_notebook(lesson)
     nbclient = importlib.import_module("nbclient")
     place = {"metadata": {"path": HERE}}
     nbclient.NotebookClient(notebook, timeout=600, resources=place).execute()
