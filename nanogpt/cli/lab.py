@@ -1,12 +1,14 @@
 """nanogpt lab: a local web page that trains models and shows what happens inside them."""
 
+import os
+import re
 import socket
 import webbrowser
 from dataclasses import dataclass
 from typing import Annotated
 
 from ..errors import UserError, make_line, print_note
-from ..runs.directory import find_run
+from ..runs.directory import RUNS, find_run
 from ..system.devices import limit_threads
 from .arguments import Flag, parse_arguments, placeholder, positional
 
@@ -65,9 +67,9 @@ def lab(args: list[str]) -> None:
     page = Lab(Library(runs))
     address = f"http://{options.host}:{port}/{page.token}/"
     if runs:
-        address += "#" + "&".join(
-            f"run={run.name if run.parent.name == 'runs' else run}" for run in runs
-        )
+        name = runs[0].name if runs[0].parent == RUNS else runs[0]
+        quoted = re.sub(rb"[^\w./-]", lambda byte: b"%%%02X" % ord(byte[0]), os.fsencode(name))
+        address += f"#run={quoted.decode()}"
     app = page.app(hosts, options.password)
     print(f"The lab is at {make_line(address)} (Ctrl-C ends it, but not the training)", flush=True)
     if not options.no_browser and not webbrowser.open(address):

@@ -52,6 +52,7 @@ class RunSummary:
     snapshots: list[int]
     """The steps of the snapshots in history/."""
     is_training: bool
+    """Whether steps are missing and the run has written a file in the last half minute."""
     n_layer: int
     n_head: int
     block_size: int
@@ -97,8 +98,8 @@ class Library:
         """`given` are run directories to offer besides those in runs/."""
         self.given = [path for path in given if path.parent != RUNS]
         self.model_bytes = model_bytes
-        self._models: OrderedDict[tuple[Path, float], Checkpoint] = OrderedDict()
-        self._texts: dict[Path, Texts] = {}
+        self._models: OrderedDict[tuple[Path, int, float], Checkpoint] = OrderedDict()
+        self._texts: dict[tuple[Path, float], Texts] = {}
         self._summaries: dict[str, tuple[tuple[float, ...], RunSummary]] = {}
         self._lock = threading.RLock()
 
@@ -135,7 +136,7 @@ class Library:
         directory = run / "best" if step is None else snapshot_directory(run, step)
         if step is not None and not path_exists(directory):
             raise UserError(f"{name} has no snapshot at step {step}: choose another step")
-        key = directory, read_checkpoint_info(directory).step
+        key = directory, read_checkpoint_info(directory).step, _find_time(run)
         with self._lock:
             if key not in self._models:
                 self._models[key] = load_checkpoint(directory)
@@ -149,10 +150,11 @@ class Library:
     def texts(self, name: str) -> Texts:
         """Return the tokens of a run's text. Raises UserError if the text is gone."""
         run = self.find(name)
+        key = run, _find_time(run)
         with self._lock:
-            if run not in self._texts:
-                self._texts = {run: Texts(run)}  # one at a time: a text may be large
-            return self._texts[run]
+            if key not in self._texts:
+                self._texts = {key: Texts(run)}  # one at a time: a text may be large
+            return self._texts[key]
 
     def baselines(self, name: str) -> dict[str, Any]:
         """Return n and the validation loss of smoothed n-grams, in nats per token.
@@ -210,6 +212,11 @@ def to_json(value: object) -> bytes:
     if hasattr(value, "__dataclass_fields__"):
         value = asdict(value)  # type: ignore[call-overload]
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="replace")
+
+
+def _find_time(run: Path) -> float:
+    """Return when a run was made: another run may get the name of a deleted one."""
+    return (run / "run.json").stat().st_mtime
 
 
 def _is_run(path: Path) -> bool:

@@ -23,7 +23,7 @@ from .answers.question import Answer, Question
 from .lessons import find_file, list_lessons, render_lesson
 from .library import Library, read_metrics, to_json
 from .security import Guard
-from .training import MAX_TEXT_BYTES, Trainings, save_text
+from .training import MAX_TEXT_BYTES, Trainings, is_locked, save_text
 from .worker import Check, Outdated, Worker
 
 POLL_SECONDS = 1
@@ -123,19 +123,21 @@ class Lab:
 
     def _list_runs(self) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = []
-        for name in self.library.directories():
+        for name, directory in self.library.directories().items():
             try:
-                summary = self.library.describe(name).__dict__
-                if self.trainings.is_running(name):
-                    summary = {**summary, "is_training": True}
-                listed.append(summary)
+                summary = self.library.describe(name)
+                is_training = self.trainings.is_running(name) or (
+                    summary.is_training and is_locked(directory)
+                )
+                listed.append({**summary.__dict__, "is_training": is_training})
             except (UserError, OSError, ValueError) as error:
                 listed.append({"name": name, "error": make_line(error)})
         known = {run["name"] for run in listed}
         for name in self.trainings.started():
             failure = self.trainings.failure(name)
-            if failure or name not in known:
-                listed.insert(0, {"name": name, "error": failure, "is_starting": not failure})
+            is_starting = name not in known and self.trainings.is_running(name)
+            if failure or is_starting:
+                listed.insert(0, {"name": name, "error": failure, "is_starting": is_starting})
         return listed
 
     async def metrics(self, request: Request) -> Response:
@@ -148,16 +150,19 @@ class Lab:
         names = request.query_params.getlist("run")
 
         async def watch() -> AsyncIterator[str]:
-            sent, listed = dict.fromkeys(names, 0), ""
+            sent, listed = dict.fromkeys(names, (0, 0)), ""
             while True:
                 for name in names:
                     try:
-                        records = read_metrics(self.library.find(name), sent[name])
+                        run = self.library.find(name)
+                        file = (run / "metrics.jsonl").stat().st_ino
+                        start = sent[name][1] if sent[name][0] == file else 0
+                        records = read_metrics(run, start)
                     except (UserError, OSError, ValueError):
                         continue  # the list of runs says what is wrong
                     if records:
-                        sent[name] += len(records)
-                        yield _event("records", {"run": name, "records": records})
+                        sent[name] = file, start + len(records)
+                        yield _event("records", {"run": name, "start": start, "records": records})
                 runs = json.dumps(await run_in_threadpool(self._list_runs))
                 if runs != listed:
                     listed = runs
@@ -193,9 +198,9 @@ class Lab:
     async def train(self, request: Request) -> Response:
         """Start a run."""
         plan = await _read_object(request)
-        sizes = {name: int(value) for name, value in dict(plan.get("sizes", {})).items()}
+        sizes = {**plan.get("sizes", {}), "steps": plan["steps"]}
         name = await run_in_threadpool(
-            self.trainings.start, str(plan["preset"]), str(plan["data"]), int(plan["steps"]), sizes
+            self.trainings.start, str(plan["preset"]), str(plan["data"]), sizes
         )
         return _json(to_json({"run": name}))
 

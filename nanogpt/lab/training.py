@@ -5,20 +5,25 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ..errors import UserError
+from ..runs.config import RunConfig
 from ..runs.directory import RUNS
+from ..runs.memory import count_host_memory, count_parameters
 from ..runs.presets import get_preset
+from ..system.devices import pick_device, pick_precision
 from ..system.files import write_atomically
+from ..system.memory import format_count, require_memory
 from ..text.corpora import CORPORA
 
 MAX_PROCESSES = 2
-"""Maximum number of runs that the lab trains at the same time."""
+"""The lab starts no run while this number of runs train."""
 HISTORY = 40
 """Number of snapshots that a run of the lab keeps."""
 LAB = RUNS / ".lab"
@@ -40,25 +45,22 @@ class Trainings:
     def __init__(self) -> None:
         self._processes: dict[str, _Process] = {}
 
-    def start(self, preset: str, data: str, steps: int, sizes: dict[str, int]) -> str:
-        """Start a run, and return its name. Raises UserError for a wrong setting."""
-        kind = get_preset(preset).config.model
-        if unknown := sizes.keys() - SIZES.keys():
-            raise UserError(f"{min(unknown)} cannot be set here")
-        for name, value in sizes.items():
-            if not 1 <= value <= SIZES[name]:
-                raise UserError(f"{name} is {value}: it must be between 1 and {SIZES[name]}")
-            if not hasattr(kind, name):
-                raise UserError(f"{name} is not a setting of {preset}")
+    def start(self, preset: str, data: str, sizes: Mapping[str, object]) -> str:
+        """Start a run, and return its name. `sizes` are those of plan_run().
+
+        Raises UserError for a wrong setting, or if the run needs too much memory.
+        """
+        plan_run(preset, sizes)
         if data not in CORPORA and Path(data).parent != LAB:
             raise UserError("this text is not offered: choose a corpus, or paste a text")
         number = 1
         while os.path.lexists(RUNS / (name := f"lab-{preset}-{number}")):
             number += 1
-        words = ["train", preset, "--data", data, "--name", name, "--train.steps", str(steps)]
+        words = ["train", preset, "--data", data, "--name", name]
         words += ["--train.history", str(HISTORY), "--sample-tokens", "0"]
         for size, value in sizes.items():
-            words += [f"--model.{size.replace('_', '-')}", str(value)]
+            part = "train" if size == "steps" else "model"
+            words += [f"--{part}.{size.replace('_', '-')}", str(value)]
         self._launch(name, words)
         return name
 
@@ -72,14 +74,10 @@ class Trainings:
         if self.is_running(name):
             self._processes[name].process.terminate()
             return
-        try:  # the lab was started again: the process of the run is not its child
-            with FileLock(run / ".lock", timeout=0):
-                pass
-        except Timeout:
-            with suppress(OSError, ValueError):
-                os.kill(int((run / ".pid").read_text("ascii")), signal.SIGTERM)
-            return
-        raise UserError(f"{name} is not training")
+        if not is_locked(run):
+            raise UserError(f"{name} is not training")
+        with suppress(OSError, ValueError):  # another lab, or the command line, started the process
+            os.kill(int((run / ".pid").read_text("ascii")), signal.SIGTERM)
 
     def is_running(self, name: str) -> bool:
         """Return whether a process of this lab trains the run."""
@@ -101,7 +99,9 @@ class Trainings:
         return [*self._processes]
 
     def _launch(self, name: str, words: list[str]) -> None:
-        if sum(map(self.is_running, self._processes)) >= MAX_PROCESSES:
+        running = {run for run in self._processes if self.is_running(run)}
+        running |= {file.parent.name for file in RUNS.glob("*/.lock") if is_locked(file.parent)}
+        if len(running) >= MAX_PROCESSES:
             raise UserError(
                 f"{MAX_PROCESSES} runs are training: pause one before you start another"
             )
@@ -116,6 +116,54 @@ class Trainings:
                 start_new_session=True,  # Ctrl-C in the terminal of the lab does not stop the run
             )
         self._processes[name] = _Process(process, log)
+
+
+def is_locked(run: Path) -> bool:
+    """Return whether a process trains the run; the lab that started the process may have ended."""
+    try:
+        with FileLock(run / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # this user may not train the run
+        return False
+
+
+def plan_run(preset: str, sizes: Mapping[str, object]) -> RunConfig:
+    """Return the configuration of a run; `sizes` may contain the names in SIZES, and steps.
+
+    Raises UserError for a wrong size, or if the machine has too little memory for the run.
+    """
+    config = get_preset(preset).config
+    if unknown := sizes.keys() - SIZES.keys() - {"steps"}:
+        raise UserError(f"{min(unknown)} cannot be set here")
+    numbers = {name: _parse_size(name, value) for name, value in sizes.items()}
+    steps = numbers.pop("steps", config.train.steps)
+    for name in numbers:
+        if not hasattr(config.model, name):
+            raise UserError(f"{name} is not a setting of {preset}")
+    try:
+        model = replace(config.model, **numbers)  # type: ignore[arg-type]
+        config = replace(config, model=model, train=replace(config.train, steps=steps))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    device = pick_device(config.device)
+    require_memory(
+        count_host_memory(config, device, pick_precision(config.precision, device)),
+        f"training a model with {format_count(count_parameters(model)[-1].value)} parameters",
+        "choose smaller sizes",
+    )
+    for name, value in numbers.items():
+        if value > SIZES[name]:
+            raise UserError(f"{name} is {value}: it must be between 1 and {SIZES[name]}")
+    return config
+
+
+def _parse_size(name: str, value: object) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        raise UserError(f"{name} is {value!r}: it must be a whole number") from None
 
 
 def save_text(raw: bytes) -> str:

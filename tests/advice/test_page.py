@@ -64,16 +64,20 @@ FOLLOWED_ELSEWHERE = {
     "tiny is not training": "tests/lab/test_training.py",
     "seed cannot": "tests/lab/test_training.py",
     "n_layer is 99": "tests/lab/test_training.py",
+    "training a model with 480,018": "tests/lab/test_failures.py",
+    "n_embd is '1e3'": "tests/lab/test_failures.py",
     "n_layer is not": "tests/lab/test_training.py",
     "this text is not": "tests/lab/test_training.py",
     "the text has 30": "tests/lab/test_training.py",
     "the text is not UTF-8": "tests/lab/test_training.py",
     "this is too long": "tests/lab/test_training.py",
     "this request has no meaning": "tests/lab/test_training.py",
+    "the lab does not answer": "tests/lab/test_failures.py",
+    "the lab was started again": "tests/lab/test_failures.py",
     "interrupted; saved": "tests/test_survival.py",
 }
-"""The beginnings of lines, and the tests that follow their advice. These errors need something that
-the tests here lack: a full disk, a server, a missing library, another version, a long run. The
+"""The beginnings of lines, and the tests that follow their advice. Most of these errors need something
+that this folder lacks: a full disk, a server, a missing library, another version, a long run. The
 tests of the two lines about CUDA graphs need a CUDA device, so they run only with -m gpu."""
 
 NOT_FOLLOWED = {

@@ -1,4 +1,4 @@
-"""nanogpt lab starts a server, prints its address, and refuses what it cannot do."""
+"""`nanogpt lab` starts a server and prints its address, or prints one error."""
 
 import re
 import signal

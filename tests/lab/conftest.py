@@ -20,6 +20,7 @@ from nanogpt.lab.server import Lab
 from nanogpt.optim import OptimConfig
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.train import train
+from tests.lab.chromium import PROGRAM
 from tests.small import SMALL
 
 
@@ -108,3 +109,16 @@ def client(lab_run: Path) -> Iterator[Client]:
     server.should_exit = True
     thread.join()
     lab.worker.close()
+
+
+@pytest.fixture(scope="module")  # while it is open, asyncio.run() is impossible
+def browser() -> Iterator[Any]:
+    """A browser without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=PROGRAM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield started
+        started.close()

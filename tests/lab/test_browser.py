@@ -1,8 +1,6 @@
 """The page works in a real browser: every view, no error, no other host, hostile names."""
 
-import importlib.util
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,64 +13,17 @@ from nanogpt.models import GPTConfig
 from nanogpt.runs.checkpoint import load_checkpoint
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.train import train
+from tests.lab.chromium import VIEWS, expect, needs_browser, open_page, open_view
 from tests.lab.conftest import Client
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (BROWSER and importlib.util.find_spec("playwright")),
-        reason="these tests need the browser Chromium and the library playwright",
-    ),
-]
-VIEWS = ["Train", "Time machine", "Look inside", "Take it apart", "Against counting"]
-VIEWS += ["Copied or invented?", "Compare", "Generate"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield started
-        started.close()
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @pytest.fixture
 def page(browser: Any, client: Client) -> Iterator[Any]:
-    """A page of the browser that fails on errors and on requests to other hosts."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
-    page.on("dialog", lambda dialog: faults.append(dialog.message))
-
-    def check(request: Any) -> None:
-        if not request.url.startswith((client.address, "data:")):
-            faults.append(request.url)
-
-    page.on("request", check)
-    page.goto(client.address)
-    page.get_by_role("tab").first.wait_for()
-    yield page
-    context.close()
-    assert not faults, faults
-
-
-def expect(locator: Any) -> Any:
-    """Return an object whose assertions wait until they hold."""
-    from playwright.sync_api import expect
-
-    return expect(locator)
-
-
-def open_view(page: Any, title: str) -> None:
-    page.get_by_role("tab", name=title).click()
+    """A page of the lab in this process."""
+    with open_page(browser, client.address) as page:
+        yield page
 
 
 def test_every_view_shows_the_model(page: Any, client: Client, lab_run: Path) -> None:

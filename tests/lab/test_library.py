@@ -1,5 +1,7 @@
 """The library loads models once, within its memory, and finds runs."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,16 @@ def test_runs_outside_runs_are_offered_by_their_path(lab_run: Path, tmp_path: Pa
     assert library.describe(str(elsewhere)).steps == 60
     with pytest.raises(UserError, match="there is no run 'one' any more"):
         library.find("one")
+
+
+def test_another_run_may_have_the_name_of_a_deleted_run(lab_run: Path, template: Path) -> None:
+    library = Library()
+    model, texts = library.load("one"), library.texts("one")
+    shutil.rmtree(lab_run)
+    shutil.copytree(template, lab_run)
+    os.utime(lab_run / "run.json", (0, 0))
+    assert library.load("one") is not model
+    assert library.texts("one") is not texts
 
 
 def test_incomplete_lines_are_not_read(lab_run: Path) -> None:

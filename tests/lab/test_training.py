@@ -2,6 +2,7 @@
 
 import json
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from nanogpt.errors import UserError
 from nanogpt.lab import training
+from nanogpt.lab.library import read_metrics
 from nanogpt.lab.training import LAB, Trainings, save_text
+from nanogpt.system.files import write_atomically
 from tests.lab.conftest import Client
 
 pytestmark = pytest.mark.slow
@@ -79,6 +82,40 @@ def test_at_most_two_runs_train(client: Client, text: str, monkeypatch: pytest.M
     wait_for(lambda: not client.lab.trainings.is_running(name))
 
 
+def test_runs_of_an_earlier_lab_count(
+    client: Client, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "MAX_PROCESSES", 1)
+    name = start(client, 1_000_000, text)
+    wait_for(lambda: find(client, name).get("step", 0) >= 10)
+    earlier, client.lab.trainings = client.lab.trainings, Trainings()
+    assert client.problem("resume", {"run": "one"}).startswith("1 runs are training")
+    client.post("pause", {"run": name})
+    wait_for(lambda: not earlier.is_running(name))
+    assert not find(client, name)["is_training"]  # although it wrote a checkpoint just now
+
+
+def test_the_curve_is_sent_again_if_its_file_is_replaced(client: Client, lab_run: Path) -> None:
+    def read_records(events: Any) -> dict[str, Any]:
+        """Return the next event of the stream that has records."""
+        while b"event: records" not in events.readline():
+            pass
+        return dict(json.loads(events.readline().removeprefix(b"data: ")))
+
+    records, file = read_metrics(lab_run), lab_run / "metrics.jsonl"
+    with urllib.request.urlopen(f"{client.address}events?run=one", timeout=20) as events:
+        assert read_records(events) == {"run": "one", "start": 0, "records": records}
+        with file.open("a") as opened:
+            opened.write('{"step": 61}\n')
+        assert read_records(events) == {
+            "run": "one",
+            "start": len(records),
+            "records": [{"step": 61}],
+        }
+        write_atomically(file, file.read_bytes().partition(b"\n")[0] + b"\n")  # a resumed run
+        assert read_records(events) == {"run": "one", "start": 0, "records": records[:1]}
+
+
 def test_wrong_plans_are_refused(client: Client) -> None:
     def plan(**changes: object) -> str:
         whole = {"preset": "tiny", "data": "tinyshakespeare", "steps": 1, "sizes": {}}
@@ -89,8 +126,10 @@ def test_wrong_plans_are_refused(client: Client) -> None:
     assert plan(preset="bigram", sizes={"n_layer": 1}) == "n_layer is not a setting of bigram"
     for data in ("/etc/passwd", "../x.txt", "runs/.lab/../../x", "-"):
         assert plan(data=data).startswith("this text is not offered")
+    assert plan(steps="many") == "steps is 'many': it must be a whole number"
+    assert plan(sizes={"n_layer": 0}).startswith("n_layer is 0: it must be at least 1")
     message = "this request has no meaning: load the page again"
-    bodies: list[object] = [[], {}, {"preset": "tiny", "data": "x", "steps": "many"}, {"sizes": 3}]
+    bodies: list[object] = [[], {}, {"preset": "tiny", "data": "x"}, {"sizes": 3}]
     for body in [*bodies, "x", 1, [None]]:
         assert client.problem("train", body) == message
     assert client.problem("inspect", run="one", turn="x") == message

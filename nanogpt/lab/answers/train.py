@@ -1,18 +1,16 @@
 """Answers for the view "Train": the losses of n-grams, and what is known before a run starts."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ...errors import UserError
 from ...reports.explain import explain_run
 from ...reports.rates import Rates, measure_rates
-from ...runs.presets import PRESETS, get_preset
+from ...runs.presets import PRESETS
 from ...system.devices import pick_device
 from ...text.corpora import CORPORA
-from ..training import SIZES
+from ..training import SIZES, plan_run
 from ..worker import Check
 from .question import Question
 
@@ -38,14 +36,8 @@ _rates: dict[tuple[int, int], Rates] = {}
 
 def explain(query: dict[str, str]) -> dict[str, Any]:
     """Return the number of parameters and the estimated seconds of a planned run."""
-    config = get_preset(query.get("preset", "tiny")).config
-    try:
-        sizes = {name: int(query[name]) for name in SIZES if query.get(name)}
-        steps = int(query.get("steps") or config.train.steps)
-        model = replace(config.model, **sizes)  # type: ignore[arg-type]
-        config = replace(config, model=model, train=replace(config.train, steps=steps))
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from None
+    sizes = {name: query[name] for name in (*SIZES, "steps") if query.get(name)}
+    config = plan_run(query.get("preset", "tiny"), sizes)
     device = pick_device("cpu")
     tokens = config.train.batch_size * config.model.block_size
     width = getattr(config.model, "n_embd", config.model.vocab_size)

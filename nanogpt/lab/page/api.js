@@ -12,7 +12,10 @@ const tab = Math.random().toString(36).slice(2);   // so that two tabs do not ca
 
 export class Problem extends Error {}              // its message is meant for the reader
 
+const OTHER_TOKEN = "the lab was started again: open the address that the terminal prints";
+
 async function read(response) {
+  if (response.status === 403) throw Object.assign(new Problem(OTHER_TOKEN), { isOffline: true });
   const answer = await response.json().catch(() => ({ error: "the lab gave no answer: is it still running?" }));
   if (answer.error) throw new Problem(answer.error);
   return answer.outdated ? undefined : answer;     // a newer question has replaced an outdated one
@@ -23,7 +26,7 @@ async function request(address, options) {
     return await read(await fetch(address, options));
   } catch (error) {
     if (error instanceof Problem || error.name === "AbortError") throw error;
-    throw Object.assign(new Problem("the lab does not answer: start nanogpt lab again and open its new address"),
+    throw Object.assign(new Problem("the lab does not answer: start nanogpt lab again, and open the address that the terminal prints"),
       { isOffline: true });
   }
 }

@@ -50,19 +50,28 @@ class Lab {
     });
     await this.ready;
     if (!this.opening) this.open(this.name ?? (this.run ? "time" : "train"));
-    if (!saved) setInterval(() => this.name !== "train" && this.watch(async () => this.setRuns(await get("runs"))), 5000);
+    if (!saved) setInterval(() => this.watch(async () => this.setRuns(await get("runs"))), 5000);
   }
 
   setRuns(runs) {
     this.runs = runs;
     const usable = runs.filter(run => !run.error && !run.is_starting);
     setChoices(at("run"), usable.length ? usable.map(run => [run.name, run.name]) : [["", "none yet"]]);
-    const chosen = usable.find(run => run.name === (this.run?.name ?? this.wanted)) ?? usable[0];
+    const chosen = usable.find(run => run.name === (this.run?.name ?? this.wanted)) ?? this.run ?? usable[0];
     const isNew = chosen?.name !== this.run?.name;
     this.run = chosen;
     this.showRun();
+    this.showLoss(chosen && !usable.includes(chosen));
     if (isNew && this.view) this.renew();
     else this.view?.renewRun?.();
+  }
+
+  // Say that the files of the chosen run were deleted or damaged while the page was open.
+  showLoss(isLost) {
+    if (isLost) this.problem(this.runs.find(run => run.name === this.run.name)?.error
+      ?? `there is no run ${this.run.name} any more: choose another run`);
+    else if (this.isLost) this.problem();
+    this.isLost = isLost;
   }
 
   chooseRun(name) {

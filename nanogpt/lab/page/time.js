@@ -50,7 +50,8 @@ export class TimeMachine {
       this.showFrame(step);
     };
     this.heads = svg("svg", { class: "chart" }, addBox("Attention to the previous token, each head"));
-    this.inside = new Inside(element("div", undefined, parent, "film"), { parts: FORMS, hasLarge: false });
+    this.film = element("div", undefined, parent, "film");
+    this.inside = new Inside(this.film, { parts: FORMS, hasLarge: false });
     this.inside.onUpdate = () => this.drawAll();
   }
 
@@ -167,7 +168,8 @@ export class TimeMachine {
     this.slider.setAttribute("aria-valuetext", `step ${step}`);
     this.which.textContent = step === "best" ? "best" : `step ${step.toLocaleString("en")}`;
     this.drawCurve();
-    this.sample.textContent = this.samples.get(index)?.sample ?? "…";
+    this.film.hidden = Boolean(frame?.problem);
+    this.sample.textContent = this.samples.get(index)?.sample ?? (frame?.problem ? "" : "…");
     if (!frame) return;                                // shown as soon as it arrives
     this.lab.problem(frame.problem);
     if (frame.problem) return;

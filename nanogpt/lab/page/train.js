@@ -71,10 +71,17 @@ export class Train {
 
   get plan() { return Object.fromEntries(this.inputs.map(([name, input]) => [name, input.value])); }
 
-  async explain() {
-    const answer = await this.lab.try(() => get("explain", { preset: this.preset.value, ...this.plan }));
-    if (answer) this.expected.textContent = `${answer.parameters.toLocaleString("en")} parameters; about ` +
-      `${duration(answer.seconds)} for all steps on this processor.`;
+  explain() {
+    const plan = this.explained = this.plan;
+    return this.lab.try(async () => {
+      const answer = await get("explain", { preset: this.preset.value, ...plan }).catch(error => {
+        if (plan !== this.explained) return;           // the reader has typed another digit
+        this.expected.textContent = "";
+        throw error;
+      });
+      if (answer && plan === this.explained) this.expected.textContent = `${answer.parameters.toLocaleString("en")} ` +
+        `parameters; about ${duration(answer.seconds)} for all steps on this processor.`;
+    });
   }
 
   start() {
@@ -96,7 +103,10 @@ export class Train {
     const run = this.lab.run?.name;
     this.close = listen("events", { run }, {
       runs: runs => this.showRuns(runs),
-      records: ({ records }) => { this.records.push(...records); this.draw(); },
+      records: ({ start, records }) => {               // after a lost connection, start is 0 again
+        this.records = [...this.records.slice(0, start), ...records];
+        this.draw();
+      },
     });
     this.draw();
     if (run) get("baselines", { run }).then(answer => { this.baselines = answer; this.draw(); }).catch(() => {});
@@ -115,10 +125,11 @@ export class Train {
         : ` ${run.is_training ? "trains" : run.step < run.steps ? "is paused" : "is done"}: step ` +
           `${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}`);
     }
-    if (this.wanted && runs.some(run => run.name === this.wanted && !run.error && !run.is_starting)) {
-      const name = this.wanted;
+    const started = runs.find(run => run.name === this.wanted && !run.is_starting);
+    if (started) {
       this.wanted = undefined;
-      this.lab.chooseRun(name);
+      if (started.error) this.lab.problem(`${started.name}: ${started.error}`);
+      else this.lab.chooseRun(started.name);
     }
     this.draw();
   }
