@@ -262,9 +262,10 @@ show("smoothing")
 
 # %% [markdown]
 # Why does n = 8 not help (1.519)? In 35% of the validation text, the context of 7 characters is
-# unseen (table above). There, n = 8 also uses six, with left neighbours: its loss is 0.009 lower.
-# In 37%, the context occurred 1 to 9 times: too little data, so the loss is 0.016 higher. In 28%,
-# the losses differ by less than 0.001: the seventh character adds almost nothing. (The loss for n =
+# unseen (table above). There, n = 8 also uses six characters, but it counts left neighbours of the
+# 7-grams, where n = 7 has raw counts: its loss is 0.009 lower. In 37%, the context occurred 1 to 9
+# times: too little data, so the loss is 0.016 higher. In 28%, the losses differ by less than 0.001:
+# the seventh character adds almost nothing. (The loss for n =
 # 7 is a little too low, because we chose n by it. But n = 6 to 9 differ by under 0.01.)
 #
 # ## It generates text

@@ -186,9 +186,11 @@ torch.testing.assert_close(y, F.scaled_dot_product_attention(q, k, v, is_causal=
 torch.testing.assert_close((y, weights), causal_attention(q, k, v))
 
 # %% [markdown]
-# `transpose(-2, -1)` swaps the last two axes. Twice the positions have four times the scores. The
-# package's `causal_attention` and PyTorch's faster function give the same. `SelfAttention.forward`
-# in [gpt.py](../gpt.py) has the same lines, with one more axis for heads ([lesson 5](05_heads.md)).
+# `transpose(-2, -1)` swaps the last two axes. With more than two axes, `@` multiplies the matrices
+# of the last two axes: here the queries of each block with the keys of the same block. Twice the
+# positions have four times the scores. The package's `causal_attention` and PyTorch's faster
+# function give the same. `SelfAttention.forward` in [gpt.py](../gpt.py) has the same lines, with
+# one more axis for heads ([lesson 5](05_heads.md)).
 #
 # ## Why divide by √D?
 #
