@@ -321,8 +321,8 @@ print(f"largest of all characters that are more than 1% of the text: {largest:.3
 # of the + 1: in the row of `q`, it gives 64 / 628 = 0.102 to characters that never follow. The
 # learned row gives them only 0.017, so 0.085 must be moved. The row of `3` in `best` is 0.696 away
 # from the counted one. The learned row is halfway between: it started with equal probabilities,
-# and `3` is too rare to finish its training. Rare characters hardly change the losses: they are
-# almost equal, 2.489 and 2.482.
+# and `3` is too rare to finish its training. Rare characters hardly change the losses, 2.489
+# and 2.482.
 #
 # ## Scoreboard
 
