@@ -309,7 +309,8 @@ show("by-position")
 # positions, the loss rises slowly from position 2 on: among 5 characters of unknown order each one
 # is recent, among 60 most are old. From position 2 on, rotations are better than the table. No
 # position fails, because what a head learns about a distance holds at every position. (The bumps
-# that all curves share come from the text: each character is measured at two positions, 32 apart.)
+# that all curves share come from the text: some characters are harder to predict. Each is measured
+# at two positions, 32 apart, so the bumps at 17 and 27 come again at 49 and 59.)
 #
 # ## Scoreboard
 #
