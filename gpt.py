@@ -43,7 +43,7 @@ def read_text(args):
         try:
             path.write_bytes(urllib.request.urlopen(URL, timeout=30).read())
         except OSError as error:
-            advice = "create it offline with nanogpt data tinyshakespeare --save input.txt"
+            advice = "create it offline with: nanogpt data tinyshakespeare --save input.txt"
             sys.exit(f"input.txt is missing and its download failed ({error}): {advice}")
     return path.read_text(encoding="utf-8")
 
@@ -72,7 +72,7 @@ def bigram_loss(train_tokens, val_tokens, V):
     The loss is the mean of -ln p, where p is the model's probability of the correct next character.
     """
     pairs = train_tokens[:-1] * V + train_tokens[1:]  # (length - 1,): one number per pair
-    counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): count of a followed by b
+    counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): [a, b] counts b after a
     p = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): adding 1 avoids p = 0
     return -p[val_tokens[:-1], val_tokens[1:]].log().mean().item()
 
@@ -111,7 +111,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
         self.attention = SelfAttention(C, H)
-        # GELU brings negative numbers near 0. Without it, the two linear layers would equal one.
+        # GELU brings negative numbers near 0. Without it, the two layers equal one linear layer.
         self.feed_forward = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU("tanh"), nn.Linear(4 * C, C))
 
     def forward(self, x):

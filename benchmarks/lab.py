@@ -1,9 +1,11 @@
-"""Measure how fast the lab answers in a real browser, and what its page costs a training.
+"""Measure how fast the lab answers in a real browser, and how much an open page slows training.
 
-python benchmarks/lab.py     # needs Chromium, the library playwright, and about five minutes
+    python benchmarks/lab.py     # needs Chromium, the library playwright, and about five minutes
 
-Trains `tiny` for some steps with 40 snapshots, alone and then in the lab beside an open page, and
-uses the views of the page. All times are in milliseconds, medians unless another name is given.
+The script times the views of the page. It also trains `tiny` with 40 snapshots, alternately alone
+and in the lab beside an open page. The results go to benchmarks/results/lab.json. All times are in
+milliseconds. "usable page" and "first picture" are single measurements; each of the other times has
+a median and a 95th percentile.
 """
 
 import argparse
@@ -47,7 +49,7 @@ def describe(times: list[float]) -> dict[str, float]:
 
 
 def measure_slider(page: Page, address: str) -> dict[str, float]:
-    """Time from a move of the slider to the new picture, after the page has loaded all frames."""
+    """Time each move of the slider until the new picture, after the page has loaded all frames."""
     page.goto(f"{address}#view=time&run=tiny")
     page.reload()
     page.get_by_label("Snapshot").wait_for()
@@ -63,7 +65,7 @@ def measure_slider(page: Page, address: str) -> dict[str, float]:
 
 
 def measure_typing(page: Page, address: str) -> dict[str, float]:
-    """Time from a new prompt to the new probabilities."""
+    """Time each change of the prompt until the page shows the new probabilities."""
     page.goto(f"{address}#view=look&run=tiny&prompt=To be")
     page.reload()
     page.locator(".tokens span").first.wait_for()
@@ -76,7 +78,7 @@ def measure_typing(page: Page, address: str) -> dict[str, float]:
 
 
 def measure_ablation(page: Page, address: str) -> dict[str, float]:
-    """Time from a click on a head to the loss without it, for the first heads of each layer."""
+    """Time clicks that switch off heads, one more each time, until the page shows the loss."""
     page.goto(f"{address}#view=apart&run=tiny")
     page.reload()
     page.get_by_text("with all parts").wait_for()
@@ -96,14 +98,14 @@ def read_rate(run: Path) -> float:
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
-    """Return the first true value of a condition."""
+    """Call `condition` until its value is true, and return this value."""
     while not (value := condition()):
         time.sleep(0.2)
     return value
 
 
 def measure_training(page: Page, address: str, home: Path, steps: int) -> float:
-    """Train in the lab beside an open page; return the tokens per second."""
+    """Train in the lab while the page is open; return the tokens per second."""
     before = set((home / "runs").iterdir())
     page.goto(f"{address}#view=train&run=tiny")
     page.reload()
@@ -129,12 +131,14 @@ def read_memory(process: int) -> float:
 
 
 def main() -> None:
-    """Measure everything, print the result and save it."""
+    """Make all measurements, save the result and print it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=600, help="training steps of each run")
-    parser.add_argument("--repeats", type=int, default=3, help="runs alone, and runs in the lab")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="number of runs alone, and of runs in the lab"
+    )
     args = parser.parse_args()
     nanogpt = [sys.executable, "-m", "nanogpt"]
     train = [*nanogpt, "train", "tiny", "--train.steps", str(args.steps), "--sample-tokens", "0"]

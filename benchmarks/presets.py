@@ -32,11 +32,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("presets", nargs="+", metavar="PRESET")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 1, 2, ...")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds; seeds are 1, 2, ...")
     parser.add_argument("--keep", type=Path, help="move the runs to this directory")
     args = parser.parse_args()
     if unknown := set(args.presets) - PRESETS.keys():
-        parser.error(f"there is no preset {min(unknown)}: use {', '.join(PRESETS)}")
+        parser.error(f"there is no preset {min(unknown)!r}: use {', '.join(PRESETS)}")
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     for name in args.presets:
         runs = [

@@ -98,7 +98,7 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
 def measure_rates(
     programs: Mapping[str, Callable[[], object]], tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Run programs in turn; return the median and all values of the tokens per second of each."""
+    """Run programs in turn; return the tokens per second of each: the median and all values."""
     device = pick_device("auto")
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for call in programs.values():

@@ -58,9 +58,9 @@ the largest error of a cell is {result["free"]["largest_error"]:.1%}.
 
 **{len(below)} of the {len(cells)} cells lie below a floor of the law.** With p fitted, the law \
 never predicts a loss below
-E + B / D^β for a text of D characters. The losses of these cells are below this floor by {amounts}
-nats per character. The largest difference is at {round_to(cell["N"], 1)} parameters and \
-{cell["D"]:,} characters.
+E + B / D^β for a text of D characters. The losses of these cells are below this floor by
+{amounts} nats per character.
+The largest difference is at {round_to(cell["N"], 1)} parameters and {cell["D"]:,} characters.
 {"No cell lies" if min(c["loss"] for c in cells) > law["E"] else "Some cells lie"} below E itself.
 
 **Only the scarcer resource limits the loss.** p is about {law["p"]:.0f}, so the law depends \

@@ -15,7 +15,7 @@ def make_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def get_seconds_to(target: float, run: Result) -> float:
-    """The seconds until a run reaches the target loss; if it never does, until its lowest loss."""
+    """The seconds until a run reaches the target loss, or its lowest loss if that is higher."""
     for evaluation in run["evaluations"]:
         if evaluation["val_loss"] <= target:
             return float(evaluation["seconds"])
@@ -114,7 +114,7 @@ def presets_table(results: Iterable[Result]) -> str:
 
 
 def preset_samples(results: Iterable[Result], lines: int = 6) -> str:
-    """The first lines of a sample from each preset."""
+    """The first `lines` lines of a sample from each preset."""
     return "\n".join(
         f"A sample of `{result['preset']}`:\n\n```\n"
         + "\n".join(result["runs"][0]["sample"].strip().splitlines()[:lines])

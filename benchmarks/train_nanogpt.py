@@ -71,7 +71,7 @@ def evaluate_checkpoints(
             self.model, self.config = model, model.config
 
         def forward(self, tokens: Tensor) -> Tensor:
-            # Without targets, nanoGPT's model returns only the last logits, so pass any targets.
+            # Without targets, nanoGPT's model returns only the logits of the last position.
             logits: Tensor = self.model(tokens, tokens)[0]
             return logits
 

@@ -26,7 +26,7 @@ def main() -> None:
     )
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("variants", nargs="+", metavar="OPTIONS")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 1, 2, ...")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds; seeds are 1, 2, ...")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
     args = parser.parse_args()
     print(f"| `{args.preset}` | lowest | range | last | seconds |\n| --- | --- | --- | --- | --- |")

@@ -94,7 +94,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds: 1, 2, ...")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds; seeds are 1, 2, ...")
     parser.add_argument("--at-a-time", type=int, default=1, help="number of runs at the same time")
     args = parser.parse_args()
     plan = [*product(VOCABULARIES, ("body", "size"), range(1, args.seeds + 1))]

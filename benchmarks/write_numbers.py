@@ -50,7 +50,7 @@ VOCABULARY = 65
 """The number of different characters in Tiny Shakespeare."""
 GPT2 = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50_304, bias=False)
 HEART = {
-    "models/bigram.py": "the baseline: predict a character from the one before it",
+    "models/bigram.py": "the baseline: predict a character from the previous character",
     "models/gpt.py": "the model: attention, feed-forward, residual blocks, embeddings",
     "data.py": "tokens, two splits, blocks, batches",
     "optim.py": "AdamW, the learning-rate schedule, weight averaging",
@@ -153,14 +153,14 @@ def summary() -> str:
 
 
 def first_run() -> str:
-    """The time that the first command of the README takes, and the loss that it reaches."""
+    """The time that `nanogpt train` takes without other arguments, and the loss that it reaches."""
     result = read_preset("tiny")
     minutes = median(run["seconds"] for run in result["runs"]) / 60
     return (
-        f"The first command trains a small GPT on Tiny Shakespeare and prints a sample of its "
-        f"text. It takes about {minutes:.0f}\nminutes on two CPU cores, reaches a validation loss "
-        f"of about {mean(get_losses(result)):.2f} nats per character, and downloads nothing\nafter "
-        f"the installation. The second command runs the tests.\n"
+        f"`nanogpt train` trains a small GPT on Tiny Shakespeare and prints a text that the GPT "
+        f"generates. It takes\nabout {minutes:.0f} minutes on two CPU cores, reaches a validation "
+        f"loss of about {mean(get_losses(result)):.2f} nats per character, and\ndownloads nothing. "
+        f"`pytest` runs the tests.\n"
     )
 
 
@@ -270,8 +270,9 @@ def throughput() -> str:
     """The training speed of nanogpt and nanoGPT."""
     result = read_result("throughput.json")
     return (
-        f"{throughput_table(result)}\nAt the best batch size of each program, nanogpt trains "
-        f"{get_throughput_ratio(result):.2f} times as fast as nanoGPT.\n"
+        f"{throughput_table(result)}\nWith GPT-2's shape, nanogpt trains "
+        f"{get_throughput_ratio(result):.2f} times as fast as nanoGPT, each at its fastest "
+        f"measured batch size.\n"
     )
 
 

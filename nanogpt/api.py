@@ -81,7 +81,7 @@ def load(
     """Load the best model of `run`: a run directory, its name below runs/, or None (newest run).
 
     `run` can also be a checkpoint directory, such as runs/tiny/last. The model generates text on
-    `device` at `precision`: auto is bfloat16 on CUDA GPUs that support it, otherwise float32.
+    `device` at `precision`: "auto" means bfloat16 on CUDA GPUs that support it, otherwise float32.
     Raises UserError if the model cannot be loaded.
     """
     directory = Path(run) if run else None
@@ -109,7 +109,7 @@ def count_text_bytes(model: Model) -> int:
 class Completions:
     """The completions of several prompts, generated together.
 
-    Iteration yields (index, text): the index of a completion, and its newly generated text. The
+    Iteration yields (index, piece): the index of a completion, and the next piece of its text. The
     completions are in the order of the prompts; the samples of one prompt are adjacent.
     """
 
@@ -121,7 +121,7 @@ class Completions:
         config: GenerationConfig,
         logprobs: bool = False,
     ) -> None:
-        """Encode the prompts. Raises UserError if a prompt or a stop string cannot be encoded."""
+        """Encode the prompts. Raises UserError if that fails, or if there is too little memory."""
         check_stop(tokenizer, config.stop)
         count = len(prompts) * config.samples
         require_memory(
@@ -209,8 +209,8 @@ class Trained:
     ) -> str | list[str]:
         """Return the completion of a prompt. For several prompts, or with `samples`, return a list.
 
-        With an empty prompt, the text starts at the beginning of a line. The options are the
-        fields of GenerationConfig. Raises a UserError that names an invalid option.
+        With an empty prompt, the text starts at the beginning of a line. The options are the other
+        fields of GenerationConfig. Raises UserError for an invalid option or prompt.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         config = make_config(options, 1 if samples is None else samples)
@@ -226,7 +226,7 @@ class Trained:
 
 
 def make_config(options: GenerationOptions, samples: int = 1) -> GenerationConfig:
-    """Make a GenerationConfig from keyword arguments. Raises UserError for an unknown option."""
+    """Make a GenerationConfig from keyword arguments. Raises UserError for an invalid option."""
     known = GenerationOptions.__annotations__
     if unknown := sorted(options.keys() - known.keys()):
         suggestion = suggest_nearest(unknown[0], known)

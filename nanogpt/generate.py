@@ -37,7 +37,7 @@ class Sampling:
     (Nguyen et al. 2024, arXiv:2407.01082)."""
 
     def __post_init__(self) -> None:
-        """Raise a UserError that names the field with an invalid value."""
+        """Raise UserError if a field has an invalid value; the message names the field."""
         if not 0 < (value := self.repetition_penalty) < math.inf:
             raise UserError(f"repetition_penalty is {value}: it must be above 0 (1 turns it off)")
         if not 0 <= self.temperature < math.inf:
@@ -124,7 +124,7 @@ class NextTokens(NamedTuple):
 
     tokens: list[int]
     logprobs: list[float] | None
-    """Log-probability of each token in nats, before `Sampling` is applied; None if not wanted."""
+    """Log-probability of each token in nats before `Sampling` is applied; None unless requested."""
 
 
 @torch.no_grad()

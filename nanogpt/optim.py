@@ -26,7 +26,7 @@ class OptimConfig:
     schedule: Literal["cosine", "linear"] = "cosine"
     """Shape of the learning-rate decay after the warm-up."""
     cooldown: float = 1.0
-    """In a linear schedule, the rate falls in this last fraction of the steps after the warm-up."""
+    """A linear schedule lowers the rate in this last fraction of the steps after the warm-up."""
     min_lr: float = 1e-4
     """Learning rate at the end of the schedule and after it. For Muon, it is multiplied by
     muon_lr / lr."""

@@ -120,12 +120,12 @@ class Stepper:
         )
 
     def draw_starts(self, ahead: int) -> Tensor:
-        """Return the starts (B,) of the blocks in a future batch; the next batch has `ahead` 0."""
+        """Return the starts (B,) of the blocks of a batch; `ahead` is 0 for the next batch."""
         blocks_drawn = self.run.state.tokens // self.block_size + ahead * self.batch_size
         return self.order.starts(blocks_drawn, self.batch_size)
 
     def plan(self, ahead: int) -> tuple[list[float], float]:
-        """Return the learning rates and the weight-averaging rate of a future step."""
+        """Return the learning rates and the averaging rate of a step; see draw_starts()."""
         config, state = self.run.config, self.run.state
         step = state.step + ahead
         rate = get_learning_rate(step, config.train.steps, config.optim)

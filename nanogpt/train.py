@@ -43,7 +43,7 @@ class Result:
 def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
     """Create a run directory, and train a model in it from the first step to the last.
 
-    Raises UserError for a mistake in the input; Stopped or Interrupted if the run ends early.
+    Raises UserError for a mistake in the input, Stopped for a failure, Interrupted for a signal.
     """
     reporter = reporter or Reporter()
     return _fit(prepare_run(config, reporter.preparing), reporter)

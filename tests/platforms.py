@@ -30,7 +30,7 @@ needs_links = pytest.mark.skipif(not _can_link(), reason="this user may not crea
 
 def peak_memory() -> int:
     """Return the peak memory of this process so far, in bytes. Skip the test on Windows."""
-    if sys.platform == "linux":  # getrusage() would include the memory of the parent
+    if sys.platform == "linux":  # getrusage() may return the peak of the parent
         status = Path("/proc/self/status").read_text()
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
     resource = pytest.importorskip("resource")

@@ -1,4 +1,4 @@
-"""A small model for tests that train; a training step takes about a millisecond."""
+"""A small model for tests that train; a training step takes a few milliseconds."""
 
 from nanogpt.models import GPTConfig
 

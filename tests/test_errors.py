@@ -61,7 +61,11 @@ MESSAGE_PATTERNS = {
     if pattern.replace("(.*)", "").strip("\\ :") and "tokens\\ are\\ more" not in pattern
 }
 REASON_PATTERNS = set(find_patterns("damaged_error", "self.damaged", "files.damaged")) - {"(.*)"}
-PATTERNS = MESSAGE_PATTERNS | REASON_PATTERNS
+PAGE_PATTERNS = {
+    re.escape(text)
+    for text in re.findall(r'"([a-z][^"]*: [^"]*)"', (HOME / "lab/page/api.js").read_text("utf-8"))
+}
+PATTERNS = MESSAGE_PATTERNS | REASON_PATTERNS | PAGE_PATTERNS
 TOO_LARGE_ROW = TOO_LARGE.format(size="372.53 GiB")
 OTHER_MESSAGES = (
     "--train.steps is 'many'",
@@ -83,6 +87,7 @@ def test_every_message_is_on_the_page(pattern: str) -> None:
 def test_the_search_finds_messages() -> None:
     assert len(MESSAGE_PATTERNS) > 50
     assert len(REASON_PATTERNS) > 8
+    assert len(PAGE_PATTERNS) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every lesson runs, its page matches its script, and the scoreboard is the same on all pages."""
+"""Every lesson runs, its page matches its script, and the scoreboards of all pages agree."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @each_lesson
 def test_the_page_matches_the_lesson(build: ModuleType, lesson: Path) -> None:
-    """The page has the text and code of the script; if not, run `python lessons/build.py NN`."""
+    """If this test fails, build the page again: `python lessons/build.py NN`."""
     page = read_page(lesson)
     expected, pictures = build.make_page(build.read_lesson(lesson), lesson)
     assert build.without_outputs(page) == build.without_outputs(expected)
@@ -93,7 +93,7 @@ def test_a_notebook_hides_tests_and_folds_solutions(build: ModuleType, lesson: P
         assert code in lesson.read_text("utf-8")
 
 
-def test_the_scoreboard_is_the_same_on_all_pages() -> None:
+def test_a_page_has_the_scoreboard_up_to_its_lesson() -> None:
     rows = json.loads((HERE / "scoreboard.json").read_text("utf-8"))
     numbers = [row["lesson"] for row in rows]
     assert numbers == sorted(numbers)

@@ -57,7 +57,7 @@ def test_generated_parts_equal_the_results(page: Path, numbers: ModuleType) -> N
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"docs/log.md"}))
 def test_measured_numbers_are_in_generated_parts(name: str, numbers: ModuleType) -> None:
-    """docs/log.md is left out: it is a notebook, and people write its numbers by hand."""
+    """docs/log.md is left out: people write the numbers of this page by hand."""
     page = ROOT / name
     by_hand = numbers.PART.sub("", page.read_text("utf-8"))
     by_hand = re.sub(r"```.*?```|`[^`\n]*`|arXiv:[\d.]+|\]\([^)]+\)", "", by_hand, flags=re.DOTALL)

@@ -150,6 +150,7 @@ ANSWERS = ["apart", "compare", "copied", "counting", "generate", "look", "questi
 TESTED_ELSEWHERE = {
     **{f"lab/answers/{name}": "lab/test_answers" for name in ANSWERS},
     "lab/server": "lab/test_answers",
+    "cli/hooks": "cli/test_arguments",
     "cli/messages": "cli/test_arguments",
     "models/ensemble": "test_evaluate",
     "muon": "test_optim",

@@ -262,7 +262,7 @@ def test_a_signal_while_text_is_read_leaves_no_file(
             reading.send_signal(sent)
             try:
                 reading.wait(20)
-            except subprocess.TimeoutExpired:  # it came just before Python began to wait for input
+            except subprocess.TimeoutExpired:  # the signal came before Python waited for input
                 reading.send_signal(sent)
             assert reading.stderr is not None
             err = reading.stderr.read()

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
-from importlib import import_module
 from itertools import takewhile
 from types import NoneType
 from typing import (
@@ -30,7 +29,10 @@ from typing import (
 import tyro
 
 from ..errors import Stopped, UserError, join_command, suggest_nearest
+from .hooks import join_help_lines, listen
 from .messages import name_flags, remove_drawing
+
+join_help_lines()
 
 T = TypeVar("T")
 
@@ -185,7 +187,7 @@ def _run_parser(
 
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed), _listen(reject):
+        with contextlib.redirect_stderr(printed), listen(reject):
             result = tyro.cli(
                 kind,
                 args=args,
@@ -223,18 +225,6 @@ def _require_effect(options: Any, args: Sequence[str], flags: Mapping[str, str])
         for part in parts:
             if hasattr(part, "explain_unused") and (reason := part.explain_unused(name)):
                 raise UserError(f"{flags[name]} has no effect: {reason}; leave it out")
-
-
-def _listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which tyro passes its errors to `reject`, if tyro has a hook for this.
-
-    The hook is private, so some versions of tyro may lack it; they print the error themselves.
-    """
-    try:
-        listening = import_module("tyro._errors").on_parse_error(reject)
-    except (ImportError, AttributeError, TypeError):
-        return contextlib.nullcontext()
-    return cast("contextlib.AbstractContextManager[None]", listening)
 
 
 def _explain_event(

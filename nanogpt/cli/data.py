@@ -27,9 +27,9 @@ class DataArgs:
     data: Annotated[str, positional, placeholder("[DATA]")] = "tinyshakespeare"
     """Corpus, file, directory, glob pattern or URL, as for --data of nanogpt train."""
     column: str = "text"
-    """Column of .jsonl and .parquet files that contains the text."""
+    """Column with the text, in datasets (hf:) and in .jsonl and .parquet files."""
     separator: str = "\n\n"
-    """Text between documents."""
+    """Text inserted between documents."""
     refresh: Flag = False
     """Download the text again, even if the cache has it."""
     save: Optional[Path] = None  # noqa: UP045  `Path | None` delays the start of tyro by 0.1 s
@@ -93,7 +93,7 @@ def make_survey_tables(survey: Survey) -> list[Table]:
 
 
 def save_text(corpus: Corpus, file: Path) -> None:
-    """Write the text of a corpus to a new file in UTF-8. Raises UserError if the file exists."""
+    """Write the text of a corpus to a new file in UTF-8. Raises UserError if that fails."""
     try:
         with file.open("x", encoding="utf-8", newline="") as opened:  # keeps all line endings
             try:

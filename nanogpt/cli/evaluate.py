@@ -36,9 +36,9 @@ class EvalArgs:
     data: str | None = None
     """Another text to evaluate on; see --data of nanogpt train."""
     column: str = "text"
-    """Column of .jsonl and .parquet files that contains the text."""
+    """Column with the text, in datasets (hf:) and in .jsonl and .parquet files."""
     separator: str = "\n\n"
-    """Text between documents."""
+    """Text inserted between documents."""
     refresh: Flag = False
     """Download the text of --data again, even if the cache has it."""
     json: Flag = False

@@ -15,21 +15,21 @@ from .arguments import Flag, parse_arguments, placeholder, positional
 PORT = 8765
 LOCAL = "127.0.0.1"
 LIBRARIES = ("starlette", "uvicorn", "markdown_it", "mdit_py_plugins", "latex2mathml")
-"""What the extra `lab` installs."""
+"""Import names of the libraries that the extra `lab` installs."""
 
 
 @dataclass(frozen=True)
 class LabArgs:
-    """Train models and look inside them, on a local web page. It needs no network."""
+    """Train models and look inside them, on a local web page. The page needs no network."""
 
     runs: Annotated[tuple[str, ...], positional, placeholder("[RUN ...]")] = ()
-    """Runs to show first: directories, or names below runs/. The page always offers all runs in
-    runs/."""
+    """Runs to offer: directories, or names below runs/. The page opens at the first of them. It
+    always offers all runs in runs/."""
     port: int | None = None
     """Port of the server; by default 8765, or a free port if 8765 is in use."""
     host: str = LOCAL
-    """Address that the server listens to. Any other address than 127.0.0.1 lets other computers use
-    the page, so it needs --password."""
+    """Address that the server listens on. An address other than 127.0.0.1 or localhost lets other
+    computers use the page, so it needs --password."""
     password: str | None = None
     """Password that the browser asks for. It is sent without encryption: use it only in a network
     that you trust."""

@@ -29,7 +29,7 @@ COMMANDS = {
     "study": ("study", "train many models for a study: ladder or scaling"),
     "presets": ("presets", "list the presets of train"),
 }
-"""Maps each command to the common name of its module and function, and to its help text."""
+"""Maps each command to its module, whose main function has the same name, and to its help text."""
 
 TOO_LARGE = "out of memory: {size} more was requested; use a smaller model, text or batch"
 

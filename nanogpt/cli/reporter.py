@@ -125,7 +125,7 @@ class TerminalReporter(LiveReporter):
             self.progress.update(self.task, completed=record.step, description=text + speed)
 
     def _format_bits(self, loss: float) -> str:
-        """Format a loss in bits per byte; "" if it is unknown, or if the tokens are characters."""
+        """Format a loss in bits per byte; "" if they are unknown or the tokens are characters."""
         assert self.run is not None
         bits = self.run.data.splits["val"].bits_per_byte(loss)
         if isinstance(self.run.tokenizer, CharTokenizer) or bits is None:

@@ -23,8 +23,8 @@ class SampleArgs(GenerationConfig):
     run: Run = None
     """Run directory, or its name below runs/; by default the newest run."""
     prompt: tuple[str, ...] = ()
-    """Text to continue; repeat the option for several prompts. By default the text starts at the
-    beginning of a line."""
+    """Text to continue; repeat the option for several prompts. Without a prompt, the generated text
+    starts at the beginning of a line."""
     prompt_file: Path | None = None
     """File with a text to continue."""
     interactive: Flag = False

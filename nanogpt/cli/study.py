@@ -30,9 +30,9 @@ class LadderArgs:
     data: str = "tinyshakespeare"
     """Text to train on; see --data of nanogpt train."""
     column: str = "text"
-    """Column of .jsonl and .parquet files that contains the text."""
+    """Column with the text, in datasets (hf:) and in .jsonl and .parquet files."""
     separator: str = "\n\n"
-    """Text between documents."""
+    """Text inserted between documents."""
     out: Path = Path("runs/ladder")
     """Directory of the study; it contains the run directory of each model."""
     device: str = "auto"

@@ -33,9 +33,9 @@ class TokenizeArgs:
     data: str = "tinyshakespeare"
     """Text that char and bpe are trained on; see --data of nanogpt train."""
     column: str = "text"
-    """Column of .jsonl and .parquet files that contains the text."""
+    """Column with the text, in datasets (hf:) and in .jsonl and .parquet files."""
     separator: str = "\n\n"
-    """Text between documents."""
+    """Text inserted between documents."""
     json: Flag = False
     """Print one JSON object instead of coloured text."""
 

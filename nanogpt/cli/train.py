@@ -30,7 +30,7 @@ class TrainArgs:
     """Resume a run, by default the newest run, from its last checkpoint. The settings of the run
     are the defaults of the options below."""
     sample_tokens: int = 500
-    """Number of tokens to generate with the best weights when the run ends; 0 generates none."""
+    """Number of tokens to generate with the best weights when the run ends; 0: no sample."""
     refresh: Flag = False
     """Download the text again, even if the cache has it."""
     config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)

@@ -86,7 +86,7 @@ class CapturedDecoder:
         self.model, self.sampling, self.device = model.eval(), sampling, device
         self.block_size = model.config.block_size
         self.contexts = [list(prompt[-self.block_size :]) for prompt in prompts]
-        """For each text, the tokens that the model sees. The cache can lack the newest token."""
+        """For each text, the newest tokens that the host knows; the cache may lack the last one."""
         self.cache = Cache(B, self.block_size, device)
         self.generators = make_generators(seed, B)
         self.seen = mark_seen(prompts, model.config.vocab_size, sampling, device)

@@ -1,8 +1,8 @@
 """Fast training steps: compiled models, CUDA graphs, and loss scaling for float16.
 
-On a GPU, the batch and the learning rates of a step are on the device before the step starts, and
-the results of the step stay on the device. So no step waits for the host. All steps do the same
-work on the device, so one step is captured as a CUDA graph, which is replayed for the other steps.
+With a CUDA graph, no step waits for the host: the batch and the learning rates of a step are on the
+device before the step starts, and the results of the step stay on the device. All steps do the same
+work on the device, so one step is captured as a graph, which is replayed for the other steps.
 """
 
 from collections.abc import Callable
@@ -37,8 +37,9 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
 def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     """Return the loss function of a run, which computes at the precision of the run.
 
-    On a GPU, the Transformer blocks are compiled. The cross-entropy is compiled, too: it reads and
-    writes all logits, and a large vocabulary has many logits.
+    On a CUDA GPU, the Transformer blocks are compiled if the setting `compile` is true. The
+    cross-entropy is then compiled, too: it reads and writes all logits, and a large vocabulary has
+    many logits.
     """
     model, settings, device = run.model, run.config.train, run.device
 

@@ -1,6 +1,6 @@
 """Shows the lessons as web pages, so that the views can link to them without a network.
 
-An installed wheel has no lessons: they are only in a checkout of the repository.
+The lessons are only in a checkout of the repository; an installed wheel has none.
 """
 
 import re

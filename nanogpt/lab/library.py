@@ -39,12 +39,12 @@ class RunSummary:
 
     name: str
     kind: str
-    """The kind of the model: gpt, modern, plain or bigram."""
+    """The kind of the model: GPT, Modern, Plain or Bigram."""
     parameters: int
     data: str
     tokenizer: str
     step: int
-    """Optimizer steps taken, as far as metrics.jsonl says."""
+    """The last optimizer step in metrics.jsonl."""
     steps: int
     val_loss: float | None
     """The lowest validation loss, in nats per token."""
@@ -52,7 +52,7 @@ class RunSummary:
     snapshots: list[int]
     """The steps of the snapshots in history/."""
     is_training: bool
-    """Whether steps are missing and the run has written a file in the last half minute."""
+    """Whether the run has steps left, and wrote a file in the last QUIET_SECONDS."""
     n_layer: int
     n_head: int
     block_size: int
@@ -76,7 +76,7 @@ class Texts:
         self._counts: tuple[NGramCounts, KneserNey] | None = None
 
     def source(self) -> Source:
-        """Return the training text, prepared for the search of matches."""
+        """Return the training text, prepared for finding matches in it."""
         if self._source is None:
             self._source = Source(self.tokenizer.decode(to_int64(self.train.tokens).tolist()))
         return self._source
@@ -104,14 +104,17 @@ class Library:
         self._lock = threading.RLock()
 
     def directories(self) -> dict[str, Path]:
-        """Map the names of all runs to their directories, the newest run first."""
+        """Map the names of all runs to their directories.
+
+        First come the runs in `given`, then those in runs/, the newest first.
+        """
         found = [path for path in RUNS.iterdir() if _is_run(path)] if RUNS.is_dir() else []
         found.sort(key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
         named = {path.name: path for path in found}
         return {**{str(path): path for path in self.given if _is_run(path)}, **named}
 
     def find(self, name: str) -> Path:
-        """Return the directory of a run. Raises UserError if no run is offered by this name."""
+        """Return the directory of a run. Raises UserError if the lab offers no such run."""
         directory = self.directories().get(name)
         if directory is None:
             raise UserError(f"there is no run {name!r} any more: choose another run")
@@ -135,7 +138,7 @@ class Library:
         run = self.find(name)
         directory = run / "best" if step is None else snapshot_directory(run, step)
         if step is not None and not path_exists(directory):
-            raise UserError(f"{name} has no snapshot at step {step}: choose another step")
+            raise UserError(f"the run {name!r} has no snapshot at step {step}: choose another step")
         key = directory, read_checkpoint_info(directory).step, _find_time(run)
         with self._lock:
             if key not in self._models:
@@ -148,12 +151,15 @@ class Library:
             return self._models[key]
 
     def texts(self, name: str) -> Texts:
-        """Return the tokens of a run's text. Raises UserError if the text is gone."""
+        """Return the tokens of a run's text.
+
+        Raises UserError if the text is missing or has changed.
+        """
         run = self.find(name)
         key = run, _find_time(run)
         with self._lock:
             if key not in self._texts:
-                self._texts = {key: Texts(run)}  # one at a time: a text may be large
+                self._texts = {key: Texts(run)}  # keep only one text: it may be large
             return self._texts[key]
 
     def baselines(self, name: str) -> dict[str, Any]:
@@ -208,14 +214,14 @@ def get_losses(record: dict[str, Any]) -> list[float]:
 
 
 def to_json(value: object) -> bytes:
-    """Encode a dataclass, or a value that JSON has, as JSON."""
+    """Encode a dataclass, or a value of a JSON type, as JSON."""
     if hasattr(value, "__dataclass_fields__"):
         value = asdict(value)  # type: ignore[call-overload]
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="replace")
 
 
 def _find_time(run: Path) -> float:
-    """Return when a run was made: another run may get the name of a deleted one."""
+    """Return when a run was created, because a new run may have the name of a deleted one."""
     return (run / "run.json").stat().st_mtime
 
 

@@ -1,9 +1,12 @@
-"""Decides which requests the server answers. A refused request gets no data, only a status: 401 if
-the password is missing or wrong, and 403 otherwise.
+"""Decides which requests the server answers.
 
-The path of every address begins with a random token, which no other page knows. The header Host
-must name this server: with DNS rebinding, it would have another name. The header Origin must not
-name another site.
+A refused request gets no data, only a message with a status: 401 if the password is missing or
+wrong, otherwise 403. The server checks three things besides the password:
+
+- The path must begin with a random token, which no other web page knows.
+- The header Host must name this server. This stops DNS rebinding, where a domain of an attacker
+  leads to this server. If other computers may use the page (--host), every name is accepted.
+- The header Origin must not name another site.
 """
 
 import base64
@@ -29,7 +32,7 @@ HEADERS = {
 
 
 class Guard:
-    """Wraps the application; checks host, origin, token and password of every request."""
+    """Wraps the application; checks the host, origin, token and password of every request."""
 
     def __init__(
         self, app: ASGIApp, token: str, hosts: Collection[str] | None, password: str | None
@@ -54,7 +57,7 @@ class Guard:
         await app(scope, receive, send_with_headers)
 
     def refuse(self, scope: Scope) -> PlainTextResponse | None:
-        """Return the answer to a request that is refused; None for one that is answered."""
+        """Return the refusal of a request; None if the application may answer the request."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if self.hosts is not None and host not in self.hosts:

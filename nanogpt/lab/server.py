@@ -27,21 +27,21 @@ from .training import MAX_TEXT_BYTES, Trainings, is_locked, save_text
 from .worker import Check, Outdated, Worker
 
 POLL_SECONDS = 1
-"""Seconds between two reads of the files of the runs, for the live curves."""
+"""Seconds between two reads of the metrics and of the list of runs, in events()."""
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 PAGES = [files(package) / "page" for package in ("nanogpt.lab", "nanogpt.reports")]
-"""The files of the page; the page of `inspect` shares those of the second folder."""
+"""Folders with the files of the page. `nanogpt inspect` uses the second folder, too."""
 
 
 class Lab:
-    """What the routes use: the runs, the processes that train, the thread that computes."""
+    """The routes, and what they use: the runs, the training processes, the worker thread."""
 
     def __init__(self, library: Library) -> None:
         self.library, self.trainings, self.worker = library, Trainings(), Worker()
         self.token = secrets.token_urlsafe(16)
 
     def app(self, hosts: list[str] | None, password: str | None = None) -> ASGIApp:
-        """Return the application; see Guard for the arguments."""
+        """Return the application; Guard explains the arguments."""
         routes = [Route(f"/{name}", self._answer(name, ask)) for name, ask in QUESTIONS.items()]
         routes += [
             Route("/", self.page),
@@ -99,12 +99,12 @@ class Lab:
         return Response("there is no such file", 404)
 
     async def frame(self, request: Request) -> Response:
-        """Send the page as one file that loads no others; the page puts a saved view into it."""
+        """Send the page as one file that loads no others: the browser saves views in it."""
         template = (PAGES[0] / "index.html").read_text("utf-8")
         return Response(inline_page(template, PAGES, "null"), media_type="text/html")
 
     async def list_lessons(self, request: Request) -> Response:
-        """Send the titles of the lessons."""
+        """Send the numbers, titles and files of the lessons."""
         return _json(to_json(list_lessons()))
 
     async def lesson(self, request: Request) -> Response:
@@ -118,7 +118,7 @@ class Lab:
         return Response(render_lesson(text), media_type="text/html")
 
     async def runs(self, request: Request) -> Response:
-        """List all runs, the newest first; a damaged run has a message instead of its data."""
+        """Send the list of all runs; a damaged run has a message instead of its data."""
         return _json(to_json(await run_in_threadpool(self._list_runs)))
 
     def _list_runs(self) -> list[dict[str, Any]]:
@@ -146,7 +146,7 @@ class Lab:
         return _json(to_json(read_metrics(run)))
 
     async def events(self, request: Request) -> Response:
-        """Send the lines of metrics.jsonl of some runs as they appear, and the list of runs."""
+        """Send the metrics of the runs in the query, and the list of runs, whenever they change."""
         names = request.query_params.getlist("run")
 
         async def watch() -> AsyncIterator[str]:
@@ -174,24 +174,24 @@ class Lab:
     async def sample(self, request: Request) -> Response:
         """Send a completion piece by piece."""
         question = Question(self.library, dict(request.query_params))
-        pieces = await self.worker.run(generate.start_sample, question)
 
         async def send() -> AsyncIterator[str]:
             try:
+                pieces = await self.worker.run(generate.start_sample, question)
                 while (piece := await self.worker.run(next, pieces, None)) is not None:
                     yield _event("piece", piece)
-            except (UserError, Stopped) as error:
+            except (UserError, Stopped, OSError) as error:
                 yield _event("problem", make_line(error))
             yield _event("end", None)
 
         return StreamingResponse(send(), media_type="text/event-stream")
 
     async def setup(self, request: Request) -> Response:
-        """Send the presets and the corpora that can be chosen."""
+        """Send the presets, the corpora and the largest sizes for a new run."""
         return _json(to_json(train.list_choices()))
 
     async def explain(self, request: Request) -> Response:
-        """Send the number of parameters of a planned run, and its estimated time."""
+        """Send the number of parameters of a planned run, and its estimated time and memory."""
         answer = await run_in_threadpool(train.explain, dict(request.query_params))
         return _json(to_json(answer))
 
@@ -236,7 +236,7 @@ def _event(name: str, data: object) -> str:
 
 
 async def _explain(_: Request, error: Exception) -> Response:
-    """Answer with the message of an error that the reader can do something about.
+    """Answer with the message of an error that the user can fix.
 
     The status is 200, because browsers show a response with status 4xx or 5xx as an error in the
     console.
@@ -245,8 +245,8 @@ async def _explain(_: Request, error: Exception) -> Response:
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
-    """Answer a request that the page of this version never sends."""
-    return await _explain(_, UserError("this request has no meaning: load the page again"))
+    """Answer an invalid request, which only a page of another version sends."""
+    return await _explain(_, UserError("this request is invalid: load the page again"))
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
@@ -254,12 +254,12 @@ async def _read_body(request: Request, limit: int) -> bytes:
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > limit:
-            raise UserError(f"this is too long: use at most {limit:,} bytes")
+            raise UserError(f"the request is too long: use at most {limit:,} bytes")
     return raw
 
 
 async def _read_object(request: Request) -> dict[str, Any]:
-    """Return the JSON object in a request. Raises ValueError if there is none."""
+    """Return the JSON object in a request. Raises ValueError if the request has no JSON object."""
     value = json.loads(await _read_body(request, 10_000))
     if not isinstance(value, dict):
         raise ValueError

@@ -23,11 +23,11 @@ from ..system.memory import format_count, require_memory
 from ..text.corpora import CORPORA
 
 MAX_PROCESSES = 2
-"""The lab starts no run while this number of runs train."""
+"""Largest number of runs that train at the same time; the lab starts no more."""
 HISTORY = 40
-"""Number of snapshots that a run of the lab keeps."""
+"""Number of snapshots that the lab saves of each run."""
 LAB = RUNS / ".lab"
-"""Directory for pasted texts, and for what the processes print."""
+"""Directory for pasted texts, and for the output of the processes."""
 MAX_TEXT_BYTES = 20_000_000
 SIZES = {"n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024}
 """The sizes of a model that the page may set, with their largest values."""
@@ -40,17 +40,18 @@ class _Process:
 
 
 class Trainings:
-    """The processes that train the runs of the lab."""
+    """The training processes that this lab has started."""
 
     def __init__(self) -> None:
         self._processes: dict[str, _Process] = {}
 
     def start(self, preset: str, data: str, sizes: Mapping[str, object]) -> str:
-        """Start a run, and return its name. `sizes` are those of plan_run().
+        """Start a run, and return its name. plan_run() explains `sizes`.
 
-        Raises UserError for a wrong setting, or if the run needs too much memory.
+        Raises UserError for a wrong setting, if the run needs too much memory, or if
+        MAX_PROCESSES runs are training.
         """
-        plan_run(preset, sizes)
+        plan = plan_run(preset, sizes)
         if data not in CORPORA and Path(data).parent != LAB:
             raise UserError("this text is not offered: choose a corpus, or paste a text")
         number = 1
@@ -58,6 +59,7 @@ class Trainings:
             number += 1
         words = ["train", preset, "--data", data, "--name", name]
         words += ["--train.history", str(HISTORY), "--sample-tokens", "0"]
+        words += ["--optim.warmup", str(plan.optim.warmup)]
         for size, value in sizes.items():
             part = "train" if size == "steps" else "model"
             words += [f"--{part}.{size.replace('_', '-')}", str(value)]
@@ -70,12 +72,15 @@ class Trainings:
             self._launch(name, ["train", "--resume", str(run), "--sample-tokens", "0"])
 
     def pause(self, name: str, run: Path) -> None:
-        """Let the process of a run save a checkpoint and end. Raises UserError if none trains."""
+        """Let the process of a run save a checkpoint and end.
+
+        Raises UserError if no process trains the run.
+        """
         if self.is_running(name):
             self._processes[name].process.terminate()
             return
         if not is_locked(run):
-            raise UserError(f"{name} is not training")
+            raise UserError(f"the run {name!r} is not training")
         with suppress(OSError, ValueError):  # another lab, or the command line, started the process
             os.kill(int((run / ".pid").read_text("ascii")), signal.SIGTERM)
 
@@ -85,7 +90,7 @@ class Trainings:
         return process is not None and process.process.poll() is None
 
     def failure(self, name: str) -> str | None:
-        """Return the message of a process that failed; None if it did not."""
+        """Return the last message of the run's process if it failed, otherwise None."""
         entry = self._processes.get(name)
         if entry is None or entry.process.poll() in (None, 0, 130, 143):
             return None
@@ -119,7 +124,7 @@ class Trainings:
 
 
 def is_locked(run: Path) -> bool:
-    """Return whether a process trains the run; the lab that started the process may have ended."""
+    """Return whether any process trains the run, even if this lab did not start the process."""
     try:
         with FileLock(run / ".lock", timeout=0):
             return False
@@ -130,21 +135,27 @@ def is_locked(run: Path) -> bool:
 
 
 def plan_run(preset: str, sizes: Mapping[str, object]) -> RunConfig:
-    """Return the configuration of a run; `sizes` may contain the names in SIZES, and steps.
+    """Return the configuration of a run; the keys of `sizes` are names in SIZES or "steps".
 
     Raises UserError for a wrong size, or if the machine has too little memory for the run.
     """
     config = get_preset(preset).config
     if unknown := sizes.keys() - SIZES.keys() - {"steps"}:
-        raise UserError(f"{min(unknown)} cannot be set here")
+        raise UserError(f"{min(unknown)!r} cannot be set here")
     numbers = {name: _parse_size(name, value) for name, value in sizes.items()}
     steps = numbers.pop("steps", config.train.steps)
     for name in numbers:
         if not hasattr(config.model, name):
-            raise UserError(f"{name} is not a setting of {preset}")
+            raise UserError(f"{name!r} is not a setting of the preset {preset!r}")
     try:
         model = replace(config.model, **numbers)  # type: ignore[arg-type]
-        config = replace(config, model=model, train=replace(config.train, steps=steps))
+        warmup = min(config.optim.warmup, steps // 10)  # leaves a short run time to lower the rate
+        config = replace(
+            config,
+            model=model,
+            optim=replace(config.optim, warmup=warmup),
+            train=replace(config.train, steps=steps),
+        )
     except ValueError as error:
         raise UserError(str(error)) from None
     device = pick_device(config.device)

@@ -1,4 +1,4 @@
-"""Computes answers one at a time, drops questions that nobody waits for, and keeps answers."""
+"""Computes answers one at a time, drops outdated questions, and caches answers."""
 
 import asyncio
 import threading
@@ -24,8 +24,9 @@ Check = Callable[[], None]
 class Worker:
     """One thread that computes answers, so that two answers never compete for the processor.
 
-    A question has a view (such as one view in one tab of the browser) and a turn. If a question
-    with a later turn arrives for the same view, the earlier questions of the view are outdated.
+    A question has a view (in one tab of the browser) and a turn, which is a growing number. If a
+    question with a later turn arrives for the same view, the earlier questions of the view are
+    outdated.
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class Worker:
         return await self.run(work)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Return function(*args), computed in the thread: models are used by this thread only.
+        """Return function(*args), computed in the worker thread. Only this thread uses models.
 
         The functions that compute answers may put hooks on a model, so a second thread must not use
         the model at the same time.
@@ -80,5 +81,5 @@ class Worker:
                 self._bytes -= len(dropped)
 
     def close(self) -> None:
-        """Drop the questions that wait."""
+        """Drop the waiting questions, and end the thread after the current one."""
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -58,7 +58,7 @@ class Bigram(nn.Module):
     def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":
         """Return the model whose logit (i, j) is log((count(i, j) + s) / (count(i) + s V)).
 
-        count(i, j) is how often token j follows token i in tokens (N,); count(i) is the sum over j.
+        count(i, j) counts how often j follows i in `tokens` (N,); count(i) is its sum over all j.
         The number s = `smoothing` prevents a probability of zero for any pair (Laplace smoothing).
         """
         V = config.vocab_size

@@ -20,7 +20,7 @@ class Cache:
         self.positions = torch.empty(0)
         """Position of each input token in its text (B, T)."""
         self.mask: Tensor | None = None
-        """Mask (B, 1, 1, S) to add to the scores; None if T > 1: the causal mask is enough."""
+        """Mask (B, 1, 1, S) to add to the scores in decoding; None in a prefill (see extend())."""
         # Attention kernels are faster with a multiple of 16 slots.
         self._slots = torch.arange(-(-size // 16) * 16, device=device)  # (S,)
         self._zero = torch.zeros((), device=device)

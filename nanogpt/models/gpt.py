@@ -35,10 +35,10 @@ class GPTConfig:
     dropout: float = 0.0
     """Probability that a value is set to zero during training, which reduces overfitting."""
     bias: bool = True
-    """Use biases in linear layers and norms (GPT-2). A model without biases is slightly faster."""
+    """Use biases in linear layers and norms, as in GPT-2. A model without them is faster."""
 
     def __post_init__(self) -> None:
-        """Raise a ValueError that names the field with an invalid value."""
+        """Raise ValueError if a field has an invalid value; the message names the field."""
         for field in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             if not 1 <= (value := getattr(self, field)) < 2**31:
                 raise ValueError(f"{field} is {value}: it must be at least 1 and less than 2**31")
@@ -134,7 +134,7 @@ class GPT(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Set biases to 0; draw weights from N(0, 0.02²). (GPT-2 draws positions from N(0, 0.01²).)
+        """Set biases to 0; draw weights from N(0, 0.02²) (GPT-2: position table from N(0, 0.01²)).
 
         In every block, the last linear layer of attention and that of feed-forward get weights
         scaled by 1/√(2·n_layer): the residual stream does not grow with depth (GPT-2, section 2.3).

@@ -1,8 +1,8 @@
 """A GPT with improvements that are newer than GPT-2.
 
-Unlike gpt.py, it has no biases, no gains in its norms, and no position embedding. The docstring or
-comment of each new part cites its source; docs/log.md has measurements. The model is designed for
-the optimizer Muon, but Adam also works.
+Unlike the model in gpt.py, this model has no biases, no gains in its norms, and no position
+embedding. The docstring or comment of each new part cites its source; docs/log.md has measurements.
+The model is designed for the optimizer Muon, but Adam also works.
 
 Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
 V vocabulary, S slots of the cache.
@@ -38,7 +38,7 @@ class ModernConfig:
     """Probability that a value is set to zero during training, which reduces overfitting."""
 
     def __post_init__(self) -> None:
-        """Raise a ValueError that names the field with an invalid value."""
+        """Raise ValueError if a field has an invalid value; the message names the field."""
         for field in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             if not 1 <= (value := getattr(self, field)) < 2**31:
                 raise ValueError(f"{field} is {value}: it must be at least 1 and less than 2**31")

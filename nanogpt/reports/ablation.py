@@ -31,8 +31,9 @@ def list_parts(model: Model) -> list[str]:
 def switched_off(model: Model, parts: Collection[str]) -> Iterator[None]:
     """Within this context, the named parts of a model add nothing to the residual stream.
 
-    Without positions, the position embedding is 0, or no vector is rotated. Without the look-back,
-    each token keeps its own embedding. Raises UserError for an unknown part.
+    Without "positions", the position embedding is 0; in a modern model, queries and keys are not
+    rotated. Without "look-back", each token keeps its own embedding. Raises UserError for an
+    unknown part.
     """
     known = list_parts(model)
     if unknown := sorted(set(parts) - {*known}):
@@ -91,7 +92,7 @@ def _return_input(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> Tenso
 def _embed_without_rotation(
     embed: Callable[..., tuple[Tensor, Tensor, Tensor]],
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Return a function like Modern.embed() whose angles are all 0."""
+    """Return a function that does the same as Modern.embed(), but with rotary angles of 0."""
 
     def embed_without_rotation(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         x, cos, sin = embed(*args)

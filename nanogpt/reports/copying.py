@@ -32,7 +32,7 @@ class Source:
     def longest_match(self, text: str, start: int) -> Match:
         """Return the longest part of `text` that begins at `start` and occurs in the source."""
         low, high = 0, len(self._order)
-        while low < high:  # find the first suffix that is not before the text
+        while low < high:  # find the first suffix that is not before text[start:]
             middle = (low + high) // 2
             place = int(self._order[middle])
             common = count_common(self.text, place, text, start)

@@ -1,4 +1,4 @@
-"""Makes one web page out of a template, its styles and its modules, so that it loads no files."""
+"""Combines a template, its styles and its modules into one web page that loads no other files."""
 
 import re
 from collections.abc import Sequence
@@ -8,15 +8,16 @@ POLICY = (
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
     "script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:\">"
 )
-"""Forbids every request, even if the page had a fault that let a text become HTML."""
+"""With this tag, the page loads nothing over the network, even if a bug lets a text become HTML."""
 ENCODING = '<meta charset="utf-8">'
 IMPORT = re.compile(r'^import .* from "\./(.+)";\n', re.MULTILINE)
 
 
 def inline_page(template: str, folders: Sequence[Traversable], data: str) -> str:
-    """Return the template with the contents of the files that it names.
+    """Return the template; the styles and modules that it links to become parts of the page.
 
-    `folders` have the files. `data` is JSON; the modules read it from the element `data`.
+    Their files are in `folders`. `data` is JSON, which the modules read from the element with the
+    id "data".
     """
 
     def include_style(match: re.Match[str]) -> str:
@@ -24,7 +25,7 @@ def inline_page(template: str, folders: Sequence[Traversable], data: str) -> str
 
     def include_modules(match: re.Match[str]) -> str:
         code = "".join(_collect_modules(match[1], folders, {}).values())
-        escaped = data.replace("<", "\\u003c")  # otherwise, a text could end the element
+        escaped = data.replace("<", "\\u003c")  # otherwise, "</script>" in a text would end it
         return (
             f'<script type="application/json" id="data">{escaped}</script>\n'
             f'<script type="module">\n{code}</script>'
@@ -38,9 +39,11 @@ def inline_page(template: str, folders: Sequence[Traversable], data: str) -> str
 def _collect_modules(
     name: str, folders: Sequence[Traversable], found: dict[str, str]
 ) -> dict[str, str]:
-    """Map a module, and before it all modules that it imports, to code without import and export.
+    """Add to `found` a module and all modules that it imports, and return `found`.
 
-    All modules share one scope in the page, so no two modules may define the same name.
+    It maps the name of each module to its code without the words import and export; a module comes
+    after the modules that it imports. All modules share one scope in the page, so no two modules
+    may define the same name.
     """
     code = _read(name, folders)
     for other in IMPORT.findall(code):

@@ -65,7 +65,10 @@ class Survey:
 
 
 def survey_text(corpus: Corpus, progress: Progress = no_progress) -> Survey:
-    """Compute the statistics of a text, in several passes and without loading all of it."""
+    """Compute the statistics of a text, in several passes.
+
+    A text is loaded as a whole only if it has at most MAX_KNESER_NEY_CHARACTERS characters.
+    """
     done = Counter[str]()
 
     def report(chunks: Iterable[str], what: str) -> Iterator[str]:

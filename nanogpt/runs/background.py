@@ -30,7 +30,7 @@ class BackgroundWriter:
             self.wait()
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Run a job now, or add it to the queue. Raises the error of an earlier job that failed."""
+        """Run a job now, or add it to the queue. Raises the error of this or an earlier job."""
         if self._pool is None:
             job()
         else:

@@ -117,7 +117,7 @@ def checkpoint_files(
 
 
 def write_checkpoint(directory: Path, files: Contents) -> None:
-    """Replace a checkpoint directory in one step. After an OSError, the old directory remains."""
+    """Write a checkpoint, then replace the old directory. After an OSError, the old one remains."""
     new = directory.with_name(f".{directory.name}.new")
     remove_if_present(new)
     try:

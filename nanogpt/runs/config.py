@@ -1,4 +1,4 @@
-"""The settings of a run. The docstring of each field is its help on the command line."""
+"""The settings of a run. The docstring of each field is its help text on the command line."""
 
 import math
 from bisect import bisect_right
@@ -18,7 +18,7 @@ from ..text.readers import is_encodable
 from .history import plan_snapshots
 
 STEPS_AHEAD = 100
-"""Largest number of steps that are planned and taken before the host reads their results."""
+"""Maximum number of steps that are prepared and taken before the host reads their results."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class TrainConfig:
     batch_size: int = 64
     """Blocks in the batch of each optimizer step."""
     accumulation: int = 1
-    """Process each batch in this many equal parts. The result is the same, but the step
-    needs less memory."""
+    """Process each batch in this many equal parts, so that the step needs less memory. Apart from
+    rounding and dropout, the result is the same."""
     order: OrderName = "random"
-    """random: blocks start anywhere in the text. epochs: the text is cut into blocks, and every
-    epoch uses each block once, in a new order."""
+    """random: blocks start at random positions in the text. epochs: in every epoch, the text is cut
+    into blocks, and each block is used once, in random order."""
     eval_every: int = 250
     """Steps between evaluations on the full validation split. A checkpoint is saved before each
     evaluation."""
@@ -45,14 +45,15 @@ class TrainConfig:
     patience: int | None = None
     """Stop after this many evaluations in a row without a lower validation loss."""
     history: int = 0
-    """Number of snapshots of the weights to keep in the run's history/: one before the first step,
-    the others at steps whose logarithms are evenly spaced, up to the last step."""
+    """Number of snapshots of the weights to save in the directory history/ of the run: one before
+    the first step, the others at steps whose logarithms are evenly spaced, up to the last step."""
     stop_at_val_loss: float | None = None
     """Stop at the first evaluation with at most this validation loss, in nats per token."""
     compile: bool = True
-    """On a CUDA device, compile the loss function and the blocks of the model."""
+    """On a CUDA device, compile the cross-entropy and the blocks of the model."""
     cuda_graph: bool = True
-    """On a CUDA device, capture a step as a CUDA graph and replay it; not used with float16."""
+    """On a CUDA device, capture a step as a CUDA graph, and replay the graph for each later step.
+    Not used with float16."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "eval_every", "log_every"):
@@ -72,18 +73,18 @@ class TrainConfig:
             )
 
     def evaluates_at(self, step: int) -> bool:
-        """Return whether the run is evaluated after `step` steps."""
+        """Return whether the model is evaluated after `step` steps."""
         is_skipped = step == 0 and not self.eval_first
         return step == self.steps or (step % self.eval_every == 0 and not is_skipped)
 
     @property
     def snapshot_steps(self) -> tuple[int, ...]:
-        """The steps at which a snapshot of the weights is kept."""
+        """The steps at which a snapshot of the weights is saved."""
         return plan_snapshots(self.steps, self.history)
 
     def steps_until_event(self, step: int) -> int:
-        """Return the number of steps, up to STEPS_AHEAD, to the next log line, evaluation, snapshot
-        or end."""
+        """Return how many steps remain until the next log line, evaluation or snapshot, or until
+        the end of the run: at most STEPS_AHEAD."""
         intervals = self.eval_every, self.log_every, STEPS_AHEAD
         next_steps = [interval - step % interval for interval in intervals]
         later = bisect_right(self.snapshot_steps, step)
@@ -100,15 +101,16 @@ class RunConfig:
     data: str = "tinyshakespeare"
     """The text: a corpus (tinyshakespeare, shakespeare or shakespeare-rest); a file, a directory or
     a glob pattern (plain text, .jsonl or .parquet); a URL, with #sha256=HASH at its end to check
-    the text; hf:NAME or hf:NAME:PART for a dataset of the Hugging Face Hub; a hyphen (-) for
+    the text; hf:NAME or hf:NAME:CONFIG for a dataset of the Hugging Face Hub; a hyphen (-) for
     standard input; or a directory with train.bin and val.bin from nanoGPT."""
     column: str = "text"
-    """Column of .jsonl and .parquet files that contains the text."""
+    """Name of the column with the text, in datasets (hf:) and in .jsonl and .parquet files."""
     separator: str = "\n\n"
-    """Text inserted between documents: between files, or between rows of .jsonl and .parquet."""
+    """Text inserted between documents: between files, or between the rows of datasets (hf:) and of
+    .jsonl and .parquet files."""
     val_fraction: float = 0.1
-    """Fraction of the text, taken from its end, for validation. A large text needs a smaller
-    fraction."""
+    """Fraction of the text, taken from its end, for validation. Use a smaller fraction for a
+    large text: each evaluation reads the whole validation split."""
     tokenizer: str = "char"
     """char, byte, bpe, bpe:N for a vocabulary of N tokens; the path of a Hugging Face
     tokenizer.json; or a run, to use its tokenizer."""
@@ -119,8 +121,8 @@ class RunConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Precision = "auto"
-    """Data type of matrix products. auto is bfloat16 on hardware that supports it, otherwise
-    float32."""
+    """Data type of matrix products. auto means bfloat16 on a CPU or CUDA GPU with instructions for
+    it, and otherwise float32."""
     deterministic: bool = False
     """Make results on a GPU reproducible bit for bit, at lower speed. On a CPU, results are always
     reproducible."""
@@ -186,7 +188,7 @@ CHANGEABLE = (
 
 
 def flatten_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings of a run in one flat dictionary, with keys such as model.n_layer."""
+    """Return the settings of a run in one flat dictionary, with keys such as "model.n_layer"."""
     flat: dict[str, Any] = {}
     for name, value in config.to_json().items():
         if isinstance(value, dict):

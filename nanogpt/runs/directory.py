@@ -1,9 +1,8 @@
 """Creates, finds and locks run directories.
 
     runs/<name>/
-      run.json          "format": 1, "nanogpt": the version that wrote the file, then
-                        the configuration with all defaults, the SHA-256 of the text, the number of
-                        parameters, the bigram baseline, device, precision, versions
+      run.json          a header, the configuration with all defaults, the SHA-256 of the text, the
+                        number of parameters, the bigram baseline, device, precision, versions
       metrics.jsonl     one JSON object per line (see journal.Record)
       loss.png          the losses over the steps
       best/             the checkpoint with the lowest validation loss
@@ -12,7 +11,7 @@
       .lock             locked by the process that trains
       .pid              the ID of the process that trains
 
-checkpoint.py describes best/ and last/; formats.py describes the first two keys of run.json.
+checkpoint.py describes best/ and last/; formats.py describes the header of run.json.
 """
 
 import errno
@@ -139,9 +138,9 @@ def _read_pid(file: Path) -> str:
 
 
 def find_run(run: str | None, checkpoint: str = "best") -> Path:
-    """Return the directory of a run, given its path or its name in runs/; None is the newest run.
+    """Return the directory of a run, given its path or its name in runs/; None means the newest.
 
-    Raises UserError if the run does not contain `checkpoint`, which is best or last.
+    Raises UserError if the run does not contain `checkpoint`, which is "best" or "last".
     """
     if run is None:
         runs = _list_runs(f"{checkpoint}/config.json")

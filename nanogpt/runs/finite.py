@@ -63,7 +63,7 @@ class FiniteCheck:
             raise self.stopped(self.run.state.step - 1, "the validation loss", loss)
 
     def stopped(self, step: int, name: str, value: float) -> Stopped:
-        """Return the error for a value that became infinite or NaN in `step`, counted from 0."""
+        """Return the error for a value that failed a check in `step`, counted from 0."""
         run, optim = self.run, self.run.config.optim
         lr = get_learning_rate(max(0, step), run.config.train.steps, optim)
         rates = {"--optim.lr": optim.lr}

@@ -1,4 +1,4 @@
-"""Snapshots of a run: checkpoints of the weights alone, in RUN/history/STEP/."""
+"""Snapshots of a run: checkpoints without the state of training, in RUN/history/STEP/."""
 
 import shutil
 from functools import lru_cache
@@ -7,7 +7,7 @@ from pathlib import Path
 from ..system.files import find_status
 
 HISTORY = "history"
-"""Name of the directory in a run that holds the snapshots."""
+"""Name of the directory in a run directory that contains the snapshots."""
 
 
 @lru_cache
@@ -38,7 +38,7 @@ def list_snapshots(run: Path) -> list[int]:
 
 
 def remove_later_snapshots(run: Path, step: int) -> None:
-    """Remove the snapshots after a step: a run that resumes at this step makes them again."""
+    """Remove the snapshots after a step: a run that resumes at this step saves them again."""
     for later in list_snapshots(run):
         if later > step:
             shutil.rmtree(snapshot_directory(run, later))

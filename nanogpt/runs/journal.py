@@ -48,7 +48,10 @@ class Record:
     """Norm of the gradient of the last step, before clipping; None before the first step."""
 
     def best(self) -> Best | None:
-        """Return the better evaluation (weights or averaged weights); None if there is none."""
+        """Return the evaluation of the weights or of the averaged weights, whichever is better.
+
+        The result is None if this record has no evaluation.
+        """
         evaluations = [
             Best(self.step, loss, bits, averaged)
             for loss, bits, averaged in (

@@ -27,8 +27,8 @@ class CheckpointKeeper:
     def save_last(self, start: float) -> None:
         """Save the state of this step as last/, unless it is already saved.
 
-        The seconds of training are time.perf_counter() - `start`. Raises Stopped if check_model()
-        finds a value that is not finite: such a state is never saved.
+        The checkpoint stores the seconds of training: time.perf_counter() - `start`. Raises Stopped
+        if check_model() finds a value that is not finite: such a state is never saved.
         """
         state = self.run.state
         if state.step == self.saved_step:
@@ -70,7 +70,7 @@ class CheckpointKeeper:
         self.writer.submit(lambda: write_atomically(self.run.out / "run.json", description))
 
     def interrupted(self, number: signal.Signals) -> Interrupted:
-        """Wait until everything is on the disk, then return the error of an interrupted run."""
+        """Wait until everything is on the disk, then return the error for an interrupted run."""
         self.writer.wait()
         return Interrupted(number, f"at step {self.run.state.step:,}", resume_command(self.run.out))
 

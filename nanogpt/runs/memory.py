@@ -1,9 +1,9 @@
-"""Uses formulas to count the parameters of a run, and the memory that its training steps need.
+"""Uses formulas to count the parameters of a model, and the memory that its training steps need.
 
 No model is built, so even an enormous model is counted immediately, before a run starts.
 
-Dimensions: L n_layer, C n_embd, H n_head, T block_size, V vocab_size; n tokens in one forward pass,
-N parameters, M weights in the matrix products of the blocks.
+Dimensions: L = n_layer, C = n_embd, H = n_head, T = block_size, V = vocab_size. Numbers: n tokens
+in one forward pass, N parameters, M weights in the matrix products of the blocks.
 """
 
 from dataclasses import dataclass, replace
@@ -79,7 +79,7 @@ def has_feed_forward(model: ModelConfig) -> bool:
 
 
 def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
-    """Count the bytes that each part of a training step uses, and the peak. The text is excluded.
+    """Count the bytes that each part of a training step uses, and the peak, without the text.
 
     The backward pass needs the activations: the inputs of all matrix products and norms. The
     formulas count the tensors that PyTorch's CUDA kernels store.
@@ -123,7 +123,7 @@ def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype
 def count_activations(
     config: RunConfig, device: torch.device, precision: torch.dtype
 ) -> list[Line]:
-    """Count the bytes that a step stores between its forward and its backward pass."""
+    """Count the bytes of the activations that the backward pass needs, and of their gradients."""
     model, training = config.model, config.train
     V, n = model.vocab_size, training.batch_size // training.accumulation * model.block_size
     if isinstance(model, BigramConfig):
@@ -176,7 +176,7 @@ def count_host_memory(config: RunConfig, device: torch.device, precision: torch.
 
 
 def require_run_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
-    """Raise UserError if the machine has too little memory for a run, before anything is built.
+    """Raise UserError if the machine has too little memory for a run, which is not built yet.
 
     The memory of a GPU is not checked: if it is full, torch raises an error.
     """

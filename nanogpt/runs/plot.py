@@ -22,8 +22,7 @@ def make_figure(
 ) -> "Figure":
     """Return an empty figure of `width` by `height` inches; drawing it needs no display.
 
-    This function imports matplotlib, so that commands without plots start faster. The import takes
-    as long as several training steps.
+    Importing matplotlib takes as long as several training steps, so only this function imports it.
     The import fails if the environment variable MPLBACKEND names an unknown backend, so this
     function removes the variable during the import.
     """

@@ -20,7 +20,8 @@ class Preset:
 
 # This is nanoGPT's train_shakespeare_char with a shorter schedule. With nanoGPT's own schedule
 # (--train.steps 5000 --optim.min-lr 1e-4), the model overfits after a third of the steps. Here the
-# learning rate is 0 at about that step, so the loss is lower and training is shorter (docs/log.md).
+# learning rate falls to 0 by about that step: the loss is lower, and training is shorter
+# (docs/log.md).
 _baby = RunConfig(
     name="baby",
     model=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
@@ -120,7 +121,7 @@ def default_preset_name(device: str) -> str:
 
 
 def get_preset(name: str) -> Preset:
-    """Return the preset with this name. Raises UserError if there is none."""
+    """Return the preset with this name. Raises UserError if it does not exist."""
     if name not in PRESETS:
         suggestion, presets = suggest_nearest(name, PRESETS), ", ".join(PRESETS)
         advice = f"{suggestion} The" if suggestion else "the"

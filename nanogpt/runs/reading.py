@@ -66,7 +66,7 @@ def _get_identity(directory: Path) -> tuple[int, int] | None:
 class CheckpointFiles:
     """The files of a checkpoint directory, each compared with SHA256SUMS when it is read.
 
-    If a file is missing or damaged, every method raises a UserError that names the file.
+    If a file is missing or damaged, reading it raises a UserError that names the file.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -88,7 +88,7 @@ class CheckpointFiles:
         return parse_json(raw, self.directory / name)
 
     def parse(self, name: str, cls: type[T]) -> T:
-        """Return the dataclass in a JSON file of the current format or an older format."""
+        """Return the content of a JSON file as the dataclass `cls`. The format may be older."""
         return parse_file(self.directory / name, self.json(name), cls)
 
     def count_tensors(self, name: str) -> int:

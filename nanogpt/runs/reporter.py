@@ -9,7 +9,10 @@ class Reporter:
     """Receives the progress of a run; this base class ignores it."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """Called while text is read and encoded; `done` and `total` (0 if unknown) are in bytes."""
+        """Called during the task `what`, such as "reading a.txt", after `done` of `total` bytes.
+
+        `total` is 0 if it is unknown.
+        """
 
     def started(self, run: Run) -> None:
         """Called once, before the first step."""

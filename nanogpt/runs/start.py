@@ -43,7 +43,8 @@ MAX_BIGRAM_TOKENS = 5_000_000
 def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     """Create a run and its directory; all settings are checked first.
 
-    Raises UserError. Raises Stopped if writing fails.
+    Raises UserError if a setting is invalid, or if the text or the directory cannot be used. Raises
+    Stopped if writing fails.
     """
     device = _set_up_device(config)
     precision = pick_precision(config.precision, device)
@@ -70,8 +71,8 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
     """Restore a run from its last checkpoint, to continue it with the settings in `config`.
 
     `saved` is a run directory or a SavedRun. Raises UserError if `config` describes a different
-    run, if a file is missing or damaged, or if this user has no permission to write in the run.
-    Raises Stopped if writing fails.
+    run, if a file is missing or damaged, or if this user has no permission to write in the run
+    directory. Raises Stopped if writing fails.
     """
     directory = saved if isinstance(saved, Path) else saved.directory
     try:
@@ -151,7 +152,7 @@ def require_tokens(
 ) -> None:
     """Raise UserError if a split has at most block_size tokens; `splits` has (name, split) pairs.
 
-    `option` is the command-line option that sets block_size, if there is one.
+    `option` is the command-line option that sets block_size; None if no option sets it.
     """
     name, n = min(((name, len(split.tokens)) for name, split in splits), key=itemgetter(1))
     if n > block_size:

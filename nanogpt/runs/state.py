@@ -58,8 +58,8 @@ class State:
     def expected_tensors(self, losses: int) -> dict[str, Tensor]:
         """Return tensors with the same names, shapes and types as those that tensors() returns.
 
-        `losses` is the number of losses. The state of a GPU's generator is not included: a
-        checkpoint of a CPU run lacks it.
+        `losses` is the number of losses. The state of a GPU's generator is not included,
+        because a checkpoint of a CPU run does not contain it.
         """
         return {
             "random.cpu": torch.get_rng_state(),
@@ -70,7 +70,8 @@ class State:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Restore the result of tensors(). Raises RuntimeError if a generator rejects its state.
 
-        The state of another device's generator is ignored: resuming on another device is not exact.
+        If a run resumes on another type of device, the state of the old device's generator is
+        ignored. The resumed run then differs from an uninterrupted run.
         """
         self.losses = tensors["losses"].to(self.device, copy=True)
         current = get_random_states(self.device)

@@ -50,9 +50,9 @@ class LadderConfig:
     """The models of the rungs, and their training settings."""
 
     small: GPTConfig
-    """The model of the rungs `one-head` to `dropout`; the rungs before `blocks` use one block."""
+    """The shape of the rungs `one-head` to `dropout`; the rungs before `blocks` have one block."""
     large: GPTConfig
-    """The deeper and wider model of the rungs from `gpt` on."""
+    """The deeper and wider shape of the rungs from `gpt` on."""
     dropout: float
     optim: OptimConfig
     muon: OptimConfig
@@ -251,7 +251,7 @@ def find_longest_line(text: str) -> str:
 
 
 def format_bits(bits_per_byte: float | None) -> str:
-    """Format bits per byte; return a dash if the tokenizer does not reproduce the text."""
+    """Format bits per byte; return a dash if they are unknown (see Split.bits_per_byte())."""
     return "–" if bits_per_byte is None else f"{bits_per_byte:.4f}"
 
 

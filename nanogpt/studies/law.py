@@ -17,7 +17,7 @@ from ..errors import UserError
 
 Floats = NDArray[np.float64]
 DELTA = 1e-3
-"""Threshold of the Huber loss. The loss is quadratic for smaller errors of log L, and linear for
+"""Threshold of the Huber loss, which is quadratic for smaller errors of log L, and linear for
 larger errors. The value is from Hoffmann et al."""
 
 

@@ -111,7 +111,8 @@ def _run_in_processes(
                     on_message(f"{worker.run.name} {result}; it resumes from its last checkpoint.")
                 if interrupts.received:
                     n_left = len(waiting) + len(workers)
-                    raise Interrupted(interrupts.received, f"with {n_left} runs left", command)
+                    saved = f"the running models; runs left: {n_left}"
+                    raise Interrupted(interrupts.received, saved, command)
         finally:
             for worker in workers.values():
                 worker.stop()
@@ -138,7 +139,7 @@ class _Worker:
     def result(self) -> Trial | str:
         """Wait for the process, and return the trial or the reason why there is no trial.
 
-        Raises the UserError or Stopped that the process raised.
+        Raises the UserError or Stopped that the process raised; Stopped for any other exception.
         """
         self.process.join()
         problem: UserError | Stopped | str | None = None

@@ -10,7 +10,8 @@ of its weights is also evaluated: averaging replaces a decaying learning rate (H
 arXiv:2405.18392). A model needs more regularisation if it has more parameters per character, or
 trains for more epochs. So for each model and text, the study multiplies the parameters per
 character by the number of epochs. This product decides which recipes of regularisation the study
-tries. For each model and text, only the run with the lowest validation loss counts.
+tries; it counts only the parameters in the blocks. For each model and text, the result is the run
+with the lowest validation loss.
 """
 
 import math
@@ -38,13 +39,14 @@ each model is about four times as large as the previous one."""
 PARTS = (1, 2, 4, 8, 16)
 """The amounts of text: 1 is all of the training text, 2 is one half, 4 is one quarter, …"""
 LARGE_MODEL = 1_000_000
-"""A recipe may use lower learning rates for models with at least this many parameters. With
-lower rates, these models still learn fast enough, and their weights fluctuate less at the end."""
+"""A recipe may use lower learning rates for models with at least this many parameters in their
+blocks. With lower rates, these models still learn fast enough, and their weights fluctuate less at
+the end."""
 MIN_COMPILED = 5_000_000
-"""Compiling a model with at least this many parameters saves more time than it takes."""
+"""Minimum number of parameters in the blocks of a model for which compiling saves time."""
 WHOLE_GPU = 20_000_000
-"""A model with at least this many parameters does not share its GPU. It keeps the GPU busy, and it
-sometimes crashes if other models train on the same GPU (docs/log/studies.md)."""
+"""A model with at least this many parameters in its blocks does not share its GPU: it keeps the GPU
+busy, and it sometimes crashes if other models train on the same GPU (docs/log/studies.md)."""
 MIN_PASSAGE = 1_000
 """Minimum length of a passage, in characters; the last passage may be shorter. A part of the text
 consists of randomly selected passages."""

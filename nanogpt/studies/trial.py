@@ -56,7 +56,7 @@ def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None)
     """Train or resume the run of `config` in config.out; if it is finished, read its result.
 
     `command` is the command line that resumes the whole study. Raises UserError if the directory
-    holds a different run; Stopped or Interrupted if the training ends early.
+    holds a different run, Stopped for a failure, and Interrupted for a signal.
     """
     assert config.out is not None
     if trial := read_finished_trial(config):

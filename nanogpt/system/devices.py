@@ -18,9 +18,10 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device cpu, cuda, cuda:N or mps; auto is cuda if available, else mps, else cpu.
+    """Return the device `name`: cpu, cuda, cuda:N, mps or auto.
 
-    Raises UserError if the machine has no such device.
+    "auto" means the first available of cuda, mps and cpu. Raises UserError if the machine has no
+    such device.
     """
     if name == "cpu":
         return torch.device("cpu")
@@ -43,7 +44,7 @@ def pick_device(name: str) -> torch.device:
 def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
     """Return the data type of matrix products.
 
-    The name auto stands for bfloat16 if the device has instructions for it, else for float32.
+    "auto" means bfloat16 on a CPU or CUDA GPU with instructions for it, and otherwise float32.
     Weights, optimizer state and losses are float32 at every precision. Raises UserError if the
     device does not support the precision.
     """
@@ -152,7 +153,7 @@ def limit_threads() -> None:
 
 
 def free_token_memory(device: torch.device) -> int:
-    """Return the bytes that tokens may use: 1/4 of the free memory of a CUDA GPU; else no limit."""
+    """Return the bytes that tokens may use: 1/4 of a CUDA GPU's free memory; 2**62 elsewhere."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 1 << 62
 
 

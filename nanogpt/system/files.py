@@ -148,7 +148,7 @@ def remove_if_present(path: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> None:
-    """Swap two directories in one step. Raises OSError if this fails; only Linux can swap."""
+    """Swap two directories in one step. Raises OSError if this fails, and always outside Linux."""
     at_cwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
     renameat2 = find_c_function("renameat2")
     if renameat2 is None:
@@ -184,7 +184,7 @@ def find_status(path: Path | str) -> os.stat_result | None:
     """Return the status of a file or directory; return None if it does not exist.
 
     Raises UserError if this user has no permission to find out whether it exists. In this case,
-    os.path.exists() returns False, and Path.exists() raises PermissionError.
+    os.path.exists() would return False.
     """
     try:
         return os.stat(path)

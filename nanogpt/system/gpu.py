@@ -20,9 +20,7 @@ def compile_loss(
     example: tuple[Tensor, Tensor],
     say: Callable[[str], None],
 ) -> LossFunction | None:
-    """Return `loss` with compiled blocks, or None if they cannot be compiled.
-
-    If they cannot be compiled, say() is called with the reason.
+    """Return `loss` with compiled blocks. If they cannot be compiled, call say() and return None.
 
     The blocks have the same structure, so one compiled function serves all of them (regional
     compilation). This is much faster than compiling every block. Outside the returned function,

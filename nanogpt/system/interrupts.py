@@ -19,7 +19,7 @@ SIGNALS = tuple(
 
 @contextmanager
 def raise_interrupted() -> Iterator[None]:
-    """Within this context, a signal that would kill the process raises Interrupted instead.
+    """Within this context, a signal in SIGNALS raises Interrupted instead of killing the process.
 
     So the command can remove its temporary files. SIGINT still raises KeyboardInterrupt. A signal
     that was ignored before stays ignored.

@@ -1,7 +1,7 @@
 """Byte-pair encoding, and any other tokenizer in the tokenizer.json format of Hugging Face.
 
 The library `tokenizers` of Hugging Face trains a tokenizer. The library `tiktoken` encodes faster,
-so it encodes the text if it gives the same tokens; otherwise `tokenizers` encodes the text.
+so nanogpt encodes with `tiktoken` if it gives the same tokens, and otherwise with `tokenizers`.
 """
 
 import json
@@ -37,15 +37,16 @@ TOKEN_DECODERS = ("ByteLevel", "BPEDecoder", "CTC", "Metaspace", "WordPiece")
 """Decoders that change each token separately. After the decoder `Fuse`, which joins all tokens,
 these decoders would change the whole text."""
 STABLE_DECODERS = ("ByteFallback", "Fuse", "Replace", "Strip")
-"""Decoders that never change earlier text when more tokens follow. They may also follow `Fuse`."""
+"""Decoders that never change earlier text when more tokens follow. They may also follow `Fuse`,
+except that `Replace` may then replace only a single character."""
 
 
 def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
     """Train a tokenizer with byte-pair encoding as in GPT-2.
 
-    Start with the 256 bytes, and repeatedly merge the most frequent pair into a new token. See
-    Sennrich et al. 2016 (arXiv:1508.07909) and, for bytes, Radford et al. 2019, section 2.2. Raises
-    UserError if the text has too few different pairs for vocab_size tokens.
+    Training starts with the 256 bytes, and repeatedly merges the most frequent pair into a new
+    token. See Sennrich et al. 2016 (arXiv:1508.07909) and, for bytes, Radford et al. 2019, section
+    2.2. Raises UserError if the text has too few different pairs for vocab_size tokens.
     """
     from tokenizers import pre_tokenizers, trainers
 
@@ -93,7 +94,7 @@ def _make_byte_level_bpe(
 class HubTokenizer:
     """A tokenizer of the library `tokenizers`, made from the content of a tokenizer.json.
 
-    If the tokenizer uses byte-pair encoding as GPT-2 does, `tiktoken` encodes: `tiktoken` returns
+    If the tokenizer uses byte-pair encoding as GPT-2 does, `tiktoken` encodes the text: it returns
     the same ids and is four times as fast.
     """
 
@@ -163,7 +164,7 @@ class HubTokenizer:
         return self._bytes_by_id[token] if self._bytes_by_id else self.decode([token]).encode()
 
     def decode_stream(self, context: Sequence[int] = ()) -> DecodeStream:
-        """Return a decoder that takes tokens step by step; `context` contains earlier tokens."""
+        """Return a stream that decodes the tokens after `context`, step by step."""
         if self._bytes_by_id:
             return ByteDecodeStream(self.token_bytes)
         return TextDecodeStream(self.decode, self._is_open, context)
@@ -185,7 +186,7 @@ class HubTokenizer:
 
     @cached_property
     def unknown_id(self) -> int | None:
-        """The id of the token for unknown text; None if there is none."""
+        """The id of the token for unknown text; None if the tokenizer has no such token."""
         model = self._saved["model"]
         unknown: str | None = model.get("unk_token")
         return model.get("unk_id") if unknown is None else self._tokenizer.token_to_id(unknown)
@@ -199,7 +200,7 @@ class HubTokenizer:
 
     @cached_property
     def _is_decoded_in_parts(self) -> bool:
-        """Whether later tokens never change decoded text that ends with a complete character."""
+        """Whether text that ends with a complete character stays the same if more tokens follow."""
         decoder = self._saved["decoder"] or {}
         is_fused = False
         for step in decoder.get("decoders", [decoder] if decoder else []):
@@ -236,7 +237,7 @@ class HubTokenizer:
                 if is_byte_level
                 else token.encode()
             )
-        for added in saved["added_tokens"]:  # their text is not mapped to other characters
+        for added in saved["added_tokens"]:  # their text is stored unchanged
             bytes_by_id[added["id"]] = added["content"].encode()
         return bytes_by_id
 

@@ -80,8 +80,8 @@ class CompletionDecoder:
     def _append(self, text: str) -> str:
         """Add text to the completion, and return what was added.
 
-        The text from the first stop string on is dropped. An end of the text that may begin a stop
-        string is held back.
+        A stop string and the text after it are dropped. If the end of the text may be the beginning
+        of a stop string, this end is held back.
         """
         text = self._held_back + text
         starts = [start for stop in self._stop if (start := text.find(stop)) >= 0]

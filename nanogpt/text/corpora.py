@@ -129,16 +129,16 @@ def load_corpus(
     """Load the text that `data` names. Raises UserError if it is missing, empty or not UTF-8.
 
     `data` is one of: a name in CORPORA; a file, a directory or a pattern of files (readers.py); a
-    URL; hf:NAME, a dataset of the Hugging Face Hub; "-", standard input; a directory with train.bin
-    and val.bin, two files of tokens in nanoGPT's format. `column` is the name of the column with
-    the text, in datasets and in .jsonl and .parquet files. `separator` is inserted between
-    documents.
+    URL; hf:NAME or hf:NAME:CONFIG, a dataset of the Hugging Face Hub; "-", standard input; a
+    directory with train.bin and val.bin, two files of tokens in nanoGPT's format. `column` is the
+    name of the column with the text, in datasets and in .jsonl and .parquet files. `separator` is
+    inserted between documents.
 
     If `expected_sha256` is given, the text must have this SHA-256. If `may_download` is false, only
     local files and the cache are read: URLs and datasets are not downloaded, and standard input and
-    pipes are refused. Set `may_download` to false when `data` comes from the files of a run:
-    another person may have written any address in these files. A corpus in CORPORA may always be
-    downloaded: its address is part of this package.
+    pipes are refused. Set `may_download` to false if `data` comes from the files of a run:
+    the files may be from an untrusted source, and `data` may be any address. A corpus in CORPORA
+    may always be downloaded, because its address is part of this package.
     """
     if data in CORPORA:
         corpus = make_corpus(_load_named(data, CORPORA[data]), data)
@@ -176,9 +176,10 @@ def load_corpus(
 
 
 def explain_unused(name: str, data: str) -> str:
-    """Return the reason why an option has no effect on the text `data`; "" if it has an effect.
+    """Return the reason why the option `name` has no effect on the text `data`.
 
-    `name` is column, separator, val_fraction or refresh; other options always have an effect.
+    The result is "" if the option has an effect. Only "column", "separator", "val_fraction" and
+    "refresh" can be without effect.
     """
     is_remote = is_url(data) or data.startswith("hf:")
     if name == "refresh":
@@ -190,7 +191,7 @@ def explain_unused(name: str, data: str) -> str:
         return ""
     files = [Path(data.partition("#")[0].partition("?")[0])]
     if not (is_remote or data in (*CORPORA, "-") or is_pipe(data)):
-        if not _exists(data, False):  # if there is no such file, load_corpus() will say so
+        if not _exists(data, False):  # load_corpus(), which is called later, raises an error
             return ""
         files = [] if is_folder else find_files(data, cache_directory())
     if any(file.suffix.lower() in DOCUMENT_SUFFIXES for file in files):

@@ -1,6 +1,6 @@
 """Download a text, or copy standard input, into a permanent file in the cache.
 
-No other module uses the network.
+No other module downloads anything.
 """
 
 import hashlib

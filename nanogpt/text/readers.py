@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a task, the bytes processed so far, and the total bytes, which are 0 if unknown."""
 
 OUTPUT_MARK = ".nanogpt"
-"""Name of a file that marks the directory of a study. No file in that directory is read as text."""
+"""Name of a file that marks the directory of a study; find_files() ignores this directory."""
 
 READ_BYTES = 1 << 20
 """Number of bytes that are read from a file at a time."""
@@ -46,7 +46,7 @@ FORMATS = (
     (rb"SQLite format 3\x00", "a database", ""),
 )
 """Formats that are not UTF-8 text. Each has a regular expression for the first bytes of a file, a
-name, and a command that prints the text ("" if there is none)."""
+name, and a command that prints the text ("" if no such command exists)."""
 
 
 def no_progress(task: str, done: int, total: int) -> None:
@@ -57,7 +57,7 @@ def no_progress(task: str, done: int, total: int) -> None:
 
 
 def is_pattern(data: str) -> bool:
-    """Return whether `data` is a glob pattern: it contains *, ? or [, and no such path exists."""
+    """Return whether `data` is a glob pattern: it contains *, ? or [, and no path has this name."""
     return glob.has_magic(data) and not path_exists(data)
 
 
@@ -147,8 +147,8 @@ def read_files(
     """Yield the text of files in chunks, with `separator` between documents.
 
     Each row of a .jsonl or .parquet file is a document with its text in `column`; any other file is
-    one document. Empty documents are left out. Raises a UserError that shows `name`, by default the
-    path.
+    one document. Empty documents are left out. If a file cannot be read, raises a UserError that
+    shows `name`, by default the path.
     """
     documents = (document for file in files for document in _read_documents(file, column, name))
     return join_documents(documents, separator)
@@ -223,8 +223,9 @@ def _read_parquet(file: Path, column: str, name: str) -> Iterator[str]:
 def get_row_text(
     row: dict[str, Any], column: str, place: str, names: Iterable[str] | None = None
 ) -> str:
-    """Return the text in a column of a row. Raises a UserError that shows `place`.
+    """Return the text in a column of a row.
 
+    If the row has no text there, raises a UserError that shows `place` and suggests other columns.
     `names` are the names of the columns with text, by default those of this row.
     """
     text = row.get(column)
@@ -294,7 +295,10 @@ def open_standard_input() -> BinaryIO:
 
 
 def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
-    """Decode UTF-8 in chunks, without a byte-order mark. Raises a UserError that shows `name`."""
+    """Yield the text of a UTF-8 file in chunks, without a byte-order mark.
+
+    If the file is not UTF-8 or cannot be read, raises a UserError that shows `name`.
+    """
     decoder, bytes_read, start = codecs.getincrementaldecoder("utf-8-sig")(), 0, b""
     for raw in chain(read_blocks(file, name), [b""]):
         if not bytes_read:
@@ -314,7 +318,7 @@ def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
 
 
 def read_blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Yield the bytes of a file in blocks. Raises a UserError that shows `name`."""
+    """Yield the bytes of a file in blocks. If this fails, raises a UserError that shows `name`."""
     try:
         while block := file.read(READ_BYTES):
             yield block

@@ -28,7 +28,7 @@ class Tokenizer(Protocol):
 
     @property
     def unknown_id(self) -> int | None:
-        """The id of the token for unknown text; None if there is none."""
+        """The id of the token for unknown text; None if the tokenizer has no such token."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text. Raises UserError if a character has no id."""
@@ -65,7 +65,7 @@ def parse_tokenizer(saved: dict[str, Any]) -> Tokenizer:
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """Read a tokenizer.json, from a run or from the Hugging Face Hub. Raises UserError."""
+    """Read a tokenizer.json of a run or of the library `tokenizers`. Raises UserError."""
     try:
         return parse_tokenizer(read_json(file, MAX_TOKENIZER_BYTES))
     except UserError:
@@ -137,7 +137,8 @@ class CharTokenizer:
     def __init__(self, alphabet: Iterable[str]) -> None:
         self.alphabet = "".join(sorted(set(alphabet)))
         code_points = [ord(character) for character in self.alphabet]
-        # The id of each code point; -1 if it has none. The last entry is for larger code points.
+        # The id of each code point; -1 if the alphabet lacks it. The last entry is for all larger
+        # code points.
         self._ids = np.full(max(code_points, default=-1) + 2, -1, dtype=np.int32)
         self._ids[code_points] = range(len(code_points))
 

@@ -53,7 +53,7 @@ FOLLOWED_ELSEWHERE = {
     "--host 0.0.0.0": "tests/cli/test_lab.py",
     "the lab needs more libraries": "tests/cli/test_lab.py",
     "there is no run 'tiny' any more": "tests/lab/test_answers.py",
-    "tiny has no snapshot": "tests/lab/test_answers.py",
+    "the run 'tiny' has no snapshot": "tests/lab/test_answers.py",
     "step is 'x'": "tests/lab/test_answers.py",
     "temperature is 'hot'": "tests/lab/test_answers.py",
     "the model has no part": "tests/reports/test_ablation.py",
@@ -61,26 +61,32 @@ FOLLOWED_ELSEWHERE = {
     "the training text is too long": "tests/lab/test_answers.py",
     "the two runs have": "tests/lab/test_answers.py",
     "2 runs are training": "tests/lab/test_training.py",
-    "tiny is not training": "tests/lab/test_training.py",
-    "seed cannot": "tests/lab/test_training.py",
+    "the run 'tiny' is not training": "tests/lab/test_training.py",
+    "'seed' cannot": "tests/lab/test_training.py",
     "n_layer is 99": "tests/lab/test_training.py",
     "training a model with 480,018": "tests/lab/test_failures.py",
     "n_embd is '1e3'": "tests/lab/test_failures.py",
-    "n_layer is not": "tests/lab/test_training.py",
+    "'n_layer' is not": "tests/lab/test_training.py",
     "this text is not": "tests/lab/test_training.py",
     "the text has 30": "tests/lab/test_training.py",
     "the text is not UTF-8": "tests/lab/test_training.py",
-    "this is too long": "tests/lab/test_training.py",
-    "this request has no meaning": "tests/lab/test_training.py",
+    "the request is too long": "tests/lab/test_training.py",
+    "this request is invalid": "tests/lab/test_training.py",
     "the lab does not answer": "tests/lab/test_failures.py",
     "the lab was started again": "tests/lab/test_failures.py",
+    "this saved page does not": "tests/lab/test_browser.py",
     "interrupted; saved": "tests/test_survival.py",
 }
-"""The beginnings of lines, and the tests that follow their advice. Most of these errors need something
-that this folder lacks: a full disk, a server, a missing library, another version, a long run. The
-tests of the two lines about CUDA graphs need a CUDA device, so they run only with -m gpu."""
+"""The beginnings of lines, and the tests that follow their advice. Most of these errors need
+something that the tests here lack: a full disk, a server, a missing library, another version, a
+long run. The tests of the two lines about CUDA graphs need a CUDA device, so they run only with
+-m gpu."""
 
 NOT_FOLLOWED = {
+    "the lab failed: its terminal says why": (
+        "tests/lab/test_browser.py",
+        "the advice is to report a bug",
+    ),
     "7x288-1-of-1-free failed: see the traceback above": (
         "tests/studies/test_processes.py",
         "the advice is to report a bug",

@@ -86,7 +86,7 @@ def test_a_text_that_is_gone(nanogpt: Command, trained: Path) -> None:
 def test_the_text_of_a_resumed_run_may_come_from_a_pipe(
     nanogpt: Command, world: Path, trained: Path
 ) -> None:
-    """The user may name a pipe with --data, but the files of a run may not name a pipe."""
+    """The files of the run then name the copy of the text in the cache, not the pipe."""
     raw = (trained / "words.txt").read_bytes()
     command = [sys.executable, "-m", "nanogpt", *shlex.split(RESUME), "--data", "-"]
     answer = subprocess.run(command, input=raw, capture_output=True)

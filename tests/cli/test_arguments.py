@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import docstring_parser
 import pytest
 import tyro
 
@@ -24,6 +25,7 @@ from nanogpt.cli.data import DataArgs
 from nanogpt.cli.evaluate import EvalArgs
 from nanogpt.cli.explain import ExplainArgs
 from nanogpt.cli.inspect import InspectArgs
+from nanogpt.cli.lab import LabArgs
 from nanogpt.cli.sample import SampleArgs
 from nanogpt.cli.study import LadderArgs, ScalingArgs
 from nanogpt.cli.tokenize import TokenizeArgs
@@ -157,7 +159,7 @@ WORDS = ["-x", "-", "-1", "-.5", "-x y", "- item", "---", "--- a", "--a b", "-x.
 def test_a_value_may_begin_with_a_hyphen(
     nanogpt: Command, monkeypatch: pytest.MonkeyPatch, command: str, name: str, flag: str, hint: Any
 ) -> None:
-    """tyro receives the value unchanged; it receives an option as --option=value."""
+    """tyro receives every value unchanged, and every option in the form --option=value."""
     received: list[str] = []
 
     def cli(*_: object, args: list[str], **__: object) -> object:
@@ -252,6 +254,18 @@ def test_help_lists_everything_that_a_command_accepts(
     out = nanogpt(command, "--help")[1]
     for option in options:
         assert re.search(rf"^\W*{re.escape(option)}(\s|│)", out, re.MULTILINE), option
+
+
+@pytest.mark.parametrize("kind", [SampleArgs, LabArgs])
+def test_help_texts_have_no_line_breaks_of_the_source(
+    nanogpt: Command, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")
+    out = nanogpt(kind.__name__.removesuffix("Args").lower(), "--help")[1]
+    texts = [param.description for param in docstring_parser.parse_from_object(kind).params]
+    assert any("\n" in str(text) for text in texts)
+    for text in texts:
+        assert " ".join(str(text).split()) in out
 
 
 def test_sample_declares_no_sampling_option_again() -> None:

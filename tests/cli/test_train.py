@@ -264,7 +264,9 @@ def test_a_directory_with_a_run_is_not_changed(
     assert {file: file.stat().st_mtime_ns for file in run.rglob("[!.]*")} == before
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="needs permissions")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the user must not be root"
+)
 def test_a_directory_without_write_permission_is_refused(
     nanogpt: Command, text_file: Path, small: list[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""A real browser for the tests of the page."""
+"""Opens the page in a real browser, for the tests."""
 
 import importlib.util
 import shutil
@@ -19,7 +19,10 @@ VIEWS += ["Copied or invented?", "Compare", "Generate"]
 
 @contextmanager
 def open_page(browser: Any, address: str, ignored: str = "nothing") -> Iterator[Any]:
-    """A page that fails on errors, except those with the text `ignored`, and on other hosts."""
+    """Open the page; at the end, fail if it had errors or sent requests to other addresses.
+
+    Errors with the text `ignored` are allowed.
+    """
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     page = context.new_page()
     page.set_default_timeout(30_000)

@@ -49,7 +49,7 @@ class Client:
                 return error.code, error.read(), dict(error.headers)
 
     def get(self, name: str, **query: object) -> Any:
-        """Return the JSON of an answer that must succeed."""
+        """Send a GET request, which must succeed; return the JSON of the answer."""
         status, raw, _ = self.request(f"{name}?{urllib.parse.urlencode(query)}")
         assert status == 200, raw
         answer = json.loads(raw)
@@ -57,14 +57,14 @@ class Client:
         return answer
 
     def problem(self, name: str, body: object = None, **query: object) -> str:
-        """Return the message of an answer that must explain a mistake."""
+        """Return the error message of an answer that must have one."""
         data = None if body is None else json.dumps(body).encode()
         status, raw, _ = self.request(f"{name}?{urllib.parse.urlencode(query)}", data)
         assert status == 200, (status, raw)
         return str(json.loads(raw)["error"])
 
     def post(self, name: str, body: object) -> Any:
-        """Return the JSON of an answer to a POST request that must succeed."""
+        """Send a POST request, which must succeed; return the JSON of the answer."""
         status, raw, _ = self.request(name, json.dumps(body).encode())
         assert status == 200, raw
         return json.loads(raw)
@@ -111,7 +111,7 @@ def client(lab_run: Path) -> Iterator[Client]:
     lab.worker.close()
 
 
-@pytest.fixture(scope="module")  # while it is open, asyncio.run() is impossible
+@pytest.fixture(scope="module")  # not per session: while it is open, asyncio.run() fails
 def browser() -> Iterator[Any]:
     """A browser without a window."""
     from playwright.sync_api import sync_playwright

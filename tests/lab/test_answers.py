@@ -1,4 +1,4 @@
-"""The answers of the lab have the numbers that the package computes by other ways."""
+"""The answers of the lab have the numbers that the package computes in other ways."""
 
 import json
 import math
@@ -187,7 +187,7 @@ def test_the_first_prompt_is_held_out_text(client: Client, lab_run: Path) -> Non
 def test_mistakes_have_messages(client: Client, lab_run: Path) -> None:
     ask = client.problem
     assert ask("inspect", run="one", step=7) == (
-        "one has no snapshot at step 7: choose another step"
+        "the run 'one' has no snapshot at step 7: choose another step"
     )
     assert ask("inspect", run="one", step="x").startswith("step is 'x': it must be a whole number")
     assert ask("next", run="one", temperature="hot").startswith("temperature is 'hot'")
@@ -208,7 +208,7 @@ def test_texts_that_are_too_long_are_refused(
 
 def test_runs_with_different_tokens_are_not_compared(client: Client, config: RunConfig) -> None:
     train(replace(config, name="two", tokenizer="byte", train=TrainConfig(steps=1, batch_size=1)))
-    message = "the two runs have different tokenizers: choose runs with the same tokens"
+    message = "the two runs have different tokenizers: choose runs with the same tokenizer"
     assert client.problem("compare", run="one", run2="two") == message
 
 

@@ -141,6 +141,21 @@ def test_a_saved_view_needs_no_lab(page: Any, tmp_path: Path) -> None:
     assert [url for url in requests if not url.startswith("data:")] == [file.as_uri()]
 
 
+def test_a_saved_view_says_what_it_does_not_have(page: Any, tmp_path: Path) -> None:
+    open_view(page, "Take it apart")
+    page.get_by_text("with all parts").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save view").click()
+    download.value.save_as(tmp_path / "saved.html")
+    saved = page.context.new_page()
+    saved.goto((tmp_path / "saved.html").as_uri())
+    saved.get_by_role("button", name="head 1.2").click()
+    problem = "this saved page does not have the answer: ask the lab that has the run"
+    expect(saved.locator("#problem")).to_have_text(problem)
+    page.get_by_role("button", name="head 1.2").click()  # in the lab, as the message says
+    page.get_by_text("(+").or_(page.get_by_text("(-")).first.wait_for()
+
+
 @pytest.mark.parametrize("title", VIEWS)
 def test_every_view_can_be_saved(page: Any, tmp_path: Path, title: str) -> None:
     open_view(page, title)
@@ -156,6 +171,18 @@ def test_every_view_can_be_saved(page: Any, tmp_path: Path, title: str) -> None:
     expect(saved.locator("#view")).to_contain_text(text.splitlines()[0])
     assert saved.locator("#problem").is_hidden()
     assert not faults
+
+
+def test_a_bug_of_the_lab_is_reported(browser: Any, client: Client) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.route(
+        "**/inspect?*", lambda route: route.fulfill(status=500, body="Internal Server Error")
+    )
+    page.goto(client.address)
+    open_view(page, "Look inside")
+    expect(page.locator("#problem")).to_have_text("the lab failed: its terminal says why")
+    context.close()
 
 
 def test_a_view_links_to_its_lesson(page: Any) -> None:

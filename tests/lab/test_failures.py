@@ -1,4 +1,4 @@
-"""The page in a real browser while trainings, servers, files and settings fail.
+"""The page works in a real browser while trainings, servers, files and settings fail.
 
 Each test uses a server that runs in a process of its own, as in a terminal.
 """
@@ -32,7 +32,7 @@ from tests.lab.chromium import VIEWS, expect, needs_browser, open_page, open_vie
 pytestmark = [pytest.mark.slow, needs_browser]
 STREAM = "text/event-stream"
 LOST = "Failed to load resource"
-"""What the console of the browser says about a request without an answer, or with status 403."""
+"""What the console of the browser says about a request that has no answer or has status 403."""
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def wait_for_steps(run: Path, seconds: float = 60) -> int:
     """Wait until a run is trained further, and return its new step."""
     before, end = count_steps(run), time.monotonic() + seconds
     while (step := count_steps(run)) <= before:
-        assert time.monotonic() < end, f"the training stands at step {before}"
+        assert time.monotonic() < end, f"the training has stopped at step {before}"
         time.sleep(0.05)
     return step
 
@@ -195,7 +195,7 @@ def test_a_deleted_run_is_reported_and_others_still_work(
         tokens, problem = page.locator(".tokens span"), page.locator("#problem")
         expect(page.locator("#run")).to_have_value("gone")
         moved = run.rename(directory / "moved")
-        expect(problem).to_have_text("there is no run gone any more: choose another run")
+        expect(problem).to_have_text("there is no run 'gone' any more: choose another run")
         moved.rename(run)
         expect(problem).to_be_hidden()
         open_view(page, "Look inside")
@@ -335,7 +335,7 @@ def test_a_run_that_does_not_fit_into_memory_is_refused_before_it_starts(
     runs = {*(directory / "runs").iterdir()}
     memory = format_quantity(get_memory(), "B")
     with open_page(browser, address + "#view=train&run=one") as page:
-        problem, expected = page.locator("#problem"), page.get_by_text("on this processor")
+        problem, expected = page.locator("#problem"), page.get_by_text("for all steps")
         expected.wait_for()
         page.get_by_label("Channels").fill("")
         with page.expect_response(re.compile("n_embd=1000&")) as late:  # measures the processor

@@ -1,4 +1,4 @@
-"""The library loads models once, within its memory, and finds runs."""
+"""The library finds runs, and keeps loaded models within a limit of memory."""
 
 import os
 import shutil

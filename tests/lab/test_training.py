@@ -23,7 +23,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """Return the first true value of `condition`."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, "nothing happened"
+        assert time.monotonic() < end, "the condition stays false"
         time.sleep(0.1)
     return value
 
@@ -47,15 +47,15 @@ def test_a_run_is_started_paused_and_resumed(client: Client, text: str) -> None:
     wait_for(lambda: not client.lab.trainings.is_running(name))
     step = find(client, name)["step"]
     assert 0 < step < 20_000
-    assert client.problem("pause", {"run": name}) == f"{name} is not training"
+    assert client.problem("pause", {"run": name}) == f"the run {name!r} is not training"
     client.post("resume", {"run": name})
     wait_for(lambda: find(client, name)["step"] > step)
     before = client.lab.trainings
-    client.lab.trainings = Trainings()  # the lab ends and starts again: the run goes on
+    client.lab.trainings = Trainings()  # the lab ends and starts again; the run continues
     assert find(client, name)["is_training"]
     client.post("pause", {"run": name})
     wait_for(lambda: not before.is_running(name))
-    assert client.problem("pause", {"run": name}) == f"{name} is not training"
+    assert client.problem("pause", {"run": name}) == f"the run {name!r} is not training"
 
 
 def test_a_short_run_ends_with_its_snapshots(client: Client, text: str) -> None:
@@ -121,19 +121,20 @@ def test_wrong_plans_are_refused(client: Client) -> None:
         whole = {"preset": "tiny", "data": "tinyshakespeare", "steps": 1, "sizes": {}}
         return client.problem("train", {**whole, **changes})
 
-    assert plan(sizes={"seed": 1}) == "seed cannot be set here"
+    assert plan(sizes={"seed": 1}) == "'seed' cannot be set here"
     assert plan(sizes={"n_layer": 99}) == "n_layer is 99: it must be between 1 and 24"
-    assert plan(preset="bigram", sizes={"n_layer": 1}) == "n_layer is not a setting of bigram"
+    message = "'n_layer' is not a setting of the preset 'bigram'"
+    assert plan(preset="bigram", sizes={"n_layer": 1}) == message
     for data in ("/etc/passwd", "../x.txt", "runs/.lab/../../x", "-"):
         assert plan(data=data).startswith("this text is not offered")
     assert plan(steps="many") == "steps is 'many': it must be a whole number"
     assert plan(sizes={"n_layer": 0}).startswith("n_layer is 0: it must be at least 1")
-    message = "this request has no meaning: load the page again"
+    message = "this request is invalid: load the page again"
     bodies: list[object] = [[], {}, {"preset": "tiny", "data": "x"}, {"sizes": 3}]
     for body in [*bodies, "x", 1, [None]]:
         assert client.problem("train", body) == message
     assert client.problem("inspect", run="one", turn="x") == message
-    long = "this is too long: use at most 10,000 bytes"
+    long = "the request is too long: use at most 10,000 bytes"
     assert client.problem("train", "x" * 20_000) == long
     assert not Path("runs/lab-tiny-1").exists()
 

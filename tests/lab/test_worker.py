@@ -1,4 +1,4 @@
-"""The worker drops outdated questions, and keeps answers."""
+"""The worker drops outdated questions, and caches answers."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Matches equal those of a search that tries every part."""
+"""Matches equal those of a search that tries every substring."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""A page that is made from several files loads none of them."""
+"""inline_page() makes a page that contains its styles and modules, and loads no files."""
 
 import re
 from pathlib import Path

@@ -22,7 +22,7 @@ def count_in_chunks(text: str, n: int) -> NGramCounts:
 
 
 def test_entropy_of_periodic_texts() -> None:
-    """In abab…, one character determines the next; in aabbaabb…, two characters are needed."""
+    """In "abab…", one character determines the next; in "aabbaabb…", two are needed."""
     assert count_in_chunks("ab" * 50, 1).entropy() == pytest.approx(math.log(2))
     assert count_in_chunks("ab" * 50, 2).entropy() == pytest.approx(0, abs=1e-3)
     assert count_in_chunks("aabb" * 500, 2).entropy() == pytest.approx(math.log(2), abs=1e-2)

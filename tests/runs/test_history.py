@@ -1,4 +1,4 @@
-"""The snapshots of a run: their steps, their weights, and their fate when the run resumes."""
+"""The snapshots of a run: their steps, their weights, and what a resumed run does with them."""
 
 import math
 import shutil
@@ -35,10 +35,10 @@ def test_snapshots_are_planned_from_the_first_step_to_the_last(steps: int, count
     if len(planned) > 2:
         even = math.log(steps) / (len(planned) - 2)
         gaps = [math.log(b / a) for a, b in pairwise(planned[1:])]
-        assert max(gaps) <= max(even, math.log(2)) + math.log(1.5)  # rounding, at most 1 to 1.5
+        assert max(gaps) <= max(even, math.log(2)) + math.log(1.5)  # 1.5 allows for rounding
 
 
-def test_log_steps_are_evenly_spaced_once_they_are_whole_numbers() -> None:
+def test_the_logarithms_of_the_steps_are_about_evenly_spaced() -> None:
     assert plan_snapshots(5000, 12) == (0, 1, 2, 5, 12, 28, 66, 157, 373, 886, 2105, 5000)
     assert plan_snapshots(3, 10) == (0, 1, 2, 3)
 
@@ -55,7 +55,7 @@ def config(text_file: Path) -> RunConfig:
 
 
 class Failing(Reporter):
-    """Ends the run when the line of `step` is in metrics.jsonl; then it has no new checkpoint."""
+    """Ends the run after it records `step` in metrics.jsonl; the run saves no checkpoint then."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -100,7 +100,7 @@ def test_a_resumed_run_makes_the_same_snapshots(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("stopped")), Failing(15))
     later = snapshot_directory(Path("stopped"), 999)
-    shutil.copytree(snapshot_directory(Path("stopped"), 1), later)  # made by a run that was lost
+    shutil.copytree(snapshot_directory(Path("stopped"), 1), later)  # made after the last checkpoint
     resume_training(Path("stopped"), read_run_config(Path("stopped")))
     assert not later.exists()
     assert_same(Path("straight"), Path("stopped"))

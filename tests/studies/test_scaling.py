@@ -30,7 +30,8 @@ from nanogpt.text import corpora
 
 Command = Callable[..., tuple[int, str, str]]
 RUNS = 9
-# The third value, `rate`, has no effect on small models, so `strong` and `same` train them alike.
+# `rate` (the third value) has no effect on small models. If `strong` and `same` are both in range,
+# they are the same run, and plan_runs() plans it only once.
 TRIED = {
     "free": Recipe(0.0, 0.3, 1.0, 0.0, 0.7),
     "strong": Recipe(0.3, 0.6, 1.0, 0.1, math.inf),
@@ -91,7 +92,7 @@ def test_all_runs_have_the_same_validation_text(base: RunConfig, text: str) -> N
     (Path("runs/scaling")).mkdir(parents=True)
     runs = plan_runs(base, SMALL)
     # 12 steps of 64 characters are 0.15 epochs of 5,000 characters, or 0.3 epochs of 2,500.
-    # The numbers in the comments below are (parameters / characters) × epochs.
+    # TRIED has ranges of (parameters of the blocks / characters) × epochs, the numbers below.
     assert sorted(run.name for run in runs) == [
         "1x8-1-of-1-free",  # 0.02
         "1x8-1-of-1-same",
@@ -139,7 +140,7 @@ def test_interrupted_study_resumes(base: RunConfig) -> None:
         if done == 2:
             signal.raise_signal(signal.SIGTERM)
 
-    error = r"saved with \d runs left; resume with: nanogpt study scaling"
+    error = r"saved the running models; runs left: \d; resume with: nanogpt study scaling"
     with pytest.raises(Interrupted, match=error) as raised:
         run_scaling(base, SMALL, 2, interrupt, print)
     assert raised.value.status == 128 + signal.SIGTERM

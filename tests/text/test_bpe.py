@@ -58,7 +58,7 @@ def test_splitting_at_a_boundary_does_not_change_the_ids(bpe: HubTokenizer, text
 
 
 def test_training_merges_the_most_frequent_pair_first() -> None:
-    """In "ab ab ab cab", the first merge joins a and b; the second joins a space and ab."""
+    """In "ab ab ab cab", the first merge joins "a" and "b"; the second joins " " and "ab"."""
     tokenizer = train_bpe(["ab ab ab cab"], 258)
     assert [tokenizer.token_bytes(i) for i in (256, 257)] == [b"ab", b" ab"]
     assert [tokenizer.token_bytes(i) for i in tokenizer.encode("ab abb")] == [b"ab", b" ab", b"b"]

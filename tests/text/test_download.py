@@ -48,7 +48,7 @@ def test_a_dataset_is_downloaded_once(cache: Path, dataset: str, tmp_path: Path)
     with pytest.raises(UserError, match="is not in the cache: download it with `nanogpt data hf:"):
         corpora.load_corpus(dataset, may_download=False)
     sha256 = corpora.load_corpus(dataset).facts.sha256
-    assert corpora.load_corpus(dataset, separator="|").text() == "né\nx|终"  # another text
+    assert corpora.load_corpus(dataset, separator="|").text() == "né\nx|终"  # cached separately
     (tmp_path / "texts" / "train.jsonl").unlink()
     assert corpora.load_corpus(dataset, expected_sha256=sha256).text() == "né\nx\n\n终"
 

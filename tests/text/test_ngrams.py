@@ -93,7 +93,7 @@ def test_followers_are_counted_after_the_end_of_a_context(
 
 
 def test_loss_by_hand() -> None:
-    """Train on aab: with 1 added to each count, p(a) = 3 / 5, p(b) = 2 / 5 and p(b | a) = 2 / 4."""
+    """For the text "aab", add-one smoothing gives p(a) = 3/5, p(b) = 2/5 and p(b | a) = 2/4."""
     aab, ab = np.array([0, 0, 1]), np.array([0, 1])
     unigrams = NGramCounts(aab, 1, 2).loss(NGramCounts(ab, 1, 2))
     assert unigrams == pytest.approx(-(math.log(3 / 5) + math.log(2 / 5)) / 2)

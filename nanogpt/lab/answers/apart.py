@@ -23,11 +23,11 @@ class Ablation:
     """Tokens of the whole validation split."""
     sample: str
     inspection: Inspection | None
-    """What the remaining parts compute for the prompt; None if the page wants only the loss."""
+    """What the model computes for the prompt; None if the page asks only for the loss."""
 
 
 def ablate(question: Question, check: Check) -> Ablation:
-    """Measure the model without the parts in the parameter `off`, which commas separate."""
+    """Measure the model without the parts in the parameter `off` (names separated by commas)."""
     checkpoint, texts = question.checkpoint(), question.texts()
     off = [part for part in question.query.get("off", "").split(",") if part]
     only_loss, inspection, sample = "only_loss" in question.query, None, ""

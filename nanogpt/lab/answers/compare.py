@@ -13,7 +13,9 @@ def compare(question: Question, check: Check) -> dict[str, Any]:
     """Compare two models on the same passage, and by samples with the same seed."""
     one, two, texts = question.checkpoint(), question.checkpoint("2"), question.texts()
     if one.tokenizer.to_json() != two.tokenizer.to_json():
-        raise UserError("the two runs have different tokenizers: choose runs with the same tokens")
+        raise UserError(
+            "the two runs have different tokenizers: choose runs with the same tokenizer"
+        )
     ids = to_int64(texts.part.tokens)
     losses = [score_tokens(checkpoint, ids) for checkpoint in (one, two)]
     check()

@@ -11,16 +11,18 @@ from ..worker import Check
 from .question import Question, sample_text
 
 COPY_TOKENS = 600
-"""Tokens of the generated text in which matches are marked."""
+"""Number of tokens in the generated text."""
 BASELINE_TOKENS = 5000
-"""Tokens of the validation split whose matches are measured for comparison."""
+"""Number of tokens of the validation split whose matches are measured for comparison."""
 
 
 def find_copies(question: Question, check: Check) -> dict[str, Any]:
     """Find the longest matches of generated text in the training text."""
     checkpoint, texts = question.checkpoint(), question.texts()
     if len(texts.train.tokens) > MAX_COUNTED_TOKENS:
-        raise UserError("the training text is too long to search in it here")
+        raise UserError(
+            "the training text is too long for a search here: choose a run with a shorter text"
+        )
     source = texts.source()
     check()
     seed, prompt = question.number("seed", 1337), question.query.get("prompt", "")

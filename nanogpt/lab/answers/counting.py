@@ -13,7 +13,7 @@ from ..worker import Check
 from .question import Question, round_all, score_tokens
 
 SHOWN = 12
-"""Tokens in a list of the most probable tokens."""
+"""Number of entries in each list: the next tokens, and the largest wins and defeats."""
 
 
 def count(question: Question, check: Check) -> dict[str, Any]:
@@ -21,7 +21,9 @@ def count(question: Question, check: Check) -> dict[str, Any]:
     checkpoint, texts = question.checkpoint(), question.texts()
     counts = texts.count()
     if counts is None:
-        raise UserError("the text is too long to count its n-grams here: use nanogpt data")
+        raise UserError(
+            "the text is too long to count its n-grams here: use the command nanogpt data"
+        )
     bigrams, smoothed = counts
     ids, V = to_int64(texts.part.tokens), texts.tokenizer.vocab_size
     model = score_tokens(checkpoint, ids).numpy()  # (N,)
@@ -34,8 +36,8 @@ def count(question: Question, check: Check) -> dict[str, Any]:
     passage = slice(start, start + length)
     names, shown = name_tokens(checkpoint.tokenizer), ids[start : start + length + 1].tolist()
     position = min(question.number("position", length - 1), len(shown) - 2)
-    end = start + position + 1  # the context ends here
-    context = ids[(end - 1) // T * T : end]  # in the window of score_tokens()
+    end = start + position + 1  # the end of the context, exclusive
+    context = ids[(end - 1) // T * T : end]  # the window is that of score_tokens()
     with torch.no_grad():
         rows = {"model": checkpoint.model(context[None])[0, -1].float().softmax(-1).numpy()}
     if table is not None:

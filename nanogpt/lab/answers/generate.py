@@ -16,11 +16,14 @@ from ..worker import Check
 from .question import Question
 
 SHOWN = 24
-"""Tokens in the list of the most probable tokens."""
+"""Number of tokens in the list of the most probable next tokens."""
 
 
 def read_sampling(question: Question, tokens: int) -> GenerationConfig:
-    """Return the settings of the generation. Raises UserError for an impossible value."""
+    """Return the settings of a generation; `tokens` is the default number of new tokens.
+
+    Raises UserError for an impossible value.
+    """
     query, options = question.query, dict[str, Any]()
     for name in ("temperature", "top_p", "min_p"):
         if query.get(name):
@@ -35,7 +38,7 @@ def read_sampling(question: Question, tokens: int) -> GenerationConfig:
 
 
 def start_sample(question: Question) -> Iterator[str]:
-    """Return an iterator over the pieces of a completion."""
+    """Return an iterator over the pieces of a completion, in order."""
     config = read_sampling(question, 500)
     completions = Trained(question.checkpoint()).complete(
         [question.query.get("prompt", "")], config
@@ -44,7 +47,10 @@ def start_sample(question: Question) -> Iterator[str]:
 
 
 def next_token(question: Question, check: Check) -> dict[str, Any]:
-    """Return the most probable next tokens, before and after the filters of the sampling."""
+    """Return the most probable next tokens.
+
+    Each has two probabilities: the model's, and the one after temperature and filters.
+    """
     checkpoint, config = question.checkpoint(), read_sampling(question, 1)
     logits = _logits(checkpoint, question.prompt())[-1]  # (V,)
     p = logits.softmax(-1)

@@ -7,7 +7,7 @@ from ..worker import Check
 from .question import Question, sample_text
 
 SUGGESTED_TOKENS = 45
-"""Tokens of the prompt that the page has at first."""
+"""Largest number of tokens in the prompt that the page suggests."""
 
 
 def suggest_prompt(question: Question, check: Check) -> dict[str, str]:

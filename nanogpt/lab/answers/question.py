@@ -1,4 +1,4 @@
-"""What the answers share: the question, and small computations with its model."""
+"""What all answers need: the question, and small computations with a model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from ..library import Library, Texts
 from ..worker import Check
 
 SAMPLE_TOKENS = 160
-"""Tokens of the samples that stand beside other answers."""
+"""Number of tokens in the samples of the views "Take it apart" and "Compare"."""
 
 
 class Question:
@@ -25,13 +25,13 @@ class Question:
         self.run = query.get("run", "")
 
     def checkpoint(self, suffix: str = "") -> Checkpoint:
-        """Load the model of the parameters run and step, or of run2 and step2 for suffix "2"."""
+        """Load the model of the parameters `run` and `step`, or `run2` and `step2` (suffix "2")."""
         step = self.query.get(f"step{suffix}", "best")
         name = self.query.get(f"run{suffix}", "")
         return self.library.load(name, None if step == "best" else self.number(f"step{suffix}", 0))
 
     def texts(self) -> Texts:
-        """Return the tokens of the run's text."""
+        """Return the tokens of the run's text, and its n-grams."""
         return self.library.texts(self.run)
 
     def number(self, name: str, default: int) -> int:
@@ -45,11 +45,14 @@ class Question:
             raise UserError(f"{name} is {self.query[name]!r}: it must be a whole number") from None
 
     def prompt(self) -> str:
-        """Return the prompt; an empty one is a line break."""
+        """Return the prompt, or a line break if the prompt is empty."""
         return self.query.get("prompt", "") or "\n"
 
     def version(self) -> tuple[float, ...]:
-        """Return what changes when the files of a run change, so that no old answer is kept."""
+        """Return values that change when the runs train further.
+
+        They are part of the key of a kept answer, so an answer for older weights is not used again.
+        """
         names = [self.query[name] for name in ("run", "run2") if name in self.query]
         return tuple((self.library.find(name) / "metrics.jsonl").stat().st_mtime for name in names)
 
@@ -70,7 +73,10 @@ def sample_text(checkpoint: Checkpoint, prompt: str, seed: int, tokens: int, che
 
 @torch.no_grad()
 def score_tokens(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
-    """Return -ln p of each token of ids (N + 1,) but the first, in windows of block_size: (N,)."""
+    """Return -ln p (N,) of each token of `ids` (N + 1,) except the first.
+
+    The context of a token begins at the start of its window of block_size tokens.
+    """
     T, losses = checkpoint.model.config.block_size, []
     for start in range(0, len(ids) - 1, T):
         window = ids[start : start + T + 1]

@@ -1,4 +1,4 @@
-"""Answers for the view "Train": the losses of n-grams, and what is known before a run starts."""
+"""Answers for the view "Train": the loss of n-grams, and the size and time of a planned run."""
 
 import math
 from typing import Any
@@ -16,12 +16,12 @@ from .question import Question
 
 
 def baselines(question: Question, check: Check) -> dict[str, Any]:
-    """Return the losses of n-grams for the curves."""
+    """Return n and the loss of smoothed n-grams, for the charts of the loss."""
     return question.library.baselines(question.run)
 
 
 def list_choices() -> dict[str, Any]:
-    """Return the presets and the texts that a new run can have."""
+    """Return the presets, the corpora and the largest sizes that a new run can have."""
     presets = []
     for name, preset in PRESETS.items():
         model = preset.config.model
@@ -35,7 +35,7 @@ _rates: dict[tuple[int, int], Rates] = {}
 
 
 def explain(query: dict[str, str]) -> dict[str, Any]:
-    """Return the number of parameters and the estimated seconds of a planned run."""
+    """Return the number of parameters of a planned run, and its estimated seconds and bytes."""
     sizes = {name: query[name] for name in (*SIZES, "steps") if query.get(name)}
     config = plan_run(query.get("preset", "tiny"), sizes)
     device = pick_device("cpu")

@@ -1,12 +1,12 @@
 import { element } from "./dom.js";
 import { Asker, get } from "./api.js";
-import { button, promptField } from "./controls.js";
+import { button, promptField, signed } from "./controls.js";
 import { Inside } from "./inside.js";
 
 export class TakeApart {
   static title = "Take it apart";
-  static hint = "Click a part to switch it off, and see what the model loses. Look for the few heads that matter, " +
-    "and for the layer whose loss hurts most.";
+  static hint = "Click a part to switch it off, and see how much the loss rises. Look for the few heads that matter, " +
+    "and for the layer that matters most.";
   static lessons = [5, 6, 7, 13];
 
   constructor(parent, lab) {
@@ -22,7 +22,7 @@ export class TakeApart {
     this.result = element("div", undefined, right, "big");
     this.note = element("p", undefined, right, "muted");
     this.sample = element("div", undefined, right, "generated");
-    this.ranking = element("table", undefined, left);
+    this.ranking = element("table", undefined, right, "ranking");
     this.inside = new Inside(element("div", undefined, parent), { parts: ["text", "predictions", "attention"] });
     this.off = new Set();
   }
@@ -49,16 +49,22 @@ export class TakeApart {
       this.showParts(answer.parts);
       const change = answer.loss - this.whole;
       this.result.textContent = `loss ${answer.loss.toFixed(3)} nats per token ` +
-        (this.off.size ? `(${change < 0 ? "" : "+"}${change.toFixed(3)})` : "with all parts");
+        (this.off.size ? `(${signed(change, 3)})` : "with all parts");
       this.note.textContent = `Measured on the first ${answer.tokens.toLocaleString("en")} of ` +
-        `${answer.all_tokens.toLocaleString("en")} tokens of the validation split. Below: a text that these parts generate.`;
+        `${answer.all_tokens.toLocaleString("en")} tokens of the validation split. Below: a text that the ` +
+        "remaining parts generate.";
       this.sample.textContent = answer.sample;
       this.inside.show(answer.inspection);
     });
   }
 
   showParts(parts) {
+    if (this.names?.join() === parts.join()) {         // keep the buttons, and with them the focus
+      this.buttons.forEach((node, name) => node.setAttribute("aria-pressed", !this.off.has(name)));
+      return;
+    }
     this.names = parts;
+    this.buttons = new Map();
     this.parts.replaceChildren();
     this.parts.style.setProperty("--heads", this.lab.run.n_head);
     if (!parts.length) element("p", "A bigram model has no parts to switch off.", this.parts);
@@ -79,9 +85,10 @@ export class TakeApart {
       this.measure();
     });
     node.setAttribute("aria-pressed", !this.off.has(name));
+    this.buttons.set(name, node);
   }
 
-  // Measure the model without each part, one after the other, and list the parts by what they cost.
+  // Measure the loss without each part in turn, and list the parts; the part with the largest increase is first.
   async rank() {
     const { lab } = this, losses = [], run = lab.model;
     this.isRanking = true;
@@ -92,10 +99,14 @@ export class TakeApart {
       losses.push([name, answer.loss - this.whole]);
       losses.sort((a, b) => b[1] - a[1]);
       this.ranking.replaceChildren();
+      element("caption", `Change of the loss without one part (${losses.length} of ${this.names.length}), in nats per ` +
+        "token", this.ranking);
       for (const [part, change] of losses) {
         const row = element("tr", undefined, this.ranking);
         element("th", `without ${part}`, row);
-        element("td", `${change < 0 ? "" : "+"}${change.toFixed(4)}`, row);
+        element("td", signed(change, 4), row);
+        const bar = element("i", "", element("td", undefined, row));
+        bar.style.width = `${Math.max(0, 8 * change / losses[0][1])}rem`;
       }
     }
     this.rankButton.disabled = this.isRanking = false;

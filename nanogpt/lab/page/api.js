@@ -1,24 +1,26 @@
-// Questions to the server of the lab. All addresses are relative: they contain the token.
+// Questions to the server of the lab. All addresses are relative to that of the page, so they contain its token.
 //
-// A view can be saved as a page that needs no server (see save.js). So the answers to the open view are kept. In
-// a saved page, the same questions get these answers again.
+// A view can be saved as a page that needs no server (see save.js). So this module keeps the answers that the open
+// view gets. In a saved page, the same questions get these answers again.
 
-// In a saved page: the view, what it shares with others, and its answers.
+// In a saved page: the view, its run, step and prompt, and its answers. Otherwise null.
 export const saved = JSON.parse(document.getElementById("data")?.textContent ?? "null");
-const kept = new Map();                            // answers by address, without view and turn
+const kept = new Map();                            // answers by address, without the parameters view and turn
 const MISSING = "this saved page does not have the answer: ask the lab that has the run";
 
-const tab = Math.random().toString(36).slice(2);   // so that two tabs do not cancel each other
+const tab = Math.random().toString(36).slice(2);   // so that tabs do not cancel each other's questions
 
-export class Problem extends Error {}              // its message is meant for the reader
+export class Problem extends Error {}              // the page shows its message to the user
 
 const OTHER_TOKEN = "the lab was started again: open the address that the terminal prints";
+const OFFLINE = "the lab does not answer: start nanogpt lab again, and open the address that the terminal prints";
+const FAILED = "the lab failed: its terminal says why";
 
 async function read(response) {
   if (response.status === 403) throw Object.assign(new Problem(OTHER_TOKEN), { isOffline: true });
-  const answer = await response.json().catch(() => ({ error: "the lab gave no answer: is it still running?" }));
+  const answer = await response.json().catch(() => ({ error: FAILED }));
   if (answer.error) throw new Problem(answer.error);
-  return answer.outdated ? undefined : answer;     // a newer question has replaced an outdated one
+  return answer.outdated ? undefined : answer;     // undefined if a newer question has replaced this one
 }
 
 async function request(address, options) {
@@ -26,8 +28,7 @@ async function request(address, options) {
     return await read(await fetch(address, options));
   } catch (error) {
     if (error instanceof Problem || error.name === "AbortError") throw error;
-    throw Object.assign(new Problem("the lab does not answer: start nanogpt lab again, and open the address that the terminal prints"),
-      { isOffline: true });
+    throw Object.assign(new Problem(OFFLINE), { isOffline: true });
   }
 }
 
@@ -67,7 +68,7 @@ export function listen(name, parameters, handlers) {
   const source = new EventSource(address), events = [];
   kept.set(address, events);
   for (const type of Object.keys(handlers)) source.addEventListener(type, event => {
-    if (!event.data) return handlers[type]();          // an error of the connection
+    if (!event.data) return handlers[type]();          // a connection error
     const value = JSON.parse(event.data);
     if (events.at(-1)?.[0] === "runs" && type === "runs") events.pop();
     events.push([type, value]);
@@ -83,7 +84,7 @@ export function forget(text = "") {
   for (const address of kept.keys()) if (address.includes(text)) kept.delete(address);
 }
 
-// Asks the worker. A later question of the same asker makes earlier ones outdated: they give undefined.
+// Asks the worker. A later question of the same asker makes its earlier questions outdated; these return undefined.
 export class Asker {
   constructor(view) { this.view = `${tab}-${view}`; this.turn = 0; }
   begin() { this.turn = Date.now() > this.turn ? Date.now() : this.turn + 1; return this.turn; }
@@ -92,10 +93,10 @@ export class Asker {
   }
 }
 
-// Generates text; calls onPiece for each piece. Returns a function that stops it.
+// Generates text; calls onPiece for each piece. Returns a function that stops the generation.
 export function generate(parameters, onPiece, onEnd = () => {}) {
   const finish = problem => { close(); onEnd(problem); };
   const close = listen("sample", parameters, { piece: onPiece, problem: finish, end: () => finish(),
-    error: () => finish("the generation was refused: check the settings") });
+    error: () => finish(OFFLINE) });
   return finish;
 }

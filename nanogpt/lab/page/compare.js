@@ -1,6 +1,6 @@
 import { element, svg } from "./dom.js";
 import { Asker, get } from "./api.js";
-import { choose, setChoices } from "./controls.js";
+import { choose, setChoices, tint, tintLegend } from "./controls.js";
 import { drawLines } from "./lines.js";
 
 export class Compare {
@@ -15,13 +15,14 @@ export class Compare {
     const row = element("div", undefined, parent, "row");
     this.run = choose(row, "Second run", [], () => { this.fillSteps(); this.show(); });
     this.step = choose(row, "Its step", [], () => this.show());
-    this.note = element("p", undefined, parent, "muted");
+    this.note = element("div", undefined, parent, "muted");
     this.text = element("div", undefined, parent, "text");
     const columns = element("div", undefined, parent, "columns");
     this.samples = [0, 1].map(() => {
       const box = element("div", undefined, columns);
       return [element("h2", undefined, box), element("div", undefined, box, "generated")];
     });
+    element("h2", "Validation loss", parent);
     this.chart = svg("svg", { class: "chart" }, parent);
   }
 
@@ -58,27 +59,29 @@ export class Compare {
   }
 
   showAnswer({ tokens, losses: [one, two], means, count, samples }) {
-    this.note.textContent = `Mean over the first ${count.toLocaleString("en")} tokens of the validation split: ` +
-      `${means[0].toFixed(3)} and ${means[1].toFixed(3)} nats per token.`;
+    const names = [[this.lab.run.name, this.lab.step], [this.run.value, this.step.value]]
+      .map(([run, step]) => `${run}, ${step === "best" ? "best" : `step ${(+step).toLocaleString("en")}`}`);
+    this.note.textContent = `Mean loss on the first ${count.toLocaleString("en")} tokens of the validation split: ` +
+      `${names[0]}: ${means[0].toFixed(3)}; ${names[1]}: ${means[1].toFixed(3)} nats per token.` +
+      (names[0] === names[1] ? " Both are the same model: choose another run or step." : "");
+    tintLegend(this.note, `${names[0]} better`, `${names[1]} better`);
     this.text.replaceChildren();
     tokens.forEach((token, t) => {
       const span = element("span", token, this.text);
       if (t) {
-        const gain = one[t - 1] - two[t - 1], strength = Math.min(1, Math.abs(gain) / 3);
-        span.style.background = `rgb(var(--${gain > 0 ? "surprise" : "ink"}) / ${gain > 0 ? strength : strength / 2})`;
+        tint(span, one[t - 1] - two[t - 1]);
         span.title = `${one[t - 1].toFixed(2)} and ${two[t - 1].toFixed(2)} nats`;
       }
       if (token.includes("↵")) element("br", undefined, this.text);
     });
-    const names = [[this.lab.run.name, this.lab.step], [this.run.value, this.step.value]];
     this.samples.forEach(([title, text], i) => {
-      title.textContent = `${names[i][0]}, ${names[i][1] === "best" ? "best" : `step ${names[i][1]}`}: same prompt and seed`;
+      title.textContent = `${names[i]}: after the prompt, with the same seed`;
       text.textContent = samples[i];
     });
   }
 
   async drawCurves() {
-    const names = [...new Set([this.lab.run.name, this.run.value])];     // one curve if it is one run
+    const names = [...new Set([this.lab.run.name, this.run.value])];     // only one curve if both are the same run
     const curves = await this.lab.watch(() => Promise.all(names.map(run => get("metrics", { run }))));
     if (!curves) return;
     drawLines(this.chart, { x: "step", y: "validation loss (nats per token)", series: curves.map((records, i) => ({

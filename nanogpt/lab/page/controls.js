@@ -1,4 +1,4 @@
-// Labelled controls of the views.
+// Form controls with labels.
 
 import { element } from "./dom.js";
 
@@ -19,7 +19,7 @@ export function choose(parent, label, values, onChange) {
   return select;
 }
 
-// values: [value, text] or text; the chosen value stays chosen if it is still there.
+// Each of `values` is [value, text] or a text. The chosen value stays chosen if it is one of them.
 export function setChoices(select, values) {
   const chosen = select.value;
   const options = values.map(value => Array.isArray(value) ? value : [value, value]);
@@ -41,11 +41,26 @@ export function button(parent, text, onClick, className) {
   return node;
 }
 
-// The text that the models see. All views share it.
+// The field for the prompt. All views share the prompt.
 export function promptField(parent, lab, onInput) {
   const input = field(element("div", undefined, parent, "row"), "Prompt (↵ stands for a line break)",
     { value: lab.prompt.replaceAll("\n", "↵"), className: "prompt text", spellcheck: false });
   input.readOnly = lab.isSaved;
   input.oninput = () => { lab.setPrompt(input.value.replaceAll("↵", "\n")); onInput(); };
   return input;
+}
+
+export const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+
+// Colour a token by a difference of losses: orange if it is positive, grey if it is negative; 3 nats or more have
+// the full colour.
+export function tint(span, nats) {
+  const strength = Math.min(1, Math.abs(nats) / 3);
+  span.style.background = nats > 0 ? `rgb(var(--fill) / ${strength})` : `rgb(var(--ink) / ${strength * .38})`;
+}
+
+// Explains the colours of tint().
+export function tintLegend(parent, negative, positive) {
+  const legend = element("div", undefined, parent, "legend tints");
+  legend.replaceChildren(negative, element("i"), `${positive} (3 nats or more)`);
 }

@@ -2,7 +2,7 @@ import { element, percent } from "./dom.js";
 import { Asker, generate } from "./api.js";
 import { button, field, promptField } from "./controls.js";
 
-// [name, label, lowest, highest, step, value that means off]
+// [name, label, lowest, highest, step, value that switches the filter off]
 const SETTINGS = [
   ["temperature", "Temperature", 0, 2, .05, undefined],
   ["top_k", "Top-k", 1, 65, 1, 65],
@@ -12,8 +12,9 @@ const SETTINGS = [
 
 export class Generate {
   static title = "Generate";
-  static hint = "Move the sliders and see which next tokens remain: grey is the model's probability, colour is " +
-    "what the sampling leaves. Then generate. At a low temperature, the text repeats itself; at a high one, words are misspelled.";
+  static hint = "Move the sliders and see which next tokens remain. Grey is the model's probability; orange is the " +
+    "probability after temperature and filters. Then generate. At a low temperature, the text repeats itself; " +
+    "at a high one, words are misspelled.";
   static lessons = [11];
 
   constructor(parent, lab) {
@@ -34,7 +35,7 @@ export class Generate {
     this.start = button(row, "Generate", () => this.run(), "main");
     this.kept = element("p", undefined, left, "muted");
     this.bars = element("div", undefined, left);
-    this.text = element("div", undefined, right, "generated");
+    this.text = element("div", "Press “Generate”.", right, "generated");
   }
 
   get settings() {
@@ -61,7 +62,7 @@ export class Generate {
         const bar = element("div", undefined, undefined, "bar twin");
         element("b", token, bar);
         element("i", "", bar).style.width = `${100 * p}%`;
-        element("span", kept ? percent(kept) : "–", bar);
+        element("span", `${percent(p)} → ${kept ? percent(kept) : "–"}`, bar);
         element("i", "", bar).style.width = `${100 * kept}%`;
         return bar;
       }));
@@ -71,7 +72,7 @@ export class Generate {
   run() {
     if (this.stop) { this.stop(); return; }
     const { lab } = this;
-    this.text.textContent = lab.prompt;
+    this.text.replaceChildren(element("span", lab.prompt, undefined, "given"));
     this.start.textContent = "Stop";
     this.stop = generate(
       { ...lab.model, prompt: lab.prompt, ...this.settings, seed: this.seed.value, tokens: this.count.value },

@@ -69,7 +69,7 @@ class Lab {
   // Say that the files of the chosen run were deleted or damaged while the page was open.
   showLoss(isLost) {
     if (isLost) this.problem(this.runs.find(run => run.name === this.run.name)?.error
-      ?? `there is no run ${this.run.name} any more: choose another run`);
+      ?? `there is no run '${this.run.name}' any more: choose another run`);
     else if (this.isLost) this.problem();
     this.isLost = isLost;
   }
@@ -81,10 +81,10 @@ class Lab {
     this.renew();
   }
 
-  // Show another run in the same view. The view `train` keeps its form.
+  // Show another run in the same view. The view Train keeps its form.
   renew() {
     if (this.name === "train") this.view.show();
-    else if (this.opening) this.open(this.name);       // otherwise, start() opens it
+    else if (this.opening) this.open(this.name);       // otherwise, start() opens the view
   }
 
   showRun() {
@@ -99,11 +99,16 @@ class Lab {
     this.save();
   }
 
+  // Choose the step of a view that shows it already.
+  noteStep(step) {
+    this.step = at("step").value = String(step);
+    this.save();
+  }
   setStep(step) { this.step = String(step); this.showRun(); this.view?.show(); }
   setPrompt(prompt) {
     this.prompt = prompt;
     this.isTyped = true;
-    forget("prompt=");                                 // the answers to the prompt before
+    forget("prompt=");                                 // the answers for the previous prompt
     this.save();
   }
 
@@ -132,7 +137,7 @@ class Lab {
     this.showHint(VIEWS[name]);                        // now with links to the lessons
     const run = this.run?.name;
     if (!run && name !== "train") {
-      this.problem("There is no run yet: train one first.");
+      this.problem("There is no run yet: train one first, in the view Train.");
       return;
     }
     if (run && !this.isTyped && this.promptOf !== run) {
@@ -156,7 +161,7 @@ class Lab {
     });
   }
 
-  // Offer the open view as a page that needs no lab.
+  // Save the open view as a page that needs no lab.
   async saveView() {
     this.saveButton.disabled = true;
     this.saveButton.textContent = "Saving …";
@@ -173,7 +178,8 @@ class Lab {
 
   becomeSaved() {
     at("views").hidden = at("run").disabled = at("step").disabled = true;
-    at("save").textContent = `Saved on ${saved.date}. The page has only the answers that were on the screen.`;
+    at("title").textContent = `nanogpt lab: ${VIEWS[saved.view].title}`;
+    at("save").textContent = `Saved on ${saved.date}. This page has only the answers that it had received by then.`;
   }
 
   moveTab(event) {
@@ -186,13 +192,19 @@ class Lab {
 
   problem(text) { at("problem").hidden = !text; at("problem").textContent = text ?? ""; }
 
-  // Do something; if it fails for a reason that the reader can change, show the reason.
+  // Do something; if it fails with a Problem, show the message.
   async try(action) {
     this.problem();
-    return this.watch(action);
+    const doing = this.doing = {};
+    at("view").setAttribute("aria-busy", true);
+    try {
+      return await this.watch(action);
+    } finally {
+      if (doing === this.doing) at("view").setAttribute("aria-busy", false);
+    }
   }
 
-  // Do the same, but keep the message about the reader's last action if there is one.
+  // Do the same, but do not clear the message of an earlier action first.
   async watch(action) {
     try {
       const result = await action();
@@ -206,7 +218,7 @@ class Lab {
     }
   }
 
-  // What every question about the chosen model contains.
+  // The parameters of every question about the chosen model.
   get model() { return { run: this.run.name, step: this.step }; }
 }
 

@@ -6,7 +6,8 @@ import { keptAnswers } from "./api.js";
 // `state` is what the page needs to open at this view; `name` is the name of the file.
 export async function savePage(state, name) {
   const template = await (await fetch("frame")).text();
-  const data = JSON.stringify({ ...state, date: new Date().toLocaleDateString(), answers: keptAnswers() }).replaceAll("<", "\\u003c");
+  const date = new Date().toISOString().slice(0, 10);
+  const data = JSON.stringify({ ...state, date, answers: keptAnswers() }).replaceAll("<", "\\u003c");
   const page = template.replace('id="data">null<', () => `id="data">${data}<`);
   const link = element("a");
   link.href = URL.createObjectURL(new Blob([page], { type: "text/html" }));

@@ -1,10 +1,11 @@
-// A heat map of a whole training: a row for each snapshot, a column for each token, coloured by surprise.
+// A heat map of a whole training: a row for each snapshot, and a column for each token. The colour is the surprise,
+// which is -ln of the token's probability, in nats.
 
 import { colour } from "./dom.js";
 
 const MAP_WIDTH = 1000, MAP_LEFT = 130, MAP_TOP = 40, ROW = 15, FULL = 6;      // canvas pixels; nats of the full colour
 
-// `frames` maps numbers of snapshots to inspections; those that have not arrived stay empty.
+// `frames` maps the index of a snapshot to its inspection. A row whose inspection has not arrived stays empty.
 export function drawSteps(canvas, steps, frames, row, column) {
   const some = [...frames.values()].find(({ tokens }) => tokens);
   if (!some) return;
@@ -34,7 +35,7 @@ export function drawSteps(canvas, steps, frames, row, column) {
   context.strokeRect(MAP_LEFT, MAP_TOP + row * ROW, MAP_WIDTH - MAP_LEFT - 1, ROW);
 }
 
-// The number of the snapshot and of the token under the pointer.
+// The index of the snapshot and the index of the token under the pointer.
 export function findStep(canvas, event, n_steps, n_tokens) {
   const box = canvas.getBoundingClientRect(), scale = MAP_WIDTH / box.width;
   const limit = (value, count) => Math.max(0, Math.min(count - 1, Math.floor(value)));

@@ -10,16 +10,16 @@ const FORMS = ["text", "predictions", "attention", "lens", "embedding"];
 
 export class TimeMachine {
   static title = "Time machine";
-  static hint = "Move the slider, or play the film, to see the same prompt with the weights of each step. First " +
-    "the frequencies of single characters appear, then pairs, then words; look for the step at which a head " +
-    "finds its pattern, such as the previous character.";
+  static hint = "Move the slider, or play the film, to see the same prompt with the weights of each step. The " +
+    "model first learns the frequencies of single characters, then pairs, then words. Look for the step at which a " +
+    "head finds its pattern, such as attention to the previous character.";
   static lessons = [10];
 
   constructor(parent, lab) {
     this.lab = lab;
     this.asker = new Asker("time");
-    this.frames = new Map();                           // what the model computes, by number of the snapshot
-    this.samples = new Map();                          // a completion of the prompt
+    this.frames = new Map();                           // what the model computes, by the index of the snapshot
+    this.samples = new Map();                          // completions of the prompt, by the same index
     promptField(parent, lab, () => {
       this.frames.clear();
       this.samples.clear();
@@ -30,7 +30,7 @@ export class TimeMachine {
     this.slider = element("input", undefined, row);
     Object.assign(this.slider, { type: "range", min: 0, step: 1 });
     this.slider.setAttribute("aria-label", "Snapshot");
-    this.slider.oninput = () => this.showFrame(+this.slider.value);
+    this.slider.oninput = () => this.chooseFrame(+this.slider.value);
     this.which = element("output", undefined, row, "big");
     this.note = element("p", undefined, parent, "muted");
     const columns = element("div", undefined, parent, "columns wide");
@@ -47,7 +47,7 @@ export class TimeMachine {
     this.all.onclick = event => {
       const [step, position] = findStep(this.all, event, this.steps.length, this.inside.T);
       this.inside.selected.position = position;
-      this.showFrame(step);
+      this.chooseFrame(step);
     };
     this.heads = svg("svg", { class: "chart" }, addBox("Attention to the previous token, each head"));
     this.film = element("div", undefined, parent, "film");
@@ -61,7 +61,7 @@ export class TimeMachine {
     this.slider.max = this.steps.length - 1;
     this.play.disabled = this.steps.length < 2;
     this.note.textContent = steps.length ? "" : "This run has no snapshots, so only its best weights can be " +
-      "shown. Runs of the lab keep 40; on the command line, use --train.history 40.";
+      "shown. The lab saves snapshots of each run that it starts; on the command line, use --train.history 40.";
     const chosen = this.steps.findIndex(step => String(step) === this.lab.step);
     this.slider.value = this.wanted ?? (chosen < 0 ? this.steps.length - 1 : chosen);
     this.wanted = undefined;
@@ -76,7 +76,7 @@ export class TimeMachine {
     return this.loading;
   }
 
-  // The run trains, and may have more snapshots now.
+  // Add the snapshots that the run has saved since.
   renewRun() {
     const { snapshots } = this.lab.run, { value, max } = this.slider;
     if (!this.steps || snapshots.length === this.steps.length || this.steps[0] === "best" && !snapshots.length) return;
@@ -86,7 +86,7 @@ export class TimeMachine {
     }
     this.steps = snapshots;
     this.slider.max = snapshots.length - 1;
-    if (value === max) this.slider.value = this.slider.max;          // stay at the newest
+    if (value === max) this.slider.value = this.slider.max;          // stay at the newest snapshot
     this.loading = this.load();
   }
 
@@ -102,14 +102,14 @@ export class TimeMachine {
         { name: "training", colour: "ink", dashes: "5 4", points: pick("train_loss") },
         { name: "validation", colour: "surprise", points: pick("val_loss") },
       ],
-      onPick: x => this.showFrame(this.findNearest(x)),
+      onPick: x => this.chooseFrame(this.findNearest(x)),
     });
   }
 
   get state() { return { index: +this.slider.value, selected: this.inside.selected }; }
   restore({ index, selected }) { this.wanted = index; this.inside.selected = selected; }
 
-  // The pictures that show all steps at once.
+  // Draw the pictures that show all steps at once.
   drawAll() {
     const index = +this.slider.value, frames = [...this.frames].filter(([, frame]) => frame.tokens);
     if (!this.inside.shown || !frames.length) return;
@@ -123,14 +123,14 @@ export class TimeMachine {
         frame.attention[l][h].reduce((sum, row, t) => sum + (t ? row[t - 1] : 0), 0) / (T - 1)]);
       return { name: `head ${l + 1}.${h + 1}`, points };
     }));
-    const last = line => line.points.at(-1)[1], limit = lines.map(last).sort((a, b) => b - a)[2] ?? 0;
+    const last = line => line.points.at(-1)[1], limit = Math.max(.2, lines.map(last).sort((a, b) => b - a)[2] ?? 0);
     drawLines(this.heads, { x: "step (logarithmic)", y: "mean attention weight", logarithmic: true, lowest: 0,
-      marker: Math.max(1, this.steps[index]) || 1, onPick: x => this.showFrame(this.findNearest(x)),
+      marker: Math.max(1, this.steps[index]) || 1, onPick: x => this.chooseFrame(this.findNearest(x)),
       series: lines.map(line => last(line) >= limit ? { ...line, colour: "surprise" }
         : { ...line, name: "", colour: "ink", opacity: .35 }) });
   }
 
-  // The number of the snapshot whose step is nearest to x, on a logarithmic scale.
+  // The index of the snapshot whose step is nearest to x, on a logarithmic scale.
   findNearest(x) {
     const distances = this.steps.map(step => Math.abs(Math.log((step || .5) / x)));
     return distances.indexOf(Math.min(...distances));
@@ -138,8 +138,8 @@ export class TimeMachine {
 
   hide() { clearInterval(this.timer); this.asker.begin(); }
 
-  // Ask for all frames, and then for their samples: always the missing one that is nearest to the slider.
-  // So the reader can move the slider while answers arrive.
+  // Ask for all frames, and then for all samples. The next one is always the missing one nearest to the slider, so
+  // the user can move the slider while answers arrive.
   async load() {
     const turn = this.asker.begin();
     for (const [answers, ask] of [[this.frames, "inspect"], [this.samples, "complete"]]) {
@@ -162,6 +162,12 @@ export class TimeMachine {
     if (turn === this.asker.turn) this.drawCurve();
   }
 
+  // Show a frame; the other views show the same step afterwards.
+  chooseFrame(index) {
+    this.lab.noteStep(this.steps[index]);
+    this.showFrame(index);
+  }
+
   showFrame(index) {
     const step = this.steps[index], frame = this.frames.get(index);
     this.slider.value = index;
@@ -173,7 +179,6 @@ export class TimeMachine {
     if (!frame) return;                                // shown as soon as it arrives
     this.lab.problem(frame.problem);
     if (frame.problem) return;
-    this.inside.selected.position ??= Math.max(0, frame.tokens.length - 2);    // the last one that has a next token
     this.inside.show(frame);
   }
 
@@ -187,7 +192,7 @@ export class TimeMachine {
     this.timer = setInterval(() => {
       const next = +this.slider.value + 1;
       if (next >= this.steps.length) this.toggle();
-      else if (this.frames.has(next)) this.showFrame(next);
+      else if (this.frames.has(next)) this.chooseFrame(next);
     }, FRAME_MILLISECONDS);
   }
 }

@@ -13,7 +13,7 @@ function duration(seconds) {
 
 export class Train {
   static title = "Train";
-  static hint = "Start a run and watch the loss fall below the lines of the bigram and of the n-grams. If the validation " +
+  static hint = "Start a run and watch the loss fall below the lines of the bigram and of the n-grams (a small model stays above the n-grams). If the validation " +
     "loss rises while the training loss falls, the model overfits.";
   static lessons = [2, 8, 10];
 
@@ -50,7 +50,7 @@ export class Train {
     this.own = element("div", undefined, form);
     this.own.hidden = true;
     this.pasted = element("textarea", undefined, this.own);
-    this.pasted.placeholder = "Paste a text here, or choose a file: 100,000 characters and more work well.";
+    this.pasted.placeholder = "Paste a text here, or choose a file. Use at least 100,000 characters.";
     this.pasted.setAttribute("aria-label", "Text of my own");
     const file = field(element("div", undefined, this.own, "row"), "File", { type: "file", accept: "text/*,.txt" });
     file.onchange = async () => { this.pasted.value = await file.files[0].text(); };
@@ -75,12 +75,12 @@ export class Train {
     const plan = this.explained = this.plan;
     return this.lab.try(async () => {
       const answer = await get("explain", { preset: this.preset.value, ...plan }).catch(error => {
-        if (plan !== this.explained) return;           // the reader has typed another digit
+        if (plan !== this.explained) return;           // the form has changed since
         this.expected.textContent = "";
         throw error;
       });
       if (answer && plan === this.explained) this.expected.textContent = `${answer.parameters.toLocaleString("en")} ` +
-        `parameters; about ${duration(answer.seconds)} for all steps on this processor.`;
+        `parameters; about ${duration(answer.seconds)} for all steps, if this computer does nothing else.`;
     });
   }
 
@@ -97,19 +97,31 @@ export class Train {
   show() {
     this.hide();
     this.records = [];
-    this.sample.textContent = this.sampleTitle.textContent = "";
+    this.sample.textContent = this.sampleTitle.textContent = this.numbers.textContent = "";
     this.baselines = undefined;
     this.sampledAt = undefined;
     const run = this.lab.run?.name;
     this.close = listen("events", { run }, {
       runs: runs => this.showRuns(runs),
-      records: ({ start, records }) => {               // after a lost connection, start is 0 again
+      records: ({ start, records }) => {               // after a lost connection, `start` is 0 again
         this.records = [...this.records.slice(0, start), ...records];
         this.draw();
       },
     });
     this.draw();
-    if (run) get("baselines", { run }).then(answer => { this.baselines = answer; this.draw(); }).catch(() => {});
+    this.countNgrams();
+  }
+
+  // Ask for the losses of the n-grams. A run that has just started has no weights yet, so ask until there is an answer.
+  async countNgrams() {
+    const { run } = this.lab;
+    if (!run || this.baselines || this.isCounting || run.val_loss === null) return;
+    this.isCounting = true;
+    const answer = await get("baselines", { run: run.name }).catch(() => undefined);
+    this.isCounting = false;
+    if (run.name !== this.lab.run?.name) return;
+    this.baselines = answer;
+    this.draw();
   }
 
   hide() { this.close?.(); this.stopSample?.(); this.stopSample = undefined; }
@@ -132,17 +144,19 @@ export class Train {
       else this.lab.chooseRun(started.name);
     }
     this.draw();
+    this.countNgrams();
   }
 
   draw() {
     const { run } = this.lab;
     this.title.textContent = run ? run.name : "No run yet: start one";
     const isPaused = Boolean(run) && !run.is_training && run.step < run.steps;
-    this.pause.disabled = !run?.is_training;
-    this.resume.disabled = !isPaused;
+    this.pause.hidden = !run?.is_training;
+    this.resume.hidden = !isPaused;
     if (!run) return;
     const pick = key => this.records.filter(record => record[key] !== undefined).map(record => [record.step, record[key]]);
-    drawLines(this.chart, { x: "step", y: "loss (nats per token)", rules: baselineRules(run, this.baselines), series: [
+    drawLines(this.chart, { x: "step", y: "loss (nats per token)", until: run.steps,
+      rules: baselineRules(run, this.baselines), series: [
       { name: "training", colour: "ink", dashes: "5 4", points: pick("train_loss") },
       { name: "validation", colour: "surprise", points: pick("val_loss") },
     ] });
@@ -150,15 +164,17 @@ export class Train {
     if (!last) return;
     const rate = before && last.seconds > before.seconds ? (last.tokens - before.tokens) / (last.seconds - before.seconds) : 0;
     const facts = [`step ${last.step.toLocaleString("en")}`];
-    if (run.is_training && rate) facts.push(`${Math.round(rate).toLocaleString("en")} tokens/s`,
-      `${duration(last.seconds / Math.max(1, last.step) * (run.steps - last.step))} left`);
+    const left = before && (last.seconds - before.seconds) / (last.step - before.step) * (run.steps - last.step);
+    if (run.is_training && rate)
+      facts.push(`${Math.round(rate).toLocaleString("en")} tokens/s`, `${duration(left)} left`);
     facts.push(`learning rate ${+last.lr.toPrecision(3)}`);
     if (last.gradient_norm !== undefined) facts.push(`gradient norm ${last.gradient_norm.toFixed(2)}`);
     this.numbers.textContent = facts.join(" · ");
     this.renewSample();
   }
 
-  // Generate a short text with the newest snapshot. During a training, leave most of the time to it.
+  // Generate a short text with the newest snapshot. While the run trains, pause between samples, so that the training
+  // gets most of the time.
   renewSample() {
     const { run } = this.lab, newest = run.snapshots.at(-1) ?? (run.val_loss === null ? undefined : "best");
     if (newest === undefined || newest === this.sampledAt || this.stopSample) return;

@@ -27,17 +27,18 @@ export function colour(name, opacity = 1) {
 
 export function shade(cell, strength) {        // the text colour contrasts with the shade
   cell.style.background = `rgb(var(--ink) / ${strength})`;
-  cell.style.color = strength > .5 ? "rgb(var(--paper))" : "";
+  const limit = matchMedia("(prefers-color-scheme: dark)").matches ? .46 : .57;
+  cell.style.color = strength > limit ? "rgb(var(--paper))" : "";
 }
 
-// Colour a token by its surprise in nats; 6 nats or more have the full colour.
+// Colour a token by its surprise, -ln p, in nats; 6 nats or more have the full colour.
 export function surprise(span, p) {
   const nats = -Math.log(Math.max(p, 1e-4));
-  span.style.background = `rgb(var(--surprise) / ${Math.min(1, nats / 6)})`;
+  span.style.background = `rgb(var(--fill) / ${Math.min(1, nats / 6)})`;
   span.title = `${percent(p)}, ${nats.toFixed(1)} nats`;
 }
 
-export function showBars(parent, rows) {       // rows: [name, p, is it the actual token?, note]
+export function showBars(parent, rows) {       // rows: [name, p, isActual, note]
   parent.replaceChildren(...rows.map(([name, p, isActual, note]) => {
     const bar = element("div", undefined, undefined, isActual ? "bar actual" : "bar");
     element("b", name, bar).title = name;

@@ -2,7 +2,7 @@
 
 import { colour } from "./dom.js";
 
-const SIDE = 1100, MARGIN = 70;                // of the large map, in canvas pixels
+const SIDE = 1100, MARGIN = 70;                // size of the large map, in canvas pixels
 
 function drawCells(context, rows, size) {
   const ink = colour("ink", "#");

@@ -6,11 +6,11 @@ import { drawLarge, drawSmall, findCell } from "./heat.js";
 const PARTS = ["text", "predictions", "lens", "attention", "stream", "embedding"];
 
 export class Inside {
-  // `parts` lists the sections to show; without `hasLarge`, no head is shown large. The owner may set `onUpdate`,
-  // which is called after the selection has changed.
+  // `parts` lists the sections to show. If `hasLarge` is false, no head is shown large. The owner may set
+  // `onUpdate`, a function that is called after each change of the selection.
   constructor(parent, { parts = PARTS, hasLarge = true } = {}) {
     this.hasLarge = hasLarge;
-    this.selected = { layer: Infinity, head: 0 };      // by a click or a key
+    this.selected = { layer: Infinity, head: 0 };      // chosen by a click or a key
     this.has = Object.fromEntries(PARTS.map(part => [part, parts.includes(part)]));
     this.parts = Object.fromEntries(PARTS.map(part => [part, element("section")]));
     this.parts.text.className = "top";
@@ -24,17 +24,19 @@ export class Inside {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.show(this.data));
   }
 
-  // Show other data. The selected position, layer and head stay the same. If the data does not have one of
-  // them, the last one is selected.
+  // Show other data. The selected position, layer and head stay the same. An index that is too large for
+  // the data becomes the last one.
   show(data) {
+    const isOther = this.data && this.data.tokens.join() !== data.tokens.join();
     this.data = data;
     this.T = data.tokens.length;
     this.layers = data.attention.length;
     const limit = (value, count) => Math.max(0, Math.min(value ?? Infinity, count - 1));
-    this.selected.position = limit(this.selected.position, this.T);
+    // At first, select a position that has a next token; while the user types, select the end of the text.
+    this.selected.position = limit(isOther ? this.T - 1 : this.selected.position ?? this.T - 2, this.T);
     this.selected.layer = limit(this.selected.layer, this.layers);
     this.selected.head = limit(this.selected.head, data.attention[0]?.length ?? 1);
-    this.shown = { ...this.selected };                 // under the pointer, or selected
+    this.shown = { ...this.selected };                 // what is under the pointer; otherwise what is selected
     for (const part of ["lens", "attention", "stream"]) this.parts[part].hidden = !this.layers;
     this.layerPredictions.hidden = !this.layers;
     if (this.has.text) this.showText();
@@ -175,9 +177,9 @@ export class Inside {
     if (!this.hasLarge) return;
     const head = element("div", undefined, both, "head");
     this.which = element("div", undefined, head);
+    this.readout = element("div", undefined, head, "readout");
     this.large = element("canvas", undefined, head, "large");
     this.large.setAttribute("role", "img");
-    this.readout = element("div", undefined, head, "readout");
     this.weights = element("div", undefined, head, "text");
     this.large.onmousemove = event => {
       const cell = findCell(this.large, event, this.T), tokens = this.data.tokens;
@@ -196,6 +198,7 @@ export class Inside {
     if (this.shape !== shape) {
       this.shape = shape;
       this.heads.replaceChildren();
+      this.heads.style.setProperty("--heads", heads);
       this.heads.style.gridTemplateColumns = `auto repeat(${heads}, auto)`;
       this.pictures = attention.map((row, l) => {
         element("div", `layer ${l + 1}`, this.heads);
