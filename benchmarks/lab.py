@@ -78,7 +78,7 @@ def measure_typing(page: Page, address: str) -> dict[str, float]:
 
 
 def measure_ablation(page: Page, address: str) -> dict[str, float]:
-    """Time clicks that switch off heads, one more each time, until the page shows the loss."""
+    """Time each click that switches off one more head, until the page shows the new loss."""
     page.goto(f"{address}#view=apart&run=tiny")
     page.reload()
     page.get_by_text("with all parts").wait_for()

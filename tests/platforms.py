@@ -1,4 +1,4 @@
-"""Helpers for tests that need a feature that some operating systems or users lack."""
+"""Helpers for tests that depend on the operating system, or on the rights of the user."""
 
 import ctypes
 import os

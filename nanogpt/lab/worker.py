@@ -81,5 +81,5 @@ class Worker:
                 self._bytes -= len(dropped)
 
     def close(self) -> None:
-        """Drop the waiting questions, and end the thread after the current one."""
+        """Drop the waiting questions. The thread ends when it has answered the current question."""
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Download a text, or copy standard input, into a permanent file in the cache.
+"""Download a text, or copy standard input, into a file in the cache, where later commands find it.
 
 No other module downloads anything.
 """

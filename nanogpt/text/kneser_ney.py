@@ -43,7 +43,10 @@ class _Order:
     """The discounts of the counts 0, 1, 2, and 3 or more."""
 
     def interpolate(self, codes: Integers, V: int, shorter: Floats) -> Floats:
-        """Return p_k of each k-gram in codes (N,), given p_{k-1} of its last k - 1 tokens (N,)."""
+        """Return p_k, which KneserNey defines, of each k-gram in `codes` (N,).
+
+        `shorter` (N,) has p_{k-1} of the last k - 1 tokens of each k-gram.
+        """
         counts = look_up(codes, self.codes, self.counts)
         totals = look_up(codes // V, self.contexts, self.totals)
         reserved = look_up(codes // V, self.contexts, self.reserved)

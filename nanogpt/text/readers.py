@@ -131,7 +131,7 @@ def _walk(directory: Path, excluded: Path | None) -> Iterator[Path]:
 
 
 def _is_output(directory: Path, excluded: Path | None) -> bool:
-    """Return whether a directory is `excluded`, or contains a run or a study."""
+    """Return whether a directory is `excluded`, or the directory of a run or of a study."""
     if excluded is not None and directory.absolute() == excluded.absolute():
         return True
     marks = (OUTPUT_MARK,), ("run.json", "metrics.jsonl"), (".lock", ".pid")

@@ -12,7 +12,8 @@ import pytest
 from nanogpt.errors import UserError
 from nanogpt.lab import training
 from nanogpt.lab.library import read_metrics
-from nanogpt.lab.training import LAB, Trainings, save_text
+from nanogpt.lab.training import LAB, Trainings, plan_run, save_text
+from nanogpt.runs.presets import get_preset
 from nanogpt.system.files import write_atomically
 from tests.lab.conftest import Client
 
@@ -63,6 +64,12 @@ def test_a_short_run_ends_with_its_snapshots(client: Client, text: str) -> None:
     wait_for(lambda: find(client, name).get("step") == 30)
     wait_for(lambda: not client.lab.trainings.is_running(name))
     assert find(client, name)["snapshots"] == list(range(31))
+    rates = {
+        record["step"]: record["lr"] for record in client.get("metrics", run=name) if "lr" in record
+    }
+    assert (
+        rates[30] < max(rates.values()) / 5
+    )  # the rate has fallen, although tiny has a long warm-up
 
 
 def test_a_text_that_is_too_short_is_reported(client: Client) -> None:
@@ -147,3 +154,9 @@ def test_only_utf8_of_a_limited_size_is_saved(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match="the text has 4 bytes: use at most 3"):
         save_text(b"four")
     assert len(list(LAB.iterdir())) == 1
+
+
+def test_a_short_run_has_a_short_warmup() -> None:
+    preset = get_preset("tiny").config
+    assert plan_run("tiny", {}).optim.warmup == preset.optim.warmup == 200
+    assert plan_run("tiny", {"steps": 300}).optim.warmup == 30
