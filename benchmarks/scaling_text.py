@@ -63,9 +63,10 @@ E + B / D^β for a text of D characters. The losses of these cells are below thi
 The largest difference is at {round_to(cell["N"], 1)} parameters and {cell["D"]:,} characters.
 {"No cell lies" if min(c["loss"] for c in cells) > law["E"] else "Some cells lie"} below E itself.
 
-**Only the scarcer resource limits the loss.** p is about {law["p"]:.0f}, so the law depends \
+**One of the two terms determines the loss.** p is about {law["p"]:.0f}, so the law depends \
 almost only on the larger
-term. For models of more than {round_to(crossovers[0], 1)} parameters, trained on all the text, the
+of the terms A / N^α (parameters) and B / D^β (text).
+For models of more than {round_to(crossovers[0], 1)} parameters, trained on all the text, the
 law predicts a larger gain from twice as much text than from twice as many parameters. With
 {texts[2]:,} characters, about the size of Tiny Shakespeare, this holds for models of more than
 {round_to(crossovers[1], 2)} parameters.

@@ -32,7 +32,10 @@ class SavedWeights(NamedTuple):
 def train(
     checkout: Path, flags: str, folder: Path, start: float
 ) -> tuple[dict[str, Any], list[SavedWeights]]:
-    """Run train.py and save its weights in `folder`; return its variables and the saved weights."""
+    """Run train.py, and save the weights of its model in `folder` at each checkpoint.
+
+    Returns the variables of train.py, and a description of each saved file.
+    """
     checkpoints: list[SavedWeights] = []
 
     def save_weights(checkpoint: dict[str, Any], _: str) -> None:

@@ -1,4 +1,4 @@
-"""Imports go from higher to lower layers; some libraries are imported only in listed modules."""
+"""Modules import only from their own and earlier layers; some libraries have listed users."""
 
 import ast
 from graphlib import TopologicalSorter

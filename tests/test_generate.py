@@ -1,4 +1,4 @@
-"""Sampling: filters give the results of plain loops; a cache does not change generation."""
+"""Sampling: the filters equal plain loops; a cache does not change the generated tokens."""
 
 import math
 from collections import Counter

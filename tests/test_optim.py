@@ -346,7 +346,7 @@ def test_a_frozen_parameter_does_not_change(name: Literal["adamw", "muon"]) -> N
     before = {each: p.detach().clone() for each, p in named.items()}
     optimizers = build_optimizers(model, OptimConfig(optimizer=name))
     tokens = torch.tensor([[0, 1, 2, 3]])
-    for _ in range(2):  # weights before a layer of zeros get no gradient in step 1
+    for _ in range(2):  # in step 1, some gradients are 0: some weights start at 0
         nn.functional.cross_entropy(model(tokens)[0], tokens[0]).backward()
         for optimizer in optimizers:
             optimizer.step(torch.tensor(0.1))

@@ -24,9 +24,8 @@ Check = Callable[[], None]
 class Worker:
     """One thread that computes answers, so that two answers never compete for the processor.
 
-    A question has a view (in one tab of the browser) and a turn, which is a growing number. If a
-    question with a later turn arrives for the same view, the earlier questions of the view are
-    outdated.
+    A question has a view (in one tab of the browser) and a number, its turn. If a question with a
+    later turn arrives for the same view, the earlier questions of the view are outdated.
     """
 
     def __init__(self) -> None:

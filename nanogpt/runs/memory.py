@@ -81,8 +81,8 @@ def has_feed_forward(model: ModelConfig) -> bool:
 def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
     """Count the bytes that each part of a training step uses, and the peak.
 
-    The memory for the text is not included. The backward pass needs the activations: the inputs
-    of all matrix products and norms. The formulas count the tensors that PyTorch's CUDA kernels store.
+    The memory for the text is not included. The backward pass needs the activations: the inputs of
+    all matrix products and norms. The formulas count the tensors that PyTorch's CUDA kernels store.
     """
     optim, training = config.optim, config.train
     N = count_parameters(config.model)[-1].value

@@ -194,7 +194,7 @@ class HubTokenizer:
     def _is_open(self, token: int) -> bool:
         """Return whether the next token may change the text of this token."""
         content = self._tokenizer.id_to_token(token)
-        # An unused id has no text, and it does not end a sequence of byte tokens.
+        # An unused id has no text. It may stand between the bytes of one character.
         is_open = content is None or BYTE_TOKEN.fullmatch(content) is not None
         return is_open or not self._is_decoded_in_parts
 

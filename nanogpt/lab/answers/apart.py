@@ -27,7 +27,10 @@ class Ablation:
 
 
 def ablate(question: Question, check: Check) -> Ablation:
-    """Measure the model without the parts in the parameter `off` (names separated by commas)."""
+    """Measure the model with some parts switched off.
+
+    The parameter `off` of the request has the names of these parts, separated by commas.
+    """
     checkpoint, texts = question.checkpoint(), question.texts()
     off = [part for part in question.query.get("off", "").split(",") if part]
     only_loss, inspection, sample = "only_loss" in question.query, None, ""

@@ -1,4 +1,4 @@
-import { element, svg } from "./dom.js";
+import { element, makeButton, svg } from "./dom.js";
 import { Asker } from "./api.js";
 import { button, field } from "./controls.js";
 import { drawLines } from "./lines.js";
@@ -50,10 +50,8 @@ export class Copied {
       this.text.append(characters.slice(end, match.start).join(""));
       end = match.start + match.length;
       const part = element("span", characters.slice(match.start, end).join(""), this.text, "mark");
-      part.tabIndex = 0;
       part.setAttribute("role", "button");
-      part.onclick = () => this.showSource(match);
-      part.onkeydown = event => [" ", "Enter"].includes(event.key) && (event.preventDefault(), this.showSource(match));
+      makeButton(part, () => this.showSource(match));
     }
     this.text.append(characters.slice(end).join(""));
     const longest = Math.max(...lengths, ...heldOut);

@@ -1,4 +1,4 @@
-import { element, percent, quoted, showBars } from "./dom.js";
+import { element, makeButton, percent, quoted, showBars } from "./dom.js";
 import { Asker } from "./api.js";
 import { button, signed, tint, tintLegend } from "./controls.js";
 
@@ -19,6 +19,15 @@ export class Counting {
     this.note = element("p", undefined, parent, "muted");
     tintLegend(parent, "counting better", "model better");
     this.text = element("div", undefined, parent, "text");
+    this.text.tabIndex = 0;
+    this.text.setAttribute("aria-label", "Text. The arrow keys move the selected position.");
+    this.text.onkeydown = event => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!step || !this.last) return;
+      event.preventDefault();
+      this.position = Math.max(0, Math.min(this.last, (this.position ?? this.last) + step));
+      this.show();
+    };
     this.next = element("div", undefined, parent, "columns");
     const columns = element("div", undefined, parent, "columns");
     this.lists = ["Where the model wins most (nats more than counting)", "Where counting wins most"].map(title => {
@@ -45,6 +54,7 @@ export class Counting {
   showAnswer(answer) {
     const { model, ngram, n } = answer;
     this.start = answer.start;
+    this.last = answer.tokens.length - 2;              // the last position that can be selected
     this.note.textContent = `Mean over the first ${answer.count.toLocaleString("en")} tokens of the validation split: model ` +
       `${answer.losses.model.toFixed(3)}, ${n}-grams ${answer.losses.ngram.toFixed(3)} nats per token. ` +
       `The ${answer.losses.model < answer.losses.ngram ? "model is" : `${n}-grams are`} better. ` +
@@ -63,7 +73,7 @@ export class Counting {
       }
       if (token.includes("↵")) element("br", undefined, this.text);
     });
-    const place = this.position ?? answer.tokens.length - 2, actual = answer.tokens[place + 1];
+    const place = this.position ?? this.last, actual = answer.tokens[place + 1];
     const before = answer.tokens.slice(Math.max(0, place - 9), place + 1).join("");
     this.next.replaceChildren(...Object.entries(answer.next).map(([name, rows]) => {
       const box = element("div");
@@ -78,7 +88,7 @@ export class Counting {
         element("th", before, row);
         element("td", token, row).className = "correct";
         element("td", `${signed(nats, 1)} nats`, row);
-        row.onclick = () => { this.start = Math.max(0, start - 20); this.position = start - this.start; this.show(); };
+        makeButton(row, () => { this.start = Math.max(0, start - 20); this.position = start - this.start; this.show(); });
       }
     });
   }

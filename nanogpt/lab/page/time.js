@@ -41,7 +41,10 @@ export class TimeMachine {
     };
     this.sample = element("div", undefined, addBox("What it generates after the prompt"), "generated");
     this.chart = svg("svg", { class: "chart" }, addBox("Loss"));
-    this.all = element("canvas", undefined, addBox("Surprise at each token, all steps"), "steps");
+    const map = addBox("Surprise at each token, all steps");
+    this.all = element("canvas", undefined, map, "steps");
+    element("div", undefined, map, "legend").replaceChildren("0", element("i"), "6 nats or more; a row for each snapshot, " +
+      "about logarithmic in the step. Click to choose a step and a position.");
     this.all.setAttribute("role", "img");
     this.all.setAttribute("aria-label", "Surprise at each token, a row for each step");
     this.all.onclick = event => {

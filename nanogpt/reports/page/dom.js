@@ -25,6 +25,17 @@ export function colour(name, opacity = 1) {
   return `rgb(${rgb} / ${opacity})`;
 }
 
+// Let a click, Enter or Space do something.
+export function makeButton(node, action) {
+  node.tabIndex = 0;
+  node.onclick = action;
+  node.onkeydown = event => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    action();
+  };
+}
+
 export function shade(cell, strength) {        // the text colour contrasts with the shade
   cell.style.background = `rgb(var(--ink) / ${strength})`;
   const limit = matchMedia("(prefers-color-scheme: dark)").matches ? .46 : .57;

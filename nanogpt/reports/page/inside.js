@@ -1,6 +1,6 @@
 // Shows what a model computes for a text (the fields of Inspection in reports/inspection.py).
 
-import { element, percent, quoted, shade, showBars, surprise, svg } from "./dom.js";
+import { element, makeButton, percent, quoted, shade, showBars, surprise, svg } from "./dom.js";
 import { drawLarge, drawSmall, findCell } from "./heat.js";
 
 const PARTS = ["text", "predictions", "lens", "attention", "stream", "embedding"];
@@ -208,6 +208,7 @@ export class Inside {
           canvas.setAttribute("role", "img");
           canvas.setAttribute("aria-label", canvas.title);
           this.makeSelectable(canvas, { layer: l, head: h });
+          makeButton(canvas, canvas.onclick);
           return canvas;
         });
       });
