@@ -322,11 +322,11 @@ for (kind, seed), model in models.items():
     shares = f"{own[kind, seed].mean():.2f} on itself, {alike[kind, seed]:.2f} on its character"
     print(f"{kind.__name__:10} seed {seed}: weight {shares}")
 
-# %% alt="Weight on the own position falls to 0.29 for one head, to 0.02 for one head plus x"
+# %% alt="Weight on the own position (seed 1): falls to 0.29 for one head, to 0.02 for it plus x"
 for kind, style, color in ((OneHead, "-", ACCENT), (PlusItself, "--", INK), (Average, ":", MUTED)):
     plt.plot(range(1, T + 1), own[kind, 1], style, color=color)
 plt.text(22, 0.56, "OneHead: 0.50 on average", color=ACCENT)
-plt.text(22, 0.12, "PlusItself (dashed), close to equal weights (dotted)")
+plt.text(22, 0.12, "PlusItself (dashed): little more than with equal weights (dotted)")
 plt.xlabel("position in the block")
 plt.ylabel("weight on the own position")
 show("own-position")
@@ -351,8 +351,9 @@ assert 0.97 > undivided > 0.93 > 0.12 > divided > 0.09
 # 0.88 of the weight: this head is almost a bigram. The rest adds other clues, but blurs this one.
 #
 # If the model adds `x` to the result of the head, the current character takes another path. The
-# head then gives it only 0.15 to 0.29 of the weight (with equal weights: 0.12), and the loss falls
-# to about 2.44. This addition is the *residual connection* of [lesson 7](07_depth.md).
+# head then gives it only 0.15 to 0.29 of the weight (with equal weights: 0.12), chooses among the
+# others, and the loss falls to about 2.44. This addition is the *residual connection* of [lesson
+# 7](07_depth.md).
 #
 # ## Scoreboard
 

@@ -257,14 +257,16 @@ class HeadsWithPositions(HeadsOnly):
 
 settings = {"steps": 2000, "learning_rate": 1e-2, "block_size": 16}
 losses = {}
-for n_head in (1, 4):
-    torch.manual_seed(1)
-    model = HeadsWithPositions(n_head)
-    losses[n_head] = train(model, **settings)
-    print(f"H = {n_head}: validation loss {losses[n_head]:.2f}")
+for kind in (HeadsOnly, HeadsWithPositions):
+    for n_head in (1, 4):
+        torch.manual_seed(1)
+        model = kind(n_head)
+        losses[kind, n_head] = train(model, **settings)
+        print(f"{kind.__name__}, H = {n_head}: validation loss {losses[kind, n_head]:.2f}")
 
 # %% [markdown]
-# With positions, four heads reach 2.16, and one head with as many parameters only 2.35.
+# With positions, four heads reach 2.16, and one head with as many parameters only 2.35. In the same
+# training without positions, the gain is only 0.10.
 #
 # ## What do the heads attend to?
 #
@@ -299,7 +301,9 @@ assert C * C * 4 > 2 * 64 * C  # at T = 64: the linear layers, the scores and th
 assert min(*correct[2], max(correct[1])) > 0.98
 assert min(correct[1]) < 0.3
 assert lesson.FAST or max(abs(alone[1] - 2.504), abs(alone[4] - 2.437)) < 0.02
-assert lesson.FAST or max(abs(losses[1] - 2.35), abs(losses[4] - 2.16)) < 0.04
+for kind, expected in ((HeadsWithPositions, (2.35, 2.16)), (HeadsOnly, (2.44, 2.34))):
+    errors = [abs(losses[kind, n] - loss) for n, loss in zip((1, 4), expected, strict=True)]
+    assert lesson.FAST or max(errors) < 0.04
 assert lesson.FAST or (own[1] > 0.9 and 0.6 < previous[3] < 0.72 and own[3] < 0.3)
 assert lesson.FAST or (own + previous)[[0, 2]].min() > 0.9
 assert lesson.FAST or weights.diagonal(dim1=1, dim2=2)[[0, 2], 1:].std(dim=1).max() < 0.06

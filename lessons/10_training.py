@@ -165,7 +165,7 @@ for step in (1, 2, 3):
 # gradient. If a gradient changes sign in each step, $\hat m$ is small, but $\hat v$ is not: Adam
 # makes long steps where gradients agree, and short ones where they change at random. GPTs often use
 # $\beta_2 = 0.95$ (Brown et al. 2020, [arXiv:2005.14165](https://arxiv.org/abs/2005.14165); also
-# `gpt.py`): then $v$ is a mean of about 20 steps, not 1,000.
+# `gpt.py`): then $v$ is a mean of about $1/(1-\beta_2) = 20$ steps.
 #
 # ## The model, and weight decay
 #
@@ -242,10 +242,11 @@ for (name, rate), (_, validation) in runs.items():
 #
 # Large steps move far at the start; small steps settle in a low point at the end. A *schedule*
 # tries to give both. `gpt.py` multiplies its rate by `schedule(step, 1300, 100)`. In the *warm-up*,
-# the rate rises, because $v$ is a mean of few squares at first, and a step that divides by its root
-# is unreliable (Liu et al. 2019, [arXiv:1908.03265](https://arxiv.org/abs/1908.03265)). Then the
-# rate falls along a line to 0. (`min` takes the lower of both lines, so the factor is at most
-# 0.93.) Now train with a warm-up of 40 steps; at 0.1 also with the falling line only (`warmup=1`).
+# the rate rises: the first steps are the most likely to diverge. Adam's $v$ is then a mean of few
+# squares, so dividing by its root is unreliable (Liu et al. 2019,
+# [arXiv:1908.03265](https://arxiv.org/abs/1908.03265)). Then the rate falls along a line to 0. (The
+# lower line counts: at most 0.93.) Now train with a warm-up of 40 steps; at 0.1 also with the
+# falling line only (`warmup=1`).
 
 # %%
 scheduled = {("schedule", rate): fit(Adam, rate, warmup=40) for rate in (0.003, 0.01, 0.03, 0.1)}

@@ -148,8 +148,8 @@ for n in sizes:
 # The study also recorded the loss during the training on all the text. The *compute frontier* is
 # the lowest loss that any model has reached with at most a given number of operations. After the
 # warm-up, the study keeps the learning rate constant, so the middle of a run is the same as the end
-# of a shorter run. (With a falling rate, the loss in the middle would be too high.) A moving
-# average of the weights replaces the falling rate: it, too, reduces noise.
+# of a shorter run. (With a falling rate, the loss in the middle would be too high.) Instead, it
+# averages the latest weights: this also evens out the random part of steps.
 
 # %% alt="Loss over operations of seven sizes; the frontier moves to larger models on the right"
 figure, axes = plt.subplots(figsize=(7, 4.2))
@@ -352,7 +352,7 @@ assert (round(min(epochs)), round(max(epochs))) == (20, 146)
 #
 # ## What to remember
 #
-# - A training takes about $6ND$ operations: 2 per parameter and token forward, 4 backward.
+# - A training takes about $6N$ operations per processed token: $2N$ forward, $4N$ backward.
 # - Each budget has its best size. A larger budget needs a larger model *and* more text.
 # - The loss above $E$ falls like a power law in parameters and text. If a text is repeated many
 #   times, almost only the scarcer resource limits the loss.

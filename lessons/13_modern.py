@@ -90,10 +90,11 @@ print("weights with QK-norm:", (keys @ query / math.sqrt(D)).softmax(dim=0).nump
 # search for models that need less training. Two of its changes gained most. One is
 # $\text{ReLU}^2(x) = \max(0, x)^2$: exactly 0 for negative inputs, and steep for large ones.
 #
-# A **soft cap** keeps each logit $z$ between $-c$ and $c$: it becomes $c \tanh(z / c)$. Gemma 2
-# (Google 2024, [arXiv:2408.00118](https://arxiv.org/abs/2408.00118)) caps the output logits at
-# $c = 30$, and the attention scores at 50. nanogpt caps only the output, at 15. This limits the
-# loss of a confident mistake.
+# A **soft cap** keeps each logit $z$ between $-c$ and $c$: it becomes $c \tanh(z / c)$. ($\tanh u$
+# is almost $u$ near 0, goes to ±1, and has the slope $1 - \tanh^2 u$.) Gemma 2 (Google 2024,
+# [arXiv:2408.00118](https://arxiv.org/abs/2408.00118)) caps the output logits at $c = 30$, and the
+# attention scores at 50. nanogpt caps only the output, at 15. This limits the loss of a confident
+# mistake.
 
 
 # %%
@@ -239,9 +240,11 @@ torch.testing.assert_close(mine(tokens), theirs(tokens), rtol=1e-4, atol=1e-4)
 #
 # Adam treats each weight alone. But a matrix acts as a whole: it turns input directions into output
 # directions. Each matrix is a product $G = U \Sigma V^\top$, its *singular value decomposition*
-# ($V$ is not the vocabulary here). $G$ turns column $i$ of $V$ into $\sigma_i$ times column $i$ of
-# $U$. The numbers $\sigma_i$, the diagonal of $\Sigma$, are the **singular values**. In a gradient,
-# a few are large and most are small, so a step moves along few directions.
+# ($V$ is not the vocabulary here). The columns of $U$ have length 1 and are perpendicular, and so
+# are those of $V$: $U^\top U$ and $V^\top V$ are the identity. $\Sigma$ is 0 off its diagonal. $G$
+# turns column $i$ of $V$ into $\sigma_i$ times column $i$ of $U$. The numbers $\sigma_i$ on the
+# diagonal are the **singular values**. In a gradient, a few are large and most are small, so a step
+# moves along few directions.
 #
 # **Muon** (Jordan et al. 2024, [post](https://kellerjordan.github.io/posts/muon/)) brings the
 # singular values near 1, because rare directions may matter, too. The step is roughly $U V^\top$.
@@ -251,8 +254,9 @@ torch.testing.assert_close(mine(tokens), theirs(tokens), rtol=1e-4, atol=1e-4)
 #
 # $$X \leftarrow a X + b\,(X X^\top) X + c\,(X X^\top)^2 X$$
 #
-# As $X X^\top X = U \Sigma^3 V^\top$, each round keeps the directions, and turns each $\sigma$ into
-# $a \sigma + b \sigma^3 + c \sigma^5$; a small one grows 3.4 times ([code](../nanogpt/muon.py)).
+# $U^\top U$ and $V^\top V$ drop out, so $X X^\top X = U \Sigma^3 V^\top$: each round keeps the
+# directions, and turns each $\sigma$ into $a \sigma + b \sigma^3 + c \sigma^5$; a small one grows
+# 3.4 times ([code](../nanogpt/muon.py)).
 
 # %%
 torch.manual_seed(1)
@@ -332,11 +336,13 @@ for name, parts, *rates in rows:
 # - **The other six** gain nothing that we can see. (RMSNorm also adds a norm to the embedding, and
 #   untied output starts it 50 times larger.) Some have other aims: RMSNorm and no biases save work;
 #   QK-norm and soft cap prevent failures of larger models.
-# - **All ten** gain 0.39. **Muon** gains 0.24 with GPT-2, but only 0.02 with all ten.
+# - **All ten** gain 0.39. **Muon** gains 0.24 with GPT-2. With all ten, it is only 0.02 below Adam:
+#   too little to believe.
 #
 # Gains also depend on size, budget and learning rates. In nanogpt's `study ladder`
 # ([results](../docs/studies.md)), models of about 10.7 million parameters were trained on a GPU for
-# 1,000 steps. GPT-2 reached 1.511, the modern model 1.453, and the modern model with Muon 1.456.
+# 1,000 steps. GPT-2 reached 1.511, the modern model, with half as many heads, 1.453, and with Muon
+# 1.456.
 #
 # ## What to remember
 #
@@ -346,8 +352,9 @@ for name, parts, *rates in rows:
 #
 # ## Three common mistakes
 #
-# 1. **A comparison that changes two things**, such as a new optimizer and its learning rates.
-#    *Symptom:* a gain that has another cause. *Remedy:* a *control*: only one thing differs.
+# 1. **A comparison that changes two things**, such as the optimizer of the matrices and the rate of
+#    the rest. *Symptom:* a gain that has another cause. *Remedy:* a *control*: only one thing
+#    differs. (Search for the best rate of each optimizer.)
 # 2. **Both matrices of the feed-forward start at zero.** Then each one gets a gradient of zero from
 #    the other. *Symptom:* both are exactly 0 after training. *Remedy:* only the last one is 0.
 # 3. **Muon for the matrices, and no optimizer for the rest.** *Symptom:* no error, but embeddings
@@ -397,4 +404,4 @@ if SOLUTIONS:  # run with: python lessons/13_modern.py --solutions
     for name, parts in less.items():
         torch.manual_seed(1)
         print(f"3. without {name}: {fit(Transformer(**{**new, **parts})):.3f}")
-    print("Each does much of the work of the other. Without both, the other eight gain nothing.")
+    print("Each does much of the work of the other.")

@@ -55,12 +55,16 @@ plt.rcParams.update(
 
 
 def add_dark_colours(svg: str) -> str:
-    """Return the picture with a rule that replaces its colours on a dark page."""
+    """Return the picture with a rule that replaces its colours on a dark page.
+
+    The date is left out, so that a picture that is drawn again stays the same.
+    """
     rules = "".join(
         f'[style*="{part}: {light}"]{{{part}:{dark}!important}}'
         for light, dark in DARK.items()
         for part in ("fill", "stroke")
     )
+    svg = re.sub(r" *<dc:date>.*</dc:date>\n", "", svg)
     return svg.replace("</style>", f"@media(prefers-color-scheme:dark){{{rules}}}</style>", 1)
 
 
