@@ -25,7 +25,7 @@ SAMPLE_HEADING = "Sample:\n"
 
 
 def run_timed(command: Sequence[str]) -> tuple[str, float, float]:
-    """Run a command; return its standard output, its seconds and its peak memory in MB."""
+    """Run a command; return its standard output, its time in seconds and its peak memory in MB."""
     start = time.time()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Measure the time and the memory that a gigabyte of text needs, and the training speed on it.
+"""Measure how much time and memory a gigabyte of text needs, and how fast a model trains on it.
 
     python benchmarks/corpora.py
 
@@ -110,7 +110,7 @@ def main() -> None:
         text = home / "large.txt"
         write_text(text, args.megabytes)
         os.environ["NANOGPT_CACHE"] = str(home / "cache")
-        time.sleep(3)  # the cache leaves out a text that changed in the last 2 seconds
+        time.sleep(3)  # a text that changed in the last 2 seconds is not cached
         command = [sys.executable, __file__, "--tokenizer", args.tokenizer, "--start", str(text)]
         first, second = (json.loads(subprocess.check_output(command)) for _ in range(2))
         result = {

@@ -2,10 +2,10 @@
 
     python benchmarks/lab.py     # needs Chromium, the library playwright, and about five minutes
 
-The script times the views of the page. It also trains `tiny` with 40 snapshots, alternately alone
-and in the lab beside an open page. The results go to benchmarks/results/lab.json. All times are in
-milliseconds. "usable page" and "first picture" are single measurements; each of the other times has
-a median and a 95th percentile.
+The script times the views of the page. It also trains `tiny` with 40 snapshots, alternately with
+`nanogpt train` and in the lab, whose page shows the training. The results go to
+benchmarks/results/lab.json. All times are in milliseconds. "usable page" and "first picture" are
+single measurements; each of the other times has a median and a 95th percentile.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def describe(times: list[float]) -> dict[str, float]:
 
 
 def measure_slider(page: Page, address: str) -> dict[str, float]:
-    """Time each move of the slider until the new picture, after the page has loaded all frames."""
+    """Wait until all frames are loaded; time each slider move until the new picture appears."""
     page.goto(f"{address}#view=time&run=tiny")
     page.reload()
     page.get_by_label("Snapshot").wait_for()
@@ -78,7 +78,7 @@ def measure_typing(page: Page, address: str) -> dict[str, float]:
 
 
 def measure_ablation(page: Page, address: str) -> dict[str, float]:
-    """Time each click that switches off one more head, until the page shows the new loss."""
+    """Switch off heads one by one; time each click until the page shows the new loss."""
     page.goto(f"{address}#view=apart&run=tiny")
     page.reload()
     page.get_by_text("with all parts").wait_for()

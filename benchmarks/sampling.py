@@ -72,7 +72,7 @@ def copy_weights(model: GPT, other: nn.Module) -> None:
 
 
 def scale_embedding(model: GPT) -> GPT:
-    """Scale the embedding up to make probabilities differ more; return the model in eval mode."""
+    """Scale up the embedding, so that probabilities differ more; return the model in eval mode."""
     with torch.no_grad():
         model.token_embedding.weight.mul_(10)
     return model.eval()

@@ -15,7 +15,7 @@ def make_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def get_seconds_to(target: float, run: Result) -> float:
-    """The seconds until a run reaches the target loss, or its lowest loss if that is higher."""
+    """Return the seconds until a run reaches the target, or its lowest loss if it never does."""
     for evaluation in run["evaluations"]:
         if evaluation["val_loss"] <= target:
             return float(evaluation["seconds"])
@@ -179,7 +179,7 @@ def corpora_table(result: Result) -> str:
         ["first start", f"{first['seconds']:.1f} s, {first['megabytes_per_second']:.1f} MB/s"],
         ["parts: reading, training the tokenizer, encoding", f"{parts} s"],
         [
-            "peak memory, and memory of the libraries",
+            "peak memory, and the part that the libraries need",
             f"{first['peak_mb']:.0f} MB, {first['imported_mb']:.0f} MB",
         ],
         ["second start", f"{second['seconds']:.2f} s"],
@@ -241,5 +241,5 @@ def checkpoints_table(results: Iterable[Result]) -> str:
             ]
         )
     return make_table(
-        ["", "size of `last/`", "pause per checkpoint", "share of the training"], rows
+        ["", "size of `last/`", "pause per checkpoint", "share of training time"], rows
     )

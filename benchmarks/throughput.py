@@ -5,8 +5,8 @@
 - baby: nanogpt trains the preset `baby`, with 10.8M parameters and 64 × 256 tokens per step.
 - gpt2: both programs train a model of the shape of GPT-2, with 124M parameters and 1,024 tokens in
   each block, at every batch size in --batches. nanoGPT pads its vocabulary to 50,304 tokens. The
-  text of nanogpt therefore has 50,304 different characters, in random order. nanoGPT's bench.py
-  trains on random tokens and without biases; nanogpt does the same.
+  text of nanogpt therefore has 50,304 different characters. They are in random order, because
+  nanoGPT's bench.py trains on random tokens. As in bench.py, the model has no biases.
 
 nanogpt runs as `nanogpt train`, in a separate process. Its rate is the median over the ten
 intervals between lines 3 and 13 of metrics.jsonl; these intervals contain no evaluation. bench.py

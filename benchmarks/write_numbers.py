@@ -113,17 +113,14 @@ def summary() -> str:
         result = read_result(name)
         theirs = get_median_seconds(result, "nanoGPT")
         ours = get_median_seconds(result, f"nanogpt {preset}")
-        is_reached = get_median_loss(result, "nanoGPT") <= result["target"]
-        note = (
-            ""
-            if is_reached
-            else f" (not reached; lowest loss {get_median_loss(result, 'nanoGPT'):.4f})"
-        )
+        loss = get_median_loss(result, "nanoGPT")
+        is_reached = loss <= result["target"]
+        note = "" if is_reached else f"not reached; lowest loss {loss:.4f} after "
         rows.append(
             [
                 f"time to a validation loss of {result['target']}",
                 hardware,
-                f"{theirs:.1f} s{note}",
+                f"{note}{theirs:.1f} s",
                 f"{ours:.1f} s (`{preset}`)",
                 f"{'' if is_reached else 'more than '}{theirs / ours:.1f} times as fast",
             ]
@@ -153,7 +150,7 @@ def summary() -> str:
 
 
 def first_run() -> str:
-    """The time that `nanogpt train` takes without other arguments, and the loss that it reaches."""
+    """How long `nanogpt train` takes without arguments, and the loss that it reaches."""
     result = read_preset("tiny")
     minutes = median(run["seconds"] for run in result["runs"]) / 60
     return (
@@ -165,7 +162,7 @@ def first_run() -> str:
 
 
 def heart() -> str:
-    """The table of the eight core files and their numbers of lines."""
+    """The table of the eight heart files, with the number of lines of each file."""
     lines = {file: len((ROOT / "nanogpt" / file).read_text("utf-8").splitlines()) for file in HEART}
     rows = [
         [f"[nanogpt/{file}](nanogpt/{file})", str(lines[file]), topic]
@@ -315,8 +312,8 @@ def vocabularies() -> str:
 
     return (
         f"{vocabularies_table(result)}\nCompared with characters, a vocabulary of 2,048 "
-        f"byte-pair tokens saves\n"
-        f"{gain('body'):.2f} bits per byte with the same body, and {gain('size'):.2f} with the "
+        f"byte-pair tokens lowers the loss\n"
+        f"by {gain('body'):.2f} bits per byte with the same body, and {gain('size'):.2f} with the "
         f"same size.\n"
     )
 
@@ -367,7 +364,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def render(page: str) -> str:
-    """Return a page with new generated parts. Raises KeyError if the page names an unknown part."""
+    """Return a page with updated generated parts. Raises KeyError if a part is unknown."""
     return PART.sub(lambda part: f"{part[1]}{PARTS[part[2]]()}{part[4]}", page)
 
 

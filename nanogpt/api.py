@@ -95,7 +95,7 @@ def load(
 
 
 def count_text_bytes(model: Model) -> int:
-    """Return the minimum bytes of host memory that the generation of each text needs."""
+    """Return a lower bound of the host memory, in bytes, that generating one text needs."""
     config, weight = model.config, next(model.parameters())
     if weight.device.type != "cpu":
         return GENERATOR_BYTES

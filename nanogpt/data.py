@@ -102,8 +102,8 @@ class Data:
 class BatchOrder:
     """Chooses where the blocks of a batch start, given the seed and the number of earlier blocks.
 
-    `random`: each block starts at a random position. `epochs`: in each epoch, the text is cut into
-    blocks, and each block is used once, in random order. In each epoch, the first cut is random.
+    `random`: each block starts at a random position. `epochs`: each epoch cuts the text into
+    blocks, starting at a random offset, and uses each block once, in random order.
     """
 
     def __init__(self, name: OrderName, tokens: int, block_size: int, seed: int) -> None:

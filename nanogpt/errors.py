@@ -14,8 +14,8 @@ from unicodedata import category
 class UserError(ValueError):
     """A mistake in the input. The message is one line that says what is wrong and what to do.
 
-    The command line prints the message and exits with status 2. An exception of a class
-    outside this module is normally a bug in nanogpt, so its traceback is printed.
+    The command line prints the message and exits with status 2. An exception whose
+    class is not in this module is normally a bug in nanogpt, so its traceback is printed.
     """
 
 

@@ -91,7 +91,7 @@ def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> T
 
     The method is five steps of a Newton-Schulz iteration with a quintic polynomial. Its
     coefficients let small singular values grow as fast as possible (Jordan et al. 2024). The
-    singular values do not converge to 1: each that is above 0.002 times the norm of the matrix
+    singular values do not converge to 1: a singular value above 0.002 times the norm of the matrix
     becomes a number between 0.68 and 1.21.
     """
     X = matrices.to(precision)

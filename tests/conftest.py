@@ -191,7 +191,7 @@ def config(text_file: Path) -> RunConfig:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for a copy of the run that the fixture `run` trains only once."""
+    """A directory where the fixture `run` keeps a copy of its run, to train this run only once."""
     return tmp_path_factory.mktemp("trained")
 
 

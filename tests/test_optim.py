@@ -170,7 +170,7 @@ def test_muon_follows_the_formulas() -> None:
 
 
 def test_stacked_matrices_change_like_separate_parameters() -> None:
-    """Of three parameters (24, 8), two stack three matrices (8, 8) each; one is a single matrix."""
+    """Three (24, 8) parameters: two are stacks of three (8, 8) matrices; one is a single matrix."""
     apart = make_matrices(*[(8, 8)] * 6, (24, 8))
     pieces, whole = list(apart.values())[:6], apart["6"]
     qkv = [nn.Parameter(torch.cat([*pieces[i : i + 3]]).detach()) for i in (0, 3)]

@@ -129,7 +129,7 @@ def test_a_changed_schedule_is_reported(
 
 
 def test_a_run_that_dies_at_any_step_is_resumed_exactly(config: RunConfig) -> None:
-    """The run ends after it records a step; it saves no checkpoint then, as in a power failure."""
+    """The run ends after it records a step, without another checkpoint, as in a power failure."""
 
     class PowerFailure(Reporter):
         def __init__(self, step: int) -> None:

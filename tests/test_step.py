@@ -37,7 +37,7 @@ def test_four_parts_of_16_give_the_gradients_of_a_batch_of_64() -> None:
 
 
 def test_training_equals_three_explicit_steps(config: RunConfig) -> None:
-    """The explicit steps repeat the batches, clipping, rates and weight decay of train()."""
+    """The explicit steps use the same batches, clipping, rates and weight decay as train()."""
     settings = replace(config.train, steps=3)
     config = replace(config, seed=7, model=replace(SMALL, dropout=0.0), train=settings)
     trained = train(config).run.model
@@ -72,7 +72,7 @@ def test_training_equals_three_explicit_steps(config: RunConfig) -> None:
 def test_blocks_are_drawn_in_the_configured_order(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Train for two epochs and two blocks: 21 steps of 8 blocks, then 42 steps of 4 blocks."""
+    """21 steps take 8 blocks each, then 42 steps take 4: two epochs of 167 blocks, and two more."""
     drawn: list[int] = []
 
     def blocks(self: Split, starts: Tensor, size: int) -> Tensor:

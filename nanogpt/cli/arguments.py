@@ -106,7 +106,7 @@ def _make_number_spec(
             number = kind(values[0])
         except ValueError:
             raise _make_value_error(values[0], description) from None
-        if not -(2**63) < number < 2**63:  # also false for NaN
+        if not -(2**63) < number < 2**63:  # the comparison is also false for NaN
             limits = f"{_NUMBERS[kind]} between -2**63 and 2**63"
             raise _make_value_error(values[0], limits + (" or None" if is_optional else ""))
         return number
@@ -365,7 +365,7 @@ def _find_dataclasses(hint: Any) -> list[Any]:
 def _make_first_kind(kind: type) -> Any:
     """Make the dataclass of the first pass: without checks, and with a flag for help.
 
-    The result is cached: for each new class, tyro would parse the same docstrings again.
+    The result is cached, because tyro would parse the same docstrings again for each new class.
     """
     help_flag = Annotated[Flag, tyro.conf.arg(aliases=["-h"])]
     unchecked = _remove_checks(kind)

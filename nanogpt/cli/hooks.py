@@ -1,4 +1,4 @@
-"""Changes the library tyro at two places that are private, so a version of tyro may lack them."""
+"""Adapts the library tyro through two private modules; other versions of tyro may lack them."""
 
 import contextlib
 import re
@@ -20,7 +20,7 @@ def listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[N
 
 
 def join_help_lines() -> None:
-    """Let tyro fill the lines of the help.
+    """Make tyro join the lines of each paragraph in the help.
 
     Without this change, tyro keeps many line breaks of the docstrings.
     """

@@ -38,8 +38,9 @@ TOO_LARGE = "out of memory: {size} more was requested; use a smaller model, text
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
-    The exit status is 0 after success, 1 after a failure, 2 after a mistake in the input, and 128 +
-    the number of the signal after an interruption. Each error is one line on standard error.
+    The exit status is 0 after success, 1 after a failure, and 2 after a mistake in the input. If a
+    signal ends the command, the exit status is 128 + signal number. Each error is one line on
+    standard error.
     """
     try:
         with raise_interrupted():

@@ -15,7 +15,7 @@ from ..errors import Stopped, print_note
 class Output:
     """Standard output or standard error. All commands print through this class.
 
-    When a write fails, the null device replaces the stream, and lost() is called.
+    When a write fails, the null device replaces the stream, and `lost` is called with the error.
     """
 
     def __init__(self, stream: TextIO, lost: Callable[[OSError], None]) -> None:

@@ -125,7 +125,7 @@ class TerminalReporter(LiveReporter):
             self.progress.update(self.task, completed=record.step, description=text + speed)
 
     def _format_bits(self, loss: float) -> str:
-        """Format a loss in bits per byte; "" if they are unknown or the tokens are characters."""
+        """Format a loss in bits per byte; "" for a CharTokenizer, or if the value is unknown."""
         assert self.run is not None
         bits = self.run.data.splits["val"].bits_per_byte(loss)
         if isinstance(self.run.tokenizer, CharTokenizer) or bits is None:
@@ -168,7 +168,7 @@ def make_result_table(result: Result) -> Table:
 
 
 def describe_ngrams(n: int) -> str:
-    """Name the baseline that Run.smoothed_loss measures."""
+    """Return the name of the baseline in Run.smoothed_loss, such as smoothed 5-grams."""
     return f"smoothed {n}-grams"
 
 

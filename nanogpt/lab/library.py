@@ -35,7 +35,7 @@ QUIET_SECONDS = 30
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What the list of runs says about a run."""
+    """The entry of a run in the list of runs."""
 
     name: str
     kind: str
@@ -92,7 +92,7 @@ class Texts:
 
 
 class Library:
-    """Finds runs and loads what belongs to them. Its methods may be called from any thread."""
+    """Finds runs, and loads their models and texts. Its methods may be called from any thread."""
 
     def __init__(self, given: Iterable[Path] = (), model_bytes: int = MODEL_BYTES) -> None:
         """`given` are run directories to offer besides those in runs/."""
@@ -106,7 +106,7 @@ class Library:
     def directories(self) -> dict[str, Path]:
         """Map the names of all runs to their directories.
 
-        First come the runs in `given`, then those in runs/, the newest first.
+        The runs in `given` come first, then those in runs/, from newest to oldest.
         """
         found = [path for path in RUNS.iterdir() if _is_run(path)] if RUNS.is_dir() else []
         found.sort(key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
@@ -221,7 +221,7 @@ def to_json(value: object) -> bytes:
 
 
 def _find_time(run: Path) -> float:
-    """Return when a run was created, because a new run may have the name of a deleted one."""
+    """Return the creation time, which distinguishes a run from a deleted run of the same name."""
     return (run / "run.json").stat().st_mtime
 
 

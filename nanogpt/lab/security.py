@@ -4,8 +4,8 @@ A refused request gets no data, only a message with a status: 401 if the passwor
 wrong, otherwise 403. The server checks three things besides the password:
 
 - The path must begin with a random token, which no other web page knows.
-- The header Host must name this server. This stops DNS rebinding, where a domain of an attacker
-  leads to this server. If other computers may use the page (--host), every name is accepted.
+- The header Host must name this server. This stops DNS rebinding, where an attacker's domain
+  resolves to this server. If other computers may use the page (--host), every name is accepted.
 - The header Origin must not name another site.
 """
 
@@ -57,7 +57,7 @@ class Guard:
         await app(scope, receive, send_with_headers)
 
     def refuse(self, scope: Scope) -> PlainTextResponse | None:
-        """Return the refusal of a request; None if the application may answer the request."""
+        """Return the response that refuses a request; None if the application may answer it."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if self.hosts is not None and host not in self.hosts:

@@ -99,7 +99,7 @@ class Lab:
         return Response("there is no such file", 404)
 
     async def frame(self, request: Request) -> Response:
-        """Send the page as one file that loads no others: the browser saves views in it."""
+        """Send the page as one file that loads no other file; save.js adds the data of a view."""
         template = (PAGES[0] / "index.html").read_text("utf-8")
         return Response(inline_page(template, PAGES, "null"), media_type="text/html")
 
@@ -245,7 +245,7 @@ async def _explain(_: Request, error: Exception) -> Response:
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
-    """Answer an invalid request, which only a page of another version sends."""
+    """Answer an invalid request; only a page from another version of nanogpt sends one."""
     return await _explain(_, UserError("this request is invalid: load the page again"))
 
 

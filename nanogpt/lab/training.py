@@ -130,7 +130,7 @@ def is_locked(run: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # this user may not train the run
+    except OSError:  # this user has no permission to train the run
         return False
 
 
@@ -149,7 +149,7 @@ def plan_run(preset: str, sizes: Mapping[str, object]) -> RunConfig:
             raise UserError(f"{name!r} is not a setting of the preset {preset!r}")
     try:
         model = replace(config.model, **numbers)  # type: ignore[arg-type]
-        warmup = min(config.optim.warmup, steps // 10)  # leaves a short run time to lower the rate
+        warmup = min(config.optim.warmup, steps // 10)  # leaves enough steps for the decay
         config = replace(
             config,
             model=model,
@@ -178,7 +178,7 @@ def _parse_size(name: str, value: object) -> int:
 
 
 def save_text(raw: bytes) -> str:
-    """Save a pasted text, and return its path for --data. Raises UserError if it cannot be used."""
+    """Save a pasted text and return its path for --data. Raises UserError for an invalid text."""
     if len(raw) > MAX_TEXT_BYTES:
         raise UserError(f"the text has {len(raw):,} bytes: use at most {MAX_TEXT_BYTES:,}")
     try:

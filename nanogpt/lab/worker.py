@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CACHE_BYTES = 50_000_000
-"""Memory for kept answers; the least recently used answers are dropped."""
+"""Memory for cached answers; the least recently used answers are dropped."""
 
 
 class Outdated(Exception):
@@ -24,8 +24,8 @@ Check = Callable[[], None]
 class Worker:
     """One thread that computes answers, so that two answers never compete for the processor.
 
-    A question has a view (in one tab of the browser) and a number, its turn. If a question with a
-    later turn arrives for the same view, the earlier questions of the view are outdated.
+    Each question belongs to a view (in one browser tab) and has a number, its turn. If a question
+    with a later turn arrives for the same view, the earlier questions of the view are outdated.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Worker:
     async def ask(
         self, view: str, turn: int, key: tuple[object, ...], compute: Callable[[Check], bytes]
     ) -> bytes:
-        """Return compute(check), or the kept answer of an earlier question with the same key.
+        """Return compute(check), or the cached answer to an earlier question with the same key.
 
         Raises Outdated if a question with a later turn arrives for the same view.
         """

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 class Cache:
     """The keys and values of B texts, and other tensors that a model needs from earlier tokens.
 
-    The keys and values of a token never change, since no token attends to later tokens. All
-    tensors keep their shape and their memory: S slots for each text. A mask hides the empty slots.
-    So a CUDA graph can capture a decoding step once and replay it.
+    The keys and values of a token never change, since no token attends to later tokens. Each
+    tensor has S slots for each text, and its shape and memory address never change. A mask hides
+    the empty slots. So a CUDA graph can capture a decoding step once and replay it.
     """
 
     def __init__(self, batch_size: int, size: int, device: torch.device) -> None:
@@ -68,7 +68,7 @@ class Cache:
         return k, v, self.mask
 
     def select_last(self, x: Tensor) -> Tensor:
-        """Return the vector (B, 1, C) of each text's last token in x (B, T, C), before padding."""
+        """Return the last vector (B, 1, C) of each row of x (B, T, C), ignoring padding."""
         if x.shape[1] == 1:
             return x
         return x.gather(1, (self.input_lengths - 1)[:, None, None].expand(-1, 1, x.shape[2]))

@@ -185,7 +185,7 @@ class GPT(nn.Module):
 
     def unembed(self, x: Tensor) -> Tensor:
         """Map the final residual stream (B, T, C) to logits (B, T, V)."""
-        # The output layer has the weights of the token embedding (Press & Wolf, arXiv:1608.05859).
+        # The output layer shares the token embedding's weights (Press & Wolf, arXiv:1608.05859).
         return F.linear(self.norm(x), self.token_embedding.weight)
 
     @torch.no_grad()

@@ -192,8 +192,8 @@ class Modern(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.look_back = LookBack(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        # In gpt.py, the output layer has the weights of the embedding. Here, the output layer has
-        # its own weights, which start at 0.
+        # In gpt.py, the output layer shares the weights of the embedding. Here, the output layer
+        # has its own weights, which start at 0.
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._initialise)
 

@@ -1,7 +1,7 @@
-"""Switches parts of a model off, from outside: the model itself does not change.
+"""Switches off parts of a model temporarily; the weights of the model do not change.
 
-A part is named as in "head 2.3" (layer 2, head 3), "feed-forward 2", "block 2", "positions" or
-"look-back". Layers and heads are counted from 1.
+The parts have names such as "head 2.3" (layer 2, head 3), "feed-forward 2", "block 2", "positions"
+and "look-back". Layers and heads are counted from 1.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -46,7 +46,7 @@ def switched_off(model: Model, parts: Collection[str]) -> Iterator[None]:
                 layer, _, head = place.partition(".")
                 block = model.get_submodule(f"blocks.{int(layer) - 1}")
             if kind == "head":
-                assert not isinstance(model, Bigram)  # it has no parts
+                assert not isinstance(model, Bigram)  # a bigram has no parts
                 width = model.config.n_embd // model.config.n_head
                 projection = block.get_submodule("attention.projection")
                 hooks.append(projection.register_forward_pre_hook(_clear((int(head) - 1), width)))

@@ -1,4 +1,4 @@
-"""Finds the longest matches of a text in another text, to tell what a model copied."""
+"""Finds the longest matches of a text in another text, to show what a model copied."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Source:
     """A text in which matches are found. Memory: 8 bytes for each character.
 
     A suffix array (Manber & Myers 1993) lists the start of every suffix in alphabetical order, so a
-    binary search finds the suffix that shares the longest beginning with a given text.
+    binary search finds the suffix that has the longest common prefix with a given text.
     """
 
     def __init__(self, text: str) -> None:
@@ -36,7 +36,8 @@ class Source:
             middle = (low + high) // 2
             place = int(self._order[middle])
             common = count_common(self.text, place, text, start)
-            ends = place + common, start + common  # "" at an end is before every character
+            ends = place + common, start + common
+            # At the end of a text, the slice is "", which sorts before every character.
             if self.text[ends[0] : ends[0] + 1] < text[ends[1] : ends[1] + 1]:
                 low = middle + 1
             else:
@@ -67,7 +68,7 @@ def remove_inner(matches: Iterable[Match]) -> list[Match]:
 
 
 def count_common(one: str, i: int, other: str, j: int) -> int:
-    """Return how many characters one[i:] and other[j:] have in common at their beginnings."""
+    """Return the length of the longest common prefix of one[i:] and other[j:]."""
     longest = min(len(one) - i, len(other) - j)
     length = 0
     while length < longest and one[i + length] == other[j + length]:

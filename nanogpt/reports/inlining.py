@@ -14,10 +14,10 @@ IMPORT = re.compile(r'^import .* from "\./(.+)";\n', re.MULTILINE)
 
 
 def inline_page(template: str, folders: Sequence[Traversable], data: str) -> str:
-    """Return the template; the styles and modules that it links to become parts of the page.
+    """Return the template, with its linked styles and modules inserted in place of the links.
 
-    Their files are in `folders`. `data` is JSON, which the modules read from the element with the
-    id "data".
+    The styles and modules are files in `folders`. `data` is JSON, which the modules read from the
+    element with the id "data".
     """
 
     def include_style(match: re.Match[str]) -> str:
@@ -25,7 +25,8 @@ def inline_page(template: str, folders: Sequence[Traversable], data: str) -> str
 
     def include_modules(match: re.Match[str]) -> str:
         code = "".join(_collect_modules(match[1], folders, {}).values())
-        escaped = data.replace("<", "\\u003c")  # otherwise, "</script>" in a text would end it
+        # Otherwise, "</script>" in a text would end the script element.
+        escaped = data.replace("<", "\\u003c")
         return (
             f'<script type="application/json" id="data">{escaped}</script>\n'
             f'<script type="module">\n{code}</script>'
@@ -39,11 +40,11 @@ def inline_page(template: str, folders: Sequence[Traversable], data: str) -> str
 def _collect_modules(
     name: str, folders: Sequence[Traversable], found: dict[str, str]
 ) -> dict[str, str]:
-    """Add to `found` a module and all modules that it imports, and return `found`.
+    """Add a module and all modules that it imports to `found`, and return `found`.
 
-    It maps the name of each module to its code without the words import and export; a module comes
-    after the modules that it imports. All modules share one scope in the page, so no two modules
-    may define the same name.
+    `found` maps the name of each module to its code, without its import lines and without the word
+    export. A module comes after the modules that it imports. All modules share one scope in the
+    page, so no two modules may define the same name.
     """
     code = _read(name, folders)
     for other in IMPORT.findall(code):

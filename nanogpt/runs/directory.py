@@ -163,10 +163,10 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
 
 
 def _list_runs(file: str) -> dict[Path, float]:
-    """Map the runs in RUNS that contain `file`, sorted by name, to the times when `file` changed.
+    """Return the modification time of `file` for each run in RUNS that contains it, in name order.
 
-    Runs that this user has no permission to read are left out. Raises UserError if there are
-    only such runs.
+    Runs that this user has no permission to read are left out. Raises UserError if that leaves
+    no run.
     """
     runs: dict[Path, float] = {}
     denied = None

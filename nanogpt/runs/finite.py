@@ -1,4 +1,4 @@
-"""Stops a run at the first loss, gradient or weight that is not finite, and reports its name."""
+"""Stops a run if a loss, gradient or weight is not finite, and names this value in the error."""
 
 import math
 

@@ -153,7 +153,7 @@ class Journal:
         try:
             with suppress(PermissionError):  # Windows cannot replace an open file
                 draw_loss(self.out / "loss.png", train, val, averaged, self.bigram_loss, self.title)
-        except (MemoryError, ImportError) as error:  # training needs no plot
+        except (MemoryError, ImportError) as error:  # training continues without the plot
             print_note(f"loss.png is not drawn: {str(error) or 'out of memory'}")
         self._drawn_at = time.perf_counter()
         self._drawing_seconds = self._drawn_at - start

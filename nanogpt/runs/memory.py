@@ -1,6 +1,6 @@
 """Uses formulas to count the parameters of a model, and the memory that its training steps need.
 
-No model is built, so even an enormous model is counted immediately, before a run starts.
+No model is built, so the result is immediate, even for an enormous model.
 
 Dimensions: L = n_layer, C = n_embd, H = n_head, T = block_size, V = vocab_size. Numbers: n tokens
 in one forward pass, N parameters, M weights in the matrix products of the blocks.
@@ -164,7 +164,7 @@ def count_activations(
 def count_host_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> int:
     """Count the bytes of host memory that a run needs at minimum.
 
-    With a CUDA device, host memory contains only the initial weights and the Python objects.
+    With a CUDA device, only the initial weights and the Python objects are counted.
     """
     model, training = config.model, config.train
     value = {line.part: line.value for line in count_memory(config, device, precision)}
@@ -176,9 +176,10 @@ def count_host_memory(config: RunConfig, device: torch.device, precision: torch.
 
 
 def require_run_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
-    """Raise UserError if the machine has too little memory for a run, which is not built yet.
+    """Raise UserError if the machine has too little memory for a run.
 
-    The memory of a GPU is not checked: if it is full, torch raises an error.
+    This check comes before the model is built. The memory of a GPU is not checked: if it is full,
+    torch raises an error.
     """
     parameters = count_parameters(config.model)[-1].value
     size = f"training a model with {format_count(parameters)} parameters"

@@ -44,7 +44,7 @@ def draw_loss(
 ) -> None:
     """Draw training and validation losses into a PNG file that is readable in black and white.
 
-    `averaged` is the validation loss of the averaged weights.
+    `averaged` contains the validation losses of the averaged weights.
     """
     figure = make_figure(8, 5)
     figure.subplots_adjust(left=0.08, right=0.98, bottom=0.1, top=0.93)

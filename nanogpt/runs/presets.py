@@ -19,9 +19,9 @@ class Preset:
 
 
 # This is nanoGPT's train_shakespeare_char with a shorter schedule. With nanoGPT's own schedule
-# (--train.steps 5000 --optim.min-lr 1e-4), the model overfits after a third of the steps. Here the
-# learning rate falls to 0 by about that step: the loss is lower, and training is shorter
-# (docs/log.md).
+# (--train.steps 5000 --optim.min-lr 1e-4), the model overfits after a third of the steps. Here
+# training ends at about that point, with a learning rate of 0: this is shorter and gives a lower
+# loss (docs/log.md).
 _baby = RunConfig(
     name="baby",
     model=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),

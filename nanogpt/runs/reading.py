@@ -55,7 +55,7 @@ def read_consistently(directory: Path, read: Callable[[Path], T]) -> T:
 
 
 def _get_identity(directory: Path) -> tuple[int, int] | None:
-    """Return the device and inode numbers of a directory; a replacement has other numbers."""
+    """Return the device and inode numbers of a directory; its replacement has different ones."""
     try:
         status = directory.stat()
     except OSError:
@@ -88,7 +88,7 @@ class CheckpointFiles:
         return parse_json(raw, self.directory / name)
 
     def parse(self, name: str, cls: type[T]) -> T:
-        """Return the content of a JSON file as the dataclass `cls`. The format may be older."""
+        """Return the content of a JSON file as the dataclass `cls`; old formats are accepted."""
         return parse_file(self.directory / name, self.json(name), cls)
 
     def count_tensors(self, name: str) -> int:

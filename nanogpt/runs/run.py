@@ -107,7 +107,7 @@ class Run:
 
     @cached_property
     def smoothed_loss(self) -> tuple[int, float] | None:
-        """A stronger baseline: n, and the validation loss of smoothed n-grams (nats per token).
+        """A stronger baseline: (n, validation loss of smoothed n-grams in nats per token).
 
         The n-grams are counted in the training split. The result is None if a split has more than
         MAX_SMOOTHED_TOKENS tokens.

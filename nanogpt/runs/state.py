@@ -1,8 +1,8 @@
-"""The state that training changes. It is saved and restored so that a run resumes exactly.
+"""The state that training changes; a resumed run restores it and continues as if uninterrupted.
 
 It consists of the weights and their running means, the optimizers, the loss scale, the states of
 the random generators, the counters, and the losses that are not yet in metrics.jsonl. The order of
-the batches needs no state: the seed and the number of tokens so far determine it.
+the batches needs no state: the seed and the counter of tokens determine it.
 """
 
 import math
@@ -68,10 +68,11 @@ class State:
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Restore the result of tensors(). Raises RuntimeError if a generator rejects its state.
+        """Restore the state from `tensors`, the result of tensors().
 
-        If a run resumes on another type of device, the state of the old device's generator is
-        ignored. The resumed run then differs from an uninterrupted run.
+        Raises RuntimeError if a generator rejects its state. If a run resumes on another type of
+        device, the state of the old device's generator is ignored. The resumed run then differs
+        from an uninterrupted run.
         """
         self.losses = tensors["losses"].to(self.device, copy=True)
         current = get_random_states(self.device)

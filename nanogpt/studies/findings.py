@@ -101,7 +101,7 @@ class FittedLaw:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """For one model size, trained on all the text: whether parameters or text limit the loss."""
+    """Whether parameters or text limit the loss of a model that is trained on all the text."""
 
     N: int
     of_size: float
@@ -222,7 +222,7 @@ def find_takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, flo
     """Return (operations, parameters) of each point where a model overtakes the next smaller model.
 
     `parameters` is the geometric mean of the two models' numbers of parameters. The curve of a
-    model ends at its last step. A takeover is included if both curves reach it.
+    model ends at its last step, so a point counts only if both models train long enough.
     """
     takeovers = []
     for (small_N, small_curve), (large_N, large_curve) in pairwise(curves):
@@ -300,7 +300,7 @@ def format_tables(result: ScalingResult) -> str:
         f"| root mean square error | {added.error:.2%} | | {free.error:.2%} | |",
         f"| largest error | {added.largest_error:.2%} | | {free.largest_error:.2%} | |",
         "",
-        "| parameters | A / N^α | B / D^β, all text | text at which both are equal "
+        "| parameters | A / N^α | B / D^β, all text | D at which the two terms are equal "
         "| gain from twice the parameters | gain from twice the text | bottleneck |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -312,7 +312,8 @@ def format_tables(result: ScalingResult) -> str:
         )
     lines += [
         "",
-        "| text | largest model, measured | predicted from the smaller ones, p = 1 | p fitted |",
+        "| text | largest model, measured | predicted from smaller models, p = 1 "
+        "| predicted from smaller models, p fitted |",
         "| --- | --- | --- | --- |",
     ]
     for (D, measured, by_sum), (*_, by_free) in zip(added.held_out, free.held_out, strict=True):

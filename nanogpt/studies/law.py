@@ -53,7 +53,7 @@ class ScalingLaw:
         return float(self.E + (size**self.p + data**self.p) ** (1 / self.p))
 
     def balanced_data(self, N: float) -> float:
-        """Return the D with B / D^β = A / N^α; with less data, B / D^β is the larger term."""
+        """Return the D at which B / D^β = A / N^α; with less data, B / D^β is the larger term."""
         return float((self.B / self.size_term(N)) ** (1 / self.beta))
 
 
@@ -143,8 +143,8 @@ def _minimise(n: Floats, d: Floats, logs: Floats, starts: Sequence[Floats]) -> F
     low, high = [-20, 0.01, -20, 0.01, -10, 0], [40, 3, 40, 3, 3, 4]
     bounds = np.array([low[: len(starts[0])], high[: len(starts[0])]])
     settings = {"bounds": bounds, "loss": "huber", "f_scale": DELTA, "x_scale": "jac"}
-    # A fit begins at each start and makes at most 20 evaluations. The best two fits then continue
-    # to convergence.
+    # First, make a short fit from each start, with at most 20 evaluations. Then continue the best
+    # two of these fits until they converge.
     tries = [
         least_squares(errors, start.clip(*bounds), jacobian, max_nfev=20, **settings)
         for start in starts

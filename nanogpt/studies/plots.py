@@ -75,7 +75,7 @@ def draw_fit(file: Path, measured: Measured, law: PredictedLoss) -> None:
 
 
 def draw_residuals(file: Path, measured: Measured, law: PredictedLoss) -> None:
-    """Plot the relative error of the law against the model size: a line per amount of text."""
+    """Plot the relative error of the law against the model size: a line for each amount of text."""
     figure = make_figure(7, 3, "constrained")
     axes = figure.add_subplot()
     amounts = sorted({D for _, D, _ in measured})

@@ -1,4 +1,4 @@
-"""Runs many trials in parallel, each in its own process, on all available GPUs."""
+"""Trains many runs in parallel, each in its own process, on all available GPUs."""
 
 import multiprocessing
 import signal

@@ -10,7 +10,7 @@ of its weights is also evaluated: averaging replaces a decaying learning rate (H
 arXiv:2405.18392). A model needs more regularisation if it has more parameters per character, or
 trains for more epochs. So for each model and text, the study multiplies the parameters per
 character by the number of epochs. This product decides which recipes of regularisation the study
-tries; it counts only the parameters in the blocks. For each model and text, the result is the run
+tries. Only the parameters in the blocks are counted. For each model and text, the result is the run
 with the lowest validation loss.
 """
 
@@ -178,7 +178,7 @@ def _count_block_parameters(L: int, C: int) -> int:
 
 
 def _make_optim(N: int, recipe: Recipe) -> OptimConfig:
-    """Return the optimizer settings of a recipe for a model of N parameters."""
+    """Return the optimizer settings of a recipe for a model with N parameters in its blocks."""
     rate = recipe.rate if N >= LARGE_MODEL else 1.0
     return OptimConfig(
         optimizer="muon",
@@ -208,10 +208,10 @@ def run_scaling(
     on_trial: Callable[[RunConfig, Trial, int, int], None],
     on_message: Callable[[str], None],
 ) -> ScalingResult:
-    """Run the unfinished trials of the grid in subdirectories of base.out, and fit the laws.
+    """Train the unfinished runs of the grid in subdirectories of base.out, and fit the laws.
 
-    Calls `on_trial` with each run, its trial, the number of finished trials and the number of all
-    trials. Calls `on_message` with messages for the user. Writes scaling.json, scaling.md, fit.svg,
+    Calls `on_trial` with each run, its result, the number of finished runs and the number of all
+    runs. Calls `on_message` with messages for the user. Writes scaling.json, scaling.md, fit.svg,
     residuals.svg and frontier.svg. Raises UserError, Stopped or Interrupted.
     """
     assert base.out is not None

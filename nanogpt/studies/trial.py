@@ -21,7 +21,7 @@ TRIAL_FILE = "trial.json"
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation during a trial."""
+    """One evaluation during a run."""
 
     tokens: int
     """Number of tokens that the run has trained on so far."""

@@ -183,7 +183,7 @@ def get_random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Restore the result of get_random_states(). Raises RuntimeError for an invalid state."""
+    """Restore the states from get_random_states(). Raises RuntimeError for an invalid state."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

@@ -222,9 +222,10 @@ def require_inside(root: Path, path: Path) -> Path:
     Raises UserError if `path`, or a directory on the way to it, is a link to a place outside
     `root`.
     """
-    inside, outside = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    real_path, real_root = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     # macOS ignores case in names, so the same directory can have two spellings.
-    if not (inside.is_relative_to(outside) or any(_is_same(p, outside) for p in inside.parents)):
+    is_inside = real_path.is_relative_to(real_root)
+    if not (is_inside or any(_is_same(parent, real_root) for parent in real_path.parents)):
         advice = "replace the link with the file itself"
         raise UserError(f"{path} is a link that leads out of {root}: {advice}")
     return path

@@ -37,8 +37,8 @@ TOKEN_DECODERS = ("ByteLevel", "BPEDecoder", "CTC", "Metaspace", "WordPiece")
 """Decoders that change each token separately. After the decoder `Fuse`, which joins all tokens,
 these decoders would change the whole text."""
 STABLE_DECODERS = ("ByteFallback", "Fuse", "Replace", "Strip")
-"""Decoders that never change earlier text when more tokens follow. They may also follow `Fuse`,
-except that `Replace` may then replace only a single character."""
+"""Decoders that never change earlier text when more tokens follow. They may also stand after
+`Fuse`, but `Replace` may then replace only a single character."""
 
 
 def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
@@ -143,9 +143,9 @@ class HubTokenizer:
     def boundary(self) -> str:
         """A regular expression that matches where a text may be split into chunks before encoding.
 
-        With GPT-2's pattern, a space or line break after a visible character always starts a new
-        token, so a split before it changes no id. For other tokenizers, the start of a line is the
-        safest place to split.
+        If a tokenizer uses GPT2_PATTERN, a space or line break after a visible character always
+        starts a new token, so a split before it changes no id. For other tokenizers, the start of a
+        line is the safest place to split.
         """
         has_space_in_special = any(re.search(r"\s", token) for token in self._special)
         is_safe = self._tiktoken is not None and not has_space_in_special
@@ -170,7 +170,7 @@ class HubTokenizer:
         return TextDecodeStream(self.decode, self._is_open, context)
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """Count the bytes of the lost characters: those of `text` that `ids` do not reproduce.
+        """Count the bytes of the lost characters of `text`: `ids` do not reproduce them.
 
         A character is lost if the tokenizer does not know it, changes it (for example, to lower
         case) or drops it (for example, a line break). The method compares how often each character
@@ -261,7 +261,7 @@ class HubTokenizer:
         import tiktoken
 
         # Without special tokens, tiktoken searches for an empty token at every character, which
-        # doubles its time. The text <|never|> is never treated as special, so no id changes.
+        # doubles its time. So add a special token that encode_array() never uses: no id changes.
         special = special or {"<|never|>": self.vocab_size}
         encoding = tiktoken.Encoding(
             "nanogpt", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special

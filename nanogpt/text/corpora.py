@@ -216,7 +216,7 @@ def is_token_folder(data: str) -> bool:
 
 
 def _exists(data: str, may_be_special: bool) -> bool:
-    """Return whether `data` names files; `may_be_special` also accepts devices and other paths."""
+    """Return whether `data` names files; if `may_be_special` is true, any existing path counts."""
     if is_pattern(data) or is_file(data) or is_directory(data):
         return True
     return may_be_special and path_exists(data)
@@ -357,7 +357,7 @@ def _load_named(name: str, corpus: NamedCorpus) -> str:
 
 
 def _build_or_download(corpus: NamedCorpus) -> Iterator[bytes]:
-    """Yield versions of the text, the fastest source first; the caller checks their SHA-256."""
+    """Yield the text from each source, the fastest source first; the caller checks the SHA-256."""
     if plays := shakespeare.read_installed_plays():
         yield corpus.build(plays).encode()
     if corpus.url:

@@ -239,7 +239,8 @@ def _load_token_file(
         chunks = (ids[start : start + CHUNK_SIZE] for start in range(0, length, CHUNK_SIZE))
         size = sum(len(stream.push(*chunk.tolist()).encode()) for chunk in chunks)
         size += len(stream.end().encode())
-    # The lost text is not known. Assume an average number of bytes for each unknown token.
+    # The lost text is not known. Assume that an unknown token stands for as many bytes as the
+    # average token.
     unknown = 0 if tokenizer.unknown_id is None else int(counts[tokenizer.unknown_id])
     lost_bytes = round(size * unknown / length)
     if corpus.facts.bytes > LARGE_TEXT:

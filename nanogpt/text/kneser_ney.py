@@ -43,9 +43,9 @@ class _Order:
     """The discounts of the counts 0, 1, 2, and 3 or more."""
 
     def interpolate(self, codes: Integers, V: int, shorter: Floats) -> Floats:
-        """Return p_k, which KneserNey defines, of each k-gram in `codes` (N,).
+        """Return p_k of each k-gram in `codes` (N,); KneserNey defines p_k.
 
-        `shorter` (N,) has p_{k-1} of the last k - 1 tokens of each k-gram.
+        `shorter` (N,) contains p_{k-1} of the last k - 1 tokens of each k-gram.
         """
         counts = look_up(codes, self.codes, self.counts)
         totals = look_up(codes // V, self.contexts, self.totals)
@@ -82,7 +82,7 @@ class KneserNey:
                 distinct, counts = count_codes(distinct % vocab_size ** (k - 1))
 
     def probabilities(self, ids: Ids) -> Floats:
-        """Return p(token | the n - 1 tokens before it) of each token in ids (N,): shape (N,).
+        """Return p(token | previous n - 1 tokens) for each token in ids (N,): shape (N,).
 
         The first n - 1 tokens have shorter contexts.
         """
@@ -110,7 +110,7 @@ class KneserNey:
 
 
 def _make_order(codes: Integers, counts: Integers, V: int) -> _Order:
-    """Sum up the counts and discounts of the k-grams of each context."""
+    """For each context, sum the counts and the discounts of its k-grams."""
     discounts = _estimate_discounts(counts)
     contexts, totals = sum_groups(codes // V, counts)
     _, reserved = sum_groups(codes // V, discounts[counts.clip(max=3)])
@@ -120,8 +120,8 @@ def _make_order(codes: Integers, counts: Integers, V: int) -> _Order:
 def _estimate_discounts(counts: Integers) -> Floats:
     """Return the discounts of the counts 0, 1, 2, and 3 or more (Chen & Goodman 1999, eq. 17).
 
-    They are computed from the numbers of k-grams that occur one, two, three and four times. If one
-    of these numbers is 0, as in a very short text, the discount is half of the count.
+    They are computed from four numbers: how many k-grams have the count 1, 2, 3 or 4. If one of
+    these numbers is 0, as in a very short text, each discount is half of its count.
     """
     n1, n2, n3, n4 = (int((counts == c).sum()) for c in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):

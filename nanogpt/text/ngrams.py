@@ -52,7 +52,7 @@ class NGramCounts:
         self._merge(new)
 
     def _merge(self, parts: Sequence[tuple[Integers, Integers]]) -> None:
-        """Add several arrays of codes, each with an array of their counts, to the stored counts."""
+        """Add several pairs of arrays, (codes, counts), to the stored codes and counts."""
         codes = np.concatenate([self.codes, *(codes for codes, _ in parts)])
         counts = np.concatenate([self.counts, *(counts for _, counts in parts)])
         order = np.argsort(codes, kind="stable")
@@ -114,7 +114,7 @@ def encode_ngrams(ids: Integers, n: int, base: int) -> Integers:
 
 
 def encode_followers(context: Sequence[int], n: int, base: int) -> Integers:
-    """Encode the last n - 1 tokens of `context` followed by each possible token: shape (base,)."""
+    """Encode the n-grams that start with the last n - 1 tokens of `context`: shape (base,)."""
     code = 0
     for token in context[len(context) - n + 1 :]:
         code = code * base + token

@@ -327,7 +327,7 @@ def read_blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _refuse_other_format(start: bytes, name: str, is_utf8: bool = True) -> None:
-    """Raise UserError if `start`, the first bytes of a file, are in another format or encoding.
+    """Raise UserError if `start`, the first bytes of a file, show that it is not UTF-8 text.
 
     If the file is not valid UTF-8, even one zero byte is a sign of another format.
     """
@@ -353,8 +353,8 @@ def _guess_wide_encoding(start: bytes, least: int) -> str | None:
     """Guess whether a text without a byte-order mark is UTF-16 or UTF-32, by its zero bytes.
 
     UTF-16 stores a character such as the space in two bytes, and UTF-32 in four. Some of these
-    bytes are zero, always at the same positions. The result is None if fewer than `least` bytes
-    and less than a quarter of all bytes are zero.
+    bytes are zero, always at the same positions. The result is None if the number of zero bytes
+    is less than `least` and also less than a quarter of all bytes.
     """
     zeros = [start[place::4].count(0) for place in range(4)]
     total = sum(zeros)

@@ -11,7 +11,7 @@ MAX_CONTEXT = 256
 
 
 class DecodeStream(Protocol):
-    """Decodes tokens step by step. The returned pieces, joined, are the text of all tokens."""
+    """Decodes tokens step by step. The returned strings, joined, are the text of all tokens."""
 
     def push(self, *tokens: int) -> str:
         """Add tokens, and return the text that no later token can change."""
@@ -74,7 +74,8 @@ class TextDecodeStream:
         return whole[len(before) :] if whole.startswith(before) else self._decode(self._new)
 
     def _return(self, piece: str) -> str:
-        # The tokenizer drops only leading spaces, so tokens with any other text are enough context.
+        # The tokenizer drops spaces only at the beginning of a text. If the new tokens contain
+        # other characters, they are enough context.
         has_text = bool(piece.strip())
         self._before = self._new if has_text else (self._before + self._new)[-MAX_CONTEXT:]
         self._new = []

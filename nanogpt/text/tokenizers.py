@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
         """Return a stream that decodes the tokens after `context`, step by step."""
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """Count the bytes of the lost characters: those of `text` that `ids` do not reproduce."""
+        """Count the bytes of the lost characters of `text`: `ids` do not reproduce them."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the tokenizer as JSON, for parse_tokenizer()."""
@@ -123,7 +123,7 @@ def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str])
 
 
 def describe_lost_text(lost: float) -> str:
-    """Return a sentence for the user about the fraction of a text that its tokens lose."""
+    """Return a sentence about `lost`, the fraction of a text that the tokens do not reproduce."""
     share = f"{lost:.2%}" if lost >= 1e-4 else "less than 0.01%"
     return (
         f"The tokenizer does not reproduce {share} of the text: it does not know these characters, "

@@ -48,7 +48,7 @@ SMALL = (
 TRAIN = f"train --data words.txt {SMALL}"
 RESUME = "train --resume tiny --sample-tokens 0 --train.steps 22"
 STOP = "--device nope"
-"""An option that stops a command after its arguments are parsed, with the error NO_DEVICE."""
+"""With this option, a command parses its arguments, then stops with the error NO_DEVICE."""
 NO_DEVICE = "there is no device 'nope'"
 
 

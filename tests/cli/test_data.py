@@ -92,7 +92,7 @@ def test_train_and_eval_refresh_their_text(
     train, file = ("train", "--data", address, *small, "--out"), Path("www/own.txt")
     assert nanogpt(*train, "old")[0] == 0
     file.write_text(text[:5000])
-    # Without --split, eval uses the val split of the run's own text, or the whole of another text.
+    # Without --split, eval uses the val split of the run's own text, but all of another text.
     assert "over 599 tokens" in nanogpt("eval", "old", "--data", address)[1]
     assert "over 4,999 tokens" in nanogpt("eval", "old", "--data", address, "--refresh")[1]
     file.write_text(text[:4000])

@@ -34,7 +34,7 @@ def test_eval_repeats_the_loss_of_training(nanogpt: Command, run: Path) -> None:
 def test_several_runs_are_evaluated_as_one_model(
     nanogpt: Command, run: Path, small: list[str], text_file: Path
 ) -> None:
-    """The averaged probabilities of two runs have a lower loss than the mean of their losses."""
+    """The averaged probabilities of two runs have a lower loss than the runs have on average."""
     nanogpt("train", "--data", text_file, "--out", "other", "--seed", 1, *small)
     losses = [json.loads(nanogpt("eval", r, "--json")[1])["loss"] for r in (run, "other")]
     status, out, err = nanogpt("eval", run, "other", "--json")

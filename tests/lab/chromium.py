@@ -46,7 +46,7 @@ def open_page(browser: Any, address: str, ignored: str = "nothing") -> Iterator[
 
 
 def expect(locator: Any) -> Any:
-    """Return an object whose assertions wait until they hold."""
+    """Return the assertions about an element of the page; each one waits until it is true."""
     from playwright.sync_api import expect
 
     expect.set_options(timeout=30_000)

@@ -111,7 +111,7 @@ def client(lab_run: Path) -> Iterator[Client]:
     lab.worker.close()
 
 
-@pytest.fixture(scope="module")  # not per session: while it is open, asyncio.run() fails
+@pytest.fixture(scope="module")  # not session: asyncio.run() fails while a browser is open
 def browser() -> Iterator[Any]:
     """A browser without a window."""
     from playwright.sync_api import sync_playwright

@@ -101,7 +101,7 @@ def test_counting_compares_with_kneser_ney(client: Client, lab_run: Path) -> Non
     window = val[0 : T + 1]
     loss = cross_entropy(checkpoint.model(window[None, :-1]), window[None, 1:], "none")
     assert answer["model"][: T - 5] == pytest.approx(loss[5:].tolist(), abs=1e-3)
-    last = len(answer["tokens"]) - 2  # its window is not the first one
+    last = len(answer["tokens"]) - 2  # a position after the first window
     for name, losses in (("model", answer["model"]), (f"{answer['n']}-grams", answer["ngram"])):
         p = {row["token"]: row["p"] for row in answer["next"][name]}
         assert -math.log(p[answer["tokens"][last + 1]]) == pytest.approx(losses[last], abs=1e-3)

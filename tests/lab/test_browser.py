@@ -1,4 +1,4 @@
-"""The page works in a real browser: every view, no error, no other host, hostile names."""
+"""Every view works in a real browser, even with hostile names, and uses no other host."""
 
 import re
 from collections.abc import Iterator
@@ -153,7 +153,7 @@ def test_a_saved_view_says_what_it_does_not_have(page: Any, tmp_path: Path) -> N
     saved.get_by_role("button", name="head 1.2").click()
     problem = "this saved page does not have the answer: ask the lab that has the run"
     expect(saved.locator("#problem")).to_have_text(problem)
-    page.get_by_role("button", name="head 1.2").click()  # in the lab, as the message says
+    page.get_by_role("button", name="head 1.2").click()  # the lab has this answer
     page.get_by_text("(+").or_(page.get_by_text("(-")).first.wait_for()
 
 

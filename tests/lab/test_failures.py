@@ -32,7 +32,7 @@ from tests.lab.chromium import VIEWS, expect, needs_browser, open_page, open_vie
 pytestmark = [pytest.mark.slow, needs_browser]
 STREAM = "text/event-stream"
 LOST = "Failed to load resource"
-"""What the console of the browser says about a request that has no answer or has status 403."""
+"""The browser's console message for a request that gets no answer or the status 403."""
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def test_a_curve_is_not_drawn_twice_after_a_lost_connection(
     browser: Any, address: str, directory: Path
 ) -> None:
     records = {"run": "one", "start": 0, "records": read_metrics(directory / "runs/one")}
-    body = f"retry: 100\nevent: records\ndata: {json.dumps(records)}\n\n"  # the answer ends here
+    body = f"retry: 100\nevent: records\ndata: {json.dumps(records)}\n\n"  # then the stream ends
     with open_page(browser, address + "#view=train&run=one") as page:
         curve = page.locator(".chart path").first
         before = curve.get_attribute("d")

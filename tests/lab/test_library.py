@@ -1,4 +1,4 @@
-"""The library finds runs, and keeps loaded models within a limit of memory."""
+"""The library finds runs, and keeps loaded models within a memory limit."""
 
 import os
 import shutil

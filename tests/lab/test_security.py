@@ -1,4 +1,4 @@
-"""Only the page of the lab gets answers: token, host, origin, password, headers, paths."""
+"""The lab answers only its own page; it checks the token, host, origin, password and path."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ def test_an_address_without_the_token_is_refused(client: Client, path: str) -> N
 
 
 def test_another_host_name_is_refused(client: Client) -> None:
-    """With DNS rebinding, the name of another site leads to this server."""
+    """With DNS rebinding, the name of another site resolves to the address of this server."""
     for host in ("evil.example", f"evil.example:{client.port}", "127.0.0.1", "127.0.0.1:1"):
         assert client.request("runs", headers={"Host": host})[0] == 403
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Return the first true value of `condition`."""
+    """Call `condition` until its result is true, and return this result."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "the condition stays false"

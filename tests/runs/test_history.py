@@ -55,7 +55,7 @@ def config(text_file: Path) -> RunConfig:
 
 
 class Failing(Reporter):
-    """Ends the run after it records `step` in metrics.jsonl; the run saves no checkpoint then."""
+    """Ends the run after it records `step` in metrics.jsonl, without saving another checkpoint."""
 
     def __init__(self, step: int) -> None:
         self.step = step

@@ -198,7 +198,7 @@ Started = list[tuple[str, str, int, list[str]]]
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """The name, device and threads of each started run, and the names of the runs in progress."""
+    """For each started run: its name, device, threads, and the names of the runs in progress."""
     started: Started = []
     running: list[str] = []
 

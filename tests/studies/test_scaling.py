@@ -30,8 +30,8 @@ from nanogpt.text import corpora
 
 Command = Callable[..., tuple[int, str, str]]
 RUNS = 9
-# `rate` (the third value) has no effect on small models. If `strong` and `same` are both in range,
-# they are the same run, and plan_runs() plans it only once.
+# `rate` (the third value) has no effect on small models, so `strong` and `same` give the same run.
+# If a model is in both ranges, plan_runs() plans only `strong`.
 TRIED = {
     "free": Recipe(0.0, 0.3, 1.0, 0.0, 0.7),
     "strong": Recipe(0.3, 0.6, 1.0, 0.1, math.inf),
@@ -92,7 +92,7 @@ def test_all_runs_have_the_same_validation_text(base: RunConfig, text: str) -> N
     (Path("runs/scaling")).mkdir(parents=True)
     runs = plan_runs(base, SMALL)
     # 12 steps of 64 characters are 0.15 epochs of 5,000 characters, or 0.3 epochs of 2,500.
-    # TRIED has ranges of (parameters of the blocks / characters) × epochs, the numbers below.
+    # The numbers below are block parameters / characters × epochs; TRIED has ranges of this value.
     assert sorted(run.name for run in runs) == [
         "1x8-1-of-1-free",  # 0.02
         "1x8-1-of-1-same",

@@ -10,7 +10,7 @@ from .question import SAMPLE_TOKENS, Question, round_all, sample_text, score_tok
 
 
 def compare(question: Question, check: Check) -> dict[str, Any]:
-    """Compare two models on the same passage, and by samples with the same seed."""
+    """Compare two models: their losses on the same passage, and samples with the same seed."""
     one, two, texts = question.checkpoint(), question.checkpoint("2"), question.texts()
     if one.tokenizer.to_json() != two.tokenizer.to_json():
         raise UserError(

@@ -37,7 +37,7 @@ def count(question: Question, check: Check) -> dict[str, Any]:
     names, shown = name_tokens(checkpoint.tokenizer), ids[start : start + length + 1].tolist()
     position = min(question.number("position", length - 1), len(shown) - 2)
     end = start + position + 1  # the end of the context, exclusive
-    context = ids[(end - 1) // T * T : end]  # the window is that of score_tokens()
+    context = ids[(end - 1) // T * T : end]  # the same window as in score_tokens()
     with torch.no_grad():
         rows = {"model": checkpoint.model(context[None])[0, -1].float().softmax(-1).numpy()}
     if table is not None:

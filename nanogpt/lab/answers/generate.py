@@ -22,7 +22,7 @@ SHOWN = 24
 def read_sampling(question: Question, tokens: int) -> GenerationConfig:
     """Return the settings of a generation; `tokens` is the default number of new tokens.
 
-    Raises UserError for an impossible value.
+    Raises UserError for an invalid value.
     """
     query, options = question.query, dict[str, Any]()
     for name in ("temperature", "top_p", "min_p"):

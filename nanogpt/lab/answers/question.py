@@ -25,7 +25,7 @@ class Question:
         self.run = query.get("run", "")
 
     def checkpoint(self, suffix: str = "") -> Checkpoint:
-        """Load the model of the parameters `run` and `step`, or `run2` and `step2` (suffix "2")."""
+        """Load the model that `run` and `step` name, or `run2` and `step2` if `suffix` is "2"."""
         step = self.query.get(f"step{suffix}", "best")
         name = self.query.get(f"run{suffix}", "")
         return self.library.load(name, None if step == "best" else self.number(f"step{suffix}", 0))
@@ -51,7 +51,7 @@ class Question:
     def version(self) -> tuple[float, ...]:
         """Return values that change when the runs train further.
 
-        They are part of the key of a kept answer, so an answer for older weights is not used again.
+        They are part of the cache key, so a cached answer for older weights is not used again.
         """
         names = [self.query[name] for name in ("run", "run2") if name in self.query]
         return tuple((self.library.find(name) / "metrics.jsonl").stat().st_mtime for name in names)

@@ -1,6 +1,6 @@
 import { element, svg } from "./dom.js";
 import { Asker, get } from "./api.js";
-import { choose, setChoices, tint, tintLegend } from "./controls.js";
+import { choose, promptField, setChoices, tint, tintLegend } from "./controls.js";
 import { drawLines } from "./lines.js";
 
 export class Compare {
@@ -17,6 +17,8 @@ export class Compare {
     this.step = choose(row, "Its step", [], () => this.show());
     this.note = element("div", undefined, parent, "muted");
     this.text = element("div", undefined, parent, "text");
+    element("h2", "Samples", parent);
+    promptField(parent, lab, () => this.show());
     const columns = element("div", undefined, parent, "columns");
     this.samples = [0, 1].map(() => {
       const box = element("div", undefined, columns);

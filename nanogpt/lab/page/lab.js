@@ -33,6 +33,7 @@ class Lab {
       const tab = element("button", View.title, at("views"));
       tab.type = "button";
       tab.setAttribute("role", "tab");
+      tab.setAttribute("aria-controls", "view");
       tab.onclick = () => this.open(name);
       return [name, tab];
     });
