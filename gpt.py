@@ -141,7 +141,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, tokens):
-        # Attention alone ignores the order of positions, so each position has its own vector.
+        # By itself, attention ignores the order of tokens, so each position adds a vector.
         positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
         x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C)
         x = self.blocks(x)  # (B, T, C)

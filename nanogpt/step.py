@@ -125,7 +125,7 @@ class Stepper:
         return self.order.starts(blocks_drawn, self.batch_size)
 
     def plan(self, ahead: int) -> tuple[list[float], float]:
-        """Return the learning and averaging rates of a step; `ahead` is 0 for the next step."""
+        """Return the learning rates and the rate of averaging; `ahead` is 0 for the next step."""
         config, state = self.run.config, self.run.state
         step = state.step + ahead
         rate = get_learning_rate(step, config.train.steps, config.optim)

@@ -25,7 +25,7 @@ Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 
 def arguments(text_file: Path, out: str, steps: int, eval_every: int = 10) -> list[object]:
-    """Return arguments for a run whose checkpoints take about as long as its steps."""
+    """Return arguments for a run that spends much of its time on checkpoints, by default."""
     return [
         *("train", "tiny", "--data", text_file, "--out", out, "--device", "cpu"),
         *("--sample-tokens", 20),

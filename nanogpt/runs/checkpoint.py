@@ -96,7 +96,10 @@ Contents = dict[str, dict[str, Any] | Snapshot]
 def checkpoint_files(
     checkpoint: Checkpoint, weights: Snapshot, training: Training | None = None
 ) -> Contents:
-    """Return copies of the files' contents: training can continue while the copies are written."""
+    """Return the contents of the files to write.
+
+    They share no memory with the run, so training can continue while the files are written.
+    """
     files: Contents = {
         "config.json": add_header(
             {

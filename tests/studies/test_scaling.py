@@ -31,7 +31,7 @@ from nanogpt.text import corpora
 Command = Callable[..., tuple[int, str, str]]
 RUNS = 9
 # `rate` (the third value) has no effect on small models, so `strong` and `same` give the same run.
-# If a model is in both ranges, plan_runs() plans only `strong`.
+# The last two values are the range of a recipe. A model in both ranges gets only `strong`.
 TRIED = {
     "free": Recipe(0.0, 0.3, 1.0, 0.0, 0.7),
     "strong": Recipe(0.3, 0.6, 1.0, 0.1, math.inf),
