@@ -111,7 +111,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
         self.attention = SelfAttention(C, H)
-        # GELU brings negative numbers near 0. Without it, the two layers equal one linear layer.
+        # GELU turns a negative number into one near 0. Without it, the two layers equal one layer.
         self.feed_forward = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU("tanh"), nn.Linear(4 * C, C))
 
     def forward(self, x):

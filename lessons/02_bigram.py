@@ -317,11 +317,11 @@ for character in "e tqZ3":
 print(f"largest of all characters that are more than 1% of the text: {largest:.3f}")
 
 # %% [markdown]
-# For frequent characters, the tables almost agree. For rare characters, they often do not. One
-# reason is the + 1: in the row of `q`, it gives 64 / 628 = 0.102 to characters that never follow.
-# The learned row gives them only 0.017, so 0.085 must be moved. The other reason: a learned row
-# starts with equal probabilities, and that of `3` is still 0.336 away from `best`. Rare characters
-# hardly change the losses, 2.489 and 2.482.
+# For frequent characters, the tables almost agree. For rare characters, they often do not, because
+# of the + 1: in the row of `q`, it gives 64 / 628 = 0.102 to characters that never follow. The
+# learned row gives them only 0.017, so 0.085 must be moved. (A learned row starts with equal
+# probabilities, so that of `3` is also still 0.336 away from `best`.) Rare characters hardly change
+# the losses, 2.489 and 2.482.
 #
 # ## Scoreboard
 

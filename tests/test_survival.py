@@ -18,7 +18,7 @@ from tests.marks import slow
 from tests.platforms import linux_only
 from tests.same import assert_same
 
-resource = pytest.importorskip("resource")  # Windows lacks it and some of these signals
+resource = pytest.importorskip("resource")  # Windows lacks this module, and SIGKILL and SIGHUP
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]

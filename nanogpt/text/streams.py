@@ -74,8 +74,8 @@ class TextDecodeStream:
         return whole[len(before) :] if whole.startswith(before) else self._decode(self._new)
 
     def _return(self, piece: str) -> str:
-        # The tokenizer drops spaces only at the beginning of a text. If the new tokens contain
-        # other characters, they are enough context.
+        # The tokenizer drops spaces only at the beginning of a text. So the new
+        # tokens are enough context if their text has any other character.
         has_text = bool(piece.strip())
         self._before = self._new if has_text else (self._before + self._new)[-MAX_CONTEXT:]
         self._new = []

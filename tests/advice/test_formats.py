@@ -1,4 +1,4 @@
-"""The advice in errors about files that are not UTF-8 works."""
+"""If a file is not UTF-8, the error gives advice that works."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""The lab answers only its own page; it checks the token, host, origin, password and path."""
+"""The lab answers only requests of its page: it checks token, host, origin, password, path."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""KneserNey gives the probabilities of its equations, which the tests compute with dictionaries."""
+"""KneserNey gives the same probabilities as its equations, computed with dictionaries."""
 
 import math
 from collections import Counter

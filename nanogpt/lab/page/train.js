@@ -3,7 +3,7 @@ import { get, generate, listen, post } from "./api.js";
 import { button, choose, field } from "./controls.js";
 import { baselineRules, drawLines } from "./lines.js";
 
-const PATIENCE = 10;                                   // a sample of 0.2 s is followed by a pause of 2 s
+const PATIENCE = 40;                                   // a pause of 6 s follows a sample that takes 0.15 s
 const NAMES = { n_layer: "Layers", n_head: "Heads", n_embd: "Channels", block_size: "Context" };
 
 function duration(seconds) {
