@@ -10,8 +10,9 @@
 
 nanogpt runs as `nanogpt train`, in a separate process. Its rate is the median over the ten
 intervals between lines 3 and 13 of metrics.jsonl; these intervals contain no evaluation. bench.py
-prints the milliseconds per iteration; this script computes nanoGPT's rate from them. In a round,
-each measurement runs once. The results go to benchmarks/results/throughput.json.
+prints the milliseconds per iteration; this script computes nanoGPT's rate from them. All
+measurements run once in each of the --repeats rounds. The results go to
+benchmarks/results/throughput.json.
 """
 
 import argparse

@@ -207,8 +207,9 @@ for n_head in (1, 2):
 # Two heads name both digits. One head names one of them and guesses the other: about one of ten
 # guesses is right. If it looks at both digits, it gets one mean of two values. With equal weights,
 # 3 and 7 give the same mean as 7 and 3. With unequal weights, a digit adds the same logits from
-# either place, times its weight, because the layers after the head are linear. So both answers
-# favour the digit with the larger weight. Two heads put their results in different channels.
+# either place, times its weight, because the values and the layers after them are linear: a
+# position only adds its own logits. So both answers favour the digit with the larger weight. Two
+# heads put their results in different channels.
 #
 # ## Four heads on Shakespeare
 #

@@ -348,8 +348,10 @@ assert fresh.blocks(fresh.embed(inputs)).norm(dim=-1).max() < 0.001
 # The feed-forward layer lowers the loss to 2.09. Four Transformer blocks without residual
 # connections have 3.21, hardly less than the character frequencies of lesson 2 (3.35). With
 # residual connections, a model of the same size reaches 1.81. Small gradients alone do not explain
-# this: Adam divides slopes by their usual size (lesson 1), so it still changes the first block. And
-# in the networks of He et al., gradients did not vanish, yet residual connections helped.
+# this: Adam divides slopes by their usual size (lesson 1), so it still changes the first block.
+# Also, after four fresh blocks, almost nothing in the vectors depends on the text (see above); with
+# residual connections, each block passes on its input. And in the networks of He et al., gradients
+# did not vanish, yet residual connections helped.
 #
 # ## Three common mistakes
 #

@@ -245,8 +245,8 @@ for (name, rate), (_, validation) in runs.items():
 # the rate rises: the first steps are the most likely to diverge. Adam's $v$ is then a mean of few
 # squares, so dividing by its root is unreliable (Liu et al. 2019,
 # [arXiv:1908.03265](https://arxiv.org/abs/1908.03265)). Then the rate falls along a line to 0. (The
-# lower line counts: at most 0.93.) Now train with a warm-up of 40 steps; at 0.1 also with the
-# falling line only (`warmup=1`).
+# smaller factor counts; both meet at 0.93.) Now train with a warm-up of 40 steps; at 0.1 also with
+# the falling line only (`warmup=1`).
 
 # %%
 scheduled = {("schedule", rate): fit(Adam, rate, warmup=40) for rate in (0.003, 0.01, 0.03, 0.1)}

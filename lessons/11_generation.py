@@ -205,7 +205,7 @@ for name, sampling in settings.items():
     describe(name, [decode(column) for column in tokens.T], loss)
 texts = [decode(val_tokens[start + 32 : start + 432]) for start in starts]
 blocks = val_tokens.unfold(0, T + 1, T)  # (N, T + 1): N blocks of the validation text
-targets = blocks[:, -17:]  # (N, 17): contexts of 48 to 64 characters, as below in generate()
+targets = blocks[:, -17:]  # (N, 17): contexts of 48 to 64 characters, see the last section
 val_logits = model(blocks[:, :-1])[:, -17:]  # (N, 17, V)
 describe("true text", texts, lesson.cross_entropy(val_logits, targets))
 
@@ -239,9 +239,10 @@ if not lesson.FAST:
 #
 # The greedy texts have about half the perplexity of the texts at temperature 1, and yet they are
 # worse: a low perplexity of a model's own text says little. At temperature 1, it shows how
-# uncertain the model is. The perplexity of the true text shows how uncertain it should be. Both are
-# almost the same. This is a sign, not a proof, that it is *calibrated*: of the characters to which
-# it gives the probability 0.7, about 70% are correct (exercise 1). An overfitted model is too sure.
+# uncertain the model takes itself to be; the perplexity of the true text, how uncertain it really
+# is. Both are almost the same. This is a sign, not a proof, that it is *calibrated*: of the
+# characters to which it gives the probability 0.7, about 70% are correct (exercise 1). An
+# overfitted model is too sure.
 #
 # ## The loop repeats work
 #

@@ -78,10 +78,10 @@ assert counted == flops_per_token(model) - 6 * vectors
 # queries with keys and attention weights with values. With $C$ channels, each takes $2CT$
 # operations per token in the forward pass of a Transformer block; with the backward pass, both take
 # $12CT$. The package adds them (Chowdhery et al. 2022,
-# [arXiv:2204.02311](https://arxiv.org/abs/2204.02311)):
-# $6N + 12 \cdot \text{n\_layer} \cdot C \cdot T$, with $N$ without position embeddings, which no
-# product uses. (PyTorch counts a little less: no biases and layer norms.) The second part, about
-# $T / (6C)$ of the first, is small if $C$ is much larger than $T$.
+# [arXiv:2204.02311](https://arxiv.org/abs/2204.02311)): $6N + 12 \cdot \text{n\_layer} \cdot C
+# \cdot T$, with $N$ without position embeddings, which no product uses. (PyTorch leaves out biases
+# and norms.) As $N$ is about $12 \cdot \text{n\_layer} \cdot C^2$, the second part is about $T /
+# (6C)$ of the first.
 #
 # ## The best size depends on the budget
 #
@@ -229,8 +229,8 @@ for name, p in (("sum", 1.0), ("with p", 3.0)):
 # %% [markdown]
 # The law with $p$ fits much better. Its $p$ is about 5: if one term is twice the other, the smaller
 # one adds less than 1% to the larger. So *almost only the scarcer resource, text or parameters,
-# limits the loss*. The constants are uncertain: the 95% intervals of the study for $E$ are 0.1 to
-# 1.3 (sum) and 0.94 to 1.05 (with $p$).
+# limits the loss*. The constants are uncertain: in 95% of fits to random choices of the runs, $E$
+# was 0.1 to 1.3 (sum) or 0.94 to 1.05 (with $p$).
 #
 # ## A prediction
 #

@@ -247,10 +247,10 @@ torch.testing.assert_close(mine(tokens), theirs(tokens), rtol=1e-4, atol=1e-4)
 # moves along few directions.
 #
 # **Muon** (Jordan et al. 2024, [post](https://kellerjordan.github.io/posts/muon/)) brings the
-# singular values near 1, because directions with small ones may matter, too. The step is roughly $U V^\top$.
-# Five rounds of a *Newton-Schulz iteration* compute it. At the start, $X = G / \lVert G \rVert$:
-# $\lVert G \rVert^2$, the sum of all squared numbers in $G$, equals $\sum_i \sigma_i^2$, so no
-# singular value of $X$ is above 1. With $a = 3.4445$, $b = -4.775$ and $c = 2.0315$:
+# singular values near 1, because directions with small ones may matter. The step is roughly $U
+# V^\top$. Five rounds of a *Newton-Schulz iteration* compute it. At the start, $X = G / \lVert G
+# \rVert$: $\lVert G \rVert^2$, the sum of all squared numbers in $G$, equals $\sum_i \sigma_i^2$,
+# so no singular value of $X$ is above 1. With $a = 3.4445$, $b = -4.775$ and $c = 2.0315$:
 #
 # $$X \leftarrow a X + b\,(X X^\top) X + c\,(X X^\top)^2 X$$
 #

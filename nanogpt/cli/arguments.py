@@ -224,7 +224,7 @@ def _require_effect(options: Any, args: Sequence[str], flags: Mapping[str, str])
     for name in (name for name, flag in flags.items() if flag in given):
         for part in parts:
             if hasattr(part, "explain_unused") and (reason := part.explain_unused(name)):
-                raise UserError(f"{flags[name]} has no effect: {reason}; leave it out")
+                raise UserError(f"{flags[name]} has no effect: {reason}; leave the option out")
 
 
 def _explain_event(

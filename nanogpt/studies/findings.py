@@ -203,7 +203,7 @@ def fit_grid(cells: Sequence[Cell], free: bool, bootstraps: int) -> FittedLaw:
 
 
 def make_curve(trial: Trial) -> Curve:
-    """Return the validation loss of a trial as a function of floating-point operations."""
+    """Return the pair (floating-point operations, validation loss) of each point of a trial."""
     flops = float(flops_per_token(build(trial.config.model)))
     return [(flops * point.tokens, point.loss) for point in trial.points]
 

@@ -133,7 +133,12 @@ def plan_rungs(config: LadderConfig) -> Iterator[tuple[str, str, ModelConfig, Op
     feed_forward = replace(many_heads, feed_forward=True)
     blocks = replace(feed_forward, n_layer=small.n_layer)
     yield "one-head", "one attention head", one_head, optim
-    yield "many-heads", f"{small.n_head} heads with the same number of channels", many_heads, optim
+    yield (
+        "many-heads",
+        f"{small.n_head} heads that together have as many channels",
+        many_heads,
+        optim,
+    )
     yield "feed-forward", "a feed-forward layer after attention", feed_forward, optim
     yield "blocks", f"{small.n_layer} blocks", blocks, optim
     yield "residuals", "residual connections", replace(blocks, residual=True), optim

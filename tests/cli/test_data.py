@@ -117,4 +117,6 @@ def test_a_resumed_run_does_not_refresh_its_text(nanogpt: Command, run: Path) ->
     answer = nanogpt("train", "--resume", run, "--refresh")
     assert_refused(answer, "--refresh has no effect: a run is resumed with the text that it")
     answer = nanogpt("train", "--resume", run, "--optim.muon-lr", 1)
-    assert_refused(answer, "--optim.muon-lr has no effect: the optimizer is adamw; leave it out")
+    assert_refused(
+        answer, "--optim.muon-lr has no effect: the optimizer is adamw; leave the option"
+    )
