@@ -327,7 +327,7 @@ for kind, style, color in ((OneHead, "-", ACCENT), (PlusItself, "--", INK), (Ave
     plt.plot(range(1, T + 1), own[kind, 1], style, color=color)
 plt.text(22, 0.56, "OneHead: 0.50 on average", color=ACCENT)
 plt.text(22, 0.12, "PlusItself (dashed): little more than with equal weights (dotted)")
-plt.xlabel("position in the block")
+plt.xlabel("position in the block (seed 1)")
 plt.ylabel("weight on the own position")
 show("own-position")
 

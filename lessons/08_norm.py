@@ -199,8 +199,8 @@ for rate, warmup in ((0.02, 0), (0.0134, 0), (0.01, 0), (0.02, 100)):
 # %% [markdown]
 # Without norms, the loss explodes at 0.02, but not at 0.0134. With post-norm, the model learns the
 # character frequencies and nothing else (3.35), with this seed even at 0.0134. Pre-norm works with
-# each. With a warm-up, or at 0.01, all three work. So at these high rates, the other two need a
-# lower rate or a warm-up, and pre-norm needs neither. Xiong et al. (2020,
+# each. With a warm-up, or at 0.01, all three work. So at high rates, the model without norms needs
+# a lower rate, post-norm a lower rate or a warm-up, and pre-norm neither. Xiong et al. (2020,
 # [arXiv:2002.04745](https://arxiv.org/abs/2002.04745)) found: their post-norm models needed a
 # warm-up, their pre-norm models did not.
 #

@@ -205,7 +205,7 @@ for name, sampling in settings.items():
     describe(name, [decode(column) for column in tokens.T], loss)
 texts = [decode(val_tokens[start + 32 : start + 432]) for start in starts]
 blocks = val_tokens.unfold(0, T + 1, T)  # (N, T + 1): N blocks of the validation text
-targets = blocks[:, -17:]  # (N, 17): contexts of 48 to 64 characters, see the last section
+targets = blocks[:, -17:]  # (N, 17): contexts of 48 to 64 characters, as in generate(): see below
 val_logits = model(blocks[:, :-1])[:, -17:]  # (N, 17, V)
 describe("true text", texts, lesson.cross_entropy(val_logits, targets))
 

@@ -29,9 +29,9 @@ class Cache:
     def set_positions(self, T: int, dtype: torch.dtype) -> Tensor:
         """Set and return the positions (B, T) of the next T tokens; also set the mask.
 
-        A model calls this method first. In decoding, T is 1. In a prefill, the T tokens are the
-        first tokens of each text, with padding after shorter texts. A prefill with T = 1 is treated
-        as decoding.
+        A model calls this method at the start of each forward pass. In decoding, T is 1. In a
+        prefill, the T tokens are the first tokens of each text, with padding after shorter texts. A
+        prefill with T = 1 is treated as decoding.
         """
         self.positions = self.lengths[:, None] + self._slots[:T]
         self.mask = None

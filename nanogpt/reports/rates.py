@@ -20,7 +20,7 @@ class Rates:
 
 
 def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
-    """Time matrix products (n, C) × (C, 4C) and layer norms (n, 4C) for about half a second.
+    """Measure the rates of matrix products (n, C) × (C, 4C) and layer norms (n, 4C) in 0.5 s.
 
     On a CPU, C is at most 1024, and a tensor has at most 2**24 values. On a GPU, C is at most 4096,
     and a tensor has at most 2**28 values. n is also reduced if a product would need more than

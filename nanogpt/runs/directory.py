@@ -159,7 +159,7 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
     if is_directory(run):
         raise UserError(f"{run} is not a run: it has no {checkpoint}/; give the directory of a run")
     known = ", ".join(map(str, _list_runs("best"))) or "none yet"
-    raise UserError(f"there is no run {run or repr(run)}; the runs in {RUNS}/: {known}")
+    raise UserError(f"there is no run '{run}'; the runs in {RUNS}/: {known}")
 
 
 def _list_runs(file: str) -> dict[Path, float]:

@@ -99,7 +99,7 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Return the 95% confidence interval of each parameter of a law: (low, high) by name.
 
-    Fits the law to `times` bootstrap samples of the pairs, drawn with replacement (Efron 1979).
+    Draws `times` samples of the pairs with replacement, and fits a law to each (Efron 1979).
     `law` is the fit to all pairs; it gives the starting points of the other fits.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))

@@ -160,9 +160,9 @@ COMMANDS = [
         "tokenize --tokenizer runs/tiny/best/{0} abd",
         r"name a (tokenizer\.json)",
     ),
-    Case("there is no run two", "sample two", "sample {0}", r"runs/: (\S+?),?( |$)"),
+    Case("there is no run 'two'", "sample two", "sample {0}", r"runs/: (\S+?),?( |$)"),
     Case(
-        "there is no run two; the runs in runs/: runs/tiny; the presets",
+        "there is no run 'two'; the runs in runs/: runs/tiny; the presets",
         "explain two --device cpu",
         "explain {0} --device cpu",
         r"the presets: (\w+)",

@@ -107,7 +107,7 @@ def flatten(help_text: str) -> str:
         ("train --data=--device --device cpu", "there is no file or corpus --device: the corpora"),
         ("train --data nope.txt", "there is no file or corpus nope.txt: the corpora are tinysha"),
         ("sample", "there is no run in runs/ yet: "),
-        ("sample nope", "there is no run nope"),
+        ("sample nope", "there is no run 'nope'"),
         ("sample --samples 0", "nanogpt: --samples is 0: it must be at least 1"),
         ("sample --max-new-tokens 0", "nanogpt: --max-new-tokens is 0: it must be at least 1"),
         ("sample --top-k 0", "nanogpt: --top-k is 0: it must be at least 1"),

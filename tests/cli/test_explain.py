@@ -53,7 +53,7 @@ def test_a_run_can_be_explained(nanogpt: Command, text_file: Path, small: list[s
     status, _, err = nanogpt("explain", "tinny")
     assert (status, err.count("\n")) == (2, 1)
     assert "did you mean tiny" in err
-    says = "there is no run nowhere; the runs in runs/: runs/tiny; the presets: bigram, tiny, "
+    says = "there is no run 'nowhere'; the runs in runs/: runs/tiny; the presets: bigram, tiny, "
     assert_refused(nanogpt("explain", "nowhere"), says)
 
 

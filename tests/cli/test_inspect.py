@@ -47,7 +47,7 @@ def test_inspect_writes_a_page_without_links(nanogpt: Command, run: Path) -> Non
     ("flags", "says"),
     [
         (("one", "--prompt", "Q"), "'Q'"),
-        (("two",), "there is no run two"),
+        (("two",), "there is no run 'two'"),
         (("one", "--out", "no/where.html"), "cannot write no/where.html"),
         (("one", "--out", "."), ". is a directory: name a file with --out"),
         (("one", "--out", "runs"), "runs is a directory"),

@@ -75,7 +75,7 @@ def test_an_impossible_port_is_refused(nanogpt: Command, port: str) -> None:
 
 def test_an_unknown_run_is_refused(nanogpt: Command) -> None:
     status, _, err = nanogpt("lab", "nothing", "--no-browser")
-    assert (status, err) == (2, "nanogpt: there is no run nothing; the runs in runs/: none yet\n")
+    assert (status, err) == (2, "nanogpt: there is no run 'nothing'; the runs in runs/: none yet\n")
 
 
 def test_a_missing_library_is_named(nanogpt: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,9 +53,9 @@ def test_an_unknown_command_is_refused(nanogpt: Command, command: str, message: 
 
 def test_control_characters_in_an_error_are_escaped(nanogpt: Command, run: Path) -> None:
     _, _, err = nanogpt("sample", "\x1b[2J")
-    assert err.startswith("nanogpt: there is no run \\x1b[2J; the runs in runs/: ")
+    assert err.startswith("nanogpt: there is no run '\\x1b[2J'; the runs in runs/: ")
     _, _, err = nanogpt("sample", "two\nlines")
-    assert err.startswith("nanogpt: there is no run two\\nlines; ")
+    assert err.startswith("nanogpt: there is no run 'two\\nlines'; ")
 
 
 LONG_NAME, BAD_NAME = "x" * 300, "bad\udcff"

@@ -315,7 +315,7 @@ def test_the_help_of_resume_has_the_settings_of_the_run(nanogpt: Command, run: P
         ("tiny --resume mine", "--resume keeps the settings of the run: leave out tiny"),
         ("tiny --resume", "--resume keeps the settings of the run: leave out tiny"),
         ("--resume mine tiny", "--resume is 'mine tiny': it must be one run"),
-        ("--resume nope", "there is no run nope"),
+        ("--resume nope", "there is no run 'nope'"),
         ("--resume mine --train.steps 10", "--train.steps is 10, but mine is already at step 20"),
         ("--resume mine --seed 3", "--seed is 3, but this run was started with 1337: leave"),
         ("--resume mine --out other", "--out is other, but this run was started with mine: "),

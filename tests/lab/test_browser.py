@@ -1,4 +1,4 @@
-"""Every view works in a real browser, even with hostile names, and uses no other host."""
+"""Every view works in a real browser, even with names that contain HTML, and without a network."""
 
 import re
 from collections.abc import Iterator

@@ -187,7 +187,7 @@ def test_a_run_is_found_by_path_or_name_and_the_newest_by_default(best: Path) ->
 
 
 def test_a_run_with_a_name_too_long_for_a_file_is_not_found() -> None:
-    with pytest.raises(UserError, match="there is no run xxx"):
+    with pytest.raises(UserError, match="there is no run 'xxx"):
         find_run("x" * 300)
 
 
@@ -198,7 +198,7 @@ def test_a_run_is_found_after_an_interrupted_replacement_of_best(best: Path) -> 
 
 
 def test_a_missing_run_is_named(best: Path) -> None:
-    with pytest.raises(UserError, match="there is no run two; the runs in runs/: runs/one"):
+    with pytest.raises(UserError, match="there is no run 'two'; the runs in runs/: runs/one"):
         find_run("two")
     Path("empty").mkdir()
     with pytest.raises(UserError, match="empty is not a run: it has no best/; give the dir"):

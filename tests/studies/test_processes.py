@@ -151,7 +151,7 @@ def test_unexpected_exception_stops_the_study(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(processes, "_work", raise_a_value_error)
-    # Stop the fork server: a new one writes to the standard error that this test captures.
+    # Stop the fork server: only a new one writes to the standard error of this test.
     if sys.platform == "linux":
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
     with pytest.raises(Stopped, match=r"^one failed: see the traceback above$"):

@@ -35,7 +35,7 @@ _rates: dict[tuple[int, int], Rates] = {}
 
 
 def explain(query: dict[str, str]) -> dict[str, Any]:
-    """Return the number of parameters of a planned run, and its estimated seconds and bytes."""
+    """Return the parameters of a planned run, and its estimated time (s) and memory (bytes)."""
     sizes = {name: query[name] for name in (*SIZES, "steps") if query.get(name)}
     config = plan_run(query.get("preset", "tiny"), sizes)
     device = pick_device("cpu")
