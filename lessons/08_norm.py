@@ -201,8 +201,8 @@ for rate, warmup in ((0.02, 0), (0.0134, 0), (0.01, 0), (0.02, 100)):
 # character frequencies and nothing else (3.35), with this seed even at 0.0134. Pre-norm works with
 # each. With a warm-up, or at 0.01, all three work. So at high rates, the model without norms needs
 # a lower rate, post-norm a lower rate or a warm-up, and pre-norm neither. Xiong et al. (2020,
-# [arXiv:2002.04745](https://arxiv.org/abs/2002.04745)) found: their post-norm models needed a
-# warm-up, their pre-norm models did not.
+# [arXiv:2002.04745](https://arxiv.org/abs/2002.04745)) found: post-norm models needed a
+# warm-up, pre-norm models did not.
 #
 # ## Initialisation: the first loss
 #
