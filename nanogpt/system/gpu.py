@@ -109,7 +109,7 @@ class CudaGraph:
             with capture:
                 try:
                     work()
-                except RuntimeError as error:  # the end of the capture raises a less precise error
+                except RuntimeError as error:  # the end of the capture will raise another one
                     problem = error
         except RuntimeError as error:
             problem = problem or error

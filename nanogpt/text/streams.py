@@ -70,8 +70,8 @@ class TextDecodeStream:
 
     def _decode_new(self) -> str:
         before, whole = self._decode(self._before), self._decode(self._before + self._new)
-        # An invalid byte can change the text of the byte tokens before it, which is returned
-        # already (see BYTE_TOKEN in bpe.py). Then decode only the new tokens.
+        # If the earlier tokens end with byte tokens, an invalid byte changes their text (see
+        # BYTE_TOKEN in bpe.py). That text was returned before, so decode only the new tokens.
         return whole[len(before) :] if whole.startswith(before) else self._decode(self._new)
 
     def _return(self, piece: str) -> str:

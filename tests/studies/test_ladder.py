@@ -183,7 +183,9 @@ def test_finished_rungs_are_not_trained_again(study: Study) -> None:
 def test_the_advice_of_a_study_works(
     nanogpt: Command, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Follow the advice of two errors: a full disk (here, a file-size limit), and another seed."""
+    """Follow the advice of two errors: for a full disk (here, a file-size limit), and for a seed
+    that differs from the seed of the study.
+    """
     resource = pytest.importorskip("resource")
     monkeypatch.setitem(LADDER_CONFIGS, "cpu", TINY)
     command = ["study", "ladder", "--data", str(text_file), "--device", "cpu"]

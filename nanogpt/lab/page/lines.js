@@ -22,9 +22,10 @@ export function baselineRules(run, baselines) {
 // A series without a name has no label. `rules` are horizontal lines: { name, y }. `lowest` is the start of the y
 // axis, `until` is the end of the x axis, and `marker` is the x of a vertical line. A click calls onPick(x).
 export function drawLines(chart, options) {
+  const isNew = !drawn.has(chart);
   drawn.set(chart, options);
-  observer.observe(chart);
-  draw(chart, options);
+  if (isNew) observer.observe(chart);                  // each call draws the chart once more
+  else draw(chart, options);
 }
 
 // If the width of a chart changes, the chart is drawn again, so that the size of its letters stays the same.
