@@ -1,4 +1,4 @@
-"""Sampling: the filters equal plain loops; a cache does not change the generated tokens."""
+"""Sampling: filters have the results of plain loops; a cache does not change generated tokens."""
 
 import math
 from collections import Counter

@@ -161,10 +161,11 @@ class Block(nn.Module):
 
 
 class LookBack(nn.Module):
-    """Adds the two previous positions to each position, with two learned weights per channel.
+    """Adds the vectors of the two previous positions to the vector of each position.
 
-    This is a causal depthwise convolution, as in Primer, but applied only once, to the embeddings.
-    So the first block already gets information about each token and the two tokens before it.
+    Each channel has two learned weights. This is a causal depthwise convolution, as in Primer, but
+    applied only once, to the embeddings. So the first block already gets information about each
+    token and the two tokens before it.
     """
 
     def __init__(self, config: ModernConfig) -> None:

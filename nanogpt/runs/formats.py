@@ -69,7 +69,7 @@ def _convert(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     body = dict(content)
     number = body.pop("format", 0)  # format 0 has no header
     if type(number) is not int or number < 0:
-        raise ValueError(f"the key 'format' cannot be {shorten(number)}")
+        raise ValueError(f"the value of 'format' cannot be {shorten(number)}")
     if number > FORMAT:
         version = body.get("nanogpt")
         writer = f"nanogpt {version[:40]}" if isinstance(version, str) else "a newer nanogpt"
@@ -78,7 +78,7 @@ def _convert(file: Path, content: dict[str, Any]) -> dict[str, Any]:
             f"formats up to {FORMAT}: use the version that wrote it, or a later one"
         )
     if number > 0 and not isinstance(version := body.pop("nanogpt", None), str):
-        raise ValueError(f"the key 'nanogpt' cannot be {shorten(version)}")
+        raise ValueError(f"the value of 'nanogpt' cannot be {shorten(version)}")
     for migration in MIGRATIONS[number:]:
         migration(file.name, body)
     return body

@@ -9,9 +9,9 @@ Each model trains at a constant learning rate until its validation loss stops fa
 of its weights is also evaluated: averaging replaces a decaying learning rate (Hägele et al. 2024,
 arXiv:2405.18392). A model needs more regularisation if it has more parameters per character, or
 trains for more epochs. So for each model and text, the study multiplies the parameters per
-character by the number of epochs. This product decides which recipes of regularisation the study
-tries. Only the parameters in the blocks are counted. For each model and text, the result is the run
-with the lowest validation loss.
+character by the number of epochs. (Here, only the parameters in the blocks are counted.) This
+product decides which recipes of regularisation the study tries. For each model and text, the result
+is the run with the lowest validation loss.
 """
 
 import math

@@ -126,13 +126,13 @@ def test_a_newer_format_is_refused_without_a_valid_version(checkpoint: Path) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "1"}, "the key 'format' cannot be '1'"),
-        ({"format": True}, "the key 'format' cannot be True"),
-        ({"format": 1.0}, "the key 'format' cannot be 1.0"),
-        ({"format": -1}, "the key 'format' cannot be -1"),
-        ({"format": None}, "the key 'format' cannot be None"),
+        ({"format": "1"}, "the value of 'format' cannot be '1'"),
+        ({"format": True}, "the value of 'format' cannot be True"),
+        ({"format": 1.0}, "the value of 'format' cannot be 1.0"),
+        ({"format": -1}, "the value of 'format' cannot be -1"),
+        ({"format": None}, "the value of 'format' cannot be None"),
         ({"format": 0}, "unknown key 'nanogpt'"),
-        ({"nanogpt": 3}, "the key 'nanogpt' cannot be 3"),
+        ({"nanogpt": 3}, "the value of 'nanogpt' cannot be 3"),
         ({"colour": "red"}, "unknown key 'colour'"),
     ],
 )
@@ -146,7 +146,7 @@ def test_the_header_is_read_strictly(
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [("format", "unknown key 'nanogpt'"), ("nanogpt", "the key 'nanogpt' cannot be None")],
+    [("format", "unknown key 'nanogpt'"), ("nanogpt", "the value of 'nanogpt' cannot be None")],
 )
 def test_a_header_with_a_missing_key_is_refused(checkpoint: Path, key: str, message: str) -> None:
     content = json.loads((checkpoint / "config.json").read_text())
