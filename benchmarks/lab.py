@@ -2,7 +2,7 @@
 
     python benchmarks/lab.py     # needs Chromium, the library playwright, and about five minutes
 
-The script times the views of the page. It also trains `tiny` with 40 snapshots, alternately with
+The script times the views of the page. It also trains `tiny` with 40 snapshots, in turns by
 `nanogpt train` and in the lab, whose page shows the training. The results go to
 benchmarks/results/lab.json. All times are in milliseconds. "usable page" and "first picture" are
 single measurements; each of the other times has a median and a 95th percentile.

@@ -52,7 +52,7 @@ def make_data(text: str) -> Data:
 
 
 def count_bigram_loss(text: str) -> float:
-    """Compute the validation loss of bigram counts plus 1, with dictionaries in place of tensors."""
+    """Compute the validation loss of bigram counts plus 1, with dictionaries, not tensors."""
     cut, V = int(0.9 * len(text)), len(set(text))
     train, val = text[:cut], text[cut:]
     pairs, firsts = Counter(pairwise(train)), Counter(train[:-1])

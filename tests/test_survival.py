@@ -25,7 +25,7 @@ Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 
 def arguments(text_file: Path, out: str, steps: int, eval_every: int = 10) -> list[object]:
-    """Return arguments for a run that spends much of its time on checkpoints, by default."""
+    """Return arguments for a run. By default, checkpoints take much of its time."""
     return [
         *("train", "tiny", "--data", text_file, "--out", out, "--device", "cpu"),
         *("--sample-tokens", 20),

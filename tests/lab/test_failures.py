@@ -1,4 +1,4 @@
-"""The page works in a real browser while trainings, servers, files and settings fail.
+"""In a real browser, the page reports failures, or recovers from them.
 
 Each test uses a server that runs in a process of its own, as in a terminal.
 """
