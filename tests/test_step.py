@@ -72,7 +72,7 @@ def test_training_equals_three_explicit_steps(config: RunConfig) -> None:
 def test_blocks_are_drawn_in_the_configured_order(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """21 steps take 8 blocks each, then 42 steps take 4: two epochs of 167 blocks, and two more."""
+    """21 steps of 8 blocks, then 42 steps of 4: two epochs of 167 blocks, and 2 blocks more."""
     drawn: list[int] = []
 
     def blocks(self: Split, starts: Tensor, size: int) -> Tensor:

@@ -37,7 +37,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"this machine has no {kind} device: use {' or '.join(available)}")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if index >= count:
-        raise UserError(f"there is no {name}: this machine's {kind} devices are 0 to {count - 1}")
+        last = f"{kind}:{count - 1}"
+        raise UserError(f"there is no {name}: the last {kind} device of this machine is {last}")
     return torch.device(kind, index) if parts[2] else torch.device(kind)
 
 

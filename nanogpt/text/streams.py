@@ -70,7 +70,7 @@ class TextDecodeStream:
 
     def _decode_new(self) -> str:
         before, whole = self._decode(self._before), self._decode(self._before + self._new)
-        # If the earlier tokens end with byte tokens, an invalid byte changes their text (see
+        # A new invalid byte changes the text of byte tokens that stand directly before it (see
         # BYTE_TOKEN in bpe.py). That text was returned before, so decode only the new tokens.
         return whole[len(before) :] if whole.startswith(before) else self._decode(self._new)
 

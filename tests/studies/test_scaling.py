@@ -92,7 +92,7 @@ def test_all_runs_have_the_same_validation_text(base: RunConfig, text: str) -> N
     (Path("runs/scaling")).mkdir(parents=True)
     runs = plan_runs(base, SMALL)
     # 12 steps of 64 characters are 0.15 epochs of 5,000 characters, or 0.3 epochs of 2,500.
-    # The numbers below are block parameters / characters × epochs; TRIED has ranges of this value.
+    # Comments: block parameters / characters × epochs, the quantity of the ranges in TRIED.
     assert sorted(run.name for run in runs) == [
         "1x8-1-of-1-free",  # 0.02
         "1x8-1-of-1-same",

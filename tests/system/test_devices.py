@@ -58,17 +58,16 @@ def test_an_unknown_device_name_is_refused(name: str) -> None:
 
 @pytest.mark.gpu
 def test_the_number_of_a_missing_gpu_is_refused() -> None:
-    with pytest.raises(UserError, match="there is no cuda:99: this machine's cuda devices are"):
+    with pytest.raises(UserError, match="there is no cuda:99: the last cuda device of this"):
         pick_device("cuda:99")
 
 
-def test_the_devices_that_an_error_names_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_that_an_error_names_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    with pytest.raises(UserError, match="there is no cuda:9: this machine's cuda dev") as raised:
+    with pytest.raises(UserError, match="there is no cuda:9: the last cuda device") as raised:
         pick_device("cuda:9")
-    numbers = [int(word) for word in str(raised.value).split() if word.isdigit()]
-    assert [pick_device(f"cuda:{number}").index for number in numbers] == [0, 2]
+    assert pick_device(str(raised.value).split()[-1]).index == 2
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class Question:
         self.run = query.get("run", "")
 
     def checkpoint(self, suffix: str = "") -> Checkpoint:
-        """Load the model that `run` and `step` name, or `run2` and `step2` if `suffix` is "2"."""
+        """Load the model of the parameters `run` and `step`, or of `run2` and `step2`."""
         step = self.query.get(f"step{suffix}", "best")
         name = self.query.get(f"run{suffix}", "")
         return self.library.load(name, None if step == "best" else self.number(f"step{suffix}", 0))
