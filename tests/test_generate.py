@@ -1,4 +1,4 @@
-"""Sampling: filters have the results of plain loops; a cache does not change generated tokens."""
+"""Sampling: filters give the same results as plain loops; a cache does not change the tokens."""
 
 import math
 from collections import Counter

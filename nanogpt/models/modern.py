@@ -201,8 +201,8 @@ class Modern(nn.Module):
     def _initialise(self, module: nn.Module) -> None:
         """Draw random weights, but set the weights of some linear layers to 0.
 
-        These are the output layer and, in every block, the last linear layer of attention and that
-        of feed-forward. So each block starts as the identity (Zhang et al. 2019, "Fixup",
+        These are the output layer and, in every block, the last linear layers of attention and of
+        feed-forward. So each block starts as the identity (Zhang et al. 2019, "Fixup",
         arXiv:1901.09321), and all tokens start with the same probability.
         """
         if isinstance(module, nn.Embedding):

@@ -20,11 +20,12 @@ class Rates:
 
 
 def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
-    """Measure the rates of matrix products (n, C) × (C, 4C) and layer norms (n, 4C) in 0.5 s.
+    """Measure the rates of matrix products (n, C) × (C, 4C) and layer norms (n, 4C).
 
-    On a CPU, C is at most 1024, and a tensor has at most 2**24 values. On a GPU, C is at most 4096,
-    and a tensor has at most 2**28 values. n is also reduced if a product would need more than
-    0.1 s. For larger tensors, the rates are almost the same.
+    The measurement takes about half a second. On a CPU, C is at most 1024, and a tensor has at most
+    2**24 values. On a GPU, C is at most 4096, and a tensor has at most 2**28 values. n is also
+    reduced if a product would need more than 0.1 s. For larger tensors, the rates are almost the
+    same.
     """
     C, values = (min(C, 1024), 1 << 22) if device.type == "cpu" else (min(C, 4096), 1 << 26)
     n = max(1, min(n, values // C))

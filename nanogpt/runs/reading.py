@@ -54,13 +54,16 @@ def read_consistently(directory: Path, read: Callable[[Path], T]) -> T:
                 raise
 
 
-def _get_identity(directory: Path) -> tuple[int, int] | None:
-    """Return the device and inode numbers of a directory; its replacement has different ones."""
+def _get_identity(directory: Path) -> tuple[int, int, int] | None:
+    """Return numbers that differ for a directory and its replacement.
+
+    The device and inode numbers are not enough: a later replacement can get the same ones again.
+    """
     try:
         status = directory.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 class CheckpointFiles:

@@ -20,7 +20,7 @@ from nanogpt.errors import UserError
 from nanogpt.models import GPT, Bigram, BigramConfig, GPTConfig, Model, Modern, ModernConfig
 from nanogpt.runs.background import BackgroundWriter
 from nanogpt.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nanogpt.runs.reading import SUMS
+from nanogpt.runs.reading import SUMS, read_consistently
 from nanogpt.system import files
 from nanogpt.system.files import dump_json
 from nanogpt.text.tokenizers import CharTokenizer
@@ -259,6 +259,20 @@ def test_a_checkpoint_can_be_read_while_it_is_replaced(best: Path, model: Model)
     thread.join()
     assert steps == sorted(steps)
     assert len(set(steps)) > 3
+
+
+def test_a_replacement_with_the_same_inode_number_is_noticed(best: Path) -> None:
+    calls = []
+
+    def read(directory: Path) -> int:
+        calls.append(directory)
+        if len(calls) == 1:
+            os.utime(directory, ns=(1, 1))  # as if another directory had got the inode number
+            raise UserError("the files do not belong together")
+        return 7
+
+    assert read_consistently(best, read) == 7
+    assert len(calls) == 2
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(best: Path, model: Model) -> None:
