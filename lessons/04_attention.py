@@ -336,13 +336,11 @@ from lesson import FAST  # noqa: E402
 
 expected = {Average: 3.158, OneHead: 2.485, PlusItself: 2.441}
 assert FAST or all(abs(loss - expected[kind]) < 0.025 for (kind, _), loss in losses.items())
-assert FAST or abs(own[OneHead, 1].mean() - 0.5) < 0.1
-assert FAST or abs(own[OneHead, 1][-1] - 0.29) < 0.07
+assert FAST or max(abs(own[OneHead, 1].mean() - 0.5), abs(own[OneHead, 1][-1] - 0.29)) < 0.07
 assert FAST or all(0.7 < alike[OneHead, seed] < 0.95 for seed in (1, 2, 3))
 assert FAST or all(0.12 < alike[PlusItself, seed] < 0.4 for seed in (1, 2, 3))
-assert abs(alike[Average, 1] - 0.121) < 0.001
 assert round(max(0.004 * min((s + 1) / 100, 1 - s / 1000) for s in range(1000)), 4) == 0.0036
-assert 0.97 > undivided > 0.93 > 0.12 > divided > 0.09
+assert 0.97 > undivided > 0.93 > 0.122 > alike[Average, 1] > 0.12 > divided > 0.09
 
 # %% [markdown]
 # The first position sees only itself, so all lines start at 1. Later positions share the weight
@@ -351,9 +349,9 @@ assert 0.97 > undivided > 0.93 > 0.12 > divided > 0.09
 # 0.88 of the weight: this head is almost a bigram. The rest adds other clues, but blurs this one.
 #
 # If the model adds `x` to the result of the head, the current character takes another path. The
-# head then gives it only 0.15 to 0.29 of the weight (with equal weights: 0.12), chooses among the
-# others, and the loss falls to about 2.44. This addition is the *residual connection* of [lesson
-# 7](07_depth.md).
+# head then gives it only 0.15 to 0.29 of the weight (equal weights: 0.12), chooses among the
+# others, and the loss falls to about 2.44. This is a *residual connection* ([lesson
+# 7](07_depth.md)).
 #
 # ## Scoreboard
 

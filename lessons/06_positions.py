@@ -310,8 +310,7 @@ show("by-position")
 # characters of unknown order most are recent, among 60 most are old. From position 2 on, rotations
 # are better than the table. No position fails, because what a head learns about a distance holds at
 # every position. (The bumps that all curves share come from the text: some characters are harder to
-# predict. Each is measured at two positions, 32 apart, so the bumps at 17 and 27 come again at 49
-# and 59.)
+# predict. Each is measured at two positions, 32 apart, so those at 17 and 27 come again at 49, 59.)
 #
 # ## Scoreboard
 #

@@ -93,8 +93,7 @@ print("weights with QK-norm:", (keys @ query / math.sqrt(D)).softmax(dim=0).nump
 # A **soft cap** keeps each logit $z$ between $-c$ and $c$: it becomes $c \tanh(z / c)$. ($\tanh u$
 # is almost $u$ near 0, goes to ±1, and has the slope $1 - \tanh^2 u$.) Gemma 2 (Google 2024,
 # [arXiv:2408.00118](https://arxiv.org/abs/2408.00118)) caps the output logits at $c = 30$, and the
-# attention scores at 50. nanogpt caps only the output, at 15. This limits the loss of a confident
-# mistake.
+# attention scores at 50. nanogpt caps only the output, at 15. This limits the loss of a mistake.
 
 
 # %%

@@ -1,6 +1,6 @@
 """In a real browser, the page reports failures, or recovers from them.
 
-Each test uses a server that runs in a process of its own, as in a terminal.
+Each test starts the server in a separate process, as a user does in a terminal.
 """
 
 import json
