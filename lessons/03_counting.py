@@ -203,12 +203,11 @@ for context in ("ROMEO:", "e king"):
 losses["discounting"] = measure(discounting.probability)
 
 # %% [markdown]
-# The totals are similar. But only one character follows `ROMEO:`, so the model trusts this context
-# more. Up to n = 4, discounting is better than half and half, but then it is worse. Why? For n = 7,
-# 18% of the validation characters after a known context are *new*: they never follow this context
-# in the training text. The model reserves 35% on average. But the shorter context gives most of it
-# to known followers, because they follow it, too. New ones get 9%, and their mean loss is 4.7 (half
-# and half: 11% and 4.1).
+# The totals are similar. But only one character follows `ROMEO:`, so the model trusts it more. Up
+# to n = 4, discounting is better than half and half, but then it is worse. Why? For n = 7, 18% of
+# the validation characters after a known context are *new*: they never follow it in the training
+# text. The model reserves 35% on average. But most of it goes to known followers, as they follow
+# the shorter context, too. New ones get 9%, so their mean loss is 4.7 (half and half: 11%, 4.1).
 #
 # ## Kneser-Ney: count left neighbours
 #
@@ -263,11 +262,10 @@ show("smoothing")
 
 # %% [markdown]
 # Why does n = 8 not help (1.519)? In 35% of the validation text, the context of 7 characters is
-# unseen (table above). There, n = 8 also uses six characters, but it counts left neighbours of the
-# 7-grams, where n = 7 has raw counts: its loss is 0.009 lower. In 37%, the context occurred 1 to 9
-# times: too little data, so the loss is 0.016 higher. In 28%, the losses differ by less than 0.001:
-# the seventh character adds almost nothing. (The loss for n =
-# 7 is a little too low, because we chose n by it. But n = 6 to 9 differ by under 0.01.)
+# unseen. There, n = 8 also uses six characters, but counts left neighbours of the 7-grams, where n
+# = 7 has raw counts: its loss is 0.009 lower. In 37%, the context occurred 1 to 9 times: too little
+# data, so the loss is 0.016 higher. In 28%, the losses differ by less than 0.001: the seventh
+# character adds almost nothing. (We chose n by this loss, but n = 6 to 9 differ by under 0.01.)
 #
 # ## It generates text
 
@@ -358,10 +356,9 @@ show_scoreboard(3, {"7-grams, Kneser-Ney": kneser_ney_loss})
 if SOLUTIONS:
     little = measure(lambda ngram: (counts[ngram] + 0.01) / (totals[ngram[:-1]] + 0.01 * V))
     print(f"1. n = 5: {little[4]:.3f}, still far above Kneser-Ney")
-    assert round(min(little), 3) == round(little[4], 3) == 1.770
     p = [kneser_ney.probability("the ki" + character) for character in alphabet]
     print(f"2. {sum(p):.6f} = (total − reserved) / total + reserved / total · 1")
-    assert abs(sum(p) - 1) < 1e-9
+    assert abs(sum(p) - 1) < 1e-9 < round(min(little), 3) == round(little[4], 3) == 1.770
     groups = {True: [], False: []}  # is the character before a letter, too?
     for i in range(7, len(val_text)):
         if val_text[i].isalpha():
@@ -377,16 +374,15 @@ assert lowest == [(4, 1.953), (6, 1.585), (5, 1.661), (7, 1.517)]
 assert abs(kneser_ney_loss / losses["Kneser-Ney"][6] - 1) < 1e-10
 assert max(losses["Kneser-Ney"][5:]) - min(losses["Kneser-Ney"]) < 0.01
 assert sum(count < 65 for count in orders[6].values()) > 0.99 * len(orders[6])
-assert [round(worth[count], 2) for count in (1, 2, 5)] == [0.35, 1.08, 3.56]
+assert ["struggle" in train_text, *(round(worth[i], 2) for i in (1, 2, 5))] == [1, 0.35, 1.08, 3.56]
 known = [i for i in range(6, len(val_text)) if totals[val_text[i - 6 : i]]][::9]
 shares = torch.zeros(4)  # new characters; reserved; what new ones get from two models
 for i in known:
     context = val_text[i - 6 : i]
     new = [context + character for character in alphabet if not counts[context + character]]
-    shares[0] += val_text[i - 6 : i + 1] in new
-    shares[1] += discounting.reserved[context] / discounting.totals[context]
-    shares[2] += sum(map(discounting.probability, new))
-    shares[3] += sum(map(half_and_half, new))
+    reserved = discounting.reserved[context] / discounting.totals[context]
+    left = [sum(map(p, new)) for p in (discounting.probability, half_and_half)]
+    shares += torch.tensor([val_text[i - 6 : i + 1] in new, reserved, *left])
 assert (shares / len(known) - torch.tensor([0.18, 0.35, 0.09, 0.11])).abs().max() < 0.01
 ngrams = [n for i in known if not counts[n := val_text[i - 6 : i + 1]]]  # with a new character
 for p, expected in ((discounting.probability, 4.66), (half_and_half, 4.07)):
@@ -396,7 +392,6 @@ groups = [occurred == 0, (occurred > 0) & (occurred < 10), occurred >= 10]
 assert [round(group.double().mean().item(), 2) for group in groups] == [0.35, 0.37, 0.28]
 p7, p8 = [torch.from_numpy(KneserNey(train, n, V).probabilities(val)[7:]) for n in (7, 8)]
 assert [int(1000 * (p7 / p8).log()[group].mean()) for group in groups] == [-9, 16, 0]
-assert "struggle" in train_text
 assert (round(tiny, 3), round(baby[1000], 2), round(baby[2000], 4)) == (1.727, 1.51, 1.4485)
 whole = torch.cat([train_tokens, val_tokens]).numpy()
 assert round(KneserNey(whole, 7, V).loss(val), 2) == 0.94 > KneserNey(whole, 8, V).loss(val)

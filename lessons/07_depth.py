@@ -325,8 +325,8 @@ show_scoreboard(7, losses)
 # %% tags=["test"]
 expected = (2.09, 3.21, 1.81)
 assert lesson.FAST or all(abs(a - b) < 0.07 for a, b in zip(losses.values(), expected, strict=True))
-frequencies = torch.bincount(train_tokens) / len(train_tokens)  # (V,)
-assert abs(-frequencies[lesson.val_tokens].log().mean() - 3.35) < 0.01
+counted = train_tokens.bincount()[lesson.val_tokens] / len(train_tokens)  # frequencies
+assert abs(counted.log().mean() + 3.35) < 0.01
 assert alone < 0.4 < 1.36 < added < 1.46
 torch.manual_seed(1)
 pair = Model(4, residual=False), models["4 Transformer blocks"]
@@ -340,8 +340,7 @@ try:
 except RuntimeError as error:
     message = str(error)
 assert "inplace operation" in message
-for bias in (parameter for parameter in fresh.parameters() if parameter.ndim == 1):
-    bias.data.zero_()
+_ = [p.data.zero_() for p in fresh.parameters() if p.ndim == 1]  # the biases
 assert fresh.blocks(fresh.embed(inputs)).norm(dim=-1).max() < 0.001
 
 # %% [markdown]
@@ -397,6 +396,5 @@ if SOLUTIONS:  # run with: python lessons/07_depth.py --solutions
 # %% tags=["test"]
 if SOLUTIONS and not lesson.FAST:
     one_block, _, deep = losses.values()
-    assert found[0] > one_block + 0.08
-    assert one_block - found[1] < found[1] - deep
+    assert found[0] > one_block + 0.08 > found[1] + 0.08 > (one_block + deep) / 2 + 0.08
     assert found[2] == max(found[2:]) < 3

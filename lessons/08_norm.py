@@ -350,8 +350,7 @@ if not lesson.FAST:
     found = [*sum(overfit.values(), ()), *list(fast.values())[1:], *starts.values()]
     found += losses.values()
     shown = [2.29, 2.88, 1.58, 3.11, 2.34, 2.88, 2.00, 2.96, 3.35, 2.49, 2.51, 3.35, 2.48]
-    shown += [2.45, 2.47, 2.44]
-    shown += [2.43, 2.47, 2.44, 2.51, 2.53, 2.75, 2.50, 1.87, 1.97]
+    shown += [2.45, 2.47, 2.44, 2.43, 2.47, 2.44, 2.51, 2.53, 2.75, 2.50, 1.87, 1.97]
     assert all(abs(a - b) < 0.05 for a, b in zip(found, shown, strict=True)), found
     assert not fast["no", 0.02, 0] <= 4.17  # also for nan
     assert abs(0.02 * max(min((s + 1) / 100, 1 - s / 200) for s in range(200)) - 0.0134) < 1e-6

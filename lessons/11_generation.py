@@ -227,8 +227,7 @@ if not lesson.FAST:
     assert (rows["0.5"][0] - 0.85).abs() + (rows["1.3"][0] - 0.4).abs() < 0.1
     assert shakespeare[1] < rows["0.8"][1] - 0.05
     assert ((rows["1, top-p 0.9"] - rows["0.8"])[:2].abs() < 0.06).all()
-    assert abs(rows["0.8"][0] - 0.67) < 0.06
-    assert abs(rows["1"][2] - shakespeare[2]) < 0.6
+    assert abs(rows["0.8"][0] - 0.67) < 0.06 > (rows["1"][2] - shakespeare[2]).abs() / 10
 
 # %% [markdown]
 # From 0.5 to 1.3, the words become more varied, but fewer are known. Shakespeare's words are less
