@@ -1,10 +1,10 @@
-"""Measure how fast the lab answers in a real browser, and how much an open page slows training.
+"""Measure how fast the lab answers in a browser, and how much an open page slows down training.
 
-    python benchmarks/lab.py     # needs Chromium, the library playwright, and about five minutes
+    python benchmarks/lab.py     # needs Chromium, playwright, and about 15 minutes
 
-The script times the views of the page. It also trains `tiny` with 40 snapshots, in turns by
-`nanogpt train` and in the lab, whose page shows the training. The results go to
-benchmarks/results/lab.json. All times are in milliseconds. "usable page" and "first picture" are
+The script measures how fast the views of the page respond. It also trains `tiny` with 40 snapshots,
+alternately with `nanogpt train` and in the lab, while the page shows the training. The results go
+to benchmarks/results/lab.json. All times are in milliseconds. "usable page" and "first picture" are
 single measurements; each of the other times has a median and a 95th percentile.
 """
 
@@ -24,7 +24,8 @@ from typing import Any
 from common import RESULTS, save_result
 from playwright.sync_api import Page, sync_playwright
 
-# Sets a value, then waits until `done` is true and the next frame is painted.
+# Changes or clicks an input, waits until isDone() is true and the next frame is painted, and
+# returns the time in ms.
 MEASURE = """async ([selector, value, done, expected]) => {
   const input = document.querySelector(selector), start = performance.now();
   if (value === null) input.click();
@@ -50,7 +51,7 @@ def describe(times: list[float]) -> dict[str, float]:
 
 
 def measure_slider(page: Page, address: str) -> dict[str, float]:
-    """Wait until all frames are loaded; time each slider move until the new picture appears."""
+    """Load all frames; measure the time from each slider move to the new picture."""
     page.goto(f"{address}#view=time&run=tiny")
     page.reload()
     page.get_by_label("Snapshot").wait_for()
@@ -66,7 +67,7 @@ def measure_slider(page: Page, address: str) -> dict[str, float]:
 
 
 def measure_typing(page: Page, address: str) -> dict[str, float]:
-    """Time each change of the prompt until the page shows the new probabilities."""
+    """Measure the time from each change of the prompt to the new probabilities."""
     page.goto(f"{address}#view=look&run=tiny&prompt=To be")
     page.reload()
     page.locator(".tokens span").first.wait_for()
@@ -79,7 +80,7 @@ def measure_typing(page: Page, address: str) -> dict[str, float]:
 
 
 def measure_ablation(page: Page, address: str) -> dict[str, float]:
-    """Switch off heads one by one; time each click until the page shows the new loss."""
+    """Switch off heads one by one; measure the time from each click to the new loss."""
     page.goto(f"{address}#view=apart&run=tiny")
     page.reload()
     page.get_by_text("with all parts").wait_for()
@@ -98,7 +99,7 @@ def read_rate(run: Path) -> float:
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
-    """Call `condition` until its value is true, and return this value."""
+    """Call `condition` until it returns a true value, and return this value."""
     while not (value := condition()):
         time.sleep(0.2)
     return value
@@ -135,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=600, help="training steps of each run")
+    parser.add_argument("--steps", type=int, default=2400, help="training steps of each run")
     parser.add_argument(
         "--repeats", type=int, default=3, help="number of runs alone, and of runs in the lab"
     )

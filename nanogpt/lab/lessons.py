@@ -1,4 +1,4 @@
-"""Shows the lessons as web pages, so that the views can link to them without a network.
+"""Shows the lessons as web pages, so that links from the views to lessons need no network.
 
 The lessons are only in a checkout of the repository; an installed wheel has none.
 """
@@ -43,7 +43,7 @@ def list_lessons() -> list[dict[str, Any]]:
 
 
 def find_file(name: str) -> Path | None:
-    """Return a page or a picture of the lessons by its path below FOLDER; None for other paths."""
+    """Return the file of a lesson or picture, given its path below FOLDER; None for other paths."""
     return {
         file.relative_to(FOLDER).as_posix(): file
         for pattern in ("*.md", "*/*.svg")
@@ -52,7 +52,7 @@ def find_file(name: str) -> Path | None:
 
 
 def render_lesson(markdown: str) -> str:
-    """Return a page of the lessons as HTML, with its formulas as MathML."""
+    """Convert a lesson from Markdown to HTML, and its formulas to MathML."""
     parser = MarkdownIt("commonmark").enable("table")
     parser.use(dollarmath_plugin, renderer=_render_formula, allow_space=False)
     parser.add_render_rule("link_open", _open_link)
@@ -67,7 +67,7 @@ def _render_formula(formula: str, options: dict[str, Any]) -> str:
 def _open_link(
     renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any
 ) -> str:
-    """Open other sites in a new tab, and drop links to files that the lab does not show."""
+    """Make links to other sites open in a new tab; remove links to files the lab does not show."""
     token = tokens[index]
     target = str(token.attrs["href"])
     if target.startswith("https:"):

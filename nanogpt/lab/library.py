@@ -59,7 +59,7 @@ class RunSummary:
 
 
 class Texts:
-    """The tokens of a run's text, and n-gram models that were counted in its training split."""
+    """The tokens of a run's text, and n-gram models of its training split."""
 
     def __init__(self, run: Path) -> None:
         checkpoint = load_checkpoint(run / "best")
@@ -82,7 +82,7 @@ class Texts:
         return self._source
 
     def count(self) -> tuple[NGramCounts, KneserNey] | None:
-        """Return the bigrams and the smoothed n-grams; None if the text is too long to count."""
+        """Return the bigram counts and the smoothed n-gram model; None if the text is too long."""
         if len(self.train.tokens) > MAX_COUNTED_TOKENS:
             return None
         if self._counts is None:
@@ -134,7 +134,10 @@ class Library:
         return replace(summary, is_training=summary.step < summary.steps and not is_quiet)
 
     def load(self, name: str, step: int | None = None) -> Checkpoint:
-        """Load the best model of a run, or a snapshot. Raises UserError if that is impossible."""
+        """Load the best model of a run, or its snapshot at `step`.
+
+        Raises UserError if that is impossible.
+        """
         run = self.find(name)
         directory = run / "best" if step is None else snapshot_directory(run, step)
         if step is not None and not path_exists(directory):
@@ -151,7 +154,7 @@ class Library:
             return self._models[key]
 
     def texts(self, name: str) -> Texts:
-        """Return the tokens of a run's text.
+        """Return the tokens and the n-gram models of a run's text.
 
         Raises UserError if the text is missing or has changed.
         """
@@ -159,11 +162,11 @@ class Library:
         key = run, _find_time(run)
         with self._lock:
             if key not in self._texts:
-                self._texts = {key: Texts(run)}  # keep only one text: it may be large
+                self._texts = {key: Texts(run)}  # keep only one text: a text may be large
             return self._texts[key]
 
     def baselines(self, name: str) -> dict[str, Any]:
-        """Return n and the validation loss of smoothed n-grams, in nats per token.
+        """Return the order n and the validation loss (nats per token) of the smoothed n-gram model.
 
         Both are None if the text is too long to count.
         """
@@ -199,7 +202,7 @@ def _summarise(name: str, run: Path) -> RunSummary:
 
 
 def read_metrics(run: Path, start: int = 0) -> list[dict[str, Any]]:
-    """Return the complete lines of metrics.jsonl from line `start` on."""
+    """Return the complete lines of metrics.jsonl, starting at line `start`."""
     records = []
     with (run / "metrics.jsonl").open("rb") as file:
         for number, line in enumerate(file):

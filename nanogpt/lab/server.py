@@ -1,4 +1,4 @@
-"""The server of the lab: routes that answer questions of the page in JSON."""
+"""The server of the lab: it sends the page, and answers the requests of the page."""
 
 import asyncio
 import json
@@ -73,7 +73,7 @@ class Lab:
         )
 
     def _answer(self, name: str, ask: Answer) -> Callable[[Request], Any]:
-        """Return a route that lets the worker compute an answer."""
+        """Return a request handler that lets the worker compute an answer."""
 
         async def route(request: Request) -> Response:
             query = dict(request.query_params)
@@ -159,7 +159,7 @@ class Lab:
                         start = sent[name][1] if sent[name][0] == file else 0
                         records = read_metrics(run, start)
                     except (UserError, OSError, ValueError):
-                        continue  # the list of runs says what is wrong
+                        continue  # the list of runs shows the error
                     if records:
                         sent[name] = file, start + len(records)
                         yield _event("records", {"run": name, "start": start, "records": records})
@@ -178,8 +178,8 @@ class Lab:
         async def send() -> AsyncIterator[str]:
             try:
                 pieces = await self.worker.run(generate.start_sample, question)
-                while (piece := await self.worker.run(next, pieces, None)) is not None:
-                    yield _event("piece", piece)
+                while text := await self.worker.run(generate.join_pieces, pieces):
+                    yield _event("piece", text)
             except (UserError, Stopped, OSError) as error:
                 yield _event("problem", make_line(error))
             yield _event("end", None)
@@ -205,7 +205,7 @@ class Lab:
         return _json(to_json({"run": name}))
 
     async def pause(self, request: Request) -> Response:
-        """Let a run save a checkpoint and end."""
+        """Pause a run: its process saves a checkpoint and ends."""
         name = str((await _read_object(request))["run"])
         await run_in_threadpool(self.trainings.pause, name, self.library.find(name))
         return _json(b"{}")
@@ -236,7 +236,7 @@ def _event(name: str, data: object) -> str:
 
 
 async def _explain(_: Request, error: Exception) -> Response:
-    """Answer with the message of an error that the user can fix.
+    """Answer with the message of an error.
 
     The status is 200, because browsers show a response with status 4xx or 5xx as an error in the
     console.
@@ -245,7 +245,7 @@ async def _explain(_: Request, error: Exception) -> Response:
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
-    """Answer an invalid request; only a page from another version of nanogpt sends one."""
+    """Answer an invalid request; it usually comes from a page of another version of nanogpt."""
     return await _explain(_, UserError("this request is invalid: load the page again"))
 
 

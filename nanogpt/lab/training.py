@@ -1,4 +1,7 @@
-"""Starts, pauses and resumes runs. Each run has its own process, which outlives the lab."""
+"""Starts, pauses and resumes runs.
+
+Each run has its own process, which continues after the lab ends.
+"""
 
 import hashlib
 import os
@@ -72,7 +75,7 @@ class Trainings:
             self._launch(name, ["train", "--resume", str(run), "--sample-tokens", "0"])
 
     def pause(self, name: str, run: Path) -> None:
-        """Let the process of a run save a checkpoint and end.
+        """Make the process of a run save a checkpoint and end.
 
         Raises UserError if no process trains the run.
         """
@@ -90,7 +93,7 @@ class Trainings:
         return process is not None and process.process.poll() is None
 
     def failure(self, name: str) -> str | None:
-        """Return the last message of the run's process if it failed, otherwise None."""
+        """Return the last message of the run's process if the process failed, otherwise None."""
         entry = self._processes.get(name)
         if entry is None or entry.process.poll() in (None, 0, 130, 143):
             return None
@@ -135,7 +138,7 @@ def is_locked(run: Path) -> bool:
 
 
 def plan_run(preset: str, sizes: Mapping[str, object]) -> RunConfig:
-    """Return the configuration of a run; the keys of `sizes` are names in SIZES or "steps".
+    """Return the configuration of a run; the keys of `sizes` are keys of SIZES or "steps".
 
     Raises UserError for a wrong size, or if the machine has too little memory for the run.
     """

@@ -24,8 +24,9 @@ Check = Callable[[], None]
 class Worker:
     """One thread that computes answers, so that two answers never compete for the processor.
 
-    Each question belongs to a view (in one browser tab) and has a number, its turn. If a question
-    with a later turn arrives for the same view, the earlier questions of the view are outdated.
+    Each question belongs to a view in one browser tab and has a number, called its turn. If a
+    question with a later turn arrives for the same view, the earlier questions of the view are
+    outdated.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,8 @@ class Worker:
     ) -> bytes:
         """Return compute(check), or the cached answer to an earlier question with the same key.
 
-        Raises Outdated if a question with a later turn arrives for the same view.
+        Raises Outdated if a question with a later turn arrives for the same view before the answer
+        is ready.
         """
         with self._lock:
             self._turns[view] = max(turn, self._turns.get(view, 0))

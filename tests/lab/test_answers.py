@@ -1,4 +1,4 @@
-"""The answers of the lab have the numbers that the package computes in other ways."""
+"""The numbers in the lab's answers equal those that the package computes in other ways."""
 
 import json
 import math
@@ -136,25 +136,32 @@ def test_comparison_has_the_losses_of_both(client: Client, lab_run: Path) -> Non
     assert same["samples"][0] == same["samples"][1]
 
 
-def test_samples_arrive_in_pieces(client: Client) -> None:
-    status, raw, headers = client.request("sample?run=one&prompt=abc&tokens=12&seed=3")
+def read_pieces(client: Client, tokens: int) -> list[str]:
+    status, raw, headers = client.request(f"sample?run=one&prompt=abc&tokens={tokens}&seed=3")
     assert (status, headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
-    pieces = [line[6:] for line in raw.decode().splitlines() if line.startswith("data: ")]
-    text = "".join(json.loads(piece) or "" for piece in pieces)
-    assert text == load("one", "cpu").generate("abc", max_new_tokens=12, seed=3)
+    events = [line[6:] for line in raw.decode().splitlines() if line.startswith("data: ")]
+    pieces = [json.loads(event) for event in events]
+    assert pieces.pop() is None  # the end
+    return pieces
+
+
+def test_samples_arrive_in_pieces(client: Client) -> None:
+    pieces = read_pieces(client, 1000)
+    assert 1 < len(pieces) < 500
+    assert "".join(pieces) == load("one", "cpu").generate("abc", max_new_tokens=1000, seed=3)
 
 
 def test_samples_and_other_answers_do_not_disturb_each_other(client: Client) -> None:
-    """Samples stay the same while parts of the same model are switched off."""
-    alone = client.request("sample?run=one&prompt=abc&tokens=300")[1]
+    """Samples do not change while other requests switch off parts of the same model."""
+    alone = load("one", "cpu").generate("abc", max_new_tokens=1000, seed=3)
     inspected = client.get("inspect", run="one", prompt="abc")
     with ThreadPoolExecutor(4) as pool:
-        samples = [pool.submit(client.request, "sample?run=one&prompt=abc&tokens=300")]
+        samples = [pool.submit(read_pieces, client, 1000)]
         for head in ("1.1", "1.2", "2.1", "2.2"):
             pool.submit(client.get, "ablate", run="one", off=f"head {head}", prompt="ab")
             pool.submit(client.get, "inspect", run="one", prompt=f"abc{head[0].replace('1', 'd')}")
-        samples.append(pool.submit(client.request, "sample?run=one&prompt=abc&tokens=300"))
-    assert [sample.result()[1] for sample in samples] == [alone, alone]
+        samples.append(pool.submit(read_pieces, client, 1000))
+    assert ["".join(sample.result()) for sample in samples] == [alone, alone]
     assert client.get("inspect", run="one", prompt="abc") == inspected
 
 

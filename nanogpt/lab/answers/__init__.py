@@ -1,4 +1,4 @@
-"""The answers to the questions of the page, one module for each kind of answer."""
+"""The answers to the questions that the page sends; each module has one kind of answer."""
 
 from . import apart, compare, copied, counting, generate, look, train
 from .question import Answer

@@ -12,7 +12,7 @@ from .question import SAMPLE_TOKENS, Question, sample_text
 
 @dataclass(frozen=True)
 class Ablation:
-    """A model without some of its parts."""
+    """Measurements of a model with some parts switched off."""
 
     parts: list[str]
     """The names of all parts that can be switched off."""
@@ -29,7 +29,7 @@ class Ablation:
 def ablate(question: Question, check: Check) -> Ablation:
     """Measure the model with some parts switched off.
 
-    The parameter `off` of the request has the names of these parts, separated by commas.
+    The parameter `off` of the request lists the names of these parts, separated by commas.
     """
     checkpoint, texts = question.checkpoint(), question.texts()
     off = [part for part in question.query.get("off", "").split(",") if part]

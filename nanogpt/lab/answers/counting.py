@@ -17,7 +17,7 @@ SHOWN = 12
 
 
 def count(question: Question, check: Check) -> dict[str, Any]:
-    """Compare the model with counted bigrams and n-grams on a passage of the validation split."""
+    """Compare the model with bigram and n-gram models on a passage of the validation split."""
     checkpoint, texts = question.checkpoint(), question.texts()
     counts = texts.count()
     if counts is None:

@@ -1,5 +1,6 @@
 """Answers for the view "Generate"."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +18,12 @@ from .question import Question
 
 SHOWN = 24
 """Number of tokens in the list of the most probable next tokens."""
+PIECE_SECONDS = 0.05
+"""Text of this time is sent at once: an event for each token would slow down a run that trains."""
 
 
 def read_sampling(question: Question, tokens: int) -> GenerationConfig:
-    """Return the settings of a generation; `tokens` is the default number of new tokens.
+    """Return the settings for text generation; `tokens` is the default number of new tokens.
 
     Raises UserError for an invalid value.
     """
@@ -46,10 +49,23 @@ def start_sample(question: Question) -> Iterator[str]:
     return (piece for _, piece in completions)
 
 
+def join_pieces(pieces: Iterator[str]) -> str:
+    """Return the text that the iterator gives in PIECE_SECONDS, at least one piece.
+
+    Returns "" at the end of the completion.
+    """
+    end, text = time.monotonic() + PIECE_SECONDS, ""
+    for piece in pieces:
+        text += piece
+        if text and time.monotonic() >= end:
+            break
+    return text
+
+
 def next_token(question: Question, check: Check) -> dict[str, Any]:
     """Return the most probable next tokens.
 
-    Each has two probabilities: the model's, and the one after temperature and filters.
+    Each token has two probabilities: before and after temperature and filters are applied.
     """
     checkpoint, config = question.checkpoint(), read_sampling(question, 1)
     logits = _logits(checkpoint, question.prompt())[-1]  # (V,)

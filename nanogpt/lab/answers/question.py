@@ -1,4 +1,4 @@
-"""What all answers need: the question, and small computations with a model."""
+"""Code that several answers share: the question, and small computations with a model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,19 +25,19 @@ class Question:
         self.run = query.get("run", "")
 
     def checkpoint(self, suffix: str = "") -> Checkpoint:
-        """Load the model of the parameters `run` and `step`, or of `run2` and `step2`."""
+        """Load the model that the request names with `run` and `step` (or `run2` and `step2`)."""
         step = self.query.get(f"step{suffix}", "best")
         name = self.query.get(f"run{suffix}", "")
         return self.library.load(name, None if step == "best" else self.number(f"step{suffix}", 0))
 
     def texts(self) -> Texts:
-        """Return the tokens of the run's text, and its n-grams."""
+        """Return the tokens and the n-gram models of the run's text."""
         return self.library.texts(self.run)
 
     def number(self, name: str, default: int) -> int:
-        """Return a parameter as a whole number, or `default` if it is missing.
+        """Return a parameter of the request as an integer, or `default` if it is missing.
 
-        Raises UserError if its value is not a whole number.
+        Raises UserError if the value is not an integer.
         """
         try:
             return int(self.query.get(name, default))
@@ -49,7 +49,7 @@ class Question:
         return self.query.get("prompt", "") or "\n"
 
     def version(self) -> tuple[float, ...]:
-        """Return values that change when the runs train further.
+        """Return values that change when the runs in the request are trained further.
 
         They are part of the cache key, so a cached answer for older weights is not used again.
         """

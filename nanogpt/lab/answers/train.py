@@ -16,7 +16,7 @@ from .question import Question
 
 
 def baselines(question: Question, check: Check) -> dict[str, Any]:
-    """Return n and the loss of smoothed n-grams, for the charts of the loss."""
+    """Return the order n and the validation loss of the smoothed n-gram model, for the charts."""
     return question.library.baselines(question.run)
 
 
@@ -35,7 +35,7 @@ _rates: dict[tuple[int, int], Rates] = {}
 
 
 def explain(query: dict[str, str]) -> dict[str, Any]:
-    """Return the parameters of a planned run, and its estimated time (s) and memory (bytes)."""
+    """Return a planned run's number of parameters, estimated time (s) and memory (bytes)."""
     sizes = {name: query[name] for name in (*SIZES, "steps") if query.get(name)}
     config = plan_run(query.get("preset", "tiny"), sizes)
     device = pick_device("cpu")

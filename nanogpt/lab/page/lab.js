@@ -149,7 +149,13 @@ class Lab {
     this.view = new VIEWS[name](at("view"), this);
     if (saved) this.view.restore?.(saved.state);
     this.save();
-    this.view.show();
+    // Hide the empty parts until the first answer is there, so that the page does not jump.
+    at("view").classList.add("opening");
+    try {
+      await Promise.race([this.view.show(), new Promise(resolve => setTimeout(resolve, 1000))]);
+    } finally {
+      if (opening === this.opening) at("view").classList.remove("opening");
+    }
   }
 
   showHint({ hint, lessons }) {

@@ -54,7 +54,7 @@ export class TimeMachine {
     };
     this.heads = svg("svg", { class: "chart" }, addBox("Attention to the previous token, each head"));
     this.film = element("div", undefined, parent, "film");
-    this.inside = new Inside(this.film, { parts: FORMS, hasLarge: false });
+    this.inside = new Inside(this.film, { parts: FORMS, isShort: true });
     this.inside.onUpdate = () => this.drawAll();
   }
 
@@ -76,7 +76,6 @@ export class TimeMachine {
     this.frames.clear();
     this.samples.clear();
     this.loading = this.load();
-    return this.loading;
   }
 
   // Add the snapshots that the run has saved since.

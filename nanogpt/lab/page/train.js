@@ -3,7 +3,6 @@ import { get, generate, listen, post } from "./api.js";
 import { button, choose, field } from "./controls.js";
 import { baselineRules, drawLines } from "./lines.js";
 
-const PATIENCE = 40;                                   // a pause of 6 s follows a sample that takes 0.15 s
 const NAMES = { n_layer: "Layers", n_head: "Heads", n_embd: "Channels", block_size: "Context" };
 
 function duration(seconds) {
@@ -20,7 +19,6 @@ export class Train {
   constructor(parent, lab) {
     this.lab = lab;
     this.records = [];
-    this.nextSample = 0;
     const columns = element("div", undefined, parent, "columns");
     const left = element("div", undefined, columns), right = element("div", undefined, columns);
     this.buildForm(right);
@@ -124,7 +122,11 @@ export class Train {
     this.draw();
   }
 
-  hide() { this.close?.(); this.stopSample?.(); this.stopSample = undefined; }
+  hide() {
+    this.close?.();
+    this.close = undefined;
+    this.stopSample?.();
+  }
 
   showRuns(runs) {
     this.lab.setRuns(runs);
@@ -173,20 +175,17 @@ export class Train {
     this.renewSample();
   }
 
-  // Generate a short text with the newest snapshot. While the run trains, pause between samples, so that the training
-  // gets most of the time.
+  // Generate a short text with the newest snapshot. The first snapshots come faster than texts, so some are skipped.
   renewSample() {
     const { run } = this.lab, newest = run.snapshots.at(-1) ?? (run.val_loss === null ? undefined : "best");
     if (newest === undefined || newest === this.sampledAt || this.stopSample) return;
-    const start = Date.now();
-    if (run.is_training && start < this.nextSample) return;
     this.sampledAt = newest;
     this.sampleTitle.textContent = newest === "best" ? "A sample of the best weights"
       : `A sample after step ${newest.toLocaleString("en")}`;
     this.sample.textContent = "";
     this.stopSample = generate({ run: run.name, step: newest, tokens: 80 }, piece => this.sample.append(piece), () => {
       this.stopSample = undefined;
-      this.nextSample = Date.now() + PATIENCE * (Date.now() - start);
+      if (this.close) this.renewSample();
     });
   }
 }

@@ -3,6 +3,7 @@
 import { colour } from "./dom.js";
 
 const SIDE = 1100, MARGIN = 70;                // size of the large map, in canvas pixels
+const LETTER = 11;                             // smallest height of its letters, in pixels of the screen
 
 function drawCells(context, rows, size) {
   const ink = colour("ink", "#");
@@ -28,16 +29,18 @@ export function drawLarge(canvas, rows, tokens, position) {
   context.strokeStyle = accent;
   context.lineWidth = 3;
   context.strokeRect(0, position * size, (position + 1) * size, size);
-  context.font = `${Math.min(26, Math.max(9, size * .8))}px ui-monospace, monospace`;
+  const font = Math.max(Math.min(26, size * .8), LETTER * SIDE / (canvas.clientWidth || SIDE));
+  const every = Math.ceil(font / size), length = Math.floor((MARGIN - 6) / (.6 * font));
+  context.font = `${font}px ui-monospace, monospace`;
   tokens.forEach((token, t) => {
-    const isSelected = t === position;
-    if (size < 9 && !isSelected) return;       // too small to read
+    const isSelected = t === position;         // always with a label; of the others, as many as there is room for
+    if (!isSelected && (t % every || Math.abs(t - position) < every)) return;
     context.fillStyle = isSelected ? accent : colour("ink", .8);
     context.textAlign = "right"; context.textBaseline = "middle";
-    context.fillText(token.slice(0, 4), -6, (t + .5) * size);
+    context.fillText(token.slice(0, length), -6, (t + .5) * size);
     context.save();
     context.translate((t + .5) * size, -6); context.rotate(-Math.PI / 2); context.textAlign = "left";
-    context.fillText(token.slice(0, 4), 0, 0);
+    context.fillText(token.slice(0, length), 0, 0);
     context.restore();
   });
 }

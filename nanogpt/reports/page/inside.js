@@ -6,10 +6,10 @@ import { drawLarge, drawSmall, findCell } from "./heat.js";
 const PARTS = ["text", "predictions", "lens", "attention", "stream", "embedding"];
 
 export class Inside {
-  // `parts` lists the sections to show. If `hasLarge` is false, no head is shown large. The owner may set
-  // `onUpdate`, a function that is called after each change of the selection.
-  constructor(parent, { parts = PARTS, hasLarge = true } = {}) {
-    this.hasLarge = hasLarge;
+  // `parts` lists the sections to show. If `isShort` is true, no head is shown large, and a click opens explanations.
+  // The owner may set `onUpdate`, a function that is called after each change of the selection.
+  constructor(parent, { parts = PARTS, isShort = false } = {}) {
+    this.isShort = isShort;
     this.selected = { layer: Infinity, head: 0 };      // chosen by a click or a key
     this.has = Object.fromEntries(PARTS.map(part => [part, parts.includes(part)]));
     this.parts = Object.fromEntries(PARTS.map(part => [part, element("section")]));
@@ -70,6 +70,12 @@ export class Inside {
   }
   mark(nodes) { nodes.forEach((node, t) => node.classList.toggle("selected", t === this.shown.position)); }
 
+  explain(section, text) {
+    const parent = this.isShort ? element("details", undefined, section) : section;
+    if (this.isShort) element("summary", "How to read this", parent);
+    return element("p", text, parent);
+  }
+
   buildText() {
     this.text = element("div", undefined, this.parts.text, "text tokens");
     this.text.tabIndex = 0;
@@ -103,8 +109,8 @@ export class Inside {
   buildPredictions() {
     const section = this.parts.predictions;
     element("h2", "Predictions of the next token", section);
-    element("p", "Point at a token to see what the model predicts after it. Click, or use the arrow keys, " +
-      "to select the position.", section);
+    this.explain(section, "Point at a token to see what the model predicts after it. Click, or use the arrow keys, " +
+      "to select the position.");
     const two = element("div", undefined, section, "two"), left = element("div", undefined, two);
     this.after = element("h3", undefined, left);
     this.predictions = element("div", undefined, left);
@@ -131,13 +137,13 @@ export class Inside {
   buildLens() {
     const section = this.parts.lens;
     element("h2", "The logit lens", section);
-    element("p", "The table shows what each layer would predict if it were the last layer: the final norm and " +
-      "the output head, which computes the logits, are applied to the hidden state after that layer. The cell " +
+    this.explain(section, "The table shows what each layer would predict if it were the last layer: the final norm " +
+      "and the output head, which computes the logits, are applied to the hidden state after that layer. The cell " +
       "below a token shows the most probable next token. A stronger shade means a higher probability, and an " +
       "underline marks a correct prediction. The row “input” is for the hidden state before the first layer. " +
       "In a GPT, this is the sum of the token embedding and the position embedding. In a modern model, it is " +
       "the embedding of the token, mixed with the embeddings of the two tokens before it. (Idea: " +
-      "nostalgebraist, 2020.)", section);
+      "nostalgebraist, 2020.)");
     this.lens = element("table", undefined, element("div", undefined, section, "scroll"));
   }
 
@@ -168,13 +174,13 @@ export class Inside {
   buildAttention() {
     const section = this.parts.attention;
     element("h2", "Attention of each head", section);
-    element("p", "Each row of pictures is a layer, and each picture is a head. In a picture, each row is a " +
+    this.explain(section, "Each row of pictures is a layer, and each picture is a head. In a picture, each row is a " +
       "position that attends, and each column is a position that gets attention. The shade is the square root " +
       "of the attention weight, so that small weights are visible. Point at a picture to see it large; click " +
-      "to select it.", section);
+      "to select it.");
     const both = element("div", undefined, section, "attention");
     this.heads = element("div", undefined, element("div", undefined, both, "scroll"), "heads");
-    if (!this.hasLarge) return;
+    if (this.isShort) return;
     const head = element("div", undefined, both, "head");
     this.which = element("div", undefined, head);
     this.readout = element("div", undefined, head, "readout");
@@ -220,7 +226,7 @@ export class Inside {
     const { data } = this, { layer, head, position } = this.shown;
     this.pictures.forEach((row, l) => row.forEach(
       (canvas, h) => canvas.classList.toggle("selected", l === layer && h === head)));
-    if (!this.hasLarge) return;
+    if (this.isShort) return;
     const rows = data.attention[layer][head], hidden = data.hidden_attention[layer][head][position];
     this.which.textContent = `layer ${layer + 1}, head ${head + 1}: attention of ` +
       `${quoted(data.tokens[position])}, position ${position + 1}` +
@@ -240,9 +246,9 @@ export class Inside {
   buildStream() {
     const section = this.parts.stream;
     element("h2", "The residual stream", section);
-    element("p", "Each layer adds the result of its attention and of its feed-forward layer to the residual " +
-      "stream. The bars show the lengths (Euclidean norms) of these vectors at the selected position. If the " +
-      "bar of such a result is much shorter than the bar of the stream, the result changes the stream little.", section);
+    this.explain(section, "Each layer adds the result of its attention and of its feed-forward layer to the " +
+      "residual stream. The bars show the lengths (Euclidean norms) of these vectors at the selected position. If the " +
+      "bar of such a result is much shorter than the bar of the stream, the result changes the stream little.");
     this.stream = element("div", undefined, section);
   }
 
@@ -266,7 +272,7 @@ export class Inside {
   buildEmbedding() {
     const section = this.parts.embedding;
     element("h2", "The embedding", section);
-    this.explained = element("p", undefined, section);
+    this.explained = this.explain(section);
     this.plane = svg("svg", { viewBox: "0 0 800 560", class: "plane", role: "img",
       "aria-label": "Tokens in the plane of two principal components" }, section);
   }
