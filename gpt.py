@@ -1,16 +1,16 @@
 """A GPT in one file: it trains on a text and generates similar text.
 
-    python gpt.py              trains on input.txt (Tiny Shakespeare); downloads it if it is missing
-    python gpt.py mytext.txt   trains on your own text in UTF-8; use half a megabyte or more
+    python gpt.py              trains on input.txt, and downloads it if missing (Tiny Shakespeare)
+    python gpt.py mytext.txt   trains on your own text: UTF-8, with at least half a megabyte
 
 A language model reads the beginning of a text and gives each possible next character a probability.
-Training changes the weights of the model so that the character that really comes next gets a higher
+Training changes the weights of the model so that the actual next character gets a higher
 probability. To generate text, sample a character from the probabilities, append it, and repeat.
 
 Data and weights are tensors: arrays of numbers. Comments give their shapes, with these letters:
 
     B  batch       blocks of text processed together           batch_size
-    T  time        positions in a block of text                at most block_size
+    T  time        positions (characters) in a block of text   at most block_size
     C  channels    numbers in the vector of one position       n_embd
     H  heads       attention heads in one Transformer block    n_head
     D  head size   channels of one head                        C / H
@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# Settings: change one at a time and compare the last validation loss.
+# Settings: change one setting at a time, and compare the last validation losses of the runs.
 n_layer, n_head, n_embd = 4, 4, 128  # Transformer blocks, heads in each block, channels
 block_size, batch_size = 64, 12  # the model sees at most block_size characters: its context window
 steps, warmup, learning_rate = 1300, 100, 5e-3  # the learning rate rises for `warmup` steps
@@ -59,7 +59,7 @@ def decode(tokens, alphabet):
 
 
 def get_batch(tokens, batch_size, block_size):
-    """Return random blocks of the text, and the target of each token: the token after it."""
+    """Return random blocks of the text, and for each token its target, which is the next token."""
     starts = torch.randint(len(tokens) - block_size, (batch_size, 1))  # (B, 1)
     blocks = tokens[starts + torch.arange(block_size + 1)]  # (B, T + 1)
     return blocks[:, :-1], blocks[:, 1:]  # (B, T) each: inputs, and targets shifted by one
@@ -71,7 +71,7 @@ def bigram_loss(train_tokens, val_tokens, V):
 
     The loss is the mean of -ln p, where p is the model's probability of the correct next character.
     """
-    pairs = train_tokens[:-1] * V + train_tokens[1:]  # (length - 1,): one number per pair
+    pairs = train_tokens[:-1] * V + train_tokens[1:]  # (length - 1,): a number for each pair
     counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (V, V): [a, b] counts b after a
     p = (counts + 1) / (counts + 1).sum(dim=1, keepdim=True)  # (V, V): adding 1 avoids p = 0
     return -p[val_tokens[:-1], val_tokens[1:]].log().mean().item()
@@ -84,19 +84,19 @@ class SelfAttention(nn.Module):
     def __init__(self, C, H):
         super().__init__()
         self.n_head = H
-        self.qkv = nn.Linear(C, 3 * C)  # a matrix of weights: turns C numbers into 3 * C numbers
+        self.qkv = nn.Linear(C, 3 * C)  # weights that turn C numbers into 3 * C numbers
         self.projection = nn.Linear(C, C)
 
     def forward(self, x):
         B, T, C = x.shape
         H, D = self.n_head, C // self.n_head
-        # Query: what a position looks for. Key: what it offers. Value: what it passes on.
+        # Query: what a position looks for. Key: what a position offers. Value: what it passes on.
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, C) each
         q, k, v = (part.view(B, T, H, D).transpose(1, 2) for part in (q, k, v))  # (B, H, T, D) each
-        # The dot product of a query and a key is large if they match; @ computes it for all pairs.
-        # The division by √D keeps the scores from growing with D.
+        # The dot product of a query and a key is large if they match; @ computes all dot products.
+        # Without the division by √D, the scores would grow with D.
         scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, T)
-        # The mask hides later positions, which hold the targets. Softmax makes each row sum to 1.
+        # The mask hides later positions: they show the targets. Softmax makes each row sum to 1.
         is_later = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)  # (T, T)
         weights = scores.masked_fill(is_later, -math.inf).softmax(dim=-1)  # (B, H, T, T)
         y = weights @ v  # (B, H, T, D): for each position, the weighted mean of the values
@@ -111,12 +111,12 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
         self.attention = SelfAttention(C, H)
-        # GELU turns a negative number into one near 0. Without it, the two layers equal one layer.
+        # GELU moves negative numbers close to 0. Without it, the two layers would equal one layer.
         self.feed_forward = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU("tanh"), nn.Linear(4 * C, C))
 
     def forward(self, x):
-        # Each layer adds its result to x. These residual connections make a deep model trainable.
-        # The layer norm before each layer shifts and scales each vector to mean 0 and variance 1.
+        # Both layers add their results to x. These residual connections make deep models trainable.
+        # Before each layer, layer norm gives each vector a mean of 0 and a variance of 1.
         x = x + self.attention(self.norm1(x))  # (B, T, C)
         return x + self.feed_forward(self.norm2(x))  # (B, T, C)
 
@@ -132,7 +132,7 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*[Block(n_embd, n_head) for _ in range(n_layer)])
         self.norm = nn.LayerNorm(n_embd)
         # Small random weights, as in GPT-2: all characters start with about the same probability.
-        # The 2 * n_layer layers whose results are added to x get smaller weights: x stays small.
+        # The 2 * n_layer layers that add to x have smaller weights, so that x does not grow.
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 is_residual = name.endswith(("projection.weight", "feed_forward.2.weight"))
@@ -141,11 +141,11 @@ class GPT(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, tokens):
-        # By itself, attention ignores the order of tokens, so each position adds a vector.
+        # Attention alone ignores the order of the tokens, so x contains a vector of the position.
         positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
         x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C)
         x = self.blocks(x)  # (B, T, C)
-        # The scores, called logits, compare x with the vector of each possible next token.
+        # The scores (logits) compare x with the vector of each possible next token.
         return self.norm(x) @ self.token_embedding.weight.T  # (B, T, V)
 
 
@@ -157,10 +157,10 @@ def train(model, tokens):
         inputs, targets = get_batch(tokens, batch_size, block_size)
         logits = model(inputs)  # (B, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # p is softmax(logits)
-        optimizer.zero_grad()  # deletes the gradient of the previous step
-        loss.backward()  # computes the gradient: how the loss changes with each weight
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # limits the length of the gradient to 1
-        # The learning rate, the size of a change, rises in the warm-up, then falls towards 0.
+        optimizer.zero_grad()  # deletes the gradients of the previous step
+        loss.backward()  # computes how the loss changes with each weight: the gradient
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # limits the gradient's length to 1
+        # The learning rate sets the size of the changes. It first rises, then falls towards 0.
         optimizer.param_groups[0]["lr"] = learning_rate * min((step + 1) / warmup, 1 - step / steps)
         optimizer.step()  # AdamW changes each weight in the direction that lowers the loss
         if step % 100 == 0:
@@ -169,7 +169,7 @@ def train(model, tokens):
 
 @torch.no_grad()
 def evaluate(model, tokens):
-    """Return the mean loss over all tokens except the first. The blocks do not overlap."""
+    """Return the mean loss of all tokens except the first, in blocks that do not overlap."""
     T, count = model.block_size, len(tokens) - 1
     padding = (0, -count % T)  # fills the last block; cross_entropy ignores targets of -100
     inputs = F.pad(tokens[:-1], padding).view(-1, T)  # (number of blocks, T)
@@ -182,7 +182,7 @@ def evaluate(model, tokens):
 
 @torch.no_grad()
 def generate(model, tokens, count, temperature=0.8):
-    """Append `count` tokens to `tokens` (B, T). A lower temperature favours likely tokens more."""
+    """Append `count` tokens to `tokens` (B, T). Low temperatures make likely tokens more likely."""
     for _ in range(count):
         logits = model(tokens[:, -model.block_size :])[:, -1]  # (B, V): at the last position
         if temperature == 0:
@@ -202,7 +202,7 @@ def main(args):
     tokens = encode(text, alphabet).to(device)
     cut = int(0.9 * len(tokens))
     assert cut > block_size, f"the text is too short: {len(text)} characters"
-    train_tokens, val_tokens = tokens[:cut], tokens[cut:]  # the model never trains on the last 10%
+    train_tokens, val_tokens = tokens[:cut], tokens[cut:]  # training never uses the last 10%
     inputs, targets = get_batch(train_tokens, batch_size, block_size)
     for t in range(min(8, block_size)):
         context, target = decode(inputs[0, : t + 1], alphabet), alphabet[targets[0, t]]

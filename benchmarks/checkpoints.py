@@ -5,12 +5,12 @@
 
 A pause is the time that training waits for a checkpoint. During a pause, the training thread
 checks the model, and copies the weights and the optimizer state. On a CPU, it also writes the
-files; on a GPU, a background thread writes them. The result also has the sum of all pauses as a
-share of the training time. Each evaluation saves a checkpoint; evaluations are as frequent as in
+files; on a GPU, a background thread writes them. The result also lists the sum of all pauses, as
+a share of the training time. Each evaluation saves a checkpoint; evaluations are as frequent as in
 the preset.
 
-The script also measures the training rate with and without --deterministic, in alternating runs.
-The rate excludes the time of evaluations.
+The script also measures the tokens per second of training, alternately with and without
+--deterministic. The time of evaluations is excluded.
 
 The results go to benchmarks/results/checkpoints_DEVICE.json.
 """
@@ -82,7 +82,7 @@ def measure_pauses(preset: str, device: str, steps: int) -> dict[str, Any]:
 
 
 def measure_rate(preset: str, device: str, steps: int, *flags: str) -> float:
-    """Return the median tokens per second of a run in a separate process."""
+    """Train in a separate process, and return the median tokens per second."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory, "run")
         command = [sys.executable, "-m", "nanogpt", "train", preset, "--device", device]
@@ -98,7 +98,7 @@ def measure_rate(preset: str, device: str, steps: int, *flags: str) -> float:
 
 
 def main() -> None:
-    """Measure the pauses and the rates, save the result and print a table."""
+    """Measure the pauses and the training speed, save the result and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

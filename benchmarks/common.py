@@ -25,7 +25,7 @@ SAMPLE_HEADING = "Sample:\n"
 
 
 def run_timed(command: Sequence[str]) -> tuple[str, float, float]:
-    """Run a command; return its standard output, its time in seconds and its peak memory in MB."""
+    """Run a command; return its standard output, duration in seconds and peak memory in MiB."""
     start = time.time()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -52,12 +52,12 @@ def load_unseen_text() -> Corpus:
 def train_preset(
     preset: str, flags: Sequence[str] = (), keep: Path | None = None
 ) -> dict[str, Any]:
-    """Train a preset in a separate process; return its evaluations, times and losses.
+    """Train a preset in a separate process; return the evaluations, times and losses of the run.
 
-    The seconds of an evaluation are the time from the start of the process until the evaluated
-    weights are on disk. With averaged weights, an evaluation has two losses; the result has the
-    lower one. The best weights are also evaluated on the unseen text. If `keep` is given, the run
-    directory is moved to this path.
+    The `seconds` of an evaluation are the time from the start of the process until the evaluated
+    weights are on disk. If the run also averages its weights, each evaluation measures two losses,
+    and the result contains the lower loss. The best weights are also evaluated on the text of
+    load_unseen_text(). If `keep` is given, the run directory is moved to this path.
     """
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
@@ -84,7 +84,7 @@ def train_preset(
         if "val_loss" in record
     ]
     best = min(evaluations, key=lambda evaluation: evaluation["val_loss"])
-    # The seconds of a run exclude the time of the imports and the time of writing the weights.
+    # The seconds in metrics.jsonl exclude the time of the imports and of writing the weights.
     # The offset adds these two times.
     offset = best_on_disk - best["seconds"]
     for evaluation in evaluations:

@@ -1,13 +1,14 @@
-"""Measure how much time and memory a gigabyte of text needs, and how fast a model trains on it.
+"""Measure the time and memory to prepare a gigabyte of text, and the speed of training on it.
 
     python benchmarks/corpora.py
 
-The text consists of random lines of Shakespeare. The script measures the start of a run twice,
-each time in a separate process. The first start has an empty cache: it reads the text, computes its
-hash, trains a byte-pair tokenizer and encodes the text. The second start finds these results in the
-cache. The measured seconds exclude the import of torch; the measured memory includes this import.
-Then the preset `tiny` trains alternately on tokens that are memory-mapped from the cache and on a
-copy of these tokens in memory. The results go to benchmarks/results/corpora.json.
+The text consists of random lines of Shakespeare. The script prepares the text twice, each time in a
+separate process, as at the start of a run. At the first start, the cache is empty: the process
+reads and hashes the text, trains a byte-pair tokenizer and encodes the text. At the second start,
+the process finds these results in the cache. The measured time excludes the import of torch; the
+measured memory includes this import. Then the script trains the preset `tiny` alternately on
+tokens that are memory-mapped from the cache and on a copy of these tokens in memory. The results go
+to benchmarks/results/corpora.json.
 """
 
 import argparse

@@ -3,7 +3,8 @@
     python benchmarks/presets.py tiny tiny-fast     # then: python benchmarks/write_numbers.py
 
 Each run is `nanogpt train PRESET --seed N` in a separate process, with N = 1, 2, ... The results go
-to benchmarks/results/preset_PRESET_DEVICE.json. With --keep DIR, the run directories move to DIR.
+to benchmarks/results/preset_PRESET_DEVICE.json. With --keep DIR, the script moves the run
+directories to DIR.
 """
 
 import argparse

@@ -2,20 +2,22 @@
 
     python benchmarks/sampling.py --nanogpt CHECKOUT
 
-The compared programs have the same random weights. They run in one process, in turn. Each program
-generates 500 tokens per text, with temperature 0.8 and top-k 200. There are three measurements:
+The models of the compared programs have the same random weights. The programs run alternately in
+one process. Each program generates 500 tokens per text, with temperature 0.8 and top-k 200. There
+are three measurements:
 
 - nanogpt and nanoGPT's model.py generate one text with a model of the shape of `baby` (10.8M
   parameters, context 256). On a GPU, nanogpt has bfloat16 weights, and nanoGPT uses autocast to
   bfloat16. On a CPU, both use float32. As in nanoGPT's sample.py, nanoGPT's model is not compiled.
 - On a GPU, nanogpt generates 64 texts in one batch with the same model.
 - On a GPU, nanogpt and generate() of `transformers` generate one text with a model of the shape of
-  GPT-2 (124M parameters, context 1,024) in bfloat16. Here, generate() has a static cache, so it
-  compiles the model.
+  GPT-2 (124M parameters, context 1,024) in bfloat16. Here, generate() uses a static cache, so
+  `transformers` compiles the model.
 
-A time covers the whole call: the prompt and all tokens, including those after the context is full.
-The time excludes loading and compilation, because every program generates once before the timing
-starts. The results are medians and go to benchmarks/results/sampling_DEVICE.json.
+The measured time covers the whole call: the prompt and all generated tokens, including the tokens
+after the context is full. The time excludes loading and compilation, because every program
+generates once before the measurement. The results are medians and go to
+benchmarks/results/sampling_DEVICE.json.
 """
 
 import argparse
@@ -79,7 +81,7 @@ def scale_embedding(model: GPT) -> GPT:
 
 
 def generate_text(model: GPT, texts: int = 1) -> None:
-    """Generate TOKENS tokens for each text, in the same way as a model from nanogpt.load()."""
+    """Generate `texts` texts of TOKENS tokens, in the same way as a model from nanogpt.load()."""
     is_cuda = next(model.parameters()).device.type == "cuda"
     list((fast.generate if is_cuda else generate)(model, [[0]] * texts, TOKENS, SAMPLING))
 
@@ -98,7 +100,7 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
 def measure_rates(
     programs: Mapping[str, Callable[[], object]], tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Run programs in turn; return the tokens per second of each: the median and all values."""
+    """Run programs in turn; for each, return the median and all values of its tokens per second."""
     device = pick_device("auto")
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for call in programs.values():

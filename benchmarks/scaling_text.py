@@ -49,31 +49,31 @@ def findings(result: dict[str, Any]) -> str:
     crossovers = [find_crossover(law, characters) for characters in (texts[-1], texts[2])]
     return f"""**The sum does not fit the losses.** The error of a cell is \
 predicted loss / measured loss − 1.
-The error of a law is the root mean square of the errors of all {len(cells)} cells. It is \
-{result["sum"]["error"]:.1%} for the sum (p = 1).
-The confidence intervals of the sum's constants are too wide to be useful: no sum fits both the
-cells with little text and the cells with small models. With p fitted, the error of the law is \
+The error of a law is the root mean square of the errors of all {len(cells)} cells. The error of
+the sum (p = 1) is {result["sum"]["error"]:.1%}.
+The confidence intervals of the sum's constants are too wide to be useful, because no sum fits both
+the cells with little text and the cells with small models. With p fitted, the error of the law is \
 {result["free"]["error"]:.1%}, and
 the largest error of a cell is {result["free"]["largest_error"]:.1%}.
 
-**{len(below)} of the {len(cells)} cells lie below a floor of the law.** With p fitted, the law \
-never predicts a loss below
-E + B / D^β for a text of D characters. The losses of these cells are below this floor by
-{amounts} nats per character.
+**{len(below)} of the {len(cells)} measured losses are lower than the law allows.** With p fitted, \
+the law
+never predicts a loss below E + B / D^β for a text of D characters. The losses of
+{len(below)} cells are lower than this limit, by {amounts} nats per character.
 The largest difference is at {round_to(cell["N"], 1)} parameters and {cell["D"]:,} characters.
-{"No cell lies" if min(c["loss"] for c in cells) > law["E"] else "Some cells lie"} below E itself.
+{"No loss is" if min(c["loss"] for c in cells) > law["E"] else "Some losses are"} below E itself.
 
 **One of the two terms determines the loss.** p is about {law["p"]:.0f}, so the law depends \
 almost only on the larger
 of the terms A / N^α (parameters) and B / D^β (text).
-For models of more than {round_to(crossovers[0], 1)} parameters, trained on all the text, the
+For models of more than {round_to(crossovers[0], 1)} parameters, trained on the full text, the
 law predicts a larger gain from twice as much text than from twice as many parameters. With
-{texts[2]:,} characters, about the size of Tiny Shakespeare, this holds for models of more than
+{texts[2]:,} characters, about the size of Tiny Shakespeare, this is true of models with more than
 {round_to(crossovers[1], 2)} parameters.
 
 **Extrapolation.** Both laws were also fitted without the largest model. With p fitted, the \
 law predicts the
-losses of the largest model with errors of at most {worst["free"]:.1%}\
-{"; all predictions are too low" if is_low else ""}. With p = 1 (a sum),
+losses of the largest model with errors of at most {worst["free"]:.1%}.\
+{" All predictions are too low." if is_low else ""} With p = 1 (a sum),
 the largest error is {worst["sum"]:.1%}.
 """

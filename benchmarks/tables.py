@@ -15,7 +15,7 @@ def make_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def get_seconds_to(target: float, run: Result) -> float:
-    """Return the seconds until a run reaches the target, or its lowest loss if it never does."""
+    """Return the seconds until a run reaches the target loss; otherwise, until its lowest loss."""
     for evaluation in run["evaluations"]:
         if evaluation["val_loss"] <= target:
             return float(evaluation["seconds"])
@@ -23,7 +23,7 @@ def get_seconds_to(target: float, run: Result) -> float:
 
 
 def get_median_seconds(result: Result, program: str) -> float:
-    """The median seconds that a program needs to reach the target loss of a comparison."""
+    """The median of get_seconds_to() over the runs of a program in a comparison."""
     return float(median(get_seconds_to(result["target"], run) for run in result["runs"][program]))
 
 
@@ -176,16 +176,22 @@ def corpora_table(result: Result) -> str:
     parts = ", ".join(f"{first[key]:.1f}" for key in ("read_s", "learn_s", "encode_s"))
     head = [f"{result['megabytes']:,} MB of text, `--tokenizer {result['tokenizer']}`", ""]
     rows = [
-        ["first start", f"{first['seconds']:.1f} s, {first['megabytes_per_second']:.1f} MB/s"],
-        ["parts: reading, training the tokenizer, encoding", f"{parts} s"],
         [
-            "peak memory, and the part that the libraries need",
+            "first start, with an empty cache",
+            f"{first['seconds']:.1f} s, {first['megabytes_per_second']:.1f} MB/s",
+        ],
+        ["parts of the first start: reading, training the tokenizer, encoding", f"{parts} s"],
+        [
+            "peak memory of the first start, and the part that the libraries need",
             f"{first['peak_mb']:.0f} MB, {first['imported_mb']:.0f} MB",
         ],
-        ["second start", f"{second['seconds']:.2f} s"],
+        ["second start, with the tokens in the cache", f"{second['seconds']:.2f} s"],
         ["training on tokens from the cache", f"{training['mapped']:,.0f} tokens/s"],
         ["training on tokens in memory", f"{training['in_memory']:,.0f} tokens/s"],
-        ["ratio of rates, cache / memory", f"{training['mapped'] / training['in_memory']:.3f}"],
+        [
+            "ratio of the two rates, cache / memory",
+            f"{training['mapped'] / training['in_memory']:.3f}",
+        ],
     ]
     repeats = f"{result['repeats']} repeats of 20 steps each"
     note = f"Measured on {result['device']}. The training rates are medians of {repeats}."

@@ -4,14 +4,14 @@
 
 - baby: nanogpt trains the preset `baby`, with 10.8M parameters and 64 × 256 tokens per step.
 - gpt2: both programs train a model of the shape of GPT-2, with 124M parameters and 1,024 tokens in
-  each block, at every batch size in --batches. nanoGPT pads its vocabulary to 50,304 tokens. The
-  text of nanogpt therefore has 50,304 different characters. They are in random order, because
+  each block, at every batch size in --batches. nanoGPT pads its vocabulary to 50,304 tokens.
+  Therefore, the text for nanogpt has 50,304 different characters. The text is random, because
   nanoGPT's bench.py trains on random tokens. As in bench.py, the model has no biases.
 
 nanogpt runs as `nanogpt train`, in a separate process. Its rate is the median over the ten
 intervals between lines 3 and 13 of metrics.jsonl; these intervals contain no evaluation. bench.py
-prints the milliseconds per iteration; this script computes nanoGPT's rate from them. All
-measurements run once in each of the --repeats rounds. The results go to
+prints the milliseconds per iteration; this script computes nanoGPT's rate from them. In each of the
+--repeats rounds, the script makes every measurement once. The results go to
 benchmarks/results/throughput.json.
 """
 
@@ -89,7 +89,7 @@ def write_random_text(file: Path) -> None:
 
 
 def main() -> None:
-    """Measure the programs in turn, save the result after each round, and print a table."""
+    """Measure both programs, save the result after each round, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,7 @@
 """Run nanoGPT's train.py, then evaluate its checkpoints; versus_nanogpt.py starts this script.
 
-During training, this process imports only the modules that nanoGPT imports, and `safetensors`,
-which saves the weights. Therefore its time and memory are the time and memory of nanoGPT.
+During training, this process imports only the libraries that nanoGPT imports, the standard library,
+and `safetensors`, which saves the weights. So the measured time and memory are those of nanoGPT.
 """
 
 import json
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 
 class SavedWeights(NamedTuple):
-    """Describes the weights that nanoGPT saved in a file; the name of the file is the step."""
+    """Describes a file with the weights of nanoGPT's model; the name of the file is the step."""
 
     step: int
     seconds: float
@@ -34,7 +34,7 @@ def train(
 ) -> tuple[dict[str, Any], list[SavedWeights]]:
     """Run train.py, and save the weights of its model in `folder` at each checkpoint.
 
-    Returns the variables of train.py, and a description of each saved file.
+    Returns the global variables of train.py, and a description of each saved file.
     """
     checkpoints: list[SavedWeights] = []
 

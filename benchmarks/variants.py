@@ -1,11 +1,11 @@
-"""Train variants of a preset with the same seeds, to separate their effects from random variation.
+"""Train variants of a preset, all with the same seeds, and print a table of their losses.
 
     python benchmarks/variants.py tiny-fast -- "" "--optim.momentum 0.9" "--model.n-head 4"
     python benchmarks/variants.py baby --seeds 2 --jobs 4 -- "" "--model.dropout 0.3"
 
 Every argument after `--` is a variant: options of `nanogpt train`, or "" for the preset itself.
-Each run is a separate process. With --jobs N, N runs share the machine, so their times are not
-comparable. A row of the table has the lowest and the last validation loss (mean over the seeds),
+Each run is a separate process. With --jobs N, N runs share the machine, so the measured times are
+longer. A row of the table has the lowest and the last validation loss (mean over the seeds),
 the range of the lowest loss, and the median seconds of the whole process.
 """
 

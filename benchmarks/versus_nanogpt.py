@@ -1,4 +1,4 @@
-"""Train nanoGPT and nanogpt on Tiny Shakespeare, in turn, on this machine.
+"""Train models on Tiny Shakespeare with nanoGPT and nanogpt in turn, on this machine.
 
     python benchmarks/versus_nanogpt.py --nanogpt CHECKOUT       # train both
     python benchmarks/versus_nanogpt.py --plots                  # only draw the plots again
@@ -9,15 +9,16 @@ every evaluation. After the training, these weights are evaluated in the same wa
 weights: on the whole validation split, in non-overlapping windows, in float32. nanogpt runs as
 `nanogpt train PRESET`, also in a separate process, with a different seed each time.
 
-Seconds count from the start of the process, and include evaluations. Memory is the peak host
-memory of the process during training; it excludes GPU memory. The best weights of each run are also
-evaluated on an unseen text: see load_unseen_text() in common.py. In a round, each program trains
-once. Three rounds take about 15 minutes on two CPU cores; one round takes about 4 minutes on a
-large GPU.
+Times are in seconds from the start of the process, and include evaluations. Memory is the peak host
+memory of the process, without GPU memory and without the evaluation of nanoGPT's weights after the
+training. The best weights of each run are also evaluated on an unseen text: see load_unseen_text()
+in common.py. In each of the --repeats rounds, the script trains one model with nanoGPT and one with
+each preset of nanogpt. Three rounds take about 15 minutes on two CPU cores; one round takes about 4
+minutes on a large GPU.
 
 The results go to benchmarks/results: versus_nanogpt_NAME.json, and a plot of the loss over time.
-NAME is cpu or cuda, or the argument of --name. `python benchmarks/write_numbers.py` then writes the
-tables into docs/results.md.
+NAME is the argument of --name, by default cpu or cuda. `python benchmarks/write_numbers.py` then
+writes the tables into docs/results.md.
 """
 
 import argparse
@@ -45,7 +46,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Contest:
-    """A validation loss, and the programs that are timed until they reach it."""
+    """A target loss, and the programs whose time to this loss is measured."""
 
     target: float
     """Validation loss in nats per character."""
@@ -70,7 +71,7 @@ CONTESTS = {
 
 
 def run_nanogpt(checkout: Path, flags: str) -> Result:
-    """Train nanoGPT in a copy of its checkout; return the result that train_nanogpt.py prints."""
+    """Train with a copy of nanoGPT; return the result that train_nanogpt.py prints."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "nanoGPT"
         shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git"))
@@ -131,7 +132,7 @@ def draw_plots() -> None:
 
 
 def main() -> None:
-    """Train the programs in turn, save the results and draw the plots."""
+    """Train a model with each program in turn, save the results and draw the plots."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

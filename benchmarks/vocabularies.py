@@ -2,16 +2,17 @@
 
     python benchmarks/vocabularies.py --device cuda --at-a-time 4
 
-The reference is the preset `tiny`, whose tokens are characters. "Same body" keeps the 4 layers and
-128 channels of `tiny`; a larger vocabulary then adds parameters. "Same size" chooses a number of
-channels for which the model has about as many parameters as `tiny`. Every model trains for as many
-operations as `tiny`, counted with models.flops_per_token(). A model with more operations per token
-therefore gets fewer steps. The batch size (12 blocks of 64 tokens), the learning rates and the
-schedule are the same for all models. A byte-pair token is longer than a character, so each step
-then trains on more text.
+The reference is the preset `tiny`, whose tokens are characters. Each tokenizer is measured with two
+models. The model with the "same body" has the 4 layers and 128 channels of `tiny`; a larger
+vocabulary adds parameters to this model. For the model of the "same size", the script chooses the
+number of channels so that the model has about as many parameters as `tiny`. Every model trains for
+as many operations as `tiny`, counted with models.flops_per_token(). A model with more operations
+per token therefore trains for fewer steps. The batch size (12 blocks of 64 tokens), the learning
+rates and the schedule are the same for all models. Most byte-pair tokens are longer than a
+character, so a step with byte-pair tokens trains on more text.
 
-The results contain the lowest validation loss of each run, in bits per byte. They go to
-benchmarks/results/vocabularies.json.
+The results go to benchmarks/results/vocabularies.json. They contain the lowest validation loss of
+each run, in bits per byte.
 """
 
 import argparse
@@ -47,8 +48,8 @@ def count_parameters(model: GPTConfig) -> int:
 def plan_run(kind: str, same: str) -> RunConfig:
     """Plan a run with the tokenizer `kind`.
 
-    If `same` is "body", the model has the layers and channels of `tiny`. If `same` is "size", it
-    has about as many parameters as `tiny`.
+    If `same` is "body", the model has the layers and channels of `tiny`. If `same` is "size", the
+    model has about as many parameters as `tiny`.
     """
     assert isinstance(TINY.model, GPTConfig)
     corpus = corpora.load_corpus(TINY.data)

@@ -1,7 +1,7 @@
 """Write the generated parts of README.md and docs/ from the files in benchmarks/results.
 
     python benchmarks/write_numbers.py           # write
-    python benchmarks/write_numbers.py --check   # list the pages that differ; exit 1 if any differ
+    python benchmarks/write_numbers.py --check   # only list outdated pages; exit 1 if there are any
 
 A generated part of a page is the text between `<!-- results: NAME -->` and `<!-- end -->`. The
 function NAME of this module returns this text. tests/test_numbers.py checks that all pages
@@ -57,7 +57,7 @@ HEART = {
     "evaluate.py": "the loss of a whole split, bits per byte",
     "step.py": "one optimizer step: forward, loss, backward, clip, update",
     "train.py": "the loop: step, log, checkpoint, evaluate, keep the best weights, stop",
-    "generate.py": "generation: prefill, decode one token, sample it",
+    "generate.py": "generation: prefill the cache, sample a token, decode it",
 }
 
 
@@ -103,7 +103,7 @@ def build_preset(name: str) -> Model:
 
 
 def summary() -> str:
-    """The table in the README that compares nanogpt with nanoGPT, with four rows."""
+    """The table in the README that compares nanogpt with nanoGPT."""
     rates = read_result("sampling_cuda.json")
     rows = []
     for name, preset, hardware in (
@@ -150,13 +150,14 @@ def summary() -> str:
 
 
 def first_run() -> str:
-    """How long `nanogpt train` takes without arguments, and the loss that it reaches."""
+    """The time that `nanogpt train` without arguments takes, and the loss that it reaches."""
     result = read_preset("tiny")
     minutes = median(run["seconds"] for run in result["runs"]) / 60
     return (
         f"`nanogpt train` trains a small GPT on Tiny Shakespeare and prints a text that the GPT "
-        f"generates. It takes\nabout {minutes:.0f} minutes on two CPU cores, reaches a validation "
-        f"loss of about {mean(get_losses(result)):.2f} nats per character, and\ndownloads nothing. "
+        f"generates.\nThe command takes about {minutes:.0f} minutes on two CPU cores, reaches a "
+        f"validation loss of about {mean(get_losses(result)):.2f} nats per\ncharacter, and "
+        f"downloads nothing. "
         f"`pytest` runs the tests.\n"
     )
 
@@ -185,17 +186,18 @@ def lowest() -> str:
     members = ", ".join(f"{loss:.4f}" for loss in ensemble["members"])
     commands = "\n".join(ensemble["commands"])
     return (
-        f"`best` has a validation loss of {mean(losses):.4f}, the mean of {len(losses)} seeds "
+        f"The mean validation loss of `best` with {len(losses)} seeds is {mean(losses):.4f} "
         f"({min(losses):.4f} to {max(losses):.4f}).\n\n"
         f"An ensemble averages the probabilities of several models. {len(ensemble['members'])} "
-        f"other runs of `best` have losses of\n{members}; their ensemble has a loss of "
-        f"{ensemble['loss']:.4f}. Measured on\n{ensemble['device']} with these commands:\n\n"
+        f"other runs of `best` have losses of\n{members}. The ensemble of these runs has a loss of "
+        f"{ensemble['loss']:.4f}.\nThe runs were trained on {ensemble['device']} with these "
+        f"commands; the last command measures the ensemble:\n\n"
         f"```sh\n{commands}\n```\n"
     )
 
 
 def lowest_in_short() -> str:
-    """The lowest loss of one model and of an ensemble, in two sentences."""
+    """The lowest loss of one model and of an ensemble, in three sentences."""
     ensemble = read_result("ensemble_cuda.json")
     return (
         f"The preset `best` reaches a loss of about {mean(get_losses(read_preset('best'))):.2f} "
@@ -214,7 +216,7 @@ def bigram() -> str:
     )
     return (
         f"A bigram that only counts character pairs has a validation loss of "
-        f"{counted['val_loss']:.4f} nats per character.\nThe losses of the presets are lower by "
+        f"{counted['val_loss']:.4f} nats per character.\nThe presets have lower losses, by "
         f"{gains}.\n"
     )
 
@@ -268,8 +270,8 @@ def throughput() -> str:
     result = read_result("throughput.json")
     return (
         f"{throughput_table(result)}\nWith GPT-2's shape, nanogpt trains "
-        f"{get_throughput_ratio(result):.2f} times as fast as nanoGPT, each at its fastest "
-        f"measured batch size.\n"
+        f"{get_throughput_ratio(result):.2f} times as fast as nanoGPT (each program at its\n"
+        f"fastest measured batch size).\n"
     )
 
 
@@ -279,14 +281,15 @@ def sampling() -> str:
     many = gpu["rows"]["baby, 64 texts"]["nanogpt"]["median"]
     return (
         f"{sampling_table(gpu)}\n{sampling_table(cpu)}\n"
-        f"With the model of `baby`, nanogpt generates one text "
-        f"{get_sampling_ratio(gpu, 'baby, 1 text', 'nanoGPT'):.1f} times as fast as nanoGPT on the "
-        f"GPU and\n{get_sampling_ratio(cpu, 'baby, 1 text', 'nanoGPT'):.1f} times as fast on two "
+        f"With a model of the shape of `baby`, nanogpt generates one text "
+        f"{get_sampling_ratio(gpu, 'baby, 1 text', 'nanoGPT'):.1f} times as fast as nanoGPT on "
+        f"a\nGPU and {get_sampling_ratio(cpu, 'baby, 1 text', 'nanoGPT'):.1f} times as fast on two "
         f"CPU cores. nanoGPT has no cache: it sends the whole context through\nthe model for each "
-        f"token. With the model of GPT-2, nanogpt generates one text "
-        f"{get_sampling_ratio(gpu, 'GPT-2, 1 text', 'transformers'):.1f} times as fast as\n"
-        f"`generate()` of `transformers` with a static cache. With the model of `baby`, 64 texts "
-        f"in one batch\nreach {many:,.0f} tokens per second; the goal of this project is 200,000.\n"
+        f"token. With a model of the shape of GPT-2, nanogpt generates one text "
+        f"{get_sampling_ratio(gpu, 'GPT-2, 1 text', 'transformers'):.1f} times as fast\n"
+        f"as `generate()` of `transformers` with a static cache. With the shape of `baby`, "
+        f"nanogpt\ngenerates {many:,.0f} tokens per second for 64 texts in one batch; the goal is "
+        f"200,000.\n"
     )
 
 
@@ -313,8 +316,8 @@ def vocabularies() -> str:
     return (
         f"{vocabularies_table(result)}\nCompared with characters, a vocabulary of 2,048 "
         f"byte-pair tokens lowers the loss\n"
-        f"by {gain('body'):.2f} bits per byte with the same body, and {gain('size'):.2f} with the "
-        f"same size.\n"
+        f"by {gain('body'):.2f} bits per byte with the same body, and by {gain('size'):.2f} with "
+        f"the same size.\n"
     )
 
 
@@ -369,12 +372,12 @@ def render(page: str) -> str:
 
 
 def find_pages() -> list[Path]:
-    """Return README.md and the pages in docs/: only these can have generated parts."""
+    """Return the paths of README.md and docs/*.md; no other page can have generated parts."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def main() -> None:
-    """Write the pages that differ from the results, or only list them."""
+    """Update the pages that differ from the results; with --check, only list these pages."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -61,7 +61,7 @@ class GenerationConfig(Sampling):
 class GenerationOptions(TypedDict, total=False):
     """The fields of GenerationConfig except `samples`, as keyword arguments.
 
-    A test checks that the fields of this class and of GenerationConfig agree.
+    A test compares these fields with those of GenerationConfig.
     """
 
     repetition_penalty: float
@@ -78,11 +78,12 @@ class GenerationOptions(TypedDict, total=False):
 def load(
     run: Path | str | None = None, device: str = "auto", precision: Precision = "auto"
 ) -> "Trained":
-    """Load the best model of `run`: a run directory, its name below runs/, or None (newest run).
+    """Load the best model of the run directory `run`; None means the newest run.
 
-    `run` can also be a checkpoint directory, such as runs/tiny/last. The model generates text on
-    `device` at `precision`: "auto" means bfloat16 on CUDA GPUs that support it, otherwise float32.
-    Raises UserError if the model cannot be loaded.
+    `run` can also be the name of a run in runs/, or a checkpoint directory such as runs/tiny/last.
+    The model generates text on `device`, with weights of type `precision`. The precision "auto"
+    means bfloat16 on CUDA GPUs that support it, otherwise float32. Raises UserError if the model
+    cannot be loaded.
     """
     directory = Path(run) if run else None
     if directory is None or not path_exists(directory / SUMS):
@@ -95,7 +96,7 @@ def load(
 
 
 def count_text_bytes(model: Model) -> int:
-    """Return a lower bound of the host memory, in bytes, that generating one text needs."""
+    """Return a lower bound on the host memory, in bytes, that generating one text needs."""
     config, weight = model.config, next(model.parameters())
     if weight.device.type != "cpu":
         return GENERATOR_BYTES
@@ -107,10 +108,10 @@ def count_text_bytes(model: Model) -> int:
 
 
 class Completions:
-    """The completions of several prompts, generated together.
+    """Generates the completions of several prompts together.
 
     Iteration yields (index, piece): the index of a completion, and the next piece of its text. The
-    completions are in the order of the prompts; the samples of one prompt are adjacent.
+    completions are in the order of the prompts; all completions of one prompt are adjacent.
     """
 
     def __init__(
@@ -121,7 +122,11 @@ class Completions:
         config: GenerationConfig,
         logprobs: bool = False,
     ) -> None:
-        """Encode the prompts. Raises UserError if that fails, or if there is too little memory."""
+        """Encode the prompts.
+
+        Raises UserError for a prompt or stop string that cannot be encoded, or if there is too
+        little memory.
+        """
         check_stop(tokenizer, config.stop)
         count = len(prompts) * config.samples
         require_memory(
@@ -165,7 +170,7 @@ class Completions:
 
 
 class Trained:
-    """A trained model and its tokenizer, ready to generate."""
+    """A trained model and its tokenizer, ready to generate text."""
 
     def __init__(self, checkpoint: Checkpoint, precision: torch.dtype = torch.float32) -> None:
         self.model: Model = checkpoint.model
@@ -184,7 +189,7 @@ class Trained:
     def complete(
         self, prompts: Sequence[str], config: GenerationConfig, logprobs: bool = False
     ) -> Completions:
-        """Return the completions of `prompts`; iteration or finish() generates their texts."""
+        """Return Completions; iterating over them or calling finish() generates the texts."""
         return Completions(self._generator, self.tokenizer, prompts, config, logprobs)
 
     @overload
@@ -207,10 +212,11 @@ class Trained:
         samples: int | None = None,
         **options: Unpack[GenerationOptions],
     ) -> str | list[str]:
-        """Return the completion of a prompt. For several prompts, or with `samples`, return a list.
+        """Return the completion of a prompt, or a list of completions for a list of prompts.
 
-        With an empty prompt, the text starts at the beginning of a line. The options are the other
-        fields of GenerationConfig. Raises UserError for an invalid option or prompt.
+        If `samples` is given, the result is always a list. With an empty prompt, the text starts at
+        the beginning of a line. `options` are the fields of GenerationConfig except `samples`.
+        Raises UserError for an invalid option or prompt.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         config = make_config(options, 1 if samples is None else samples)

@@ -43,8 +43,8 @@ class Split:
     def bits_per_byte(self, loss: float) -> float | None:
         """Convert nats per token to bits per byte, which can be compared between tokenizers.
 
-        Returns None if the text is not known, or if the tokens do not reproduce all of it: the
-        result would be too low, because the model does not predict the lost part.
+        Returns None if the text is not known. Also returns None if the tokens do not reproduce the
+        whole text: the model does not predict the lost part, so the result would be too low.
         """
         is_known = self.bytes_per_token and not self.lost
         return loss / math.log(2) / self.bytes_per_token if is_known else None
@@ -77,7 +77,7 @@ def to_int64(tokens: Tensor) -> Tensor:
 
 
 def inputs_and_targets(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Split blocks (B, T + 1) into inputs (B, T) and targets (B, T), which are shifted by one."""
+    """Split blocks (B, T + 1) into inputs (B, T) and targets (B, T), the inputs shifted by one."""
     blocks = to_int64(blocks)
     return blocks[:, :-1], blocks[:, 1:]
 

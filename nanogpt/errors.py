@@ -14,13 +14,13 @@ from unicodedata import category
 class UserError(ValueError):
     """A mistake in the input. The message is one line that says what is wrong and what to do.
 
-    The command line prints the message and exits with status 2. An exception whose
-    class is not in this module is normally a bug in nanogpt, so its traceback is printed.
+    The command line prints the message and exits with status 2. An exception whose class is not in
+    this module normally means a bug in nanogpt, so its traceback is printed.
     """
 
 
 class Stopped(RuntimeError):
-    """A failure that ends a command: a full disk, a loss that is NaN, too little memory.
+    """A failure that ends a command, such as a full disk or a loss that is NaN.
 
     The message is one line that gives the reason and says what to do. The exit status is 1.
     """
@@ -31,7 +31,7 @@ class Stopped(RuntimeError):
 
 
 def write_error(run: Path, error: OSError) -> Stopped:
-    """Return the error for a run directory in which writing fails, for example on a full disk."""
+    """Return the error for a failed write in the run directory `run`."""
     reason = f"cannot write in {run} ({error.strerror or error})"
     remedy = "make it writable" if is_denied(error) else "free disk space"
     if not os.path.exists(run / "last"):
@@ -42,7 +42,8 @@ def write_error(run: Path, error: OSError) -> Stopped:
 class Interrupted(KeyboardInterrupt):
     """A signal ended the command. The exit status is 128 + signal number.
 
-    `saved` says what was saved, and `command` resumes the work. Each of the two can be "".
+    `saved` names what was saved. `command` is the command line that resumes the work. Both can
+    be "".
     """
 
     def __init__(self, number: signal.Signals, saved: str = "", command: str = "") -> None:
@@ -75,7 +76,7 @@ def resume_command(run: Path, *options: str) -> str:
 def join_command(arguments: Sequence[str | Path]) -> str:
     """Join arguments into a command line, quoted for the shell of the operating system.
 
-    A Path that starts with a hyphen gets ./ before it, so that it is not read as an option.
+    A Path that starts with a hyphen becomes ./-NAME, because -NAME would be read as an option.
     """
     words = [f"./{a}" if isinstance(a, Path) and str(a)[0] == "-" else str(a) for a in arguments]
     if os.name == "nt":
@@ -88,13 +89,13 @@ def join_command(arguments: Sequence[str | Path]) -> str:
 
 
 def _quote_bytes(word: str) -> str:
-    """Quote a word with unprintable characters (such as line breaks) in bash and zsh syntax."""
+    """Quote a word that has unprintable characters, such as line breaks, for bash and zsh."""
     kept = {byte: chr(byte) for byte in range(32, 127) if chr(byte) not in "\\'"}
     return "$'" + "".join(kept.get(byte, f"\\x{byte:02x}") for byte in os.fsencode(word)) + "'"
 
 
 def escape_control(text: str) -> str:
-    """Make control characters readable, except line breaks and tabs: ESC becomes \\x1b.
+    """Make control characters (except line breaks and tabs) readable: ESC becomes \\x1b.
 
     A terminal would obey control characters: some of them clear the screen. The function also
     escapes the Unicode line and paragraph separators, and unpaired surrogates, which stand for

@@ -16,7 +16,7 @@ from .models.ensemble import Ensemble
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Return -log p(target) in nats, in float32, from logits (..., V) and targets (...)."""
+    """Return the mean (or sum) of -ln p(target), in float32; logits (..., V), targets (...)."""
     logits = logits.reshape(-1, logits.shape[-1]).float()
     return F.cross_entropy(logits, targets.flatten(), reduction=reduction)
 

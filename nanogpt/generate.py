@@ -1,7 +1,7 @@
 """Autoregressive generation: predict the next token, sample it, append it, repeat.
 
-The model first processes the whole prompts (prefill). Then it processes only the newest token of
-each text; the cache has the keys and values of earlier tokens. Dimensions: B texts, V vocabulary.
+The model first processes the whole prompts (prefill), then only the newest token of each text; the
+cache stores the keys and values of earlier tokens. Dimensions: B texts, V vocabulary.
 """
 
 import hashlib
@@ -104,7 +104,7 @@ def prefill(model: Model, contexts: Sequence[Sequence[int]], cache: Cache) -> Te
     lengths = [len(context) for context in contexts]
     if 0 in lengths:
         raise UserError("a prompt has no tokens: add at least one, for example a line break")
-    # Padding is on the right, so no token attends to it. Later tokens overwrite it in the cache.
+    # No token of a text attends to the padding, which is on the right. New tokens overwrite it.
     rows = [[*context, *[0] * (max(lengths) - len(context))] for context in contexts]
     cache.begin_prefill(lengths)
     logits: Tensor = model(torch.tensor(rows, device=cache.lengths.device), cache)  # (B, 1, V)
@@ -167,14 +167,14 @@ def generate(
 
 def drop_oldest(context: list[int], block_size: int) -> list[int]:
     """Return the context if it fits; otherwise return its newest 3/4 × block_size tokens."""
-    # A drop shifts all positions, so it needs a prefill. Dropping a quarter makes prefills rare.
+    # Dropping tokens shifts all positions, which needs a prefill. Dropping many makes this rare.
     return context if len(context) <= block_size else context[block_size // 4 - block_size :]
 
 
 def mark_seen(
     prompts: Sequence[Sequence[int]], vocab_size: int, sampling: Sampling, device: torch.device
 ) -> Tensor | None:
-    """Mark the tokens of each prompt (B, V, boolean); return None if there is no penalty."""
+    """Return a boolean mask (B, V) of the tokens in each prompt; None if the penalty is off."""
     if sampling.repetition_penalty == 1:
         return None
     seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)

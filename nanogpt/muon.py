@@ -1,7 +1,8 @@
 """The optimizer Muon, which orthogonalises the updates of weight matrices.
 
-The method is from Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), with Nesterov
-momentum and decoupled weight decay (Liu et al. 2025, arXiv:2502.16982).
+The method, with Nesterov momentum, is from Jordan et al. 2024
+(https://kellerjordan.github.io/posts/muon/). The decoupled weight decay is from Liu et al. 2025
+(arXiv:2502.16982).
 """
 
 import math
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 class Muon:
     """The optimizer Muon, for the weight matrices of a model.
 
-    A few directions usually dominate the gradient of a matrix. The averaged gradient has the
-    singular value decomposition U Σ Vᵀ. Muon uses U Vᵀ instead of the gradient: all singular values
-    of U Vᵀ are 1, so no direction dominates.
+    A few directions usually dominate the gradient of a matrix. Let U Σ Vᵀ be the singular value
+    decomposition of the running mean of the gradients. Muon updates the matrix with U Vᵀ instead:
+    all singular values of U Vᵀ are 1, so no direction dominates.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Muon:
             )
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that a checkpoint needs, by name."""
+        """Return the tensors to save in a checkpoint, by name."""
         pairs = zip(self._names, self.averages, strict=True)
         return {f"{name}.momentum": average for name, average in pairs}
 
@@ -89,8 +90,8 @@ def collect_gradients(names: Sequence[str], parameters: Sequence[Tensor]) -> lis
 def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
     """Return approximately U Vᵀ for each matrix U Σ Vᵀ of `matrices` (N, rows, columns).
 
-    The method is five steps of a Newton-Schulz iteration with a quintic polynomial. Its
-    coefficients let small singular values grow as fast as possible (Jordan et al. 2024). The
+    The method is five steps of a Newton-Schulz iteration with a quintic polynomial. The
+    coefficients of the polynomial let small singular values grow fast (Jordan et al. 2024). The
     singular values do not converge to 1: a singular value above 0.002 times the norm of the matrix
     becomes a number between 0.68 and 1.21.
     """

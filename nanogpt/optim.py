@@ -14,7 +14,7 @@ from .muon import Muon, collect_gradients
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer and its schedule."""
+    """Settings of the optimizer, the learning-rate schedule and weight averaging."""
 
     optimizer: Literal["adamw", "adam", "muon"] = "adamw"
     """adamw: Adam with decoupled weight decay (arXiv:1711.05101). adam: Adam without weight decay
@@ -58,7 +58,7 @@ class OptimConfig:
                 raise ValueError(f"{field} is {value}: it must be more than 0")
         if self.decay_steps is not None and not 1 <= self.decay_steps < 2**31:
             value = self.decay_steps
-            raise ValueError(f"decay_steps is {value}: it must be 1 to 2**31 - 1, or None")
+            raise ValueError(f"decay_steps is {value}: it must be between 1 and 2**31 - 1, or None")
         if not 0 < self.cooldown <= 1:
             raise ValueError(f"cooldown is {self.cooldown}: it must be more than 0 and at most 1")
         for field in ("beta1", "beta2", "momentum", "ema"):
@@ -71,8 +71,8 @@ class Adam:
 
     m = β₁m + (1 - β₁)g and v = β₂v + (1 - β₂)g² are running means of the gradient g and of g².
     weights -= rate · m̂ / (√v̂ + ε), where m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) after t steps
-    (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1). AdamW also subtracts rate · decay ·
-    weights from matrices and tables (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2).
+    (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1). From matrices and tables, AdamW also
+    subtracts rate · decay · weights (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2).
     torch.optim.AdamW is not used: it imports the compiler of torch, which takes seconds.
     """
 
@@ -104,7 +104,7 @@ class Adam:
             if indices:
                 lists = self.parameters, gradients, self.m, self.v
                 weights, g, m, v = ([tensors[i] for i in indices] for tensors in lists)
-                # This computes the equations of the class docstring in one pass over each tensor.
+                # This applies the equations in the docstring of Adam in one pass over each tensor.
                 torch._fused_adamw_(
                     weights,
                     g,
@@ -122,7 +122,7 @@ class Adam:
                 )
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that a checkpoint needs, by name."""
+        """Return the tensors to save in a checkpoint, by name."""
         named_m = {f"{n}.m": m for n, m in zip(self._names, self.m, strict=True)}
         named_v = {f"{n}.v": v for n, v in zip(self._names, self.v, strict=True)}
         return {**named_m, **named_v, "steps": self.steps}
@@ -134,9 +134,9 @@ Optimizer = Adam | Muon
 def build_optimizers(
     model: nn.Module, config: OptimConfig, precision: torch.dtype = torch.float32
 ) -> list[Optimizer]:
-    """Build the optimizers that `config` describes; each trainable parameter is in exactly one.
+    """Build the optimizers for `config`; each trainable parameter is in exactly one of them.
 
-    Muon gets the matrices that model.matrices() names; `precision` is for its matrix products.
+    Muon gets the matrices in model.matrices(); `precision` is for the matrix products of Muon.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     betas = config.beta1, config.beta2
@@ -149,11 +149,11 @@ def build_optimizers(
     others = {name: p for name, p in named.items() if name not in matrices}
     adam = [Adam(others, betas)] if others else []
     muon = Muon(matrices, config.momentum, config.weight_decay, precision, stacked)
-    return [*adam, muon] if matrices else [*adam]  # Muon needs a matrix
+    return [*adam, muon] if matrices else [*adam]  # Muon needs matrices
 
 
 def get_learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Return the learning rate of `step`, counted from 0: a linear warm-up, then the schedule."""
+    """Return the learning rate of `step` (from 0): a linear warm-up precedes the schedule."""
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
     decaying_steps = max(1, (config.decay_steps or steps) - config.warmup)
@@ -166,7 +166,7 @@ def get_learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def scale_rates(optimizers: Sequence[Optimizer], rate: float, config: OptimConfig) -> list[float]:
-    """Return the rate of each optimizer: `rate` for Adam, `rate` · muon_lr / lr for Muon."""
+    """Return the learning rate for each optimizer: `rate`, but `rate` · muon_lr / lr for Muon."""
     muon_rate = rate / config.lr * config.muon_lr
     return [muon_rate if isinstance(optimizer, Muon) else rate for optimizer in optimizers]
 
@@ -185,16 +185,16 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 
 
 def get_ema_decay(step: int, config: OptimConfig) -> float:
-    """Return the decay of the weight average in a step.
+    """Return the decay of the moving average of the weights in step `step`.
 
-    The average covers about the last ninth of the steps, but at most 1 / (1 - ema) steps.
+    The average covers about the last ninth of the steps so far, but at most 1 / (1 - ema) steps.
     """
     return min(config.ema, (1 + step) / (10 + step))
 
 
 @torch.no_grad()
 def update_average(averages: Sequence[Tensor], weights: Sequence[Tensor], rate: Tensor) -> None:
-    """Move the averages towards the weights by the fraction `rate` of their difference."""
+    """Move each average towards its weight by the fraction `rate` of their difference."""
     differences = torch._foreach_sub(list(weights), list(averages))
     torch._foreach_mul_(differences, rate)
     torch._foreach_add_(list(averages), differences)

@@ -33,8 +33,8 @@ def compute_gradients(
 ) -> Tensor:
     """Add the gradient of a batch's mean loss to `.grad` of the parameters, and return the loss.
 
-    The batch is processed in `accumulation` equal parts, one after the other. More parts give the
-    same result with less memory for activations.
+    The batch is processed in `accumulation` equal parts, one after the other. More parts need less
+    memory for activations. Without dropout, the result is the same, except for rounding.
     """
     total = torch.zeros((), device=inputs.device)
     for x, y in zip(inputs.chunk(accumulation), targets.chunk(accumulation), strict=True):
@@ -88,7 +88,7 @@ class Stepper:
     def take(self, steps: int, should_stop: Callable[[], object]) -> Tensor:
         """Take `steps` steps. Stop early, after at least one step, if should_stop() is true.
 
-        Returns the loss of each step and the norms of its gradients: (steps taken, 1 + P).
+        Returns a tensor (steps taken, 1 + P): the loss and the P gradient norms of each step.
         """
         results: list[Tensor] = []
         while not results or (len(results) < steps and not should_stop()):
@@ -99,7 +99,7 @@ class Stepper:
         return torch.stack(results)
 
     def step(self, blocks: Tensor, rates: Tensor, average_rate: Tensor) -> Tensor:
-        """Take one step on blocks (B, T + 1), and return its loss and gradient norms (1 + P,)."""
+        """Take one step on blocks (B, T + 1). Return the loss and the P gradient norms (1 + P,)."""
         loss, norms = self.update(*inputs_and_targets(blocks), rates)
         if self.run.state.average:
             update_average(self.run.state.average, self.parameters, average_rate)
@@ -120,7 +120,7 @@ class Stepper:
         )
 
     def draw_starts(self, ahead: int) -> Tensor:
-        """Return the starts (B,) of the blocks of a batch; `ahead` is 0 for the next batch."""
+        """Return the first positions (B,) of a batch's blocks; `ahead` is 0 for the next batch."""
         blocks_drawn = self.run.state.tokens // self.block_size + ahead * self.batch_size
         return self.order.starts(blocks_drawn, self.batch_size)
 

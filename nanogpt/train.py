@@ -1,7 +1,7 @@
-"""The training loop: step, log, checkpoint, evaluate, keep the best weights, stop.
+"""The training loop: take steps, log, save checkpoints, evaluate, keep the best weights, stop.
 
-The loop does not depend on the kind of model. It works on a Run (runs/run.py), which prepare_run()
-creates and resume_run() restores.
+The loop can train any kind of model. The model and its state are in a Run (runs/run.py), which
+prepare_run() creates and resume_run() restores.
 """
 
 import math
@@ -30,7 +30,7 @@ from .system.interrupts import Interrupts
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a run."""
+    """The result of train() and resume_training()."""
 
     run: Run
     best: Best
@@ -41,7 +41,7 @@ class Result:
 
 
 def train(config: RunConfig, reporter: Reporter | None = None) -> Result:
-    """Create a run directory, and train a model in it from the first step to the last.
+    """Create a run directory, then train a new model until there is a reason to stop.
 
     Raises UserError for a mistake in the input, Stopped for a failure, Interrupted for a signal.
     """
@@ -68,7 +68,7 @@ def resume_training(
 
 
 def _fit(run: Run, reporter: Reporter) -> Result:
-    """Train a run to its end. Even after an error, draw its plot and release its lock."""
+    """Train a run. Even after an error, draw the plot and release the lock of the run."""
     in_background = run.device.type != "cpu"  # on a CPU, a thread would only slow the training down
     try:
         with explain_failures(run):
@@ -123,7 +123,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, keeper: Checkpoi
 
 
 def _measure(run: Run, check: FiniteCheck, is_evaluation: bool, start: float) -> Record:
-    """Return the next line of metrics.jsonl; an evaluation covers the whole validation split."""
+    """Return the next line of metrics.jsonl; an evaluation uses the whole validation split."""
     state, validation = run.state, run.data.splits["val"]
     loss: Evaluation | None = None
     averaged_loss: Evaluation | None = None

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a separate cache, a generated text, small runs."""
+"""Fixtures for all tests: a separate cache, a random text, small runs."""
 
 import hashlib
 import http.server
@@ -37,14 +37,14 @@ for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.
     if number is not None and signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # each core runs one process, which needs one thread
+if "PYTEST_XDIST_WORKER" in os.environ:  # usually one process per core, so one thread is enough
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for processes that tests start
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Use an empty cache; all worker processes share it, so each corpus is built only once."""
+    """Use a new cache; all worker processes share it, so each corpus is built only once."""
     directory = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         directory = directory.parent
@@ -60,7 +60,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start every test in an empty directory and with the same random state."""
+    """Start every test in an empty directory and with the same random seed."""
     monkeypatch.chdir(tmp_path)
     torch.default_generator.manual_seed(0)
 
@@ -127,7 +127,10 @@ if os.name != "posix":
 
 @pytest.fixture
 def nanogpt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Runs a nanogpt command in this process; returns its exit status, output and error output."""
+    """A function that runs a nanogpt command in this process.
+
+    The function returns (exit status, standard output, standard error).
+    """
 
     def run(*args: object) -> Answer:
         try:
@@ -143,7 +146,7 @@ def nanogpt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
 
 @pytest.fixture
 def process() -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
-    """Starts nanogpt in a new process, which is killed at the end of the `with` block."""
+    """A context manager that starts nanogpt in a new process, and kills this process at the end."""
 
     @contextmanager
     def run(*args: object) -> Iterator[subprocess.Popen[str]]:
@@ -191,7 +194,7 @@ def config(text_file: Path) -> RunConfig:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory where the fixture `run` keeps a copy of its run, to train this run only once."""
+    """A directory for a copy of the trained run, so that the fixture `run` trains only once."""
     return tmp_path_factory.mktemp("trained")
 
 

@@ -1,4 +1,4 @@
-"""Small tokenizers of the library `tokenizers`, one for each common family and decoder."""
+"""Small tokenizers of the library `tokenizers` from common families, with different decoders."""
 
 import tokenizers as library
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers

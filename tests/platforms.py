@@ -1,4 +1,4 @@
-"""Helpers for tests that depend on the operating system, or on the rights of the user."""
+"""Helpers for tests that depend on the operating system, or on the privileges of the user."""
 
 import ctypes
 import os
@@ -29,8 +29,8 @@ needs_links = pytest.mark.skipif(not _can_link(), reason="this user may not crea
 
 
 def peak_memory() -> int:
-    """Return the peak memory of this process so far, in bytes. Skip the test on Windows."""
-    if sys.platform == "linux":  # getrusage() may return the peak of the parent
+    """Return the peak memory of this process so far, in bytes. On Windows, skip the test."""
+    if sys.platform == "linux":  # getrusage() may return the peak of the parent process
         status = Path("/proc/self/status").read_text()
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
     resource = pytest.importorskip("resource")

@@ -1,4 +1,4 @@
-"""If permissions are missing, a command still works, or its error names the path and a remedy."""
+"""If permissions are missing, a command succeeds, or its error names the path and a remedy."""
 
 import os
 import re
@@ -67,7 +67,7 @@ DENIED = r"nanogpt: cannot (access|write|write in) \S+: Permission denied; [^\n]
 def theirs(
     nanogpt: Command, small: list[str], text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The working directory, with a text and a run; forbidden() may give it to another user."""
+    """The working directory, which contains a text and a run."""
     home = Path("theirs").resolve()
     home.mkdir()
     shutil.move(text_file, home / "words.txt")
@@ -78,7 +78,7 @@ def theirs(
 
 
 def run_all(nanogpt: Command, commands: list[str], flags: list[str]) -> dict[str, Answer]:
-    """Run commands; return their answers, without the output of explain, which measures times."""
+    """Run commands; return their answers. Leave out the output of `explain`: its times vary."""
     answers = {}
     for command in commands:
         is_new_run = command.startswith("train") and "--resume" not in command

@@ -1,4 +1,7 @@
-"""Modules import only from their own and earlier layers; some libraries have listed users."""
+"""Modules import only from their own layer and earlier layers.
+
+Some libraries may be imported only by the modules that a test lists.
+"""
 
 import ast
 from graphlib import TopologicalSorter
@@ -38,7 +41,7 @@ MODULES = parse_modules()
 
 
 def find_imports(module: str) -> set[str]:
-    """The absolute dotted names that a module imports; imports inside functions count."""
+    """The absolute dotted names that a module imports; imports inside functions are included."""
     module_path = ["nanogpt", *module.split(".")]
     found = set()
     for node in ast.walk(MODULES[module]):

@@ -1,4 +1,4 @@
-"""The benchmarks work with the current package."""
+"""The benchmarks can be imported, and agree with the current package."""
 
 import importlib
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def test_a_ratio_compares_the_seconds_to_the_target_loss(monkeypatch: pytest.Mon
             "nanogpt tiny": [run((10.0, 1.5), (20.0, 1.2)), run((30.0, 1.6), (40.0, 1.5))],
         },
     }
-    # The first run of nanoGPT never reaches the target, so the time of its lowest loss counts.
+    # The first run of nanoGPT never reaches the target, so the time of its lowest loss is used.
     assert tables.get_median_seconds(comparison, "nanoGPT") == (80 + 60) / 2
     assert tables.get_median_seconds(comparison, "nanogpt tiny") == (10 + 40) / 2
     row = tables.versus_table(comparison).splitlines()[3]

@@ -50,7 +50,7 @@ def find_patterns(*calls: str) -> Iterator[str]:
     for file in sorted(HOME.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in calls:
-                # The message is the last argument; Stopped() joins all its arguments into one.
+                # The message is the last argument; Stopped() joins all arguments into one message.
                 parts = node.args if ast.unparse(node.func) == "Stopped" else node.args[-1:]
                 yield from map("".join, product(*map(make_patterns, parts)))
 

@@ -1,10 +1,10 @@
 """Loading a damaged checkpoint gives the weights that were saved, or raises UserError.
 
 A mutant is a copy of a checkpoint after a random mutation. A mutation flips bits, changes fields
-(for example to huge numbers), or cuts, swaps, removes or replaces files (for example by a link).
-Some mutants have the checksums of the original files. Others have new checksums that match the
-changed files, as an attacker would write them. Reading a mutant may take at most two seconds and
-500 MB. The mutants are read in a separate process, to measure only the memory for reading them.
+or damages whole files. For example, it swaps two files, or replaces a file with a link. Some
+mutants have the checksums of the original files. Others have new checksums that match the changed
+files, as an attacker would write them. Reading a mutant may take at most two seconds and 500 MB.
+The mutants are read in a separate process, to measure only the memory for reading them.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from nanogpt.system.files import remove_if_present
 from nanogpt.train import train
 from tests.platforms import peak_memory
 
-pytest.importorskip("resource")  # Windows lacks it, and has no /dev/zero and no named pipes
+pytest.importorskip("resource")  # Windows lacks this module, /dev/zero and named pipes
 
 Files = dict[str, bytes]
 
@@ -156,7 +156,7 @@ SIGNED = [cut, lengthen, remove_file, overwrite, swap, change_field, change_head
 
 
 def replace_file(draw: random.Random, directory: Path) -> None:
-    """Replace a file by a link, a pipe, a directory or a huge sparse file."""
+    """Replace a file with a link, a named pipe, a directory or a huge sparse file."""
     file = directory / draw.choice(sorted(file.name for file in directory.iterdir()))
     raw = file.read_bytes()
     file.unlink()
@@ -193,7 +193,7 @@ def write_mutant(draw: random.Random, files: Files, directory: Path) -> str:
 
 
 def fuzz_checkpoints(base: Path, seed: int, mutants: int) -> dict[str, Any]:
-    """Read mutants of base/run/last; return the outcomes, the longest time and the memory."""
+    """Read mutants of base/run/last; return the outcomes, the longest time and the extra memory."""
     files = {file.name: file.read_bytes() for file in (base / "run/last").iterdir()}
     original = load_checkpoint(base / "run/last")
     weights = original.model.state_dict()
@@ -234,7 +234,7 @@ RUNS = 100
 
 
 def damage_run(draw: random.Random, run: Path) -> None:
-    """Damage run.json or metrics.jsonl, or place a link or a file in the run directory."""
+    """Damage one JSON file of a run, or put an unexpected link or file into the run directory."""
     name = draw.choice(["run.json", "metrics.jsonl"])
     how = draw.randrange(6)
     if how < 3:

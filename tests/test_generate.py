@@ -1,4 +1,4 @@
-"""Sampling: filters give the same results as plain loops; a cache does not change the tokens."""
+"""Filters give the same probabilities as plain loops; a cache does not change the tokens."""
 
 import math
 from collections import Counter
@@ -258,7 +258,7 @@ def test_texts_in_a_batch_do_not_affect_each_other(model: Model) -> None:
     starts = [[1, 2], [3, 4, 5, 6, 0], [1] * 12, [2]]
     together = [*generate(model, starts, 40, Sampling(temperature=0), 0)]
     for i, start in enumerate(starts):
-        # When one context is full, all contexts are prefilled again; this changes no other text.
+        # When one context is full, all contexts are prefilled again; the other texts do not change.
         assert [step.tokens[i] for step in together] == generate_tokens(
             model, start, 40, temperature=0
         )

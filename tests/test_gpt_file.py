@@ -52,7 +52,7 @@ def make_data(text: str) -> Data:
 
 
 def count_bigram_loss(text: str) -> float:
-    """Compute the validation loss of bigram counts plus 1, with dictionaries, not tensors."""
+    """Use dictionaries to compute the validation loss of a bigram model with add-one smoothing."""
     cut, V = int(0.9 * len(text)), len(set(text))
     train, val = text[:cut], text[cut:]
     pairs, firsts = Counter(pairwise(train)), Counter(train[:-1])
@@ -202,7 +202,7 @@ def test_initial_weights_have_the_mean_and_std_of_the_package() -> None:
 
 @pytest.mark.parametrize("length", [6000, 5290, 5300, 150])
 def test_evaluation_equals_that_of_the_package(text: str, length: int) -> None:
-    text = text[:length]  # has 599, 528, 529 or 14 validation targets, in blocks of 16
+    text = text[:length]  # the validation split has 599, 528, 529 or 14 targets, in blocks of 16
     data = make_data(text)
     ours, package = make_models(**SHAPE | {"vocab_size": len(set(text))})
     split = data.splits["val"]

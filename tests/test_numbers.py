@@ -27,7 +27,7 @@ CONSTANTS = {
         "1.4697": "published by nanoGPT",
         "260": "MB; the pip command after this number measures it",
     },
-    "docs/corpora.md": {"0.001": SETTING, "16": "MB, a constant of the code"},
+    "docs/corpora.md": {"0.001": SETTING},
     "docs/errors.md": {"0.001": SETTING},
     "docs/faq.md": {"1.4697": "published by nanoGPT"},
     "docs/results.md": {"1.4697": "published by nanoGPT"},

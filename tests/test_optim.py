@@ -125,7 +125,7 @@ def make_matrices(*shapes: tuple[int, int]) -> dict[str, nn.Parameter]:
 
 @pytest.mark.parametrize("shape", [(6, 6), (24, 8), (8, 24)])
 def test_orthogonalise_is_near_the_nearest_orthogonal_matrix(shape: tuple[int, int]) -> None:
-    """The result is U S Vᵀ, with U and V from the SVD, and values in S from 0.6 to 1.25."""
+    """The result is U S Vᵀ: U and V come from the SVD, and the values in S are from 0.6 to 1.25."""
     stack = torch.randn(5, *shape, dtype=torch.float64) * 10.0 ** torch.arange(-2, 3)[:, None, None]
     found = orthogonalise(stack, torch.float64)
     U, _, Vh = torch.linalg.svd(stack, full_matrices=False)
@@ -346,7 +346,7 @@ def test_a_frozen_parameter_does_not_change(name: Literal["adamw", "muon"]) -> N
     before = {each: p.detach().clone() for each, p in named.items()}
     optimizers = build_optimizers(model, OptimConfig(optimizer=name))
     tokens = torch.tensor([[0, 1, 2, 3]])
-    for _ in range(2):  # in step 1, some gradients are 0: some weights start at 0
+    for _ in range(2):  # in step 1, some gradients are 0, because some weights start at 0
         nn.functional.cross_entropy(model(tokens)[0], tokens[0]).backward()
         for optimizer in optimizers:
             optimizer.step(torch.tensor(0.1))

@@ -44,7 +44,7 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
 
 
 def test_text_files_have_an_encoding_and_line_ending() -> None:
-    """On Windows, the default encoding depends on the system, and lines end with \\r\\n."""
+    """On Windows, language settings change the default encoding, and lines end with \\r\\n."""
     for file, name, call in calls():
         method = name.rpartition(".")[2]
         options = {keyword.arg for keyword in call.keywords}
@@ -64,7 +64,7 @@ def test_text_files_have_an_encoding_and_line_ending() -> None:
 def test_only_one_module_renames_files() -> None:
     """Windows refuses to rename a file while another process has it open.
 
-    replace_path() waits for that process.
+    replace_path() waits until that process closes the file.
     """
     for file, name, _ in calls():
         is_rename = name in ("os.replace", "os.rename", "shutil.move") or name.endswith(".rename")

@@ -32,7 +32,7 @@ Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 @pytest.fixture
 def config(text_file: Path) -> RunConfig:
-    """The configuration of a run that takes about a second and uses every random generator."""
+    """The configuration of a run that takes about a second and uses dropout."""
     return RunConfig(
         data=str(text_file),
         device="cpu",

@@ -105,7 +105,7 @@ def never() -> bool:
 
 @pytest.fixture
 def muon_config(config: RunConfig) -> RunConfig:
-    """A run with every optional part of a step: two optimizers, averaged weights, dropout."""
+    """A run with two optimizers, averaged weights and dropout."""
     return replace(
         config,
         model=ModernConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1),

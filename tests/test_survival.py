@@ -18,14 +18,14 @@ from tests.marks import slow
 from tests.platforms import linux_only
 from tests.same import assert_same
 
-resource = pytest.importorskip("resource")  # Windows lacks this module, and SIGKILL and SIGHUP
+resource = pytest.importorskip("resource")  # Windows lacks this module, SIGKILL and SIGHUP
 
 Command = Callable[..., tuple[int, str, str]]
 Process = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 
 def arguments(text_file: Path, out: str, steps: int, eval_every: int = 10) -> list[object]:
-    """Return arguments for a run. By default, checkpoints take much of its time."""
+    """Return arguments for a run. With the default `eval_every`, it saves checkpoints often."""
     return [
         *("train", "tiny", "--data", text_file, "--out", out, "--device", "cpu"),
         *("--sample-tokens", 20),
@@ -153,7 +153,7 @@ def test_two_processes_cannot_train_in_one_directory(
 
 
 def assert_stopped_by_full_disk(answer: tuple[int, str, str], run: Path, reason: str) -> None:
-    """Assert that a command ended with one line and status 1, and that the run is intact."""
+    """Assert that a command ended with a one-line error and status 1, and left the run intact."""
     status, _, err = answer
     assert status == 1
     assert err == (

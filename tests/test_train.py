@@ -74,7 +74,7 @@ def test_the_best_weights_have_the_best_loss(random_text_config: RunConfig) -> N
 
 
 def test_averaged_weights_are_kept_if_their_loss_is_lower(config: RunConfig) -> None:
-    """At this high learning rate, the weights oscillate around a minimum; the average does not."""
+    """At this high learning rate, weights oscillate around a minimum; their average does not."""
     optim = OptimConfig(lr=3e-2, min_lr=3e-2, warmup=10, ema=0.9)
     result = train(replace(config, optim=optim))
     assert result.best.averaged

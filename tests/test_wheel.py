@@ -1,4 +1,4 @@
-"""The wheel holds the package and nothing else, and works in an empty environment."""
+"""The wheel contains only the package, and can be used in a new virtual environment."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Texts in many languages, and a helper to decode them token by token."""
+"""Texts in many languages, and a helper that decodes token ids one at a time."""
 
 from hypothesis import strategies as st
 

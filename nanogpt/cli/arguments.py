@@ -1,7 +1,7 @@
-"""Parses the arguments of a command into its dataclass. Only this module uses the library tyro.
+"""Parses the arguments of a command into a dataclass. Only this module uses the library tyro.
 
-Every field of the dataclass is an option. The docstring of a field is the help text of the option.
-A wrong argument raises UserError with a one-line message.
+Each field of the dataclass is an option or a positional argument. The docstring of the field is its
+help text. For a wrong argument, the functions raise UserError with a one-line message.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ T = TypeVar("T")
 
 
 def placeholder(text: str) -> Any:
-    """Set the text that the help shows in place of a field's value, such as [RUN]."""
+    """Set the placeholder, such as [RUN], that the help shows for the value of a field."""
     return tyro.conf.arg(metavar=text)
 
 
 def _make_value_error(value: str, requirement: str) -> ValueError:
-    message = f"is {value!r}: it must be {requirement}"  # the caller puts the flag in front
+    message = f"is {value!r}: it must be {requirement}"  # the caller puts the flag before it
     return ValueError(message)
 
 
@@ -87,7 +87,7 @@ _registry = tyro.constructors.ConstructorRegistry()
 def _make_number_spec(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """Return a parser for int, float, int | None or float | None; return None for other types.
+    """Return a parser for numbers (int, float) and optional numbers; return None for other types.
 
     This parser replaces tyro's own parser, whose error messages have several lines.
     """
@@ -133,11 +133,11 @@ def parse_arguments(
 def parse_with_defaults(
     kind: type[T], choose_defaults: Callable[[T], tuple[T, str]], args: Sequence[str], prog: str
 ) -> T:
-    """Return a dataclass with the values from `args`; some values determine other defaults.
+    """Return a dataclass with the values from `args`; some values set defaults of other fields.
 
-    The parser runs twice. The first pass accepts the options of every kind of model and does not
-    check whether values fit together. `choose_defaults` receives the result of the first pass. It
-    returns the defaults and the description that the second pass uses.
+    The parser runs twice. The first pass accepts the options of every kind of model, and skips the
+    checks of the dataclasses. `choose_defaults` receives the result of the first pass. It returns
+    the defaults of the second pass, and the description that the help shows.
     """
     first_kind = _make_first_kind(kind)  # type: ignore[arg-type]
     options = _list_options(first_kind)
@@ -156,7 +156,7 @@ def parse_command(commands: Mapping[str, type[T]], args: Sequence[str], prog: st
 
 @contextlib.contextmanager
 def report_mistakes(kind: type) -> Iterator[None]:
-    """Turn a ValueError about fields of the dataclass `kind` into a UserError about their flags."""
+    """Turn a ValueError that names fields of `kind` into a UserError that names their flags."""
     try:
         yield
     except ValueError as error:
@@ -270,7 +270,7 @@ def _explain_unknown(
     commands: Collection[str],
     prog: str,
 ) -> UserError:
-    """Return an error that names an unknown argument and suggests the most similar known argument.
+    """Return an error that names an unknown argument and suggests similar arguments, if any.
 
     `last` are the arguments after --, which are not options.
     """
@@ -294,7 +294,7 @@ def _explain_unknown(
 
 
 class _Option(NamedTuple):
-    """A field of a dataclass, or of a dataclass nested in it."""
+    """An option, which sets a field of a dataclass or of a nested dataclass."""
 
     name: str
     flag: str
@@ -308,8 +308,8 @@ class _Option(NamedTuple):
 def _list_options(kind: Any, default: Any = None, prefix: str = "--") -> list[_Option]:
     """Return the options of a dataclass and of its nested dataclasses.
 
-    The type of a field can be a union of dataclasses. If `default` contains one of them, the
-    options of the other dataclasses are left out. A boolean field has a second option, no_NAME.
+    The type of a field can be a union of dataclasses. If the field of `default` has a value, only
+    the options of that value's class are listed. A boolean field also has the option no_NAME.
     """
     options: list[_Option] = []
     for name, hint in get_type_hints(kind, include_extras=True).items():
@@ -329,10 +329,11 @@ def _map_flags(options: Sequence[_Option]) -> dict[str, str]:
 
 
 def _join_values(args: Sequence[str], options: Sequence[_Option], prog: str) -> list[str]:
-    """Join an option and a value that is empty or begins with a hyphen, as in --prompt=-x.
+    """Join an option to its value with = if the value is empty or begins with a hyphen.
 
-    tyro would read such a value as another option. A separate word such as -h or --data is always
-    an option, never a value. Raises UserError if a name, a path or a number is empty.
+    tyro would read a separate value such as -x as another option. A separate word such as -h or
+    --data is always an option, never a value. Raises UserError for an empty value, unless the value
+    is a text, such as the prompt.
     """
     positionals = [option.name for option in options if option.has_type(positional)]
     names = {o.flag: o.name for o in options if o.name not in positionals and not o.has_type(bool)}
@@ -363,7 +364,7 @@ def _find_dataclasses(hint: Any) -> list[Any]:
 
 @functools.cache
 def _make_first_kind(kind: type) -> Any:
-    """Make the dataclass of the first pass: without checks, and with a flag for help.
+    """Make the dataclass for the first pass, without checks and with an option --help.
 
     The result is cached, because tyro would parse the same docstrings again for each new class.
     """

@@ -21,7 +21,7 @@ from .progress import Bar, PlainConsole
 class DataArgs:
     """Show statistics of a text, entropies of its n-grams, and validation losses of n-gram models.
 
-    If a model has a lower validation loss than the n-gram models, it has learned more than n-grams.
+    A model with a lower validation loss than the n-gram models has learned more than n-grams.
     """
 
     data: Annotated[str, positional, placeholder("[DATA]")] = "tinyshakespeare"
@@ -67,7 +67,7 @@ def data(args: list[str]) -> None:
 
 
 def make_survey_tables(survey: Survey) -> list[Table]:
-    """Return a table of text statistics and, if the text is long enough, a table of its n-grams."""
+    """Return a table of text statistics, and a table of n-grams if the text is long enough."""
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     characters = " ".join(map(make_visible, survey.alphabet[:200]))
     characters += " …" if survey.alphabet[200:] else ""

@@ -25,7 +25,7 @@ from .progress import NO_BITS, Bar, PlainConsole
 class EvalArgs:
     """Measure the loss of a trained model on a whole split of a text.
 
-    Several runs are evaluated as one model, which averages their probabilities.
+    Several runs are evaluated as one model, which averages the probabilities of their models.
     """
 
     runs: Annotated[tuple[str, ...], positional, placeholder("[RUN ...]")] = ()

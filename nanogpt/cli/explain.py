@@ -129,9 +129,10 @@ def make_explanation_tables(explanation: Explanation) -> list[Table]:
 
 
 def make_byte_format(largest: float) -> Callable[[float], str]:
-    """Return a function that formats numbers of bytes: in kB if `largest` < 1 MB, else in MB.
+    """Return a function that formats numbers of bytes; `largest` determines the unit.
 
-    If `largest` is 1 TB or more, each number has its own unit.
+    The unit is kB if `largest` is less than 1 MB, and MB if it is less than 1 TB. Otherwise, each
+    number has its own unit.
     """
     if largest >= 1e12:
         return lambda value: format_quantity(value, "B")

@@ -10,7 +10,7 @@ from typing import Any, cast
 def listen(reject: Callable[[Any], None]) -> contextlib.AbstractContextManager[None]:
     """Return a context in which tyro passes its errors to `reject`.
 
-    Without the hook, tyro prints its errors itself.
+    If tyro has no hook for this, the context has no effect, and tyro prints its errors itself.
     """
     try:
         listening = import_module("tyro._errors").on_parse_error(reject)

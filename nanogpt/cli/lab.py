@@ -46,7 +46,7 @@ def lab(args: list[str]) -> None:
     options = parse_arguments(LabArgs(), args, "nanogpt lab")
     if options.host not in (LOCAL, "localhost") and not options.password:
         raise UserError(
-            f"--host {options.host} lets other computers start trainings here and read your runs: "
+            f"--host {options.host} lets other computers train models here and read your runs: "
             f"add --password, or leave --host out"
         )
     runs = [find_run(run) for run in options.runs]
@@ -78,7 +78,10 @@ def lab(args: list[str]) -> None:
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
-    """Return a socket that listens at the address. Raises UserError if that is impossible."""
+    """Return a socket that listens on `host`. Raises UserError if that is impossible.
+
+    If `port` is None, the port is PORT, or a free port if PORT is in use.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in [port] if port else [PORT, 0]:
         listener = socket.socket(family, socket.SOCK_STREAM)

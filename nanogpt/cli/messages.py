@@ -10,8 +10,8 @@ from collections.abc import Mapping
 def name_flags(message: str, flags: Mapping[str, str]) -> str:
     """Replace the names of dataclass fields in a message with their flags.
 
-    A name is the first word of the message or any word with an underscore, as in `n_embd is 128:
-    it must be a multiple of n_head 3`.
+    Only the first word of the message and words with an underscore can be names, as in `n_embd is
+    128: it must be a multiple of n_head 3`.
     """
     return re.sub(
         r"^\w+|(?<![\w'\"./-])\w+_\w+",

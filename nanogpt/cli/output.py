@@ -1,4 +1,4 @@
-"""The standard streams of a command. A stream may be closed, or writing to it may fail."""
+"""Handles standard streams that are closed, or that cannot be written."""
 
 import errno
 import io
@@ -43,11 +43,12 @@ class Output:
 
 @contextmanager
 def guard_streams() -> Iterator[None]:
-    """Within this context, a standard stream that is closed or fails causes no traceback.
+    """In this context, a standard stream that is closed or fails causes no traceback.
 
-    A stream that is already closed is replaced with the null device. If the program that reads the
-    output has exited, the command ends with status 0. If writing the output fails for another
-    reason, the context raises Stopped. Messages that cannot be written are dropped.
+    A stream that is already closed is replaced with the null device. If the program that reads
+    standard output has exited, the command ends with status 0. If writing to standard output fails
+    for another reason, the context raises Stopped. If writing to standard error fails, the message
+    is dropped.
     """
     null = partial(open, os.devnull, encoding="utf-8", newline="")
     streams = sys.stdin, sys.stdout, sys.stderr
@@ -55,7 +56,7 @@ def guard_streams() -> Iterator[None]:
         sys.stdin = sys.stdin or stack.enter_context(null("r"))
         sys.stdout = sys.stdout or stack.enter_context(null("w"))
         sys.stderr = sys.stderr or stack.enter_context(null("w"))
-        # Not every input is UTF-8, and not every terminal can show every character.
+        # The input may not be UTF-8, and the terminal may be unable to show some characters.
         errors = ("surrogateescape", "backslashreplace", "backslashreplace")
         for stream, handler in zip((sys.stdin, sys.stdout, sys.stderr), errors, strict=True):
             if isinstance(stream, io.TextIOWrapper):
@@ -81,15 +82,15 @@ def _continue_training(error: OSError) -> None:
 
 
 def train_without_output() -> None:
-    """From now on, if standard output fails, print a note instead of ending the training."""
+    """From now on, if writing to standard output fails, print a note and continue the training."""
     if isinstance(output := cast("object", sys.stdout), Output):
         output.lost = _continue_training
 
 
 def is_broken_pipe(error: OSError) -> bool:
-    """Return whether the program that reads standard output, such as `head`, has exited.
+    """Return whether `error` means that the program that reads standard output has exited.
 
-    Windows reports this as an invalid argument.
+    Windows reports such an exit as an invalid argument.
     """
     is_invalid = os.name == "nt" and error.errno == errno.EINVAL
     return is_invalid or isinstance(error, BrokenPipeError)

@@ -15,7 +15,7 @@ NO_BITS = "Bits per byte are not shown, because the lost bytes would make them t
 class PlainConsole(Console):
     """A console that does not interpret markup or emoji codes in strings.
 
-    Names may contain anything: [bold], :cat:, or characters that control a terminal.
+    The name of a file or run may contain [bold], :cat: or control characters.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -47,7 +47,7 @@ def make_live_line(console: Console) -> Progress:
 
 
 class Bar:
-    """Shows the progress of reading or encoding a large text, after the first half second."""
+    """Shows the progress of reading or encoding a text if this takes more than half a second."""
 
     def __init__(self, console: Console) -> None:
         self.progress = make_live_line(console)
@@ -62,7 +62,7 @@ class Bar:
         self.progress.stop()
 
     def update(self, activity: str, done: int, total: int) -> None:
-        """Show how many bytes of the task `activity` are done; `total` is 0 if it is unknown."""
+        """Show the task `activity` and the bytes done; `total` is 0 if the total is unknown."""
         now = time.monotonic()
         if activity != self.activity:
             self.progress.remove_task(self.task)

@@ -133,7 +133,7 @@ class TerminalReporter(LiveReporter):
         return f" ({bits:.4f} bits/byte)"
 
     def _format_rate(self, record: Record) -> str:
-        """Format tokens per second since the previous record; at an evaluation, since the start."""
+        """Format tokens per second since the last record; at an evaluation, since the run began."""
         previous, self.previous = self.previous, record
         if previous is None or record.val_loss is not None or record.seconds <= previous.seconds:
             rate = record.tokens / record.seconds if record.seconds else 0.0
@@ -168,11 +168,11 @@ def make_result_table(result: Result) -> Table:
 
 
 def describe_ngrams(n: int) -> str:
-    """Return the name of the baseline in Run.smoothed_loss, such as smoothed 5-grams."""
+    """Return the name of the baseline in Run.smoothed_loss, such as "smoothed 5-grams"."""
     return f"smoothed {n}-grams"
 
 
 def describe_loss(run: Run, loss: float) -> str:
-    """Return a validation loss of this run with its units."""
+    """Return a validation loss of this run in nats per token and, if known, bits per byte."""
     bits = run.data.splits["val"].bits_per_byte(loss)
     return f"{loss:.4f} nats per token" + ("" if bits is None else f", {bits:.4f} bits per byte")

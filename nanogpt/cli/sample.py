@@ -104,11 +104,11 @@ def _ask_for_prompts(trained: Trained, options: GenerationConfig) -> None:
             _continue_after(error)
         except UserError as error:  # such as an unknown character in the prompt
             print_note(str(error))
-        options = replace(options, seed=options.seed + 1)  # a repeated prompt gets a new text
+        options = replace(options, seed=options.seed + 1)  # the same prompt gives another text
 
 
 def _continue_after(error: KeyboardInterrupt) -> None:
-    """Start a new line after Ctrl-C; a signal such as SIGTERM ends the command."""
+    """Start a new line after Ctrl-C; raise `error` again after a signal such as SIGTERM."""
     if isinstance(error, Interrupted):
         raise error
     print()

@@ -1,4 +1,4 @@
-"""nanogpt study: train many models and compare them, for the ladder or the scaling law."""
+"""nanogpt study: train many models and compare their losses."""
 
 import json
 from collections.abc import Generator
@@ -11,7 +11,7 @@ from ..text import corpora
 from .arguments import Flag, parse_command, report_mistakes
 from .output import train_without_output
 
-# A study imports torch, and this is slow. So a study is imported only when it runs.
+# The modules of a study import torch, which is slow: import them only when a study runs.
 if TYPE_CHECKING:
     from ..runs.config import RunConfig
     from ..studies.ladder import Rung
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class LadderArgs:
     """Train a series of models, from n-gram counts to a GPT, and compare their losses.
 
-    Each model adds one part to the previous model. The difference between their losses shows what
-    this part contributes. Finished models are not trained again. The results are in ladder.json,
-    ladder.md and ladder.svg.
+    Each model adds one part to the previous model. The difference between the losses of these two
+    models shows what the part contributes. Finished models are not trained again. The results are
+    in ladder.json, ladder.md and ladder.svg.
     """
 
     data: str = "tinyshakespeare"
@@ -53,9 +53,9 @@ class LadderArgs:
 class ScalingArgs:
     """Train models of many sizes on many amounts of text, and fit a scaling law to their losses.
 
-    The law is L(N, D) = E + A / N^α + B / D^β: the loss L of a model with N parameters that is
-    trained on D characters. The study is meant for a GPU. Finished models are not trained again.
-    The results are in scaling.json, scaling.md and three pictures.
+    The law is L(N, D) = E + A / N^α + B / D^β, where L is the loss of a model with N parameters
+    that is trained on D characters. The study is meant for a GPU. Finished models are not trained
+    again. The results are in scaling.json, scaling.md and three pictures.
     """
 
     out: Path = Path("runs/scaling")

@@ -46,7 +46,7 @@ class TrainArgs:
 
 
 def train(args: list[str]) -> None:
-    """Train a model or resume a run, then generate text with its best weights."""
+    """Train a model or resume a run, then generate text with the best weights of the run."""
     defaults = _Defaults()
     options = parse_with_defaults(TrainArgs, defaults.choose, args, "nanogpt train")
     config = options.config
@@ -83,7 +83,7 @@ class _Defaults:
     """The run to resume."""
 
     def choose(self, options: TrainArgs) -> tuple[TrainArgs, str]:
-        """Return the defaults and a description of them."""
+        """Return the default options and the description of the command."""
         if options.resume is not None:
             if options.preset:
                 raise UserError(

@@ -1,1 +1,1 @@
-"""Fast training and generation on a GPU, with CUDA graphs: the GPU seldom waits for the host."""
+"""Fast training and generation with CUDA graphs, so that the GPU seldom waits for the host."""

@@ -1,9 +1,9 @@
 """Fast generation on a CUDA device: the functions of generate.py, captured as a CUDA graph.
 
-A decoding step of a small model has hundreds of kernels (GPU functions) that take longer to launch
-than to run. So the step is captured once: a graph records its kernels. The graph is replayed up to
-STEPS_AHEAD times before the host reads the tokens. The tokens are copied to the host while the next
-steps run. generate.py generates the same tokens.
+A decoding step of a small model runs hundreds of kernels (GPU functions) that take longer to launch
+than to run. So the step is captured once: a graph records the kernels of the step. The graph is
+replayed up to STEPS_AHEAD times before the host reads the tokens. The tokens are copied to the host
+while the next steps run. generate.py generates the same tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -110,7 +110,7 @@ class CapturedDecoder:
         running: InFlight | None = None
         while remaining > 0 or running:
             finished, running = running, None
-            # A prefill needs all earlier tokens on the host; decoding only needs room in the cache.
+            # A prefill needs all earlier tokens on the host; decoding needs only room in the cache.
             room = self.block_size - max(map(len, self.contexts)) - self.steps_in_flight
             if remaining > 0 and is_prefilled and room >= 0:
                 running = self._launch(min(remaining, STEPS_AHEAD, room + 1), self._replay)

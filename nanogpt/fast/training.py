@@ -35,11 +35,11 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
 
 
 def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
-    """Return the loss function of a run, which computes at the precision of the run.
+    """Return a function that computes the loss at the precision of the run.
 
-    On a CUDA GPU, the Transformer blocks are compiled if the setting `compile` is true. The
-    cross-entropy is then compiled, too: it reads and writes all logits, and a large vocabulary has
-    many logits.
+    On a CUDA GPU, the Transformer blocks are compiled if the setting `compile` is true. In this
+    case, the cross-entropy is compiled, too, because it reads and writes all logits, and a large
+    vocabulary has many logits.
     """
     model, settings, device = run.model, run.config.train, run.device
 
@@ -89,7 +89,7 @@ class CapturedStepper(Stepper):
         return self.results[:taken].clone()
 
     def _fill_rows(self, steps: int) -> None:
-        """Put the batches and rates of the next `steps` steps into their rows."""
+        """Store the batches and rates of the next `steps` steps, one row for each step."""
         starts = [self.draw_starts(ahead) for ahead in range(steps)]
         # Gather several batches at once, as long as their indices take at most 32 MiB.
         at_once = max(1, (1 << 22) // self.blocks[0].numel())
@@ -113,7 +113,7 @@ class CapturedStepper(Stepper):
 
 
 class ScaledStepper(Stepper):
-    """Scales the loss, so that small gradients are not 0 in float16; skips a step that overflows.
+    """Scales the loss, so that small gradients do not become 0 in float16; skips overflowing steps.
 
     The method is from Micikevicius et al. 2018 (arXiv:1710.03740), section 3.2. The module
     runs/loss_scale.py adapts the scale.

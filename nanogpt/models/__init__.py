@@ -38,7 +38,7 @@ KINDS: dict[str, type[ModelConfig]] = {
 
 
 def build(config: ModelConfig) -> Model:
-    """Return a newly initialised model with the shape `config`, on the default device of torch."""
+    """Return a newly initialised model with this configuration, on the default device of torch."""
     match config:
         case PlainConfig():  # must come before its base class, GPTConfig
             return Plain(config)

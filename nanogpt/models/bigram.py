@@ -1,8 +1,7 @@
 """The bigram model: a table that predicts the next token from the current token alone.
 
-It is the baseline that every other model has to beat. The table can be trained by gradient descent
-like any model, or computed directly by counting pairs of tokens. Gradient descent approaches the
-counted table.
+It is the baseline that every other model has to beat. The table can be computed directly, by
+counting pairs of tokens, or trained by gradient descent, which approaches the counted table.
 """
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from .cache import Cache
 
 @dataclass(frozen=True)
 class BigramConfig:
-    """The shape of a bigram model."""
+    """The configuration of a bigram model."""
 
     vocab_size: int = 65
     """Number of different tokens; a training run takes it from its tokenizer."""
@@ -50,7 +49,7 @@ class Bigram(nn.Module):
         return {}
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Map tokens (B, T) to logits (B, T, V); with a cache, to the last logits (B, 1, V)."""
+        """Map tokens (B, T) to logits (B, T, V). With a cache, return the last logits (B, 1, V)."""
         logits = self.table(tokens)
         return logits if cache is None else cache.select_last(logits)
 
@@ -58,8 +57,8 @@ class Bigram(nn.Module):
     def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":
         """Return the model whose logit (i, j) is log((count(i, j) + s) / (count(i) + s V)).
 
-        count(i, j) counts how often j follows i in `tokens` (N,); count(i) is its sum over all j.
-        The number s = `smoothing` prevents a probability of zero for any pair (Laplace smoothing).
+        In `tokens` (N,), j follows i count(i, j) times; count(i) is the sum of count(i, j) over all
+        j. If s = `smoothing` is above 0, no pair has the probability 0 (Laplace smoothing).
         """
         V = config.vocab_size
         pairs = tokens[:-1] * V + tokens[1:]  # (N - 1,): each pair as one integer

@@ -9,7 +9,7 @@ class Cache:
 
     The keys and values of a token never change, since no token attends to later tokens. Each
     tensor has S slots for each text, and its shape and memory address never change. A mask hides
-    the empty slots. So a CUDA graph can capture a decoding step once and replay it.
+    the empty slots. So a decoding step can be captured as a CUDA graph and replayed.
     """
 
     def __init__(self, batch_size: int, size: int, device: torch.device) -> None:
@@ -42,10 +42,10 @@ class Cache:
         return self.positions
 
     def append(self, module: nn.Module, new: Tensor, offset: int = 0) -> Tensor:
-        """Store a module's new tensor (..., T, D), and return the tensor of all slots (..., S, D).
+        """Store a module's new tensor (..., T, D); return all its slots (..., offset + S, D).
 
-        The leading dimensions are (B) or (2, B, H). Position p is in slot p + offset; the first
-        `offset` slots stay zero, for positions before the text.
+        The leading dimensions are (B,) or (2, B, H). Position p is in slot p + offset. The first
+        `offset` slots stay 0: they stand for positions before the text.
         """
         if module not in self._memory:
             S = len(self._slots) + offset
@@ -79,10 +79,10 @@ class Cache:
         self.input_lengths.copy_(torch.tensor(lengths))
 
     def end_prefill(self) -> None:
-        """Count the tokens of the prefill as cached. Each later input has one token per text."""
+        """Record that the prefill is cached. Each later input has one token per text."""
         self.lengths.copy_(self.input_lengths)
         self.input_lengths.fill_(1)
 
     def advance(self) -> None:
-        """Count one more cached token for each text."""
+        """Record that one more token of each text is cached."""
         self.lengths += self.input_lengths

@@ -20,6 +20,6 @@ class Ensemble(nn.Module):
         self.models, self.config = nn.ModuleList(models), models[0].config
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, T) to logits (B, T, V): log((p₁ + … + pₙ) / n)."""
+        """Map tokens (B, T) to logits (B, T, V): log((p₁ + … + pₙ) / n) for n models."""
         log_p = torch.stack([model(tokens).float().log_softmax(dim=-1) for model in self.models])
         return log_p.logsumexp(dim=0) - math.log(len(log_p))

@@ -1,10 +1,10 @@
 """GPT with the architecture of GPT-2: a decoder-only Transformer, complete in this file.
 
-This is the decoder of Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762), without
-attention to an encoder, with GELU, and with layer norm before each sub-layer, as in Radford et al.
-2019, "Language Models are Unsupervised Multitask Learners".
+This is the decoder of Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762). As in
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", there is no encoder, the
+activation is GELU, and a layer norm comes before each sub-layer.
 
-Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
+Dimensions: B batch, T positions, C channels (n_embd), H heads, D = C / H channels of a head,
 S slots of the cache, V vocabulary.
 """
 
@@ -20,7 +20,7 @@ from .cache import Cache
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT."""
+    """The configuration of a GPT."""
 
     n_layer: int = 6
     """Number of Transformer blocks."""
@@ -51,9 +51,9 @@ class GPTConfig:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute attention in steps: softmax(q kᵀ / √D + mask) v (Vaswani et al. 2017, equation 1).
+    """Compute attention: softmax(q kᵀ / √D + mask) v (Vaswani et al. 2017, equation 1).
 
-    Takes q, k and v of shape (..., T, D). Returns the output (..., T, D) and the attention weights
+    q, k and v have the shape (..., T, D). Returns the output (..., T, D) and the attention weights
     (..., T, T): row t holds the weights of position t over positions 0 to t.
     """
     T, D = q.shape[-2:]
@@ -134,10 +134,10 @@ class GPT(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Set biases to 0; draw weights from N(0, 0.02²) (GPT-2: position table from N(0, 0.01²)).
+        """Set biases to 0; draw weights from N(0, 0.02²). For positions, GPT-2 uses N(0, 0.01²).
 
-        In every block, the last linear layer of attention and that of feed-forward get weights
-        scaled by 1/√(2·n_layer): the residual stream does not grow with depth (GPT-2, section 2.3).
+        In every block, the weights of the last linear layers of attention and of feed-forward are
+        scaled by 1/√(2·n_layer), so the residual stream does not grow with depth (GPT-2, sec. 2.3).
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
@@ -151,7 +151,7 @@ class GPT(nn.Module):
     lookup_tables = ("position_embedding.weight",)  # only looked up, not used in matrix products
 
     def matrices(self) -> dict[str, int]:
-        """Map the name of each 2-D weight of the blocks to the number of matrices stacked in it."""
+        """Return, by name, how many matrices are stacked in each 2-D weight of the blocks."""
         named = self.blocks.named_parameters(prefix="blocks")
         names = [name for name, p in named if p.dim() == 2]
         return {name: 3 if name.endswith("attention.qkv.weight") else 1 for name in names}

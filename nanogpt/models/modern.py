@@ -1,10 +1,10 @@
 """A GPT with improvements that are newer than GPT-2.
 
-Unlike the model in gpt.py, this model has no biases, no gains in its norms, and no position
-embedding. The docstring or comment of each new part cites its source; docs/log.md has measurements.
-The model is designed for the optimizer Muon, but Adam also works.
+Unlike the model in gpt.py, this model has no biases, no gains in its norms, and no learned position
+embedding. A docstring or comment cites the source of each new part; docs/log/presets.md has
+measurements of several parts. The model is designed for Muon, but Adam can also train it.
 
-Dimensions: B batch, T time (positions), C channels (n_embd), H heads, D = C / H channels of a head,
+Dimensions: B batch, T positions, C channels (n_embd), H heads, D = C / H channels of a head,
 V vocabulary, S slots of the cache.
 """
 
@@ -22,7 +22,7 @@ from .gpt import causal_attention
 
 @dataclass(frozen=True)
 class ModernConfig:
-    """The shape of a modern GPT."""
+    """The configuration of a modern GPT."""
 
     n_layer: int = 6
     """Number of Transformer blocks."""
@@ -52,7 +52,7 @@ class ModernConfig:
 
 
 def norm(x: Tensor, eps: float | None = None) -> Tensor:
-    """Scale each vector (..., n) to length √n: RMSNorm without gains (Zhang & Sennrich 2019).
+    """Scale each vector (..., n) to length √n (RMSNorm without gains; Zhang & Sennrich 2019).
 
     Divides by √(mean(x²) + eps). The default eps is tiny: it only avoids a division by zero.
     """
@@ -62,7 +62,8 @@ def norm(x: Tensor, eps: float | None = None) -> Tensor:
 def rotations(positions: Tensor, D: int, base: float = 1000.0) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines (..., T, 1, D/2) of the rotary angles of positions (..., T).
 
-    Each pair of channels has a frequency: at position t, its angle is t times the frequency.
+    Each pair of channels has a frequency; at position t, the angle of the pair is t times this
+    frequency.
     """
     # The default base is 1,000 instead of the usual 10,000, because contexts are short here: with
     # D = 32, the slowest pair makes one turn in about 4,000 positions.
@@ -75,7 +76,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair of channels (d, d + D/2) of x (B, T, H, D) by its angle.
 
     Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34): the dot product of a
-    rotated query and a rotated key depends on their distance in the text, not on their positions.
+    rotated query and a rotated key depends on the distance between their positions, not on the
+    positions themselves.
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat([torch.addcmul(a * cos, b, -sin), torch.addcmul(b * cos, a, sin)], dim=-1)
@@ -161,11 +163,11 @@ class Block(nn.Module):
 
 
 class LookBack(nn.Module):
-    """Adds the vectors of the two previous positions to the vector of each position.
+    """Adds the weighted vectors of the two previous positions to the vector of each position.
 
-    Each channel has two learned weights. This is a causal depthwise convolution, as in Primer, but
-    applied only once, to the embeddings. So the first block already gets information about each
-    token and the two tokens before it.
+    Each channel has two learned weights, one for each previous position. This is a causal depthwise
+    convolution, as in Primer, but applied only once, to the embeddings. So at each position, the
+    first block already gets information about the token and the two tokens before it.
     """
 
     def __init__(self, config: ModernConfig) -> None:
@@ -219,7 +221,7 @@ class Modern(nn.Module):
     """Names of the tables in which the model only looks up rows, without a matrix product."""
 
     def matrices(self) -> dict[str, int]:
-        """Map the name of each 2-D weight of the blocks to the number of matrices stacked in it."""
+        """Return, by name, how many matrices are stacked in each 2-D weight of the blocks."""
         names = [name for name, _ in self.named_parameters() if name.startswith("blocks.")]
         return {name: 2 if name.endswith("attention.qk.weight") else 1 for name in names}
 

@@ -1,7 +1,7 @@
-"""A GPT without layer norm, and optionally without feed-forward layers and residual connections.
+"""A GPT without layer norm, in which feed-forward layers and residual connections are optional.
 
-These models are steps between a bigram and gpt.py. studies/ladder.py measures how much each step
-lowers the loss.
+These models lie between a bigram and the GPT in gpt.py. studies/ladder.py measures how each part of
+a GPT changes the loss.
 """
 
 import math
@@ -15,7 +15,7 @@ from .cache import Cache
 
 @dataclass(frozen=True)
 class PlainConfig(gpt.GPTConfig):
-    """The shape of a plain GPT, and its optional parts."""
+    """The configuration of a plain GPT, with its optional parts."""
 
     feed_forward: bool = False
     """Use a feed-forward layer after the attention of each block."""
@@ -54,7 +54,7 @@ class Plain(gpt.GPT):
                 block.feed_forward = nn.Sequential()  # type: ignore[assignment]
             for module in block.modules():
                 # Without residual connections, the small weights of gpt.py would shrink the signal.
-                # With this std, the output of a layer keeps the variance of its input (Glorot &
-                # Bengio 2010, section 4.2).
+                # With this standard deviation, the output of a layer has about the same variance as
+                # the input of the layer (Glorot & Bengio 2010, section 4.2).
                 if isinstance(module, nn.Linear) and not config.residual:
                     nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))

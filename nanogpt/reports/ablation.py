@@ -29,11 +29,12 @@ def list_parts(model: Model) -> list[str]:
 
 @contextmanager
 def switched_off(model: Model, parts: Collection[str]) -> Iterator[None]:
-    """Within this context, the named parts of a model add nothing to the residual stream.
+    """Within this context, the named parts of a model are switched off.
 
-    Without "positions", the position embedding is 0; in a modern model, queries and keys are not
-    rotated. Without "look-back", each token keeps its own embedding. Raises UserError for an
-    unknown part.
+    Heads, feed-forward layers and blocks then add nothing to the residual stream. Without
+    "positions", the position embedding is 0; in a modern model, queries and keys are not rotated.
+    Without "look-back", each position has only the embedding of its own token. Raises UserError for
+    an unknown part.
     """
     known = list_parts(model)
     if unknown := sorted(set(parts) - {*known}):
@@ -92,7 +93,7 @@ def _return_input(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> Tenso
 def _embed_without_rotation(
     embed: Callable[..., tuple[Tensor, Tensor, Tensor]],
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Return a function that does the same as Modern.embed(), but with rotary angles of 0."""
+    """Return a function like Modern.embed(), but with all rotary angles equal to 0."""
 
     def embed_without_rotation(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         x, cos, sin = embed(*args)

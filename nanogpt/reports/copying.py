@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Match:
-    """A part of a text that occurs in the source."""
+    """A part of a text that also occurs in another text, the source."""
 
     start: int
     """Index of its first character in the text."""
@@ -19,10 +19,11 @@ class Match:
 
 
 class Source:
-    """A text in which matches are found. Memory: 8 bytes for each character.
+    """A text that is searched for matches.
 
-    A suffix array (Manber & Myers 1993) lists the start of every suffix in alphabetical order, so a
-    binary search finds the suffix that has the longest common prefix with a given text.
+    A suffix array (Manber & Myers 1993) lists the starts of all suffixes in alphabetical order, so
+    a binary search finds the suffix that has the longest common prefix with a given text. The array
+    needs 8 bytes of memory for each character.
     """
 
     def __init__(self, text: str) -> None:
@@ -32,7 +33,7 @@ class Source:
     def longest_match(self, text: str, start: int) -> Match:
         """Return the longest part of `text` that begins at `start` and occurs in the source."""
         low, high = 0, len(self._order)
-        while low < high:  # find the first suffix that is not before text[start:]
+        while low < high:  # find the first suffix that does not sort before text[start:]
             middle = (low + high) // 2
             place = int(self._order[middle])
             common = count_common(self.text, place, text, start)
@@ -57,7 +58,7 @@ class Source:
 
 
 def remove_inner(matches: Iterable[Match]) -> list[Match]:
-    """Return the matches that are not inside an earlier match; `matches` are sorted by start."""
+    """Return the matches that are not inside an earlier one; `matches` must be sorted by start."""
     kept: list[Match] = []
     end = 0
     for match in matches:
@@ -77,7 +78,7 @@ def count_common(one: str, i: int, other: str, j: int) -> int:
 
 
 def sort_suffixes(text: str) -> NDArray[np.int64]:
-    """Return the starts of all suffixes in alphabetical order, by prefix doubling."""
+    """Return the starts of all suffixes in alphabetical order. The method is prefix doubling."""
     N = len(text)
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
     rank = np.unique(points, return_inverse=True)[1].astype(np.int64) + 1

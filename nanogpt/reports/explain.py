@@ -16,7 +16,7 @@ from .rates import Rates
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a run needs."""
+    """What a run needs: its parameters, memory, operations and time."""
 
     parameters: list[Line]
     memory: list[Line]

@@ -25,7 +25,7 @@ def inline_page(template: str, folders: Sequence[Traversable], data: str) -> str
 
     def include_modules(match: re.Match[str]) -> str:
         code = "".join(_collect_modules(match[1], folders, {}).values())
-        # Otherwise, "</script>" in a text would end the script element.
+        # Without this replacement, "</script>" in a text would end the script element.
         escaped = data.replace("<", "\\u003c")
         return (
             f'<script type="application/json" id="data">{escaped}</script>\n'
@@ -40,11 +40,11 @@ def inline_page(template: str, folders: Sequence[Traversable], data: str) -> str
 def _collect_modules(
     name: str, folders: Sequence[Traversable], found: dict[str, str]
 ) -> dict[str, str]:
-    """Add a module and all modules that it imports to `found`, and return `found`.
+    """Add to `found` a module and all modules that it imports, and return `found`.
 
-    `found` maps the name of each module to its code, without its import lines and without the word
-    export. A module comes after the modules that it imports. All modules share one scope in the
-    page, so no two modules may define the same name.
+    `found` maps the name of each module to the code of the module, without import lines and without
+    the keyword `export`. A module comes after the modules that it imports. All modules share one
+    scope in the page, so no two modules may define the same name.
     """
     code = _read(name, folders)
     for other in IMPORT.findall(code):

@@ -158,8 +158,8 @@ def name_tokens(tokenizer: Tokenizer) -> list[str]:
 def _record_hidden_states(model: Model) -> Iterator[tuple[list[Tensor], list[list[Tensor]]]]:
     """Yield two lists that record tensors (B, T, C) of the next forward pass.
 
-    The first has the input of the first block and the outputs of all blocks. The second has the
-    outputs of attention and feed-forward, for each block.
+    The first list gets the input of the first block and the outputs of all blocks. The second list
+    gets, for each block, the outputs of attention and feed-forward.
     """
     states: list[Tensor] = []
     branches: list[list[Tensor]] = []

@@ -22,10 +22,10 @@ class Rates:
 def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
     """Measure the rates of matrix products (n, C) × (C, 4C) and layer norms (n, 4C).
 
-    The measurement takes about half a second. On a CPU, C is at most 1024, and a tensor has at most
-    2**24 values. On a GPU, C is at most 4096, and a tensor has at most 2**28 values. n is also
-    reduced if a product would need more than 0.1 s. For larger tensors, the rates are almost the
-    same.
+    The measurement takes about half a second. If C and n are too large, they are reduced. On a
+    CPU, C is at most 1024, and a tensor has at most 2**24 values. On a GPU, the limits are 4096 and
+    2**28. If a product would need more than 0.1 s, n is reduced further. For larger tensors, the
+    rates are almost the same.
     """
     C, values = (min(C, 1024), 1 << 22) if device.type == "cpu" else (min(C, 4096), 1 << 26)
     n = max(1, min(n, values // C))
@@ -50,7 +50,7 @@ def _time_call(function: Callable[[], object], device: torch.device) -> float:
 
 
 def _time_calls(function: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Return the mean seconds per call of `calls` calls; at least 0.1 µs, so never 0."""
+    """Return the mean seconds per call. The result is at least 0.1 µs, so it is never 0."""
     start = time.perf_counter()
     for _ in range(calls):
         function()

@@ -80,7 +80,7 @@ def survey_text(corpus: Corpus, progress: Progress = no_progress) -> Survey:
     words, breaks, last = Counter[str](), 0, ""
     for chunk in rechunk(report(corpus.chunks(), "counting words"), SPACE_BOUNDARY, CHUNK_SIZE):
         words.update(re.findall(r"\w+(?:['’]\w+)*", chunk.lower()))
-        # A line break at the end of a string adds no item to splitlines(), so dashes surround it.
+        # splitlines() returns no item after a final line break, so the chunk is between dashes.
         breaks, last = breaks + len(f"-{chunk}-".splitlines()) - 1, chunk[-1]
     ngrams, alphabet = [], ""
     for n in (1, 2, 3):

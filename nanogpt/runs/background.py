@@ -1,4 +1,4 @@
-"""Writes checkpoints one at a time; on a GPU, in a background thread."""
+"""Writes checkpoints one at a time. If the model is on a GPU, a background thread writes them."""
 
 from collections import deque
 from collections.abc import Callable

@@ -98,7 +98,7 @@ def checkpoint_files(
 ) -> Contents:
     """Return the contents of the files to write.
 
-    They share no memory with the run, so training can continue while the files are written.
+    The contents share no memory with the run, so training can continue while the files are written.
     """
     files: Contents = {
         "config.json": add_header(
@@ -120,7 +120,7 @@ def checkpoint_files(
 
 
 def write_checkpoint(directory: Path, files: Contents) -> None:
-    """Write a checkpoint, then replace the old directory. After an OSError, the old one remains."""
+    """Replace a checkpoint directory with a new one. After an OSError, the old one remains."""
     new = directory.with_name(f".{directory.name}.new")
     remove_if_present(new)
     try:
@@ -130,7 +130,8 @@ def write_checkpoint(directory: Path, files: Contents) -> None:
                 (new / name).write_bytes(dump_json(content))
             else:
                 save_file(content(), new / name)
-                shutil.copymode(new / "config.json", new / name)  # save_file sets other permissions
+                # save_file() sets other permissions than write_bytes().
+                shutil.copymode(new / "config.json", new / name)
             sync_to_disk(new / name)
         sums = "".join(f"{compute_sha256(new / name)}  {name}\n" for name in files)
         (new / SUMS).write_bytes(sums.encode("ascii"))
@@ -145,7 +146,7 @@ def write_checkpoint(directory: Path, files: Contents) -> None:
 
 
 def _to_os_error(error: SafetensorError) -> OSError:
-    """Return an OSError with only the system's message, such as "No space left on device"."""
+    """Return an OSError with only the message of the OS, such as "No space left on device"."""
     match = re.search(r"([^:]+) \(os error \d+\)", str(error))
     return OSError(match[1].strip() if match else str(error))
 
@@ -206,7 +207,7 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
             f"{config.vocab_size}: restore all files of this directory from the same run"
         )
     try:
-        # Check the number first: with a damaged n_layer, building the model could take hours.
+        # Count the tensors first: with a damaged n_layer, building the model could take hours.
         if files.count_tensors(weights) != _count_tensors(config):
             raise files.damaged(weights, f"the number of tensors does not match {config}")
         expected = _get_shapes(config)
@@ -226,7 +227,7 @@ def _get_shapes(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _count_tensors(config: ModelConfig) -> int:
-    """Compute how many tensors a model has, from the counts for models of one and two layers."""
+    """Compute how many tensors a model has, from the counts for one layer and for two layers."""
     if isinstance(config, BigramConfig):
         return len(_get_shapes(config))
     one, two = (len(_get_shapes(replace(config, n_layer=n))) for n in (1, 2))

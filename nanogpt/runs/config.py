@@ -23,7 +23,7 @@ STEPS_AHEAD = 100
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The length of training, its batches, and its evaluations."""
+    """Settings of the training steps, the batches, the evaluations and the snapshots."""
 
     steps: int = 5000
     """Optimizer steps."""
@@ -83,8 +83,10 @@ class TrainConfig:
         return plan_snapshots(self.steps, self.history)
 
     def steps_until_event(self, step: int) -> int:
-        """Return how many steps remain until the next log line, evaluation or snapshot, or until
-        the end of the run: at most STEPS_AHEAD."""
+        """Return the number of steps until the next event, but at most STEPS_AHEAD.
+
+        The events are log lines, evaluations, snapshots and the end of the run.
+        """
         intervals = self.eval_every, self.log_every, STEPS_AHEAD
         next_steps = [interval - step % interval for interval in intervals]
         later = bisect_right(self.snapshot_steps, step)
@@ -139,14 +141,14 @@ class RunConfig:
             raise ValueError(f"val_fraction is {self.val_fraction}: it must be between 0 and 1")
         for name in ("name", "data", "column", "separator", "tokenizer", "out"):
             if not is_encodable(value := str(getattr(self, name))):
-                raise UserError(f"{name} is {value!a}: it is not valid UTF-8, so use another name")
+                raise UserError(f"{name} is {value!a}: it is not valid UTF-8, so use another value")
         if self.name in ("", "..") or Path(self.name).name != self.name:
             raise ValueError(f"name is {self.name!r}: it must be a file name without slashes")
         if self.optim.optimizer == "muon" and isinstance(self.model, BigramConfig):
             raise ValueError("optimizer is muon, but a bigram has no blocks: use adam or adamw")
 
     def explain_unused(self, name: str) -> str:
-        """Return the reason why the setting `name` has no effect; "" if it has an effect."""
+        """Return why the setting `name` has no effect, or "" if the setting has an effect."""
         optim = self.optim
         needed = {"muon_lr": ("muon",), "momentum": ("muon",), "weight_decay": ("adamw", "muon")}
         if optim.optimizer not in needed.get(name, (optim.optimizer,)):

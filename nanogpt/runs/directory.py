@@ -110,8 +110,8 @@ def lock_run(directory: Path, advice: str = "wait for it or stop it") -> FileLoc
     for entry in directory.iterdir():
         if entry.is_symlink():
             raise UserError(
-                f"{entry} is a link: to train here, replace it with the file or directory that it "
-                f"points to"
+                f"{entry} is a link: to train here, replace the link with the file or directory "
+                f"that it points to"
             )
     file = directory / ".pid"  # on Windows, other processes cannot read .lock
     lock = FileLock(directory / ".lock", timeout=0)
@@ -122,7 +122,7 @@ def lock_run(directory: Path, advice: str = "wait for it or stop it") -> FileLoc
     try:
         file.write_bytes(f"{os.getpid()}\n".encode())
         for checkpoint in filter(Path.is_dir, (directory / "last", directory / "best")):
-            if not has_access(checkpoint, os.W_OK | os.X_OK):  # training must replace it
+            if not has_access(checkpoint, os.W_OK | os.X_OK):  # training replaces it
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(checkpoint))
     except OSError:
         lock.release()
@@ -138,9 +138,10 @@ def _read_pid(file: Path) -> str:
 
 
 def find_run(run: str | None, checkpoint: str = "best") -> Path:
-    """Return the directory of a run, given its path or its name in runs/; None means the newest.
+    """Return the directory of a run.
 
-    Raises UserError if the run does not contain `checkpoint`, which is "best" or "last".
+    `run` is the path of the run or its name in runs/; None means the newest run. Raises UserError
+    if the run does not contain `checkpoint`, which is "best" or "last".
     """
     if run is None:
         runs = _list_runs(f"{checkpoint}/config.json")
@@ -163,10 +164,10 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
 
 
 def _list_runs(file: str) -> dict[Path, float]:
-    """Return the modification time of `file` for each run in RUNS that contains it, in name order.
+    """Return the modification time of `file` in each run in RUNS that has it, sorted by run name.
 
-    Runs that this user has no permission to read are left out. Raises UserError if that leaves
-    no run.
+    Runs that this user has no permission to read are left out. Raises UserError if runs were left
+    out and none remains.
     """
     runs: dict[Path, float] = {}
     denied = None

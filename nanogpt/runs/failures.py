@@ -11,7 +11,7 @@ from .run import Run
 
 @contextmanager
 def explain_failures(run: Run) -> Iterator[None]:
-    """Within this context, a full disk, a failed CUDA graph or lack of memory raises Stopped."""
+    """Within this context, an OSError, a failed CUDA graph or a lack of memory raises Stopped."""
     try:
         yield
     except OSError as error:

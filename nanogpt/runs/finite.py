@@ -22,9 +22,10 @@ class FiniteCheck:
     def check(self, results: Tensor) -> None:
         """Raise Stopped if a loss or a gradient norm of the last steps is not finite.
 
-        `results` (steps, 1 + P) has the loss of each step and the norms of its P gradients. In a
-        float16 run, only the losses are checked: a step whose gradients overflow is skipped, and
-        the loss scale decreases. If the scale falls below 1, this method raises Stopped, too.
+        `results` (steps, 1 + P) has, for each step, the loss and the norms of the gradients of P
+        parameters. In a float16 run, only the losses are checked: a step whose gradients overflow
+        is skipped, and the loss scale decreases. If the scale falls below 1, this method raises
+        Stopped, too.
         """
         state = self.run.state
         checked = results[:, :1] if state.scale else results
@@ -33,7 +34,7 @@ class FiniteCheck:
             names = ["the loss", *(f"the gradient of {name}" for name in self.names)]
             row = int(is_bad.any(dim=1).nonzero()[0])
             # The backward pass goes from the last parameter to the first. So if several gradients
-            # are bad, the one with the largest index became bad before the others.
+            # are not finite, the gradient with the largest index was the first of them.
             column = 0 if is_bad[row, 0] else int(is_bad[row].nonzero()[-1])
             step = state.step - len(checked) + row
             raise self.stopped(step, names[column], checked[row, column].item())
@@ -63,7 +64,7 @@ class FiniteCheck:
             raise self.stopped(self.run.state.step - 1, "the validation loss", loss)
 
     def stopped(self, step: int, name: str, value: float) -> Stopped:
-        """Return the error for a value that failed a check in `step`, counted from 0."""
+        """Return the error for a value that failed a check in step `step`, counted from 0."""
         run, optim = self.run, self.run.config.optim
         lr = get_learning_rate(max(0, step), run.config.train.steps, optim)
         rates = {"--optim.lr": optim.lr}

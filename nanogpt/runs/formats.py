@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def _convert_0_to_1(name: str, content: dict[str, Any]) -> None:
-    """Remove the version of nanogpt from "versions" in run.json; the header now has it."""
+    """Remove the version of nanogpt from "versions" in run.json; in format 1, the header has it."""
     if name == "run.json" and isinstance(versions := content.get("versions"), dict):
         versions.pop("nanogpt", None)
 
@@ -44,12 +44,12 @@ def add_header(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_dataclass(file: Path, cls: type[T]) -> T:
-    """Read a dataclass from a JSON file of any format up to FORMAT. Raises UserError."""
+    """Read an instance of `cls` from a JSON file of any format up to FORMAT. Raises UserError."""
     return parse_file(file, read_json(file), cls)
 
 
 def parse_file(file: Path, content: dict[str, Any], cls: type[T]) -> T:
-    """Make a dataclass from the content of a JSON file.
+    """Convert the content of a JSON file to an instance of the dataclass `cls`.
 
     The content may have any format up to FORMAT. Raises UserError.
     """
@@ -75,7 +75,7 @@ def _convert(file: Path, content: dict[str, Any]) -> dict[str, Any]:
         writer = f"nanogpt {version[:40]}" if isinstance(version, str) else "a newer nanogpt"
         raise UserError(
             f"{file} has format {number}, written by {writer}, but nanogpt {VERSION} reads "
-            f"formats up to {FORMAT}: use the version that wrote it, or a later one"
+            f"formats up to {FORMAT}: use the version that wrote the file, or a later one"
         )
     if number > 0 and not isinstance(version := body.pop("nanogpt", None), str):
         raise ValueError(f"the value of 'nanogpt' cannot be {shorten(version)}")

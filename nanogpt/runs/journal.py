@@ -86,7 +86,7 @@ class Journal:
         write_atomically(self._file, b"")
 
     def resume(self, lines: int, step: int, best: Best | None) -> None:
-        """Read and keep the first `lines` lines of metrics.jsonl, and remove the others.
+        """Read and keep the first `lines` lines of metrics.jsonl, and remove the later lines.
 
         Raises UserError if a line to keep is missing or damaged, or if its step is after `step`.
         """
@@ -136,7 +136,7 @@ class Journal:
             sync_to_disk(self._file)
 
     def draw_if_due(self) -> None:
-        """Update loss.png, but spend at most about 2% of the time of the run on drawing."""
+        """Update loss.png, unless drawing would take more than about 2% of the time of the run."""
         if time.perf_counter() - self._drawn_at > 50 * self._drawing_seconds:
             self.draw()
 

@@ -27,8 +27,9 @@ class CheckpointKeeper:
     def save_last(self, start: float) -> None:
         """Save the state of this step as last/, unless it is already saved.
 
-        The checkpoint stores the seconds of training: time.perf_counter() - `start`. Raises Stopped
-        if check_model() finds a value that is not finite: such a state is never saved.
+        The checkpoint stores how many seconds the run has trained: time.perf_counter() - `start`.
+        Raises Stopped if check_model() finds a value that is not finite: such a state is never
+        saved.
         """
         state = self.run.state
         if state.step == self.saved_step:
@@ -40,7 +41,7 @@ class CheckpointKeeper:
         self.writer.submit(partial(self._write_last, files))
 
     def save_best(self) -> None:
-        """Save the weights of this step as best/, or the averaged weights if they are better."""
+        """Save the weights or the averaged weights, whichever have the lower loss, in best/."""
         best, state = self.run.journal.best, self.run.state
         assert best is not None
         weights = self.weights

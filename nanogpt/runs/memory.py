@@ -1,4 +1,4 @@
-"""Uses formulas to count the parameters of a model, and the memory that its training steps need.
+"""Uses formulas to compute the number of parameters of a model and the memory of a training step.
 
 No model is built, so the result is immediate, even for an enormous model.
 
@@ -52,7 +52,7 @@ def count_parameters(model: ModelConfig) -> list[Line]:
                     Line("feed-forward", "L 8 C²", L * 8 * C * C),
                     Line("layer norms", "(2 L + 1) C", (2 * L + 1) * C),
                 ]
-            if isinstance(model, PlainConfig):  # no norms, and perhaps no feed-forward layers
+            if isinstance(model, PlainConfig):  # no norms; feed-forward layers are optional
                 lines = lines[:-1] if model.feed_forward else lines[:-2]
             lines.append(Line("head", "shared with the token embedding", 0))
         else:
@@ -79,7 +79,7 @@ def has_feed_forward(model: ModelConfig) -> bool:
 
 
 def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
-    """Count the bytes that each part of a training step uses, and the peak.
+    """Count the bytes that each part of a training step uses, and the bytes in use at the peak.
 
     The memory for the text is not included. The backward pass needs the activations: the inputs of
     all matrix products and norms. The formulas count the tensors that PyTorch's CUDA kernels store.
@@ -132,14 +132,14 @@ def count_activations(
     is_half, has_dropout = precision != torch.float32, model.dropout > 0
     is_compiled = training.compile and device.type == "cuda"
     b = 2 if is_half else 4  # bytes per value in the blocks
-    # c: bytes per token and channel in a block. Each block stores the queries, keys and values, and
-    # the inputs of its two norms, of its four matrix products and of its activation function.
+    # c is the number of bytes per token and channel in a block. Each block stores the queries, keys
+    # and values, and the inputs of its two norms, four matrix products and activation function.
     if isinstance(model, GPTConfig):
         # In half precision, a layer norm that is not compiled stores its input in float32.
         norms = 4 if is_half and is_compiled else 8
         c, extra, extra_formula = 14 * b + norms, 4 * H + 16, "4 H + 16"
         ends, logits = 4 + b, 4
-        if isinstance(model, PlainConfig):  # no norms, and perhaps no feed-forward layers
+        if isinstance(model, PlainConfig):  # no norms; feed-forward layers are optional
             c, extra, extra_formula = (14 if model.feed_forward else 5) * b, 4 * H, "4 H"
             ends = b
     else:
@@ -178,8 +178,8 @@ def count_host_memory(config: RunConfig, device: torch.device, precision: torch.
 def require_run_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
     """Raise UserError if the machine has too little memory for a run.
 
-    This check comes before the model is built. The memory of a GPU is not checked: if it is full,
-    torch raises an error.
+    This check comes before the model is built. It does not check the memory of a GPU: torch raises
+    an error if a GPU has too little memory.
     """
     parameters = count_parameters(config.model)[-1].value
     size = f"training a model with {format_count(parameters)} parameters"

@@ -1,4 +1,4 @@
-"""Draws loss.png, the losses of a run over its steps."""
+"""Draws loss.png, a plot of the losses of a run against its steps."""
 
 import io
 import logging
@@ -22,11 +22,11 @@ def make_figure(
 ) -> "Figure":
     """Return an empty figure of `width` by `height` inches; drawing it needs no display.
 
-    Importing matplotlib takes as long as several training steps, so only this function imports it.
-    The import fails if the environment variable MPLBACKEND names an unknown backend, so this
-    function removes the variable during the import.
+    Importing matplotlib takes as long as several training steps, so it is imported only when a
+    figure is needed. The import fails if the environment variable MPLBACKEND names an unknown
+    backend, so this function removes the variable during the import.
     """
-    logging.getLogger("matplotlib").setLevel("ERROR")  # it warns if its cache is read-only
+    logging.getLogger("matplotlib").setLevel("ERROR")  # hides a warning about a read-only cache
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -70,12 +70,12 @@ def draw_loss(
         )
     axes.axhline(bigram_loss, color="black", linestyle=":", label=f"bigram {bigram_loss:.4f}")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
-    # A fixed y saves time: otherwise matplotlib measures all labels to place the title.
+    # A fixed y saves time: without it, matplotlib measures all labels to place the title.
     axes.set_title(title, y=1, parse_math=False)
     axes.grid(alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    # Losses usually fall, so the curves do not reach the upper right corner.
+    # Losses usually fall, so the upper right corner is usually empty.
     axes.legend(loc="upper right", edgecolor="none", framealpha=1)
     png = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # the font may lack characters of the title

@@ -18,10 +18,10 @@ class Preset:
     """A short phrase for lists of presets."""
 
 
-# This is nanoGPT's train_shakespeare_char with a shorter schedule. With nanoGPT's own schedule
-# (--train.steps 5000 --optim.min-lr 1e-4), the model overfits after a third of the steps. Here
-# training ends at about that point, with a learning rate of 0: this is shorter and gives a lower
-# loss (docs/log.md).
+# This is the configuration train_shakespeare_char of Karpathy's nanoGPT, with a shorter schedule.
+# With the schedule of nanoGPT (--train.steps 5000 --optim.min-lr 1e-4), the model overfits after a
+# third of the steps. Here training ends at about that point, with a learning rate of 0: it takes
+# less time and gives a lower loss (docs/log.md).
 _baby = RunConfig(
     name="baby",
     model=GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
@@ -34,7 +34,7 @@ _tiny = replace(
     name="tiny",
     precision="float32",  # the same on all machines, so that results can be compared
     model=GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64),
-    # A short run needs a high learning rate. It hardly overfits, so it needs no dropout.
+    # A short run needs a high learning rate, but no dropout, because the model hardly overfits.
     optim=replace(_baby.optim, lr=5e-3, warmup=200),
     train=replace(_baby.train, steps=2400, batch_size=12, eval_every=300),
 )
@@ -97,13 +97,14 @@ _bigram = replace(
     _tiny,
     name="bigram",
     model=BigramConfig(block_size=64),
-    # A bigram table needs no weight decay. Rare pairs get few gradients, so they need large steps.
+    # A bigram table needs no weight decay. Rare pairs seldom get gradients, so they need a high
+    # learning rate.
     optim=replace(_tiny.optim, lr=0.1, weight_decay=0.0),
     train=replace(_tiny.train, steps=1000, batch_size=256, eval_every=250),
 )
 
 PRESETS = {
-    "bigram": Preset(_bigram, "the baseline: predicts the next character from the previous one"),
+    "bigram": Preset(_bigram, "the baseline: predicts a character from the previous character"),
     "tiny": Preset(_tiny, "a small GPT for a laptop; the default without a CUDA GPU"),
     "tiny-fast": Preset(_tiny_fast, "a modern GPT as large as tiny, tuned to train fast on a CPU"),
     "baby": Preset(_baby, "a GPT of 10.8M parameters; the default on a CUDA GPU"),

@@ -1,8 +1,8 @@
-"""Reads the files of a checkpoint directory strictly.
+"""Reads and verifies the files of a checkpoint directory.
 
 The files may come from an untrusted source. So sizes are compared with limits, and shapes with the
-configuration, before memory is allocated. The contents are compared with SHA256SUMS before they are
-used.
+configuration, before memory is allocated. The checksum of each file is compared with SHA256SUMS
+before the contents of the file are used.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ HEADER_LIMIT = 1 << 20
 
 
 def read_consistently(directory: Path, read: Callable[[Path], T]) -> T:
-    """Return read(directory). If it fails because training replaced the directory, read again."""
+    """Return read(directory); repeat a call that fails because training replaced the directory."""
     while True:
         current = resolve_interrupted_swap(directory)
         identity = _get_identity(current)
@@ -55,9 +55,9 @@ def read_consistently(directory: Path, read: Callable[[Path], T]) -> T:
 
 
 def _get_identity(directory: Path) -> tuple[int, int, int] | None:
-    """Return numbers that differ for a directory and its replacement.
+    """Return numbers that change when the directory is replaced; None if it does not exist.
 
-    The device and inode numbers are not enough: a later replacement can get the same ones again.
+    The device and inode numbers are not enough, because file systems reuse inode numbers.
     """
     try:
         status = directory.stat()
@@ -108,7 +108,7 @@ class CheckpointFiles:
         """Return the tensors in a safetensors file; each name must be in `expected` or `optional`.
 
         Each tensor of `expected` must be present, with the same shape and type. An optional
-        tensor may be absent; it has type uint8, any shape, and at most 64 KiB.
+        tensor may be absent; if it is present, it must have type uint8 and at most 64 KiB.
         """
         with self._open(name) as file:
             names = set(file.keys())

@@ -18,7 +18,10 @@ class Reporter:
         """Called once, before the first step."""
 
     def recorded(self, record: Record, best: Best | None) -> None:
-        """Called for each new line of metrics.jsonl; `best` is None before the first evaluation."""
+        """Called for each new line of metrics.jsonl.
+
+        `best` is the best evaluation so far; None before the first evaluation.
+        """
 
     def said(self, line: str) -> None:
         """Called with a message for the user."""

@@ -51,7 +51,7 @@ class ResumeInfo:
 
 
 def check_counts(**counts: float) -> None:
-    """Raise ValueError if a count is negative or impossibly large."""
+    """Raise ValueError unless 0 <= count < 2**62 for each count."""
     for name, count in counts.items():
         if not 0 <= count < 2**62:
             raise ValueError(f"{name} is {count}: it must be at least 0 and less than 2**62")
@@ -107,7 +107,7 @@ class Run:
 
     @cached_property
     def smoothed_loss(self) -> tuple[int, float] | None:
-        """A stronger baseline: (n, validation loss of smoothed n-grams in nats per token).
+        """A stronger baseline: n, and the validation loss of smoothed n-grams (nats per token).
 
         The n-grams are counted in the training split. The result is None if a split has more than
         MAX_SMOOTHED_TOKENS tokens.
@@ -143,7 +143,7 @@ class Run:
         return add_header({**asdict(description), "config": self.config.to_json()})
 
     def checkpoint(self) -> Checkpoint:
-        """Return the model and the tokenizer at this step, and the best evaluation so far."""
+        """Return the current model, the tokenizer, the step and the best evaluation so far."""
         return Checkpoint(self.model, self.tokenizer, self.state.step, self.journal.best)
 
     def training(self) -> Training:
@@ -223,7 +223,7 @@ def load_same_text(
         )
     except UserError as error:
         raise UserError(
-            f"{error}; if the text of the run is in another place, name it with --data"
+            f"{error}; if the text of the run has moved, give its new path with --data"
         ) from None
 
 

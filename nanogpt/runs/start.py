@@ -55,7 +55,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     require_tokens(data.splits.items(), config.model.block_size)
     config = replace(config, model=_set_vocab_size(config.model, tokenizer.vocab_size))
     require_run_memory(config, device, precision)
-    torch.manual_seed(config.seed)  # seeds the initial weights and, later, dropout
+    torch.manual_seed(config.seed)  # for the initial weights and, later, dropout
     model = build(config.model).to(device)
     out, lock = make_run_directory(config.out, config.name)
     config = replace(config, out=out, data=corpus.name)
@@ -141,7 +141,7 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
         state.scale = info.scale
     best = read_checkpoint_info(run.out / "best").best if path_exists(run.out / "best") else None
     if best and best.step == step and run.config.train.evaluates_at(step):
-        # The resumed run repeats the evaluation at this step: use the best earlier evaluation.
+        # The resumed run repeats the evaluation at this step, so use the best one before this step.
         best = checkpoint.best
     run.journal.resume(info.lines, step, best)
     remove_later_snapshots(run.out, step)
@@ -161,7 +161,7 @@ def require_tokens(
     if n > 1:
         problem += f", and block_size {block_size} needs at least {block_size + 1}"
     advice = f", or set {option} to {n - 1} or less" if option and n > 1 else ""
-    raise UserError(f"{problem}; give more text{advice}")
+    raise UserError(f"{problem}; use a longer text{advice}")
 
 
 def _set_up_device(config: RunConfig) -> torch.device:

@@ -58,8 +58,8 @@ class State:
     def expected_tensors(self, losses: int) -> dict[str, Tensor]:
         """Return tensors with the same names, shapes and types as those that tensors() returns.
 
-        `losses` is the number of losses. The state of a GPU's generator is not included,
-        because a checkpoint of a CPU run does not contain it.
+        `losses` is the number of losses since the last line of metrics.jsonl. The state of a
+        GPU's generator is not included, because a checkpoint of a CPU run does not contain it.
         """
         return {
             "random.cpu": torch.get_rng_state(),

@@ -203,7 +203,7 @@ def fit_grid(cells: Sequence[Cell], free: bool, bootstraps: int) -> FittedLaw:
 
 
 def make_curve(trial: Trial) -> Curve:
-    """Return the pair (floating-point operations, validation loss) of each point of a trial."""
+    """Return (floating-point operations, validation loss) for each evaluation of a trial."""
     flops = float(flops_per_token(build(trial.config.model)))
     return [(flops * point.tokens, point.loss) for point in trial.points]
 
@@ -219,10 +219,10 @@ def find_frontier(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, floa
 
 
 def find_takeovers(curves: Sequence[tuple[int, Curve]]) -> list[tuple[float, float]]:
-    """Return (operations, parameters) of each point where a model overtakes the next smaller model.
+    """Return (operations, parameters) where a model gets a lower loss than the next smaller model.
 
     `parameters` is the geometric mean of the two models' numbers of parameters. The curve of a
-    model ends at its last step, so a point counts only if both models train long enough.
+    model ends at its last step, so the curves of two models may end before they cross.
     """
     takeovers = []
     for (small_N, small_curve), (large_N, large_curve) in pairwise(curves):
@@ -328,7 +328,7 @@ def format_tables(result: ScalingResult) -> str:
 
 
 def _format_parameter(fitted: FittedLaw, name: str) -> str:
-    """Return two cells of a table: a parameter of a law, and its interval if it was fitted."""
+    """Return two table columns: a parameter of a law, and its interval if it was fitted."""
     value = f"{getattr(fitted.law, name):.3g}"
     if name not in fitted.bounds:
         return f"{value} |"

@@ -1,8 +1,9 @@
-"""The ladder study: what each part of a GPT contributes, from counting characters to Muon.
+"""The ladder study: what each part of a GPT contributes.
 
-A rung is one model of the ladder. Each rung adds one part to the previous rung. All trained rungs
-use the same batches for the same number of steps, and all rungs are evaluated on the same
-validation split.
+A rung is one model of the ladder. The first rungs count n-grams; the later rungs are trained. Each
+trained rung except the first adds or changes one part of the previous rung. All trained rungs use
+the same batches for the same number of steps, and all rungs are evaluated on the same validation
+split.
 """
 
 import time
@@ -135,7 +136,7 @@ def plan_rungs(config: LadderConfig) -> Iterator[tuple[str, str, ModelConfig, Op
     yield "one-head", "one attention head", one_head, optim
     yield (
         "many-heads",
-        f"{small.n_head} heads that together have as many channels",
+        f"{small.n_head} heads with the same total number of channels",
         many_heads,
         optim,
     )
@@ -158,10 +159,11 @@ def run_ladder(
     reporter: Reporter,
     on_rung: Callable[[Rung], None],
 ) -> Ladder:
-    """Run all rungs in subdirectories of base.out, and call `on_rung` with each result.
+    """Run all rungs, and call `on_rung` with each result.
 
-    `base` holds the settings that the rungs share. Rungs that an earlier call finished are not
-    trained again. Writes ladder.json, ladder.md and ladder.svg. Raises the errors of run_trial().
+    `base` contains the settings that the rungs share. Each trained rung has a subdirectory of
+    base.out. Rungs that an earlier call finished are not trained again. Writes ladder.json,
+    ladder.md and ladder.svg. Raises UserError, Stopped or Interrupted.
     """
     assert base.out is not None
     out, rungs = make_directory(base.out), []
@@ -251,7 +253,7 @@ def sample_tokens(weigh: Weigh, start: int, length: int, generator: torch.Genera
 
 
 def find_longest_line(text: str) -> str:
-    """Return the longest line of a text, cut to SAMPLE_WIDTH characters."""
+    """Return the longest line of a text, truncated to SAMPLE_WIDTH characters."""
     return max((line.strip() for line in text.splitlines()), key=len, default="")[:SAMPLE_WIDTH]
 
 

@@ -97,10 +97,11 @@ def bootstrap(
     free: bool = False,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Return the 95% confidence interval of each parameter of a law: (low, high) by name.
+    """Return the names of the parameters of a law, each with its 95% confidence interval.
 
-    Draws `times` samples of the pairs with replacement, and fits a law to each (Efron 1979).
-    `law` is the fit to all pairs; it gives the starting points of the other fits.
+    An interval is a pair (low, high). This function draws `times` samples from the (N, D, L)
+    triples, with replacement, and fits a law to each sample (Efron 1979). `law` is the fit to all
+    triples; the other fits start from its parameters and from values near them.
     """
     n, d, logs = (np.log(np.asarray(values, dtype=float)) for values in (N, D, L))
     start = [math.log(law.A), law.alpha, math.log(law.B), law.beta, math.log(law.E)]

@@ -75,7 +75,7 @@ def draw_fit(file: Path, measured: Measured, law: PredictedLoss) -> None:
 
 
 def draw_residuals(file: Path, measured: Measured, law: PredictedLoss) -> None:
-    """Plot the relative error of the law against the model size: a line for each amount of text."""
+    """Plot the relative error of the law against the model size, for each amount of text."""
     figure = make_figure(7, 3, "constrained")
     axes = figure.add_subplot()
     amounts = sorted({D for _, D, _ in measured})
@@ -102,7 +102,7 @@ def draw_frontier(
     curves: Mapping[int, Sequence[tuple[float, float]]],
     frontier: Sequence[tuple[float, float]],
 ) -> None:
-    """Plot the loss against the floating-point operations of the training.
+    """Plot the loss against the number of floating-point operations in training.
 
     Each model size has a curve; `frontier` is the lowest loss for each number of operations.
     """

@@ -1,4 +1,4 @@
-"""Trains many runs in parallel, each in its own process, on all available GPUs."""
+"""Trains many runs in parallel, each in its own process, on one device or on all GPUs."""
 
 import multiprocessing
 import signal
@@ -41,16 +41,16 @@ def run_all(
 ) -> list[Trial]:
     """Train the unfinished runs, and return the results of all runs in the order of `runs`.
 
-    Trains `at_a_time` runs in parallel on each device; a run for which `needs_whole_device` is true
-    does not share its device. `command` is the command line that resumes the study. Calls
+    Trains up to `at_a_time` runs in parallel on each device. If needs_whole_device(run) is true,
+    this run does not share its device. `command` is the command line that resumes the study. Calls
     `on_trial` with each run, its result and the number of finished runs; calls `on_message` when a
-    process fails. Deletes the weights of finished runs. Raises UserError, Interrupted or Stopped,
-    after the processes that are still running have saved checkpoints.
+    process fails. Deletes the checkpoints of finished runs. Raises UserError, Interrupted or
+    Stopped; before that, waits until all running processes have saved a checkpoint.
     """
     trials = {run.name: trial for run in runs if (trial := read_finished_trial(run))}
     unfinished = [run for run in runs if run.name not in trials]
     for done, run in enumerate((run for run in runs if run.name in trials), 1):
-        _remove_weights(run)  # a process that was killed may have left its weights
+        _remove_weights(run)  # a process that was killed may have left checkpoints
         on_trial(run, trials[run.name], done)
     if unfinished:
         for run, trial in _run_in_processes(
@@ -139,7 +139,8 @@ class _Worker:
     def result(self) -> Trial | str:
         """Wait for the process, and return the trial or the reason why there is no trial.
 
-        Raises the UserError or Stopped that the process raised; Stopped for any other exception.
+        Raises the UserError or Stopped that the process raised. For any other exception, except a
+        CUDA error, raises Stopped.
         """
         self.process.join()
         problem: UserError | Stopped | str | None = None
@@ -174,10 +175,10 @@ def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None
 
 
 def _end_when_asked(parent: Connection) -> None:
-    """Wait until the parent sends a request or is killed; then send SIGTERM to this process.
+    """Wait until the parent sends a request or ends; then send SIGTERM to this process.
 
-    At this signal, the training saves a checkpoint and ends. The parent must not send the signal:
-    on Windows, this would kill the process immediately.
+    At this signal, the training saves a checkpoint and ends. The parent itself must not send
+    the signal: on Windows, that would kill this process immediately.
     """
     process = multiprocessing.parent_process()
     assert process is not None
@@ -189,13 +190,13 @@ def _end_when_asked(parent: Connection) -> None:
 def _block_interrupts() -> Iterator[None]:
     """Within this context, new processes ignore Ctrl-C, if the system can block signals.
 
-    A terminal sends Ctrl-C to all processes of a command. Without this context, a process that is
-    still importing torch would end with a traceback.
+    A terminal sends Ctrl-C to all processes of a command. Without this context, it would end a
+    process that is still importing torch, and the process would print a traceback.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # otherwise process.start() calls it, which unblocks SIGINT
+    resource_tracker.ensure_running()  # if process.start() did this, SIGINT would be unblocked
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -5,13 +5,13 @@ grid of N and D. Then it fits a law to the losses. The question is from Kaplan e
 (arXiv:2001.08361). The formula and the method to fit it are from Hoffmann et al. 2022
 (arXiv:2203.15556, section 3.3).
 
-Each model trains at a constant learning rate until its validation loss stops falling. The average
-of its weights is also evaluated: averaging replaces a decaying learning rate (Hägele et al. 2024,
-arXiv:2405.18392). A model needs more regularisation if it has more parameters per character, or
-trains for more epochs. So for each model and text, the study multiplies the parameters per
-character by the number of epochs. (Here, only the parameters in the blocks are counted.) This
-product decides which recipes of regularisation the study tries. For each model and text, the result
-is the run with the lowest validation loss.
+Each model trains at a constant learning rate until its validation loss stops falling or it has
+taken Grid.steps steps. The averaged weights of the model are also evaluated, because averaging
+replaces a decay of the learning rate (Hägele et al. 2024, arXiv:2405.18392). A model needs more
+regularisation if it has more parameters per character, or trains for more epochs. So for each model
+and text, the study multiplies the parameters per character by the number of epochs. (Here, only the
+parameters in the blocks are counted.) This product determines which recipes of regularisation the
+study tries. For each model and text, the result is the run with the lowest validation loss.
 """
 
 import math
@@ -54,7 +54,7 @@ consists of randomly selected passages."""
 
 @dataclass(frozen=True)
 class Recipe:
-    """Regularisation and learning rates, and the range of models for which they are tried."""
+    """Regularisation and learning rates, and the range of models and texts that they are for."""
 
     dropout: float
     weight_decay: float
@@ -120,7 +120,7 @@ def select_part(passages: Sequence[str], part: int) -> str:
 def plan_runs(base: RunConfig, grid: Grid) -> list[RunConfig]:
     """Return the runs of the grid, large models first; write texts and a tokenizer to base.out.
 
-    `base` holds the seed, the device and the directory of the study.
+    `base` contains the seed, the device and the directory of the study.
     """
     assert base.out is not None
     out = base.out
@@ -185,7 +185,7 @@ def _make_optim(N: int, recipe: Recipe) -> OptimConfig:
         lr=4e-3 * rate,
         muon_lr=0.02 * rate,
         schedule="linear",
-        min_lr=4e-3 * rate,  # equal to lr: constant after the warm-up
+        min_lr=4e-3 * rate,  # equal to lr, so the rate is constant after the warm-up
         warmup=50,
         beta2=0.95,
         weight_decay=recipe.weight_decay,

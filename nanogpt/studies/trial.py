@@ -53,10 +53,10 @@ class Trial:
 
 
 def run_trial(config: RunConfig, command: str, reporter: Reporter | None = None) -> Trial:
-    """Train or resume the run of `config` in config.out; if it is finished, read its result.
+    """Train or resume the run of `config` in config.out; if the run is finished, read its result.
 
-    `command` is the command line that resumes the whole study. Raises UserError if the directory
-    holds a different run, Stopped for a failure, and Interrupted for a signal.
+    `command` is the command line that resumes the whole study. Raises UserError if config.out
+    contains a different run, Stopped for a failure, and Interrupted for a signal.
     """
     assert config.out is not None
     if trial := read_finished_trial(config):
@@ -150,7 +150,7 @@ def _summarise(config: RunConfig, result: Result) -> Trial:
 
 @contextmanager
 def stop_on_disk_error(out: Path) -> Iterator[None]:
-    """Within this context, an OSError (for example, the disk is full) becomes Stopped."""
+    """Within this context, an OSError (for example, because the disk is full) becomes Stopped."""
     try:
         yield
     except OSError as error:

@@ -45,7 +45,7 @@ def pick_device(name: str) -> torch.device:
 def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
     """Return the data type of matrix products.
 
-    "auto" means bfloat16 on a CPU or CUDA GPU with instructions for it, and otherwise float32.
+    "auto" means bfloat16 if a CPU or CUDA GPU has instructions for it, and float32 otherwise.
     Weights, optimizer state and losses are float32 at every precision. Raises UserError if the
     device does not support the precision.
     """
@@ -58,7 +58,7 @@ def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
 
 
 def _supports(precision: torch.dtype, device: torch.device) -> bool:
-    """Return whether the device computes with this data type without converting it to another."""
+    """Return whether the device can compute in this data type without converting to another."""
     if device.type == "cuda" and precision == torch.bfloat16:
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -72,7 +72,7 @@ def _supports(precision: torch.dtype, device: torch.device) -> bool:
 def _is_fast(precision: torch.dtype, device: torch.device) -> bool:
     """Return whether the device has instructions for matrix products of this data type."""
     if device.type == "cpu" and precision == torch.bfloat16:
-        get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.11 lacks it
+        get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in torch 2.11
         capabilities = get_capabilities() if get_capabilities else {}
         return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
     return device.type == "cuda" and _supports(precision, device)
@@ -89,7 +89,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
     else:
         # On a CPU, fused attention in bfloat16 is slow. Attention with separate matrix products and
         # without float32 copies takes a quarter of the time, forward + backward (docs/log/cpu.md).
-        cuda = torch.backends.cuda  # its setting for float32 copies applies to a CPU too
+        cuda = torch.backends.cuda  # the setting for float32 copies applies to CPUs too
         previous = cuda.fp16_bf16_reduction_math_sdp_allowed()
         cuda.allow_fp16_bf16_reduction_math_sdp(True)
         try:
@@ -100,7 +100,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the name of the device, with the number of threads for a CPU."""
+    """Return the name of the device; for a CPU, also the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
@@ -126,7 +126,7 @@ def find_peak_flops(device: torch.device, precision: torch.dtype) -> float | Non
     if device.type != "cuda" or precision == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)
-    if "MIG" in name:  # only a part of a GPU, so slower
+    if "MIG" in name:  # MIG: only a part of a GPU, so its peak is lower
         return None
     return next((peak for model, peak in PEAKS.items() if re.search(rf"\b{model}\b", name)), None)
 
@@ -154,15 +154,18 @@ def limit_threads() -> None:
 
 
 def free_token_memory(device: torch.device) -> int:
-    """Return the bytes that tokens may use: 1/4 of a CUDA GPU's free memory; 2**62 elsewhere."""
+    """Return how many bytes of device memory the tokens of a text may use.
+
+    On a CUDA GPU, the result is a quarter of the free memory; on other devices, it is 2**62.
+    """
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 1 << 62
 
 
 def keep_freed_memory() -> None:
     """Keep freed memory for the next step instead of returning it to the operating system.
 
-    Otherwise glibc requests new pages for every large tensor, and the system fills each page with
-    zeros at its first use, which takes time (docs/log/cpu.md). Other C libraries have no such
+    Otherwise glibc requests new pages for every large tensor. The operating system fills each page
+    with zeros at its first use, which takes time (docs/log/cpu.md). Other C libraries have no such
     setting.
     """
     mallopt = find_c_function("mallopt")

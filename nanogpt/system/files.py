@@ -1,4 +1,4 @@
-"""Atomic writes to files and directories, and strict reading of files that may be untrusted.
+"""Writes files and directories atomically, and reads files that may be untrusted.
 
 Data is written to a new file and synced to the disk. Then the new file replaces the old file in one
 step. So after a crash or a power failure, a file has either all of its old contents or all of its
@@ -109,9 +109,8 @@ def _sync_descriptor(descriptor: int) -> None:
 def replace_path(source: Path, target: Path) -> None:
     """Rename `source` to `target`. This replaces an existing file, but not an existing directory.
 
-    On Windows, os.replace() fails while another process has one of the files open, for example a
-    virus scanner or a command that reads a checkpoint. So the call is repeated for up to
-    REPLACE_TIMEOUT seconds.
+    On Windows, os.replace() fails while another process (for example, a virus scanner) has `source`
+    or `target` open. So the call is repeated for up to REPLACE_TIMEOUT seconds.
     """
     deadline = time.monotonic() + REPLACE_TIMEOUT
     while True:
@@ -148,7 +147,7 @@ def remove_if_present(path: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> None:
-    """Swap two directories in one step. Raises OSError if this fails, and always outside Linux."""
+    """Swap two directories in one step. Raises OSError on failure, and always outside Linux."""
     at_cwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
     renameat2 = find_c_function("renameat2")
     if renameat2 is None:
@@ -158,7 +157,7 @@ def _swap(one: Path, other: Path) -> None:
 
 
 def _replace_in_two_steps(directory: Path, new: Path) -> None:
-    """Rename `directory` to its old name (.NAME.old), then rename `new` to `directory`."""
+    """Rename `directory` to its backup name (.NAME.old), then rename `new` to `directory`."""
     remove_if_present(_old_name(directory))
     replace_path(directory, _old_name(directory))
     replace_path(new, directory)
@@ -169,9 +168,9 @@ def _old_name(directory: Path) -> Path:
 
 
 def resolve_interrupted_swap(directory: Path) -> Path:
-    """Return `directory`, or its old name (.NAME.old) if only the old name exists.
+    """Return `directory`, or its backup name (.NAME.old) if only the backup exists.
 
-    Only the old name exists if _replace_in_two_steps() was interrupted between its steps.
+    Only the backup exists if _replace_in_two_steps() was interrupted between its steps.
     """
     old = _old_name(directory)
     return old if os.path.isdir(old) and not os.path.isdir(directory) else directory
@@ -217,11 +216,7 @@ def is_directory(path: Path | str) -> bool:
 
 
 def require_inside(root: Path, path: Path) -> Path:
-    """Return `path`.
-
-    Raises UserError if `path`, or a directory on the way to it, is a link to a place outside
-    `root`.
-    """
+    """Return `path`. Raises UserError if links in `path` lead to a place outside `root`."""
     real_path, real_root = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     # macOS ignores case in names, so the same directory can have two spellings.
     is_inside = real_path.is_relative_to(real_root)
@@ -239,7 +234,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def require_regular_file(root: Path, file: Path) -> Path:
-    """Return `file`. Raises UserError if it is outside `root`, or a pipe, device or directory."""
+    """Return `file`. Raises UserError if it is outside `root`, or exists but is no regular file."""
     if os.path.exists(require_inside(root, file)) and not os.path.isfile(file):
         raise damaged_error(file, "not a regular file")
     return file
@@ -265,8 +260,8 @@ def read_json(file: Path, limit: int = 1 << 20) -> dict[str, Any]:
 def parse_json(raw: bytes, file: Path) -> dict[str, Any]:
     """Parse the JSON object in `raw`, which was read from `file`.
 
-    Raises UserError if `raw` is not a JSON object, or contains a repeated key, NaN, infinity or an
-    unpaired surrogate (a code point that UTF-8 cannot encode).
+    Raises UserError if `raw` is not a JSON object. Repeated keys, NaN, infinity and unpaired
+    surrogates (code points that UTF-8 cannot encode) also raise UserError.
     """
     try:
         value = json.loads(

@@ -56,15 +56,15 @@ def compile_loss(
 
 
 class CannotCapture(RuntimeError):
-    """A CUDA graph cannot contain this work, for example because the host waits for a result."""
+    """A CUDA graph cannot capture this work, for example because the host waits for a result."""
 
 
 class CudaGraph:
     """A sequence of operations on a CUDA device, captured once and then replayed as one launch.
 
     For a small model, the host needs more time to launch the hundreds of kernels of a step than the
-    device needs to run them. A replay uses the same memory addresses, so all tensors must keep
-    their storage. The Python code of the operations does not run in a replay.
+    device needs to run them. A replay uses the memory addresses of the capture, so all tensors
+    must keep their storage. The Python code of the operations does not run in a replay.
     """
 
     def __init__(self, device: torch.device, warmup: int = 3) -> None:
@@ -76,7 +76,7 @@ class CudaGraph:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, work: Callable[[], None]) -> None:
-        """Run the work, which must be the same in every call.
+        """Do the work, which must be the same in every call.
 
         Raises CannotCapture. After this error, the process should no longer use CUDA.
         """
@@ -109,7 +109,7 @@ class CudaGraph:
             with capture:
                 try:
                     work()
-                except RuntimeError as error:  # the end of the capture will raise another one
+                except RuntimeError as error:  # the end of the capture raises another error
                     problem = error
         except RuntimeError as error:
             problem = problem or error
@@ -125,12 +125,12 @@ Snapshot = Callable[[], dict[str, Tensor]]
 
 
 def take_snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:
-    """Return a function that returns copies of the current `tensors`, each with its own memory.
+    """Return a function that returns copies of the current `tensors`; each copy has its own memory.
 
     If tensors are on a CUDA device, take_snapshot() copies them to other memory of this device. The
     first call of the returned function, in any thread, moves these copies to the host while the
-    device continues to compute. If the device lacks memory, take_snapshot() itself copies the
-    tensors to the host.
+    device continues to compute. If the device has too little memory, take_snapshot() itself copies
+    the tensors to the host.
     """
     try:
         copies = {name: _copy(t) for name, t in tensors.items()}

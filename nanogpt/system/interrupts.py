@@ -19,10 +19,10 @@ SIGNALS = tuple(
 
 @contextmanager
 def raise_interrupted() -> Iterator[None]:
-    """Within this context, a signal in SIGNALS raises Interrupted instead of killing the process.
+    """Within this context, signals in SIGNALS that normally kill the process raise Interrupted.
 
-    So the command can remove its temporary files. SIGINT still raises KeyboardInterrupt. A signal
-    that was ignored before stays ignored.
+    So the command can remove its temporary files. SIGINT does not kill a Python process: as usual,
+    it raises KeyboardInterrupt. A signal that was ignored before stays ignored.
     """
 
     def end(number: int, _: FrameType | None) -> None:

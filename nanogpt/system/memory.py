@@ -1,4 +1,4 @@
-"""The memory of the machine, a check that a task fits into it, and a format for large numbers."""
+"""The memory of the machine, a check that a task fits into it, and two formats for numbers."""
 
 import os
 import sys
@@ -60,7 +60,7 @@ def require_memory(needed: int, what: str, advice: str) -> None:
 
 
 def format_quantity(value: float, unit: str) -> str:
-    """Format a value with three significant digits and an SI prefix, such as 1.23 ms.
+    """Format a value with up to three significant digits and an SI prefix, such as 1.23 ms.
 
     A value that is too large for every prefix has an exponent, such as 1.23e+45 s.
     """
@@ -72,5 +72,5 @@ def format_quantity(value: float, unit: str) -> str:
 
 
 def format_count(value: float) -> str:
-    """Format a whole number exactly, such as 10,672,512; from 10¹⁵ on, with an SI prefix."""
+    """Format a whole number exactly, such as 10,672,512; use an SI prefix from 10¹⁵ on."""
     return f"{value:,.0f}" if value < 1e15 else format_quantity(value, "")

@@ -1,4 +1,4 @@
-"""Makes dataclasses from JSON; rejects unknown keys and values of the wrong type."""
+"""Makes dataclasses from JSON; rejects unknown keys, and values that have the wrong type."""
 
 import math
 import types
@@ -14,7 +14,7 @@ Kinds = Mapping[str, type]
 
 
 def parse_dataclass(cls: type[T], value: object, kinds: Kinds) -> T:
-    """Make the dataclass `cls` from a JSON object, and nested dataclasses from nested objects.
+    """Make an instance of the dataclass `cls` from JSON; nested objects become nested dataclasses.
 
     If a key is unknown or missing, or its value has the wrong type, raises a ValueError that names
     this key.
@@ -63,7 +63,7 @@ def _parse_value(hint: Any, value: Any, key: str, kinds: Kinds) -> object:
 def convert_fields(config: object) -> None:
     """Convert the fields of a frozen dataclass, and of dataclasses in it, to their declared types.
 
-    If the declared type requires it, an int becomes a float, a str becomes a Path, or a Path
+    If the declared type requires this, an int becomes a float, a str becomes a Path, and a Path
     becomes a str. If a value has another type, raises a ValueError that names its field.
     """
     for name, hint in get_type_hints(type(config)).items():

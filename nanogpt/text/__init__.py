@@ -1,1 +1,1 @@
-"""Loads text and encodes it. No module here imports torch, because importing it is slow."""
+"""Loads text and encodes it. No module here imports torch, because torch is slow to import."""

@@ -44,9 +44,10 @@ STABLE_DECODERS = ("ByteFallback", "Fuse", "Replace", "Strip")
 def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
     """Train a tokenizer with byte-pair encoding as in GPT-2.
 
-    Training starts with the 256 bytes, and repeatedly merges the most frequent pair into a new
-    token. See Sennrich et al. 2016 (arXiv:1508.07909) and, for bytes, Radford et al. 2019, section
-    2.2. Raises UserError if the text has too few different pairs for vocab_size tokens.
+    Training starts with the 256 bytes, and repeatedly merges the most frequent pair of adjacent
+    tokens into a new token. See Sennrich et al. 2016 (arXiv:1508.07909) and, for bytes, Radford et
+    al. 2019, section 2.2. Raises UserError if the text has too few different pairs for vocab_size
+    tokens.
     """
     from tokenizers import pre_tokenizers, trainers
 
@@ -61,7 +62,7 @@ def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
         raise UserError(
             f"the training text has enough pairs for {actual_size} tokens, not for {vocab_size}: "
             f"use more text, or the tokenizer "
-            + (f"bpe:{actual_size} or smaller" if actual_size > 256 else "byte")
+            + (f"bpe:{actual_size}" if actual_size > 256 else "byte")
         )
     return HubTokenizer(json.loads(bpe.to_str()))
 
@@ -70,8 +71,8 @@ def make_bpe(vocab: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> "Hu
     """Make a tokenizer like GPT-2's from a vocabulary and a list of merges, in training order.
 
     GPT-2 has its vocabulary in vocab.json and its merges in merges.txt. In both files, each byte
-    is written as one character: for example, a space is "Ġ". Raises ValueError if a merge is not in
-    the vocabulary.
+    is written as one character: for example, a space is "Ġ". Raises ValueError if a token of a
+    merge is not in the vocabulary.
     """
     try:
         bpe = _make_byte_level_bpe(vocab, merges)
@@ -94,12 +95,12 @@ def _make_byte_level_bpe(
 class HubTokenizer:
     """A tokenizer of the library `tokenizers`, made from the content of a tokenizer.json.
 
-    If the tokenizer uses byte-pair encoding as GPT-2 does, `tiktoken` encodes the text: it returns
-    the same ids and is four times as fast.
+    If the tokenizer uses byte-pair encoding as GPT-2 does, the library `tiktoken` encodes texts,
+    because it returns the same ids and is four times as fast as `tokenizers`.
     """
 
     def __init__(self, saved: dict[str, Any]) -> None:
-        """Make a tokenizer from JSON. Raises ValueError if `saved` is not a tokenizer."""
+        """Make a tokenizer from `saved`. Raises ValueError if `saved` is not a valid tokenizer."""
         from tokenizers import Tokenizer
 
         try:
@@ -118,12 +119,12 @@ class HubTokenizer:
             raise ValueError(f"its largest id is {self.vocab_size - 1}, but most ids are unused")
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without special tokens at its beginning or end."""
+        """Return the ids of a text; add no special token at the beginning or the end."""
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
-        """Return the ids of a text as an array (N,). Several threads can call this at once."""
+        """Return the ids of a text as an array (N,). This method is thread-safe."""
         encode_utf8(text)  # raises UserError for an unpaired surrogate
         if self._tiktoken:
             with suppress(ValueError):  # tiktoken fails for a million spaces in a row
@@ -135,17 +136,17 @@ class HubTokenizer:
         except Exception as error:  # `tokenizers` raises a plain Exception
             raise UserError(
                 f"the tokenizer cannot encode the text: {error}; use a tokenizer that has a token "
-                f"for unknown text, or remove the characters and words that it does not know"
+                f"for unknown text, or remove the characters and words that have no token"
             ) from None
         return np.array(ids, dtype=np.uint32)
 
     @property
     def boundary(self) -> str:
-        """A regular expression that matches where a text may be split into chunks before encoding.
+        """A regular expression that matches the places where a text may be split before encoding.
 
-        If a tokenizer uses GPT2_PATTERN, a space or line break after a visible character always
-        starts a new token, so a split before it changes no id. For other tokenizers, the start of a
-        line is the safest place to split.
+        If a tokenizer uses GPT2_PATTERN, and no special token contains whitespace, a space or line
+        break after a visible character always starts a new token. A split before this new token
+        changes no id. For other tokenizers, the start of a line is the safest place to split.
         """
         has_space_in_special = any(re.search(r"\s", token) for token in self._special)
         is_safe = self._tiktoken is not None and not has_space_in_special
@@ -155,26 +156,26 @@ class HubTokenizer:
         """Decode ids to text; bytes that are not valid UTF-8 become U+FFFD."""
         if self._bytes_by_id:
             return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
-        if not ids:  # some decoders of `tokenizers` fail here
+        if not ids:  # some decoders of `tokenizers` fail if there are no ids
             return ""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one token. If they depend on other tokens, decode the token alone."""
+        """Return the bytes of one token, which is decoded alone, without other tokens."""
         return self._bytes_by_id[token] if self._bytes_by_id else self.decode([token]).encode()
 
     def decode_stream(self, context: Sequence[int] = ()) -> DecodeStream:
-        """Return a stream that decodes the tokens after `context`, step by step."""
+        """Return a DecodeStream for the tokens that follow the tokens `context`."""
         if self._bytes_by_id:
             return ByteDecodeStream(self.token_bytes)
         return TextDecodeStream(self.decode, self._is_open, context)
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """Count the bytes of the lost characters of `text`: `ids` do not reproduce them.
+        """Count the bytes of the lost characters of `text`, which `ids` do not reproduce.
 
-        A character is lost if the tokenizer does not know it, changes it (for example, to lower
-        case) or drops it (for example, a line break). The method compares how often each character
-        occurs, and ignores the order.
+        A character is lost if the tokenizer does not know it, changes it (for example, "A" to "a")
+        or drops it (for example, a line break). The method compares only how often each character
+        occurs in `text` and in the decoded ids, not the order of the characters.
         """
         if self._tiktoken:
             return 0
@@ -192,15 +193,15 @@ class HubTokenizer:
         return model.get("unk_id") if unknown is None else self._tokenizer.token_to_id(unknown)
 
     def _is_open(self, token: int) -> bool:
-        """Return whether the next token may change the text of this token."""
+        """Return whether the token after `token` can change the text of `token`."""
         content = self._tokenizer.id_to_token(token)
-        # An unused id has no text. It may stand between the bytes of one character.
+        # An unused id has no text. Such an id may occur between the bytes of one character.
         is_open = content is None or BYTE_TOKEN.fullmatch(content) is not None
         return is_open or not self._is_decoded_in_parts
 
     @cached_property
     def _is_decoded_in_parts(self) -> bool:
-        """Whether text that ends with a complete character stays the same if more tokens follow."""
+        """Whether later tokens never change decoded text that ends with a complete character."""
         decoder = self._saved["decoder"] or {}
         is_fused = False
         for step in decoder.get("decoders", [decoder] if decoder else []):
@@ -218,7 +219,7 @@ class HubTokenizer:
 
     @cached_property
     def _saved(self) -> dict[str, Any]:
-        """The content of tokenizer.json, made only once: a vocabulary can have 100,000 tokens."""
+        """The content of tokenizer.json, made only once because a vocabulary can be very large."""
         saved: dict[str, Any] = json.loads(self._tokenizer.to_str())
         return saved
 
@@ -237,20 +238,21 @@ class HubTokenizer:
                 if is_byte_level
                 else token.encode()
             )
-        for added in saved["added_tokens"]:  # their text is stored unchanged
+        for added in saved["added_tokens"]:  # stored as plain text
             bytes_by_id[added["id"]] = added["content"].encode()
         return bytes_by_id
 
     @cached_property
     def _tiktoken(self) -> "tiktoken.Encoding | None":
-        """This tokenizer in `tiktoken`; None if it does not merge bytes exactly as GPT-2 does."""
+        """A tiktoken.Encoding with the same ids; None if the method is not that of GPT-2."""
         saved = self._saved
         model, added_tokens, bytes_by_id = saved["model"], saved["added_tokens"], self._bytes_by_id
         if bytes_by_id is None or not _is_gpt2_bpe(saved):
             return None
         special = {token["content"]: token["id"] for token in added_tokens}
         ranks = {bytes_by_id[i]: i for token, i in model["vocab"].items() if token not in special}
-        # tiktoken merges the pair with the lowest id first, so ids must follow the merge order.
+        # tiktoken first merges the pair whose merged token has the lowest id. So the ids must be in
+        # the order of the merges.
         merged_ids = [model["vocab"].get("".join(pair)) for pair in model["merges"]]
         single_bytes = {bytes([byte]) for byte in range(256)}
         long_ids = {i for token, i in ranks.items() if token not in single_bytes}
@@ -261,7 +263,8 @@ class HubTokenizer:
         import tiktoken
 
         # Without special tokens, tiktoken searches for an empty token at every character, which
-        # doubles its time. So add a special token that encode_array() never uses: no id changes.
+        # doubles the encoding time. So add a special token that encode_array() does not allow: the
+        # ids of a text stay the same.
         special = special or {"<|never|>": self.vocab_size}
         encoding = tiktoken.Encoding(
             "nanogpt", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
@@ -273,7 +276,7 @@ class HubTokenizer:
 
 
 def _is_gpt2_bpe(saved: dict[str, Any]) -> bool:
-    """Return whether a byte-level tokenizer.json splits and merges as GPT-2 does."""
+    """Return whether a byte-level tokenizer.json splits texts and merges pairs as GPT-2 does."""
     model, pre_tokenizer = saved["model"], saved["pre_tokenizer"] or {}
     unsupported = (
         *("dropout", "unk_token", "byte_fallback", "ignore_merges"),
@@ -294,8 +297,8 @@ def _is_gpt2_bpe(saved: dict[str, Any]) -> bool:
 def _map_characters_to_bytes() -> dict[str, int]:
     """Map each character of a byte-level vocabulary to its byte.
 
-    If a byte is the code of a visible Latin-1 character, GPT-2 maps it to that character. It maps
-    the other bytes, in order, to the characters from U+0100 on.
+    If a byte is the code point of a visible Latin-1 character, GPT-2 writes the byte as that
+    character. GPT-2 writes the other bytes, in order, as the characters from U+0100 on.
     """
     visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [byte for byte in range(256) if byte not in visible]

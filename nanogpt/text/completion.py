@@ -1,4 +1,4 @@
-"""Text for generation: encode prompts, decode tokens, and end at a stop string."""
+"""Encode prompts and decode completions, which end before a stop string."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,9 +25,9 @@ class Completion:
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Encode a prompt as at least one token.
 
-    The model needs a token to start from, so an empty prompt becomes a line break: the text starts
-    at the beginning of a line. If the tokenizer has no line break, or the encoded prompt is empty,
-    the prompt becomes token 0.
+    The model needs a token to start from, so an empty prompt becomes a line break. The completion
+    then starts at the beginning of a line. If the tokenizer cannot encode a line break, or if the
+    encoded prompt is empty, the prompt becomes token 0.
     """
     if prompt:
         return tokenizer.encode(prompt) or [0]
@@ -38,7 +38,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def check_stop(tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-    """Raise UserError for a stop string that the tokenizer cannot encode: it can never occur."""
+    """Raise UserError if the tokenizer cannot encode a stop string, which then never occurs."""
     for text in stop:
         try:
             tokenizer.encode(text)
@@ -49,7 +49,8 @@ def check_stop(tokenizer: Tokenizer, stop: Sequence[str]) -> None:
 class CompletionDecoder:
     """Decodes the tokens of a completion, one at a time, until a stop string occurs.
 
-    It holds back text that may be the beginning of a stop string.
+    If text may be the beginning of a stop string, the decoder does not return this text until later
+    tokens show that the text is not part of a stop string.
     """
 
     def __init__(
@@ -59,13 +60,13 @@ class CompletionDecoder:
         stop: Sequence[str],
         prompt: Sequence[int] = (),
     ) -> None:
-        """`prompt` contains the earlier tokens: the text of the completion may depend on them."""
+        """`prompt` contains the tokens before the completion, because they may affect its text."""
         self.completion, self._stop = completion, stop
         self._stream = tokenizer.decode_stream(prompt)
         self._held_back = ""
 
     def push(self, token: int) -> str:
-        """Add a token and return the text that is now added to the completion."""
+        """Add a token, and return the text that this token adds to the completion."""
         self.completion.tokens.append(token)
         return self._append(self._stream.push(token))
 
@@ -78,10 +79,10 @@ class CompletionDecoder:
         return grown
 
     def _append(self, text: str) -> str:
-        """Add text to the completion, and return what was added.
+        """Add text to the completion, and return the part that was added.
 
         A stop string and the text after it are dropped. If the end of the text may be the beginning
-        of a stop string, this end is held back.
+        of a stop string, this end is kept for the next call.
         """
         text = self._held_back + text
         starts = [start for stop in self._stop if (start := text.find(stop)) >= 0]

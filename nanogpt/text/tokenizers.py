@@ -20,11 +20,11 @@ MAX_TOKENIZER_BYTES = 64 << 20
 
 
 class Tokenizer(Protocol):
-    """The interface of every tokenizer."""
+    """The interface that every tokenizer implements."""
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens; ids are 0 to vocab_size - 1."""
+        """The vocabulary size; the ids are from 0 to vocab_size - 1."""
 
     @property
     def unknown_id(self) -> int | None:
@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
 
     @property
     def boundary(self) -> str:
-        """A regular expression that matches where a text may be split before encoding."""
+        """A regular expression that matches the places where a text may be split for encoding."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids to text; bytes that are not valid UTF-8 become U+FFFD."""
@@ -47,17 +47,17 @@ class Tokenizer(Protocol):
         """Return the bytes of one token, which may be only a part of a character."""
 
     def decode_stream(self, context: Sequence[int] = ()) -> DecodeStream:
-        """Return a stream that decodes the tokens after `context`, step by step."""
+        """Return a DecodeStream for the tokens that follow the tokens `context`."""
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """Count the bytes of the lost characters of `text`: `ids` do not reproduce them."""
+        """Count the bytes of the characters of `text` that `ids` do not reproduce."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the tokenizer as JSON, for parse_tokenizer()."""
+        """Return the tokenizer as a JSON object, which parse_tokenizer() reads."""
 
 
 def parse_tokenizer(saved: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer that to_json() saved. Raises ValueError for anything else."""
+    """Make a tokenizer from a result of to_json(). Raises ValueError if `saved` is invalid."""
     if saved.get("kind") == "byte":
         return ByteTokenizer.from_json(saved)
     # JSON of the library `tokenizers` has the key "model" and no "kind".
@@ -75,7 +75,10 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 
 def parse_bpe_size(kind: str) -> int | None:
-    """Return the vocabulary size: N for bpe:N, 2048 for bpe, otherwise None. Raises UserError."""
+    """Return the vocabulary size: N for bpe:N, 2048 for bpe, None for another kind.
+
+    Raises UserError for an invalid N.
+    """
     name, colon, size = kind.partition(":")
     if name != "bpe":
         return None
@@ -105,8 +108,8 @@ def is_tokenizer_kind(kind: str) -> bool:
 def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str]) -> Tokenizer:
     """Make a tokenizer of a kind: char, byte, bpe, bpe:N, or the path of a tokenizer.json.
 
-    Both texts are given in chunks. A char tokenizer has a token for every character of
-    `text`; a bpe tokenizer is trained only on `training_text`. Raises UserError.
+    `text` and `training_text` are iterables of chunks. A char tokenizer has a token for every
+    character of `text`; a bpe tokenizer is trained only on `training_text`. Raises UserError.
     """
     if kind == "char":
         return CharTokenizer(set().union(*map(set, text)))
@@ -137,14 +140,14 @@ class CharTokenizer:
     def __init__(self, alphabet: Iterable[str]) -> None:
         self.alphabet = "".join(sorted(set(alphabet)))
         code_points = [ord(character) for character in self.alphabet]
-        # The id of each code point; -1 if the alphabet lacks it. The last entry is for all larger
-        # code points.
+        # The id of each code point, or -1 if the alphabet lacks this character. The last entry, -1,
+        # is for all code points above the largest code point of the alphabet.
         self._ids = np.full(max(code_points, default=-1) + 2, -1, dtype=np.int32)
         self._ids[code_points] = range(len(code_points))
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens; ids are 0 to vocab_size - 1."""
+        """The vocabulary size; the ids are from 0 to vocab_size - 1."""
         return len(self.alphabet)
 
     unknown_id = None
@@ -152,13 +155,13 @@ class CharTokenizer:
     """The empty pattern matches everywhere: a text may be split anywhere."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of the characters. Raises UserError if the alphabet lacks a character."""
+        """Return the ids of a text. Raises UserError if a character is not in the alphabet."""
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text as an array (N,)."""
-        # Command-line arguments may contain unpaired surrogates: report them as unknown characters.
+        # Command-line arguments may contain unpaired surrogates, which are unknown characters here.
         code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         ids: NDArray[np.int32] = self._ids[code_points.clip(max=len(self._ids) - 1)]
         if len(ids) and ids.min() < 0:
@@ -180,20 +183,20 @@ class CharTokenizer:
         return self.alphabet[token].encode("utf-8", "replace")
 
     def decode_stream(self, context: Sequence[int] = ()) -> ByteDecodeStream:
-        """Return a stream that decodes the tokens after `context`, step by step."""
+        """Return a DecodeStream for the tokens that follow the tokens `context`."""
         return ByteDecodeStream(self.token_bytes)
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """Return 0: the ids reproduce every text."""
+        """Return 0, because the ids always reproduce the text."""
         return 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the tokenizer as JSON, for parse_tokenizer()."""
+        """Return the tokenizer as a JSON object, which parse_tokenizer() reads."""
         return {"kind": "char", "alphabet": self.alphabet}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "CharTokenizer":
-        """Return the tokenizer that to_json() saved. Raises ValueError for anything else."""
+        """Make a tokenizer from a result of to_json(). Raises ValueError if `saved` is invalid."""
         alphabet = parse_dataclass(_SavedChar, saved, {}).alphabet
         tokenizer = cls(alphabet)
         if not alphabet or tokenizer.alphabet != alphabet:
@@ -232,20 +235,20 @@ class ByteTokenizer:
         return bytes([token])
 
     def decode_stream(self, context: Sequence[int] = ()) -> ByteDecodeStream:
-        """Return a stream that decodes the tokens after `context`, step by step."""
+        """Return a DecodeStream for the tokens that follow the tokens `context`."""
         return ByteDecodeStream(self.token_bytes)
 
     def count_lost_bytes(self, text: str, ids: NDArray[Any]) -> int:
-        """Return 0: the ids reproduce every text."""
+        """Return 0, because the ids always reproduce the text."""
         return 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the tokenizer as JSON, for parse_tokenizer()."""
+        """Return the tokenizer as a JSON object, which parse_tokenizer() reads."""
         return {"kind": "byte"}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "ByteTokenizer":
-        """Return the tokenizer that to_json() saved. Raises ValueError for anything else."""
+        """Make a tokenizer from a result of to_json(). Raises ValueError if `saved` is invalid."""
         parse_dataclass(_SavedByte, saved, {})
         return cls()
 

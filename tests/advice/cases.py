@@ -1,4 +1,4 @@
-"""Helpers for the tests that follow the advice of error messages."""
+"""Helpers for the tests that follow the advice in error messages."""
 
 import json
 import re
@@ -24,7 +24,7 @@ ROWS = find_rows(MESSAGES + REST)
 
 @dataclass(frozen=True)
 class Case:
-    """A mistake, and the action that its error advises."""
+    """A mistake of a user, and the action that the resulting error advises."""
 
     row: str
     """The beginning of the line in docs/errors.md that lists the error."""
@@ -53,7 +53,7 @@ NO_DEVICE = "there is no device 'nope'"
 
 
 def make_files() -> None:
-    """Create the files that the cases read, in the working directory."""
+    """In the working directory, create the files that the cases read."""
     Path("src/deep").mkdir(parents=True)
     Path("src/deep/a.rs").write_text("fn main() {}")
     Path("empty").mkdir()
@@ -79,9 +79,9 @@ def get_message(nanogpt: Command, action: Action, *named: str) -> str:
 
 
 def is_row(message: str, beginning: str) -> bool:
-    """Whether a message is an example of the line in docs/errors.md that begins with `beginning`.
+    """Return whether a message fits the line in docs/errors.md that begins with `beginning`.
 
-    The message may name a flag where the line names a parameter.
+    The message may contain a flag (--top-k) where the line contains a parameter (top_k).
     """
     named = re.sub(r"--([a-z-]+)", lambda match: match[1].replace("-", "_"), message)
     row = next(row for row in ROWS if row.startswith(beginning))
@@ -104,7 +104,7 @@ def check(nanogpt: Command, case: Case) -> None:
 def refuse(nanogpt: Command, command: str, row: str) -> str:
     """Run a command and return its error.
 
-    The error must be an example of the line in docs/errors.md that begins with `row`.
+    The error must fit the line in docs/errors.md that begins with `row`.
     """
     message = get_message(nanogpt, command)
     assert is_row(message, row), message
@@ -115,6 +115,9 @@ FOLLOWED: list[str] = []
 
 
 def follows(*rows: str) -> Callable[[Any], Any]:
-    """Mark a test as slow, and record the lines of docs/errors.md that it tests."""
+    """Return a decorator that marks a test as slow.
+
+    Also record `rows`, the lines of docs/errors.md that the test covers.
+    """
     FOLLOWED.extend(rows)
     return pytest.mark.slow

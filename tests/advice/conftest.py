@@ -1,4 +1,4 @@
-"""Fixtures for the tests of advice: directories with trained runs."""
+"""Fixtures for the tests in this directory: directories with trained runs."""
 
 import contextlib
 import shlex
@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(trained: Path) -> Path:
-    """The working directory, with a copy of the directory `trained` and with more files."""
+    """The working directory, which contains a copy of the directory `trained` and more files."""
     shutil.copytree(trained, ".", dirs_exist_ok=True)
     make_files()
     Path("prompt.txt").write_text("abd")

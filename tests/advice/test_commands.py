@@ -1,4 +1,4 @@
-"""The advice in the errors of the command line works."""
+"""A user who follows the advice in a command-line error does not get the same error again."""
 
 import io
 import os
@@ -23,14 +23,14 @@ from .cases import NO_DEVICE, RESUME, STOP, TRAIN, Case, Command, check
 
 
 def cache_text(directory: str, variable: str = "NANOGPT_CACHE") -> object:
-    """Set an environment variable to `directory`, then copy a text into the cache."""
+    """Set the environment variable `variable` to `directory`, then copy a text into the cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(variable, directory)
         return cache_stream(io.BytesIO(b"text"), "standard input")
 
 
 def encode_with(unknown_token: str | None) -> Callable[[], object]:
-    """Return a function that encodes an unknown word."""
+    """Return a function that encodes a word that the tokenizer does not know."""
     model = library.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token=unknown_token or "none")
 
     def act() -> object:

@@ -1,4 +1,4 @@
-"""The advice in errors about downloads works: the command that an error shows fills the cache."""
+"""If a text is not in the cache, the error shows a command that downloads the text."""
 
 import http.server
 import json
@@ -36,12 +36,12 @@ def server() -> Iterator[str]:
 
 
 def follow(data: str, column: str, separator: str) -> None:
-    """Load a text that is not cached, run the command in the error, and load the text again."""
+    """Try to load a text that is not cached, run the command in the error, and load the text."""
     with pytest.raises(UserError, match="is not in the cache: download it with `") as raised:
         load_corpus(data, column, separator, may_download=False)
     command = str(raised.value).rstrip("`").rpartition("`")[2]
     assert command.startswith("nanogpt ")
-    assert "\n" not in command  # the program prints an error on one line
+    assert "\n" not in command  # an error is printed on one line
     python = f"{sys.executable} -m {command}"
     subprocess.run([str(shutil.which("bash")), "-c", python], check=True, capture_output=True)
     text = load_corpus(data, column, separator, may_download=False).text()

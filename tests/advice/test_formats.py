@@ -1,4 +1,4 @@
-"""If a file is not UTF-8, the error gives advice that works."""
+"""If a file is not UTF-8 text, the error advises how to convert it."""
 
 import bz2
 import gzip
@@ -50,7 +50,7 @@ def test_a_text_in_another_encoding(encoding: str, mark: str, text: str) -> None
 def test_a_text_in_an_encoding_of_single_bytes() -> None:
     convert("latin.md", TEXT.encode("latin1"), TEXT)
     command = get_command("other.txt", RUSSIAN.encode("koi8-r")).replace("latin1", "koi8-r")
-    assert run_conversion(command) == RUSSIAN  # the error names latin1 only as an example
+    assert run_conversion(command) == RUSSIAN  # in the error, latin1 is only an example
 
 
 @needs_tools
@@ -64,7 +64,7 @@ def test_a_compressed_text(module: Any, name: str) -> None:
 @needs_tools
 @pytest.mark.slow
 def test_compressed_standard_input() -> None:
-    """The error names the copy of standard input in the cache."""
+    """The command in the error reads the copy of standard input that is in the cache."""
     command = [sys.executable, "-m", "nanogpt", "data", "-"]
     answer = subprocess.run(command, input=gzip.compress(TEXT.encode()), capture_output=True)
     assert answer.returncode == 2
@@ -133,7 +133,7 @@ def get_command(name: str, raw: bytes) -> str:
 
 
 def run_conversion(command: str) -> str:
-    """Run a command in a shell, and return the text of its new file."""
+    """Run a command in a shell, and return the text of the file that the command creates."""
     subprocess.run(command, shell=True, check=True)
     return load_corpus(shlex.split(command)[-1]).text()
 

@@ -1,4 +1,4 @@
-"""Each line of docs/errors.md has a test that follows its advice, here or in another file.
+"""For each error in docs/errors.md, a test follows the advice in the error.
 
 NOT_FOLLOWED lists the exceptions.
 """

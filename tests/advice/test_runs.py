@@ -1,4 +1,4 @@
-"""The advice in errors about runs works, even if it needs several steps."""
+"""If a user follows the advice in an error about a run, the command succeeds."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def test_a_run_without_an_evaluation(nanogpt: Command, world: Path) -> None:
     f"there is no file or corpus my.txt: the corpora are {', '.join(CORPORA)}; if",
 )
 def test_a_text_that_is_gone(nanogpt: Command, trained: Path) -> None:
-    """Every error about a changed or missing text advises --data; --data with a new path works."""
+    """Every error about a changed or missing text advises --data, which accepts a new path."""
     text = (trained / "words.txt").read_text()
     Path("place").mkdir()
     place = Path("place/words.txt")
@@ -71,7 +71,7 @@ def test_a_text_that_is_gone(nanogpt: Command, trained: Path) -> None:
             shutil.copytree("mine", "copy")
             assert not get_message(nanogpt, f"{command} {option[1]} moved.txt")
             shutil.rmtree("mine")
-            Path("copy").rename("mine")  # run.json still names the old path of the text
+            Path("copy").rename("mine")  # run.json still contains the old path of the text
     out = nanogpt("eval", "mine", "--json", "--data", "moved.txt")[1]
     assert json.loads(out)["split"] == json.loads(before)["split"] == "val"
     Path("place").mkdir()
@@ -86,7 +86,7 @@ def test_a_text_that_is_gone(nanogpt: Command, trained: Path) -> None:
 def test_the_text_of_a_resumed_run_may_come_from_a_pipe(
     nanogpt: Command, world: Path, trained: Path
 ) -> None:
-    """The files of the run then name the copy of the text in the cache, not the pipe."""
+    """After resuming, training.json contains the path of the copy in the cache, not of the pipe."""
     raw = (trained / "words.txt").read_bytes()
     command = [sys.executable, "-m", "nanogpt", *shlex.split(RESUME), "--data", "-"]
     answer = subprocess.run(command, input=raw, capture_output=True)

@@ -1,4 +1,4 @@
-"""The advice in the errors of the Python API works: settings, tokenizers and texts."""
+"""A user who follows the advice in an error of the Python API does not get this error again."""
 
 import shlex
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def write(file: str, raw: str | bytes) -> Callable[[], object]:
 
 
 def require(tokens: int, block_size: int) -> None:
-    """Check whether a split with this number of tokens is long enough for `block_size`."""
+    """Raise UserError if a split with `tokens` tokens is too short for `block_size`."""
     split = type("Split", (), {"tokens": range(tokens)})
     require_tokens([("val", split)], block_size)  # type: ignore[list-item]
 

@@ -1,4 +1,4 @@
-"""Helpers for the tests of the commands."""
+"""Helpers for the tests of the command line."""
 
 import re
 from collections.abc import Callable

@@ -36,7 +36,7 @@ from .answers import Command, assert_refused
 
 
 def flatten(help_text: str) -> str:
-    """Return a help text on one line, without the boxes around it."""
+    """Remove the boxes and the line breaks from a help text."""
     return re.sub(r"[│\s]+", " ", help_text)
 
 
@@ -279,7 +279,7 @@ def test_sample_declares_no_sampling_option_again() -> None:
 
 
 def without_hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the hook that passes errors to nanogpt, so that tyro only prints its errors."""
+    """Remove the hook that passes errors to nanogpt, so that tyro prints its own messages."""
     monkeypatch.setitem(sys.modules, "tyro._errors", SimpleNamespace())
 
 

@@ -69,7 +69,7 @@ def test_save_leaves_no_file_if_the_text_cannot_be_read(nanogpt: Command) -> Non
 
 @pytest.fixture
 def address(server: str, text: str) -> str:
-    """The URL at which a local server offers the file www/own.txt."""
+    """The URL of the file www/own.txt on a local web server."""
     Path("www/own.txt").write_text(text)
     return f"{server}/own.txt"
 
@@ -92,7 +92,7 @@ def test_train_and_eval_refresh_their_text(
     train, file = ("train", "--data", address, *small, "--out"), Path("www/own.txt")
     assert nanogpt(*train, "old")[0] == 0
     file.write_text(text[:5000])
-    # Without --split, eval uses the val split of the run's own text, but all of another text.
+    # Without --split, eval uses the val split of the run's text, but the whole of any other text.
     assert "over 599 tokens" in nanogpt("eval", "old", "--data", address)[1]
     assert "over 4,999 tokens" in nanogpt("eval", "old", "--data", address, "--refresh")[1]
     file.write_text(text[:4000])

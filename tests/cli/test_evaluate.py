@@ -34,7 +34,7 @@ def test_eval_repeats_the_loss_of_training(nanogpt: Command, run: Path) -> None:
 def test_several_runs_are_evaluated_as_one_model(
     nanogpt: Command, run: Path, small: list[str], text_file: Path
 ) -> None:
-    """The averaged probabilities of two runs have a lower loss than the runs have on average."""
+    """With averaged probabilities, two runs have a lower loss than the mean of their losses."""
     nanogpt("train", "--data", text_file, "--out", "other", "--seed", 1, *small)
     losses = [json.loads(nanogpt("eval", r, "--json")[1])["loss"] for r in (run, "other")]
     status, out, err = nanogpt("eval", run, "other", "--json")
@@ -55,7 +55,7 @@ def test_another_text_is_evaluated_as_a_whole(nanogpt: Command, run: Path, text_
         split_of_run = json.loads(nanogpt("eval", run, "--split", split, "--json")[1])
         assert (whole_text["split"], whole_text["tokens"]) == ("all", split_of_run["tokens"])
         assert whole_text["loss"] == pytest.approx(split_of_run["loss"], abs=1e-6)
-    _, same_text, _ = nanogpt("eval", run, "--data", whole, "--json")  # only the path differs
+    _, same_text, _ = nanogpt("eval", run, "--data", whole, "--json")  # the same text, another path
     assert same_text == nanogpt("eval", run, "--json")[1]
 
 
@@ -75,5 +75,5 @@ def test_runs_that_do_not_fit_together_are_refused(
     says = "mine and more have different tokenizers: evaluate them one by one"
     assert nanogpt("eval", run, "more", "--data", text_file) == (2, "", f"nanogpt: {says}\n")
     Path("one.txt").write_text("a")
-    says = "the text is too short: its all split has 1 token; give more text"
+    says = "the text is too short: its all split has 1 token; use a longer text"
     assert nanogpt("eval", run, "--data", "one.txt") == (2, "", f"nanogpt: {says}\n")

@@ -64,7 +64,7 @@ def test_a_port_in_use_is_refused_with_advice(nanogpt: Command) -> None:
 def test_other_computers_need_a_password(nanogpt: Command) -> None:
     status, _, err = nanogpt("lab", "--no-browser", "--host", "0.0.0.0")
     assert status == 2
-    assert err.startswith("nanogpt: --host 0.0.0.0 lets other computers start trainings here")
+    assert err.startswith("nanogpt: --host 0.0.0.0 lets other computers train models here")
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1"])
@@ -81,7 +81,7 @@ def test_an_unknown_run_is_refused(nanogpt: Command) -> None:
 def test_a_missing_library_is_named(nanogpt: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("nanogpt.lab")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "uvicorn", None)  # as if uvicorn were not installed
     status, _, err = nanogpt("lab", "--no-browser")
     assert status == 2
     assert err == (

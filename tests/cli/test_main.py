@@ -1,4 +1,4 @@
-"""The help, each kind of error, and the libraries that a command loads."""
+"""The help, each kind of error, and the modules that a command imports."""
 
 import re
 import shutil
@@ -61,7 +61,7 @@ def test_control_characters_in_an_error_are_escaped(nanogpt: Command, run: Path)
 LONG_NAME, BAD_NAME = "x" * 300, "bad\udcff"
 
 
-@linux_only  # Windows and macOS have other limits, and macOS refuses names that are not UTF-8
+@linux_only  # Windows and macOS limit names differently; macOS refuses names that are not UTF-8
 @pytest.mark.parametrize("name", [LONG_NAME, "/".join(["y" * 200] * 30), BAD_NAME])
 def test_a_name_that_cannot_be_used_prints_one_line(
     nanogpt: Command, run: Path, small: list[str], name: str
@@ -139,7 +139,7 @@ def test_a_bug_keeps_its_traceback(nanogpt: Command, monkeypatch: pytest.MonkeyP
 
 
 def list_modules(*args: str) -> set[str]:
-    """Return the names of the modules that a command loads."""
+    """Return the names of the modules that a command imports."""
     code = "import sys; from nanogpt.cli.main import main; main(sys.argv[1:]); print(*sys.modules)"
     command = [sys.executable, "-c", code, *args]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""A closed standard stream, a full disk or a reader that exits never causes a traceback."""
+"""A closed standard stream, a full disk or a pipe without a reader never causes a traceback."""
 
 import os
 import re
@@ -22,7 +22,7 @@ FULL = "cannot write to standard output (No space left on device)"
 
 @pytest.fixture
 def lose_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """A function that sets sys.stdout to a file that loses the output, or to None.
+    """A function that sets sys.stdout to a stream to which writing fails, or to None.
 
     "pipe" stands for a pipe without a reader, "full" for a full disk, and "closed" for None.
     """

@@ -23,7 +23,7 @@ def test_durations_have_a_unit_that_fits(seconds: float, words: str) -> None:
 def test_a_bar_shows_the_rate_and_the_time_left() -> None:
     screen = io.StringIO()
     with Bar(Console(file=screen, width=100, force_terminal=True)) as bar:
-        bar.created -= 1  # act as if a second passed: a bar appears after half a second
+        bar.created -= 1  # as if a second had passed, because a bar appears after half a second
         bar.update("reading a.txt", 3_000_000, 0)
         bar.progress.refresh()
         bar.activity_started -= 2

@@ -1,4 +1,4 @@
-"""The output of a run in a terminal and in a file."""
+"""The output of a training run in a terminal and in a file."""
 
 import io
 import math
@@ -101,7 +101,7 @@ def test_a_terminal_has_a_live_line(config: RunConfig) -> None:
     _, text = run_and_print(config, terminal=True)
     live = r"step 40/40  loss \d\.\d{4}  best \d\.\d{4}  [\d,]+ tokens/s  0 s left"
     assert re.search(live, text)
-    assert text.count("\x1b[2K") > 1  # this code erases the line before an update
+    assert text.count("\x1b[2K") > 1  # this escape sequence erases the line
 
 
 def test_the_result_table_describes_the_run(config: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""The arguments and interruptions of `nanogpt study`; tests/studies/ tests the studies."""
+"""Arguments and interruptions of `nanogpt study`. tests/studies/ has the tests of the studies."""
 
 import os
 import shlex

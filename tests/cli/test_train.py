@@ -138,7 +138,7 @@ def test_a_run_may_be_the_tokenizer_of_another_run(
 def test_a_tokenizer_that_loses_text_gets_no_bits_per_byte(
     nanogpt: Command, text_file: Path, small: list[str]
 ) -> None:
-    """All unknown words become one token that is easy to predict, so a low loss means little."""
+    """All unknown words become the same token, which is easy to predict."""
     Path("words.json").write_text(word_level().to_str())
     train = ("train", "--tokenizer", "words.json", "--data", text_file, "--out", "mine", *small)
     status, out, err = nanogpt(*train)
@@ -245,7 +245,7 @@ def test_a_printed_command_can_be_copied_whatever_the_name(
     [
         (b"", "own.txt is empty: name a file with text in it"),
         (b"fine so far \xe9 no more", "own.txt is not UTF-8: byte 12 is 0xe9; convert it"),
-        (b"short", "the text is too short: its val split has 1 token; give more text"),
+        (b"short", "the text is too short: its val split has 1 token; use a longer text"),
         (b"a" * 200, "the text is too short: its val split has 20 tokens, and block_size 64 needs"),
     ],
 )
@@ -360,7 +360,7 @@ def test_a_run_that_needs_more_memory_than_the_machine_has_is_refused(
     assert_refused(answer, "B of memory, but only ")
     assert option.split("=")[0] in answer[2].partition("use a smaller")[2]
     assert not Path("runs").exists()
-    if "train" in option:  # a resume may change settings of training, but not of the model
+    if "train" in option:  # a resumed run may change training settings, but not model settings
         assert nanogpt("train", *flags)[0] == 0
         assert_refused(nanogpt("train", "--resume", *enormous), "B of memory, but only ")
 

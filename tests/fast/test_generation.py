@@ -23,7 +23,7 @@ GREEDY = Sampling(temperature=0)
 def test_steps_ahead_of_the_host_generate_the_same_tokens(
     model: Model, sampling: Sampling, tokens: int
 ) -> None:
-    """On a CPU, CapturedDecoder uses no CUDA graph. The context holds only 12 tokens."""
+    """On a CPU, CapturedDecoder uses no CUDA graph. The context window has only 12 tokens."""
     decoder = CapturedDecoder(model, PROMPTS, sampling, 1, logprobs=True)
     assert [*decoder.run(tokens)] == [*generate(model, PROMPTS, tokens, sampling, 1, logprobs=True)]
     assert decoder.steps_in_flight == 0

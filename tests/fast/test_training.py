@@ -67,7 +67,7 @@ def test_the_compiled_loss_is_used_if_there_is_one(
 
 
 def take_steps_on_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple[Run, Tensor]:
-    """Take 50 steps; return the run, and the loss and the gradient norms of each step."""
+    """Take 50 steps; return the run and a tensor with the loss and gradient norms of each step."""
     settings = replace(config.train, steps=50, cuda_graph=captures, compile=compile)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -82,7 +82,7 @@ def take_steps_on_gpu(config: RunConfig, captures: bool, compile: bool) -> tuple
     if isinstance(steps, CapturedStepper):
         assert steps.graph is not None
         assert steps.graph.graph is not None
-    # torch compiles one graph for all blocks, and one for the cross-entropy.
+    # torch compiles one graph that all blocks share, and a second graph for the cross-entropy.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * compile
     return run, found
 

@@ -1,4 +1,4 @@
-"""Opens the page in a real browser, for the tests."""
+"""Opens the page of the lab in a real browser, for the tests."""
 
 import importlib.util
 import shutil
@@ -21,7 +21,7 @@ VIEWS += ["Copied or invented?", "Compare", "Generate"]
 def open_page(browser: Any, address: str, ignored: str = "nothing") -> Iterator[Any]:
     """Open the page; at the end, fail if it had errors or sent requests to other addresses.
 
-    Errors with the text `ignored` are allowed.
+    An error is allowed if its text contains the value of `ignored`.
     """
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     page = context.new_page()
@@ -46,7 +46,7 @@ def open_page(browser: Any, address: str, ignored: str = "nothing") -> Iterator[
 
 
 def expect(locator: Any) -> Any:
-    """Return the assertions about an element of the page; each one waits until it is true."""
+    """Return assertions about an element of the page. They wait up to 30 seconds to become true."""
     from playwright.sync_api import expect
 
     expect.set_options(timeout=30_000)

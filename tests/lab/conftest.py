@@ -38,7 +38,7 @@ class Client:
     def request(
         self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes, dict[str, str]]:
-        """Return the status, the body and the headers of an answer."""
+        """Send a request; return the status, the body and the headers of the answer."""
         url = path if path.startswith("http") else self.address + path
         request = urllib.request.Request(url, data=body, headers=headers or {})
         try:
@@ -57,7 +57,7 @@ class Client:
         return answer
 
     def problem(self, name: str, body: object = None, **query: object) -> str:
-        """Return the error message of an answer that must have one."""
+        """Send a request whose answer must contain an error message; return this message."""
         data = None if body is None else json.dumps(body).encode()
         status, raw, _ = self.request(f"{name}?{urllib.parse.urlencode(query)}", data)
         assert status == 200, (status, raw)
@@ -89,7 +89,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, text: str) -> Path:
 
 @pytest.fixture
 def lab_run(template: Path) -> Path:
-    """A run with snapshots, runs/one."""
+    """The directory of a run with snapshots: runs/one."""
     return shutil.copytree(template, Path("runs/one"))
 
 
@@ -111,7 +111,7 @@ def client(lab_run: Path) -> Iterator[Client]:
     lab.worker.close()
 
 
-@pytest.fixture(scope="module")  # not session: asyncio.run() fails while a browser is open
+@pytest.fixture(scope="module")  # not session, because asyncio.run() fails while a browser is open
 def browser() -> Iterator[Any]:
     """A browser without a window."""
     from playwright.sync_api import sync_playwright

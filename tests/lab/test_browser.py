@@ -1,4 +1,7 @@
-"""Every view works in a real browser, even with names that contain HTML, and without a network."""
+"""Every view works in a real browser, even with names that contain HTML.
+
+The page sends requests only to the lab, and a saved view sends no requests.
+"""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ pytestmark = [pytest.mark.slow, needs_browser]
 
 @pytest.fixture
 def page(browser: Any, client: Client) -> Iterator[Any]:
-    """A page of the lab in this process."""
+    """A browser page that shows the lab of the fixture `client`."""
     with open_page(browser, client.address) as page:
         yield page
 
@@ -49,7 +52,7 @@ def test_the_slider_moves_through_the_snapshots(page: Any) -> None:
     slider.fill("0")
     page.get_by_text("step 0", exact=True).wait_for()
     expect(page.locator(".generated").first).not_to_have_text(last)
-    assert page.locator("#step").input_value() == "0"  # so the other views show the same step
+    assert page.locator("#step").input_value() == "0"  # the other views also show this step
     page.get_by_role("button", name="Play").click()
     page.get_by_text("step 60", exact=True).wait_for()
 
@@ -153,7 +156,7 @@ def test_a_saved_view_says_what_it_does_not_have(page: Any, tmp_path: Path) -> N
     saved.get_by_role("button", name="head 1.2").click()
     problem = "this saved page does not have the answer: ask the lab that has the run"
     expect(saved.locator("#problem")).to_have_text(problem)
-    page.get_by_role("button", name="head 1.2").click()  # the lab has this answer
+    page.get_by_role("button", name="head 1.2").click()  # the lab can compute this answer
     page.get_by_text("(+").or_(page.get_by_text("(-")).first.wait_for()
 
 

@@ -1,6 +1,6 @@
-"""In a real browser, the page reports failures, or recovers from them.
+"""In a real browser, the page of the lab reports failures or recovers from them.
 
-Each test starts the server in a separate process, as a user does in a terminal.
+The server runs in a separate process, as if a user had started it in a terminal.
 """
 
 import json
@@ -37,7 +37,7 @@ LOST = "Failed to load resource"
 
 @contextmanager
 def start_lab(directory: Path, *options: object) -> Iterator[tuple[Any, str]]:
-    """Start a server in a directory; yield its process and the address of the page."""
+    """Start a server in a directory; yield the server's process and the address of the page."""
     command = [sys.executable, "-m", "nanogpt", "lab", "--no-browser", *map(str, options)]
     with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -48,7 +48,7 @@ def start_lab(directory: Path, *options: object) -> Iterator[tuple[Any, str]]:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[Path]:
-    """The directory of the lab, with the run `one`. At the end, all trainings are stopped."""
+    """The directory of the lab, with the run `one`. At the end, stop all training processes."""
     directory = tmp_path_factory.mktemp("lab")
     shutil.copytree(template, directory / "runs/one")
     yield directory
@@ -82,7 +82,7 @@ def fill(page: Any, **sizes: object) -> None:
 
 
 def find_state(page: Any, name: str, state: str) -> Any:
-    """Return the line of a run in the list of the view Train, such as `trains: step 10 of 20`."""
+    """Find the line in the view Train with a run's name and `state` (for example, `is paused`)."""
     return page.locator("#view p", has_text=re.compile(f"^{name} {state}")).first
 
 
@@ -92,7 +92,7 @@ def count_steps(run: Path) -> int:
 
 
 def wait_for_steps(run: Path, seconds: float = 60) -> int:
-    """Wait until a run is trained further, and return its new step."""
+    """Wait until a run records a later step, and return this step."""
     before, end = count_steps(run), time.monotonic() + seconds
     while (step := count_steps(run)) <= before:
         assert time.monotonic() < end, f"the training has stopped at step {before}"
@@ -121,7 +121,7 @@ def test_a_training_continues_while_the_page_is_closed(
         first = int(shown.inner_text().split()[1].replace(",", ""))
         assert first >= step
         expect(shown).not_to_contain_text(f"step {first:,} ")
-        assert page.locator(".chart path").count() == 2  # the losses since the start
+        assert page.locator(".chart path").count() == 2  # the training loss and the validation loss
         pause(page, name)
 
 

@@ -1,4 +1,4 @@
-"""The library finds runs, and keeps loaded models within a memory limit."""
+"""The Library of the lab finds runs, and keeps loaded models within a memory limit."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def test_models_are_loaded_once_within_the_memory(lab_run: Path) -> None:
     first = limited.load("one", steps[0])
     limited.load("one", steps[1])
     assert limited.load("one", steps[0]) is first
-    limited.load("one", steps[2])  # drops steps[1], which was used least recently
+    limited.load("one", steps[2])  # drops the model of steps[1], the least recently used model
     assert limited.load("one", steps[0]) is first
     assert Library(model_bytes=1).load("one").step == models[steps[-1]].step
 

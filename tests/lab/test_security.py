@@ -1,4 +1,7 @@
-"""The lab answers only requests of its page: it checks token, host, origin, password, path."""
+"""The lab answers only requests from its page.
+
+It checks the token, the host, the origin, the password and the path of each request.
+"""
 
 import base64
 import json

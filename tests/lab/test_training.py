@@ -1,4 +1,4 @@
-"""The lab starts, pauses and resumes runs in processes of their own."""
+"""The lab starts, pauses and resumes runs in separate processes."""
 
 import json
 import time
@@ -52,7 +52,7 @@ def test_a_run_is_started_paused_and_resumed(client: Client, text: str) -> None:
     client.post("resume", {"run": name})
     wait_for(lambda: find(client, name)["step"] > step)
     before = client.lab.trainings
-    client.lab.trainings = Trainings()  # the lab ends and starts again; the run continues
+    client.lab.trainings = Trainings()  # as if the lab was restarted; the run continues
     assert find(client, name)["is_training"]
     client.post("pause", {"run": name})
     wait_for(lambda: not before.is_running(name))
@@ -69,7 +69,7 @@ def test_a_short_run_ends_with_its_snapshots(client: Client, text: str) -> None:
     }
     assert (
         rates[30] < max(rates.values()) / 5
-    )  # the rate has fallen, although tiny has a long warm-up
+    )  # the learning rate has fallen, although the preset `tiny` has a long warm-up
 
 
 def test_a_text_that_is_too_short_is_reported(client: Client) -> None:
@@ -99,12 +99,12 @@ def test_runs_of_an_earlier_lab_count(
     assert client.problem("resume", {"run": "one"}).startswith("1 runs are training")
     client.post("pause", {"run": name})
     wait_for(lambda: not earlier.is_running(name))
-    assert not find(client, name)["is_training"]  # although it wrote a checkpoint just now
+    assert not find(client, name)["is_training"]  # although the run has just saved a checkpoint
 
 
 def test_the_curve_is_sent_again_if_its_file_is_replaced(client: Client, lab_run: Path) -> None:
     def read_records(events: Any) -> dict[str, Any]:
-        """Return the next event of the stream that has records."""
+        """Read events until one of them contains records, and return the data of this event."""
         while b"event: records" not in events.readline():
             pass
         return dict(json.loads(events.readline().removeprefix(b"data: ")))

@@ -1,4 +1,4 @@
-"""models/bigram.py: counts equal those of a plain loop; training converges to these counts."""
+"""models/bigram.py: counts equal those of a plain loop; training converges to the counted table."""
 
 import math
 from collections import Counter
@@ -36,7 +36,7 @@ def test_initial_loss_is_the_logarithm_of_the_vocabulary_size() -> None:
 
 def test_gradient_descent_converges_to_the_counted_table() -> None:
     generator = torch.Generator().manual_seed(1)
-    chain = torch.rand(6, 6, generator=generator) ** 3 + 0.02  # a Markov chain of six tokens
+    chain = torch.rand(6, 6, generator=generator) ** 3 + 0.02  # weights of a Markov chain
     tokens = [0]
     for _ in range(5000):
         tokens.append(int(torch.multinomial(chain[tokens[-1]], 1, generator=generator)))

@@ -35,7 +35,7 @@ def make_scrambled_model(config: ModernConfig = SMALL) -> Modern:
 
 
 def test_logits_equal_the_formulas() -> None:
-    """The formulas compute one token at a time in float64, and rotate with complex numbers."""
+    """The formulas compute one token at a time in float64, and rotate q, k as complex numbers."""
     model = make_scrambled_model().double()
     w = {name: p.detach() for name, p in model.named_parameters()}
     text = tokens(1)[0].tolist()

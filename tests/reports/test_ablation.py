@@ -1,4 +1,4 @@
-"""Switching a part off gives the same logits as setting its weights to 0, or deleting it."""
+"""Switching off a part of a model gives the same logits as deleting it or zeroing its weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def compare(model: Model, part: str, change: Callable[[Model], None]) -> None:
     before = model(TOKENS)
     with switched_off(model, [part]):
         without = model(TOKENS)
-    assert torch.equal(model(TOKENS), before)  # the model is as it was
+    assert torch.equal(model(TOKENS), before)  # the model is unchanged
     assert not torch.allclose(without, before)
     change(model)
     torch.testing.assert_close(without, model(TOKENS))

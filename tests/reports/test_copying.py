@@ -1,4 +1,4 @@
-"""Matches equal those of a search that tries every substring."""
+"""The matches of a text in a source equal those of a search that tries every substring."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Counts of operations equal those of torch; the estimated time follows from given rates."""
+"""Counts of operations equal those of torch; the estimated time agrees with given speeds."""
 
 import random
 from typing import Any

@@ -15,7 +15,7 @@ TEMPLATE = """<meta charset="utf-8">
 
 @pytest.fixture
 def folders(tmp_path: Path) -> list[Path]:
-    """Two folders with files; both main and b import c."""
+    """Two folders with files; both main.js and b.js import c.js."""
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, name, text in (
         (one, "main.js", 'import { b } from "./b.js";\nimport { c } from "./c.js";\nb(c);\n'),

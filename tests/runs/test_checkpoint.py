@@ -267,7 +267,7 @@ def test_a_replacement_with_the_same_inode_number_is_noticed(best: Path) -> None
     def read(directory: Path) -> int:
         calls.append(directory)
         if len(calls) == 1:
-            os.utime(directory, ns=(1, 1))  # as if another directory had got the inode number
+            os.utime(directory, ns=(1, 1))  # as if a new directory had the same inode number
             raise UserError("the files do not belong together")
         return 7
 

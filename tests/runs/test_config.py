@@ -1,4 +1,4 @@
-"""A configuration can be saved as JSON and read back; a resume may change only some settings."""
+"""A configuration can be saved as JSON and read; a resumed run may change only some settings."""
 
 import re
 from dataclasses import replace

@@ -29,7 +29,7 @@ def best() -> Path:
 
 
 def test_an_empty_name_is_no_run(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a path, "" is the working directory, which here is runs/, a run or a checkpoint."""
+    """As a path, "" means the working directory: here runs/, then a run, then a checkpoint."""
     for directory in (best.parent.parent, best.parent.resolve(), best.resolve()):
         monkeypatch.chdir(directory)
         for find in (find_run, load):
@@ -149,7 +149,7 @@ def test_a_lock_file_that_is_a_link_is_not_followed() -> None:
     Path("secret").write_text("mine")
     Path("run").mkdir()
     Path("run/.lock").symlink_to("../secret")
-    with pytest.raises(UserError, match=r"run/\.lock is a link: to train here, replace it"):
+    with pytest.raises(UserError, match=r"run/\.lock is a link: to train here, replace the link"):
         lock_run(Path("run"))
     assert Path("secret").read_text() == "mine"
 

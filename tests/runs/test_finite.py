@@ -36,7 +36,7 @@ def config(text_file: Path) -> RunConfig:
 
 
 class GradientCorrupter(Reporter):
-    """In every step after the given one, fills the gradient of a parameter with a value."""
+    """In every step after step `step`, fills the gradient of a parameter with a value."""
 
     def __init__(self, step: int, name: str, value: float) -> None:
         self.step, self.name, self.value = step, name, value
@@ -52,7 +52,7 @@ class GradientCorrupter(Reporter):
 
 
 class WeightCorrupter(GradientCorrupter):
-    """Fills a parameter with a value after the given step."""
+    """After step `step`, fills a parameter with a value."""
 
     def recorded(self, record: Record, best: Best | None) -> None:
         if record.step == self.step:
@@ -110,7 +110,7 @@ def test_a_bad_loss_is_named_before_bad_gradients(config: RunConfig, step: int) 
 def test_weights_that_are_not_finite_are_not_saved(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the last step before a checkpoint, the update makes a weight infinite."""
+    """In the last step before a checkpoint, the optimizer makes a parameter infinite."""
 
     class LateWeightCorrupter(WeightCorrupter):
         def recorded(self, record: Record, best: Best | None) -> None:
@@ -176,7 +176,7 @@ def test_weights_whose_loss_is_not_finite_are_not_saved(config: RunConfig) -> No
 def test_a_validation_loss_that_is_not_finite_stops_the_run(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check before a save uses only one block, so it may miss an error: here, it is off."""
+    """The check before a save uses only one block, so it may miss an error. Here, it is off."""
     monkeypatch.setattr("nanogpt.runs.finite.FiniteCheck.check_model", lambda _: None)
     message = train_until_stopped(config, EvaluationCorrupter(0))
     assert message.startswith("the validation loss became nan in step 20")

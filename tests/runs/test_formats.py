@@ -67,7 +67,7 @@ def test_a_run_of_format_0_is_resumed(old_run: Path) -> None:
     assert result.last.step == 8
     assert metrics(old_run)[:3] == before[:3]
     assert [line["step"] for line in metrics(old_run)] == [0, 2, 3, 4, 6, 8]
-    # The resumed run evaluates the restored weights and the restored averages at step 4 again.
+    # At step 4, the resumed run evaluates the restored weights and averaged weights again.
     repeated = metrics(old_run)[3]
     for name in ("train_loss", "val_loss", "ema_val_loss"):
         assert repeated[name] == pytest.approx(before[3][name], abs=1e-5)
@@ -79,7 +79,7 @@ def test_a_run_of_format_0_is_resumed(old_run: Path) -> None:
 
 NEWER = (
     rf"has format {FORMAT + 1}, written by nanogpt 9\.8\.7, but nanogpt {re.escape(__version__)} "
-    rf"reads formats up to {FORMAT}: use the version that wrote it, or a later one$"
+    rf"reads formats up to {FORMAT}: use the version that wrote the file, or a later one$"
 )
 
 

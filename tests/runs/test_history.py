@@ -100,7 +100,7 @@ def test_a_resumed_run_makes_the_same_snapshots(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(replace(config, out=Path("stopped")), Failing(15))
     later = snapshot_directory(Path("stopped"), 999)
-    shutil.copytree(snapshot_directory(Path("stopped"), 1), later)  # made after the last checkpoint
+    shutil.copytree(snapshot_directory(Path("stopped"), 1), later)  # as if made after last/
     resume_training(Path("stopped"), read_run_config(Path("stopped")))
     assert not later.exists()
     assert_same(Path("straight"), Path("stopped"))

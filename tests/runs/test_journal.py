@@ -33,7 +33,7 @@ def test_the_best_is_the_first_of_equal_lowest_losses(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "a run", 2.5)
     for step, val in enumerate([4.0, 3.0, 2.0, 2.0, 2.5]):
         journal.add(record(step, 1.0, val))
-        journal.add(record(step, 0.5))  # no effect: the best depends on the validation loss
+        journal.add(record(step, 0.5))  # no effect, because this record has no validation loss
     assert journal.best is not None
     assert journal.best.step == 2
 

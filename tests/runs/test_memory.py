@@ -120,7 +120,7 @@ def test_optimizer_memory_equals_that_of_the_optimizers() -> None:
         state = [o.state() for o in build_optimizers(build(GPT), optim)]
         held = sum(tensor.nbytes for named in state for tensor in named.values())
         lines = {line.part: line.value for line in count_memory(config, CPU, torch.float32)}
-        # `held` also counts the step counters, which take at most 16 bytes.
+        # `held` also includes the optimizers' step counters, which need at most 16 bytes.
         assert lines["optimizer"] == pytest.approx(held, abs=16)
         assert (
             lines["gradients"] == lines["weights"] == 4 * count_parameters(config.model)[-1].value
@@ -218,7 +218,7 @@ FITTING = [
 def test_a_run_on_a_cpu_needs_at_least_the_computed_memory(
     model: ModelConfig, accumulation: int
 ) -> None:
-    """If a run needed less, require_run_memory() would refuse runs that fit."""
+    """If a run needed less memory than this, require_run_memory() would refuse runs that fit."""
     config = make_config(model, accumulation=accumulation)
     config = replace(config, train=replace(config.train, batch_size=256))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:

@@ -1,4 +1,4 @@
-"""The lines of the loss plot contain the recorded losses."""
+"""The lines of the loss plot show the recorded losses."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Each preset has its documented size, and each device its default preset."""
+"""Each preset has its documented size, and each device has its default preset."""
 
 import pytest
 import torch

@@ -67,7 +67,7 @@ def test_a_resumed_run_equals_the_saved_run(config: RunConfig) -> None:
     assert run.model.training
     for one, other in zip(run.model.parameters(), saved.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    # The last record is missing, because the resumed run records its last step again.
+    # The resumed run lacks the last record, because it evaluates and records this step again.
     assert run.journal.records == saved.journal.records[:-1]
     assert run.journal.best == saved.journal.evaluations[-2].best()
 
@@ -103,7 +103,7 @@ def test_the_command_reads_training_json_once(
 
 
 def test_a_resume_needs_no_weights_of_the_best_checkpoint(config: RunConfig) -> None:
-    """A resumed run needs only the loss of best/; a lower loss replaces all files of best/."""
+    """A resumed run needs only the loss of best/; a better checkpoint replaces all files there."""
     best = train(config).best
     Path("run/best/model.safetensors").unlink()
     Path("run/best/tokenizer.json").unlink()
@@ -273,5 +273,5 @@ def test_the_block_size_that_the_error_of_a_short_text_names_is_the_largest_poss
 
 def test_a_text_of_one_token_in_a_split_needs_more_text(config: RunConfig, tmp_path: Path) -> None:
     (file := tmp_path / "short.txt").write_text("abc")
-    with pytest.raises(UserError, match=r"its val split has 1 token; give more text$"):
+    with pytest.raises(UserError, match=r"its val split has 1 token; use a longer text$"):
         prepare_run(replace(config, data=str(file)))

@@ -162,9 +162,9 @@ def test_docs_name_the_cells_below_the_floor_and_the_errors() -> None:
     below = sorted((gap for gap in gaps if gap > 0), reverse=True)
     assert (len(below), len(cells)) == (4, 35)
     assert all(cell["loss"] > law.E for cell in cells)
-    assert "4 of the 35 cells lie below" in page
-    assert f"floor by {', '.join(f'{gap:.4f}' for gap in below)} nats" in page
-    assert f"It is {saved['sum']['error']:.1%} for the sum" in page
+    assert "4 of the 35 measured losses are lower than the law allows" in page
+    assert f"limit, by {', '.join(f'{gap:.4f}' for gap in below)} nats" in page
+    assert f"The error of the sum (p = 1) is {saved['sum']['error']:.1%}." in page
     free = saved["free"]
     assert (
         f"the error of the law is {free['error']:.1%}, and the largest error of a cell is" in page
@@ -178,11 +178,11 @@ def test_docs_name_the_cells_below_the_floor_and_the_errors() -> None:
     assert -0.012 < min(held_out["free"]) <= max(held_out["free"]) < 0
     assert 0.055 < max(map(abs, held_out["sum"])) < 0.06
     worst = {name: max(map(abs, errors)) for name, errors in held_out.items()}
-    assert f"errors of at most {worst['free']:.1%}; all predictions are too low." in page
+    assert f"errors of at most {worst['free']:.1%}. All predictions are too low." in page
     assert f"With p = 1 (a sum), the largest error is {worst['sum']:.1%}." in page
     runs = Counter((run["N"], run["D"]) for run in saved["runs"])
     single = sum(count == 1 for count in runs.values())
     assert f"{single} of the 35 cells have a single run" in page
     (curve,) = (curve for N, curve in saved["curves"] if N == 7_005_312)
     gain = curve[-6][1] - curve[-1][1]  # the evaluations are 100 steps apart
-    assert f"fell by {gain:.3f} in its last 500 steps" in page
+    assert f"fell by {gain:.3f} in the last 500 steps" in page

@@ -114,7 +114,7 @@ def get_times() -> dict[str, int]:
 
 
 def run_tiny_ladder(base: RunConfig) -> tuple[Ladder, list[Rung]]:
-    """Run a small ladder; return its result, and the rungs in the order of the reports."""
+    """Run a small ladder; return its result and the reported rungs, in the order of the reports."""
     reported: list[Rung] = []
     return run_ladder(base, TINY, Reporter(), reported.append), reported
 
@@ -135,7 +135,7 @@ def test_each_rung_changes_one_kind_of_setting(config: LadderConfig) -> None:
     assert different[1] == {"feed_forward"}
     assert different[2] == {"n_layer"}
     assert different[3] == {"residual"}
-    assert different[4] == set()  # only the class changes: a GPT always has layer norm
+    assert different[4] == set()  # only the class changes, because a GPT always has layer norm
     assert different[5] == {"dropout"}
     assert different[6] <= {"n_layer", "n_embd", "n_head"}
     assert different[7] == {"n_head"}  # the class also changes, to ModernConfig
@@ -183,7 +183,9 @@ def test_finished_rungs_are_not_trained_again(study: Study) -> None:
 def test_the_advice_of_a_study_works(
     nanogpt: Command, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Follow the advice of two errors: for a full disk (here, a file-size limit), and for a seed
+    """Follow the advice in two errors.
+
+    The first error is about a full disk (here, a file-size limit). The second error is about a seed
     that differs from the seed of the study.
     """
     resource = pytest.importorskip("resource")

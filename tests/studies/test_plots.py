@@ -1,4 +1,4 @@
-"""The plots of the studies: each plot shows all its data; the same data give the same file."""
+"""Each plot of a study shows all its data, and the same data give the same file."""
 
 import re
 from collections.abc import Callable

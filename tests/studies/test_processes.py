@@ -40,7 +40,7 @@ def run(text_file: Path) -> RunConfig:
 
 
 def never(run: RunConfig) -> bool:
-    """Return False: no run needs a whole device."""
+    """Return False, because no run needs a whole device."""
     return False
 
 
@@ -86,7 +86,7 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
     saves, messages = iter((0, 100, 200)), []
 
     def kill(step: int) -> None:
-        """Kill the process of the run after it has saved this step or a later one."""
+        """Kill the process of the run after it has saved step `step` or a later step."""
         config = Path("one/last/config.json")
         while not config.exists() or json.loads(config.read_text())["step"] < step:
             time.sleep(0.05)
@@ -108,7 +108,7 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
     before = [line for line in lines if json.loads(line)["step"] < 200]
     run_all([long], 1, never, "", lambda *_: None, pytest.fail)  # as the error advises
     after = metrics.read_text().splitlines(keepends=True)
-    assert after[: len(before)] == before  # even the times are equal, so the run was resumed
+    assert after[: len(before)] == before  # even `seconds` is equal, so the run was resumed
     assert json.loads(after[-1])["step"] == 4000
 
 
@@ -116,7 +116,7 @@ def test_killed_process_resumes_twice(run: RunConfig) -> None:
 def test_worker_saves_a_checkpoint_when_it_is_asked_to_stop(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The parent sends no signal, because a signal ends a process at once on Windows."""
+    """The parent sends no signal, because on Windows a signal ends a process at once."""
     monkeypatch.setattr(processes, "signal", SimpleNamespace())  # as on Windows
     long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100_000))
     worker = processes._Worker(long, "cpu", 1, 1)
@@ -151,7 +151,7 @@ def test_unexpected_exception_stops_the_study(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(processes, "_work", raise_a_value_error)
-    # Stop the fork server: only a new one writes to the standard error of this test.
+    # Stop the fork server, because only a new server writes to the standard error of this test.
     if sys.platform == "linux":
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
     with pytest.raises(Stopped, match=r"^one failed: see the traceback above$"):
@@ -198,7 +198,7 @@ Started = list[tuple[str, str, int, list[str]]]
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """For each started run: its name, device, threads, and the names of the runs in progress."""
+    """For each started run: its name, device and number of threads, and the runs in progress."""
     started: Started = []
     running: list[str] = []
 

@@ -31,7 +31,8 @@ from nanogpt.text import corpora
 Command = Callable[..., tuple[int, str, str]]
 RUNS = 9
 # `rate` (the third value) has no effect on small models, so `strong` and `same` give the same run.
-# The last two values are the range of a recipe. A model in both ranges gets only `strong`.
+# The last two values are a range of block parameters / characters × epochs. If a model is in the
+# ranges of both `strong` and `same`, only the run of `strong` is planned.
 TRIED = {
     "free": Recipe(0.0, 0.3, 1.0, 0.0, 0.7),
     "strong": Recipe(0.3, 0.6, 1.0, 0.1, math.inf),
@@ -92,7 +93,7 @@ def test_all_runs_have_the_same_validation_text(base: RunConfig, text: str) -> N
     (Path("runs/scaling")).mkdir(parents=True)
     runs = plan_runs(base, SMALL)
     # 12 steps of 64 characters are 0.15 epochs of 5,000 characters, or 0.3 epochs of 2,500.
-    # Comments: block parameters / characters × epochs, the quantity of the ranges in TRIED.
+    # The comments below give block parameters / characters × epochs, as in the ranges of TRIED.
     assert sorted(run.name for run in runs) == [
         "1x8-1-of-1-free",  # 0.02
         "1x8-1-of-1-same",

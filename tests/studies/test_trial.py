@@ -1,4 +1,4 @@
-"""A trial is trained only once: an interrupted trial resumes, and a finished one is read."""
+"""A trial is trained only once: an interrupted trial resumes, and a finished trial is read."""
 
 import json
 import signal

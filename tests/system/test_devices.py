@@ -85,7 +85,7 @@ def test_precision_auto_is_bfloat16_on_a_cpu_with_bfloat16_instructions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cpu = torch.device("cpu")
-    if capabilities is None:  # as in torch 2.11
+    if capabilities is None:  # torch 2.11 lacks this function
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
@@ -121,7 +121,7 @@ def test_autocast_multiplies_matrices_at_the_given_precision(precision: torch.dt
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_autocast_restores_the_attention_kernels(precision: torch.dtype) -> None:
-    """Within autocast(), only the math kernel is enabled; afterwards, all are enabled again."""
+    """Within autocast(), only the math kernel is enabled; afterwards, all kernels are enabled."""
     q, k, v = torch.randn(3, 2, 4, 16, 8).unbind()
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with autocast(torch.device("cpu"), precision):
@@ -207,7 +207,7 @@ def test_every_device_computes_the_same_logits(
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA L4", 121e12),
-        ("NVIDIA GH200 480GB", None),  # contains H200, but is another device
+        ("NVIDIA GH200 480GB", None),  # contains "H200", but is not an H200
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("Tesla T4", None),
     ],
@@ -302,7 +302,7 @@ def test_the_quota_of_a_container_limits_the_cores(
 
 
 def test_other_systems_have_the_cores_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows and macOS have no sched_getaffinity(), and no file with a quota."""
+    """Windows and macOS have no sched_getaffinity(), and no file with a CPU quota."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     monkeypatch.setattr(system_cores, "QUOTA", Path("nowhere"))

@@ -1,4 +1,4 @@
-"""Writes are atomic, and files from any source are read strictly."""
+"""Writes are atomic, and invalid or unexpected files are refused."""
 
 import errno
 import json
@@ -151,7 +151,7 @@ def test_windows_syncs_files_and_no_directories() -> None:
 
 
 def refuse_renames(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Refuse to rename files for some seconds, as Windows does while a process has them open."""
+    """Make os.replace() fail for some seconds, as on Windows while another process reads a file."""
     replace, until = os.replace, time.monotonic() + seconds
 
     def refused_replace(source: Path, target: Path) -> None:
@@ -242,7 +242,7 @@ def test_two_spellings_of_a_path_mean_the_same_directory(monkeypatch: pytest.Mon
         require_inside(file.parent, file)
 
 
-# Links and special files.
+# Links and named pipes.
 
 
 @needs_links
@@ -265,7 +265,7 @@ def test_a_pipe_is_not_a_regular_file() -> None:
     with pytest.raises(UserError, match=r"pipe is missing or damaged \(not a regular file\)"):
         require_regular_file(Path(), Path("pipe"))
     Path("itself").symlink_to("itself")
-    assert require_regular_file(Path(), Path("itself")) == Path("itself")  # open() will refuse it
+    assert require_regular_file(Path(), Path("itself")) == Path("itself")  # open() fails later
 
 
 @needs_links

@@ -104,7 +104,7 @@ def test_a_missing_c_compiler_prints_one_line(
 
 @pytest.mark.gpu
 def test_every_replay_does_the_captured_work() -> None:
-    """Each replay draws new random numbers: from the same seed, the same as without a graph."""
+    """With the same seed, graph.run(work) draws the same random numbers as work(), call by call."""
     cuda, result, results = torch.device("cuda"), torch.zeros(4, device="cuda"), []
 
     def work() -> None:

@@ -11,7 +11,7 @@ from nanogpt.system.interrupts import SIGNALS, Interrupts, raise_interrupted
 
 @pytest.fixture(autouse=True)
 def _restore_default_handler() -> None:
-    """Handle SIGINT again: it is ignored if pytest is a background job of a shell."""
+    """Restore the default handler of SIGINT, because a background job of a shell ignores SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,4 +1,4 @@
-"""Dataclasses survive a round trip through JSON; a wrong key or value is an error."""
+"""Dataclasses can be converted to JSON and back; a wrong key or value is an error."""
 
 import json
 from dataclasses import asdict, dataclass, field

@@ -76,7 +76,7 @@ def test_a_tokenizer_that_is_not_bpe_works(word_piece: HubTokenizer, tmp_path: P
 
 
 def test_truncation_and_padding_in_a_tokenizer_json_are_ignored() -> None:
-    """A tokenizer.json may set truncation to the context of its model, such as 512 tokens."""
+    """A tokenizer.json may truncate texts to the context of its model, such as 512 tokens."""
     hub = library.Tokenizer.from_str(json.dumps(train_bpe(["ab ab"], 257).to_json()))
     hub.add_special_tokens(["<end>"])
     hub.enable_truncation(3)

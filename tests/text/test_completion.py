@@ -48,7 +48,7 @@ def test_the_yielded_strings_add_up_to_each_completion() -> None:
         grown[i] += new_text
     assert grown == [text.text for text in completions.texts] == ["bcde", "de"]
     assert all(text.stopped for text in completions.texts)
-    assert completions.texts[1].tokens == [3, 4, 5, 0]  # including the stop string
+    assert completions.texts[1].tokens == [3, 4, 5, 0]  # they include the stop string
 
 
 def test_generation_ends_when_every_completion_has_stopped() -> None:

@@ -257,7 +257,7 @@ def test_standard_input_is_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @posix_only
 def test_a_pipe_is_cached(cache: Path) -> None:
-    """A pipe can be read only once, for example the pipe of <(zcat text.gz) in bash."""
+    """A pipe (for example, <(zcat text.gz) in bash) can be read only once."""
     os.mkfifo("pipe")
     writer = threading.Thread(target=lambda: Path("pipe").write_text("né\n" * 9, "utf-8"))
     writer.start()
@@ -320,7 +320,7 @@ def test_the_splits_are_counted_in_characters() -> None:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of 180 bytes that counts as large, with an old modification time."""
+    """A file of 180 bytes that is treated as large; its modification time is old."""
     monkeypatch.setattr(corpora, "LARGE_TEXT", 100)
     Path("large.txt").write_text("to be or " * 20)
     os.utime("large.txt", (1e9, 1e9))

@@ -133,5 +133,5 @@ def test_a_directory_of_a_killed_process_is_removed(cache: Path) -> None:
         (one / "new").touch()
         with new_directory("two") as two:
             assert two != one
-        assert (one / "new").exists()  # this process still uses it
+        assert (one / "new").exists()  # this process still uses `one`
     assert not [*cache.iterdir()]

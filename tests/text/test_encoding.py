@@ -36,7 +36,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch, small_chunks: None, cache: Path) -> Corpus:
-    """A text that counts as large; its chunks have 33 characters."""
+    """A text that is treated as large; its chunks have 33 characters."""
     monkeypatch.setattr(encoding, "LARGE_TEXT", 100)
     chunks = [TEXT[start : start + 33] for start in range(0, len(TEXT), 33)]
     return replace(make_corpus(TEXT), chunks=lambda: iter(chunks))

@@ -57,7 +57,7 @@ def test_streamed_pieces_are_the_decoded_text(make: Make, data: st.DataObject) -
 @for_each_family
 @given(data=st.data())
 def test_a_completion_continues_the_text_of_its_prompt(make: Make, data: st.DataObject) -> None:
-    """A decoder drops the first space of a text, but not the space after the prompt."""
+    """Some decoders drop the first space of a text, but must not drop the space after a prompt."""
     tokenizer = make_tokenizer(make)
     prompt = tokenizer.encode(data.draw(st.sampled_from(["to be", "or", "to be ", "the then"])))
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
