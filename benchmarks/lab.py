@@ -2,10 +2,11 @@
 
     python benchmarks/lab.py     # needs Chromium, playwright, and about 15 minutes
 
-The script measures how fast the views of the page respond. It also trains `tiny` with 40 snapshots,
-alternately with `nanogpt train` and in the lab, while the page shows the training. The results go
-to benchmarks/results/lab.json. All times are in milliseconds. "usable page" and "first picture" are
-single measurements; each of the other times has a median and a 95th percentile.
+The script measures how fast the views of the page respond. It also trains `tiny` with 40 snapshots
+several times: in turn with the command `nanogpt train`, and in the lab, whose page shows the
+training. The results go to benchmarks/results/lab.json. All times are in milliseconds. "usable
+page" and "first picture" are single measurements; each of the other times has a median and a 95th
+percentile.
 """
 
 import argparse

@@ -242,12 +242,12 @@ print(decode(generated))
 # into probabilities. All logits start at 0, so the first loss is $\ln 65 = 4.174$.
 #
 # Which table has the lowest possible loss on the training text? The counts, without + 1, divided by
-# the sums of their rows (*maximum likelihood*). Why? Let $f_b$ be the share of $b$ among the
-# characters after $a$ in the text, and $p_b$ the probability in row $a$. The mean loss after $a$ is
-# $-\sum_b f_b \ln p_b$. It is lowest if $p_b = f_b$, because $\ln x \le x - 1$ for each $x > 0$:
-# $\sum_b f_b \ln p_b - \sum_b f_b \ln f_b = \sum_b f_b \ln(p_b/f_b) \le \sum_b (p_b - f_b) \le 0$
-# (sums over the characters that occur after $a$). Training moves towards this table: the slope for
-# the logit of $b$ is $p_b - f_b$ ([lesson 10](10_training.md)), so steps raise it if $p_b < f_b$.
+# the sums of their rows (*maximum likelihood*). Let $f_b$ be the share of $b$ among the characters
+# after $a$ in the text, and $p_b$ the probability in row $a$. The mean loss after $a$ is $-\sum_b
+# f_b \ln p_b$. It is lowest if $p_b = f_b$, because $\ln x \le x - 1$: $\sum_b f_b \ln p_b - \sum_b
+# f_b \ln f_b = \sum_b f_b \ln(p_b/f_b) \le \sum_b (p_b - f_b) \le 0$ (for the $b$ after $a$ in the
+# text: the $f_b$ sum to 1, the $p_b$ to at most 1). Training moves towards this: the slope of the
+# logit of $b$ is $p_b - f_b$ ([lesson 10](10_training.md)), so steps raise it if $p_b < f_b$.
 #
 # `F` is `torch.nn.functional`. `F.cross_entropy` applies the softmax and returns the mean of
 # $-\ln p$. It wants a list of targets and one row of logits for each, so `flatten` merges the axes

@@ -207,7 +207,7 @@ losses["discounting"] = measure(discounting.probability)
 # to n = 4, discounting is better than half and half, but then it is worse. Why? For n = 7, 18% of
 # the validation characters after a known context are *new*: they never follow it in the training
 # text. The model reserves 35% on average. But most of it goes to known followers, as they follow
-# the shorter context, too. New ones get 9%, so their mean loss is 4.7 (half and half: 11%, 4.1).
+# the shorter context, too. New ones get 9%, and their mean loss is 4.7 (half and half: 11%, 4.1).
 #
 # ## Kneser-Ney: count left neighbours
 #
@@ -262,9 +262,9 @@ show("smoothing")
 
 # %% [markdown]
 # Why does n = 8 not help (1.519)? In 35% of the validation text, the context of 7 characters is
-# unseen. There, n = 8 also uses six characters, but counts left neighbours of the 7-grams, where n
-# = 7 has raw counts: its loss is 0.009 lower. In 37%, the context occurred 1 to 9 times: too little
-# data, so the loss is 0.016 higher. In 28%, the losses differ by less than 0.001: the seventh
+# unseen. There, n = 8 also uses six characters, but counts left neighbours of the 7-grams, not how
+# often they occur: its loss is 0.009 lower. In 37%, the context occurred 1 to 9 times: too little
+# data, so its loss is 0.016 higher. In 28%, the losses differ by less than 0.001: the seventh
 # character adds almost nothing. (We chose n by this loss, but n = 6 to 9 differ by under 0.01.)
 #
 # ## It generates text

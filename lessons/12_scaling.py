@@ -53,8 +53,8 @@ print(f"15 weights: {counts[0]} operations forward, {counts[1]} backward")
 # $$\text{operations} = 6\,N \cdot \text{tokens processed}.$$
 #
 # If a text is read once, this is the $6ND$ of the papers. If it is repeated, each repetition
-# counts. We test the rule on a GPT. PyTorch does not see into its fast attention; `SDPBackend.MATH`
-# selects a version that it can count:
+# counts. We test the rule on a GPT. On a CPU, PyTorch does not see into fast attention;
+# `SDPBackend.MATH` selects a version that it can count:
 
 # %%
 model = GPT(GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=T, vocab_size=V))
@@ -227,10 +227,10 @@ for name, p in (("sum", 1.0), ("with p", 3.0)):
     print(f"error {rms(errors):.1%}")
 
 # %% [markdown]
-# The law with $p$ fits much better. Its $p$ is about 5: if one term is twice the other, the smaller
-# one adds less than 1% to the larger. So *almost only the scarcer resource, text or parameters,
-# limits the loss*. The constants are uncertain: in 95% of fits to random choices of the runs, $E$
-# was 0.1 to 1.3 (sum) or 0.94 to 1.05 (with $p$).
+# The law with $p$ fits better. Its $p$ is about 5: if one term is twice the other, the smaller adds
+# less than 1% to the larger. So *almost only the scarcer resource, text or parameters, limits the
+# loss*. The constants are uncertain: in the [study](../docs/studies.md), with another fit, $E$ was
+# 0.1 to 1.3 (sum) or 0.94 to 1.05 (with $p$) in 95% of fits.
 #
 # ## A prediction
 #

@@ -252,8 +252,8 @@ torch.testing.assert_close(mine(tokens), theirs(tokens), rtol=1e-4, atol=1e-4)
 #
 # $$X \leftarrow a X + b\,(X X^\top) X + c\,(X X^\top)^2 X$$
 #
-# $U^\top U$ and $V^\top V$ drop out, so $X X^\top X = U \Sigma^3 V^\top$: a round keeps $U$ and
-# $V$, and turns $\sigma$ into $a \sigma + b \sigma^3 + c \sigma^5$: $3.4 \sigma$ if it is small.
+# As $X^\top = V \Sigma U^\top$, $U^\top U$ and $V^\top V$ drop out of $X X^\top X = U \Sigma^3
+# V^\top$. Each $\sigma$ becomes $a \sigma + b \sigma^3 + c \sigma^5$: $3.4 \sigma$ if it is small.
 
 # %%
 torch.manual_seed(1)

@@ -19,7 +19,7 @@ LAYERS = [
     {"text"},
     {"data", "muon", "optim", "evaluate", "generate"},
     {"runs"},
-    {"step"},
+    {"step", "distillation"},
     {"fast"},
     {"train", "api"},
     {"reports"},
@@ -116,7 +116,7 @@ def find_users(library: str) -> set[str]:
 
 
 def test_each_library_is_imported_only_where_expected() -> None:
-    assert find_users("tyro") == {"cli.arguments"}
+    assert find_users("tyro") == {"cli.arguments", "cli.values"}
     assert find_users("tokenizers") == find_users("tiktoken") == {"text.bpe"}
     assert find_users("safetensors") == {"runs.checkpoint", "runs.reading"}
     assert find_users("pooch") == find_users("datasets") == {"text.download"}

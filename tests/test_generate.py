@@ -1,4 +1,4 @@
-"""Filters give the same probabilities as plain loops; a cache does not change the tokens."""
+"""The filters agree with simple versions of them in Python; a cache changes no token."""
 
 import math
 from collections import Counter

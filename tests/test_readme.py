@@ -152,6 +152,7 @@ TESTED_ELSEWHERE = {
     "lab/server": "lab/test_answers",
     "cli/hooks": "cli/test_arguments",
     "cli/messages": "cli/test_arguments",
+    "cli/values": "cli/test_arguments",
     "models/ensemble": "test_evaluate",
     "muon": "test_optim",
     "runs/background": "runs/test_checkpoint",
@@ -160,6 +161,7 @@ TESTED_ELSEWHERE = {
     "runs/reading": "runs/test_checkpoint",
     "runs/reporter": "test_train",
     "runs/run": "runs/test_start",
+    "runs/teachers": "test_distillation",
     "system/cores": "system/test_devices",
     "version": "test_init",
 }

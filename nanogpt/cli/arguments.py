@@ -1,4 +1,4 @@
-"""Parses the arguments of a command into a dataclass. Only this module uses the library tyro.
+"""Parses the arguments of a command into a dataclass, with the library tyro.
 
 Each field of the dataclass is an option or a positional argument. The docstring of the field is its
 help text. For a wrong argument, the functions raise UserError with a one-line message.
@@ -12,12 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from itertools import takewhile
-from types import NoneType
 from typing import (
     Annotated,
     Any,
     NamedTuple,
-    Optional,
     TypeVar,
     Union,
     cast,
@@ -31,46 +29,12 @@ import tyro
 from ..errors import Stopped, UserError, join_command, suggest_nearest
 from .hooks import join_help_lines, listen
 from .messages import name_flags, remove_drawing
+from .values import REGISTRY, Flag, flat, positional
 
 join_help_lines()
 
 T = TypeVar("T")
 
-
-def placeholder(text: str) -> Any:
-    """Set the placeholder, such as [RUN], that the help shows for the value of a field."""
-    return tyro.conf.arg(metavar=text)
-
-
-def _make_value_error(value: str, requirement: str) -> ValueError:
-    message = f"is {value!r}: it must be {requirement}"  # the caller puts the flag before it
-    return ValueError(message)
-
-
-def _parse_optional_run(values: list[str]) -> str:
-    if len(values) > 1:
-        raise _make_value_error(" ".join(values), "one run")
-    return values[0] if values else ""
-
-
-positional: Any = tyro.conf.Positional
-"""Marks a field that is given by its position, without a flag."""
-flat = tyro.conf.arg(name="")
-"""Marks a nested dataclass whose options have no prefix."""
-OptionalString = Optional[str]  # noqa: UP045  `str | None` delays the start of tyro by 0.1 s
-Run = Annotated[OptionalString, positional, placeholder("[RUN]")]
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-OptionalRun = Annotated[
-    OptionalString,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[RUN]",
-        instance_from_str=_parse_optional_run,
-        is_instance=lambda value: value is None or isinstance(value, str),
-        str_from_instance=lambda value: ["None"] if value is None else [value],
-    ),
-]
-"""An option whose value is optional: None if the option is absent, "" if it has no value."""
 
 _CONFIG = (
     tyro.conf.AvoidSubcommands,
@@ -79,45 +43,6 @@ _CONFIG = (
 )
 _TEXTS = ("prompt", "stop", "separator", "text")
 """Names of the fields whose value may be empty. Every other value is a name, a path or a number."""
-_NUMBERS: dict[type, str] = {int: "an integer", float: "a number"}
-_registry = tyro.constructors.ConstructorRegistry()
-
-
-@_registry.primitive_rule
-def _make_number_spec(
-    info: tyro.constructors.PrimitiveTypeInfo,
-) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """Return a parser for numbers (int, float) and optional numbers; return None for other types.
-
-    This parser replaces tyro's own parser, whose error messages have several lines.
-    """
-    kinds = set(get_args(info.type) or (info.type,))
-    is_optional = NoneType in kinds
-    kind = next(iter(kinds - {NoneType}), None)
-    if len(kinds - {NoneType}) != 1 or kind not in _NUMBERS:
-        return None
-    accepted = (int, kind, NoneType) if is_optional else (int, kind)
-    description = _NUMBERS[kind] + (" or None" if is_optional else "")
-
-    def parse(values: list[str]) -> object:
-        if is_optional and values[0] == "None":
-            return None
-        try:
-            number = kind(values[0])
-        except ValueError:
-            raise _make_value_error(values[0], description) from None
-        if not -(2**63) < number < 2**63:  # the comparison is also false for NaN
-            limits = f"{_NUMBERS[kind]} between -2**63 and 2**63"
-            raise _make_value_error(values[0], limits + (" or None" if is_optional else ""))
-        return number
-
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=kind.__name__.upper(),
-        instance_from_str=parse,
-        is_instance=lambda value: isinstance(value, accepted),
-        str_from_instance=lambda value: [str(value)],
-    )
 
 
 def parse_arguments(
@@ -133,7 +58,7 @@ def parse_arguments(
 def parse_with_defaults(
     kind: type[T], choose_defaults: Callable[[T], tuple[T, str]], args: Sequence[str], prog: str
 ) -> T:
-    """Return a dataclass with the values from `args`; some values set defaults of other fields.
+    """Return a dataclass with the values from `args`. Its defaults depend on some of these values.
 
     The parser runs twice. The first pass accepts the options of every kind of model, and skips the
     checks of the dataclasses. `choose_defaults` receives the result of the first pass. It returns
@@ -192,7 +117,7 @@ def _run_parser(
                 kind,
                 args=args,
                 prog=prog,
-                registry=_registry,
+                registry=REGISTRY,
                 config=_CONFIG,
                 **settings,
             )

@@ -13,8 +13,9 @@ from ..text import corpora
 from ..text.corpora import Corpus
 from ..text.glyphs import make_visible
 from ..text.kneser_ney import MAX_ORDER
-from .arguments import Flag, parse_arguments, placeholder, positional
+from .arguments import parse_arguments
 from .progress import Bar, PlainConsole
+from .values import Flag, placeholder, positional
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from ..system.devices import limit_threads, pick_device
 from ..text import corpora
 from ..text.encoding import encode_corpus
 from ..text.tokenizers import describe_lost_text
-from .arguments import Flag, parse_arguments, placeholder, positional
+from .arguments import parse_arguments
 from .progress import NO_BITS, Bar, PlainConsole
+from .values import Flag, placeholder, positional
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from ..system.memory import format_count, format_quantity
 from ..text import corpora
 from ..text.encoding import get_tokenizer
 from ..text.readers import no_progress
-from .arguments import Flag, flat, parse_with_defaults, placeholder, positional
+from .arguments import parse_with_defaults
 from .progress import PlainConsole, duration
+from .values import Flag, flat, placeholder, positional
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from ..reports.inspection import SHOWN_TOKENS, inspect_text, render_page
 from ..runs.directory import find_run
 from ..system.devices import limit_threads
 from ..system.files import has_access, is_directory, write_output
-from .arguments import Run, parse_arguments
+from .arguments import parse_arguments
+from .values import Run
 
 
 @dataclass(frozen=True)

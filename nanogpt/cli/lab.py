@@ -10,7 +10,8 @@ from typing import Annotated
 from ..errors import UserError, make_line, print_note
 from ..runs.directory import RUNS, find_run
 from ..system.devices import limit_threads
-from .arguments import Flag, parse_arguments, placeholder, positional
+from .arguments import parse_arguments
+from .values import Flag, placeholder, positional
 
 PORT = 8765
 LOCAL = "127.0.0.1"

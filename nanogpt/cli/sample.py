@@ -13,7 +13,8 @@ from ..errors import Interrupted, UserError, escape_control, print_note
 from ..system.devices import Precision, limit_threads
 from ..text.completion import encode_prompt
 from ..text.readers import read_text
-from .arguments import Flag, Run, parse_arguments
+from .arguments import parse_arguments
+from .values import Flag, Run
 
 
 @dataclass(frozen=True, kw_only=True)

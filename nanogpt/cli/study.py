@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import Interrupted, Stopped, UserError, join_command, make_line
 from ..text import corpora
-from .arguments import Flag, parse_command, report_mistakes
+from .arguments import parse_command, report_mistakes
 from .output import train_without_output
+from .values import Flag
 
 # The modules of a study import torch, which is slow: import them only when a study runs.
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from ..text import tokenizers
 from ..text.glyphs import decode_token_bytes, make_visible
 from ..text.readers import decode_utf8, empty_error, open_standard_input
 from ..text.tokenizers import Tokenizer, describe_lost_text
-from .arguments import Flag, OptionalString, parse_arguments, placeholder, positional
+from .arguments import parse_arguments
 from .progress import Bar, PlainConsole
+from .values import Flag, OptionalString, placeholder, positional
 
 COLOURS = ("#b3d9ff", "#ffd9b3", "#c6ecc6", "#f2c6ec", "#fff2b3")
 """Background colours of consecutive tokens; black text is readable on all of them."""

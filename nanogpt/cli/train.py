@@ -12,11 +12,12 @@ from ..runs.run import SavedRun, read_saved_run
 from ..text import corpora
 from ..train import resume_training
 from ..train import train as train_model
-from .arguments import Flag, OptionalRun, flat, parse_with_defaults, placeholder, positional
+from .arguments import parse_with_defaults
 from .output import train_without_output
 from .progress import PlainConsole
 from .reporter import TerminalReporter, make_result_table
 from .sample import print_completions
+from .values import Flag, OptionalRun, flat, placeholder, positional
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import inputs_and_targets
+from ..distillation import SoftTargets
 from ..evaluate import cross_entropy
 from ..optim import clip_gradients
 from ..runs.config import STEPS_AHEAD
@@ -42,13 +43,16 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     vocabulary has many logits.
     """
     model, settings, device = run.model, run.config.train, run.device
+    soft = SoftTargets(run)
 
     def score(mean_loss: LossFunction, inputs: Tensor, targets: Tensor) -> Tensor:
         with autocast(device, run.precision):
-            return mean_loss(model(inputs), targets)
+            logits = model(inputs)
+            return soft.add_to(mean_loss(logits, targets), logits, inputs)
 
     loss = partial(score, cross_entropy)
     blocks = [*model.get_submodule("blocks").children()] if hasattr(model, "blocks") else []
+    blocks += [block for block in soft.blocks() if blocks and type(block) is type(blocks[0])]
     if not settings.compile or device.type != "cuda" or not blocks:
         return loss
     starts = torch.zeros(settings.batch_size // settings.accumulation, dtype=torch.long)

@@ -74,6 +74,8 @@ class Checkpoint:
     """Optimizer steps taken."""
     best: Best | None = None
     """The best evaluation up to this step; in best/, the evaluation of these weights."""
+    weights_sha256: str = ""
+    """SHA-256 of model.safetensors; "" if the checkpoint was not read from a file."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,8 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
     with _SkipInit():
         model = build(config)
     model.load_state_dict(tensors)
-    return Checkpoint(model.to(device).eval(), tokenizer, info.step, info.best)
+    model = model.to(device).eval()
+    return Checkpoint(model, tokenizer, info.step, info.best, files.checksums[weights])
 
 
 def _get_shapes(config: ModelConfig) -> dict[str, Tensor]:

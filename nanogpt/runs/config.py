@@ -47,6 +47,14 @@ class TrainConfig:
     history: int = 0
     """Number of snapshots of the weights to save in the directory history/ of the run: one before
     the first step, the others at steps whose logarithms are evenly spaced, up to the last step."""
+    teacher_weight: float = 0.9
+    """Weight of the cross-entropy with the mean probabilities of the teachers. The cross-entropy
+    with the text has the rest of the weight."""
+    teacher_temperature: float = 1.0
+    """Temperature of the teachers and of the model in the cross-entropy with the teachers."""
+    mean_teacher: float = 0.0
+    """Weight of the cross-entropy with the probabilities of the averaged weights. 0 turns this
+    off."""
     stop_at_val_loss: float | None = None
     """Stop at the first evaluation with at most this validation loss, in nats per token."""
     compile: bool = True
@@ -61,6 +69,15 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value}: it must be at least 1 and less than 2**31")
         if not 0 <= self.history <= 10_000:
             raise ValueError(f"history is {self.history}: it must be between 0 and 10,000")
+        if not 0 < self.teacher_weight <= 1:
+            value = self.teacher_weight
+            raise ValueError(f"teacher_weight is {value}: it must be more than 0 and at most 1")
+        if not 0 < self.teacher_temperature < math.inf:
+            value = self.teacher_temperature
+            raise ValueError(f"teacher_temperature is {value}: it must be more than 0")
+        if not 0 <= self.mean_teacher < 1:
+            value = self.mean_teacher
+            raise ValueError(f"mean_teacher is {value}: it must be at least 0 and less than 1")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}: it must be at least 1, or None")
         if self.stop_at_val_loss is not None and not math.isfinite(self.stop_at_val_loss):
@@ -116,6 +133,9 @@ class RunConfig:
     tokenizer: str = "char"
     """char, byte, bpe, bpe:N for a vocabulary of N tokens; the path of a Hugging Face
     tokenizer.json; or a run, to use its tokenizer."""
+    teachers: list[Path] = field(default_factory=list)
+    """Trained runs: the model also learns from the mean of their probabilities for the next token.
+    They must have the tokenizer of the new run."""
     out: Path | None = None
     """Directory of the run. The default is runs/NAME; if that exists, runs/NAME-2, and so on."""
     seed: int = 1337
@@ -144,6 +164,17 @@ class RunConfig:
                 raise UserError(f"{name} is {value!a}: it is not valid UTF-8, so use another value")
         if self.name in ("", "..") or Path(self.name).name != self.name:
             raise ValueError(f"name is {self.name!r}: it must be a file name without slashes")
+        mean_teacher = self.train.mean_teacher
+        if mean_teacher and not self.optim.ema:
+            raise ValueError(
+                f"mean_teacher is {mean_teacher}, but ema is 0: set ema, for example to 0.99, so "
+                f"that the run averages its weights"
+            )
+        if self.teachers and mean_teacher + self.train.teacher_weight > 1:
+            raise ValueError(
+                f"mean_teacher is {mean_teacher}, and teacher_weight {self.train.teacher_weight}: "
+                f"their sum must be at most 1"
+            )
         if self.optim.optimizer == "muon" and isinstance(self.model, BigramConfig):
             raise ValueError("optimizer is muon, but a bigram has no blocks: use adam or adamw")
 
@@ -153,14 +184,17 @@ class RunConfig:
         needed = {"muon_lr": ("muon",), "momentum": ("muon",), "weight_decay": ("adamw", "muon")}
         if optim.optimizer not in needed.get(name, (optim.optimizer,)):
             return f"the optimizer is {optim.optimizer}"
+        if name in ("teacher_weight", "teacher_temperature") and not self.teachers:
+            return "there are no --teachers"
         if name == "cooldown" and optim.schedule != "linear":
             return f"the schedule is {optim.schedule}"
         return corpora.explain_unused(name, self.data)
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as a JSON object, which schema.parse_dataclass() can read."""
-        out = None if self.out is None else str(self.out)
-        return {**asdict(self), "out": out, "model": models.to_json(self.model)}
+        out, teachers = self.out and str(self.out), [str(run) for run in self.teachers]
+        model = models.to_json(self.model)
+        return {**asdict(self), "teachers": teachers, "out": out, "model": model}
 
     def check_same_run(self, saved: "RunConfig") -> None:
         """Raise UserError if this configuration and the saved one describe different runs.
@@ -179,6 +213,7 @@ class RunConfig:
 CHANGEABLE = (
     "train.",
     *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("optimizer", "ema")),
+    "teachers",  # their locations; the SHA-256 of their weights must stay the same
     "data",  # the location of the text; the SHA-256 of the text must stay the same
     "column",
     "separator",

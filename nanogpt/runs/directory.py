@@ -164,10 +164,10 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
 
 
 def _list_runs(file: str) -> dict[Path, float]:
-    """Return the modification time of `file` in each run in RUNS that has it, sorted by run name.
+    """Map each run in RUNS that contains `file` to the modification time of `file`.
 
-    Runs that this user has no permission to read are left out. Raises UserError if runs were left
-    out and none remains.
+    The runs are sorted by name. Runs that this user has no permission to read are left out. Raises
+    UserError if runs were left out and none remains.
     """
     runs: dict[Path, float] = {}
     denied = None

@@ -2,7 +2,7 @@
 
 import math
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .journal import Journal
 from .loss_scale import LossScale
 from .reading import CheckpointFiles, read_consistently
 from .state import State
+from .teachers import Teacher
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class ResumeInfo:
     gradient_norm: float | None = None
     """Norm of the gradient of the last step; None before the first step, and in older files."""
     scale: LossScale | None = None
+    teachers_sha256: list[str] = field(default_factory=list)
+    """SHA-256 of the weights of each teacher."""
 
     def __post_init__(self) -> None:
         counts = ("tokens", "seconds", "lines", "losses")
@@ -80,6 +83,8 @@ class Description:
     device: str
     precision: str
     versions: Versions
+    teachers_sha256: list[str] = field(default_factory=list)
+    """SHA-256 of the weights of each teacher."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class Run:
     """
     state: State
     journal: Journal
+    teachers: list[Teacher] = field(default_factory=list)
 
     @cached_property
     def smoothed_loss(self) -> tuple[int, float] | None:
@@ -139,6 +145,7 @@ class Run:
             device=describe_device(self.device),
             precision=str(self.precision).removeprefix("torch."),
             versions=Versions(),
+            teachers_sha256=[teacher.sha256 for teacher in self.teachers],
         )
         return add_header({**asdict(description), "config": self.config.to_json()})
 
@@ -158,6 +165,7 @@ class Run:
             losses=len(state.losses),
             gradient_norm=state.gradient_norm if math.isfinite(state.gradient_norm) else None,
             scale=state.scale,
+            teachers_sha256=[teacher.sha256 for teacher in self.teachers],
         )
         return Training({**asdict(info), "config": self.config.to_json()}, state.tensors())
 

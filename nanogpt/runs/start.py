@@ -35,6 +35,7 @@ from .loss_scale import LossScale
 from .memory import require_run_memory
 from .run import Run, SavedRun, load_same_text, read_saved_run
 from .state import GENERATORS, State
+from .teachers import Teacher, load_teachers, require_same_teachers
 
 MAX_BIGRAM_TOKENS = 5_000_000
 """The bigram baseline counts at most this many tokens of each split."""
@@ -55,11 +56,14 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     require_tokens(data.splits.items(), config.model.block_size)
     config = replace(config, model=_set_vocab_size(config.model, tokenizer.vocab_size))
     require_run_memory(config, device, precision)
+    teachers = load_teachers(config.teachers, tokenizer, config.model.block_size, device)
     torch.manual_seed(config.seed)  # for the initial weights and, later, dropout
     model = build(config.model).to(device)
     out, lock = make_run_directory(config.out, config.name)
-    config = replace(config, out=out, data=corpus.name)
-    run = _build_run(config, config.train.steps, lock, model, tokenizer, data, corpus.facts.sha256)
+    paths = [teacher.run for teacher in teachers]
+    config = replace(config, out=out, data=corpus.name, teachers=paths)
+    sha256, steps = corpus.facts.sha256, config.train.steps
+    run = _build_run(config, steps, lock, model, tokenizer, data, sha256, teachers)
     try:
         run.journal.begin()
     except OSError as error:
@@ -118,9 +122,12 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
     tokenizer, model = checkpoint.tokenizer, checkpoint.model.train()
     data = Data(corpus, tokenizer, device, config.val_fraction, progress)
     require_tokens(data.splits.items(), config.model.block_size)
-    config = replace(config, out=directory, data=corpus.name)
-    planned_steps = info.config.train.steps
-    run = _build_run(config, planned_steps, lock, model, tokenizer, data, info.text_sha256)
+    teachers = load_teachers(config.teachers, tokenizer, config.model.block_size, device)
+    require_same_teachers(teachers, info.teachers_sha256)
+    paths = [teacher.run for teacher in teachers]
+    config = replace(config, out=directory, data=corpus.name, teachers=paths)
+    sha256, steps = info.text_sha256, info.config.train.steps
+    run = _build_run(config, steps, lock, model, tokenizer, data, sha256, teachers)
     _restore(run, saved, checkpoint)
     return run
 
@@ -180,6 +187,7 @@ def _build_run(
     tokenizer: Tokenizer,
     data: Data,
     text_sha256: str,
+    teachers: list[Teacher],
 ) -> Run:
     """Build a run at step 0."""
     assert config.out is not None
@@ -209,6 +217,7 @@ def _build_run(
         bigram_loss=bigram_loss,
         state=state,
         journal=Journal(config.out, title, bigram_loss),
+        teachers=teachers,
     )
 
 

@@ -51,7 +51,7 @@ def _parse_value(hint: Any, value: Any, key: str, kinds: Kinds) -> object:
         return value
     if get_origin(hint) is list and isinstance(value, list):
         return [_parse_value(get_args(hint)[0], item, key, kinds) for item in value]
-    if hint is Path and isinstance(value, str):
+    if hint is Path and isinstance(value, (str, Path)):
         return Path(value)
     if hint is float and type(value) in (int, float) and math.isfinite(number := _to_float(value)):
         return number

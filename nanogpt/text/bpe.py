@@ -144,9 +144,10 @@ class HubTokenizer:
     def boundary(self) -> str:
         """A regular expression that matches the places where a text may be split before encoding.
 
-        If a tokenizer uses GPT2_PATTERN, and no special token contains whitespace, a space or line
-        break after a visible character always starts a new token. A split before this new token
-        changes no id. For other tokenizers, the start of a line is the safest place to split.
+        Suppose that a tokenizer uses GPT2_PATTERN, and that none of its special tokens contains
+        whitespace. Then a space or line break after a visible character always starts a new token,
+        and a split before it changes no id. For other tokenizers, the start of a line is the safest
+        place to split.
         """
         has_space_in_special = any(re.search(r"\s", token) for token in self._special)
         is_safe = self._tiktoken is not None and not has_space_in_special

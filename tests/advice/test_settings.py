@@ -22,6 +22,13 @@ def generate(**options: object) -> Callable[[], object]:
     return lambda: GenerationConfig(**options)  # type: ignore[arg-type]
 
 
+def teach(**options: float) -> TrainConfig:
+    return TrainConfig(**options)  # type: ignore[arg-type]
+
+
+AVERAGED = OptimConfig(ema=0.9)
+
+
 def read(data: str, **options: str) -> Callable[[], object]:
     return lambda: load_corpus(data, **options).text()  # type: ignore[arg-type]
 
@@ -81,6 +88,26 @@ SETTINGS = [
         lambda: ModernConfig(n_embd=128, n_head=3),
         lambda width: ModernConfig(n_embd=int(width), n_head=3),
         r"try n_embd (\d+)",
+    ),
+    Case("teacher_weight is", lambda: teach(teacher_weight=0), lambda: teach(teacher_weight=1)),
+    Case(
+        "teacher_temperature",
+        lambda: teach(teacher_temperature=0),
+        lambda: teach(teacher_temperature=1),
+    ),
+    Case("mean_teacher is 1.0", lambda: teach(mean_teacher=1), lambda: teach(mean_teacher=0)),
+    Case(
+        "mean_teacher is 0.3, but",
+        lambda: RunConfig(train=teach(mean_teacher=0.3)),
+        lambda ema: RunConfig(train=teach(mean_teacher=0.3), optim=OptimConfig(ema=float(ema))),
+        r"to ([\d.]+),",
+    ),
+    Case(
+        "mean_teacher is 0.3, and",
+        lambda: RunConfig(train=teach(mean_teacher=0.3), teachers=[Path("a")], optim=AVERAGED),
+        lambda: RunConfig(
+            train=teach(mean_teacher=0.3, teacher_weight=0.7), teachers=[Path("a")], optim=AVERAGED
+        ),
     ),
     Case(
         "optimizer is muon",

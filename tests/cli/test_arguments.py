@@ -16,11 +16,7 @@ import pytest
 import tyro
 
 from nanogpt.api import GenerationConfig
-from nanogpt.cli.arguments import (
-    _explain_unknown,
-    _list_options,
-    positional,
-)
+from nanogpt.cli.arguments import _explain_unknown, _list_options
 from nanogpt.cli.data import DataArgs
 from nanogpt.cli.evaluate import EvalArgs
 from nanogpt.cli.explain import ExplainArgs
@@ -30,6 +26,7 @@ from nanogpt.cli.sample import SampleArgs
 from nanogpt.cli.study import LadderArgs, ScalingArgs
 from nanogpt.cli.tokenize import TokenizeArgs
 from nanogpt.cli.train import TrainArgs
+from nanogpt.cli.values import positional
 from nanogpt.runs.presets import PRESETS
 
 from .answers import Command, assert_refused

@@ -26,7 +26,7 @@ MODERN = ModernConfig(n_layer=2, n_head=2, n_embd=64, block_size=128, vocab_size
     [SHAPE, replace(SHAPE, vocab_size=4000), replace(SHAPE, block_size=256), MODERN],
 )
 def test_flops_per_token_agrees_with_the_count_of_torch(config: ModelConfig) -> None:
-    """The counts differ slightly, because torch does not count biases and the gains of norms."""
+    """The counts differ slightly: torch does not count the additions of biases, or the norms."""
     model = build(config)
     inputs, targets = torch.randint(config.vocab_size, (2, 2, config.block_size)).unbind()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

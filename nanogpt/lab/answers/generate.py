@@ -19,7 +19,10 @@ from .question import Question
 SHOWN = 24
 """Number of tokens in the list of the most probable next tokens."""
 PIECE_SECONDS = 0.05
-"""Text of this time is sent at once: an event for each token would slow down a run that trains."""
+"""The text generated in this time is sent as one piece.
+
+One piece for each token would slow down runs that train on the same machine.
+"""
 
 
 def read_sampling(question: Question, tokens: int) -> GenerationConfig:
@@ -50,9 +53,9 @@ def start_sample(question: Question) -> Iterator[str]:
 
 
 def join_pieces(pieces: Iterator[str]) -> str:
-    """Return the text that the iterator gives in PIECE_SECONDS, at least one piece.
+    """Return the next text of a completion: at least one piece, at most about PIECE_SECONDS of it.
 
-    Returns "" at the end of the completion.
+    Returns "" if no text is left.
     """
     end, text = time.monotonic() + PIECE_SECONDS, ""
     for piece in pieces:
