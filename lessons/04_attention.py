@@ -348,9 +348,8 @@ assert 0.97 > undivided > 0.93 > 0.122 > alike[Average, 1] > 0.12 > divided > 0.
 # 0.88 of the weight: this head is almost a bigram. The rest adds other clues, but blurs this one.
 #
 # If the model adds `x` to the result of the head, the current character takes another path. The
-# head then gives it only 0.15 to 0.29 of the weight (equal weights: 0.12), chooses among the
-# others, and the loss falls to about 2.44. This is a *residual connection* ([lesson
-# 7](07_depth.md)).
+# head then gives it only 0.15 to 0.29 of the weight (equal weights: 0.12), and the loss falls to
+# about 2.44. This is a *residual connection* ([lesson 7](07_depth.md)).
 #
 # ## Scoreboard
 

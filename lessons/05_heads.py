@@ -207,9 +207,9 @@ for n_head in (1, 2):
 # Two heads name both digits. One head names one of them and guesses the other: about one of ten
 # guesses is right. If it looks at both digits, it gets one mean of two values. With equal weights,
 # 3 and 7 give the same mean as 7 and 3. With unequal weights, a digit adds the same logits from
-# either place, times its weight, because the values and the layers after them are linear: a
-# position only adds its own logits. So both answers favour the digit with the larger weight. Two
-# heads put their results in different channels.
+# either place, times its weight, because all that follows is linear. They favour it in both answers
+# (3 and 3 must give 3), so the digit with the larger weight wins. Two heads put their results in
+# different channels.
 #
 # ## Four heads on Shakespeare
 #
@@ -341,8 +341,8 @@ for rows, back in ((layer_1[3], 1), (layer_1[0], 2)):  # head 4 looks one back, 
 #
 # **Look at more heads:** download the file [inspect.html](inspect.html) and open it in a browser.
 # It shows every head of a trained GPT with 4 layers of attention, and what the model predicts at
-# each position. In layer 1, head 4 looks at the previous character, and head 1 at the one before
-# that. What do the other heads look at? `nanogpt inspect` makes such a page of your own model.
+# each position. In layer 1, head 4 looks at the previous character, and head 1 mostly at the two
+# before that. What do the other heads look at? `nanogpt inspect` shows your own model.
 #
 # ## Scoreboard
 

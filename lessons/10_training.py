@@ -173,7 +173,7 @@ for step in (1, 2, 3):
 # initial weights are PyTorch's.
 #
 # *Weight decay* makes weights a little smaller in each step. This limits their size, and can reduce
-# overfitting (below). AdamW (Loshchilov & Hutter 2017,
+# overfitting (below). PyTorch's AdamW (Loshchilov & Hutter 2017,
 # [arXiv:1711.05101](https://arxiv.org/abs/1711.05101)) also multiplies them by $1 - \eta \lambda$,
 # where $\lambda$ is the strength. Our runs do without it.
 

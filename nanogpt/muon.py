@@ -2,7 +2,8 @@
 
 The method, with Nesterov momentum, is from Jordan et al. 2024
 (https://kellerjordan.github.io/posts/muon/). The decoupled weight decay is from Liu et al. 2025
-(arXiv:2502.16982).
+(arXiv:2502.16982). Two options change it: rows of equal size from Li et al. 2025 (NorMuon,
+arXiv:2510.05491), and cautious weight decay from Chen et al. 2025 (arXiv:2510.12402).
 """
 
 import math
@@ -28,6 +29,8 @@ class Muon:
         weight_decay: float = 0.0,
         precision: torch.dtype = torch.bfloat16,
         stacked: Mapping[str, int] | None = None,
+        normalise_rows: bool = False,
+        cautious_decay: bool = False,
     ) -> None:
         """`stacked` maps the name of a parameter to the number of matrices stacked in its rows.
 
@@ -38,6 +41,7 @@ class Muon:
         self.averages = [torch.zeros_like(p) for p in self.parameters]
         """The running mean of each gradient."""
         self.momentum, self.weight_decay = momentum, weight_decay
+        self.cautious_decay = cautious_decay
         # float16 could overflow; bfloat16 is accurate enough (Jordan et al.).
         self.precision = torch.float32 if precision == torch.float32 else torch.bfloat16
         self._names = list(named)
@@ -49,6 +53,12 @@ class Muon:
         for i, (name, p) in enumerate(named.items()):
             count = (stacked or {}).get(name, 1)
             self.stacks[p.shape[0] // count, p.shape[1]][i] = count
+        self.squares: dict[tuple[int, int], Tensor] = {}
+        """For each shape, a running mean of the mean square of each row: (matrices, rows, 1)."""
+        if normalise_rows:
+            for (rows, columns), counts in self.stacks.items():
+                zeros = self.parameters[0].new_zeros(sum(counts.values()), rows, 1)
+                self.squares[rows, columns] = zeros
 
     @torch.no_grad()
     def step(self, rate: Tensor) -> None:
@@ -56,13 +66,20 @@ class Muon:
         gradients = collect_gradients(self._names, self.parameters)
         torch._foreach_lerp_(self.averages, gradients, 1 - self.momentum)
         nesterov = torch._foreach_lerp(gradients, self.averages, self.momentum)
-        torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
+        if not self.cautious_decay:
+            torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
         for (rows, columns), counts in self.stacks.items():
             stack = torch.cat([nesterov[i].view(-1, rows, columns) for i in counts])
+            directions = orthogonalise(stack, self.precision)
+            if self.squares:
+                directions = normalise_rows(directions.float(), self.squares[rows, columns])
             # The factor √(rows / columns) lets each output of a tall matrix change as much as each
             # output of a square matrix.
             distance = rate * math.sqrt(max(1, rows / columns))
-            updates = torch.mul(orthogonalise(stack, self.precision), distance, out=stack)
+            updates = torch.mul(directions, distance, out=stack)
+            if self.cautious_decay:  # only weights that the update moves towards 0 decay
+                weights = torch.cat([self.parameters[i].view(-1, rows, columns) for i in counts])
+                updates += rate * self.weight_decay * weights * (updates * weights > 0)
             torch._foreach_sub_(
                 [self.parameters[i] for i in counts],
                 [u.reshape(-1, columns) for u in updates.split(list(counts.values()))],
@@ -71,7 +88,8 @@ class Muon:
     def state(self) -> dict[str, Tensor]:
         """Return the tensors to save in a checkpoint, by name."""
         pairs = zip(self._names, self.averages, strict=True)
-        return {f"{name}.momentum": average for name, average in pairs}
+        squares = {f"rows of {r} x {c}": mean for (r, c), mean in self.squares.items()}
+        return {**{f"{name}.momentum": average for name, average in pairs}, **squares}
 
 
 def collect_gradients(names: Sequence[str], parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -85,6 +103,19 @@ def collect_gradients(names: Sequence[str], parameters: Sequence[Tensor]) -> lis
             )
         gradients.append(p.grad)
     return gradients
+
+
+def normalise_rows(matrices: Tensor, squares: Tensor) -> Tensor:
+    """Divide each row of `matrices` (N, rows, columns) by the root of its running mean square.
+
+    Then scale each matrix so that it has the same norm as before. `squares` (N, rows, 1) holds the
+    running means, which this function updates.
+    """
+    squares.lerp_(matrices.square().mean(dim=-1, keepdim=True), 0.05)
+    scaled = matrices / (squares.sqrt() + 1e-8)
+    before, after = (X.norm(dim=(-2, -1), keepdim=True) for X in (matrices, scaled))
+    result: Tensor = scaled * (before / after.clamp(min=1e-8))
+    return result
 
 
 def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> Tensor:

@@ -40,6 +40,10 @@ class OptimConfig:
     """Decay of Adam's running mean of the squared gradients."""
     momentum: float = 0.95
     """Decay of Muon's running mean of the gradients."""
+    normalise_rows: bool = False
+    """Let all rows of Muon's updates have about the same norm (NorMuon, arXiv:2510.05491)."""
+    cautious_decay: bool = False
+    """With Muon, only weights that the update moves towards 0 decay (arXiv:2510.12402)."""
     weight_decay: float = 0.1
     """Each step multiplies matrices and tables by 1 - learning rate × this value. Biases and norms
     do not decay. With muon, only the matrices of the blocks decay."""
@@ -71,8 +75,8 @@ class Adam:
 
     m = β₁m + (1 - β₁)g and v = β₂v + (1 - β₂)g² are running means of the gradient g and of g².
     weights -= rate · m̂ / (√v̂ + ε), where m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) after t steps
-    (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1). From matrices and tables, AdamW also
-    subtracts rate · decay · weights (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2).
+    (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1). AdamW also subtracts rate · decay · weights
+    from matrices and embedding tables (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2).
     torch.optim.AdamW is not used: it imports the compiler of torch, which takes seconds.
     """
 
@@ -148,7 +152,8 @@ def build_optimizers(
     matrices = {name: named[name] for name in stacked if name in named}
     others = {name: p for name, p in named.items() if name not in matrices}
     adam = [Adam(others, betas)] if others else []
-    muon = Muon(matrices, config.momentum, config.weight_decay, precision, stacked)
+    options = config.normalise_rows, config.cautious_decay
+    muon = Muon(matrices, config.momentum, config.weight_decay, precision, stacked, *options)
     return [*adam, muon] if matrices else [*adam]  # Muon needs matrices
 
 
@@ -163,12 +168,6 @@ def get_learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     else:
         remaining = min(1.0, (1 - progress) / config.cooldown)
     return config.min_lr + (config.lr - config.min_lr) * remaining
-
-
-def scale_rates(optimizers: Sequence[Optimizer], rate: float, config: OptimConfig) -> list[float]:
-    """Return the learning rate for each optimizer: `rate`, but `rate` · muon_lr / lr for Muon."""
-    muon_rate = rate / config.lr * config.muon_lr
-    return [muon_rate if isinstance(optimizer, Muon) else rate for optimizer in optimizers]
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:

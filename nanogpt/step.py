@@ -10,14 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .data import BatchOrder, inputs_and_targets
-from .optim import (
-    Optimizer,
-    clip_gradients,
-    get_ema_decay,
-    get_learning_rate,
-    scale_rates,
-    update_average,
-)
+from .muon import Muon
+from .optim import Optimizer, clip_gradients, get_ema_decay, get_learning_rate, update_average
 from .runs.run import Run
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -129,7 +123,8 @@ class Stepper:
         config, state = self.run.config, self.run.state
         step = state.step + ahead
         rate = get_learning_rate(step, config.train.steps, config.optim)
-        rates = scale_rates(state.optimizers, rate, config.optim)
+        muon_rate = rate / config.optim.lr * config.optim.muon_lr
+        rates = [muon_rate if isinstance(each, Muon) else rate for each in state.optimizers]
         return rates, 1 - get_ema_decay(step, config.optim)
 
     def count_step(self) -> None:

@@ -70,7 +70,7 @@ def test_every_flag_in_a_document_exists(nanogpt: Command) -> None:
     known = {"--check", "--notebooks", "--train.stps", "--run"}
     for benchmark in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)", benchmark.read_text("utf-8")))
-    studies = (("study", "ladder"), ("study", "scaling"))
+    studies = (("study", "ladder"), ("study", "scaling"), ("study", "distillation"))
     for command in (*((name,) for name in COMMANDS if name != "study"), *studies):
         known |= set(re.findall(r"--[a-z][\w.-]+", nanogpt(*command, "--help")[1]))
     for text in PAGES.values():

@@ -114,6 +114,14 @@ def muon_config(config: RunConfig) -> RunConfig:
     )
 
 
+def test_the_rate_of_muon_is_proportional_to_that_of_adam(muon_config: RunConfig) -> None:
+    _, stepper = build_stepper(muon_config)
+    for ahead in range(20):
+        (adam_rate, muon_rate), _ = stepper.plan(ahead)
+        assert adam_rate == get_learning_rate(ahead, 20, muon_config.optim)
+        assert muon_rate == pytest.approx(3 * adam_rate)
+
+
 def test_the_number_of_steps_per_call_does_not_change_results(muon_config: RunConfig) -> None:
     (one, together), (other, apart) = build_stepper(muon_config), build_stepper(muon_config)
     torch.manual_seed(3)

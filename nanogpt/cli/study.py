@@ -75,7 +75,52 @@ class ScalingArgs:
     """Print one JSON object instead of tables."""
 
 
-STUDIES: dict[str, type[LadderArgs | ScalingArgs]] = {"ladder": LadderArgs, "scaling": ScalingArgs}
+@dataclass(frozen=True)
+class DistillationArgs:
+    """Train models that learn from the probabilities of other models, and compare their losses.
+
+    First, teachers learn from the text alone. Then students learn from the text and from the mean
+    of the teachers' probabilities. Students are the teachers of the next generation. The last
+    generation has smaller students, too. Finished models are not trained again. The results are in
+    distillation.json, distillation.md and distillation.svg.
+    """
+
+    data: str = "tinyshakespeare"
+    """Text to train on; see --data of nanogpt train."""
+    column: str = "text"
+    """Column with the text, in datasets (hf:) and in .jsonl and .parquet files."""
+    separator: str = "\n\n"
+    """Text inserted between documents."""
+    out: Path = Path("runs/distillation")
+    """Directory of the study; it contains the run directory of each model."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto and cuda use all CUDA GPUs of the machine. On a GPU, the
+    models are larger."""
+    at_a_time: int = 1
+    """Maximum number of models that train at the same time on each device."""
+    teachers: int = 4
+    """Number of models that learn from the text alone."""
+    students: int = 5
+    """Number of models in each later group."""
+    generations: int = 2
+    """Number of generations of students."""
+    steps: int | None = None
+    """Training steps of each model; by default 3,500 on a CUDA GPU, and 600 elsewhere."""
+    seed: int = 1337
+    """Seed of the first teacher; the other models have the next seeds."""
+    json: Flag = False
+    """Print one JSON object instead of lines."""
+
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        return corpora.explain_unused(name, self.data)
+
+
+STUDIES: dict[str, type[LadderArgs | ScalingArgs | DistillationArgs]] = {
+    "ladder": LadderArgs,
+    "scaling": ScalingArgs,
+    "distillation": DistillationArgs,
+}
 
 
 def study(args: list[str]) -> None:
@@ -86,8 +131,10 @@ def study(args: list[str]) -> None:
     try:
         if isinstance(options, LadderArgs):
             _run_ladder(options)
-        else:
+        elif isinstance(options, ScalingArgs):
             _run_scaling(options)
+        else:
+            _run_distillation(options)
     except Interrupted as error:
         raise Interrupted(error.number, error.saved, command) from None
     except Stopped as error:
@@ -173,6 +220,63 @@ def _run_scaling(options: ScalingArgs) -> None:
     console.print(Markdown(format_tables(scaling)))
     console.print(
         f"saved in {make_line(options.out)}: scaling.json, scaling.md, pictures", soft_wrap=True
+    )
+
+
+def _run_distillation(options: DistillationArgs) -> None:
+    """Train the generations; print a line for each model and for each group."""
+    from ..runs.config import RunConfig, TrainConfig
+    from ..studies.distillation import Group, run_distillation
+    from .progress import PlainConsole, duration
+
+    for name in ("teachers", "students", "generations", "at_a_time"):
+        if getattr(options, name) < 1:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is {getattr(options, name)}: it must be at least 1")
+    with report_mistakes(DistillationArgs):
+        base = RunConfig(
+            data=options.data,
+            column=options.column,
+            separator=options.separator,
+            out=options.out,
+            seed=options.seed,
+            device=options.device,
+        )
+        if options.steps is not None:
+            TrainConfig(steps=options.steps)
+    console = PlainConsole(quiet=options.json)
+
+    def print_trial(run: "RunConfig", trial: "Trial") -> None:
+        console.print(
+            f"{run.name:16} val loss {trial.val_loss:.4f}  {duration(trial.seconds)}",
+            soft_wrap=True,
+        )
+
+    def print_group(group: Group) -> None:
+        console.print(
+            f"{group.name:16} mean {group.mean:.4f}, all together {group.ensemble_loss:.4f}; "
+            f"on the training text {group.train_loss:.4f}",
+            style="bold",
+            soft_wrap=True,
+        )
+
+    def print_message(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    result = run_distillation(
+        base,
+        (options.teachers, options.students, options.generations),
+        options.at_a_time,
+        options.steps,
+        print_trial,
+        print_group,
+        print_message,
+    )
+    if options.json:
+        print(json.dumps(asdict(result)))
+    console.print(
+        f"saved in {make_line(options.out)}: distillation.json, distillation.md, distillation.svg",
+        soft_wrap=True,
     )
 
 

@@ -26,7 +26,7 @@ from .security import Guard
 from .training import MAX_TEXT_BYTES, Trainings, is_locked, save_text
 from .worker import Check, Outdated, Worker
 
-POLL_SECONDS = 1
+POLL_SECONDS = 2
 """Seconds between two reads of the metrics and of the list of runs, in events()."""
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 PAGES = [files(package) / "page" for package in ("nanogpt.lab", "nanogpt.reports")]

@@ -134,7 +134,7 @@ class GPT(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Set biases to 0; draw weights from N(0, 0.02²). For positions, GPT-2 uses N(0, 0.01²).
+        """Set biases to 0; draw all weights from N(0, 0.02²). (GPT-2: N(0, 0.01²) for positions.)
 
         In every block, the weights of the last linear layers of attention and of feed-forward are
         scaled by 1/√(2·n_layer), so the residual stream does not grow with depth (GPT-2, sec. 2.3).

@@ -181,7 +181,8 @@ class RunConfig:
     def explain_unused(self, name: str) -> str:
         """Return why the setting `name` has no effect, or "" if the setting has an effect."""
         optim = self.optim
-        needed = {"muon_lr": ("muon",), "momentum": ("muon",), "weight_decay": ("adamw", "muon")}
+        of_muon = "muon_lr", "momentum", "normalise_rows", "cautious_decay"
+        needed = {"weight_decay": ("adamw", "muon"), **dict.fromkeys(of_muon, ("muon",))}
         if optim.optimizer not in needed.get(name, (optim.optimizer,)):
             return f"the optimizer is {optim.optimizer}"
         if name in ("teacher_weight", "teacher_temperature") and not self.teachers:
@@ -210,9 +211,11 @@ class RunConfig:
                 )
 
 
+FIXED = "optimizer", "ema", "normalise_rows"
+"""Settings of OptimConfig that determine the tensors of a checkpoint."""
 CHANGEABLE = (
     "train.",
-    *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("optimizer", "ema")),
+    *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in FIXED),
     "teachers",  # their locations; the SHA-256 of their weights must stay the same
     "data",  # the location of the text; the SHA-256 of the text must stay the same
     "column",

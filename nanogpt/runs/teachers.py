@@ -26,7 +26,7 @@ class Teacher:
 def load_teachers(
     runs: Sequence[Path], tokenizer: Tokenizer, block_size: int, device: torch.device
 ) -> list[Teacher]:
-    """Load the best weights of each run in `runs`: paths, or names in runs/.
+    """Load the best weights of each run. `runs` has paths, or names of runs in the directory runs/.
 
     `tokenizer` and `block_size` belong to the model that learns. Raises UserError if a run does not
     exist, is damaged, has another tokenizer, or cannot read block_size tokens.

@@ -39,6 +39,24 @@ def draw_ladder(file: Path, rungs: Sequence[tuple[str, float]]) -> None:
     _save(figure, file)
 
 
+def draw_generations(file: Path, groups: Sequence[tuple[str, Sequence[float], float]]) -> None:
+    """Plot the losses of the models of each group, and the loss of their ensemble."""
+    figure = make_figure(7, 0.5 * len(groups) + 1.1, "constrained")
+    axes = figure.add_subplot()
+    for row, (_, losses, ensemble_loss) in enumerate(groups):
+        models = axes.scatter(losses, [row] * len(losses), color="black", s=18, zorder=2)
+        (together,) = axes.plot(ensemble_loss, row, "D", color="white", mec="black", zorder=2)
+        axes.axhline(row, color="0.85", linewidth=1, zorder=1)
+    models.set_label("one model")
+    together.set_label("mean of the probabilities of the models in the row")
+    axes.set_yticks(range(len(groups)), [name for name, _, _ in groups])
+    axes.invert_yaxis()
+    axes.set(xlabel="validation loss (nats per token)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    _save(figure, file)
+
+
 Measured = Sequence[tuple[float, float, float]]
 """(parameters, characters, loss) for each model size and amount of text."""
 MARKERS = "os^Dv<>P*X"

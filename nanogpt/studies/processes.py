@@ -38,23 +38,24 @@ def run_all(
     command: str,
     on_trial: Callable[[RunConfig, Trial, int], None],
     on_message: Callable[[str], None],
+    unneeded: Sequence[str] = ("best", "last"),
 ) -> list[Trial]:
     """Train the unfinished runs, and return the results of all runs in the order of `runs`.
 
     Trains up to `at_a_time` runs in parallel on each device. If needs_whole_device(run) is true,
     this run does not share its device. `command` is the command line that resumes the study. Calls
     `on_trial` with each run, its result and the number of finished runs; calls `on_message` when a
-    process fails. Deletes the checkpoints of finished runs. Raises UserError, Interrupted or
-    Stopped; before that, waits until all running processes have saved a checkpoint.
+    process fails. Deletes the checkpoints `unneeded` of finished runs. Raises UserError,
+    Interrupted or Stopped; before that, waits until all running processes have saved a checkpoint.
     """
     trials = {run.name: trial for run in runs if (trial := read_finished_trial(run))}
     unfinished = [run for run in runs if run.name not in trials]
     for done, run in enumerate((run for run in runs if run.name in trials), 1):
-        _remove_weights(run)  # a process that was killed may have left checkpoints
+        _remove_weights(run, unneeded)  # a process that was killed may have left checkpoints
         on_trial(run, trials[run.name], done)
     if unfinished:
         for run, trial in _run_in_processes(
-            unfinished, at_a_time, needs_whole_device, command, on_message
+            unfinished, at_a_time, needs_whole_device, command, on_message, unneeded
         ):
             trials[run.name] = trial
             on_trial(run, trial, len(trials))
@@ -67,6 +68,7 @@ def _run_in_processes(
     needs_whole_device: Callable[[RunConfig], bool],
     command: str,
     on_message: Callable[[str], None],
+    unneeded: Sequence[str],
 ) -> Iterator[tuple[RunConfig, Trial]]:
     """Yield each run and its result as soon as the run is finished.
 
@@ -89,7 +91,7 @@ def _run_in_processes(
                         break
                     free_slots[name] -= slots
                     threads = max(1, count_cores() * slots // (n_devices * at_a_time))
-                    worker = _Worker(waiting.pop(0), name, slots, threads)
+                    worker = _Worker(waiting.pop(0), name, slots, threads, unneeded)
                     workers[worker.process.sentinel] = worker
                 for sentinel in connection.wait([*workers], timeout=0.2):
                     assert isinstance(sentinel, int)
@@ -123,10 +125,13 @@ def _run_in_processes(
 class _Worker:
     """A process that trains one run."""
 
-    def __init__(self, run: RunConfig, device: str, slots: int, threads: int) -> None:
+    def __init__(
+        self, run: RunConfig, device: str, slots: int, threads: int, unneeded: Sequence[str]
+    ) -> None:
         self.run, self.device, self.slots = run, device, slots
         self.connection, child_end = multiprocessing.Pipe()
-        self.process = _CONTEXT.Process(target=_work, args=(run, device, threads, child_end))
+        args = run, device, threads, unneeded, child_end
+        self.process = _CONTEXT.Process(target=_work, args=args)
         with _block_interrupts():
             self.process.start()
         child_end.close()
@@ -155,7 +160,9 @@ class _Worker:
         return read_finished_trial(self.run) or reason
 
 
-def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None:
+def _work(
+    run: RunConfig, device: str, threads: int, unneeded: Sequence[str], parent: Connection
+) -> None:
     """Train a run on a device; this is the main function of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and calls stop()
     threading.Thread(target=_end_when_asked, args=(parent,), daemon=True).start()
@@ -163,7 +170,7 @@ def _work(run: RunConfig, device: str, threads: int, parent: Connection) -> None
     try:
         with raise_interrupted():
             run_trial(replace(run, device=device), command="")  # the parent reports interruptions
-            _remove_weights(run)
+            _remove_weights(run, unneeded)
     except Interrupted:
         pass
     except (UserError, Stopped) as error:
@@ -196,7 +203,7 @@ def _block_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # if process.start() did this, SIGINT would be unblocked
+    resource_tracker.ensure_running()  # starting this tracker can unblock SIGINT, so do it first
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -204,8 +211,8 @@ def _block_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _remove_weights(run: RunConfig) -> None:
-    """Delete the checkpoints of a finished run: the study needs only its losses."""
+def _remove_weights(run: RunConfig, unneeded: Sequence[str]) -> None:
+    """Delete the checkpoints of a finished run that its study does not need."""
     assert run.out is not None
-    for directory in ("best", "last"):
+    for directory in unneeded:
         remove_if_present(run.out / directory)

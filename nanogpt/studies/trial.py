@@ -111,6 +111,8 @@ def _require_same_settings(requested: RunConfig, found: RunConfig) -> None:
     paths.
     """
     settings, found_settings = flatten_settings(requested), flatten_settings(found)
+    for each in (settings, found_settings):
+        each["teachers"] = [Path(run).name for run in each["teachers"]]
     for name in sorted(settings.keys() | found_settings.keys()):
         value, found_value = str(settings.get(name)), str(found_settings.get(name))
         if name in ("out", "device", "data") or value == found_value:

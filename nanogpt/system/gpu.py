@@ -31,7 +31,8 @@ def compile_loss(
     """
     device = example[0].device
     states = get_random_states(device)
-    forward = torch.compile(type(blocks[0]).forward)
+    # Blocks of other models, such as teachers, may have other sizes: compile each size by itself.
+    forward = torch.compile(type(blocks[0]).forward, dynamic=False)
 
     def compiled_loss(inputs: Tensor, targets: Tensor) -> Tensor:
         for block in blocks:

@@ -264,8 +264,8 @@ class HubTokenizer:
         import tiktoken
 
         # Without special tokens, tiktoken searches for an empty token at every character, which
-        # doubles the encoding time. So add a special token that encode_array() does not allow: the
-        # ids of a text stay the same.
+        # doubles the encoding time. So add a special token. encode_array() never uses it: its
+        # characters are ordinary characters there.
         special = special or {"<|never|>": self.vocab_size}
         encoding = tiktoken.Encoding(
             "nanogpt", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special

@@ -203,7 +203,8 @@ def _short_hash(key: str) -> str:
 def new_directory(name: str) -> Iterator[Path]:
     """Yield a temporary directory in the cache, for files that are not complete yet.
 
-    Raises UserError if the cache cannot be written; in the message, `name` stands for these files.
+    Raises UserError if the cache cannot be written. The message calls the files by `name`, such as
+    "the tokens of the text".
     """
     cache = cache_directory()
     try:

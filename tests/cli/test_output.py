@@ -34,7 +34,7 @@ def lose_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Non
                 reader, file = os.pipe()
                 os.close(reader)
             stream = open(file, "w", encoding="utf-8", newline="")  # noqa: SIM115
-            stack.callback(stream.close)  # no text is left to write, so close() raises no error
+            stack.callback(stream.close)  # after a failed write, Output writes to the null device
             monkeypatch.setattr("sys.stdout", None if how == "closed" else stream)
 
         yield lose

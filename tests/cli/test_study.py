@@ -58,6 +58,6 @@ def test_an_interrupted_study_prints_the_command_that_resumes_it(
 
 def test_help_lists_the_studies(nanogpt: Command) -> None:
     out = nanogpt("study", "--help")[1]
-    assert "{ladder,scaling}" in out
+    assert "{ladder,scaling,distillation}" in out
     assert "Train models of many sizes" in out
     assert "--at-a-time" in nanogpt("study", "scaling", "--help")[1]

@@ -1,4 +1,4 @@
-"""Counts of operations equal those of torch; the estimated time agrees with given speeds."""
+"""The counts of operations agree with those of torch; the estimated time follows from the rates."""
 
 import random
 from typing import Any

@@ -29,7 +29,7 @@ def best() -> Path:
 
 
 def test_an_empty_name_is_no_run(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a path, "" means the working directory: here runs/, then a run, then a checkpoint."""
+    """As a path, "" means the working directory: the test tries three of them."""
     for directory in (best.parent.parent, best.parent.resolve(), best.resolve()):
         monkeypatch.chdir(directory)
         for find in (find_run, load):

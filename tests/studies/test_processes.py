@@ -119,7 +119,7 @@ def test_worker_saves_a_checkpoint_when_it_is_asked_to_stop(
     """The parent sends no signal, because on Windows a signal ends a process at once."""
     monkeypatch.setattr(processes, "signal", SimpleNamespace())  # as on Windows
     long = replace(run, train=replace(run.train, steps=1_000_000, eval_every=100_000))
-    worker = processes._Worker(long, "cpu", 1, 1)
+    worker = processes._Worker(long, "cpu", 1, 1, ())
     while not Path("one/best").exists():
         assert worker.process.is_alive()
         time.sleep(0.05)
@@ -205,7 +205,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     class Worker:
         """A worker that finishes as soon as run_all() waits for it."""
 
-        def __init__(self, run: RunConfig, device: str, slots: int, threads: int) -> None:
+        def __init__(
+            self, run: RunConfig, device: str, slots: int, threads: int, unneeded: object
+        ) -> None:
             started.append((run.name, device, threads, [*running]))
             running.append(run.name)
             self.run, self.device, self.slots = run, device, slots

@@ -40,8 +40,11 @@ def test_one_block_is_compiled_for_all_blocks_or_one_line_gives_the_reason(
 ) -> None:
     calls, lines, compilations = list[object](), list[str](), list[object]()
 
-    def compile(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def compile(
+        function: Callable[..., torch.Tensor], dynamic: bool | None = None
+    ) -> Callable[..., torch.Tensor]:
         compilations.append(function)
+        assert dynamic is not True
 
         def call(*args: torch.Tensor) -> torch.Tensor:
             if not calls:

@@ -103,7 +103,7 @@ export class Train {
       runs: runs => this.showRuns(runs),
       records: ({ start, records }) => {               // after a lost connection, `start` is 0 again
         this.records = [...this.records.slice(0, start), ...records];
-        this.draw();
+        this.drawSoon();
       },
     });
     this.draw();
@@ -145,8 +145,14 @@ export class Train {
       if (started.error) this.lab.problem(`${started.name}: ${started.error}`);
       else this.lab.chooseRun(started.name);
     }
-    this.draw();
+    this.drawSoon();
     this.countNgrams();
+  }
+
+  // Draw once, even if several events arrive together: the page and the training share the processor.
+  drawSoon() {
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => this.draw());
   }
 
   draw() {
