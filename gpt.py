@@ -169,7 +169,7 @@ def train(model, tokens):
 
 @torch.no_grad()
 def evaluate(model, tokens):
-    """Return the mean loss of all tokens except the first, in blocks that do not overlap."""
+    """Return the mean loss of a text after its first token, in blocks that do not overlap."""
     T, count = model.block_size, len(tokens) - 1
     padding = (0, -count % T)  # fills the last block; cross_entropy ignores targets of -100
     inputs = F.pad(tokens[:-1], padding).view(-1, T)  # (number of blocks, T)

@@ -163,7 +163,7 @@ def first_run() -> str:
 
 
 def heart() -> str:
-    """The table of the eight heart files, with the number of lines of each file."""
+    """The table of the files that are the heart of nanogpt, with the lines of each."""
     lines = {file: len((ROOT / "nanogpt" / file).read_text("utf-8").splitlines()) for file in HEART}
     rows = [
         [f"[nanogpt/{file}](nanogpt/{file})", str(lines[file]), topic]

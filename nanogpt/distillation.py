@@ -33,8 +33,9 @@ class SoftTargets:
     def add_to(self, loss: Tensor, logits: Tensor, inputs: Tensor) -> Tensor:
         """Return (1 − w₁ − w₂) · loss + w₁ · loss₁ + w₂ · loss₂, for the models 1 and 2.
 
-        `loss` is the cross-entropy of `logits` (B, T, V) with the text. lossᵢ is the cross-entropy
-        with the probabilities of model i for the same inputs (B, T).
+        `loss` is the cross-entropy of `logits` (B, T, V) with the text as the target. lossᵢ is the
+        cross-entropy of `logits` with the probabilities of model i as the target, for the same
+        inputs (B, T).
         """
         if not self.sources:
             return loss

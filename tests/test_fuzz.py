@@ -313,7 +313,7 @@ def test_a_damaged_checkpoint_loads_the_same_weights_or_raises_an_error(
     assert report["megabytes"] < 500
     errors = sum(n for outcome, n in outcomes.items() if outcome.endswith("UserError"))
     assert errors > mutants / 2
-    for mutation in UNSIGNED:  # with the old checksums, a mutant rarely loads
+    for mutation in UNSIGNED:  # a mutant with the original checksums rarely loads
         same = outcomes.get(f"{mutation.__name__}: same", 0)
         assert same <= outcomes[f"{mutation.__name__}: UserError"] / 4
     assert outcomes["signed keep: same"] > 0

@@ -4,6 +4,7 @@ The page sends requests only to the lab, and a saved view sends no requests.
 """
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +176,28 @@ def test_every_view_can_be_saved(page: Any, tmp_path: Path, title: str) -> None:
     expect(saved.locator("#view")).to_contain_text(text.splitlines()[0])
     assert saved.locator("#problem").is_hidden()
     assert not faults
+
+
+def test_a_saved_view_has_the_answers_that_are_late(browser: Any, client: Client) -> None:
+    """The button "Save view" waits for them."""
+    context = browser.new_context()
+    page = context.new_page()
+
+    def answer_late(route: Any) -> None:
+        time.sleep(1)
+        route.continue_()
+
+    page.route(re.compile("setup|explain"), answer_late)
+    page.goto(client.address)
+    page.get_by_role("tab", name="Train").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save view").click()
+    download.value.save_as("saved.html")
+    saved = context.new_page()
+    saved.goto(Path("saved.html").absolute().as_uri())
+    expect(saved.locator("#view")).to_contain_text("for all steps")
+    assert saved.locator("#problem").is_hidden()
+    context.close()
 
 
 def test_a_bug_of_the_lab_is_reported(browser: Any, client: Client) -> None:

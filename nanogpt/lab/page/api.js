@@ -6,6 +6,7 @@
 // In a saved page: the view, its run, step and prompt, and its answers. Otherwise null.
 export const saved = JSON.parse(document.getElementById("data")?.textContent ?? "null");
 const kept = new Map();                            // answers by address, without the parameters view and turn
+const pending = new Set();                         // the questions that wait for an answer
 const MISSING = "this saved page does not have the answer: ask the lab that has the run";
 
 const tab = Math.random().toString(36).slice(2);   // so that tabs do not cancel each other's questions
@@ -47,9 +48,23 @@ function recall(address) {
 export async function get(name, { view, turn, ...question } = {}) {
   const address = toAddress(name, question);
   if (saved) return recall(address);
-  const answer = await request(toAddress(name, { ...question, view, turn }));
-  if (answer) kept.set(address, answer);
-  return answer;
+  const asking = request(toAddress(name, { ...question, view, turn }));
+  pending.add(asking);
+  try {
+    const answer = await asking;
+    if (answer) kept.set(address, answer);
+    return answer;
+  } finally {
+    pending.delete(asking);
+  }
+}
+
+// Wait until no question waits for an answer. An answer may lead to another question.
+export async function allAnswers() {
+  while (pending.size) {
+    await Promise.allSettled([...pending]);
+    await new Promise(resolve => setTimeout(resolve));
+  }
 }
 
 export async function post(name, value) {

@@ -1,7 +1,7 @@
 // The frame of the page: the list of runs, the views, and what they share (run, step, prompt).
 
 import { element } from "./dom.js";
-import { Problem, forget, get, saved } from "./api.js";
+import { Problem, allAnswers, forget, get, saved } from "./api.js";
 import { button, setChoices } from "./controls.js";
 import { savePage } from "./save.js";
 import { Train } from "./train.js";
@@ -174,6 +174,7 @@ class Lab {
     this.saveButton.textContent = "Saving …";
     try {
       await this.view?.loading;
+      await allAnswers();
       const { name, run, runs, step, prompt } = this;
       const state = { view: name, run: run?.name, runs, step, prompt, state: this.view.state };
       await savePage(state, `nanogpt-${name}-${run?.name ?? ""}.html`.replaceAll(/[^\w.-]+/g, "-"));
