@@ -66,7 +66,7 @@ def test_a_text_that_is_gone(nanogpt: Command, trained: Path) -> None:
             "eval mine --json",
         ):
             message = get_message(nanogpt, command)
-            option = re.search(r"name it with (--data)$", message)
+            option = re.search(r"give its new path with (--data)$", message)
             assert option, message
             shutil.copytree("mine", "copy")
             assert not get_message(nanogpt, f"{command} {option[1]} moved.txt")
