@@ -279,7 +279,7 @@ for weights in ("PyTorch", "GPT-2"):
 # With PyTorch's initial weights, norms bring nothing: 2.53, and 2.51 without. With GPT-2's smaller
 # ones, they help: 2.50, and 2.75 without. The reason is the small embeddings (std 0.02 instead of
 # 1). Without norms, the layers read a stream of std 0.03 (in exercise 1: 1.4), and what they return
-# is as small. Norms bring what they read to std 1.
+# is smaller still. Norms bring what they read to std 1.
 #
 # ## Dropout
 #
