@@ -35,7 +35,7 @@ class Split:
         if isinstance(tokens, Tokens):
             self.bytes_per_token = tokens.bytes / max(1, len(tokens.ids))
             self.lost = tokens.lost_bytes / max(1, tokens.bytes)
-            # Use signed ids: torch has few operations for unsigned ones. to_int64() converts back.
+            # Use signed ids: torch has few operations for unsigned ones. to_int64() restores them.
             tokens = torch.from_numpy(tokens.ids.view(f"<i{tokens.ids.itemsize}"))
         fits = tokens.nbytes < free_token_memory(self.device)
         self.tokens = tokens.to(device) if fits else tokens

@@ -176,7 +176,7 @@ def test_weights_whose_loss_is_not_finite_are_not_saved(config: RunConfig) -> No
 def test_a_validation_loss_that_is_not_finite_stops_the_run(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check before a save uses only one block, so it may miss an error. Here, it is off."""
+    """The check before a save uses one block of text, so it may miss an error. Here, it is off."""
     monkeypatch.setattr("nanogpt.runs.finite.FiniteCheck.check_model", lambda _: None)
     message = train_until_stopped(config, EvaluationCorrupter(0))
     assert message.startswith("the validation loss became nan in step 20")
