@@ -267,9 +267,9 @@ for name, matrix in (("gradient", G / G.norm()), ("after Newton-Schulz", after))
     print(f"{name:19}", *[f"{sizes[i - 1]:.4f}" for i in (1, 2, 8, 32, 48, 64)])
 
 # %% [markdown]
-# These are the singular values number 1, 2, 8, 32, 48 and 64. Before, number 32 was about 400 times
-# smaller than number 1; now it is less than 2 times smaller. All that were above 0.002 are now
-# between 0.68 and 1.21. The smallest also grow, but five rounds are too few for them.
+# These are the singular values number 1, 2, 8, 32, 48 and 64. Number 32 was about 400 times smaller
+# than number 1; now, less than 2 times. All above 0.002 are now between 0.68 and 1.21. Number 48
+# grows, but five rounds are too few. Number 64 stays 0: what `v` reads from layer norm sums to 0.
 #
 # The optimizer applies this to a running mean of the gradients (like Adam's $m$) of each matrix in
 # the Transformer blocks. As Jordan et al. advise, Adam trains embeddings, output and vectors.
@@ -278,9 +278,9 @@ for name, matrix in (("gradient", G / G.norm()), ("after Newton-Schulz", after))
 #
 # The budget is small: 2 Transformer blocks, 300 steps of 16 blocks of text, less than on the
 # scoreboard. We put each part alone into the old model, then all ten. Adam trains the matrices of
-# the Transformer blocks with a learning rate of 0.008; in the last two rows, Muon has 0.05. Adam
-# trains the rest with 0.03. (0.05 and 0.03 are from nanogpt's preset `tiny-fast`.) Warm-up and
-# linear fall multiply all rates by at most 0.75. Some rows have a second run with another seed.
+# the Transformer blocks with a learning rate of 0.008 (the best of four); in the last two rows,
+# Muon has 0.05. Adam trains the rest with 0.03. (Both are from nanogpt's preset `tiny-fast`.)
+# Warm-up and linear fall multiply all rates by at most 0.75. Some rows have a second seed.
 
 # %%
 one_part = {"GPT-2": {}, "QK-norm": {"qk_parts": [RMSNorm]}, "no biases": {"bias": False}}
@@ -324,7 +324,7 @@ for name, parts, *rates in rows:
     print(f"{name:14}", *[f"{loss:.3f} " for loss in losses[name]], flush=True)
 
 # %% [markdown]
-# The mean of the two runs of GPT-2 is 2.33; each gain below is the distance to it. Two runs of one
+# The mean of the two runs of GPT-2 is 2.33; each gain below is the distance to it. Runs of one
 # model differ by up to 0.02, so we believe only gains above 0.05:
 #
 # - **Rotary positions and look-back** gain more than 0.2 each. Both make the previous character
@@ -337,9 +337,9 @@ for name, parts, *rates in rows:
 #   too little to believe.
 #
 # Gains also depend on size, budget and learning rates. In nanogpt's `study ladder`
-# ([results](../docs/studies.md)), models of about 10.7 million parameters were trained on a GPU for
-# 1,000 steps. GPT-2 reached 1.511, the modern model, with half as many heads, 1.453, and with Muon
-# 1.456.
+# ([results](../docs/studies.md)), models of about 10.7 million parameters were trained for 1,000
+# steps. GPT-2 reached 1.511, the modern model, with half as many heads, 1.453, and with Muon (and
+# other settings) 1.456.
 #
 # ## What to remember
 #

@@ -212,3 +212,11 @@ def test_names_of_runs_follow_the_option(learner: RunConfig, nanogpt, small: lis
     status, _, problem = nanogpt("train", *flags, "--teachers", "one", "runs/two", "--seed", "3")
     assert (status, problem) == (0, "")
     assert read_run_config(Path("student")).teachers == [Path("runs/one"), Path("runs/two")]
+    message = "nanogpt: --teachers has no value: name one or more runs, or leave the option out\n"
+    assert nanogpt("train", "--teachers", "--seed", "3") == (2, "", message)
+    assert nanogpt("train", "--teachers") == (2, "", message)
+    status, _, problem = nanogpt("explain", "tiny", "--teachers", "one")
+    assert (status, problem.startswith("nanogpt: --teachers has no effect: explain does")) == (
+        2,
+        True,
+    )

@@ -39,6 +39,11 @@ class ExplainArgs:
     """Print one JSON object instead of tables."""
     config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
 
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        is_teacher = name.endswith("teacher") or name.startswith("teacher")
+        return "explain does not count the work of teachers" if is_teacher else ""
+
 
 def explain(args: list[str]) -> None:
     """Print what a run needs."""

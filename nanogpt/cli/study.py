@@ -14,19 +14,14 @@ from .values import Flag
 
 # The modules of a study import torch, which is slow: import them only when a study runs.
 if TYPE_CHECKING:
-    from ..runs.config import RunConfig
+    from ..runs.config import RunConfig, TrainConfig
     from ..studies.ladder import Rung
     from ..studies.trial import Trial
 
 
 @dataclass(frozen=True)
-class LadderArgs:
-    """Train a series of models, from n-gram counts to a GPT, and compare their losses.
-
-    Each model adds one part to the previous model. The difference between the losses of these two
-    models shows what the part contributes. Finished models are not trained again. The results are
-    in ladder.json, ladder.md and ladder.svg.
-    """
+class _TextArgs:
+    """The options of the studies that can use any text."""
 
     data: str = "tinyshakespeare"
     """Text to train on; see --data of nanogpt train."""
@@ -34,6 +29,21 @@ class LadderArgs:
     """Column with the text, in datasets (hf:) and in .jsonl and .parquet files."""
     separator: str = "\n\n"
     """Text inserted between documents."""
+
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        return corpora.explain_unused(name, self.data)
+
+
+@dataclass(frozen=True)
+class LadderArgs(_TextArgs):
+    """Train a series of models, from n-gram counts to a GPT, and compare their losses.
+
+    Each model adds one part to the previous model. The difference between the losses of these two
+    models shows what the part contributes. Finished models are not trained again. The results are
+    in ladder.json, ladder.md and ladder.svg.
+    """
+
     out: Path = Path("runs/ladder")
     """Directory of the study; it contains the run directory of each model."""
     device: str = "auto"
@@ -44,10 +54,6 @@ class LadderArgs:
     """Seed of the initial weights, dropout, the samples and the order of the batches."""
     json: Flag = False
     """Print one JSON object instead of a table."""
-
-    def explain_unused(self, name: str) -> str:
-        """Return the reason why the option `name` has no effect; "" if it has an effect."""
-        return corpora.explain_unused(name, self.data)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class ScalingArgs:
 
 
 @dataclass(frozen=True)
-class DistillationArgs:
+class DistillationArgs(_TextArgs):
     """Train models that learn from the probabilities of other models, and compare their losses.
 
     First, teachers learn from the text alone. Then students learn from the text and from the mean
@@ -85,12 +91,6 @@ class DistillationArgs:
     distillation.json, distillation.md and distillation.svg.
     """
 
-    data: str = "tinyshakespeare"
-    """Text to train on; see --data of nanogpt train."""
-    column: str = "text"
-    """Column with the text, in datasets (hf:) and in .jsonl and .parquet files."""
-    separator: str = "\n\n"
-    """Text inserted between documents."""
     out: Path = Path("runs/distillation")
     """Directory of the study; it contains the run directory of each model."""
     device: str = "auto"
@@ -107,13 +107,9 @@ class DistillationArgs:
     steps: int | None = None
     """Training steps of each model; by default 3,500 on a CUDA GPU, and 600 elsewhere."""
     seed: int = 1337
-    """Seed of the first teacher; the other models have the next seeds."""
+    """Seed of the first teacher. All other models have other seeds."""
     json: Flag = False
     """Print one JSON object instead of lines."""
-
-    def explain_unused(self, name: str) -> str:
-        """Return the reason why the option `name` has no effect; "" if it has an effect."""
-        return corpora.explain_unused(name, self.data)
 
 
 STUDIES: dict[str, type[LadderArgs | ScalingArgs | DistillationArgs]] = {
@@ -143,9 +139,23 @@ def study(args: list[str]) -> None:
         ) from None
 
 
+def _make_base(options: LadderArgs | DistillationArgs, train: "TrainConfig") -> "RunConfig":
+    """Return the settings that all runs of a study share. Raises ValueError."""
+    from ..runs.config import RunConfig
+
+    return RunConfig(
+        data=options.data,
+        column=options.column,
+        separator=options.separator,
+        out=options.out,
+        seed=options.seed,
+        device=options.device,
+        train=train,
+    )
+
+
 def _run_ladder(options: LadderArgs) -> None:
     """Train the models of the ladder and print a row for each."""
-    from ..runs.config import RunConfig
     from ..studies.ladder import LADDER_CONFIGS, run_ladder
     from ..system.devices import pick_device
     from .progress import PlainConsole
@@ -155,15 +165,8 @@ def _run_ladder(options: LadderArgs) -> None:
     steps = config.train.steps if options.steps is None else options.steps
     eval_every = max(1, config.train.eval_every * steps // config.train.steps)
     with report_mistakes(LadderArgs):
-        base = RunConfig(
-            data=options.data,
-            column=options.column,
-            separator=options.separator,
-            out=options.out,
-            seed=options.seed,
-            device=options.device,
-            train=replace(config.train, steps=steps, eval_every=eval_every),
-        )
+        train = replace(config.train, steps=steps, eval_every=eval_every)
+        base = _make_base(options, train)
     console = PlainConsole(quiet=options.json)
     rows = format_rungs()
     console.print(next(rows), style="bold", no_wrap=True, overflow="ellipsis")
@@ -225,7 +228,7 @@ def _run_scaling(options: ScalingArgs) -> None:
 
 def _run_distillation(options: DistillationArgs) -> None:
     """Train the generations; print a line for each model and for each group."""
-    from ..runs.config import RunConfig, TrainConfig
+    from ..runs.config import TrainConfig
     from ..studies.distillation import Group, run_distillation
     from .progress import PlainConsole, duration
 
@@ -234,16 +237,8 @@ def _run_distillation(options: DistillationArgs) -> None:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} is {getattr(options, name)}: it must be at least 1")
     with report_mistakes(DistillationArgs):
-        base = RunConfig(
-            data=options.data,
-            column=options.column,
-            separator=options.separator,
-            out=options.out,
-            seed=options.seed,
-            device=options.device,
-        )
-        if options.steps is not None:
-            TrainConfig(steps=options.steps)
+        steps = TrainConfig().steps if options.steps is None else options.steps
+        base = _make_base(options, TrainConfig(steps=steps))
     console = PlainConsole(quiet=options.json)
 
     def print_trial(run: "RunConfig", trial: "Trial") -> None:

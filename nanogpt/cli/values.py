@@ -23,6 +23,12 @@ def _parse_optional_run(values: list[str]) -> str:
     return values[0] if values else ""
 
 
+def _parse_runs(values: list[str]) -> list[Path]:
+    if not values:
+        raise ValueError("has no value: name one or more runs, or leave the option out")
+    return [Path(value) for value in values]
+
+
 positional: Any = tyro.conf.Positional
 """Marks a field that is given by its position, without a flag."""
 flat = tyro.conf.arg(name="")
@@ -94,7 +100,7 @@ def _make_runs_spec(
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
         metavar="[RUN ...]",
-        instance_from_str=lambda values: [Path(value) for value in values],
+        instance_from_str=_parse_runs,
         is_instance=lambda value: isinstance(value, list),
         str_from_instance=lambda runs: [str(run) for run in runs],
     )

@@ -33,8 +33,8 @@ def switched_off(model: Model, parts: Collection[str]) -> Iterator[None]:
 
     Heads, feed-forward layers and blocks then add nothing to the residual stream. Without
     "positions", the position embedding is 0; in a modern model, queries and keys are not rotated.
-    Without "look-back", each position has only the embedding of its own token. Raises UserError for
-    an unknown part.
+    Without "look-back", the embedding of a token is not mixed with those of earlier tokens. Raises
+    UserError for an unknown part.
     """
     known = list_parts(model)
     if unknown := sorted(set(parts) - {*known}):

@@ -55,6 +55,7 @@ FOLLOWED_ELSEWHERE = {
     "there is no run 'tiny' any more": "tests/lab/test_answers.py",
     "the run 'tiny' has no snapshot": "tests/lab/test_answers.py",
     "step is 'x'": "tests/lab/test_answers.py",
+    "--teachers has no value": "tests/test_distillation.py",
     "the teacher runs/a has": "tests/test_distillation.py",
     "the teacher runs/a reads": "tests/test_distillation.py",
     "the number of --teachers": "tests/test_distillation.py",

@@ -65,7 +65,7 @@ def test_text_held_back_for_a_stop_string_is_not_lost() -> None:
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 def test_a_completion_ends_where_the_first_stop_string_begins(text: str, stop: list[str]) -> None:
-    """The test finds the expected text by a search for the stop string that ends first."""
+    """The expected text stands before the longest of the stop strings that end first."""
     tokenizer = ByteTokenizer()
     decoder = CompletionDecoder(Completion(""), tokenizer, stop)
     output = ""

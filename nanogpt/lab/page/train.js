@@ -125,6 +125,7 @@ export class Train {
   hide() {
     this.close?.();
     this.close = undefined;
+    cancelAnimationFrame(this.frame);
     this.stopSample?.();
   }
 
