@@ -22,6 +22,8 @@ from nanogpt.text.encoding import encode_corpus
 RESULTS = Path(__file__).parent / "results"
 SAMPLE_HEADING = "Sample:\n"
 """`nanogpt train` prints this line before its sample."""
+ADVICE = "\nFor better text"
+"""`nanogpt train` can print a line with this beginning after its sample."""
 
 
 def run_timed(command: Sequence[str]) -> tuple[str, float, float]:
@@ -98,7 +100,7 @@ def train_preset(
         "parameters": description["parameters"],
         "device": description["device"],
         "precision": description["precision"],
-        "sample": output.partition(SAMPLE_HEADING)[2],
+        "sample": output.partition(SAMPLE_HEADING)[2].partition(ADVICE)[0],
     }
 
 

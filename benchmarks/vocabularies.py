@@ -2,12 +2,13 @@
 
     python benchmarks/vocabularies.py --device cuda --at-a-time 4
 
-The reference is the preset `tiny`, whose tokens are characters. Each tokenizer is measured with two
-models. The model with the "same body" has the 4 layers and 128 channels of `tiny`; a larger
-vocabulary adds parameters to this model. For the model of the "same size", the script chooses the
-number of channels so that the model has about as many parameters as `tiny`. Every model trains for
-as many operations as `tiny`, counted with models.flops_per_token(). A model with more operations
-per token therefore trains for fewer steps. The batch size (12 blocks of 64 tokens), the learning
+The reference is a model like that of the preset `tiny`, whose tokens are characters. It trains for
+2,400 steps. Each tokenizer is measured with two models. The model with the "same body" has the 4
+layers and 128 channels of the reference; a larger vocabulary adds parameters to this model. For the
+model of the "same size", the script chooses the number of channels so that the model has about as
+many parameters as the reference. Every model trains for as many operations as the reference,
+counted with models.flops_per_token(). A model with more operations per token therefore trains for
+fewer steps. The batch size (12 blocks of 64 tokens), the learning
 rates and the schedule are the same for all models. Most byte-pair tokens are longer than a
 character, so a step with byte-pair tokens trains on more text.
 
@@ -37,7 +38,13 @@ from nanogpt.text.encoding import get_tokenizer
 from nanogpt.text.readers import no_progress
 from nanogpt.train import train
 
-TINY = PRESETS["tiny"].config
+_PRESET = PRESETS["tiny"].config
+TINY = replace(
+    _PRESET,
+    precision="float32",
+    optim=replace(_PRESET.optim, lr=5e-3, schedule="cosine", warmup=200, weight_decay=0.1),
+    train=replace(_PRESET.train, steps=2400, batch_size=12, eval_every=300),
+)
 
 
 def count_parameters(model: GPTConfig) -> int:

@@ -45,7 +45,7 @@ show("blocks")
 # $$\text{RMSNorm}(x) = x \Big/ \sqrt{\tfrac{1}{C} \textstyle\sum_i x_i^2}$$
 #
 # The paper keeps the gains. nanogpt leaves them out: where a matrix follows the norm, it can do the
-# same. It also has one more RMSNorm, directly after the embeddings.
+# same. It also has one more RMSNorm after the embeddings.
 
 
 # %%
@@ -267,19 +267,20 @@ for name, matrix in (("gradient", G / G.norm()), ("after Newton-Schulz", after))
     print(f"{name:19}", *[f"{sizes[i - 1]:.4f}" for i in (1, 2, 8, 32, 48, 64)])
 
 # %% [markdown]
-# These are the singular values number 1, 2, 8, 32, 48 and 64. Number 32 was about 400 times smaller
-# than number 1; now, less than 2 times. All above 0.002 are now between 0.68 and 1.21. Number 48
-# grows, but five rounds are too few. Number 64 stays 0: what `v` reads from layer norm sums to 0.
+# These are the singular values number 1, 2, 8, 32, 48 and 64, sorted in each row. The first was
+# about 400 times as large as number 32; now it is smaller: five rounds turn 0.9808 into 0.72, and
+# 0.0024 into 0.98. All above 0.002 are now between 0.68 and 1.21. Number 48 needs more rounds.
+# Number 64 stays 0: inputs of `v`, and so rows of G, sum to 0.
 #
 # The optimizer applies this to a running mean of the gradients (like Adam's $m$) of each matrix in
 # the Transformer blocks. As Jordan et al. advise, Adam trains embeddings, output and vectors.
 #
 # ## What does each part bring?
 #
-# The budget is small: 2 Transformer blocks, 300 steps of 16 blocks of text, less than on the
-# scoreboard. We put each part alone into the old model, then all ten. Adam trains the matrices of
-# the Transformer blocks with a learning rate of 0.008 (the best of four); in the last two rows,
-# Muon has 0.05. Adam trains the rest with 0.03. (Both are from nanogpt's preset `tiny-fast`.)
+# The budget is small: 2 Transformer blocks, 300 steps of 16 blocks of text. We put each part alone
+# into the old model, then all ten. Adam trains the matrices of the Transformer blocks with a
+# learning rate of 0.008 (for GPT-2, 0.004 is as good; 0.016 and 0.03 are worse); in the last two
+# rows, Muon has 0.05. Adam trains the rest with 0.03. (Both are from nanogpt's preset `tiny-fast`.)
 # Warm-up and linear fall multiply all rates by at most 0.75. Some rows have a second seed.
 
 # %%
@@ -369,8 +370,7 @@ import lesson  # noqa: E402
 means = {name: sum(runs) / len(runs) for name, runs in losses.items()}
 gains = {name: means["GPT-2"] - mean for name, mean in means.items()}
 before, after = torch.linalg.svdvals(G / G.norm()), torch.linalg.svdvals(after)  # (C,) each
-assert 0.68 < after[before > 0.002].min() < after.max() < 1.21
-assert 1 < after[0] / after[31] < 2 < 300 < before[0] / before[31] < 500
+assert 0.68 < after[before > 0.002].min() < after.max() < 1.21 < 300 < before[0] / before[31] < 500
 if not lesson.FAST:
     assert abs(means["GPT-2"] - 2.33) < 0.04 > abs(means["all ten"] - 1.94)
     assert max(max(runs) - min(runs) for runs in losses.values()) < 0.04

@@ -263,8 +263,8 @@ print("characters per token, validation text:", *[f"{length:.2f}" for length in 
 #
 # The next cell compares two tokenizers: `char`, one token per character, and `bpe:512`, our BPE
 # with 512 tokens. For each, it measures two Kneser-Ney models (lesson 3): the bigram, and the
-# n-grams with the lowest validation loss. The results of the GPT `tiny` are in
-# [`vocabularies.json`](../benchmarks/results/vocabularies.json). Its Transformer blocks are the
+# n-grams with the lowest validation loss. The results of a GPT like `tiny`, with less training, are
+# in [`vocabularies.json`](../benchmarks/results/vocabularies.json). Its Transformer blocks are the
 # same with all tokenizers, and so is the number of operations of its training.
 
 
@@ -313,7 +313,7 @@ show("bits")
 # too. Its block of 64 tokens covers 120 characters, and in the same number of operations it reads
 # 1.8 times as much text. (The larger embedding is not the reason: a narrower model with fewer
 # parameters than `char` gains as much.) The best n-grams are level: 2.84 nats per token are as good
-# as 1.52. 2,048 tokens help `tiny` a little more: 2.30 bits per byte. 8,192 are no better. So for
+# as 1.52. 2,048 tokens help `tiny` a little more: 2.30 bits per byte. 8,192 are no better. For
 # this text, a few thousand tokens are enough. In GPT-2's much larger text, many more are frequent.
 #
 # ## What to remember

@@ -1,4 +1,4 @@
-"""If permissions are missing, a command succeeds, or its error names the path and a remedy."""
+"""Without a permission, a command works as before, or its error names the path and a remedy."""
 
 import os
 import re
@@ -164,7 +164,7 @@ def test_inspect_writes_to_the_current_directory_if_the_run_is_read_only(
 def test_a_run_whose_checkpoints_are_read_only_is_not_resumed(
     nanogpt: Command, theirs: Path
 ) -> None:
-    """The resumed run has permission to write a new checkpoint, but not to remove the old one."""
+    """If it were resumed, it could write a new checkpoint, but could not remove the old one."""
     for path in Path("runs/mine").iterdir():
         path.chmod(0o666)
     Path("runs/mine/best").chmod(0o777)

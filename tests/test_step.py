@@ -76,7 +76,7 @@ def test_blocks_are_drawn_in_the_configured_order(
     drawn: list[int] = []
 
     def blocks(self: Split, starts: Tensor, size: int) -> Tensor:
-        if len(starts) > 1:  # ignore the check before saving, which uses one block
+        if len(starts) > 1:  # not the single block of the check before each save
             drawn.extend(starts.tolist())
         return original(self, starts, size)
 

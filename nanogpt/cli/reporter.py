@@ -95,9 +95,6 @@ class TerminalReporter(LiveReporter):
             f"bigram baseline: validation loss {run.bigram_loss:.4f}"
             f"{self._format_bits(run.bigram_loss)}"
         )
-        if run.smoothed_loss is not None:
-            n, loss = run.smoothed_loss
-            print_line(f"{describe_ngrams(n)}: validation loss {loss:.4f}{self._format_bits(loss)}")
         if lost := max(split.lost for split in splits.values()):
             self.said(f"{describe_lost_text(lost)} {NO_BITS}")
         if run.state.step:

@@ -67,14 +67,17 @@ def train(args: list[str]) -> None:
     console.print(
         f"{'saved in':20}  {make_line(out)}; generate more text with: {command}", soft_wrap=True
     )
-    if not options.sample_tokens:
-        return
-    console.print("\nSample:", style="bold")
-    best = load(out, str(result.run.device))
-    sampling = GenerationConfig(
-        max_new_tokens=options.sample_tokens, seed=config.seed, cuda_graph=config.train.cuda_graph
-    )
-    print_completions(best, [""], sampling)
+    if options.sample_tokens:
+        console.print("\nSample:", style="bold")
+        best = load(out, str(result.run.device))
+        sampling = GenerationConfig(
+            max_new_tokens=options.sample_tokens,
+            seed=config.seed,
+            cuda_graph=config.train.cuda_graph,
+        )
+        print_completions(best, [""], sampling)
+    if options.preset == "tiny" and result.run.device.type == "cpu":
+        console.print("For better text, train for about 3 minutes: nanogpt train laptop")
 
 
 class _Defaults:

@@ -6,6 +6,7 @@ work on the device, so one step is captured as a graph, which is replayed for th
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -20,6 +21,7 @@ from ..runs.run import Run
 from ..step import LossFunction, Stepper, compute_gradients, update_weights
 from ..system.devices import autocast
 from ..system.gpu import CudaGraph, compile_loss
+from .cpu import CpuKernels
 
 
 def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
@@ -44,9 +46,10 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     """
     model, settings, device = run.model, run.config.train, run.device
     soft = SoftTargets(run)
+    kernels = CpuKernels() if device.type == "cpu" else nullcontext()
 
     def score(mean_loss: LossFunction, inputs: Tensor, targets: Tensor) -> Tensor:
-        with autocast(device, run.precision):
+        with autocast(device, run.precision), kernels:
             logits = model(inputs)
             return soft.add_to(mean_loss(logits, targets), logits, inputs)
 

@@ -57,8 +57,8 @@ class Bigram(nn.Module):
     def counted(cls, tokens: Tensor, config: BigramConfig, smoothing: float = 1.0) -> "Bigram":
         """Return the model whose logit (i, j) is log((count(i, j) + s) / (count(i) + s V)).
 
-        In `tokens` (N,), j follows i count(i, j) times; count(i) is the sum of count(i, j) over all
-        j. If s = `smoothing` is above 0, no pair has the probability 0 (Laplace smoothing).
+        count(i, j) is how often j follows i in `tokens` (N,); count(i) is the sum of count(i, j)
+        over all j. With s = `smoothing` above 0, no pair has the probability 0 (Laplace smoothing).
         """
         V = config.vocab_size
         pairs = tokens[:-1] * V + tokens[1:]  # (N - 1,): each pair as one integer

@@ -62,5 +62,5 @@ def require_same_teachers(teachers: Sequence[Teacher], expected: Sequence[str]) 
         if teacher.sha256 != sha256:
             raise UserError(
                 f"{teacher.run}/best/ does not have the weights that this run was started with: "
-                f"restore them, or give a run that has them with --teachers"
+                f"restore them, or use --teachers to name a run that has them"
             )

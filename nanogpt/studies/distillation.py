@@ -57,13 +57,7 @@ def make_student(teacher: RunConfig, dropout: float, decay: float) -> RunConfig:
 
 def _configure(is_cuda: bool) -> DistillationConfig:
     if is_cuda:
-        best = get_preset("best").config
-        teacher = replace(
-            best,
-            model=replace(best.model, dropout=0.2),  # type: ignore[arg-type]
-            optim=replace(best.optim, normalise_rows=True, cautious_decay=True, weight_decay=1.2),
-            train=replace(best.train, mean_teacher=0.3),
-        )
+        teacher = get_preset("best").config
         student = make_student(teacher, dropout=0.05, decay=0.4)
         small = ModernConfig(n_layer=12, n_head=2, n_embd=180, block_size=256, dropout=0.05)
         return DistillationConfig(
@@ -71,7 +65,7 @@ def _configure(is_cuda: bool) -> DistillationConfig:
         )
     fast = get_preset("tiny-fast").config
     model = ModernConfig(n_layer=4, n_head=2, n_embd=128, block_size=64, dropout=0.1)
-    # On a CPU, the models are small, and the study takes about ten minutes on two cores.
+    # On a CPU, the models are small.
     teacher = replace(
         fast,
         model=model,

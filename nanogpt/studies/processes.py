@@ -195,10 +195,10 @@ def _end_when_asked(parent: Connection) -> None:
 
 @contextmanager
 def _block_interrupts() -> Iterator[None]:
-    """Within this context, new processes ignore Ctrl-C, if the system can block signals.
+    """A process that starts within this context ignores Ctrl-C, if the system can block signals.
 
-    A terminal sends Ctrl-C to all processes of a command. Without this context, it would end a
-    process that is still importing torch, and the process would print a traceback.
+    A terminal sends Ctrl-C to all processes of a command. A process that is still importing torch
+    would end with a traceback.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -212,7 +212,7 @@ def _block_interrupts() -> Iterator[None]:
 
 
 def _remove_weights(run: RunConfig, unneeded: Sequence[str]) -> None:
-    """Delete the checkpoints of a finished run that its study does not need."""
+    """Delete those checkpoints of a finished run that its study does not need."""
     assert run.out is not None
     for directory in unneeded:
         remove_if_present(run.out / directory)

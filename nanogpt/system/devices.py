@@ -165,8 +165,8 @@ def keep_freed_memory() -> None:
     """Keep freed memory for the next step instead of returning it to the operating system.
 
     Otherwise glibc requests new pages for every large tensor. The operating system fills each page
-    with zeros at its first use, which takes time (docs/log/cpu.md). Other C libraries have no such
-    setting.
+    with zeros at its first use, which takes time (docs/log/cpu.md). With other C libraries, this
+    function does nothing.
     """
     mallopt = find_c_function("mallopt")
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h

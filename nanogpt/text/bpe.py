@@ -145,9 +145,9 @@ class HubTokenizer:
         """A regular expression that matches the places where a text may be split before encoding.
 
         Suppose that a tokenizer uses GPT2_PATTERN, and that none of its special tokens contains
-        whitespace. Then a space or line break after a visible character always starts a new token,
-        and a split before it changes no id. For other tokenizers, the start of a line is the safest
-        place to split.
+        whitespace. Then a space or line break after a visible character always starts a new token.
+        A split directly before this space or line break does not change the ids. For other
+        tokenizers, the start of a line is the safest place to split.
         """
         has_space_in_special = any(re.search(r"\s", token) for token in self._special)
         is_safe = self._tiktoken is not None and not has_space_in_special
@@ -245,7 +245,7 @@ class HubTokenizer:
 
     @cached_property
     def _tiktoken(self) -> "tiktoken.Encoding | None":
-        """A tiktoken.Encoding with the same ids; None if the method is not that of GPT-2."""
+        """A tiktoken.Encoding with the same ids; None if tiktoken cannot encode in this way."""
         saved = self._saved
         model, added_tokens, bytes_by_id = saved["model"], saved["added_tokens"], self._bytes_by_id
         if bytes_by_id is None or not _is_gpt2_bpe(saved):

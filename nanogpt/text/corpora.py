@@ -270,8 +270,8 @@ def _load_token_folder(folder: Path, progress: Progress) -> Corpus:
 
     def refuse_to_read() -> Iterator[str]:
         raise UserError(
-            f"{folder} contains tokens (train.bin and val.bin), not text: give a text, or the "
-            f"tokenizer.json that encoded the tokens"
+            f"{folder} contains tokens (train.bin and val.bin), not text: give a text instead, or "
+            f"also give the tokenizer.json that encoded the tokens"
         )
 
     def compute_facts() -> TextFacts:

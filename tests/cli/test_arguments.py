@@ -42,9 +42,9 @@ def flatten(help_text: str) -> str:
     [
         (
             "train tinny",
-            "no preset 'tinny': did you mean tiny? The presets are bigram, tiny, tiny-fast, baby",
+            "no preset 'tinny': did you mean tiny? The presets are bigram, tiny, tiny-fast, laptop",
         ),
-        ("train xyz", "there is no preset 'xyz': the presets are bigram, tiny, tiny-fast, baby"),
+        ("train xyz", "there is no preset 'xyz': the presets are bigram, tiny, tiny-fast, laptop"),
         ("train --train.stps 3", "there is no option --train.stps: did you mean --train.steps?"),
         ("train --train.stps=3", "there is no option --train.stps: did you mean --train.steps?"),
         ("train --train.stps 3 tiny", "no option --train.stps: did you mean --train.steps?"),

@@ -36,7 +36,7 @@ ROWS = ["one.JSONL", "rows", "ro*/*", "hf:a/b", "http://127.0.0.1:9/a.JSONL#sha2
         ("train --optim.muon_lr=0.02", "the optimizer is adamw"),
         ("train --optim.optimizer adam --optim.momentum 0.9", "the optimizer is adam"),
         ("explain tiny --optim.weight-decay 1 --optim.optimizer adam", "the optimizer is adam"),
-        ("train tiny --optim.cooldown 0.5", "the schedule is cosine"),
+        ("train baby --optim.cooldown 0.5", "the schedule is cosine"),
         ("train best --optim.schedule cosine --optim.cooldown 1", "the schedule is cosine"),
         ("train --data tokens --val-fraction 0.5", "tokens has a file for each split"),
         *((f"train --data {data} --column x", f"{data} has no columns") for data in PLAIN),

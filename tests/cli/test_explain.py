@@ -33,7 +33,8 @@ def test_tables_and_json_have_the_same_values(nanogpt: Command) -> None:
 def test_the_vocabulary_follows_from_the_tokenizer(
     nanogpt: Command, text_file: Path, small: list[str], tokenizer: str
 ) -> None:
-    flags = "--data", text_file, "--tokenizer", tokenizer, "--model.n-embd", 16
+    size = "--model.n-embd", 16, "--precision", "float32"
+    flags = "--data", text_file, "--tokenizer", tokenizer, *size
     _, out, _ = nanogpt("explain", "tiny", *flags, "--json")
     assert nanogpt("train", "tiny", *flags, "--train.steps", 1, "--sample-tokens", 0)[0] == 0
     description = json.loads(Path("runs/tiny/run.json").read_text())

@@ -29,7 +29,7 @@ def best() -> Path:
 
 
 def test_an_empty_name_is_no_run(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a path, "" means the working directory: the test tries three of them."""
+    """As a path, "" means the working directory, so the test tries three working directories."""
     for directory in (best.parent.parent, best.parent.resolve(), best.resolve()):
         monkeypatch.chdir(directory)
         for find in (find_run, load):

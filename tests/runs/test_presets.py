@@ -11,6 +11,7 @@ PARAMETERS = {
     "bigram": 65 * 65,
     "tiny": 809_856,
     "tiny-fast": 803_328,
+    "laptop": 1_512_000,
     "baby": 10_770_816,
     "baby-fast": 10_667_520,
     "best": 9_470_976,

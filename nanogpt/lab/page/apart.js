@@ -44,7 +44,7 @@ export class TakeApart {
       const question = { ...lab.model, prompt: lab.prompt };
       const turn = this.asker.begin();
       this.whole ??= (await get("ablate", { ...lab.model, only_loss: 1 })).loss;
-      const answer = await this.asker.ask("ablate", { ...question, off: [...this.off].join(",") }, turn);
+      const answer = await this.asker.ask("ablate", { ...question, off: [...this.off].sort().join(",") }, turn);
       if (!answer) return;
       this.showParts(answer.parts);
       const change = answer.loss - this.whole;

@@ -1,0 +1,123 @@
+"""Attention and RMSNorm for training on a CPU give the values and gradients of torch's functions.
+
+The references are torch's own functions in float64.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nanogpt.fast.cpu import QUERIES, CpuKernels
+from nanogpt.models import GPT, GPTConfig, Modern, ModernConfig
+
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+def compute(
+    function: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    """Return the result of `function`, and the gradients of a loss for its inputs, in float64."""
+    leaves = [x.detach().to(dtype).clone().requires_grad_() for x in inputs]
+    y = function(*leaves)
+    assert y.dtype == dtype
+    weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
+    y.backward(weights.to(dtype))
+    gradients = [x.grad.double() for x in leaves if x.grad is not None]
+    return [y.detach().double(), *gradients]
+
+
+def check(function: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype) -> None:
+    """Compare `function` within CpuKernels with `function` in float64 without it."""
+    exact = [x.to(dtype).double() for x in inputs]
+    expected = compute(function, exact, torch.float64)
+    with CpuKernels():
+        results = compute(function, exact, dtype)
+    for result, reference in zip(results, expected, strict=True):
+        error = (result - reference).norm()
+        assert error <= TOLERANCES[dtype] * (reference.norm() + 1e-9)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("T", [1, 5, QUERIES, QUERIES + 1, 2 * QUERIES + 40])
+def test_causal_attention(T: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(T)
+    q, k, v = (
+        torch.randn(3, 2, T, 3, 8).transpose(2, 3).unbind()
+    )  # as in the models: not contiguous
+    check(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, None, 0.0, is_causal=True),
+        [q, k, v],
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("eps", [1e-7, 1e-3])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+def test_rms_norm(scale: float, eps: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 7, 2, 12) * scale
+    check(lambda x: F.rms_norm(x, x.shape[-1:], eps=eps), [x], dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_the_default_eps_is_that_of_torch(dtype: torch.dtype) -> None:
+    x = torch.full((1, 4), 1e-4, dtype=dtype)
+    expected = F.rms_norm(x, (4,))
+    with CpuKernels():
+        torch.testing.assert_close(F.rms_norm(x, (4,), eps=None), expected)
+
+
+def test_a_vector_of_zeros_stays_zero() -> None:
+    with CpuKernels():
+        y, gradient = compute(
+            lambda x: F.rms_norm(x, (4,), eps=None), [torch.zeros(2, 4)], torch.float32
+        )
+    assert not y.any()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(("mask", "dropout"), [(True, 0.0), (False, 0.5)])
+def test_other_attention_is_torchs_own(mask: bool, dropout: float) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 6, 4).unbind()
+    visible = torch.ones(6, 6, dtype=torch.bool).tril(1) if mask else None
+
+    def attend() -> Tensor:
+        torch.manual_seed(1)
+        return F.scaled_dot_product_attention(q, k, v, visible, dropout, is_causal=not mask)
+
+    expected = attend()
+    with CpuKernels():
+        assert torch.equal(attend(), expected)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPT(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=QUERIES + 32, vocab_size=11)),
+        Modern(
+            ModernConfig(n_layer=2, n_head=2, n_embd=16, block_size=QUERIES + 32, vocab_size=11)
+        ),
+    ],
+    ids=["GPT", "Modern"],
+)
+def test_models_have_the_same_gradients(model: GPT | Modern) -> None:
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens = torch.randint(11, (2, QUERIES + 32))
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    expected = gradients()
+    with CpuKernels():
+        results = gradients()
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-3, atol=1e-6)
