@@ -270,7 +270,7 @@ show("sweep")
 # Both lines fall and rise again: a small rate does not get far in 400 steps, and the steps of a
 # large one are too long. At 0.1 the schedule improves the loss from 3.2 to 2.2, and the falling
 # line alone only to 3.0. At small rates, the schedule is worse, because its mean rate is only about
-# half as large. The best losses, 2.13 and 2.14, are almost equal. Now 1,000 steps at these rates:
+# half as large. The best losses, 2.13 and 2.14, are almost equal. Now 1,000 steps:
 
 # %%
 constant = fit(Adam, 0.01, steps=shorten(1000))[1][-1]
@@ -278,7 +278,7 @@ falling = fit(Adam, 0.03, warmup=40, steps=shorten(1000))[1][-1]
 print(f"after 1,000 steps: constant rate {constant:.2f}, with schedule {falling:.2f}")
 
 # %% [markdown]
-# The schedule gains 0.07 nats.
+# At these two rates, the schedule gains 0.07.
 #
 # ## Clipping, epochs, batches
 #
@@ -291,9 +291,9 @@ clipped = fit(SGD, 3, clip=1.0)[1][-1]
 print(f"SGD, learning rate 3, gradients clipped to length 1: validation loss {clipped:.2f}")
 
 # %% [markdown]
-# Here, clipping makes the larger rate safe: the best SGD run is 2.46 instead of 2.54.
+# Clipping makes the larger rate safe: the best SGD run is 2.46 instead of 2.54.
 #
-# An *epoch* is one pass over the text: here, 1,003,854 / 64 / 16 = 980 steps. A larger batch gives
+# An *epoch* is one pass over the text: 1,003,854 / 64 / 16 = 980 steps. A larger batch gives
 # a less random gradient and often allows a larger learning rate, but needs more time and memory.
 # (*Gradient accumulation* adds up the gradients of small batches before one step.) Now you can read
 # [`train` in gpt.py](../gpt.py#L153-L167).
@@ -325,10 +325,10 @@ show("overfitting")
 # keeps the weights with the lowest validation loss. It is slightly too low: we chose the step by it
 # (lesson 2: *test text*). Other remedies: more text, a smaller model, dropout, weight decay.
 #
-# Another is **distillation** (Hinton et al. 2015,
+# **Distillation** also lowers the validation loss (Hinton et al. 2015,
 # [arXiv:1503.02531](https://arxiv.org/abs/1503.02531)): a *student* learns the probabilities of
-# trained models, its *teachers*. In nanogpt's study ([results](../docs/studies.md)), students are
-# better than their teachers together.
+# trained models, its *teachers*. In nanogpt's [study](../docs/studies.md), students are better than
+# their teachers together.
 
 # %% tags=["test"]
 from lesson import FAST  # noqa: E402
@@ -359,7 +359,7 @@ if not FAST:
 #
 # - The gradient of the cross-entropy at the logits is $p - y$.
 # - The step of Adam does not depend on the size of the gradients; it is short if they are random.
-# - Search the learning rate in factors of 3. A warm-up makes larger rates possible.
+# - Search the learning rate in factors of 3. A warm-up allows larger rates.
 # - The validation loss says when to stop; the training loss does not.
 #
 # ## Three common mistakes

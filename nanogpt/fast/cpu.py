@@ -1,9 +1,8 @@
 """Faster attention and RMSNorm for training on a CPU; the code of the models does not change.
 
-torch computes causal attention on a CPU with all scores, also those of later positions, and its
-backward pass is slow in bfloat16. It computes an RMSNorm with many small operations, which are slow
-in bfloat16, too. The functions here give the same results, except for rounding, with fewer
-operations (docs/log/cpu.md).
+In half precision, torch computes causal attention on a CPU with all scores, also those of later
+positions. It computes an RMSNorm with many small operations, which are slow in bfloat16. The
+functions here give the same results, except for rounding, with fewer operations (docs/log/cpu.md).
 """
 
 import math
@@ -30,9 +29,11 @@ class CpuKernels(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        is_attention = func is F.scaled_dot_product_attention
-        if is_attention and args[3:] == (None, 0.0) and kwargs == {"is_causal": True}:
-            return CausalAttention.apply(*args[:3])  # type: ignore[no-untyped-call]
+        if func is F.scaled_dot_product_attention:
+            is_causal = args[3:] == (None, 0.0) and kwargs == {"is_causal": True}
+            # In float32, torch's fused attention stores no scores, so it needs less memory.
+            if is_causal and args[0].dtype in (torch.bfloat16, torch.float16):
+                return CausalAttention.apply(*args[:3])  # type: ignore[no-untyped-call]
         if func is F.rms_norm:
             return RMSNorm.apply(args[0], kwargs["eps"])  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)

@@ -156,3 +156,7 @@ class CheckpointFiles:
             raise unreadable_error(path, error) from None
         except SafetensorError as error:
             raise self.damaged(name, error) from None
+        except RuntimeError as error:  # torch maps the file into memory
+            if "Cannot allocate memory" in str(error):
+                raise MemoryError(str(error)) from None
+            raise

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanogpt.fast.cpu import QUERIES, CpuKernels
+from nanogpt.fast.cpu import QUERIES, CausalAttention, CpuKernels
 from nanogpt.models import GPT, GPTConfig, Modern, ModernConfig
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -35,6 +35,11 @@ def check(function: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dt
     expected = compute(function, exact, torch.float64)
     with CpuKernels():
         results = compute(function, exact, dtype)
+    assert_close(results, expected, dtype)
+
+
+def assert_close(results: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> None:
+    """Compare the norms of the differences with the norms of the expected tensors."""
     for result, reference in zip(results, expected, strict=True):
         error = (result - reference).norm()
         assert error <= TOLERANCES[dtype] * (reference.norm() + 1e-9)
@@ -44,14 +49,24 @@ def check(function: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dt
 @pytest.mark.parametrize("T", [1, 5, QUERIES, QUERIES + 1, 2 * QUERIES + 40])
 def test_causal_attention(T: int, dtype: torch.dtype) -> None:
     torch.manual_seed(T)
-    q, k, v = (
-        torch.randn(3, 2, T, 3, 8).transpose(2, 3).unbind()
-    )  # as in the models: not contiguous
-    check(
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, None, 0.0, is_causal=True),
-        [q, k, v],
-        dtype,
-    )
+    inputs = [*torch.randn(3, 2, T, 3, 8).transpose(2, 3)]  # not contiguous, as in the models
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, None, 0.0, is_causal=True)
+
+    check(attend, inputs, dtype)
+    exact = [x.to(dtype).double() for x in inputs]
+    expected = compute(attend, exact, torch.float64)
+    results = compute(CausalAttention.apply, exact, dtype)
+    assert_close(results, expected, dtype)
+
+
+def test_attention_in_float32_is_torchs_own() -> None:
+    q, k, v = torch.randn(3, 1, 2, 6, 4).unbind()
+    expected = F.scaled_dot_product_attention(q, k, v, None, 0.0, is_causal=True)
+    with CpuKernels():
+        result = F.scaled_dot_product_attention(q, k, v, None, 0.0, is_causal=True)
+    assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -190,6 +191,35 @@ def test_a_huge_header_is_refused(best: Path) -> None:
         sign(best)
         with pytest.raises(UserError, match=f"its header has {length:,} bytes"):
             load_checkpoint(best)
+
+
+WITHOUT_MEMORY = """
+import re, resource, sys
+from pathlib import Path
+import torch
+from nanogpt.runs.reading import CheckpointFiles
+files = CheckpointFiles(Path(sys.argv[1]))
+files.count_tensors("model.safetensors")
+used = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20), -1))
+try:
+    files.count_tensors("model.safetensors")
+except MemoryError:
+    print("too little memory")
+"""
+"""A program that opens the weights of a checkpoint twice, the second time with 40 MiB of memory.
+
+Weights of 28 MB do not fit, because they are mapped into memory by safetensors, and by torch.
+"""
+
+
+@linux_only
+def test_a_checkpoint_that_does_not_fit_into_memory_is_not_called_damaged(tmp_path: Path) -> None:
+    config = GPTConfig(n_layer=1, n_head=1, n_embd=768, block_size=8, vocab_size=3)
+    save_checkpoint(tmp_path / "best", Checkpoint(GPT(config), CharTokenizer("abc"), 7))
+    command = [sys.executable, "-c", WITHOUT_MEMORY, str(tmp_path / "best")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("too little memory\n", 0), done.stderr
 
 
 def test_unexpected_tensors_are_refused(best: Path, model: Model) -> None:
