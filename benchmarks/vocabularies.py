@@ -8,9 +8,9 @@ layers and 128 channels of the reference; a larger vocabulary adds parameters to
 model of the "same size", the script chooses the number of channels so that the model has about as
 many parameters as the reference. Every model trains for as many operations as the reference,
 counted with models.flops_per_token(). A model with more operations per token therefore trains for
-fewer steps. The batch size (12 blocks of 64 tokens), the learning
-rates and the schedule are the same for all models. Most byte-pair tokens are longer than a
-character, so a step with byte-pair tokens trains on more text.
+fewer steps. The batch size (12 blocks of 64 tokens), the learning rates and the schedule are the
+same for all models. Most byte-pair tokens are longer than a character, so a step with byte-pair
+tokens trains on more text.
 
 The results go to benchmarks/results/vocabularies.json. They contain the lowest validation loss of
 each run, in bits per byte.

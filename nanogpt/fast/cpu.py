@@ -30,9 +30,11 @@ class CpuKernels(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            is_causal = args[3:] == (None, 0.0) and kwargs == {"is_causal": True}
+            is_plain = args[3:] == (None, 0.0) and kwargs == {
+                "is_causal": True
+            }  # no mask, no dropout
             # In float32, torch's fused attention stores no scores, so it needs less memory.
-            if is_causal and args[0].dtype in (torch.bfloat16, torch.float16):
+            if is_plain and args[0].dtype in (torch.bfloat16, torch.float16):
                 return CausalAttention.apply(*args[:3])  # type: ignore[no-untyped-call]
         if func is F.rms_norm:
             return RMSNorm.apply(args[0], kwargs["eps"])  # type: ignore[no-untyped-call]

@@ -33,7 +33,7 @@ export function drawLarge(canvas, rows, tokens, position) {
   const every = Math.ceil(font / size), length = Math.floor((MARGIN - 6) / (.6 * font));
   context.font = `${font}px ui-monospace, monospace`;
   tokens.forEach((token, t) => {
-    const isSelected = t === position;         // has a label always; the other tokens, if there is room
+    const isSelected = t === position;         // always has a label; the others, if there is room
     if (!isSelected && (t % every || Math.abs(t - position) < every)) return;
     context.fillStyle = isSelected ? accent : colour("ink", .8);
     context.textAlign = "right"; context.textBaseline = "middle";
