@@ -249,3 +249,32 @@ def checkpoints_table(results: Iterable[Result]) -> str:
     return make_table(
         ["", "size of `last/`", "pause per checkpoint", "share of training time"], rows
     )
+
+
+def distillation_table(result: Result) -> str:
+    """Make the table of the distillation study."""
+    rows = []
+    for group in result["groups"]:
+        losses, unseen = group["losses"], group["unseen"]
+        last = group["last_losses"]
+        rows.append(
+            [
+                group["name"],
+                f"{group['parameters'] / 1e6:.1f}M",
+                f"{len(losses)}",
+                f"**{mean(losses):.4f}** ({min(losses):.4f} to {max(losses):.4f})",
+                f"{mean(last):.4f}",
+                f"**{group['ensemble_loss']:.4f}**",
+                f"{group['agreement']:.1%}",
+                f"{mean(unseen['losses']):.4f}",
+                f"{unseen['ensemble_loss']:.4f}",
+                f"{group['train_loss']:.4f}",
+                f"{group['seconds']:,.0f} s",
+            ]
+        )
+    head = [
+        *("models", "parameters", "seeds", "loss", "last step", "ensemble", "agreement"),
+        *("unseen text", "ensemble, unseen text", "training text", "training time"),
+    ]
+    note = f"{result['budget']}, {result['device']}"
+    return f"{make_table(head, rows)}\n{note}\n"

@@ -20,12 +20,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import lowest_text
 import scaling_text
 import torch
 from tables import (
     Result,
     checkpoints_table,
     corpora_table,
+    distillation_table,
     get_losses,
     get_median_loss,
     get_median_seconds,
@@ -185,29 +187,19 @@ def versus() -> str:
 
 def lowest() -> str:
     """The lowest loss of one model, and of an ensemble."""
-    losses, ensemble = get_losses(read_preset("best")), read_result("ensemble_cuda.json")
-    members = ", ".join(f"{loss:.4f}" for loss in ensemble["members"])
-    commands = "\n".join(ensemble["commands"])
-    return (
-        f"The mean validation loss of `best` with {len(losses)} seeds is {mean(losses):.4f} "
-        f"({min(losses):.4f} to {max(losses):.4f}).\n\n"
-        f"An ensemble averages the probabilities of several models. {len(ensemble['members'])} "
-        f"other runs of `best` have losses of\n{members}. The ensemble of these runs has a loss of "
-        f"{ensemble['loss']:.4f}.\nThe runs were trained on {ensemble['device']} with these "
-        f"commands; the last command measures the ensemble:\n\n"
-        f"```sh\n{commands}\n```\n"
-    )
+    losses = get_losses(read_preset("best"))
+    return lowest_text.describe(losses, read_result("distillation.json"))
 
 
 def lowest_in_short() -> str:
-    """The lowest loss of one model and of an ensemble, in three sentences."""
-    ensemble = read_result("ensemble_cuda.json")
-    return (
-        f"The preset `best` reaches a loss of about {mean(get_losses(read_preset('best'))):.2f} "
-        f"with strong weight decay, Muon and averaged weights. An\nensemble averages the "
-        f"probabilities of several models. An ensemble of {len(ensemble['members'])} runs of "
-        f"`best` reaches a loss\nof {ensemble['loss']:.2f}.\n"
-    )
+    """The lowest loss of one model and of its students, in two sentences."""
+    losses = get_losses(read_preset("best"))
+    return lowest_text.summarise(losses, read_result("distillation.json"))
+
+
+def distillation() -> str:
+    """The table of the distillation study."""
+    return distillation_table(read_result("distillation.json"))
 
 
 def bigram() -> str:
@@ -362,6 +354,7 @@ PARTS: dict[str, Callable[[], str]] = {
         corpora,
         vocabularies,
         ladder,
+        distillation,
         scaling,
         scaling_findings,
         checkpoint_cost,

@@ -1,7 +1,8 @@
 """Soft targets: a model also learns from the probabilities of other models for the next token.
 
-These models are trained runs, the teachers (Hinton et al. 2015, arXiv:1503.02531), or the average
-of the model's own weights, a mean teacher (Tarvainen and Valpola 2017, arXiv:1703.01780).
+These models are trained runs, the teachers (Hinton et al. 2015, arXiv:1503.02531), counts of
+n-grams, or the average of the model's own weights, a mean teacher (Tarvainen and Valpola 2017,
+arXiv:1703.01780).
 """
 
 import copy
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .data import to_int64
+from .kneser_ney_tables import KneserNeyTables
 from .models.ensemble import Ensemble
 from .runs.run import Run
+from .text.kneser_ney import KneserNey, choose_order
 
 
 class SoftTargets:
@@ -26,16 +30,21 @@ class SoftTargets:
             ensemble = Ensemble([teacher.model for teacher in run.teachers])
             weight, temperature = settings.teacher_weight, settings.teacher_temperature
             self.sources.append((ensemble, weight, temperature))
+        if settings.ngram_weight:
+            V = run.tokenizer.vocab_size
+            ids = to_int64(run.data.splits["train"].tokens.cpu()).numpy()
+            tables = KneserNeyTables(KneserNey(ids, choose_order(V), V), run.device)
+            self.sources.append((tables, settings.ngram_weight, 1.0))
         if settings.mean_teacher:
             average = share_weights(run.model, run.state.average)
             self.sources.append((average, settings.mean_teacher, 1.0))
 
     def add_to(self, loss: Tensor, logits: Tensor, inputs: Tensor) -> Tensor:
-        """Return (1 − w₁ − w₂) · loss + w₁ · loss₁ + w₂ · loss₂, for the models 1 and 2.
+        """Return (1 − Σ wᵢ) · loss + Σ wᵢ τᵢ² · lossᵢ, for each model i with temperature τᵢ.
 
         `loss` is the cross-entropy of `logits` (B, T, V) with the text as the target. lossᵢ is the
-        cross-entropy of `logits` with the probabilities of model i as the target, for the same
-        inputs (B, T).
+        cross-entropy of `logits` / τᵢ with the probabilities of model i at this temperature as the
+        target, for the same inputs (B, T).
         """
         if not self.sources:
             return loss

@@ -67,8 +67,8 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     # Make the largest logit 0, so that no logit overflows to ∞ at a low temperature.
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        top = logits.topk(sampling.top_k).values  # (B, k)
-        kth = top[..., -1:]  # (B, 1)
+        top = logits.topk(sampling.top_k, sorted=False).values  # (B, k)
+        kth = top.amin(-1, keepdim=True)  # (B, 1)
         tied, places = logits == kth, (top == kth).sum(-1, keepdim=True)
         is_late = tied.cumsum(-1, dtype=torch.int32) > places  # tied tokens after the k-th place
         logits = logits.masked_fill(torch.where(tied, is_late, logits < kth), -math.inf)

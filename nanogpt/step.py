@@ -72,12 +72,17 @@ class Stepper:
     def __init__(self, run: Run, mean_loss: LossFunction) -> None:
         self.run, self.mean_loss = run, mean_loss
         self.parameters = list(run.model.parameters())
-        self.split = run.data.splits["train"]
         self.batch_size = run.config.train.batch_size
         self.block_size = run.model.config.block_size
-        self.order = BatchOrder(
-            run.config.train.order, len(self.split.tokens), self.block_size, run.config.seed
-        )
+        extra = run.config.transfer_blocks
+        self.texts = [(run.data.splits["train"], self.batch_size - extra)]
+        """Each text, and the number of its blocks in each batch."""
+        if run.transfer:
+            self.texts.append((run.transfer, extra))
+        self.orders = [
+            BatchOrder(run.config.train.order, len(split.tokens), self.block_size, seed)
+            for seed, (split, _) in enumerate(self.texts, start=run.config.seed)
+        ]
 
     def take(self, steps: int, should_stop: Callable[[], object]) -> Tensor:
         """Take `steps` steps. Stop early, after at least one step, if should_stop() is true.
@@ -86,7 +91,7 @@ class Stepper:
         """
         results: list[Tensor] = []
         while not results or (len(results) < steps and not should_stop()):
-            blocks = self.split.blocks(self.draw_starts(0), self.block_size)
+            blocks = self.draw_blocks(0, 1)[0]
             rates, average_rate = (torch.tensor(x, device=self.run.device) for x in self.plan(0))
             results.append(self.step(blocks, rates, average_rate))
             self.count_step()
@@ -113,10 +118,18 @@ class Stepper:
             config.train.accumulation,
         )
 
-    def draw_starts(self, ahead: int) -> Tensor:
-        """Return the first positions (B,) of a batch's blocks; `ahead` is 0 for the next batch."""
-        blocks_drawn = self.run.state.tokens // self.block_size + ahead * self.batch_size
-        return self.order.starts(blocks_drawn, self.batch_size)
+    def draw_blocks(self, ahead: int, batches: int) -> Tensor:
+        """Return the blocks (batches, B, T + 1) of batches; `ahead` is 0 for the next batch."""
+        T, parts = self.block_size, []
+        drawn = self.run.state.tokens // T
+        for (split, blocks), order in zip(self.texts, self.orders, strict=True):
+            earlier = [
+                (drawn + i * self.batch_size) * blocks // self.batch_size
+                for i in range(ahead, ahead + batches)
+            ]
+            starts = torch.cat([order.starts(number, blocks) for number in earlier])
+            parts.append(split.blocks(starts, T).view(batches, blocks, T + 1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def plan(self, ahead: int) -> tuple[list[float], float]:
         """Return the learning rates and the rate of averaging; `ahead` is 0 for the next step."""

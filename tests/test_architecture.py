@@ -17,7 +17,7 @@ LAYERS = [
     {"models"},
     {"system"},
     {"text"},
-    {"data", "muon", "optim", "evaluate", "generate"},
+    {"data", "muon", "optim", "evaluate", "generate", "kneser_ney_tables"},
     {"runs"},
     {"step", "distillation"},
     {"fast"},

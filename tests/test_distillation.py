@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from nanogpt.models import BigramConfig, ModernConfig
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.run import Run, read_description, read_run_config
 from nanogpt.runs.start import prepare_run
+from nanogpt.text.kneser_ney import KneserNey
 from nanogpt.train import resume_training, train
 from tests.same import assert_same
 from tests.small import SMALL
@@ -49,14 +51,18 @@ def set_up(config: RunConfig, **settings: float) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("weight", "temperature", "mean_teacher"),
-    [(0.9, 1.0, 0.0), (1.0, 1.0, 0.0), (0.5, 2.0, 0.0), (0.6, 1.5, 0.3)],
+    ("weight", "temperature", "mean_teacher", "ngram_weight"),
+    [(0.9, 1, 0, 0), (1, 1, 0, 0), (0.5, 2, 0, 0), (0.6, 1.5, 0.3, 0), (0.5, 1.5, 0.1, 0.2)],
 )
 def test_the_loss_equals_the_formula(
-    learner: RunConfig, weight: float, temperature: float, mean_teacher: float
+    learner: RunConfig, weight: float, temperature: float, mean_teacher: float, ngram_weight: float
 ) -> None:
     config = set_up(
-        learner, teacher_weight=weight, teacher_temperature=temperature, mean_teacher=mean_teacher
+        learner,
+        teacher_weight=weight,
+        teacher_temperature=temperature,
+        mean_teacher=mean_teacher,
+        ngram_weight=ngram_weight,
     )
     run = prepare_run(config)
     for average in run.state.average:
@@ -76,12 +82,16 @@ def test_the_loss_equals_the_formula(
     teaching = -(p * (logits / temperature).log_softmax(dim=-1)).sum(dim=-1).mean()
     own = -(q * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
     text = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    expected = (1 - weight - mean_teacher) * text
+    V = run.tokenizer.vocab_size
+    counts = KneserNey(run.data.splits["train"].tokens.numpy(), 7, V)
+    u = [[counts.next_probabilities(x[: i + 1]) for i in range(16)] for x in inputs.tolist()]
+    counted = -(torch.tensor(np.array(u)) * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+    expected = (1 - weight - mean_teacher - ngram_weight) * text + ngram_weight * counted
     expected = expected + weight * temperature**2 * teaching + mean_teacher * own
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-6)
     expected.backward()
     for gradient, p in zip(found, run.model.parameters(), strict=True):
-        torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_without_teachers_the_loss_is_the_cross_entropy(config: RunConfig) -> None:
@@ -120,6 +130,112 @@ def test_teachers_stay_the_same_and_the_mean_teacher_follows_the_weights(
 def test_planned_steps_equal_plain_steps(learner: RunConfig) -> None:
     config = set_up(learner, mean_teacher=0.1)
     (one, plain), (two, planned) = build_stepper(config), build_stepper(config, CapturedStepper)
+    assert torch.equal(plain.take(5, never), planned.take(5, never))
+    for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.fixture
+def mixed(config: RunConfig) -> RunConfig:
+    """The configuration of a run with a transfer text and with counts of n-grams."""
+    lines = Path(config.data).read_text("utf-8").splitlines()
+    Path("more.txt").write_text("\n".join(reversed(lines)), "utf-8")
+    train = TrainConfig(12, 8, eval_every=4, log_every=2, ngram_weight=0.2, transfer_share=0.25)
+    return replace(config, train=train, transfer="more.txt")
+
+
+def test_a_part_of_each_batch_comes_from_the_transfer_text(mixed: RunConfig) -> None:
+    run, stepper = build_stepper(mixed)
+    assert run.transfer is not None
+    more = Path("more.txt").read_text("utf-8")
+    assert run.tokenizer.decode(run.transfer.tokens.tolist()) == more
+    training = run.tokenizer.decode(run.data.splits["train"].tokens.tolist())
+    assert torch.equal(
+        stepper.draw_blocks(3, 2), torch.cat([stepper.draw_blocks(3, 1), stepper.draw_blocks(4, 1)])
+    )
+    drawn = set()
+    for ahead in range(20):
+        (blocks,) = stepper.draw_blocks(ahead, 1)
+        texts = [run.tokenizer.decode(block.tolist()) for block in blocks]
+        assert len(texts) == 8
+        assert all(text in training for text in texts[:6])
+        assert all(text in more for text in texts[6:])
+        drawn |= set(texts[6:])
+    assert len(drawn) == 40
+
+
+def test_a_run_with_a_transfer_text_is_resumed_exactly(mixed: RunConfig) -> None:
+    train(replace(mixed, out=Path("straight")))
+    train_with_interruptions(mixed, Path("stopped"), 0, 4, 6)
+    assert_same(Path("straight"), Path("stopped"))
+    saved = read_run_config(Path("stopped"))
+    Path("more.txt").rename("moved.txt")
+    longer = replace(mixed.train, steps=14)
+    with pytest.raises(UserError, match=r"^--transfer: there is no file .*more\.txt"):
+        resume_training(Path("stopped"), replace(saved, train=longer))
+    resume_training(Path("stopped"), replace(saved, train=longer, transfer="moved.txt"))
+    Path("moved.txt").write_text("another text", "utf-8")
+    with pytest.raises(UserError, match=r"^--transfer: .*moved\.txt is not the text"):
+        resume_training(Path("stopped"), replace(saved, train=longer, transfer="moved.txt"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "advised"),
+    [
+        (
+            {"train": TrainConfig(2, 4, transfer_share=0.1)},
+            "transfer_share is 0.1, so a batch of 4 has 0 blocks of the transfer text: each batch "
+            "needs blocks of both texts, so use a larger batch, or a share closer to 0.5",
+            {"train": TrainConfig(2, 4, transfer_share=0.2)},
+        ),
+        (
+            {"tokenizer": "bpe:300"},
+            "ngram_weight is 0.2, but the tokenizer has 300 tokens: use a tokenizer with at most "
+            "256, such as byte, or --train.ngram-weight 0",
+            {"tokenizer": "byte"},
+        ),
+        (
+            {"transfer": "nope.txt"},
+            "--transfer: there is no file or corpus nope.txt: the corpora are tinyshakespeare, "
+            "shakespeare, shakespeare-rest",
+            {"transfer": "more.txt"},
+        ),
+    ],
+)
+def test_the_advice_for_a_transfer_text_works(
+    mixed: RunConfig, change: dict[str, object], message: str, advised: dict[str, object]
+) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        prepare_run(replace(mixed, **change))  # type: ignore[arg-type]
+    assert not Path("runs").exists()
+    prepare_run(replace(mixed, **{**change, **advised}))  # type: ignore[arg-type]
+
+
+def test_a_resumed_run_keeps_its_transfer_text(mixed: RunConfig) -> None:
+    with pytest.raises(Interrupted):
+        train(replace(mixed, out=Path("mixed")), Interrupter(4))
+    config = read_run_config(Path("mixed"))
+    assert config.transfer == str(Path("more.txt").absolute())
+    with pytest.raises(UserError, match="started with a transfer text: name it with --transfer"):
+        resume_training(Path("mixed"), replace(config, transfer=None))
+    with pytest.raises(Interrupted):
+        train(replace(mixed, out=Path("plain"), transfer=None), Interrupter(4))
+    config = read_run_config(Path("plain"))
+    with pytest.raises(UserError, match="started without a transfer text: leave out --transfer"):
+        resume_training(Path("plain"), replace(config, transfer="more.txt"))
+
+
+def test_too_long_texts_are_not_counted(mixed: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanogpt.runs.start.MAX_COUNTED_TOKENS", 100)
+    message = r"tokens: use a text with at most 100, or --train\.ngram-weight 0$"
+    with pytest.raises(UserError, match=message):
+        prepare_run(mixed)
+    prepare_run(replace(mixed, train=replace(mixed.train, ngram_weight=0.0)))
+
+
+def test_planned_steps_with_a_transfer_text_equal_plain_steps(mixed: RunConfig) -> None:
+    mixed = replace(mixed, model=replace(SMALL, dropout=0.0))
+    (one, plain), (two, planned) = build_stepper(mixed), build_stepper(mixed, CapturedStepper)
     assert torch.equal(plain.take(5, never), planned.take(5, never))
     for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert torch.equal(p, q)

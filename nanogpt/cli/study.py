@@ -85,10 +85,11 @@ class ScalingArgs:
 class DistillationArgs(_TextArgs):
     """Train models that learn from the probabilities of other models, and compare their losses.
 
-    First, teachers learn from the text alone. Then students learn from the text and from the mean
-    of the teachers' probabilities. Students are the teachers of the next generation. The last
-    generation has smaller students, too. Finished models are not trained again. The results are in
-    distillation.json, distillation.md and distillation.svg.
+    First, teachers learn without other models. Then they generate a text, and students learn from
+    both texts, from the mean of the teachers' probabilities, and from counts of n-grams. Students
+    are the teachers of the next generation. The last generation has smaller students, too. Finished
+    models are not trained again. The results are in distillation.json, distillation.md and
+    distillation.svg.
     """
 
     out: Path = Path("runs/distillation")
@@ -101,7 +102,8 @@ class DistillationArgs(_TextArgs):
     teachers: int = 4
     """Number of models that learn from the text alone."""
     students: int = 5
-    """Number of models in each later group."""
+    """Number of full-size students in each generation. There are at most three of each smaller
+    size."""
     generations: int = 2
     """Number of generations of students."""
     steps: int | None = None

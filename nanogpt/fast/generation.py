@@ -7,13 +7,14 @@ while the next steps run. generate.py generates the same tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..errors import Stopped
+from ..errors import Stopped, UserError
 from ..generate import (
     NextTokens,
     Sampling,
@@ -44,15 +45,30 @@ def generate(
     sampling: Sampling | None = None,
     seed: int = 1337,
     logprobs: bool = False,
+    compile: bool = False,
 ) -> Iterator[NextTokens]:
     """Do the same as nanogpt.generate.generate(), but faster, for a model on a CUDA device.
 
-    Raises Stopped if a logit is not finite, or if the step cannot be captured.
+    If `compile` is true, decoding uses the kernels of kernels.py; compiling them takes about a
+    second. Raises Stopped if a logit is not finite, or if the step cannot be captured. Raises
+    UserError if the kernels need Triton, which is missing.
     """
     if not prompts:
         return iter(())
-    decoder = CapturedDecoder(model, prompts, sampling or Sampling(), seed, logprobs)
+    decoder = CapturedDecoder(model, prompts, sampling or Sampling(), seed, logprobs, compile)
     return decoder.run(max_new_tokens)
+
+
+def import_fuse() -> Callable[[Model], AbstractContextManager[None]]:
+    """Return kernels.fuse(). Raises UserError if Triton is missing."""
+    try:
+        from .kernels import fuse
+    except ImportError as error:
+        raise UserError(
+            f"compile needs Triton, which is part of torch for CUDA on Linux, but importing it "
+            f"failed ({error}): leave the option out"
+        ) from None
+    return fuse
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,7 @@ class CapturedDecoder:
         sampling: Sampling,
         seed: int,
         logprobs: bool,
+        compile: bool = False,
     ) -> None:
         """`prompts` are lists of token ids; no prompt is empty."""
         B, device = len(prompts), next(model.parameters()).device
@@ -91,6 +108,8 @@ class CapturedDecoder:
         self.generators = make_generators(seed, B)
         self.seen = mark_seen(prompts, model.config.vocab_size, sampling, device)
         self.wants_logprobs = logprobs
+        self.is_compiled = compile
+        self.fuse = import_fuse() if compile else nullcontext
         self.tokens = torch.zeros(B, dtype=torch.long, device=device)
         # One row for each planned step: random numbers, sampled tokens and log-probabilities.
         self.uniform = torch.zeros(STEPS_AHEAD, B, device=device)
@@ -166,7 +185,9 @@ class CapturedDecoder:
 
     @torch.no_grad()
     def _decode(self) -> None:
-        self._sample(decode_one(self.model, self.tokens, self.cache))
+        with self.fuse(self.model):
+            logits = decode_one(self.model, self.tokens, self.cache)
+        self._sample(logits)
 
     def _replay(self) -> None:
         if self.graph is None:
@@ -178,6 +199,15 @@ class CapturedDecoder:
             raise Stopped(
                 f"generation cannot be captured as a CUDA graph ({error}); to run without a graph, "
                 f"which is slower: nanogpt sample --no-cuda-graph"
+            ) from None
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not self.is_compiled:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise Stopped(
+                f"the kernels cannot be compiled ({reason}): leave out --compile"
             ) from None
 
     def _sample(self, logits: Tensor) -> None:

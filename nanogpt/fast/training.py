@@ -70,10 +70,10 @@ class CapturedStepper(Stepper):
 
     def __init__(self, run: Run, mean_loss: LossFunction) -> None:
         super().__init__(run, mean_loss)
-        device, tokens = run.device, self.split.tokens
+        device, dtype = run.device, run.data.splits["train"].tokens.dtype
         # One row for each planned step: its batch, its rates, its loss and its gradient norms.
         shape = STEPS_AHEAD, self.batch_size, self.block_size + 1
-        self.blocks = torch.zeros(shape, dtype=tokens.dtype, device=device)
+        self.blocks = torch.zeros(shape, dtype=dtype, device=device)
         self.rates = torch.zeros(STEPS_AHEAD, len(run.state.optimizers), device=device)
         self.average_rates = torch.zeros(STEPS_AHEAD, 1, device=device)
         self.results = torch.zeros(STEPS_AHEAD, 1 + len(self.parameters), device=device)
@@ -97,13 +97,11 @@ class CapturedStepper(Stepper):
 
     def _fill_rows(self, steps: int) -> None:
         """Store the batches and rates of the next `steps` steps, one row for each step."""
-        starts = [self.draw_starts(ahead) for ahead in range(steps)]
         # Gather several batches at once, as long as their indices take at most 32 MiB.
         at_once = max(1, (1 << 22) // self.blocks[0].numel())
         for first in range(0, steps, at_once):
-            some = torch.cat(starts[first : first + at_once])
-            rows = self.blocks[first : first + len(some) // self.batch_size]
-            rows.copy_(self.split.blocks(some, self.block_size).view_as(rows))
+            rows = self.blocks[first : min(steps, first + at_once)]
+            rows.copy_(self.draw_blocks(first, len(rows)))
         rates, average_rates = zip(*(self.plan(ahead) for ahead in range(steps)), strict=True)
         self.rates[:steps] = torch.tensor(rates)
         self.average_rates[:steps, 0] = torch.tensor(average_rates)

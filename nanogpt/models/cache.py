@@ -19,27 +19,30 @@ class Cache:
         """Number of tokens of each text in the next input (B,); the rest of a row is padding."""
         self.positions = torch.empty(0)
         """Position of each input token in its text (B, T)."""
-        self.mask: Tensor | None = None
-        """Mask (B, 1, 1, S) to add to the scores in decoding; None in a prefill (see extend())."""
+        self._mask: Tensor | None = None
         # Attention kernels are faster with a multiple of 16 slots.
         self._slots = torch.arange(-(-size // 16) * 16, device=device)  # (S,)
         self._zero = torch.zeros((), device=device)
         self._memory: dict[nn.Module, Tensor] = {}
 
     def set_positions(self, T: int, dtype: torch.dtype) -> Tensor:
-        """Set and return the positions (B, T) of the next T tokens; also set the mask.
+        """Set and return the positions (B, T) of the next T tokens.
 
         A model calls this method at the start of each forward pass. In decoding, T is 1. In a
         prefill, the T tokens are the first tokens of each text, with padding after shorter texts. A
         prefill with T = 1 is treated as decoding.
         """
         self.positions = self.lengths[:, None] + self._slots[:T]
-        self.mask = None
-        if T == 1:
-            hidden = self._slots > self.positions[:, None, None]  # (B, 1, 1, S)
-            self._zero = self._zero.to(dtype)
-            self.mask = self._zero.masked_fill(hidden, -torch.inf)
+        self._zero, self._mask = self._zero.to(dtype), None
         return self.positions
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Mask (B, 1, 1, S) to add to the scores in decoding; None in a prefill (see extend())."""
+        if self._mask is None and self.positions.shape[-1] == 1:
+            hidden = self._slots > self.positions[:, None, None]  # (B, 1, 1, S)
+            self._mask = self._zero.masked_fill(hidden, -torch.inf)
+        return self._mask
 
     def append(self, module: nn.Module, new: Tensor, offset: int = 0) -> Tensor:
         """Store a module's new tensor (..., T, D); return all its slots (..., offset + S, D).
@@ -47,13 +50,17 @@ class Cache:
         The leading dimensions are (B,) or (2, B, H). Position p is in slot p + offset. The first
         `offset` slots stay 0: they stand for positions before the text.
         """
-        if module not in self._memory:
-            S = len(self._slots) + offset
-            self._memory[module] = new.new_zeros(*new.shape[:-2], S, new.shape[-1])
+        memory = self.reserve(module, new, offset)
         slots = (self.positions + offset)[:, :, None]  # (B, T, 1)
         if new.dim() == 5:
             slots = slots[:, None]
-        self._memory[module].scatter_(-2, slots.expand_as(new), new)
+        return memory.scatter_(-2, slots.expand_as(new), new)
+
+    def reserve(self, module: nn.Module, new: Tensor, offset: int = 0) -> Tensor:
+        """Return a module's slots (..., offset + S, D), for tensors like `new` (..., T, D)."""
+        if module not in self._memory:
+            S = len(self._slots) + offset
+            self._memory[module] = new.new_zeros(*new.shape[:-2], S, new.shape[-1])
         return self._memory[module]
 
     def extend(self, module: nn.Module, new: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

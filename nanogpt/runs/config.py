@@ -52,6 +52,11 @@ class TrainConfig:
     with the text has the rest of the weight."""
     teacher_temperature: float = 1.0
     """Temperature of the teachers and of the model in the cross-entropy with the teachers."""
+    transfer_share: float = 0.5
+    """Share of the blocks in each batch that come from the transfer text."""
+    ngram_weight: float = 0.0
+    """Weight of the cross-entropy with the probabilities of smoothed n-grams, which are counted in
+    the training split. Needs a vocabulary of at most 256 tokens. 0 turns this off."""
     mean_teacher: float = 0.0
     """Weight of the cross-entropy with the probabilities of the averaged weights. 0 turns this
     off."""
@@ -75,9 +80,12 @@ class TrainConfig:
         if not 0 < self.teacher_temperature < math.inf:
             value = self.teacher_temperature
             raise ValueError(f"teacher_temperature is {value}: it must be more than 0")
-        if not 0 <= self.mean_teacher < 1:
-            value = self.mean_teacher
-            raise ValueError(f"mean_teacher is {value}: it must be at least 0 and less than 1")
+        for name in ("mean_teacher", "ngram_weight"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 0 and less than 1")
+        if not 0 < self.transfer_share < 1:
+            value = self.transfer_share
+            raise ValueError(f"transfer_share is {value}: it must be more than 0 and less than 1")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}: it must be at least 1, or None")
         if self.stop_at_val_loss is not None and not math.isfinite(self.stop_at_val_loss):
@@ -136,6 +144,9 @@ class RunConfig:
     teachers: list[Path] = field(default_factory=list)
     """Trained runs: the model also learns from the mean of their probabilities for the next token.
     They must have the tokenizer of the new run."""
+    transfer: str | None = None
+    """A second text, for example one that the teachers generated. A part of each batch consists of
+    blocks of this text. The option takes the same values as --data."""
     out: Path | None = None
     """Directory of the run. The default is runs/NAME; if that exists, runs/NAME-2, and so on."""
     seed: int = 1337
@@ -159,7 +170,7 @@ class RunConfig:
             raise ValueError(f"seed is {self.seed}: it must be at least 0 and less than 2**63")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction is {self.val_fraction}: it must be between 0 and 1")
-        for name in ("name", "data", "column", "separator", "tokenizer", "out"):
+        for name in ("name", "data", "column", "separator", "tokenizer", "transfer", "out"):
             if not is_encodable(value := str(getattr(self, name))):
                 raise UserError(f"{name} is {value!a}: it is not valid UTF-8, so use another value")
         if self.name in ("", "..") or Path(self.name).name != self.name:
@@ -170,13 +181,19 @@ class RunConfig:
                 f"mean_teacher is {mean_teacher}, but ema is 0: set ema, for example to 0.99, so "
                 f"that the run averages its weights"
             )
-        if self.teachers and mean_teacher + self.train.teacher_weight > 1:
-            raise ValueError(
-                f"mean_teacher is {mean_teacher}, and teacher_weight {self.train.teacher_weight}: "
-                f"their sum must be at most 1"
-            )
+        weights = {"mean_teacher": mean_teacher, "ngram_weight": self.train.ngram_weight}
+        if self.teachers:
+            weights["teacher_weight"] = self.train.teacher_weight
+        if sum(weights.values()) > 1:
+            described = ", ".join(f"{name} is {value}" for name, value in weights.items() if value)
+            raise ValueError(f"{described}: their sum must be at most 1")
         if self.optim.optimizer == "muon" and isinstance(self.model, BigramConfig):
             raise ValueError("optimizer is muon, but a bigram has no blocks: use adam or adamw")
+
+    @property
+    def transfer_blocks(self) -> int:
+        """The number of blocks of the transfer text in each batch."""
+        return round(self.train.batch_size * self.train.transfer_share) if self.transfer else 0
 
     def explain_unused(self, name: str) -> str:
         """Return why the setting `name` has no effect, or "" if the setting has an effect."""
@@ -187,9 +204,14 @@ class RunConfig:
             return f"the optimizer is {optim.optimizer}"
         if name in ("teacher_weight", "teacher_temperature") and not self.teachers:
             return "there are no --teachers"
+        if name == "transfer_share" and not self.transfer:
+            return "there is no --transfer"
         if name == "cooldown" and optim.schedule != "linear":
             return f"the schedule is {optim.schedule}"
-        return corpora.explain_unused(name, self.data)
+        unused = corpora.explain_unused(name, self.data)
+        if unused and self.transfer and name in ("column", "separator"):
+            return corpora.explain_unused(name, self.transfer)
+        return unused
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as a JSON object, which schema.parse_dataclass() can read."""
@@ -218,6 +240,7 @@ CHANGEABLE = (
     *(f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in FIXED),
     "teachers",  # their locations; the SHA-256 of their weights must stay the same
     "data",  # the location of the text; the SHA-256 of the text must stay the same
+    "transfer",  # as for the text
     "column",
     "separator",
     "device",

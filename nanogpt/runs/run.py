@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from ..data import Data, to_int64
+from ..data import Data, Split, to_int64
 from ..errors import UserError
 from ..models import Model
 from ..system.devices import describe_device
@@ -47,6 +47,8 @@ class ResumeInfo:
     scale: LossScale | None = None
     teachers_sha256: list[str] = field(default_factory=list)
     """SHA-256 of the weights of each teacher."""
+    transfer_sha256: str = ""
+    """SHA-256 of the transfer text; empty if there is none."""
 
     def __post_init__(self) -> None:
         counts = ("tokens", "seconds", "lines", "losses")
@@ -85,6 +87,8 @@ class Description:
     versions: Versions
     teachers_sha256: list[str] = field(default_factory=list)
     """SHA-256 of the weights of each teacher."""
+    transfer_sha256: str = ""
+    """SHA-256 of the transfer text; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,9 @@ class Run:
     state: State
     journal: Journal
     teachers: list[Teacher] = field(default_factory=list)
+    transfer: Split | None = None
+    """The transfer text as tokens."""
+    transfer_sha256: str = ""
 
     @cached_property
     def smoothed_loss(self) -> tuple[int, float] | None:
@@ -146,6 +153,7 @@ class Run:
             precision=str(self.precision).removeprefix("torch."),
             versions=Versions(),
             teachers_sha256=[teacher.sha256 for teacher in self.teachers],
+            transfer_sha256=self.transfer_sha256,
         )
         return add_header({**asdict(description), "config": self.config.to_json()})
 
@@ -166,6 +174,7 @@ class Run:
             gradient_norm=state.gradient_norm if math.isfinite(state.gradient_norm) else None,
             scale=state.scale,
             teachers_sha256=[teacher.sha256 for teacher in self.teachers],
+            transfer_sha256=self.transfer_sha256,
         )
         return Training({**asdict(info), "config": self.config.to_json()}, state.tensors())
 

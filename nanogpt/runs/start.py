@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from ..data import Data, Split, to_int64
 from ..errors import UserError, is_denied, write_error
+from ..kneser_ney_tables import MAX_COUNTED_TOKENS, MAX_VOCABULARY
 from ..models import Model, ModelConfig, build
 from ..optim import build_optimizers
 from ..system.devices import (
@@ -22,7 +23,7 @@ from ..system.devices import (
 from ..system.files import damaged_error, path_exists, replace_path, resolve_interrupted_swap
 from ..text import corpora
 from ..text.corpora import SPLITS
-from ..text.encoding import get_tokenizer
+from ..text.encoding import encode_corpus, get_tokenizer
 from ..text.ngrams import NGramCounts
 from ..text.readers import Progress, no_progress
 from ..text.tokenizers import Tokenizer
@@ -57,13 +58,17 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     config = replace(config, model=_set_vocab_size(config.model, tokenizer.vocab_size))
     require_run_memory(config, device, precision)
     teachers = load_teachers(config.teachers, tokenizer, config.model.block_size, device)
+    config, transfer, transfer_sha256 = _load_transfer_text(
+        config, data, tokenizer, progress, may_download=True
+    )
+    _require_countable(config, data, tokenizer)
     torch.manual_seed(config.seed)  # for the initial weights and, later, dropout
     model = build(config.model).to(device)
     out, lock = make_run_directory(config.out, config.name)
     paths = [teacher.run for teacher in teachers]
     config = replace(config, out=out, data=corpus.name, teachers=paths)
-    sha256, steps = corpus.facts.sha256, config.train.steps
-    run = _build_run(config, steps, lock, model, tokenizer, data, sha256, teachers)
+    sha256, steps = (corpus.facts.sha256, transfer_sha256), config.train.steps
+    run = _build_run(config, steps, lock, model, tokenizer, data, sha256, teachers, transfer)
     try:
         run.journal.begin()
     except OSError as error:
@@ -124,10 +129,15 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
     require_tokens(data.splits.items(), config.model.block_size)
     teachers = load_teachers(config.teachers, tokenizer, config.model.block_size, device)
     require_same_teachers(teachers, info.teachers_sha256)
+    is_given = config.transfer != saved.config.transfer
+    config, transfer, _ = _load_transfer_text(
+        config, data, tokenizer, progress, is_given, info.transfer_sha256
+    )
+    _require_countable(config, data, tokenizer)
     paths = [teacher.run for teacher in teachers]
     config = replace(config, out=directory, data=corpus.name, teachers=paths)
-    sha256, steps = info.text_sha256, info.config.train.steps
-    run = _build_run(config, steps, lock, model, tokenizer, data, sha256, teachers)
+    sha256, steps = (info.text_sha256, info.transfer_sha256), info.config.train.steps
+    run = _build_run(config, steps, lock, model, tokenizer, data, sha256, teachers, transfer)
     _restore(run, saved, checkpoint)
     return run
 
@@ -186,10 +196,11 @@ def _build_run(
     model: Model,
     tokenizer: Tokenizer,
     data: Data,
-    text_sha256: str,
+    text_sha256: tuple[str, str],
     teachers: list[Teacher],
+    transfer: Split | None,
 ) -> Run:
-    """Build a run at step 0."""
+    """Build a run at step 0. `text_sha256` is for the text and for the transfer text."""
     assert config.out is not None
     device = next(model.parameters()).device
     precision = pick_precision(config.precision, device)
@@ -213,12 +224,79 @@ def _build_run(
         precision=precision,
         tokenizer=tokenizer,
         data=data,
-        text_sha256=text_sha256,
+        text_sha256=text_sha256[0],
         bigram_loss=bigram_loss,
         state=state,
         journal=Journal(config.out, title, bigram_loss),
         teachers=teachers,
+        transfer=transfer,
+        transfer_sha256=text_sha256[1],
     )
+
+
+def _load_transfer_text(
+    config: RunConfig,
+    data: Data,
+    tokenizer: Tokenizer,
+    progress: Progress,
+    may_download: bool,
+    expected_sha256: str | None = None,
+) -> tuple[RunConfig, Split | None, str]:
+    """Return `config` with the name of the transfer text, its tokens, and its SHA-256.
+
+    Without a transfer text, return `config`, None and "". Raises UserError if the text cannot be
+    used, or if its SHA-256 is not `expected_sha256`, which is "" for a run without this text.
+    """
+    if expected_sha256 is not None and bool(config.transfer) != bool(expected_sha256):
+        advice = (
+            "with a transfer text: name it with --transfer"
+            if expected_sha256
+            else "without a transfer text: leave out --transfer"
+        )
+        raise UserError(f"this run was started {advice}")
+    if not config.transfer:
+        return config, None, ""
+    if config.transfer_blocks in (0, config.train.batch_size):
+        raise UserError(
+            f"transfer_share is {config.train.transfer_share}, so a batch of "
+            f"{config.train.batch_size} has {config.transfer_blocks} blocks of the transfer text: "
+            f"each batch needs blocks of both texts, so use a larger batch, or a share closer to "
+            f"0.5"
+        )
+    try:
+        corpus = corpora.load_corpus(
+            config.transfer,
+            config.column,
+            config.separator,
+            progress,
+            expected_sha256=expected_sha256,
+            may_download=may_download,
+        )
+        tokens = Split(encode_corpus(corpus, tokenizer, progress=progress)).tokens
+    except UserError as error:
+        raise UserError(f"--transfer: {error}") from None
+    dtype, device = data.splits["train"].tokens.dtype, data.splits["train"].device
+    if tokens.dtype != dtype:
+        tokens = to_int64(tokens).to(dtype)
+    split = Split(tokens, device)
+    require_tokens([("transfer", split)], config.model.block_size)
+    return replace(config, transfer=corpus.name), split, corpus.facts.sha256
+
+
+def _require_countable(config: RunConfig, data: Data, tokenizer: Tokenizer) -> None:
+    """Raise UserError if n-grams are teachers, but their tables would be too large."""
+    V, n = tokenizer.vocab_size, len(data.splits["train"].tokens)
+    problem = f"ngram_weight is {config.train.ngram_weight}, but"
+    if config.train.ngram_weight and V > MAX_VOCABULARY:
+        raise UserError(
+            f"{problem} the tokenizer has {V:,} tokens: use a tokenizer with at most "
+            f"{MAX_VOCABULARY}, such as byte, or --train.ngram-weight 0"
+        )
+    if config.train.ngram_weight and n > MAX_COUNTED_TOKENS:
+        raise UserError(
+            f"{problem} the training split has {n:,} tokens: use a text with at most "
+            f"{MAX_COUNTED_TOKENS:,}, or --train.ngram-weight 0"
+        )
 
 
 def _set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:

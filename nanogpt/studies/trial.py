@@ -113,6 +113,7 @@ def _require_same_settings(requested: RunConfig, found: RunConfig) -> None:
     settings, found_settings = flatten_settings(requested), flatten_settings(found)
     for each in (settings, found_settings):
         each["teachers"] = [Path(run).name for run in each["teachers"]]
+        each["transfer"] = each["transfer"] and Path(each["transfer"]).name
     for name in sorted(settings.keys() | found_settings.keys()):
         value, found_value = str(settings.get(name)), str(found_settings.get(name))
         if name in ("out", "device", "data") or value == found_value:

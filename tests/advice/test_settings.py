@@ -103,7 +103,10 @@ SETTINGS = [
         r"to ([\d.]+),",
     ),
     Case(
-        "mean_teacher is 0.3, and",
+        "transfer_share is 1.0", lambda: teach(transfer_share=1), lambda: teach(transfer_share=0.5)
+    ),
+    Case(
+        "mean_teacher is 0.3, teacher",
         lambda: RunConfig(train=teach(mean_teacher=0.3), teachers=[Path("a")], optim=AVERAGED),
         lambda: RunConfig(
             train=teach(mean_teacher=0.3, teacher_weight=0.7), teachers=[Path("a")], optim=AVERAGED

@@ -1,11 +1,12 @@
 """CapturedDecoder generates the same tokens as the plain loop of generate()."""
 
 import math
+import sys
 
 import pytest
 import torch
 
-from nanogpt.errors import Stopped
+from nanogpt.errors import Stopped, UserError
 from nanogpt.fast import generation as fast
 from nanogpt.fast.generation import STEPS_AHEAD, CapturedDecoder
 from nanogpt.generate import Sampling, generate
@@ -31,6 +32,27 @@ def test_steps_ahead_of_the_host_generate_the_same_tokens(
 
 def test_logprobs_are_returned_only_on_request(model: Model) -> None:
     assert {step.logprobs for step in fast.generate(model, PROMPTS, 20)} == {None}
+
+
+def test_without_triton_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "nanogpt.fast.kernels", raising=False)
+    with pytest.raises(UserError, match=r"^compile needs Triton, .* leave the option out$"):
+        fast.generate(random_model("gpt"), [[1]], 1, compile=True)
+    assert len([*fast.generate(random_model("gpt"), [[1]], 1)]) == 1
+
+
+def test_kernels_that_cannot_be_compiled_stop_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = CapturedDecoder(random_model("gpt"), [[1]], Sampling(), 1, logprobs=False)
+
+    class Broken:
+        def run(self, work: object) -> None:
+            raise RuntimeError("Failed to find\nC compiler")
+
+    decoder.graph, decoder.is_compiled = Broken(), True  # type: ignore[assignment]
+    message = r"^the kernels cannot be compiled \(Failed to find C compiler\): leave out --compile$"
+    with pytest.raises(Stopped, match=message):
+        [*decoder.run(3)]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

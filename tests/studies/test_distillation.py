@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanogpt.api import load
 from nanogpt.data import Split
@@ -44,7 +45,7 @@ def study(text_file: Path) -> DistillationConfig:
         train=TrainConfig(20, 8, eval_every=10, mean_teacher=0.2),
     )
     student = make_student(teacher, dropout=0.0, decay=0.1)
-    return DistillationConfig(teacher, student, [("half", replace(SMALL, n_embd=12))])
+    return DistillationConfig(teacher, student, [("half", replace(SMALL, n_embd=12))], 3, 50)
 
 
 def run(study: DistillationConfig, counts: tuple[int, int, int]) -> tuple[Distillation, list[str]]:
@@ -65,17 +66,23 @@ def run(study: DistillationConfig, counts: tuple[int, int, int]) -> tuple[Distil
 
 def test_the_generations_learn_from_each_other(study: DistillationConfig) -> None:
     result, lines = run(study, (2, 1, 2))
+    first, second = (line for line in lines if line.startswith("generating transfer-"))
     assert lines == [
         *("teacher-1", "teacher-2", "group teacher"),
-        *("student-1-101", "group student-1"),
-        *("student-2-201", "half-201", "group student-2", "group half"),
+        *(first, "student-1-101", "group student-1"),
+        *(second, "student-2-201", "half-201", "group student-2"),
+        "group half",
     ]
     assert [group.teachers for group in result.groups] == [0, 2, 1, 1]
     teachers = [Path("study/teacher-1"), Path("study/teacher-2")]
     assert read_description(Path("study/student-1-101")).config.teachers == teachers
     students = [Path("study/student-1-101")]
     for name in ("student-2-201", "half-201"):
-        assert read_description(Path("study") / name).config.teachers == students
+        config = read_description(Path("study") / name).config
+        assert config.teachers == students
+        assert Path(config.transfer or "") == Path("study", second.split()[-1]).absolute()
+    text = Path("study", first.split()[-1]).read_text("utf-8")
+    assert len(text) == 2 * 3 * 50 + 5  # two teachers, three texts of 50 characters
 
     # The measurements equal evaluations of the saved models.
     models = [load(path, "cpu").model for path in teachers]
@@ -87,6 +94,13 @@ def test_the_generations_learn_from_each_other(study: DistillationConfig) -> Non
     assert group.losses == pytest.approx(losses)
     assert group.mean == pytest.approx(sum(losses) / 2)
     assert group.ensemble_loss == pytest.approx(evaluate(Ensemble(models), splits["val"]).loss)
+    windows = [splits["val"].windows(1, 16) for _ in models]
+    equal = [
+        (models[0](x).argmax(-1) == models[1](x).argmax(-1)).flatten()
+        for (x, _), _ in zip(*windows, strict=True)
+    ]
+    assert group.agreement == pytest.approx(torch.cat(equal).float().mean().item())
+    assert result.groups[1].agreement is None
     train_losses = [evaluate(model, splits["train"]).loss for model in models]
     assert group.train_loss == pytest.approx(sum(train_losses) / 2)
 
@@ -108,16 +122,30 @@ def test_the_generations_learn_from_each_other(study: DistillationConfig) -> Non
         run(study, (1, 1, 2))
 
 
+def test_a_large_alphabet_is_not_counted(study: DistillationConfig) -> None:
+    """A text without line breaks, and with more characters than the tables can have."""
+    letters = [chr(0x4E00 + i) for i in range(400)]
+    Path("letters.txt").write_text("".join(letters * 20), "utf-8")
+    teacher, student = (
+        replace(config, data="letters.txt") for config in (study.teacher, study.student)
+    )
+    run(replace(study, teacher=teacher, student=student), (1, 1, 1))
+    saved = read_description(Path("study/student-1-101")).config
+    assert saved.train.ngram_weight == 0
+    assert saved.transfer
+
+
 def test_the_table_has_a_row_for_each_group() -> None:
     groups = [
-        Group("teacher", 0, 1000, [1.5, 1.6], [1.55, 1.6], 1.45, 1.2, 30.4),
-        Group("student-1", 2, 1000, [1.4], [1.4], 1.4, 1.3, 1234.0),
+        Group("teacher", 0, 1000, [1.5, 1.6], [1.55, 1.6], 1.45, 1.2, 0.75, 30.4),
+        Group("student-1", 2, 1000, [1.4], [1.4], 1.4, 1.3, None, 1234.0),
     ]
     rows = format_table(Distillation("cpu", "20 steps", groups)).splitlines()
     assert rows[2:4] == [
-        "| teacher | – | 1,000 | 2 | 1.5500 (1.5000 to 1.6000) | 1.5750 | 1.4500 | 1.2000 | 30 s |",
-        "| student-1 | 2 | 1,000 | 1 | 1.4000 (1.4000 to 1.4000) | 1.4000 | 1.4000 | 1.3000 "
-        "| 1,234 s |",
+        "| teacher | – | 1,000 | 2 | 1.5500 (1.5000 to 1.6000) | 1.5750 | 1.4500 | 75.0% "
+        "| 1.2000 | 30 s |",
+        "| student-1 | 2 | 1,000 | 1 | 1.4000 (1.4000 to 1.4000) | 1.4000 | 1.4000 | – "
+        "| 1.3000 | 1,234 s |",
     ]
     assert rows[-1] == "20 steps, cpu"
 
