@@ -8,7 +8,7 @@ arXiv:2510.05491), and cautious weight decay from Chen et al. 2025 (arXiv:2510.1
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class Muon:
         self.cautious_decay = cautious_decay
         # float16 could overflow; bfloat16 is accurate enough (Jordan et al.).
         self.precision = torch.float32 if precision == torch.float32 else torch.bfloat16
+        self.orthogonalise: Callable[[Tensor, torch.dtype], Tensor] = orthogonalise
+        """Replaced by a function that shares the work, if several processes train the model."""
         self._names = list(named)
         self.stacks: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
         """Maps each matrix shape (rows, columns) to {parameter index: its number of matrices}.
@@ -70,7 +72,7 @@ class Muon:
             torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
         for (rows, columns), counts in self.stacks.items():
             stack = torch.cat([nesterov[i].view(-1, rows, columns) for i in counts])
-            directions = orthogonalise(stack, self.precision)
+            directions = self.orthogonalise(stack, self.precision)
             if self.squares:
                 directions = normalise_rows(directions.float(), self.squares[rows, columns])
             # The factor √(rows / columns) lets each output of a tall matrix change as much as each

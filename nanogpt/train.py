@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from .evaluate import Evaluation, evaluate
-from .fast.training import make_stepper
+from .evaluate import Evaluation
+from .fast.parallel import evaluate, make_stepper
 from .optim import get_learning_rate
 from .runs.background import BackgroundWriter
 from .runs.checkpoint import Best
@@ -94,6 +94,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, keeper: Checkpoi
     stepper = make_stepper(run, reporter.said)
 
     while True:
+        interrupts.agree()
         is_evaluation = settings.evaluates_at(state.step)
         if is_evaluation or interrupts.received:
             keeper.save_last(start)  # if the evaluation fails, the resumed run repeats it
@@ -116,7 +117,7 @@ def _loop(run: Run, reporter: Reporter, interrupts: Interrupts, keeper: Checkpoi
                 return reason
 
         steps = settings.steps_until_event(state.step)
-        results = stepper.take(steps, lambda: interrupts.received)
+        results = stepper.take(steps, interrupts.should_stop)
         check.check(results)
         state.losses = torch.cat([state.losses, results[:, 0]])
         state.gradient_norm = results[-1, 1:].norm().item()

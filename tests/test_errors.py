@@ -45,19 +45,23 @@ def make_patterns(message: ast.expr) -> list[str]:
             return ["(.*)"]
 
 
+JOINED = "Stopped", "Lost"
+"""Exceptions that join all of their arguments into one message."""
+
+
 def find_patterns(*calls: str) -> Iterator[str]:
     """Yield the patterns of the messages in all calls of these functions or classes."""
     for file in sorted(HOME.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in calls:
-                # The message is the last argument; Stopped() joins all arguments into one message.
-                parts = node.args if ast.unparse(node.func) == "Stopped" else node.args[-1:]
+                # The message is the last argument, or all arguments of the classes in JOINED.
+                parts = node.args if ast.unparse(node.func) in JOINED else node.args[-1:]
                 yield from map("".join, product(*map(make_patterns, parts)))
 
 
 MESSAGE_PATTERNS = {
     pattern
-    for pattern in find_patterns("UserError", "Stopped", "ValueError", "super().__init__")
+    for pattern in find_patterns("UserError", *JOINED, "ValueError", "super().__init__")
     if pattern.replace("(.*)", "").strip("\\ :") and "tokens\\ are\\ more" not in pattern
 }
 REASON_PATTERNS = set(find_patterns("damaged_error", "self.damaged", "files.damaged")) - {"(.*)"}

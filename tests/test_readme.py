@@ -68,6 +68,7 @@ def test_the_readme_shows_every_command() -> None:
 def test_every_flag_in_a_document_exists(nanogpt: Command) -> None:
     # These flags belong to ruff, to lessons/build.py, and to two examples of mistakes.
     known = {"--check", "--notebooks", "--train.stps", "--run"}
+    known |= {"--standalone", "--nproc-per-node", "--master-port"}  # of torchrun
     for benchmark in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)", benchmark.read_text("utf-8")))
     studies = (("study", "ladder"), ("study", "scaling"), ("study", "distillation"))

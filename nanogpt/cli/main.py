@@ -13,6 +13,7 @@ from ..errors import (
     make_line,
     suggest_nearest,
 )
+from ..system import distributed
 from ..system.interrupts import raise_interrupted
 from ..version import VERSION
 from .output import guard_streams
@@ -36,7 +37,7 @@ TOO_LARGE = "out of memory: {size} more was requested; use a smaller model, text
 
 @guard_streams()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and exit.
+    """Run a command and exit. If torchrun started several processes, the first one prints errors.
 
     The exit status is 0 after success, 1 after a failure, and 2 after a mistake in the input. If a
     signal ends the command, the exit status is 128 + signal number. Each error is one line on
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             finally:
                 sys.stdout.flush()
     except (UserError, Stopped) as error:
-        print(f"nanogpt: {make_line(error)}", file=sys.stderr)
+        if distributed.rank() == 0:
+            print(f"nanogpt: {make_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except (RuntimeError, MemoryError) as error:
         from ..system.devices import requested_memory
@@ -60,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"nanogpt: {TOO_LARGE.format(size=size)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interruption:
-        print(f"\nnanogpt: {make_line(interruption) or 'interrupted'}", file=sys.stderr)
+        if distributed.rank() == 0:
+            print(f"\nnanogpt: {make_line(interruption) or 'interrupted'}", file=sys.stderr)
         sys.exit(interruption.status if isinstance(interruption, Interrupted) else 130)
     except OSError as error:
         if not is_denied(error) or not error.filename:
@@ -74,6 +77,8 @@ def _run(args: list[str]) -> None:
         print(_format_usage())
     elif args[0] == "--version":
         print(f"nanogpt {VERSION}")
+    elif distributed.size() > 1 and args[0] in COMMANDS and args[0] != "train":
+        raise UserError(f"torchrun can only start nanogpt train: run nanogpt {args[0]} without it")
     elif args[0] in COMMANDS:
         module = COMMANDS[args[0]][0]  # imported late: many commands load torch, which is slow
         getattr(import_module(f".{module}", __package__), module)(args[1:])

@@ -9,6 +9,8 @@ from ..runs.config import RunConfig
 from ..runs.directory import find_run
 from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import SavedRun, read_saved_run
+from ..system import distributed
+from ..system.devices import pick_device
 from ..text import corpora
 from ..train import resume_training
 from ..train import train as train_model
@@ -56,10 +58,14 @@ def train(args: list[str]) -> None:
     with TerminalReporter(console) as reporter:
         if options.refresh:
             corpora.refresh_text(config.data, config.column, config.separator, reporter.preparing)
-        if defaults.saved is None:
-            result = train_model(config, reporter)
-        else:
-            result = resume_training(defaults.saved, config, reporter)
+        with distributed.join(pick_device(config.device)):
+            shown = None if distributed.rank() else reporter  # the first process prints
+            if defaults.saved is None:
+                result = train_model(config, shown)
+            else:
+                result = resume_training(defaults.saved, config, shown)
+    if distributed.rank():
+        return
     console.print()
     console.print(make_result_table(result))
     out = result.run.out

@@ -6,6 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from typing import Self
 
+from ..system import distributed
+
 QUEUE_LENGTH = 3
 """submit() waits while more than this number of jobs are pending. So a slow disk slows down the
 training; without this limit, the pending checkpoints could fill the memory."""
@@ -14,11 +16,13 @@ training; without this limit, the pending checkpoints could fill the memory."""
 class BackgroundWriter:
     """Runs jobs in order, immediately or in a background thread, and raises their errors.
 
-    At the end of its `with` statement, it waits for all jobs.
+    At the end of its `with` statement, it waits for all jobs. If several processes train the model,
+    the first one writes the files of the run, and the others ignore all jobs.
     """
 
     def __init__(self, in_background: bool) -> None:
-        self._pool = ThreadPoolExecutor(1) if in_background else None
+        self._writes = distributed.rank() == 0
+        self._pool = ThreadPoolExecutor(1) if in_background and self._writes else None
         self._pending: deque[Future[None]] = deque()
         self._has_failed = False
 
@@ -31,6 +35,8 @@ class BackgroundWriter:
 
     def submit(self, job: Callable[[], object]) -> None:
         """Run a job now, or add it to the queue. Raises the error of this or an earlier job."""
+        if not self._writes:
+            return
         if self._pool is None:
             job()
         else:

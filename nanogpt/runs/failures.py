@@ -5,17 +5,28 @@ from contextlib import contextmanager
 
 from ..errors import Stopped, resume_command, write_error
 from ..system.devices import requested_memory
+from ..system.distributed import Lost, ignore_termination
 from ..system.gpu import CannotCapture
 from .run import Run
 
 
 @contextmanager
 def explain_failures(run: Run) -> Iterator[None]:
-    """Within this context, an OSError, a failed CUDA graph or a lack of memory raises Stopped."""
+    """Within this context, an OSError, a failed CUDA graph or a lack of memory raises Stopped.
+
+    The loss of another process raises Stopped, too.
+    """
     try:
         yield
     except OSError as error:
         raise write_error(run.out, error) from None
+    except Lost as error:
+        ignore_termination()
+        advice = f": see its message, then resume with: {resume_command(run.out)}"
+        raise Stopped(error.reason, advice) from None
+    except Stopped:
+        ignore_termination()
+        raise
     except CannotCapture as error:
         raise Stopped(
             f"a step cannot be captured as a CUDA graph ({error})",

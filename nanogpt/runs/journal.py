@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..errors import UserError, print_note
+from ..system import distributed
 from ..system.files import (
     damaged_error,
     parse_json,
@@ -72,6 +73,8 @@ class Journal:
 
     def __init__(self, out: Path, title: str, bigram_loss: float) -> None:
         self.out, self.title, self.bigram_loss = out, title, bigram_loss
+        self.writes = distributed.rank() == 0
+        """If several processes train the model, only the first one writes."""
         self.records: list[Record] = []
         self.evaluations: list[Record] = []
         """The records with a validation loss."""
@@ -83,7 +86,8 @@ class Journal:
 
     def begin(self) -> None:
         """Create an empty metrics.jsonl."""
-        write_atomically(self._file, b"")
+        if self.writes:
+            write_atomically(self._file, b"")
 
     def resume(self, lines: int, step: int, best: Best | None) -> None:
         """Read and keep the first `lines` lines of metrics.jsonl, and remove the later lines.
@@ -110,14 +114,16 @@ class Journal:
                     )
                 kept.append(line)
                 self._append(record)
-        write_atomically(file, b"".join(kept))
+        if self.writes:
+            write_atomically(file, b"".join(kept))
         self.best = best
 
     def add(self, record: Record) -> bool:
         """Append a record to metrics.jsonl. Return whether its evaluation is the best so far."""
-        line = {name: value for name, value in asdict(record).items() if value is not None}
-        with self._file.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.writes:
+            line = {name: value for name, value in asdict(record).items() if value is not None}
+            with self._file.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(line) + "\n")
         self._append(record)
         best = record.best()
         if best is None or (self.best is not None and self.best.val_loss <= best.val_loss):
@@ -132,7 +138,7 @@ class Journal:
 
     def flush(self) -> None:
         """Wait until metrics.jsonl is on the disk."""
-        if self.records:
+        if self.records and self.writes:
             sync_to_disk(self._file)
 
     def draw_if_due(self) -> None:
@@ -142,7 +148,7 @@ class Journal:
 
     def draw(self) -> None:
         """Update loss.png if there are new records; print a note if matplotlib cannot be used."""
-        if self._drawn_records == len(self.records):
+        if self._drawn_records == len(self.records) or not self.writes:
             return
         start, self._drawn_records = time.perf_counter(), len(self.records)
         train = [(r.step, r.train_loss) for r in self.records if r.train_loss is not None]

@@ -13,6 +13,7 @@ from ..errors import UserError, is_denied, write_error
 from ..kneser_ney_tables import MAX_COUNTED_TOKENS, MAX_VOCABULARY
 from ..models import Model, ModelConfig, build
 from ..optim import build_optimizers
+from ..system import distributed
 from ..system.devices import (
     keep_freed_memory,
     limit_threads,
@@ -27,8 +28,9 @@ from ..text.encoding import encode_corpus, get_tokenizer
 from ..text.ngrams import NGramCounts
 from ..text.readers import Progress, no_progress
 from ..text.tokenizers import Tokenizer
+from ..version import VERSION
 from .checkpoint import Checkpoint, load_checkpoint, load_training_tensors, read_checkpoint_info
-from .config import RunConfig
+from .config import RunConfig, flatten_settings
 from .directory import find_tokenizer, lock_run, make_run_directory
 from .history import remove_later_snapshots
 from .journal import Journal
@@ -48,32 +50,77 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     Raises UserError if a setting is invalid, or if the text or the directory cannot be used. Raises
     Stopped if writing fails.
     """
-    device = _set_up_device(config)
-    precision = pick_precision(config.precision, device)
-    corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
-    kind = find_tokenizer(config.tokenizer)
-    tokenizer = get_tokenizer(kind, corpus, config.val_fraction, progress)
-    data = Data(corpus, tokenizer, device, config.val_fraction, progress)
-    require_tokens(data.splits.items(), config.model.block_size)
-    config = replace(config, model=_set_vocab_size(config.model, tokenizer.vocab_size))
-    require_run_memory(config, device, precision)
-    teachers = load_teachers(config.teachers, tokenizer, config.model.block_size, device)
-    config, transfer, transfer_sha256 = _load_transfer_text(
-        config, data, tokenizer, progress, may_download=True
-    )
-    _require_countable(config, data, tokenizer)
-    torch.manual_seed(config.seed)  # for the initial weights and, later, dropout
-    model = build(config.model).to(device)
-    out, lock = make_run_directory(config.out, config.name)
+    with distributed.agreement():
+        device = _set_up_device(config)
+        precision = pick_precision(config.precision, device)
+        _require_equal_shares(config, precision)
+        corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
+        kind = find_tokenizer(config.tokenizer)
+        tokenizer = get_tokenizer(kind, corpus, config.val_fraction, progress)
+        data = Data(corpus, tokenizer, device, config.val_fraction, progress)
+        require_tokens(data.splits.items(), config.model.block_size)
+        config = replace(config, model=_set_vocab_size(config.model, tokenizer.vocab_size))
+        require_run_memory(config, device, precision)
+        teachers = load_teachers(config.teachers, tokenizer, config.model.block_size, device)
+        config, transfer, transfer_sha256 = _load_transfer_text(
+            config, data, tokenizer, progress, may_download=True
+        )
+        _require_countable(config, data, tokenizer)
+        torch.manual_seed(config.seed)  # for the initial weights and, later, dropout
+        model = build(config.model).to(device)
+    _require_same_start(config, corpus.facts.sha256)
+    with distributed.agreement():
+        if distributed.rank() == 0:
+            out, lock = make_run_directory(config.out, config.name)
+        else:
+            out, lock = Path(), FileLock("")  # the first process holds the lock
+    out = distributed.gather_objects(out)[0]
     paths = [teacher.run for teacher in teachers]
     config = replace(config, out=out, data=corpus.name, teachers=paths)
     sha256, steps = (corpus.facts.sha256, transfer_sha256), config.train.steps
     run = _build_run(config, steps, lock, model, tokenizer, data, sha256, teachers, transfer)
+    _vary_dropout(run)
     try:
         run.journal.begin()
     except OSError as error:
         raise write_error(out, error) from None
     return run
+
+
+def _require_equal_shares(config: RunConfig, precision: torch.dtype) -> None:
+    """Raise UserError if the processes cannot get equal shares of each batch."""
+    size, batch, parts = distributed.size(), config.train.batch_size, config.train.accumulation
+    if batch % (size * parts):
+        unit = size * parts
+        values = [value for value in (batch // unit * unit, -(-batch // unit) * unit) if value]
+        raise UserError(
+            f"batch_size is {batch}: {size} processes that split their share into accumulation "
+            f"{parts} need a multiple of {unit}, such as {' or '.join(map(str, values))}"
+        )
+    if size > 1 and precision == torch.float16:
+        raise UserError(
+            f"{size} processes cannot train in float16: use --precision bfloat16 or float32"
+        )
+
+
+def _require_same_start(config: RunConfig, text_sha256: str) -> None:
+    """Raise UserError if the processes have different settings, texts or versions."""
+    settings = {name: value for name, value in flatten_settings(config).items() if name != "device"}
+    facts = {"nanogpt": VERSION, "torch": torch.__version__, "text": text_sha256, **settings}
+    first, *others = distributed.gather_objects(facts)
+    for number, other in enumerate(others, start=1):
+        for name, value in first.items():
+            if other.get(name) != value:
+                raise UserError(
+                    f"{name} is {value} in process 0, but {other.get(name)} in process {number}: "
+                    f"start all processes with the same command, text and version"
+                )
+
+
+def _vary_dropout(run: Run) -> None:
+    """Let each process except the first one draw other random numbers for dropout."""
+    if number := distributed.rank():
+        torch.manual_seed((run.config.seed + 1_000_003 * number + run.state.step) % 2**63)
 
 
 def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = no_progress) -> Run:
@@ -84,16 +131,22 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
     directory. Raises Stopped if writing fails.
     """
     directory = saved if isinstance(saved, Path) else saved.directory
+    is_first = distributed.rank() == 0
+    lock = FileLock("")  # the first process holds the lock
     try:
-        lock = lock_run(directory)
+        with distributed.agreement():
+            if is_first:
+                lock = lock_run(directory)
+                for checkpoint in (directory / "last", directory / "best"):
+                    current = resolve_interrupted_swap(checkpoint)
+                    if current != checkpoint:
+                        replace_path(current, checkpoint)
         try:
-            for checkpoint in (directory / "last", directory / "best"):
-                current = resolve_interrupted_swap(checkpoint)
-                if current != checkpoint:
-                    replace_path(current, checkpoint)
-            if isinstance(saved, Path) or not saved.is_current():
-                saved = read_saved_run(directory)
-            return _resume(saved, config, lock, progress)
+            with distributed.agreement():
+                if isinstance(saved, Path) or not saved.is_current():
+                    saved = read_saved_run(directory)
+                run = _resume(saved, config, lock, progress)
+            _require_same_start(run.config, run.text_sha256)
         except BaseException:
             lock.release()
             raise
@@ -104,13 +157,17 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
                 f"permissions, or copy {directory} and resume the copy"
             ) from None
         raise write_error(directory, error) from None
+    _vary_dropout(run)
+    return run
 
 
 def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progress) -> Run:
     directory, info = saved.directory, saved.info
     config.check_same_run(saved.config)
     device = _set_up_device(config)
-    require_run_memory(config, device, pick_precision(config.precision, device))
+    precision = pick_precision(config.precision, device)
+    _require_equal_shares(config, precision)
+    require_run_memory(config, device, precision)
     # The files of a run may name any address, so download only from an address that the user gives.
     is_given = config.data != saved.config.data
     corpus = load_same_text(config, info.text_sha256, progress, may_download=is_given)
@@ -161,7 +218,8 @@ def _restore(run: Run, saved: SavedRun, checkpoint: Checkpoint) -> None:
         # The resumed run repeats the evaluation at this step, so use the best one before this step.
         best = checkpoint.best
     run.journal.resume(info.lines, step, best)
-    remove_later_snapshots(run.out, step)
+    if distributed.rank() == 0:
+        remove_later_snapshots(run.out, step)
 
 
 def require_tokens(

@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Self
 
 from ..errors import Interrupted
+from . import distributed
 
 SIGNALS = tuple(
     signal.Signals[name]
@@ -40,11 +41,12 @@ def raise_interrupted() -> Iterator[None]:
 
 
 class Interrupts:
-    """A context that records the first signal that arrives; a second signal has its usual effect.
+    """A context that records the first signal that arrives.
 
-    Only the signals in SIGNALS are recorded. A signal that was ignored before, as with nohup, stays
-    ignored. Python handles signals only in the main thread; in another thread, this context records
-    nothing.
+    A second signal has its usual effect. But if several processes train a model, it is ignored,
+    because a terminal and torchrun may both send a signal to each process. Only the signals in
+    SIGNALS are recorded. A signal that was ignored before, as with nohup, stays ignored. Python
+    handles signals only in the main thread; in another thread, this context records nothing.
     """
 
     def __init__(self) -> None:
@@ -63,6 +65,18 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous.clear()
 
+    def agree(self) -> None:
+        """If one of several processes has received a signal, let all of them have received it."""
+        self.received = distributed.agree_on_signal(self.received)
+
+    def should_stop(self) -> bool:
+        """Return whether to stop before the next step.
+
+        Several processes must stop after the same step, so they first take all planned steps.
+        """
+        return distributed.size() == 1 and self.received is not None
+
     def _record(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self.__exit__()
+        self.received = self.received or signal.Signals(number)
+        if distributed.size() == 1:
+            self.__exit__()

@@ -1,0 +1,109 @@
+"""Training steps and evaluations that several processes share; the result is that of one process.
+
+In each step, every process computes the gradient of its share of the batch. The processes add up
+their gradients, and all of them make the same update.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..data import Split
+from ..evaluate import Evaluation
+from ..evaluate import evaluate as evaluate_alone
+from ..models import Model
+from ..muon import Muon, orthogonalise
+from ..optim import clip_gradients
+from ..runs.run import Run
+from ..step import LossFunction, Stepper, compute_gradients, update_weights
+from ..system import distributed
+from . import training
+
+
+class ParallelStepper(Stepper):
+    """Takes steps on this process's share of each batch, and adds up the gradients."""
+
+    def __init__(self, run: Run, mean_loss: LossFunction) -> None:
+        super().__init__(run, mean_loss)
+        for optimizer in run.state.optimizers:
+            if isinstance(optimizer, Muon):
+                optimizer.orthogonalise = share_orthogonalisation
+
+    def draw_blocks(self, ahead: int, batches: int) -> Tensor:
+        """Return this process's share of the blocks: (batches, B / N, T + 1) for N processes."""
+        blocks = super().draw_blocks(ahead, batches)
+        return blocks.chunk(distributed.size(), dim=1)[distributed.rank()]
+
+    def update(self, inputs: Tensor, targets: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
+        """Do the same as Stepper.update(), for the mean loss of the whole batch."""
+        config = self.run.config
+        loss = compute_gradients(self.mean_loss, inputs, targets, config.train.accumulation)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        results = [loss, *gradients]
+        torch._foreach_div_(results, distributed.size())
+        distributed.add_up(results)
+        norms = clip_gradients(self.parameters, config.optim.grad_clip)
+        update_weights(self.run.state.optimizers, rates.unbind())
+        for parameter in self.parameters:
+            parameter.grad = None
+        return loss, norms
+
+
+class ParallelCapturedStepper(ParallelStepper, training.CapturedStepper):
+    """Captures the steps of ParallelStepper as a CUDA graph."""
+
+
+def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
+    """Do the same as training.make_stepper(), for any number of processes.
+
+    From now on, the processes expect prompt answers from each other.
+    """
+    if distributed.size() == 1:
+        return training.make_stepper(run, on_message)
+    is_captured = run.config.train.cuda_graph and run.device.type == "cuda"
+    stepper = ParallelCapturedStepper if is_captured else ParallelStepper
+    result = stepper(run, training.make_loss(run, on_message))
+    distributed.expect_answers()
+    return result
+
+
+def share_orthogonalisation(matrices: Tensor, precision: torch.dtype) -> Tensor:
+    """Do the same as orthogonalise(); each process computes its share of the matrices."""
+    size, count = distributed.size(), len(matrices)
+    share = -(-count // size)  # rounded up
+    first = distributed.rank() * share
+    mine = matrices[first : first + share]
+    result = matrices.new_zeros(share, *matrices.shape[1:], dtype=precision)
+    if len(mine):
+        result[: len(mine)] = orthogonalise(mine, precision)
+    return distributed.gather(result)[:count]
+
+
+class _Share(Split):
+    """The windows of a split that this process evaluates."""
+
+    def __init__(self, split: Split) -> None:
+        vars(self).update(vars(split))
+
+    def windows(self, batch_size: int, block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every N-th batch of windows, for N processes."""
+        for number, window in enumerate(super().windows(batch_size, block_size)):
+            if number % distributed.size() == distributed.rank():
+                yield window
+
+
+def evaluate(model: Model, split: Split) -> Evaluation:
+    """Do the same as evaluate.evaluate(); each process evaluates its share of the windows."""
+    if distributed.size() == 1:
+        return evaluate_alone(model, split)
+    try:
+        own = evaluate_alone(model, _Share(split))
+        nats, number = own.loss * own.tokens, own.tokens
+    except ZeroDivisionError:  # fewer windows than processes
+        nats, number = 0.0, 0
+    sums = torch.tensor([nats, number], dtype=torch.float64).to(split.device)
+    distributed.add_up([sums])
+    total, tokens = sums.tolist()
+    loss = total / tokens
+    return Evaluation(loss, split.bits_per_byte(loss), int(tokens))

@@ -1,0 +1,228 @@
+"""Several processes train the run that one process would have trained."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt.api import load
+from nanogpt.fast.parallel import share_orthogonalisation
+from nanogpt.muon import orthogonalise
+from nanogpt.system import distributed
+from tests.marks import slow
+from tests.same import metrics
+
+MUON = [
+    *("tiny-fast", "--model.n-layer", "2", "--model.n-embd", "32", "--model.block-size", "16"),
+    *("--train.steps", "24", "--train.eval-every", "12", "--train.log-every", "1"),
+    *("--optim.decay-steps", "24", "--train.batch-size", "24", "--train.accumulation", "2"),
+    *("--optim.normalise-rows", "--optim.grad-clip", "0.5", "--optim.ema", "0.9"),
+    *("--device", "cpu", "--precision", "float32", "--sample-tokens", "0"),
+]
+
+
+def torchrun(processes: int, *arguments: object) -> list[str]:
+    """Return the command that starts nanogpt in several processes of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", str(processes), "-m", "nanogpt"]
+    return [*launcher, *map(str, arguments)]
+
+
+def run(command: Sequence[str]) -> tuple[int, list[str]]:
+    """Run a command; return its status, and the lines of nanogpt on standard error."""
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    lines = [line for line in process.stderr.splitlines() if line.startswith("nanogpt: ")]
+    return process.returncode, lines
+
+
+def assert_same_losses(one: Path, other: Path) -> None:
+    """Require that all lines of metrics.jsonl agree to 1e-6, and the best weights to 1e-4."""
+    expected, found = metrics(one), metrics(other)
+    assert len(found) == len(expected)
+    for a, b in zip(expected, found, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"seconds"}:
+            assert math.isclose(a[name], b[name], rel_tol=1e-6, abs_tol=1e-6), (a["step"], name)
+    models = load(one, "cpu").model, load(other, "cpu").model
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def alone(text_file: Path) -> list[str]:
+    """Arguments of `nanogpt train`, after one process has trained runs/alone with them."""
+    arguments = ["train", *MUON, "--data", str(text_file), "--transfer", str(text_file)]
+    arguments += ["--train.ngram-weight", "0.1"]
+    status, lines = run([sys.executable, "-m", "nanogpt", *arguments, "--out", "runs/alone"])
+    assert (status, lines) == (0, [])
+    return arguments
+
+
+@pytest.mark.parametrize("processes", [2, slow(4)])
+def test_the_losses_are_those_of_one_process(alone: list[str], processes: int) -> None:
+    status, lines = run(torchrun(processes, *alone, "--out", "runs/together"))
+    assert (status, lines) == (0, [])
+    assert_same_losses(Path("runs/alone"), Path("runs/together"))
+    assert sorted(os.listdir("runs/together")) == sorted(os.listdir("runs/alone"))
+
+
+@contextmanager
+def started(command: Sequence[str], out: Path, step: int) -> Iterator[subprocess.Popen[str]]:
+    """Start a run, and wait until metrics.jsonl has this step. At the end, kill all processes."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline, file = time.monotonic() + 90, out / "metrics.jsonl"
+        while not file.exists() or not metrics(out) or metrics(out)[-1]["step"] < step:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for rank in range(2):  # torchrun starts each process in its own session
+            with suppress(AssertionError, ProcessLookupError):
+                os.kill(find_process(rank), signal.SIGKILL)
+
+
+def find_process(rank: int) -> int:
+    """Return the ID of the process with this rank."""
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (directory / "environ").read_bytes().split(b"\0")
+            here = os.readlink(directory / "cwd") == os.getcwd()
+        except OSError:
+            continue
+        if f"RANK={rank}".encode() in words and here:
+            return int(directory.name)
+    raise AssertionError(f"no process has rank {rank}")
+
+
+@pytest.mark.slow
+def test_a_run_continues_with_any_number_of_processes(alone: list[str]) -> None:
+    """Two processes start the run and are interrupted; then three and one continue it."""
+    out = Path("runs/resumed")
+    with started(torchrun(2, *alone, "--out", out), out, 6) as process:
+        for rank in range(2):
+            os.kill(find_process(rank), signal.SIGINT)  # as a terminal does
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    assert len(re.findall(r"nanogpt: interrupted; saved at step \d+; resume", error)) == 1
+    assert json.loads((out / "last/training.json").read_text())["tokens"] >= 6 * 24 * 16
+    flags = ["--sample-tokens", "0"]
+    assert run(torchrun(3, "train", "--resume", out, "--train.steps", 18, *flags)) == (0, [])
+    command = [sys.executable, "-m", "nanogpt", "train", "--resume", str(out), *flags]
+    assert run([*command, "--train.steps", "24"]) == (0, [])
+    expected = {record["step"]: record for record in metrics(Path("runs/alone"))}
+    assert len(metrics(out)) == len(expected)
+    for record in metrics(out)[1:]:  # the first line has no loss
+        assert record["train_loss"] == pytest.approx(
+            expected[record["step"]]["train_loss"], abs=2e-6
+        )
+    assert metrics(out)[-1]["val_loss"] == pytest.approx(expected[24]["val_loss"], abs=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_ends_or_hangs_ends_all(
+    alone: list[str], number: signal.Signals, rank: int
+) -> None:
+    out, longer = Path("runs/broken"), ["--train.steps", "100000", "--optim.decay-steps", "24"]
+    with started(torchrun(2, *alone, *longer, "--out", out), out, 6) as process:
+        start = time.monotonic()
+        os.kill(find_process(rank), number)
+        error = process.communicate(timeout=60)[1]
+        assert time.monotonic() - start < 35
+    assert process.returncode != 0
+    lines = re.findall(r"nanogpt: another process of this run has ended, or does not ans.*", error)
+    if rank == 1:  # the first process prints the message
+        assert lines == [
+            "nanogpt: another process of this run has ended, or does not answer: see its message, "
+            f"then resume with: nanogpt train --resume {out}"
+        ]
+    steps = str(metrics(out)[-1]["step"] + 1)
+    command = [sys.executable, "-m", "nanogpt", "train", "--resume", str(out)]
+    assert run([*command, "--train.steps", steps, "--sample-tokens", "0"]) == (0, [])
+
+
+SCRIPT = """
+import os, sys
+from nanogpt.cli.main import main
+main(sys.argv[1:] + ["--seed", os.environ["RANK"]])
+"""
+
+
+MISTAKES = [
+    pytest.param(
+        ["--train.batch-size", "25", "--train.accumulation", "1"],
+        "nanogpt: batch_size is 25: 2 processes that split their share into accumulation 1 need a "
+        "multiple of 2, such as 24 or 26",
+    ),
+    pytest.param(
+        ["--precision", "float16"],
+        "nanogpt: 2 processes cannot train in float16: use --precision bfloat16 or float32",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        ["--data", "nope.txt"],
+        "nanogpt: there is no file or corpus nope.txt: the corpora are tinyshakespeare, "
+        "shakespeare, shakespeare-rest",
+        marks=pytest.mark.slow,
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES)
+def test_a_mistake_is_reported_once(text_file: Path, change: list[str], message: str) -> None:
+    command = torchrun(2, "train", *MUON, "--data", text_file, *change, "--out", "runs/wrong")
+    status, lines = run(command)
+    assert (status != 0, lines) == (True, [message])
+    assert not Path("runs/wrong").exists()
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_are_refused(text_file: Path) -> None:
+    Path("script.py").write_text(SCRIPT, "utf-8")
+    command = torchrun(2, "train", *MUON, "--data", text_file)
+    command[command.index("-m", 3) : command.index("-m", 3) + 2] = ["script.py"]
+    assert run(command)[1] == [
+        "nanogpt: seed is 0 in process 0, but 1 in process 1: start all processes with the same "
+        "command, text and version"
+    ]
+
+
+@pytest.mark.slow
+def test_other_commands_are_refused() -> None:
+    assert run(torchrun(2, "presets"))[1] == [
+        "nanogpt: torchrun can only start nanogpt train: run nanogpt presets without it"
+    ]
+
+
+def test_shares_of_the_matrices_together_are_all_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without other processes, the parts that they would compute are collected one by one."""
+    matrices = torch.randn(7, 6, 4)
+    parts: list[torch.Tensor] = []
+
+    def collect(part: torch.Tensor) -> torch.Tensor:
+        parts.append(part)
+        return part
+
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    monkeypatch.setattr(distributed, "gather", collect)
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        share_orthogonalisation(matrices, torch.float32)
+    expected = orthogonalise(matrices, torch.float32)
+    torch.testing.assert_close(torch.cat(parts)[:7], expected)
