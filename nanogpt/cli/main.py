@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             finally:
                 sys.stdout.flush()
     except (UserError, Stopped) as error:
-        if distributed.rank() == 0:
+        if distributed.launched_rank() == 0:
             print(f"nanogpt: {make_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except (RuntimeError, MemoryError) as error:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"nanogpt: {TOO_LARGE.format(size=size)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interruption:
-        if distributed.rank() == 0:
+        if distributed.launched_rank() == 0:
             print(f"\nnanogpt: {make_line(interruption) or 'interrupted'}", file=sys.stderr)
         sys.exit(interruption.status if isinstance(interruption, Interrupted) else 130)
     except OSError as error:
@@ -77,7 +77,7 @@ def _run(args: list[str]) -> None:
         print(_format_usage())
     elif args[0] == "--version":
         print(f"nanogpt {VERSION}")
-    elif distributed.size() > 1 and args[0] in COMMANDS and args[0] != "train":
+    elif distributed.launched_size() > 1 and args[0] in COMMANDS and args[0] != "train":
         raise UserError(f"torchrun can only start nanogpt train: run nanogpt {args[0]} without it")
     elif args[0] in COMMANDS:
         module = COMMANDS[args[0]][0]  # imported late: many commands load torch, which is slow

@@ -10,7 +10,6 @@ from ..runs.directory import find_run
 from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import SavedRun, read_saved_run
 from ..system import distributed
-from ..system.devices import pick_device
 from ..text import corpora
 from ..train import resume_training
 from ..train import train as train_model
@@ -58,13 +57,13 @@ def train(args: list[str]) -> None:
     with TerminalReporter(console) as reporter:
         if options.refresh:
             corpora.refresh_text(config.data, config.column, config.separator, reporter.preparing)
-        with distributed.join(pick_device(config.device)):
+        with distributed.join():
             shown = None if distributed.rank() else reporter  # the first process prints
             if defaults.saved is None:
                 result = train_model(config, shown)
             else:
                 result = resume_training(defaults.saved, config, shown)
-    if distributed.rank():
+    if distributed.launched_rank():
         return
     console.print()
     console.print(make_result_table(result))

@@ -30,6 +30,11 @@ class ParallelStepper(Stepper):
             if isinstance(optimizer, Muon):
                 optimizer.orthogonalise = share_orthogonalisation
 
+    def take(self, steps: int, should_stop: Callable[[], object]) -> Tensor:
+        """Do the same as Stepper.take(), after waiting until all processes are ready."""
+        distributed.gather_objects(None)  # the first process may still be writing a checkpoint
+        return super().take(steps, should_stop)
+
     def draw_blocks(self, ahead: int, batches: int) -> Tensor:
         """Return this process's share of the blocks: (batches, B / N, T + 1) for N processes."""
         blocks = super().draw_blocks(ahead, batches)
@@ -42,7 +47,7 @@ class ParallelStepper(Stepper):
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         results = [loss, *gradients]
         torch._foreach_div_(results, distributed.size())
-        distributed.add_up(results)
+        distributed.add_up(results, in_step=True)
         norms = clip_gradients(self.parameters, config.optim.grad_clip)
         update_weights(self.run.state.optimizers, rates.unbind())
         for parameter in self.parameters:
@@ -50,22 +55,11 @@ class ParallelStepper(Stepper):
         return loss, norms
 
 
-class ParallelCapturedStepper(ParallelStepper, training.CapturedStepper):
-    """Captures the steps of ParallelStepper as a CUDA graph."""
-
-
 def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
-    """Do the same as training.make_stepper(), for any number of processes.
-
-    From now on, the processes expect prompt answers from each other.
-    """
+    """Do the same as training.make_stepper(), for any number of processes."""
     if distributed.size() == 1:
         return training.make_stepper(run, on_message)
-    is_captured = run.config.train.cuda_graph and run.device.type == "cuda"
-    stepper = ParallelCapturedStepper if is_captured else ParallelStepper
-    result = stepper(run, training.make_loss(run, on_message))
-    distributed.expect_answers()
-    return result
+    return ParallelStepper(run, training.make_loss(run, on_message))
 
 
 def share_orthogonalisation(matrices: Tensor, precision: torch.dtype) -> Tensor:

@@ -17,16 +17,16 @@ def explain_failures(run: Run) -> Iterator[None]:
     The loss of another process raises Stopped, too.
     """
     try:
-        yield
+        try:
+            yield
+        except BaseException:
+            ignore_termination()
+            raise
     except OSError as error:
         raise write_error(run.out, error) from None
     except Lost as error:
-        ignore_termination()
         advice = f": see its message, then resume with: {resume_command(run.out)}"
         raise Stopped(error.reason, advice) from None
-    except Stopped:
-        ignore_termination()
-        raise
     except CannotCapture as error:
         raise Stopped(
             f"a step cannot be captured as a CUDA graph ({error})",

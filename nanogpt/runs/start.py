@@ -1,5 +1,6 @@
 """Creates new runs, and restores runs from their last checkpoint."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from operator import itemgetter
@@ -53,7 +54,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     with distributed.agreement():
         device = _set_up_device(config)
         precision = pick_precision(config.precision, device)
-        _require_equal_shares(config, precision)
+        _require_equal_shares(config, device, precision)
         corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
         kind = find_tokenizer(config.tokenizer)
         tokenizer = get_tokenizer(kind, corpus, config.val_fraction, progress)
@@ -68,7 +69,6 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
         _require_countable(config, data, tokenizer)
         torch.manual_seed(config.seed)  # for the initial weights and, later, dropout
         model = build(config.model).to(device)
-    _require_same_start(config, corpus.facts.sha256)
     with distributed.agreement():
         if distributed.rank() == 0:
             out, lock = make_run_directory(config.out, config.name)
@@ -78,17 +78,25 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     paths = [teacher.run for teacher in teachers]
     config = replace(config, out=out, data=corpus.name, teachers=paths)
     sha256, steps = (corpus.facts.sha256, transfer_sha256), config.train.steps
-    run = _build_run(config, steps, lock, model, tokenizer, data, sha256, teachers, transfer)
-    _vary_dropout(run)
     try:
-        run.journal.begin()
+        with distributed.agreement():
+            run = _build_run(
+                config, steps, lock, model, tokenizer, data, sha256, teachers, transfer
+            )
+            run.journal.begin()
+        _require_same_start(run)
     except OSError as error:
+        lock.release()
         raise write_error(out, error) from None
+    except BaseException:
+        lock.release()
+        raise
+    _vary_dropout(run)
     return run
 
 
-def _require_equal_shares(config: RunConfig, precision: torch.dtype) -> None:
-    """Raise UserError if the processes cannot get equal shares of each batch."""
+def _require_equal_shares(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
+    """Raise UserError if several processes cannot train this run, or not with equal shares."""
     size, batch, parts = distributed.size(), config.train.batch_size, config.train.accumulation
     if batch % (size * parts):
         unit = size * parts
@@ -97,16 +105,30 @@ def _require_equal_shares(config: RunConfig, precision: torch.dtype) -> None:
             f"batch_size is {batch}: {size} processes that split their share into accumulation "
             f"{parts} need a multiple of {unit}, such as {' or '.join(map(str, values))}"
         )
+    if size > 1 and device.type != "cpu":
+        raise UserError(
+            f"{size} processes can train on CPUs only: use --device cpu, or leave out torchrun"
+        )
     if size > 1 and precision == torch.float16:
         raise UserError(
             f"{size} processes cannot train in float16: use --precision bfloat16 or float32"
         )
 
 
-def _require_same_start(config: RunConfig, text_sha256: str) -> None:
-    """Raise UserError if the processes have different settings, texts or versions."""
-    settings = {name: value for name, value in flatten_settings(config).items() if name != "device"}
-    facts = {"nanogpt": VERSION, "torch": torch.__version__, "text": text_sha256, **settings}
+def _require_same_start(run: Run) -> None:
+    """Raise UserError if the processes have different settings, texts, weights or versions."""
+    facts = {
+        "nanogpt": VERSION,
+        "torch": torch.__version__,
+        "text": run.text_sha256,
+        "transfer text": run.transfer_sha256,
+        "teachers": [teacher.sha256 for teacher in run.teachers],
+        "tokens": hashlib.sha256(repr(run.tokenizer.to_json()).encode()).hexdigest(),
+        "precision": str(run.precision),
+        "step": run.state.step,
+        **flatten_settings(replace(run.config, device="", out=None, teachers=[], transfer=None)),
+        "weights": sum(p.double().sum().item() for p in run.model.parameters()),
+    }
     first, *others = distributed.gather_objects(facts)
     for number, other in enumerate(others, start=1):
         for name, value in first.items():
@@ -146,7 +168,7 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
                 if isinstance(saved, Path) or not saved.is_current():
                     saved = read_saved_run(directory)
                 run = _resume(saved, config, lock, progress)
-            _require_same_start(run.config, run.text_sha256)
+            _require_same_start(run)
         except BaseException:
             lock.release()
             raise
@@ -166,7 +188,7 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
     config.check_same_run(saved.config)
     device = _set_up_device(config)
     precision = pick_precision(config.precision, device)
-    _require_equal_shares(config, precision)
+    _require_equal_shares(config, device, precision)
     require_run_memory(config, device, precision)
     # The files of a run may name any address, so download only from an address that the user gives.
     is_given = config.data != saved.config.data

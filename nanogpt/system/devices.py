@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
-from . import distributed
 from .cores import count_cores
 from .libc import find_c_function
 
@@ -28,14 +27,6 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     available = ["cpu"] + ["cuda"] * cuda + ["mps"] * mps
-    if distributed.size() > 1 and cuda and name in ("auto", "cuda"):
-        index, count = distributed.local_rank(), torch.cuda.device_count()
-        if index >= count:
-            raise UserError(
-                f"torchrun started more processes than this machine has CUDA devices ({count}): "
-                f"use --nproc-per-node {count}"
-            )
-        return torch.device("cuda", index)
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     parts = re.fullmatch(r"(cuda|mps)(:(\d{1,4}))?", name, re.ASCII)

@@ -17,79 +17,71 @@ from ..errors import Stopped, UserError
 
 # Every command imports this module, but importing torch is slow.
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 CONNECTING = timedelta(seconds=60)
 """How long the processes wait for each other to connect."""
 PATIENCE = timedelta(minutes=30)
-"""How long the processes wait for each other before the first step. One of them may encode a large
-text, or compile the model."""
+"""How long they wait outside training steps: one of them may encode a text or write a file."""
 TIMEOUT = timedelta(seconds=20)
-"""During the training, a process that does not answer for this time is regarded as dead."""
+"""In a training step, a process that does not answer for this time is regarded as dead."""
 T = TypeVar("T")
-_group: Any = None
-"""The group of all processes, with the current timeout."""
-_processes: list[tuple[str, int]] = []
-"""The host and the process ID of each process."""
+_patient: Any = None
+"""The group of all processes, with PATIENCE; None without join()."""
+_prompt: Any = None
+"""The group of all processes, with TIMEOUT."""
+_processes: list[tuple[str, int, int]] = []
+"""The host, the ID of the parent (torchrun) and the ID of each process."""
 
 
-def rank() -> int:
-    """Return the rank of this process."""
-    return int(os.environ["RANK"]) if size() > 1 else 0
+def launched_size() -> int:
+    """Return the number of processes that torchrun started, before join(), too."""
+    is_launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    number = os.environ.get("WORLD_SIZE", "") if is_launched else ""
+    return int(number) if number.isdecimal() else 1
+
+
+def launched_rank() -> int:
+    """Return the rank of this process, before join(), too."""
+    return int(os.environ["RANK"]) if launched_size() > 1 else 0
 
 
 def size() -> int:
-    """Return the number of processes."""
-    is_launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    return int(os.environ["WORLD_SIZE"]) if is_launched else 1
+    """Return the number of processes within join(), and otherwise 1."""
+    return launched_size() if _patient else 1
 
 
-def local_rank() -> int:
-    """Return the rank of this process among the processes of its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if size() > 1 else 0
+def rank() -> int:
+    """Return the rank of this process within join(), and otherwise 0."""
+    return launched_rank() if _patient else 0
 
 
 @contextmanager
-def join(device: "torch.device") -> Iterator[None]:
-    """Within this context, the processes are connected. `device` is the device of this process."""
-    global _group
-    if size() == 1:
+def join() -> Iterator[None]:
+    """Within this context, the processes that torchrun started are connected."""
+    global _patient, _prompt
+    if launched_size() == 1:
         yield
         return
-    import torch
     from torch import distributed
 
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     try:
-        distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=CONNECTING
-        )
-        _group = distributed.new_group(timeout=PATIENCE)
+        distributed.init_process_group("gloo", timeout=CONNECTING)
+        _patient = distributed.new_group(timeout=PATIENCE)
+        _prompt = distributed.new_group(timeout=TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Stopped(
-            f"the {size()} processes cannot connect ({reason}): start all of them with torchrun, "
-            f"with the same address and port"
+            f"the {launched_size()} processes cannot connect ({reason}): start all of them with "
+            f"torchrun, with the same address and port"
         ) from None
     try:
-        _processes[:] = gather_objects((platform.node(), os.getpid()))
+        _processes[:] = gather_objects((platform.node(), os.getppid(), os.getpid()))
         yield
     finally:
-        _group = None
+        _patient = _prompt = None
         with suppress(RuntimeError):
             distributed.destroy_process_group()
-
-
-def expect_answers() -> None:
-    """From now on, regard a process that does not answer for TIMEOUT as dead."""
-    global _group
-    if size() > 1:
-        from torch import distributed
-
-        gather_objects(None)  # wait until all processes are here
-        _group = distributed.new_group(timeout=TIMEOUT)
 
 
 class Lost(Stopped):
@@ -104,18 +96,18 @@ def _communicating() -> Iterator[None]:
         yield
     except RuntimeError:
         if time.monotonic() - start > 0.9 * TIMEOUT.total_seconds():
-            _end_others()
+            _end_siblings()
         raise Lost(
             "another process of this run has ended, or does not answer", ": see its message"
         ) from None
 
 
-def _end_others() -> None:
-    """Kill the other processes on this machine: torchrun would wait 30 s for one that hangs."""
+def _end_siblings() -> None:
+    """Kill the other processes of the same torchrun, which would wait 30 s for one that hangs."""
     if rank():
         time.sleep(5)  # the first process prints the message
-    for host, pid in _processes:
-        if host == platform.node() and pid != os.getpid():
+    for host, parent, pid in _processes:
+        if (host, parent) == (platform.node(), os.getppid()) and pid != os.getpid():
             with suppress(OSError):
                 os.kill(pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
 
@@ -130,8 +122,11 @@ def ignore_termination() -> None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def add_up(tensors: Sequence["Tensor"]) -> None:
-    """Replace each tensor by its sum over all processes. The tensors have one type and device."""
+def add_up(tensors: Sequence["Tensor"], in_step: bool = False) -> None:
+    """Replace each tensor by its sum over all processes. The tensors have one type and device.
+
+    In a training step, the processes expect prompt answers from each other.
+    """
     if size() == 1:
         return
     import torch
@@ -139,13 +134,16 @@ def add_up(tensors: Sequence["Tensor"]) -> None:
 
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     with _communicating():
-        distributed.all_reduce(flat, group=_group)
+        distributed.all_reduce(flat, group=_prompt if in_step else _patient)
     parts = flat.split([tensor.numel() for tensor in tensors])
     torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
 
 
 def gather(tensor: "Tensor") -> "Tensor":
-    """Return the tensors (n, ...) of all processes, concatenated in the order of the ranks."""
+    """Return the tensors (n, ...) of all processes, concatenated in the order of the ranks.
+
+    This function is for training steps: the processes expect prompt answers from each other.
+    """
     if size() == 1:
         return tensor
     import torch
@@ -153,7 +151,7 @@ def gather(tensor: "Tensor") -> "Tensor":
 
     parts = [torch.empty_like(tensor) for _ in range(size())]
     with _communicating():
-        distributed.all_gather(parts, tensor.contiguous(), group=_group)
+        distributed.all_gather(parts, tensor.contiguous(), group=_prompt)
     return torch.cat(parts)
 
 
@@ -165,7 +163,7 @@ def gather_objects(value: T) -> list[T]:
 
     values: list[T] = [value] * size()
     with _communicating():
-        distributed.all_gather_object(values, value, group=_group)
+        distributed.all_gather_object(values, value, group=_patient)
     return values
 
 

@@ -51,6 +51,8 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._seen: signal.Signals | None = None
+        """The first signal of this process; others may not know it yet."""
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
@@ -67,7 +69,9 @@ class Interrupts:
 
     def agree(self) -> None:
         """If one of several processes has received a signal, let all of them have received it."""
-        self.received = distributed.agree_on_signal(self.received)
+        if distributed.size() > 1:
+            # A signal that arrives during the exchange counts in the next one.
+            self.received = distributed.agree_on_signal(self._seen)
 
     def should_stop(self) -> bool:
         """Return whether to stop before the next step.
@@ -77,6 +81,7 @@ class Interrupts:
         return distributed.size() == 1 and self.received is not None
 
     def _record(self, number: int, _: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number)
+        self._seen = self._seen or signal.Signals(number)
         if distributed.size() == 1:
+            self.received = self._seen
             self.__exit__()

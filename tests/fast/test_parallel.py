@@ -109,13 +109,12 @@ def find_process(rank: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_a_run_continues_with_any_number_of_processes(alone: list[str]) -> None:
     """Two processes start the run and are interrupted; then three and one continue it."""
     out = Path("runs/resumed")
     with started(torchrun(2, *alone, "--out", out), out, 6) as process:
-        for rank in range(2):
-            os.kill(find_process(rank), signal.SIGINT)  # as a terminal does
-        process.send_signal(signal.SIGINT)
+        os.kill(find_process(1), signal.SIGINT)  # the other process learns of it
         error = process.communicate(timeout=60)[1]
     assert len(re.findall(r"nanogpt: interrupted; saved at step \d+; resume", error)) == 1
     assert json.loads((out / "last/training.json").read_text())["tokens"] >= 6 * 24 * 16
@@ -144,7 +143,7 @@ def test_a_process_that_ends_or_hangs_ends_all(
         start = time.monotonic()
         os.kill(find_process(rank), number)
         error = process.communicate(timeout=60)[1]
-        assert time.monotonic() - start < 35
+        assert time.monotonic() - start < 45
     assert process.returncode != 0
     lines = re.findall(r"nanogpt: another process of this run has ended, or does not ans.*", error)
     if rank == 1:  # the first process prints the message
