@@ -149,10 +149,10 @@ class Completions:
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         config, device = self.config, next(self.model.parameters()).device
-        run = generate
+        generate_steps = generate
         if device.type == "cuda" and config.cuda_graph:
-            run = partial(fast.generate, compile=config.compile)
-        steps = run(
+            generate_steps = partial(fast.generate, compile=config.compile)
+        steps = generate_steps(
             self.model, self._tokens, config.max_new_tokens, config, config.seed, self.logprobs
         )
         for step in steps:

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import to_int64
 from .kneser_ney_tables import KneserNeyTables
 from .models.ensemble import Ensemble
 from .runs.run import Run
-from .text.kneser_ney import KneserNey, choose_order
 
 
 class SoftTargets:
@@ -31,9 +29,7 @@ class SoftTargets:
             weight, temperature = settings.teacher_weight, settings.teacher_temperature
             self.sources.append((ensemble, weight, temperature))
         if settings.ngram_weight:
-            V = run.tokenizer.vocab_size
-            ids = to_int64(run.data.splits["train"].tokens.cpu()).numpy()
-            tables = KneserNeyTables(KneserNey(ids, choose_order(V), V), run.device)
+            tables = KneserNeyTables(run.counted, run.device)
             self.sources.append((tables, settings.ngram_weight, 1.0))
         if settings.mean_teacher:
             average = share_weights(run.model, run.state.average)

@@ -119,6 +119,12 @@ class Run:
     transfer_sha256: str = ""
 
     @cached_property
+    def counted(self) -> KneserNey:
+        """Smoothed n-grams, counted in the training split."""
+        V, tokens = self.tokenizer.vocab_size, self.data.splits["train"].tokens
+        return KneserNey(to_int64(tokens.cpu()).numpy(), choose_order(V), V)
+
+    @cached_property
     def smoothed_loss(self) -> tuple[int, float] | None:
         """A stronger baseline: n, and the validation loss of smoothed n-grams (nats per token).
 
@@ -128,9 +134,8 @@ class Run:
         splits = [self.data.splits[name].tokens for name in SPLITS]
         if max(map(len, splits)) > MAX_SMOOTHED_TOKENS:
             return None
-        train, val = (to_int64(tokens.cpu()).numpy() for tokens in splits)
-        n = choose_order(self.tokenizer.vocab_size)
-        return n, KneserNey(train, n, self.tokenizer.vocab_size).loss(val)
+        val = to_int64(self.data.splits["val"].tokens.cpu()).numpy()
+        return self.counted.n, self.counted.loss(val)
 
     @property
     def model(self) -> Model:

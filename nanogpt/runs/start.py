@@ -117,6 +117,8 @@ def _require_equal_shares(config: RunConfig, device: torch.device, precision: to
 
 def _require_same_start(run: Run) -> None:
     """Raise UserError if the processes have different settings, texts, weights or versions."""
+    if distributed.size() == 1:
+        return
     facts = {
         "nanogpt": VERSION,
         "torch": torch.__version__,
@@ -140,7 +142,7 @@ def _require_same_start(run: Run) -> None:
 
 
 def _vary_dropout(run: Run) -> None:
-    """Let each process except the first one draw other random numbers for dropout."""
+    """Seed each process except the first one, so that it draws other numbers for dropout."""
     if number := distributed.rank():
         torch.manual_seed((run.config.seed + 1_000_003 * number + run.state.step) % 2**63)
 
@@ -153,17 +155,16 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
     directory. Raises Stopped if writing fails.
     """
     directory = saved if isinstance(saved, Path) else saved.directory
-    is_first = distributed.rank() == 0
     lock = FileLock("")  # the first process holds the lock
     try:
-        with distributed.agreement():
-            if is_first:
-                lock = lock_run(directory)
-                for checkpoint in (directory / "last", directory / "best"):
-                    current = resolve_interrupted_swap(checkpoint)
-                    if current != checkpoint:
-                        replace_path(current, checkpoint)
         try:
+            with distributed.agreement():
+                if distributed.rank() == 0:
+                    lock = lock_run(directory)
+                    for checkpoint in (directory / "last", directory / "best"):
+                        current = resolve_interrupted_swap(checkpoint)
+                        if current != checkpoint:
+                            replace_path(current, checkpoint)
             with distributed.agreement():
                 if isinstance(saved, Path) or not saved.is_current():
                     saved = read_saved_run(directory)

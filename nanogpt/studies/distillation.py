@@ -134,7 +134,7 @@ class Distillation:
     groups: list[Group]
 
 
-def count_characters(config: RunConfig) -> int:
+def get_vocab_size(config: RunConfig) -> int:
     """Return the size of the vocabulary of a run's tokenizer."""
     corpus = load_corpus(config.data, config.column, config.separator)
     return get_tokenizer(config.tokenizer, corpus, config.val_fraction, no_progress).vocab_size
@@ -200,7 +200,7 @@ def run_distillation(
     teacher, student = (
         set_steps(replace(each, **shared), steps) for each in (config.teacher, config.student)
     )
-    if student.train.ngram_weight and count_characters(student) > MAX_VOCABULARY:
+    if student.train.ngram_weight and get_vocab_size(student) > MAX_VOCABULARY:
         student = replace(student, train=replace(student.train, ngram_weight=0.0))
     groups: list[Group] = []
     previous: list[RunConfig] = []
@@ -289,11 +289,11 @@ def measure_group(
 @torch.no_grad()
 def measure_agreement(models: Sequence[Model], split: Split) -> float | None:
     """Return how often two models have the same most likely token (see Group.agreement)."""
-    predicted = [
-        torch.cat([model(x).argmax(dim=-1).flatten() for x, _ in split.windows(32, block_size)])
-        for model in models
-        if (block_size := model.eval().config.block_size)
-    ]
+    predicted = []
+    for model in models:
+        model.eval()
+        windows = split.windows(32, model.config.block_size)
+        predicted.append(torch.cat([model(x).argmax(dim=-1).flatten() for x, _ in windows]))
     pairs = [(a == b).float().mean().item() for a, b in combinations(predicted, 2)]
     return sum(pairs) / len(pairs) if pairs else None
 

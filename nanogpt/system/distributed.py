@@ -89,13 +89,16 @@ class Lost(Stopped):
 
 
 @contextmanager
-def _communicating() -> Iterator[None]:
-    """Within this context, an error of torch.distributed raises Lost."""
+def _communicating(timeout: timedelta) -> Iterator[None]:
+    """Within this context, an error of torch.distributed raises Lost.
+
+    If the processes have waited for `timeout`, one of them hangs, and is killed.
+    """
     start = time.monotonic()
     try:
         yield
     except RuntimeError:
-        if time.monotonic() - start > 0.9 * TIMEOUT.total_seconds():
+        if time.monotonic() - start > 0.9 * timeout.total_seconds():
             _end_siblings()
         raise Lost(
             "another process of this run has ended, or does not answer", ": see its message"
@@ -133,7 +136,7 @@ def add_up(tensors: Sequence["Tensor"], in_step: bool = False) -> None:
     from torch import distributed
 
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    with _communicating():
+    with _communicating(TIMEOUT if in_step else PATIENCE):
         distributed.all_reduce(flat, group=_prompt if in_step else _patient)
     parts = flat.split([tensor.numel() for tensor in tensors])
     torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
@@ -150,7 +153,7 @@ def gather(tensor: "Tensor") -> "Tensor":
     from torch import distributed
 
     parts = [torch.empty_like(tensor) for _ in range(size())]
-    with _communicating():
+    with _communicating(TIMEOUT):
         distributed.all_gather(parts, tensor.contiguous(), group=_prompt)
     return torch.cat(parts)
 
@@ -162,7 +165,7 @@ def gather_objects(value: T) -> list[T]:
     from torch import distributed
 
     values: list[T] = [value] * size()
-    with _communicating():
+    with _communicating(PATIENCE):
         distributed.all_gather_object(values, value, group=_patient)
     return values
 
