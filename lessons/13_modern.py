@@ -229,11 +229,12 @@ torch.testing.assert_close(mine(tokens), theirs(tokens), rtol=1e-4, atol=1e-4)
 
 # %% [markdown]
 # RMSNorm, rotary positions, no biases and, more and more, QK-norm are common today; ReLU², soft cap
-# and look-back are rare. Two other common parts are not in nanogpt. In **grouped-query attention**
-# (Ainslie et al. 2023, [arXiv:2305.13245](https://arxiv.org/abs/2305.13245)), several query heads
-# share one key head and one value head, so the cache of [lesson 11](11_generation.md) is smaller.
-# In **SwiGLU** (Shazeer 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)), a third matrix
-# computes a *gate*, which opens or closes each hidden channel of the feed-forward layer.
+# and look-back are rare. Two other parts are common. In **grouped-query attention**, which nanogpt
+# does not have (Ainslie et al. 2023, [arXiv:2305.13245](https://arxiv.org/abs/2305.13245)), several
+# query heads share one key head and one value head, so the cache of [lesson 11](11_generation.md)
+# is smaller. In **SwiGLU** (Shazeer 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)), a
+# third matrix computes a *gate*, which opens or closes each hidden channel of the feed-forward
+# layer (`--model.activation swiglu`).
 #
 # ## Muon: an optimizer for matrices
 #
@@ -280,7 +281,7 @@ for name, matrix in (("gradient", G / G.norm()), ("after Newton-Schulz", after))
 # The budget is small: 2 Transformer blocks, 300 steps of 16 blocks of text. We put each part alone
 # into the old model, then all ten. Adam trains the matrices of the Transformer blocks with a
 # learning rate of 0.008 (for GPT-2, 0.004 is as good; 0.016 and 0.03 are worse); in the last two
-# rows, Muon has 0.05. Adam trains the rest with 0.03. (Both are from nanogpt's preset `tiny-fast`.)
+# rows, Muon has 0.05. Adam trains the rest with 0.03.
 # Warm-up and linear fall multiply all rates by at most 0.75. Some rows have a second seed.
 
 # %%

@@ -62,6 +62,7 @@ def random_model(kind: str) -> Model:
     every: dict[str, Model] = {
         "gpt": GPT(GPTConfig(**SHAPE)),
         "modern": Modern(ModernConfig(**SHAPE)),
+        "skips": Modern(ModernConfig(**SHAPE, activation="swiglu", skips=True)),
         "bigram": Bigram(BigramConfig(vocab_size=7, block_size=12)),
     }
     with torch.no_grad():
@@ -70,7 +71,7 @@ def random_model(kind: str) -> Model:
     return every[kind].eval()
 
 
-@pytest.fixture(params=["gpt", "modern", "bigram"])
+@pytest.fixture(params=["gpt", "modern", "skips", "bigram"])
 def model(request: pytest.FixtureRequest) -> Model:
     return random_model(request.param)
 

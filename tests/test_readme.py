@@ -68,11 +68,15 @@ def test_the_readme_shows_every_command() -> None:
 def test_every_flag_in_a_document_exists(nanogpt: Command) -> None:
     # These flags belong to ruff, to lessons/build.py, and to two examples of mistakes.
     known = {"--check", "--notebooks", "--train.stps", "--run"}
-    known |= {"--standalone", "--nproc-per-node", "--master-port"}  # of torchrun
+    # These flags belong to torchrun, sbatch and srun.
+    known |= {"--standalone", "--nproc-per-node", "--master-port", "--nnodes", "--node-rank"}
+    known |= {"--master-addr", "--nodes", "--ntasks-per-node", "--cpus-per-task"}
+    known |= {"--kill-on-bad-exit"}
     for benchmark in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)", benchmark.read_text("utf-8")))
     studies = (("study", "ladder"), ("study", "scaling"), ("study", "distillation"))
-    for command in (*((name,) for name in COMMANDS if name != "study"), *studies):
+    modern = ("train", "tiny-fast")  # the other presets of a CPU have other options of the model
+    for command in (*((name,) for name in COMMANDS if name != "study"), *studies, modern):
         known |= set(re.findall(r"--[a-z][\w.-]+", nanogpt(*command, "--help")[1]))
     for text in PAGES.values():
         assert set(re.findall(r"(?<=[\s`])--[a-z][\w.-]+", text)) <= known

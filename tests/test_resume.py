@@ -73,7 +73,15 @@ VARIANTS = {
         "optim": OptimConfig("muon", lr=1e-2, warmup=10, schedule="linear"),
     },
     "rows": {
-        "model": ModernConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1),
+        "model": ModernConfig(
+            n_layer=2,
+            n_head=2,
+            n_embd=32,
+            block_size=16,
+            dropout=0.1,
+            activation="swiglu",
+            skips=True,
+        ),
         "optim": OptimConfig("muon", lr=1e-2, normalise_rows=True, cautious_decay=True, ema=0.9),
         "train": TrainConfig(60, 8, eval_every=20, log_every=5, mean_teacher=0.3),
     },

@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..models import GPT, Model, Modern, gpt, modern
 from ..models.cache import Cache
@@ -260,7 +261,11 @@ def decode_modern(block: modern.Block, x: Tensor, cos: Tensor, sin: Tensor, cach
     q, k = linear(x, attention.qk, rms_norm=True).chunk(2, dim=-1)
     v = linear(x, attention.v, rms_norm=True)
     x = linear(attend(attention, q, k, v, cache, (cos, sin)), attention.projection, add=x)
-    hidden = linear(x, feed_forward.up, rms_norm=True, activation="relu2")
+    if feed_forward.is_gated:
+        a, b = linear(x, feed_forward.up, rms_norm=True).chunk(2, dim=-1)
+        hidden = F.silu(a) * b
+    else:
+        hidden = linear(x, feed_forward.up, rms_norm=True, activation="relu2")
     return linear(hidden, feed_forward.down, add=x)
 
 

@@ -9,8 +9,9 @@ V vocabulary, S slots of the cache.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,17 @@ class ModernConfig:
     """Number of different tokens; a training run takes it from its tokenizer."""
     dropout: float = 0.0
     """Probability that a value is set to zero during training, which reduces overfitting."""
+    activation: Literal["relu2", "swiglu"] = "relu2"
+    """Nonlinear function of the feed-forward layers; both kinds of layers have about 8 n_embd²
+    parameters."""
+    skips: bool = False
+    """Add the outputs of the first half of the blocks to the inputs of the second half."""
+
+    @property
+    def n_hidden(self) -> int:
+        """The number of values between the two linear layers of a feed-forward layer."""
+        # SwiGLU has a third matrix, so it gets about two thirds of the channels.
+        return 16 * math.ceil(self.n_embd / 6) if self.activation == "swiglu" else 4 * self.n_embd
 
     def __post_init__(self) -> None:
         """Raise ValueError if a field has an invalid value; the message names the field."""
@@ -135,16 +147,26 @@ class SquaredReLU(torch.autograd.Function):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a squared ReLU in between, applied to each position separately."""
+    """Two linear layers with a nonlinear function in between, applied to each position separately.
+
+    The function is ReLU(x)², or SwiGLU (Shazeer 2020, arXiv:2002.05202): the first linear layer
+    has two halves a and b, and silu(a) · b goes to the second layer.
+    """
 
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+        self.is_gated = config.activation == "swiglu"
+        self.up = nn.Linear(config.n_embd, (1 + self.is_gated) * config.n_hidden, bias=False)
+        self.down = nn.Linear(config.n_hidden, config.n_embd, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = SquaredReLU.apply(self.up(x))  # type: ignore[no-untyped-call]
+        x = self.up(x)
+        if self.is_gated:
+            a, b = x.chunk(2, dim=-1)
+            hidden = F.silu(a) * b
+        else:
+            hidden = SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
         return self.dropout(self.down(hidden))
 
 
@@ -195,6 +217,8 @@ class Modern(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.look_back = LookBack(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        has_skips = config.skips and config.n_layer > 1
+        self.skips = nn.Parameter(torch.ones(config.n_layer // 2)) if has_skips else None
         # In gpt.py, the output layer shares the weights of the embedding. Here, the output layer
         # has its own weights, which start at 0.
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -223,7 +247,9 @@ class Modern(nn.Module):
     def matrices(self) -> dict[str, int]:
         """Return, by name, how many matrices are stacked in each 2-D weight of the blocks."""
         names = [name for name, _ in self.named_parameters() if name.startswith("blocks.")]
-        return {name: 2 if name.endswith("attention.qk.weight") else 1 for name in names}
+        is_gated = self.config.activation == "swiglu"
+        pairs = ("attention.qk.weight", *(["feed_forward.up.weight"] if is_gated else []))
+        return {name: 2 if name.endswith(pairs) else 1 for name in names}
 
     def embed(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the embedded tokens (B, T, C), and rotary cosines and sines (..., T, 1, D/2)."""
@@ -240,6 +266,18 @@ class Modern(nn.Module):
         cos, sin = rotations(positions, D)
         return x, cos.to(x.dtype), sin.to(x.dtype)
 
+    def add_skip(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the input of the next block: x, and a weighted output of an earlier block.
+
+        `outputs` has the outputs of all earlier blocks. As in a U-Net (Ronneberger et al. 2015,
+        arXiv:1505.04597), the last block gets the output of the first block, the second-last block
+        that of the second, and so on. The first half of the blocks gets x only.
+        """
+        partner = len(self.blocks) - 1 - len(outputs)
+        if self.skips is None or partner >= len(outputs):
+            return x
+        return torch.addcmul(x, self.skips[partner].to(x.dtype), outputs[partner])
+
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Map tokens (B, T), with T at most block_size, to logits (B, T, V).
 
@@ -247,8 +285,10 @@ class Modern(nn.Module):
         after each row's last token: (B, 1, V).
         """
         x, cos, sin = self.embed(tokens, cache)  # x (B, T, C)
+        outputs: list[Tensor] = []
         for block in self.blocks:
-            x = block(x, cos, sin, cache)
+            x = block(self.add_skip(x, outputs), cos, sin, cache)
+            outputs.append(x)
         if cache is not None:
             x = cache.select_last(x)
         return self.unembed(x)
@@ -263,10 +303,12 @@ class Modern(nn.Module):
     @torch.no_grad()
     def attention_weights(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, T) to the attention weights (n_layer, B, H, T, T) of all heads."""
-        (x, cos, sin), weights = self.embed(tokens), []
+        (x, cos, sin), weights, outputs = self.embed(tokens), [], list[Tensor]()
         for block in self.blocks:
             assert isinstance(block, Block)
+            x = self.add_skip(x, outputs)
             q, k, v = block.attention.heads(norm(x), cos, sin)
             weights.append(causal_attention(q, k, v)[1])
             x = block(x, cos, sin)
+            outputs.append(x)
         return torch.stack(weights)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..models import BigramConfig, GPTConfig, ModelConfig, PlainConfig
+from ..models import BigramConfig, GPTConfig, ModelConfig, ModernConfig, PlainConfig
 from ..system.gpu import get_workspace_bytes
 from ..system.memory import format_count, require_memory
 from .config import STEPS_AHEAD, RunConfig
@@ -59,18 +59,30 @@ def count_parameters(model: ModelConfig) -> list[Line]:
             lines += [
                 Line("look-back", "2 C", 2 * C),
                 Line("attention", "L 4 C²", L * 4 * C * C),
-                Line("feed-forward", "L 8 C²", L * 8 * C * C),
+                Line("feed-forward", *_count_feed_forward(model)),
                 Line("head", "V C", V * C),
             ]
+            if model.skips:
+                lines.insert(-1, Line("skips", "L / 2, rounded down", L // 2))
     return [*lines, Line("parameters", "N, the sum", sum(line.value for line in lines), True)]
+
+
+def _count_feed_forward(model: ModernConfig) -> tuple[str, int]:
+    """Return the number of weights of the feed-forward layers: a formula and its value."""
+    L, C, hidden = model.n_layer, model.n_embd, model.n_hidden
+    if model.activation == "swiglu":
+        return f"L 3 C {hidden}", L * 3 * C * hidden
+    return "L 8 C²", L * 8 * C * C
 
 
 def count_matrix_weights(model: ModelConfig) -> int:
     """Count the weights in the matrix products of the blocks, without biases."""
     if isinstance(model, BigramConfig):
         return 0
-    per_block = 12 if has_feed_forward(model) else 4
-    return model.n_layer * per_block * model.n_embd**2
+    attention = model.n_layer * 4 * model.n_embd**2
+    if isinstance(model, ModernConfig):
+        return attention + _count_feed_forward(model)[1]
+    return attention * (3 if has_feed_forward(model) else 1)
 
 
 def has_feed_forward(model: ModelConfig) -> bool:
@@ -145,6 +157,12 @@ def count_activations(
     else:
         c, extra, extra_formula = 18 * b, 12 * H + 8, "12 H + 8"
         ends, logits = 4 * b, 8
+        if model.activation == "swiglu":  # the inputs and outputs of silu and of the product
+            c -= 8 * b
+            extra += 4 * b * model.n_hidden
+            extra_formula += f" + {4 * b} · {model.n_hidden}"
+        # Other outputs that skips add are stored anyway, because the next block needs them.
+        ends += b if model.skips and L % 2 == 0 else 0
     ends += has_dropout * isinstance(model, GPTConfig)
     c += has_dropout * (1 + has_feed_forward(model))  # dropout masks of one byte per value
     lines = []

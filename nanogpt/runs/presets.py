@@ -43,21 +43,21 @@ _tiny = replace(
 _tiny_fast = replace(
     _tiny,
     name="tiny-fast",
-    model=ModernConfig(n_layer=4, n_head=2, n_embd=128, block_size=64),
+    model=ModernConfig(n_layer=4, n_head=2, n_embd=128, block_size=64, activation="swiglu"),
     optim=OptimConfig(
         optimizer="muon",
         lr=0.03,
-        muon_lr=0.05,
+        muon_lr=0.08,
         schedule="linear",
         min_lr=0.0,
         warmup=0,
         beta1=0.8,
         beta2=0.95,
-        momentum=0.85,
+        momentum=0.75,
         weight_decay=0.0,
         grad_clip=0.0,
     ),
-    train=TrainConfig(steps=130, batch_size=16, order="epochs", eval_every=130, eval_first=False),
+    train=TrainConfig(steps=112, batch_size=16, order="epochs", eval_every=112, eval_first=False),
 )
 
 # The lowest loss that three minutes on two CPU cores can buy. A long context lowers the loss more

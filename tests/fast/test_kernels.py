@@ -25,6 +25,7 @@ CONFIGS = [
     GPTConfig(**SHAPE, n_head=4, n_embd=48, bias=False),
     GPTConfig(**SHAPE, n_head=3, n_embd=15),  # heads of an odd size use no kernels
     ModernConfig(**SHAPE, n_head=2, n_embd=144),
+    ModernConfig(**SHAPE, n_head=2, n_embd=48, activation="swiglu", skips=True),
     ModernConfig(**SHAPE, n_head=1, n_embd=600),  # more inputs than a kernel reads at a time
     BigramConfig(block_size=64, vocab_size=11),
     PlainConfig(**SHAPE, n_head=2, n_embd=48),
@@ -68,7 +69,7 @@ def test_the_logits_equal_those_of_the_plain_model(
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter has no bfloat16")
-@pytest.mark.parametrize("config", CONFIGS[:5])
+@pytest.mark.parametrize("config", CONFIGS[:6])
 def test_bfloat16_is_as_exact_as_in_the_plain_model(config: ModelConfig) -> None:
     model = random_model(config)
     tokens = torch.randint(11, (4, 40), device=DEVICE)

@@ -12,6 +12,9 @@ from nanogpt.models.modern import ModernConfig
 CONFIGS = [
     GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=7),
     ModernConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=7),
+    ModernConfig(
+        n_layer=3, n_head=2, n_embd=16, block_size=12, vocab_size=7, activation="swiglu", skips=True
+    ),
     BigramConfig(vocab_size=7, block_size=12),
 ]
 

@@ -15,6 +15,9 @@ from nanogpt.models.modern import Attention, LookBack, SquaredReLU, norm, rotate
 from nanogpt.system.devices import autocast
 
 SMALL = ModernConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=11)
+GATED = replace(SMALL, activation="swiglu")
+SKIPS = replace(SMALL, n_layer=5, skips=True)
+CONFIGS = [SMALL, GATED, SKIPS, replace(GATED, n_layer=4, skips=True), replace(SKIPS, n_layer=1)]
 
 
 def tokens(batch: int = 3, time: int = 12) -> Tensor:
@@ -34,9 +37,10 @@ def make_scrambled_model(config: ModernConfig = SMALL) -> Modern:
     return model
 
 
-def test_logits_equal_the_formulas() -> None:
+@pytest.mark.parametrize("config", CONFIGS)
+def test_logits_equal_the_formulas(config: ModernConfig) -> None:
     """The formulas compute one token at a time in float64, and rotate q, k as complex numbers."""
-    model = make_scrambled_model().double()
+    model = make_scrambled_model(config).double()
     w = {name: p.detach() for name, p in model.named_parameters()}
     text = tokens(1)[0].tolist()
     D, expected = 8, []
@@ -55,8 +59,14 @@ def test_logits_equal_the_formulas() -> None:
     zero = torch.zeros(16, dtype=torch.float64)
     before = [zero, zero, *embedded]
     stream = [normalise(x + near * before[t + 1] + far * before[t]) for t, x in enumerate(embedded)]
-    for layer in range(2):
+    outputs: list[list[Tensor]] = []
+    L = config.n_layer
+    for layer in range(L):
         name = f"blocks.{layer}"
+        if config.skips and layer > (L - 1) / 2:
+            partner = L - 1 - layer
+            pairs = zip(stream, outputs[partner], strict=True)
+            stream = [x + w["skips"][partner] * earlier for x, earlier in pairs]
         normed = torch.stack([normalise(x) for x in stream])
         q, k = (normed @ w[f"{name}.attention.qk.weight"].T).chunk(2, dim=-1)
         v = normed @ w[f"{name}.attention.v.weight"].T
@@ -72,16 +82,22 @@ def test_logits_equal_the_formulas() -> None:
             stream[t] = stream[t] + added
         for t, x in enumerate(stream):
             hidden = w[f"{name}.feed_forward.up.weight"] @ normalise(x)
-            hidden = hidden.clamp(min=0) ** 2
+            if config.activation == "swiglu":
+                a, b = hidden.chunk(2)
+                hidden = a / (1 + (-a).exp()) * b
+            else:
+                hidden = hidden.clamp(min=0) ** 2
             stream[t] = x + w[f"{name}.feed_forward.down.weight"] @ hidden
+        outputs.append(list(stream))
     for x in stream:
         expected.append(15 * torch.tanh(w["head.weight"] @ normalise(x) / 15))
     logits = model(torch.tensor([text]))[0].double()
     torch.testing.assert_close(logits, torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
-def test_changing_a_token_changes_no_earlier_logit() -> None:
-    model = make_scrambled_model()
+@pytest.mark.parametrize("config", CONFIGS)
+def test_changing_a_token_changes_no_earlier_logit(config: ModernConfig) -> None:
+    model = make_scrambled_model(config)
     before = tokens()
     for t in range(12):
         after = before.clone()
@@ -99,6 +115,13 @@ def test_squared_relu_and_its_gradient_equal_those_of_torch() -> None:
     weights = torch.randn_like(x)
     gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (output, expected)]
     torch.testing.assert_close(*gradients)
+
+
+def test_each_half_of_a_gated_layer_is_one_matrix_of_muon() -> None:
+    two = [name for name, count in Modern(GATED).matrices().items() if count == 2]
+    names = [f"blocks.{i}.{layer}" for i in (0, 1) for layer in ("attention.qk", "feed_forward.up")]
+    assert two == [f"{name}.weight" for name in names]
+    assert [n for n, count in Modern(SMALL).matrices().items() if count == 2] == two[::2]
 
 
 def test_norm_equals_rmsnorm_of_torch() -> None:
@@ -149,13 +172,14 @@ def test_look_back_is_a_causal_depthwise_convolution() -> None:
     torch.testing.assert_close(look_back(x[:, :1]), x[:, :1])
 
 
+@pytest.mark.parametrize("config", CONFIGS)
 def test_attention_weights_equal_those_of_the_forward_pass(
-    monkeypatch: pytest.MonkeyPatch,
+    config: ModernConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, t, calls = make_scrambled_model(), tokens(), []
+    model, t, calls = make_scrambled_model(config), tokens(), []
     weights = model.attention_weights(t)
-    assert weights.shape == (2, 3, 2, 12, 12)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 2, 12))
+    assert weights.shape == (config.n_layer, 3, 2, 12, 12)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(config.n_layer, 3, 2, 12))
     fused = F.scaled_dot_product_attention
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *options: Any, **named: Any) -> Tensor:
@@ -178,9 +202,10 @@ def test_blocks_start_as_the_identity() -> None:
     assert loss.item() == pytest.approx(math.log(11))
 
 
-def test_every_parameter_gets_a_gradient_after_two_steps() -> None:
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_parameter_gets_a_gradient_after_two_steps(config: ModernConfig) -> None:
     """Step 1 changes the layers that start at zero; then the layers before them get gradients."""
-    model, t = Modern(SMALL), tokens()
+    model, t = Modern(config), tokens()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()

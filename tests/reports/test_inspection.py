@@ -31,6 +31,7 @@ V = LETTERS.vocab_size
 MODELS: dict[str, ModelConfig] = {
     "gpt": GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=V),
     "modern": ModernConfig(n_layer=3, n_head=1, n_embd=16, block_size=16, vocab_size=V),
+    "skips": ModernConfig(n_layer=3, n_head=1, n_embd=16, block_size=16, vocab_size=V, skips=True),
     "plain": PlainConfig(n_layer=1, n_head=4, n_embd=16, block_size=16, vocab_size=V),
     "bigram": BigramConfig(vocab_size=V, block_size=16),
 }

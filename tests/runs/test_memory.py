@@ -5,7 +5,7 @@ import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -39,6 +39,7 @@ MODERN = ModernConfig(n_layer=3, n_head=4, n_embd=64, block_size=32)
 PLAIN = PlainConfig(n_layer=3, n_head=4, n_embd=64, block_size=32)
 GPTS = [GPT, replace(GPT, n_embd=128, vocab_size=300), MODERN, PLAIN]
 GPTS += [replace(PLAIN, feed_forward=True, residual=True)]
+GPTS += [replace(MODERN, skips=True), replace(MODERN, n_layer=4, skips=True, activation="swiglu")]
 
 
 def make_config(model: ModelConfig, **training: Any) -> RunConfig:
@@ -55,6 +56,9 @@ def draw_model(draw: random.Random) -> ModelConfig:
     model: ModelConfig = kind(n_embd=2 * n_head * draw.randint(1, 6), **sizes)
     if isinstance(model, GPTConfig):
         model = replace(model, bias=draw.random() < 0.5)
+    if isinstance(model, ModernConfig):
+        activation = draw.choice(get_args(ModernConfig.__annotations__["activation"]))
+        model = replace(model, activation=activation, skips=draw.random() < 0.5)
     if isinstance(model, PlainConfig):
         model = replace(model, feed_forward=draw.random() < 0.5)
     return model
@@ -74,6 +78,7 @@ def test_parameters_equal_those_of_the_model() -> None:
         GPT,
         replace(GPT, bias=False),
         MODERN,
+        replace(MODERN, activation="swiglu", skips=True),
         BigramConfig(),
         PLAIN,
         replace(PLAIN, feed_forward=True),

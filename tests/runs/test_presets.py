@@ -10,7 +10,7 @@ from nanogpt.runs.presets import PRESETS, default_preset_name
 PARAMETERS = {
     "bigram": 65 * 65,
     "tiny": 809_856,
-    "tiny-fast": 803_328,
+    "tiny-fast": 819_712,
     "laptop": 1_512_000,
     "baby": 10_770_816,
     "baby-fast": 10_667_520,
