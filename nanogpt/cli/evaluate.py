@@ -2,21 +2,29 @@
 
 import json
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from ..data import Split
 from ..errors import UserError, make_line
-from ..evaluate import evaluate as evaluate_split
+from ..evaluate import Evaluation
+from ..fast.parallel import evaluate as evaluate_split
 from ..models.ensemble import Ensemble
-from ..runs.checkpoint import load_checkpoint
+from ..runs.checkpoint import Checkpoint, load_checkpoint
 from ..runs.directory import find_run
 from ..runs.run import load_run_text, read_description
 from ..runs.start import require_tokens
-from ..system.devices import limit_threads, pick_device
+from ..system import distributed
+from ..system.devices import keep_freed_memory, limit_threads, pick_device
 from ..text import corpora
+from ..text.download import require_single_process
 from ..text.encoding import encode_corpus
+from ..text.readers import Progress, no_progress
 from ..text.tokenizers import describe_lost_text
+from ..version import VERSION
 from .arguments import parse_arguments
 from .progress import NO_BITS, Bar, PlainConsole
 from .values import Flag, placeholder, positional
@@ -56,21 +64,61 @@ class EvalArgs:
 
 
 def evaluate(args: list[str]) -> None:
-    """Print the loss of one run, or of several runs as one model."""
-    options = parse_arguments(EvalArgs(), args, "nanogpt eval")
+    """Print the loss of one run, or of several runs as one model.
+
+    If torchrun started several processes, each of them evaluates a share of the windows.
+    """
     limit_threads()
+    keep_freed_memory()
+    with distributed.join():
+        with distributed.agreement():
+            options = parse_arguments(EvalArgs(), args, "nanogpt eval")
+            if options.refresh:
+                require_single_process()
+        bar = nullcontext() if distributed.rank() else Bar(PlainConsole())
+        with bar as shown:
+            progress = shown.update if shown else no_progress
+            with distributed.agreement():
+                runs, checkpoints, name, split, text_sha256 = _load(options, progress)
+        distributed.require_equal(
+            {
+                "nanogpt": VERSION,
+                "weights": [checkpoint.weights_sha256 for checkpoint in checkpoints],
+                "split": name,
+                "text": text_sha256,
+                "tokens": len(split.tokens),
+            }
+        )
+        models = [checkpoint.model for checkpoint in checkpoints]
+        model = models[0] if len(models) == 1 else Ensemble(models)
+        evaluation = evaluate_split(model, split)
+    if distributed.launched_rank() == 0:
+        _show(options, runs, checkpoints, name, split, evaluation)
+
+
+def _load(
+    options: EvalArgs, progress: Progress
+) -> tuple[list[Path], list[Checkpoint], str, Split, str]:
+    """Return the run directories, their best checkpoints, and the split with its name and text.
+
+    The text is given as its SHA-256.
+    """
     device = pick_device(options.device)
+    if distributed.size() > 1 and device.type != "cpu":
+        raise UserError(
+            f"{distributed.size()} processes can evaluate on CPUs only: use --device cpu, or leave "
+            f"out torchrun"
+        )
     runs = [find_run(run) for run in options.runs or (None,)]
     checkpoints = [load_checkpoint(run / "best", device) for run in runs]
-    with Bar(PlainConsole()) as bar:
-        if options.data:
-            source = options.data, options.column, options.separator, bar.update
-            if options.refresh:
-                corpora.refresh_text(*source)
-            corpus = corpora.load_corpus(*source)
-            val_fraction = read_description(runs[0]).config.val_fraction
-        else:
-            corpus, val_fraction = load_run_text(runs[0], bar.update)
+    if options.data:
+        source = options.data, options.column, options.separator, progress
+        if options.refresh:
+            corpora.refresh_text(*source)
+        corpus = corpora.load_corpus(*source)
+        val_fraction = read_description(runs[0]).config.val_fraction
+    else:
+        corpus, val_fraction = load_run_text(runs[0], progress)
     first = checkpoints[0]
     for run, checkpoint in zip(runs[1:], checkpoints[1:], strict=True):
         if not options.data:
@@ -88,17 +136,25 @@ def evaluate(args: list[str]) -> None:
             raise UserError(
                 f"{runs[0]} and {run} have different block sizes: evaluate them one by one"
             )
-    name = options.split
+    name: Literal["auto", "val", "train", "all"] = options.split
     if name == "auto":
         is_own = corpus.facts.sha256 == read_description(runs[0]).text_sha256
         name = "val" if is_own or corpus.token_folder else "all"
     part = None if name == "all" else name
-    with Bar(PlainConsole()) as bar:
-        tokens = encode_corpus(corpus, first.tokenizer, part, val_fraction, bar.update)
-    split = Split(tokens, device)
+    split = Split(encode_corpus(corpus, first.tokenizer, part, val_fraction, progress), device)
     require_tokens([(name, split)], 1)
-    models = [checkpoint.model for checkpoint in checkpoints]
-    evaluation = evaluate_split(models[0] if len(models) == 1 else Ensemble(models), split)
+    return runs, checkpoints, name, split, corpus.facts.sha256
+
+
+def _show(
+    options: EvalArgs,
+    runs: Sequence[Path],
+    checkpoints: Sequence[Checkpoint],
+    name: str,
+    split: Split,
+    evaluation: Evaluation,
+) -> None:
+    """Print the result as a sentence or as JSON."""
     steps = [checkpoint.step for checkpoint in checkpoints]
     if options.json:
         answer = {

@@ -1,5 +1,6 @@
 """Runs the command named in the arguments, and turns an error into one line and an exit status."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -27,10 +28,13 @@ COMMANDS = {
     "inspect": ("inspect", "show attention, predictions and embeddings on a web page"),
     "lab": ("lab", "train models and look inside them, on a local web page"),
     "explain": ("explain", "show what a run needs: parameters, memory, operations, time"),
-    "study": ("study", "train many models for a study: ladder or scaling"),
+    "study": ("study", "train many models for a study: ladder, scaling or distillation"),
     "presets": ("presets", "list the presets of train"),
 }
 """Maps each command to its module, whose main function has the same name, and to its help text."""
+
+SHARED = {"train", "eval"}
+"""The commands that several processes can run together."""
 
 TOO_LARGE = "out of memory: {size} more was requested; use a smaller model, text or batch"
 
@@ -77,9 +81,13 @@ def _run(args: list[str]) -> None:
         print(_format_usage())
     elif args[0] == "--version":
         print(f"nanogpt {VERSION}")
-    elif distributed.launched_size() > 1 and args[0] in COMMANDS and args[0] != "train":
-        raise UserError(f"torchrun can only start nanogpt train: run nanogpt {args[0]} without it")
+    elif distributed.launched_size() > 1 and args[0] in set(COMMANDS) - SHARED:
+        raise UserError(
+            f"torchrun can only start nanogpt train and eval: run nanogpt {args[0]} without it"
+        )
     elif args[0] in COMMANDS:
+        if distributed.launched_rank():  # the first process prints
+            sys.stdout = open(os.devnull, "w", encoding="utf-8", newline="")  # noqa: SIM115
         module = COMMANDS[args[0]][0]  # imported late: many commands load torch, which is slow
         getattr(import_module(f".{module}", __package__), module)(args[1:])
     else:

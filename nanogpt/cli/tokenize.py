@@ -29,8 +29,8 @@ class TokenizeArgs:
     text: Annotated[OptionalString, positional, placeholder("[TEXT]")] = None
     """Text to encode; by default the text from standard input."""
     tokenizer: str = "char"
-    """char, byte, bpe or bpe:N (N is the size of the vocabulary); the path of a tokenizer.json; or
-    a run, to use its tokenizer."""
+    """char, byte, gpt2, bpe or bpe:N (N is the size of the vocabulary); the path of a
+    tokenizer.json; or a run, to use its tokenizer."""
     data: str = "tinyshakespeare"
     """Text that char and bpe are trained on; see --data of nanogpt train."""
     column: str = "text"

@@ -11,6 +11,7 @@ from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import SavedRun, read_saved_run
 from ..system import distributed
 from ..text import corpora
+from ..text.download import require_single_process
 from ..train import resume_training
 from ..train import train as train_model
 from .arguments import parse_with_defaults
@@ -50,14 +51,18 @@ class TrainArgs:
 def train(args: list[str]) -> None:
     """Train a model or resume a run, then generate text with the best weights of the run."""
     defaults = _Defaults()
-    options = parse_with_defaults(TrainArgs, defaults.choose, args, "nanogpt train")
-    config = options.config
-    train_without_output()
     console = PlainConsole()
-    with TerminalReporter(console) as reporter:
-        if options.refresh:
-            corpora.refresh_text(config.data, config.column, config.separator, reporter.preparing)
-        with distributed.join():
+    with distributed.join():
+        with distributed.agreement():
+            options = parse_with_defaults(TrainArgs, defaults.choose, args, "nanogpt train")
+            if options.refresh:
+                require_single_process()
+        config = options.config
+        train_without_output()
+        with TerminalReporter(console) as reporter:
+            if options.refresh:
+                source = config.data, config.column, config.separator
+                corpora.refresh_text(*source, reporter.preparing)
             shown = None if distributed.rank() else reporter  # the first process prints
             if defaults.saved is None:
                 result = train_model(config, shown)

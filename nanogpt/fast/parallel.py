@@ -13,6 +13,7 @@ from ..data import Split
 from ..evaluate import Evaluation
 from ..evaluate import evaluate as evaluate_alone
 from ..models import Model
+from ..models.ensemble import Ensemble
 from ..muon import Muon, orthogonalise
 from ..optim import clip_gradients
 from ..runs.run import Run
@@ -87,7 +88,7 @@ class _Share(Split):
                 yield window
 
 
-def evaluate(model: Model, split: Split) -> Evaluation:
+def evaluate(model: Model | Ensemble, split: Split) -> Evaluation:
     """Do the same as evaluate.evaluate(); each process evaluates its share of the windows."""
     if distributed.size() == 1:
         return evaluate_alone(model, split)
@@ -96,7 +97,7 @@ def evaluate(model: Model, split: Split) -> Evaluation:
         nats, number = own.loss * own.tokens, own.tokens
     except ZeroDivisionError:  # fewer windows than processes
         nats, number = 0.0, 0
-    sums = torch.tensor([nats, number], dtype=torch.float64).to(split.device)
+    sums = torch.tensor([nats, number], dtype=torch.float64)
     distributed.add_up([sums])
     total, tokens = sums.tolist()
     loss = total / tokens

@@ -139,7 +139,7 @@ class RunConfig:
     """Fraction of the text, taken from its end, for validation. Use a smaller fraction for a
     large text: each evaluation reads the whole validation split."""
     tokenizer: str = "char"
-    """char, byte, bpe, bpe:N for a vocabulary of N tokens; the path of a Hugging Face
+    """char, byte, gpt2, bpe, bpe:N for a vocabulary of N tokens; the path of a Hugging Face
     tokenizer.json; or a run, to use its tokenizer."""
     teachers: list[Path] = field(default_factory=list)
     """Trained runs: the model also learns from the mean of their probabilities for the next token.

@@ -131,14 +131,7 @@ def _require_same_start(run: Run) -> None:
         **flatten_settings(replace(run.config, device="", out=None, teachers=[], transfer=None)),
         "weights": sum(p.double().sum().item() for p in run.model.parameters()),
     }
-    first, *others = distributed.gather_objects(facts)
-    for number, other in enumerate(others, start=1):
-        for name, value in first.items():
-            if other.get(name) != value:
-                raise UserError(
-                    f"{name} is {value} in process 0, but {other.get(name)} in process {number}: "
-                    f"start all processes with the same command, text and version"
-                )
+    distributed.require_equal(facts)
 
 
 def _vary_dropout(run: Run) -> None:

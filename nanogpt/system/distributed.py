@@ -170,6 +170,18 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
+def require_equal(facts: dict[str, object]) -> None:
+    """Raise UserError if a value of `facts` is not the same in all processes."""
+    first, *others = gather_objects(facts)
+    for number, other in enumerate(others, start=1):
+        for name, value in first.items():
+            if other.get(name) != value:
+                raise UserError(
+                    f"{name} is {value} in process 0, but {other.get(name)} in process {number}: "
+                    f"start all processes with the same command, text and version"
+                )
+
+
 def agree_on_signal(number: signal.Signals | None) -> signal.Signals | None:
     """Return a signal that one of the processes has received; None if there is none."""
     return next((found for found in gather_objects(number) if found), None)

@@ -67,15 +67,19 @@ def train_bpe(chunks: Iterable[str], vocab_size: int) -> "HubTokenizer":
     return HubTokenizer(json.loads(bpe.to_str()))
 
 
-def make_bpe(vocab: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> "HubTokenizer":
+def make_bpe(
+    vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], special: Sequence[str] = ()
+) -> "HubTokenizer":
     """Make a tokenizer like GPT-2's from a vocabulary and a list of merges, in training order.
 
     GPT-2 has its vocabulary in vocab.json and its merges in merges.txt. In both files, each byte
-    is written as one character: for example, a space is "Ġ". Raises ValueError if a token of a
+    is written as one character: for example, a space is "Ġ". `special` lists the special tokens,
+    which are in the vocabulary but are not merged from others. Raises ValueError if a token of a
     merge is not in the vocabulary.
     """
     try:
         bpe = _make_byte_level_bpe(vocab, merges)
+        bpe.add_special_tokens(list(special))
     except Exception as error:  # `tokenizers` raises a plain Exception
         raise ValueError(str(error)) from None
     return HubTokenizer(json.loads(bpe.to_str()))

@@ -7,23 +7,34 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import UserError, join_command
-from ..system.files import compute_sha256, path_exists, remove_if_present, replace_path
+from ..system import distributed
+from ..system.files import (
+    compute_sha256,
+    dump_json,
+    path_exists,
+    read_json,
+    remove_if_present,
+    replace_path,
+    write_atomically,
+)
 from .readers import (
     DOCUMENT_SUFFIXES,
     Progress,
     empty_error,
     get_row_text,
-    join_documents,
     read_blocks,
     read_file,
 )
+
+SAVED_BYTES = 64 << 20
+"""The position of a download is saved each time after at least this many bytes of text."""
 
 
 def cache_directory() -> Path:
@@ -94,6 +105,27 @@ def download_url(
     return cached
 
 
+def download_file(url: str, sha256: str, name: str, alternative: str) -> Path:
+    """Return the path of the file `name` in the cache; download it if it has not this hash yet.
+
+    Raises UserError if that fails; `alternative` says what to do without this file.
+    """
+    cached = cache_directory() / name
+    with suppress(OSError, UserError):
+        if compute_sha256(cached) == sha256:
+            return cached
+    advice = f"save it as {cached}, or {alternative}"
+    with new_directory(url) as directory:
+        try:
+            file = retrieve_file(url, None, str(directory))
+        except (OSError, ValueError) as error:
+            raise _download_error(url, error, advice) from None
+        if (actual := compute_sha256(file)) != sha256:
+            raise UserError(f"{url} has the SHA-256 {actual}, not {sha256}: {advice}")
+        replace_path(file, cached)
+    return cached
+
+
 def _check_start(file: Path, url: str) -> None:
     """Raise UserError if a file that was downloaded from a URL is empty or a web page."""
     with file.open("rb") as opened:
@@ -119,6 +151,15 @@ def retrieve_file(url: str, expected_hash: str | None, directory: str) -> Path:
     return Path(pooch.retrieve(url, expected_hash, path=directory, downloader=downloader))
 
 
+def require_single_process() -> None:
+    """Raise UserError if torchrun started several processes: they would all replace the text."""
+    if (size := distributed.launched_size()) > 1:
+        raise UserError(
+            f"{size} processes cannot use --refresh: leave it out, and first run nanogpt data with "
+            f"it, without torchrun"
+        )
+
+
 def download_dataset(
     name: str,
     column: str,
@@ -133,7 +174,8 @@ def download_dataset(
     `refresh` is true.
 
     The file contains the texts of all rows of the training split, joined by `separator`. Each row
-    is written when it arrives, so the dataset may be larger than memory.
+    is written when it arrives, so the dataset may be larger than memory. If the download stops, the
+    next call continues it.
     """
     key = json.dumps([name, column, separator])
     cached = cache_directory() / f"hf-{_short_hash(key)}.txt"
@@ -141,20 +183,77 @@ def download_dataset(
         return cached
     if not may_download:
         raise _not_cached_error(name, column, separator)
-    with new_directory(name) as directory:
-        size, new = 0, directory / "new"
-        with new.open("wb") as file:
-            for chunk in join_documents(([text] for text in _read_rows(name, column)), separator):
-                size += file.write(chunk.encode())
-                progress(f"downloading {name}", size, 0)
-        replace_path(new, cached)
+    part, state = cached.with_suffix(".part"), cached.with_suffix(".state")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with lock_file(cached, f"waiting for another process that is downloading {name}", progress):
+            if path_exists(cached) and not refresh:
+                return cached
+            _write_rows(part, state, name, column, separator, progress, refresh)
+            replace_path(part, cached)
+            remove_if_present(state)
+    except OSError as error:
+        raise cache_error(name, error) from None
     return cached
 
 
-def _read_rows(name: str, column: str) -> Iterator[str]:
-    """For each row of a dataset's training split, yield the text in the column `column`."""
+def _write_rows(
+    part: Path,
+    state: Path,
+    name: str,
+    column: str,
+    separator: str,
+    progress: Progress,
+    refresh: bool,
+) -> None:
+    """Write all rows of a dataset to `part`. The file `state` says where to continue the download.
+
+    `state` has the size of the part that is on the disk, the position in the dataset after it, and
+    the version of the dataset: a download of another version starts again.
+    """
+    rows, version = _open_dataset(name)
+    saved: dict[str, Any] = {"bytes": 0, "rows": 0}
+    with suppress(OSError, UserError, KeyError, TypeError, ValueError):
+        found = read_json(state)
+        if not refresh and found["version"] == version and part.stat().st_size >= found["bytes"]:
+            rows.load_state_dict(found["position"])
+            saved = found
+    size, number = saved["bytes"], saved["rows"]
+    try:
+        if not number:
+            remove_if_present(state)
+            part.touch()
+        with part.open("r+b") as file:
+            file.truncate(size)
+            file.seek(size)
+            for text in _read_texts(rows, name, column, number):
+                number += 1
+                if text:  # an empty text gets no separator
+                    size += file.write((separator * (size > 0) + text).encode())
+                if size > saved["bytes"] + SAVED_BYTES:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    saved = {"bytes": size, "rows": number, "version": version}
+                    saved["position"] = rows.state_dict()
+                    write_atomically(state, dump_json(saved))
+                progress(f"downloading {name}", size, 0)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        if not saved["rows"]:
+            remove_if_present(part)
+        raise
+
+
+def _open_dataset(name: str) -> tuple[Any, list[str | None]]:
+    """Return the rows of a dataset's training split, as a stream, and their version.
+
+    The version consists of the version of the library `datasets`, and of the commit of the dataset.
+    Raises UserError.
+    """
     try:
         import datasets
+        import huggingface_hub
     except ImportError:
         raise UserError(
             f"{name} needs the library datasets: install it with `pip install datasets`"
@@ -162,15 +261,33 @@ def _read_rows(name: str, column: str) -> Iterator[str]:
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel("ERROR")  # this logger warns about every retry
     path, _, config = name.removeprefix("hf:").partition(":")
+    commit = None
+    if not os.path.exists(path):  # a directory of this machine has no commit
+        with suppress(Exception):  # load_dataset() has the better error
+            commit = huggingface_hub.HfApi().dataset_info(path).sha
     try:
-        rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
-        for number, row in enumerate(rows):
+        rows = datasets.load_dataset(
+            path, config or None, split="train", streaming=True, revision=commit
+        )
+        return rows, [datasets.__version__, commit]
+    except Exception as error:  # `datasets` and its libraries raise many types of errors
+        raise _dataset_error(name, error) from None
+
+
+def _read_texts(rows: Iterable[Any], name: str, column: str, first: int) -> Iterator[str]:
+    """For each row, yield the text in the column `column`. `first` is the number of the first."""
+    try:
+        for number, row in enumerate(rows, start=first):
             yield get_row_text(row, column, f"{name}, row {number}")
     except UserError:
         raise
     except Exception as error:  # `datasets` and its libraries raise many types of errors
-        advice = "check the name; some datasets need a configuration, hf:NAME:CONFIG"
-        raise _download_error(name, error, advice) from None
+        raise _dataset_error(name, error) from None
+
+
+def _dataset_error(name: str, error: Exception) -> UserError:
+    advice = "check the name; some datasets need a configuration, hf:NAME:CONFIG"
+    return _download_error(name, error, advice)
 
 
 def cache_error(name: str, error: OSError) -> UserError:
@@ -217,6 +334,23 @@ def new_directory(name: str) -> Iterator[Path]:
             yield directory
     except OSError as error:
         raise cache_error(name, error) from None
+
+
+@contextmanager
+def lock_file(path: Path, waiting: str, progress: Progress) -> Iterator[None]:
+    """Lock a cache file. If another process has locked the file, report `waiting` and wait."""
+    from filelock import FileLock, Timeout  # a slow import
+
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(waiting, 0, 0)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from ..system.files import dump_json, read_json, replace_path, sync_to_disk, wri
 from ..system.schema import parse_dataclass
 from .bpe import SPACE_BOUNDARY
 from .corpora import LARGE_TEXT, Corpus, SplitName, count_training_characters
-from .download import cache_directory, cache_error, new_directory
+from .download import cache_directory, cache_error, lock_file, new_directory
 from .readers import Progress, no_progress, read_error
 from .streams import ByteDecodeStream
 from .tokenizers import Tokenizer, is_trained_on_text, make_tokenizer, read_tokenizer
@@ -73,7 +73,7 @@ def get_tokenizer(kind: str, corpus: Corpus, val_fraction: float, progress: Prog
     with suppress(UserError):  # missing or damaged
         return read_tokenizer(cached)
     waiting = "waiting for another process that is training the same tokenizer"
-    with _writing_cache(cached, "the tokenizer"), _locked(cached, waiting, progress):
+    with _writing_cache(cached, "the tokenizer"), lock_file(cached, waiting, progress):
         with suppress(UserError):  # another process may have written the file
             return read_tokenizer(cached)
         progress("training a tokenizer", 0, 0)
@@ -265,7 +265,7 @@ def _encode_to_cache(
     info = _read_info(file, info_file, dtype)
     if info is None:
         waiting = "waiting for another process that is encoding the same text"
-        with _writing_cache(file, TOKENS), _locked(path, waiting, progress):
+        with _writing_cache(file, TOKENS), lock_file(path, waiting, progress):
             # Another process may have written the file while this process waited.
             info = _read_info(file, info_file, dtype)
             if info is None:
@@ -309,23 +309,6 @@ def _cache_path(kind: str, key: Sequence[object]) -> Path:
     """Return the path, without suffix, of the cache files for a key."""
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_directory() / f"{kind}-{digest}"
-
-
-@contextmanager
-def _locked(path: Path, waiting: str, progress: Progress) -> Iterator[None]:
-    """Lock a cache file. If another process has locked the file, report `waiting` and wait."""
-    from filelock import FileLock, Timeout  # a slow import
-
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress(waiting, 0, 0)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

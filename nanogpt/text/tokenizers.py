@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..system.files import path_exists, read_json
 from ..system.schema import parse_dataclass
 from .bpe import HubTokenizer, train_bpe
+from .gpt2 import load_gpt2_tokenizer
 from .streams import ByteDecodeStream, DecodeStream, encode_utf8
 
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -101,12 +102,12 @@ def is_trained_on_text(kind: str) -> bool:
 
 
 def is_tokenizer_kind(kind: str) -> bool:
-    """Return whether `kind` is char, byte, bpe or bpe:N. Raises UserError for an invalid bpe:N."""
-    return kind == "byte" or is_trained_on_text(kind)
+    """Return whether `kind` is char, byte, gpt2, bpe or bpe:N. Raises UserError for a bad bpe:N."""
+    return kind in ("byte", "gpt2") or is_trained_on_text(kind)
 
 
 def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str]) -> Tokenizer:
-    """Make a tokenizer of a kind: char, byte, bpe, bpe:N, or the path of a tokenizer.json.
+    """Make a tokenizer of a kind: char, byte, gpt2, bpe, bpe:N, or the path of a tokenizer.json.
 
     `text` and `training_text` are iterables of chunks. A char tokenizer has a token for every
     character of `text`; a bpe tokenizer is trained only on `training_text`. Raises UserError.
@@ -115,12 +116,14 @@ def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str])
         return CharTokenizer(set().union(*map(set, text)))
     if kind == "byte":
         return ByteTokenizer()
+    if kind == "gpt2":
+        return load_gpt2_tokenizer()
     if size := parse_bpe_size(kind):
         return train_bpe(training_text, size)
     if not path_exists(kind):
         raise UserError(
-            f"there is no tokenizer {kind}: use char, byte, bpe, bpe:N, the path of a "
-            f"tokenizer.json, or a run"
+            f"there is no tokenizer {kind}: use char, byte, gpt2, bpe, bpe:N, the path "
+            f"of a tokenizer.json, or a run"
         )
     return read_tokenizer(Path(kind))
 

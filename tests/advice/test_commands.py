@@ -122,12 +122,12 @@ COMMANDS = [
     Case("--interactive", sample_interactively("--json"), sample_interactively()),
     Case(
         "there is no tokenizer",
-        "tokenize --tokenizer gpt2 abd",
+        "tokenize --tokenizer gpt4 abd",
         "tokenize --tokenizer {0} abd --data words.txt",
         "use (char)",
     ),
     Case(
-        "there is no tokenizer", f"{TRAIN} --tokenizer gpt2", f"{TRAIN} --tokenizer tiny", "a (run)"
+        "there is no tokenizer", f"{TRAIN} --tokenizer gpt4", f"{TRAIN} --tokenizer tiny", "a (run)"
     ),
     Case("this machine has no", "sample --device cuda", "sample --device {0}", "use (cpu)"),
     Case("cannot read", "sample --prompt-file nothing.txt", "sample --prompt-file prompt.txt"),

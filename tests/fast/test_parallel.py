@@ -170,6 +170,12 @@ MISTAKES = [
         "multiple of 2, such as 24 or 26",
     ),
     pytest.param(
+        ["--data", "http://127.0.0.1:1/a.txt", "--refresh"],
+        "nanogpt: 2 processes cannot use --refresh: leave it out, and first run nanogpt data with "
+        "it, without torchrun",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
         ["--precision", "float16"],
         "nanogpt: 2 processes cannot train in float16: use --precision bfloat16 or float32",
         marks=pytest.mark.slow,
@@ -203,9 +209,34 @@ def test_processes_with_other_settings_are_refused(text_file: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("alone")
+def test_eval_has_the_loss_of_one_process(text: str) -> None:
+    """With more processes than windows, one of them has none."""
+    for flags in ([], ["--split", "all"], ["--data", "short.txt"]):
+        Path("short.txt").write_text(text[:20], "utf-8")
+        arguments = ["eval", "runs/alone", "runs/alone", "--json", "--device", "cpu", *flags]
+        answers = []
+        for command in ([sys.executable, "-m", "nanogpt", *arguments], torchrun(3, *arguments)):
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            answers.append(json.loads(output))
+        losses = [answer.pop("loss") for answer in answers]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+        bits = [answer.pop("bits_per_byte") for answer in answers]
+        assert bits[1] == pytest.approx(bits[0], rel=1e-6)
+        assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+def test_a_mistake_of_eval_is_reported_once() -> None:
+    status, lines = run(torchrun(2, "eval", "runs/missing"))
+    assert status != 0
+    assert lines == ["nanogpt: there is no run 'runs/missing'; the runs in runs/: none yet"]
+
+
+@pytest.mark.slow
 def test_other_commands_are_refused() -> None:
     assert run(torchrun(2, "presets"))[1] == [
-        "nanogpt: torchrun can only start nanogpt train: run nanogpt presets without it"
+        "nanogpt: torchrun can only start nanogpt train and eval: run nanogpt presets without it"
     ]
 
 

@@ -6,13 +6,15 @@ URLs and standard input are tested in test_corpora.py.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 
 from nanogpt.errors import UserError
-from nanogpt.text import corpora
+from nanogpt.text import corpora, download
 from nanogpt.text.download import cache_directory, new_directory
-from nanogpt.text.readers import no_progress
+from nanogpt.text.readers import get_row_text, no_progress
 from tests.installing import assert_installs
 
 
@@ -31,6 +33,11 @@ def dataset(tmp_path: Path) -> str:
     return f"hf:{home}"
 
 
+def suffixes(cache: Path) -> list[str]:
+    """Return the suffixes of the files in the cache, without lock files."""
+    return sorted(file.suffix for file in cache.iterdir() if file.suffix != ".lock")
+
+
 @pytest.mark.slow
 def test_a_dataset_is_the_text_of_its_rows(cache: Path, dataset: str) -> None:
     reports: list[tuple[str, int, int]] = []
@@ -40,7 +47,7 @@ def test_a_dataset_is_the_text_of_its_rows(cache: Path, dataset: str) -> None:
     assert corpus.text() == "né\nx|终"
     assert corpus.name == dataset
     assert (f"downloading {dataset}", len("né\nx|终".encode()), 0) in reports
-    assert [file.suffix for file in cache.iterdir()] == [".txt"]
+    assert suffixes(cache) == [".txt"]
 
 
 @pytest.mark.slow
@@ -58,6 +65,72 @@ def test_a_dataset_can_be_downloaded_again(cache: Path, dataset: str, tmp_path: 
     (tmp_path / "texts" / "train.jsonl").write_text('{"text": "new"}')
     corpora.refresh_text(dataset, "text", "\n\n", no_progress)
     assert corpora.load_corpus(dataset).text() == "new"
+
+
+@pytest.fixture
+def shards() -> tuple[str, str]:
+    """A dataset in the layout of fineweb-edu, with several parquet files; its name and its text."""
+    import pyarrow
+    from pyarrow import parquet
+
+    home = Path("shards").resolve()
+    (home / "sample" / "10BT").mkdir(parents=True)
+    rows = ["" if i in (0, 8, 59) else f"row {i} " + "é" * (i % 7) for i in range(60)]
+    for i in range(3):
+        file = home / "sample" / "10BT" / f"00{i}_00000.parquet"
+        table = pyarrow.table({"text": rows[20 * i : 20 * i + 20], "score": [1.5] * 20})
+        parquet.write_table(table, file, row_group_size=8)
+    page = "---\nconfigs:\n- config_name: sample-10BT\n  data_files: sample/10BT/*\n---\n"
+    (home / "README.md").write_text(page)
+    return f"hf:{home}:sample-10BT", "\n\n".join(filter(None, rows))
+
+
+@pytest.mark.parametrize("failing_row", [7, 25, 59])
+def test_a_download_that_stopped_continues(
+    cache: Path, shards: tuple[str, str], monkeypatch: pytest.MonkeyPatch, failing_row: int
+) -> None:
+    """The first download stops at a row; the second one does not read the saved rows again."""
+    name, text = shards
+    monkeypatch.setattr(download, "SAVED_BYTES", 50)
+    read: list[str] = []
+
+    def read_or_fail(row: dict[str, Any], column: str, row_name: str) -> str:
+        read.append(row_name)
+        if row_name.endswith(f" row {failing_row}") and read.count(row_name) == 1:
+            raise OSError("the connection was lost")
+        return get_row_text(row, column, row_name)
+
+    monkeypatch.setattr("nanogpt.text.download.get_row_text", read_or_fail)
+    with pytest.raises(UserError, match="connection was lost"):
+        corpora.load_corpus(name)
+    assert suffixes(cache) == [".part", ".state"]
+    part = next(cache.glob("*.part"))
+    part.write_bytes(part.read_bytes() + b"more that was not saved")
+    read.clear()
+    read.append(f"{name}, row {failing_row}")
+    assert corpora.load_corpus(name).text() == text
+    assert suffixes(cache) == [".txt"]
+    assert failing_row - 6 < 61 - len(read) <= failing_row
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+def test_an_old_download_is_not_continued(
+    cache: Path, shards: tuple[str, str], refresh: bool
+) -> None:
+    """It belongs to another version of the dataset, or the whole text is downloaded again."""
+    name, text = shards
+    corpora.load_corpus(name)
+    cached = next(cache.glob("*.txt"))
+    cached.with_suffix(".part").write_bytes(b"old text")
+    version = [datasets.__version__, None if refresh else "another commit"]
+    saved = {"bytes": 8, "rows": 1, "position": None, "version": version}
+    cached.with_suffix(".state").write_text(json.dumps(saved))
+    if refresh:
+        corpora.refresh_text(name, "text", "\n\n", no_progress)
+    else:
+        cached.unlink()
+    assert corpora.load_corpus(name).text() == text
+    assert suffixes(cache) == [".txt"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +151,7 @@ def test_a_missing_dataset_or_column_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         corpora.load_corpus(dataset + config, column=column)
-    assert [*cache.iterdir()] == []
+    assert suffixes(cache) == []
 
 
 def test_without_the_library_the_error_says_what_to_install(

@@ -78,7 +78,7 @@ def test_make_tokenizer_makes_every_kind(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("nope.json", "there is no tokenizer nope.json: use char, byte, bpe, bpe:N, the path of"),
+        ("nope.json", "there is no tokenizer nope.json: use char, byte, gpt2, bpe, bpe:N, the p"),
         ("bpe:", "tokenizer is bpe:: give the vocabulary size as a number of at most 7 digits"),
         ("bpe:-5", "tokenizer is bpe:-5: give the vocabulary size as a number"),
         ("bpe:10000000", "give the vocabulary size as a number of at most 7 digits, as in bpe:"),
@@ -133,7 +133,7 @@ def test_a_file_that_is_not_a_tokenizer_is_refused_in_one_line(tmp_path: Path) -
 
 
 def test_kinds_are_distinguished_from_paths() -> None:
-    kinds = ("char", "bpe", "bpe:9999", "byte", "x")
+    kinds = ("char", "bpe", "bpe:9999", "byte", "gpt2", "x")
     assert [kind for kind in kinds if tokenizers.is_trained_on_text(kind)] == [
         "char",
         "bpe",
