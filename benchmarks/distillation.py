@@ -2,7 +2,7 @@
 
     python benchmarks/distillation.py --out DIR     # then: python benchmarks/write_numbers.py
 
-The study is `nanogpt study distillation --generations 2 --out DIR`, in a separate process. The
+The study is `nanogpt study distillation --generations 1 --out DIR`, in a separate process. The
 script then evaluates the models of each group, and their ensemble, on the text of
 load_unseen_text() in common.py. The results go to benchmarks/results: distillation.json, and the
 plot distillation.svg. If the script is interrupted, start it again with the same DIR.
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/distillation"))
     args = parser.parse_args()
     command = [sys.executable, "-m", "nanogpt", "study", "distillation", "--json"]
-    command += ["--generations", "2", "--out", str(args.out)]
+    command += ["--generations", "1", "--out", str(args.out)]
     output, seconds, _ = run_timed(command)
     result = json.loads(output)
     result["total_seconds"] = seconds
