@@ -229,12 +229,11 @@ torch.testing.assert_close(mine(tokens), theirs(tokens), rtol=1e-4, atol=1e-4)
 
 # %% [markdown]
 # RMSNorm, rotary positions, no biases and, more and more, QK-norm are common today; ReLU², soft cap
-# and look-back are rare. Two other parts are common. In **grouped-query attention**, which nanogpt
-# does not have (Ainslie et al. 2023, [arXiv:2305.13245](https://arxiv.org/abs/2305.13245)), several
+# and look-back are rare. Of two other common parts, nanogpt has only the second. In **grouped-query
+# attention** (Ainslie et al. 2023, [arXiv:2305.13245](https://arxiv.org/abs/2305.13245)), several
 # query heads share one key head and one value head, so the cache of [lesson 11](11_generation.md)
 # is smaller. In **SwiGLU** (Shazeer 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)), a
-# third matrix computes a *gate*, which opens or closes each hidden channel of the feed-forward
-# layer (`--model.activation swiglu`).
+# third matrix computes a *gate*, which opens or closes each hidden channel of feed-forward layers.
 #
 # ## Muon: an optimizer for matrices
 #

@@ -106,7 +106,7 @@ def download_url(
 
 
 def download_file(url: str, sha256: str, name: str, alternative: str) -> Path:
-    """Return the path of the file `name` in the cache; download it if it has not this hash yet.
+    """Return the path of the file `name` in the cache; download it if it has another hash.
 
     Raises UserError if that fails; `alternative` says what to do without this file.
     """
@@ -275,7 +275,7 @@ def _open_dataset(name: str) -> tuple[Any, list[str | None]]:
 
 
 def _read_texts(rows: Iterable[Any], name: str, column: str, first: int) -> Iterator[str]:
-    """For each row, yield the text in the column `column`. `first` is the number of the first."""
+    """For each row, yield the text in the column `column`. `first` numbers the first row."""
     try:
         for number, row in enumerate(rows, start=first):
             yield get_row_text(row, column, f"{name}, row {number}")
