@@ -9,7 +9,6 @@ V vocabulary, S slots of the cache.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -266,17 +265,20 @@ class Modern(nn.Module):
         cos, sin = rotations(positions, D)
         return x, cos.to(x.dtype), sin.to(x.dtype)
 
-    def add_skip(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    def add_skip(self, x: Tensor, stream: list[Tensor]) -> Tensor:
         """Return the input of the next block: x, and a weighted output of an earlier block.
 
-        `outputs` has the outputs of all earlier blocks. As in a U-Net (Ronneberger et al. 2015,
-        arXiv:1505.04597), the last block gets the output of the first block, the second-last block
-        that of the second, and so on. The first half of the blocks gets x only.
+        As in a U-Net (Ronneberger et al. 2015, arXiv:1505.04597), the last block gets the output of
+        the first block, the second-last block that of the second, and so on. The first half of the
+        blocks gets x only. This function appends x to `stream`, which is empty for the first block.
         """
-        partner = len(self.blocks) - 1 - len(outputs)
-        if self.skips is None or partner >= len(outputs):
+        if self.skips is None:
             return x
-        return torch.addcmul(x, self.skips[partner].to(x.dtype), outputs[partner])
+        stream.append(x)
+        partner = len(self.blocks) - len(stream)
+        if partner >= len(stream) - 1:
+            return x
+        return torch.addcmul(x, self.skips[partner].to(x.dtype), stream[partner + 1])
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Map tokens (B, T), with T at most block_size, to logits (B, T, V).
@@ -285,10 +287,9 @@ class Modern(nn.Module):
         after each row's last token: (B, 1, V).
         """
         x, cos, sin = self.embed(tokens, cache)  # x (B, T, C)
-        outputs: list[Tensor] = []
+        stream: list[Tensor] = []
         for block in self.blocks:
-            x = block(self.add_skip(x, outputs), cos, sin, cache)
-            outputs.append(x)
+            x = block(self.add_skip(x, stream), cos, sin, cache)
         if cache is not None:
             x = cache.select_last(x)
         return self.unembed(x)
@@ -303,12 +304,11 @@ class Modern(nn.Module):
     @torch.no_grad()
     def attention_weights(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, T) to the attention weights (n_layer, B, H, T, T) of all heads."""
-        (x, cos, sin), weights, outputs = self.embed(tokens), [], list[Tensor]()
+        (x, cos, sin), weights, stream = self.embed(tokens), [], list[Tensor]()
         for block in self.blocks:
             assert isinstance(block, Block)
-            x = self.add_skip(x, outputs)
+            x = self.add_skip(x, stream)
             q, k, v = block.attention.heads(norm(x), cos, sin)
             weights.append(causal_attention(q, k, v)[1])
             x = block(x, cos, sin)
-            outputs.append(x)
         return torch.stack(weights)

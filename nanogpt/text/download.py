@@ -106,9 +106,10 @@ def download_url(
 
 
 def download_file(url: str, sha256: str, name: str, alternative: str) -> Path:
-    """Return the path of the file `name` in the cache; download it if it has another hash.
+    """Return the path of the file `name` in the cache.
 
-    Raises UserError if that fails; `alternative` says what to do without this file.
+    Downloads the file if it is missing or has another hash. Raises UserError if that fails;
+    `alternative` says what to do without this file.
     """
     cached = cache_directory() / name
     with suppress(OSError, UserError):
