@@ -91,7 +91,8 @@ def evaluate(args: list[str]) -> None:
         )
         models = [checkpoint.model for checkpoint in checkpoints]
         model = models[0] if len(models) == 1 else Ensemble(models)
-        evaluation = evaluate_split(model, split)
+        with distributed.watch():
+            evaluation = evaluate_split(model, split)
     if distributed.launched_rank() == 0:
         _show(options, runs, checkpoints, name, split, evaluation)
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from ..errors import Stopped, resume_command, write_error
 from ..system.devices import requested_memory
-from ..system.distributed import Lost, ignore_termination
+from ..system.distributed import SEE_MESSAGE, Lost, ignore_termination, watch
 from ..system.gpu import CannotCapture
 from .run import Run
 
@@ -16,16 +16,17 @@ def explain_failures(run: Run) -> Iterator[None]:
 
     The loss of another process raises Stopped, too.
     """
+    advice = f"{SEE_MESSAGE}, then resume with: {resume_command(run.out)}"
     try:
         try:
-            yield
+            with watch(advice):
+                yield
         except BaseException:
             ignore_termination()
             raise
     except OSError as error:
         raise write_error(run.out, error) from None
     except Lost as error:
-        advice = f": see its message, then resume with: {resume_command(run.out)}"
         raise Stopped(error.reason, advice) from None
     except CannotCapture as error:
         raise Stopped(

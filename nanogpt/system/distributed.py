@@ -7,8 +7,10 @@ functions return at once.
 import os
 import platform
 import signal
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +27,8 @@ PATIENCE = timedelta(minutes=30)
 """How long they wait outside training steps: one of them may encode a text or write a file."""
 TIMEOUT = timedelta(seconds=20)
 """In a training step, a process that does not answer for this time is regarded as dead."""
+BEAT, MISSED_BEATS = 1.5, 10
+"""Within watch(), each process counts every 1.5 s; one that misses ten counts is killed."""
 T = TypeVar("T")
 _patient: Any = None
 """The group of all processes, with PATIENCE; None without join()."""
@@ -32,6 +36,10 @@ _prompt: Any = None
 """The group of all processes, with TIMEOUT."""
 _processes: list[tuple[str, int, int]] = []
 """The host, the ID of the parent (torchrun) and the ID of each process."""
+_store: Any = None
+"""Key-value pairs that all processes can read and write; see watch()."""
+OUTSIDE = b"outside"
+"""The value of a process that is not within watch()."""
 
 
 def launched_size() -> int:
@@ -59,14 +67,18 @@ def rank() -> int:
 @contextmanager
 def join() -> Iterator[None]:
     """Within this context, the processes that torchrun started are connected."""
-    global _patient, _prompt
+    global _patient, _prompt, _store
     if launched_size() == 1:
         yield
         return
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
     try:
-        distributed.init_process_group("gloo", timeout=CONNECTING)
+        _store, rank, size = next(rendezvous("env://", timeout=CONNECTING))
+        distributed.init_process_group(
+            "gloo", store=_store, rank=rank, world_size=size, timeout=CONNECTING
+        )
         _patient = distributed.new_group(timeout=PATIENCE)
         _prompt = distributed.new_group(timeout=TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
@@ -76,16 +88,24 @@ def join() -> Iterator[None]:
             f"torchrun, with the same address and port"
         ) from None
     try:
+        _store.set(_key(rank), OUTSIDE)
         _processes[:] = gather_objects((platform.node(), os.getppid(), os.getpid()))
         yield
     finally:
-        _patient = _prompt = None
+        _patient = _prompt = _store = None
         with suppress(RuntimeError):
             distributed.destroy_process_group()
 
 
+SEE_MESSAGE = ": see its message"
+
+
 class Lost(Stopped):
     """Another process of the run has ended, or does not answer."""
+
+
+def _make_lost(advice: str) -> Lost:
+    return Lost("another process of this run has ended, or does not answer", advice)
 
 
 @contextmanager
@@ -100,19 +120,71 @@ def _communicating(timeout: timedelta) -> Iterator[None]:
     except RuntimeError:
         if time.monotonic() - start > 0.9 * timeout.total_seconds():
             _end_siblings()
-        raise Lost(
-            "another process of this run has ended, or does not answer", ": see its message"
-        ) from None
+        raise _make_lost(SEE_MESSAGE) from None
 
 
 def _end_siblings() -> None:
     """Kill the other processes of the same torchrun, which would wait 30 s for one that hangs."""
     if rank():
         time.sleep(5)  # the first process prints the message
-    for host, parent, pid in _processes:
-        if (host, parent) == (platform.node(), os.getppid()) and pid != os.getpid():
+    _kill(number for number in range(size()) if number != rank())
+
+
+def _kill(ranks: Iterable[int]) -> None:
+    """Kill those of these processes that the torchrun of this process has started."""
+    for host, parent, pid in [_processes[number] for number in ranks]:
+        if (host, parent) == (platform.node(), os.getppid()):
             with suppress(OSError):
                 os.kill(pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+
+
+@contextmanager
+def watch(advice: str = SEE_MESSAGE) -> Iterator[None]:
+    """Within this context, a process that was stopped, or lost with its machine, ends all of them.
+
+    Each process has a thread that counts, and reads the counts of the other processes. The
+    processes beside a lost one kill it, so that communication with it raises Lost. If a process
+    still waits for a lost one after 10 s, its thread prints a message with `advice`, and
+    ends the process.
+    """
+    if size() == 1:
+        yield
+        return
+    _store.set(_key(rank()), "0")
+    has_left = threading.Event()
+    thread = threading.Thread(target=_count, args=(_store.clone(), advice, has_left), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_left.set()
+        thread.join(timeout=5)
+
+
+def _count(store: Any, advice: str, has_left: threading.Event) -> None:
+    """Count until this process has left watch(); see there."""
+    keys = [_key(number) for number in range(size())]
+    counts, changed, beat = [OUTSIDE] * size(), [0] * size(), 0
+    with suppress(RuntimeError):  # torchrun, which keeps the counts, may have ended
+        while not has_left.wait(BEAT):
+            beat += 1
+            store.set(keys[rank()], str(beat))
+            found = store.multi_get(keys)
+            for number, count in enumerate(found):
+                if count == OUTSIDE or count != counts[number]:
+                    changed[number] = beat
+            counts = found
+            lost = [n for n, last in enumerate(changed) if beat - last >= MISSED_BEATS]
+            _kill(lost)
+            if lost and not has_left.wait(10):
+                print(f"nanogpt: {_make_lost(advice)}", file=sys.stderr, flush=True)
+                os._exit(1)  # the main thread is waiting, and cannot raise an exception
+        store.set(keys[rank()], OUTSIDE)
+
+
+def _key(number: int) -> str:
+    """Return the key of a process's count."""
+    return f"nanogpt/count/{number}"
 
 
 def ignore_termination() -> None:

@@ -40,9 +40,10 @@ def torchrun(processes: int, *arguments: object) -> list[str]:
 
 def run(command: Sequence[str]) -> tuple[int, list[str]]:
     """Run a command; return its status, and the lines of nanogpt on standard error."""
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    lines = [line for line in process.stderr.splitlines() if line.startswith("nanogpt: ")]
-    return process.returncode, lines
+    with Path("errors.txt").open("wb") as errors:  # not a pipe: a process that hangs keeps it open
+        status = subprocess.run(command, stderr=errors, timeout=120).returncode
+    lines = Path("errors.txt").read_text("utf-8").splitlines()
+    return status, [line for line in lines if line.startswith("nanogpt: ")]
 
 
 def assert_same_losses(one: Path, other: Path) -> None:
@@ -129,31 +130,6 @@ def test_a_run_continues_with_any_number_of_processes(alone: list[str]) -> None:
             expected[record["step"]]["train_loss"], abs=2e-6
         )
     assert metrics(out)[-1]["val_loss"] == pytest.approx(expected[24]["val_loss"], abs=2e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_ends_or_hangs_ends_all(
-    alone: list[str], number: signal.Signals, rank: int
-) -> None:
-    out, longer = Path("runs/broken"), ["--train.steps", "100000", "--optim.decay-steps", "24"]
-    with started(torchrun(2, *alone, *longer, "--out", out), out, 6) as process:
-        start = time.monotonic()
-        os.kill(find_process(rank), number)
-        error = process.communicate(timeout=60)[1]
-        assert time.monotonic() - start < 45
-    assert process.returncode != 0
-    lines = re.findall(r"nanogpt: another process of this run has ended, or does not ans.*", error)
-    if rank == 1:  # the first process prints the message
-        assert lines == [
-            "nanogpt: another process of this run has ended, or does not answer: see its message, "
-            f"then resume with: nanogpt train --resume {out}"
-        ]
-    steps = str(metrics(out)[-1]["step"] + 1)
-    command = [sys.executable, "-m", "nanogpt", "train", "--resume", str(out)]
-    assert run([*command, "--train.steps", steps, "--sample-tokens", "0"]) == (0, [])
 
 
 SCRIPT = """

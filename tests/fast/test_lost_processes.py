@@ -1,0 +1,119 @@
+"""A process that ends or hangs ends all processes of its run, and the run can be resumed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.fast.test_machines import free_port
+from tests.fast.test_parallel import MUON, run
+from tests.same import metrics
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="stops a process with SIGSTOP"),
+]
+OUT = Path("runs/broken")
+LINE = (
+    "nanogpt: another process of this run has ended, or does not answer: see its message, then "
+    f"resume with: nanogpt train --resume {OUT}"
+)
+# The arguments are the place where a process is lost, how, its rank, and those of nanogpt.
+SCRIPT = """
+import json, os, signal, sys, time
+from nanogpt import train
+from nanogpt.cli.main import main
+from nanogpt.fast.parallel import ParallelStepper
+from nanogpt.runs.keeper import CheckpointKeeper
+
+place, how, rank, *arguments = sys.argv[1:]
+owner, name, call = {
+    "step": (ParallelStepper, "update", 14),
+    "evaluation": (train, "evaluate", 3),
+    "checkpoint": (CheckpointKeeper, "save_last", 2),
+}[place]
+unchanged, calls = getattr(owner, name), 0
+
+def lose(*args):
+    global calls
+    calls += 1
+    if calls == call and os.environ["RANK"] == rank:
+        with open("lost.json", "w") as file:
+            json.dump([os.getpid(), time.monotonic()], file)
+        if how == "hang":
+            time.sleep(1000)
+        os.kill(os.getpid(), signal.Signals[how])
+    return unchanged(*args)
+
+setattr(owner, name, lose)
+main(arguments)
+"""
+
+
+@pytest.fixture
+def arguments(text_file: Path) -> Iterator[list[str]]:
+    """The arguments of nanogpt for a small run; at the end, a stopped process is killed."""
+    Path("script.py").write_text(SCRIPT, "utf-8")
+    yield ["train", *MUON, "--data", str(text_file), "--out", str(OUT)]
+    with suppress(OSError):
+        os.kill(json.loads(Path("lost.json").read_bytes())[0], signal.SIGKILL)
+
+
+def seconds_since_loss() -> float:
+    lost: float = json.loads(Path("lost.json").read_bytes())[1]
+    return time.monotonic() - lost
+
+
+def resume() -> None:
+    """Resume the run from the checkpoint of the last evaluation."""
+    command = [sys.executable, "-m", "nanogpt", "train", "--resume", str(OUT)]
+    assert run([*command, "--sample-tokens", "0"]) == (0, [])
+    assert [record["step"] for record in metrics(OUT)] == list(range(25))
+
+
+@pytest.mark.parametrize(
+    ("place", "how", "rank"),
+    [
+        ("step", "SIGKILL", 1),
+        ("step", "SIGSTOP", 0),
+        ("step", "hang", 1),
+        ("evaluation", "SIGSTOP", 1),
+        ("checkpoint", "SIGSTOP", 0),
+    ],
+)
+def test_a_lost_process_ends_all(arguments: list[str], place: str, how: str, rank: int) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "script.py", place, how, str(rank)]
+    status, lines = run([*launcher, *arguments])
+    assert status != 0
+    assert seconds_since_loss() < 30
+    assert lines == ([LINE] if rank == 1 else [])  # the first process prints the message
+    resume()
+
+
+def test_a_lost_machine_ends_the_others(arguments: list[str]) -> None:
+    """Nothing on the other machine can kill the stopped process."""
+    port, outputs, processes = free_port(), [Path("0.txt"), Path("1.txt")], []
+    for machine, output in enumerate(outputs):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+        launcher += ["--node-rank", str(machine), "--master-addr", "127.0.0.1"]
+        launcher += ["--master-port", port, "script.py", "evaluation", "SIGSTOP", "1"]
+        with output.open("wb") as file:  # not a pipe: the stopped process would keep it open
+            processes.append(subprocess.Popen([*launcher, *arguments], stderr=file))
+    try:
+        assert processes[0].wait(timeout=120) != 0
+        assert seconds_since_loss() < 45
+        assert re.findall("nanogpt: .*", outputs[0].read_text("utf-8")) == [LINE]
+        resume()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
