@@ -22,7 +22,7 @@ LAYERS = [
     {"step", "distillation"},
     {"fast"},
     {"train", "api"},
-    {"reports"},
+    {"reports", "interop"},
     {"studies", "lab"},
     {"cli"},
 ]
@@ -117,8 +117,12 @@ def find_users(library: str) -> set[str]:
 
 def test_each_library_is_imported_only_where_expected() -> None:
     assert find_users("tyro") == {"cli.arguments", "cli.values"}
-    assert find_users("tokenizers") == find_users("tiktoken") == {"text.bpe"}
-    assert find_users("safetensors") == {"runs.checkpoint", "runs.reading"}
+    assert find_users("tokenizers") == {"text.bpe", "interop.hub_tokenizer"}
+    assert find_users("tiktoken") == {"text.bpe"}
+    assert find_users("safetensors") == {
+        *("runs.checkpoint", "runs.reading", "interop.huggingface")
+    }
+    assert find_users("transformers") == {"interop.modeling_nanogpt"}
     assert find_users("pooch") == find_users("datasets") == {"text.download"}
     assert find_users("matplotlib") == {"runs.plot", "studies.plots"}
     for library in ("requests", "urllib", "http"):

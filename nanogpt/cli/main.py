@@ -27,6 +27,7 @@ COMMANDS = {
     "tokenize": ("tokenize", "show how a tokenizer encodes a text"),
     "inspect": ("inspect", "show attention, predictions and embeddings on a web page"),
     "lab": ("lab", "train models and look inside them, on a local web page"),
+    "export": ("export", "write a model for transformers, llama.cpp or ONNX Runtime"),
     "explain": ("explain", "show what a run needs: parameters, memory, operations, time"),
     "study": ("study", "train many models for a study: ladder, scaling or distillation"),
     "presets": ("presets", "list the presets of train"),

@@ -39,6 +39,8 @@ class ModernConfig:
     activation: Literal["relu2", "swiglu"] = "relu2"
     """Nonlinear function of the feed-forward layers; both kinds of layers have about 8 n_embd²
     parameters."""
+    look_back: bool = True
+    """Let each position see the embeddings of the two previous positions before the first block."""
     skips: bool = False
     """Add the outputs of the first half of the blocks to the inputs of the second half."""
 
@@ -214,7 +216,7 @@ class Modern(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.look_back = LookBack(config)
+        self.look_back = LookBack(config) if config.look_back else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         has_skips = config.skips and config.n_layer > 1
         self.skips = nn.Parameter(torch.ones(config.n_layer // 2)) if has_skips else None
@@ -261,7 +263,10 @@ class Modern(nn.Module):
         positions = torch.arange(T, device=tokens.device)
         if cache is not None:
             positions = cache.set_positions(T, table.dtype)  # (B, T)
-        x = norm(self.look_back(F.embedding(tokens, table), cache))
+        x = F.embedding(tokens, table)
+        if self.look_back is not None:
+            x = self.look_back(x, cache)
+        x = norm(x)
         cos, sin = rotations(positions, D)
         return x, cos.to(x.dtype), sin.to(x.dtype)
 

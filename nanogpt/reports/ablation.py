@@ -24,7 +24,8 @@ def list_parts(model: Model) -> list[str]:
     for layer in range(1, model.config.n_layer + 1):
         names += [f"head {layer}.{head}" for head in range(1, model.config.n_head + 1)]
         names += [f"feed-forward {layer}"] * adds + [f"block {layer}"]
-    return [*names, "positions", *(["look-back"] if isinstance(model, Modern) else [])]
+    has_look_back = isinstance(model, Modern) and model.look_back is not None
+    return [*names, "positions", *(["look-back"] if has_look_back else [])]
 
 
 @contextmanager

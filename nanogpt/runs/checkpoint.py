@@ -143,11 +143,11 @@ def write_checkpoint(directory: Path, files: Contents) -> None:
     except BaseException as error:
         remove_if_present(new)
         if isinstance(error, SafetensorError):
-            raise _to_os_error(error) from None
+            raise to_os_error(error) from None
         raise
 
 
-def _to_os_error(error: SafetensorError) -> OSError:
+def to_os_error(error: SafetensorError) -> OSError:
     """Return an OSError with only the message of the OS, such as "No space left on device"."""
     match = re.search(r"([^:]+) \(os error \d+\)", str(error))
     return OSError(match[1].strip() if match else str(error))

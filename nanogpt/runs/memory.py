@@ -56,8 +56,8 @@ def count_parameters(model: ModelConfig) -> list[Line]:
                 lines = lines[:-1] if model.feed_forward else lines[:-2]
             lines.append(Line("head", "shared with the token embedding", 0))
         else:
+            lines += [Line("look-back", "2 C", 2 * C)] if model.look_back else []
             lines += [
-                Line("look-back", "2 C", 2 * C),
                 Line("attention", "L 4 C²", L * 4 * C * C),
                 Line("feed-forward", *_count_feed_forward(model)),
                 Line("head", "V C", V * C),

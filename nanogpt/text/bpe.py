@@ -234,7 +234,7 @@ class HubTokenizer:
         saved = self._saved
         if (saved["decoder"] or {}).get("type") != "ByteLevel":
             return None
-        byte_of = _map_characters_to_bytes()
+        byte_of = map_characters_to_bytes()
         bytes_by_id = [b""] * self.vocab_size
         for token, i in self._tokenizer.get_vocab().items():
             is_byte_level = all(character in byte_of for character in token)
@@ -252,7 +252,7 @@ class HubTokenizer:
         """A tiktoken.Encoding with the same ids; None if tiktoken cannot encode in this way."""
         saved = self._saved
         model, added_tokens, bytes_by_id = saved["model"], saved["added_tokens"], self._bytes_by_id
-        if bytes_by_id is None or not _is_gpt2_bpe(saved):
+        if bytes_by_id is None or not is_gpt2_bpe(saved):
             return None
         special = {token["content"]: token["id"] for token in added_tokens}
         ranks = {bytes_by_id[i]: i for token, i in model["vocab"].items() if token not in special}
@@ -280,7 +280,7 @@ class HubTokenizer:
         return encoding
 
 
-def _is_gpt2_bpe(saved: dict[str, Any]) -> bool:
+def is_gpt2_bpe(saved: dict[str, Any]) -> bool:
     """Return whether a byte-level tokenizer.json splits texts and merges pairs as GPT-2 does."""
     model, pre_tokenizer = saved["model"], saved["pre_tokenizer"] or {}
     unsupported = (
@@ -299,7 +299,7 @@ def _is_gpt2_bpe(saved: dict[str, Any]) -> bool:
     )
 
 
-def _map_characters_to_bytes() -> dict[str, int]:
+def map_characters_to_bytes() -> dict[str, int]:
     """Map each character of a byte-level vocabulary to its byte.
 
     If a byte is the code point of a visible Latin-1 character, GPT-2 writes the byte as that

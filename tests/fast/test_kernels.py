@@ -26,6 +26,7 @@ CONFIGS = [
     GPTConfig(**SHAPE, n_head=3, n_embd=15),  # heads of an odd size use no kernels
     ModernConfig(**SHAPE, n_head=2, n_embd=144),
     ModernConfig(**SHAPE, n_head=2, n_embd=48, activation="swiglu", skips=True),
+    ModernConfig(**SHAPE, n_head=2, n_embd=48, look_back=False),
     ModernConfig(**SHAPE, n_head=1, n_embd=600),  # more inputs than a kernel reads at a time
     BigramConfig(block_size=64, vocab_size=11),
     PlainConfig(**SHAPE, n_head=2, n_embd=48),

@@ -15,6 +15,7 @@ CONFIGS = [
     ModernConfig(
         n_layer=3, n_head=2, n_embd=16, block_size=12, vocab_size=7, activation="swiglu", skips=True
     ),
+    ModernConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=7, look_back=False),
     BigramConfig(vocab_size=7, block_size=12),
 ]
 

@@ -39,7 +39,11 @@ MODERN = ModernConfig(n_layer=3, n_head=4, n_embd=64, block_size=32)
 PLAIN = PlainConfig(n_layer=3, n_head=4, n_embd=64, block_size=32)
 GPTS = [GPT, replace(GPT, n_embd=128, vocab_size=300), MODERN, PLAIN]
 GPTS += [replace(PLAIN, feed_forward=True, residual=True)]
-GPTS += [replace(MODERN, skips=True), replace(MODERN, n_layer=4, skips=True, activation="swiglu")]
+GPTS += [
+    replace(MODERN, look_back=False),
+    replace(MODERN, skips=True),
+    replace(MODERN, n_layer=4, skips=True, activation="swiglu"),
+]
 
 
 def make_config(model: ModelConfig, **training: Any) -> RunConfig:
@@ -79,6 +83,7 @@ def test_parameters_equal_those_of_the_model() -> None:
         replace(GPT, bias=False),
         MODERN,
         replace(MODERN, activation="swiglu", skips=True),
+        replace(MODERN, look_back=False),
         BigramConfig(),
         PLAIN,
         replace(PLAIN, feed_forward=True),

@@ -1,0 +1,1 @@
+"""Formats of other projects: models leave for other programs, and come from them."""
