@@ -1,29 +1,42 @@
 """Compare the logits of exported models with those of nanogpt, and print a table.
 
-    python benchmarks/interop.py            # needs the extra dev
+    python benchmarks/interop.py                 # needs the extra dev
+    python benchmarks/interop.py --nanogpt DIR   # DIR is a checkout of nanoGPT
 
 If llama-cpp-python is installed, the script opens the GGUF files with it. The models are those of
 the presets, and that of baby-fast without its look-back; the weights are random. Each row has the
 largest difference of a logit for a text that fills the context, the largest logit, and the size of
 the folder.
+
+With --nanogpt, the script trains nanoGPT for a few steps, with and without biases, converts its
+checkpoint with the script in docs/interop.md, imports it, and prints the largest differences of the
+log-probabilities: with the GELU of nanogpt, and with nanoGPT's GELU.
 """
 
 import argparse
 import importlib.metadata
 import json
+import shutil
+import subprocess
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from nanogpt import load
 from nanogpt.interop.huggingface import convert_model, write_converted
+from nanogpt.interop.importing import import_model
 from nanogpt.interop.llama_cpp import write_gguf
 from nanogpt.interop.onnx import write_onnx
 from nanogpt.models import GPT, Bigram, Model, ModelConfig, ModernConfig, build
 from nanogpt.runs.presets import PRESETS
+from nanogpt.text import corpora
 from nanogpt.text.tokenizers import CharTokenizer
 
 CHARACTERS = CharTokenizer(map(chr, range(32, 32 + 65)))
@@ -84,12 +97,78 @@ def open_onnx(model: Model, tokens: Tensor, folder: Path) -> tuple[str, Tensor]:
     return "a graph", torch.from_numpy(session.run(None, {"tokens": tokens.numpy()})[0])
 
 
+COMPUTE = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+from model import GPT, GPTConfig
+saved = torch.load("out-shakespeare-char/ckpt.pt", map_location="cpu", weights_only=False)
+model = GPT(GPTConfig(**saved["model_args"]))
+model.load_state_dict({n.removeprefix("_orig_mod."): w for n, w in saved["model"].items()})
+tokens = load_file("tokens.safetensors")["tokens"]
+with torch.no_grad():
+    logits = model.eval()(tokens, tokens)[0]
+save_file({"logits": logits}, "logits.safetensors")
+"""
+
+
+def compare_with_nanogpt(checkout: Path) -> None:
+    """Import checkpoints of nanoGPT, and print the largest differences."""
+    page = (Path(__file__).parents[1] / "docs/interop.md").read_text("utf-8")
+    script = page.partition("## nanoGPT")[2].split("```python\n")[1].split("```")[0]
+    flags = "--device=cpu --compile=False --max_iters=100 --eval_interval=100 --eval_iters=2"
+    flags += " --block_size=64 --batch_size=8 --n_layer=3 --n_head=4 --n_embd=64 --dropout=0.0"
+    print("| biases | log-probabilities | with nanoGPT's GELU | loss | with nanoGPT's GELU |")
+    print("| --- | --- | --- | --- | --- |")
+    for bias in ("True", "False"):
+        with tempfile.TemporaryDirectory() as directory:
+            copy = Path(directory) / "nanoGPT"
+            shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git"))
+            folder = copy / "data" / "shakespeare_char"
+            text = corpora.load_corpus("tinyshakespeare").text()
+            (folder / "input.txt").write_text(text, encoding="utf-8")
+            training = ["train.py", "config/train_shakespeare_char.py", *flags.split()]
+            for place, command in (
+                (folder, ["prepare.py"]),
+                (copy, [*training, f"--bias={bias}"]),
+                (copy, ["-c", script]),
+            ):
+                done = [sys.executable, *command]
+                subprocess.run(done, cwd=place, check=True, stdout=sys.stderr)
+            trained = load(import_model(str(copy / "exported"), Path(directory) / "run"), "cpu")
+            ids = torch.tensor(trained.tokenizer.encode(text[-6401:]))
+            tokens, targets = ids[:-1].view(-1, 64), ids[1:].view(-1, 64)
+            save_file({"tokens": tokens.clone()}, copy / "tokens.safetensors")
+            subprocess.run([sys.executable, "-c", COMPUTE], cwd=copy, check=True)
+            expected = load_file(copy / "logits.safetensors")["logits"].log_softmax(-1)
+            row = []
+            for gelu in ("tanh", "none"):
+                for module in trained.model.modules():
+                    if isinstance(module, nn.GELU):
+                        module.approximate = gelu
+                found = trained.model(tokens).log_softmax(-1)
+                losses = [
+                    F.nll_loss(each.flatten(0, 1), targets.flatten()) for each in (found, expected)
+                ]
+                row.append(
+                    ((found - expected).abs().max().item(), losses[0].item(), losses[1].item())
+                )
+            print(
+                f"| {bias} | {row[0][0]:.1e} | {row[1][0]:.1e} | {row[0][1]:.5f} | "
+                f"{row[1][1]:.5f} ({row[1][2]:.5f} in nanoGPT) |"
+            )
+
+
 @torch.no_grad()
 def main() -> None:
     """Print the versions, and one row for each format and model."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    )
+    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT")
+    args = parser.parse_args()
+    if args.nanogpt:
+        compare_with_nanogpt(args.nanogpt)
+        return
     formats = {"hf": open_hf, "onnx": open_onnx}
     libraries = ["torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime", "gguf"]
     if find_spec("llama_cpp"):

@@ -159,6 +159,8 @@ TESTED_ELSEWHERE = {
     },
     "interop/modeling_nanogpt": "interop/test_export",
     "cli/export": "interop/test_export",
+    **dict.fromkeys(("interop/importing", "cli/import_model"), "interop/test_import"),
+    "runs/starting": "interop/test_import",
     **{f"lab/answers/{name}": "lab/test_answers" for name in ANSWERS},
     "lab/server": "lab/test_answers",
     "cli/hooks": "cli/test_arguments",

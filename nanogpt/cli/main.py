@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": ("inspect", "show attention, predictions and embeddings on a web page"),
     "lab": ("lab", "train models and look inside them, on a local web page"),
     "export": ("export", "write a model for transformers, llama.cpp or ONNX Runtime"),
+    "import": ("import_model", "make a run from a model for transformers, such as GPT-2"),
     "explain": ("explain", "show what a run needs: parameters, memory, operations, time"),
     "study": ("study", "train many models for a study: ladder, scaling or distillation"),
     "presets": ("presets", "list the presets of train"),

@@ -5,10 +5,12 @@ from typing import Annotated
 
 from ..api import GenerationConfig, load
 from ..errors import UserError, join_command, make_line
+from ..models import ModernConfig
 from ..runs.config import RunConfig
 from ..runs.directory import find_run
 from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import SavedRun, read_saved_run
+from ..runs.starting import adopt_model
 from ..system import distributed
 from ..text import corpora
 from ..text.download import require_single_process
@@ -86,7 +88,7 @@ def train(args: list[str]) -> None:
             cuda_graph=config.train.cuda_graph,
         )
         print_completions(best, [""], sampling)
-    if options.preset == "tiny" and result.run.device.type == "cpu":
+    if options.preset == "tiny" and result.run.device.type == "cpu" and not config.start_from:
         console.print("For better text, train for about 3 minutes: nanogpt train laptop")
 
 
@@ -111,6 +113,12 @@ class _Defaults:
             )
             return TrainArgs(resume=str(run), config=self.saved.config), description
         name = options.preset or default_preset_name(options.config.device)
+        config = get_preset(name).config
+        if start := options.config.start_from:
+            config = adopt_model(config, str(start))
+            if not options.preset and isinstance(config.model, ModernConfig):
+                name = f"{name}-fast"  # the presets with the optimizer of modern models
+                config = adopt_model(get_preset(name).config, str(start))
         presets = ", ".join(f"{name} ({preset.purpose})" for name, preset in PRESETS.items())
         description = f"Train a model. The defaults below are those of {name}. Presets: {presets}."
-        return TrainArgs(preset=name, config=get_preset(name).config), description
+        return TrainArgs(preset=name, config=config), description

@@ -21,7 +21,7 @@ tags:
 
 # {title}
 
-A {kind} model, trained with nanogpt {version} on {text}.
+A {kind} model, {origin}.
 
 | | |
 | --- | --- |
@@ -55,8 +55,10 @@ def make_card(
         loss = f"{best.val_loss:.4f} nats per token"
         bits = best.bits_per_byte
         rows["validation loss"] = loss if bits is None else f"{loss}, {bits:.4f} bits per byte"
-    rows["SHA-256 of the text"] = description.text_sha256
-    data = description.config.data
+    data, origin = description.config.data, f"imported by nanogpt {VERSION} from another model"
+    if description.text_sha256:  # an imported run has no text
+        rows["SHA-256 of the text"] = description.text_sha256
+        origin = f"trained with nanogpt {VERSION} on `{_name_text(data)}`"
     if data in CORPORA:
         licence = "The text is in the public domain."
     else:
@@ -64,8 +66,7 @@ def make_card(
     return CARD.format(
         title=title,
         kind=type(model).__name__,
-        version=VERSION,
-        text=f"`{_name_text(data)}`",
+        origin=origin,
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
         comment="# The code of the model is in this folder: read it first.\n" * has_own_code,
         path=repr(path).replace("'", '"'),

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from ..text.bpe import map_characters_to_bytes
-from ..text.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from ..text.bpe import HubTokenizer, map_characters_to_bytes
+from ..text.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, parse_tokenizer
 
 
 def convert_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -15,6 +15,23 @@ def convert_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
         return _convert_bytes()
     # A post-processor may add special tokens at the start and at the end. nanogpt adds none.
     return {**tokenizer.to_json(), "post_processor": None}
+
+
+def parse_hub_tokenizer(saved: dict[str, Any]) -> Tokenizer:
+    """Return the tokenizer in a tokenizer.json. Raises ValueError if `saved` is not a tokenizer.
+
+    A result of convert_tokenizer() gives the tokenizer that was converted.
+    """
+    if "kind" in saved:  # the format of nanogpt itself
+        return parse_tokenizer(saved)
+    tokenizer = HubTokenizer(saved)
+    found = tokenizer.to_json()
+    if found == _convert_bytes():
+        return ByteTokenizer()
+    alphabet = "".join(sorted(c for c in found["model"].get("vocab", {}) if len(c) == 1))
+    if found["model"]["type"] == "WordLevel" and found == _convert_characters(alphabet):
+        return CharTokenizer(alphabet)
+    return tokenizer
 
 
 def _convert_characters(alphabet: str) -> dict[str, Any]:

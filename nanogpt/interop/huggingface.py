@@ -175,6 +175,37 @@ def _to_nanochat(model: Modern) -> Converted:
     return Converted(settings, weights)
 
 
+def from_gpt2(weights: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """Return the weights of a GPT under our names; the inverse of _to_gpt2()."""
+    state = {}
+    for ours, theirs in _gpt2_names(config.n_layer).items():
+        weight = weights[f"{theirs}.weight"]
+        is_transposed = weight.dim() == 2 and "embedding" not in ours
+        state[f"{ours}.weight"] = weight.T.contiguous() if is_transposed else weight
+        if "embedding" not in ours:
+            state[f"{ours}.bias"] = weights[f"{theirs}.bias"]
+    return state
+
+
+def from_nanochat(weights: dict[str, Tensor], config: ModernConfig) -> dict[str, Tensor]:
+    """Return the weights of a modern model under our names; the inverse of _to_nanochat()."""
+    state = {
+        "token_embedding.weight": weights["model.embed_tokens.weight"],
+        "head.weight": weights["lm_head.weight"],
+    }
+    for n in range(config.n_layer):
+        ours, theirs = f"blocks.{n}", f"model.layers.{n}"
+        qk = torch.cat([weights[f"{theirs}.self_attn.{name}_proj.weight"] for name in "qk"])
+        state |= {
+            f"{ours}.attention.qk.weight": _swap_halves(qk, config.n_head),
+            f"{ours}.attention.v.weight": weights[f"{theirs}.self_attn.v_proj.weight"],
+            f"{ours}.attention.projection.weight": weights[f"{theirs}.self_attn.o_proj.weight"],
+            f"{ours}.feed_forward.up.weight": weights[f"{theirs}.mlp.fc1.weight"],
+            f"{ours}.feed_forward.down.weight": weights[f"{theirs}.mlp.fc2.weight"],
+        }
+    return state
+
+
 def _swap_halves(qk: Tensor, n_head: int) -> Tensor:
     """Exchange the two halves of the channels of all query and key heads; qk is (2C, C).
 
@@ -202,3 +233,8 @@ def _to_own_class(model: Modern) -> Converted:
         file.name: file.read_text("utf-8").replace("from ..models.", "from .") for file in files
     }
     return Converted(settings, weights, code)
+
+
+def from_own_class(weights: dict[str, Tensor], _: ModernConfig) -> dict[str, Tensor]:
+    """Return the weights of a modern model under our names; the inverse of _to_own_class()."""
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}

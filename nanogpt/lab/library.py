@@ -48,7 +48,7 @@ class RunSummary:
     steps: int
     val_loss: float | None
     """The lowest validation loss, in nats per token."""
-    bigram_loss: float
+    bigram_loss: float | None
     snapshots: list[int]
     """The steps of the snapshots in history/."""
     is_training: bool

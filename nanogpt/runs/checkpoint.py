@@ -230,11 +230,11 @@ def _get_shapes(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _count_tensors(config: ModelConfig) -> int:
-    """Compute how many tensors a model has, from the counts for one layer and for two layers."""
-    if isinstance(config, BigramConfig):
+    """Compute how many tensors a model has, from the counts for two layers and for three layers."""
+    if isinstance(config, BigramConfig) or config.n_layer == 1:  # one layer has no skips
         return len(_get_shapes(config))
-    one, two = (len(_get_shapes(replace(config, n_layer=n))) for n in (1, 2))
-    return one + (config.n_layer - 1) * (two - one)
+    two, three = (len(_get_shapes(replace(config, n_layer=n))) for n in (2, 3))
+    return two + (config.n_layer - 2) * (three - two)
 
 
 class _SkipInit(TorchFunctionMode):

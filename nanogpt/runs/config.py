@@ -141,6 +141,9 @@ class RunConfig:
     tokenizer: str = "char"
     """char, byte, gpt2, bpe, bpe:N for a vocabulary of N tokens; the path of a Hugging Face
     tokenizer.json; or a run, to use its tokenizer."""
+    start_from: Path | None = None
+    """A run: begin with its best weights, and with its model and tokenizer, instead of random
+    weights. This continues its training, for example on another text."""
     teachers: list[Path] = field(default_factory=list)
     """Trained runs: the model also learns from the mean of their probabilities for the next token.
     They must have the tokenizer of the new run."""
@@ -217,7 +220,9 @@ class RunConfig:
         """Return the configuration as a JSON object, which schema.parse_dataclass() can read."""
         out, teachers = self.out and str(self.out), [str(run) for run in self.teachers]
         model = models.to_json(self.model)
-        return {**asdict(self), "teachers": teachers, "out": out, "model": model}
+        start = self.start_from and str(self.start_from)
+        paths = {"teachers": teachers, "out": out, "start_from": start}
+        return {**asdict(self), **paths, "model": model}
 
     def check_same_run(self, saved: "RunConfig") -> None:
         """Raise UserError if this configuration and the saved one describe different runs.

@@ -157,6 +157,12 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
                 f"{directory} was stopped before its first evaluation: resume it with "
                 f"{resume_command(directory)}"
             )
+    for directory in (Path(run), RUNS / run) if checkpoint == "last" and run else ():
+        if is_directory(directory / "best"):
+            raise UserError(
+                f"{directory} was imported, so it cannot be resumed: begin a run with its weights, "
+                f"with --start-from {join_command([directory])}"
+            )
     if is_directory(run):
         raise UserError(f"{run} is not a run: it has no {checkpoint}/; give the directory of a run")
     known = ", ".join(map(str, _list_runs("best"))) or "none yet"

@@ -145,18 +145,22 @@ class CheckpointFiles:
 
     def _open(self, name: str) -> Any:
         """Open a safetensors file; this reads only its header."""
-        path = self._find(name)
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-            if length > HEADER_LIMIT:
-                raise self.damaged(name, f"its header has {length:,} bytes")
-            return safe_open(path, framework="pt")
-        except OSError as error:
-            raise unreadable_error(path, error) from None
-        except SafetensorError as error:
-            raise self.damaged(name, error) from None
-        except RuntimeError as error:  # torch maps the file into memory
-            if "Cannot allocate memory" in str(error):
-                raise MemoryError(str(error)) from None
-            raise
+        return open_safetensors(self._find(name))
+
+
+def open_safetensors(path: Path) -> Any:
+    """Open a safetensors file; this reads only its header. Raises UserError."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > HEADER_LIMIT:
+            raise damaged_error(path, f"its header has {length:,} bytes")
+        return safe_open(path, framework="pt")
+    except OSError as error:
+        raise unreadable_error(path, error) from None
+    except SafetensorError as error:
+        raise damaged_error(path, error) from None
+    except RuntimeError as error:  # torch maps the file into memory
+        if "Cannot allocate memory" in str(error):
+            raise MemoryError(str(error)) from None
+        raise

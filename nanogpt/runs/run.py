@@ -81,7 +81,8 @@ class Description:
     config: RunConfig
     text_sha256: str
     parameters: int
-    bigram_loss: float
+    bigram_loss: float | None
+    """None for an imported run."""
     device: str
     precision: str
     versions: Versions
@@ -89,6 +90,10 @@ class Description:
     """SHA-256 of the weights of each teacher."""
     transfer_sha256: str = ""
     """SHA-256 of the transfer text; empty if there is none."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return the description as a JSON object, which read_description() can read."""
+        return add_header({**asdict(self), "config": self.config.to_json()})
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ class Run:
             teachers_sha256=[teacher.sha256 for teacher in self.teachers],
             transfer_sha256=self.transfer_sha256,
         )
-        return add_header({**asdict(description), "config": self.config.to_json()})
+        return description.to_json()
 
     def checkpoint(self) -> Checkpoint:
         """Return the current model, the tokenizer, the step and the best evaluation so far."""
@@ -223,10 +228,12 @@ def read_run_config(directory: Path) -> RunConfig:
 def load_run_text(directory: Path, progress: Progress = no_progress) -> tuple[Corpus, float]:
     """Return the text of a run, and the fraction of the text that is the validation split.
 
-    Raises UserError if the text is missing or has changed.
+    Raises UserError if the text is missing or has changed, or if the run was imported.
     """
     description = read_description(directory)
     config = description.config
+    if not description.text_sha256:
+        raise UserError(f"{directory} was imported, without its text: name a text with --data")
     return load_same_text(config, description.text_sha256, progress), config.val_fraction
 
 

@@ -38,6 +38,7 @@ from .journal import Journal
 from .loss_scale import LossScale
 from .memory import require_run_memory
 from .run import Run, SavedRun, load_same_text, read_saved_run
+from .starting import copy_weights, load_start
 from .state import GENERATORS, State
 from .teachers import Teacher, load_teachers, require_same_teachers
 
@@ -58,6 +59,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
         corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
         kind = find_tokenizer(config.tokenizer)
         tokenizer = get_tokenizer(kind, corpus, config.val_fraction, progress)
+        start = load_start(config.start_from, tokenizer)
         data = Data(corpus, tokenizer, device, config.val_fraction, progress)
         require_tokens(data.splits.items(), config.model.block_size)
         config = replace(config, model=_set_vocab_size(config.model, tokenizer.vocab_size))
@@ -68,7 +70,11 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
         )
         _require_countable(config, data, tokenizer)
         torch.manual_seed(config.seed)  # for the initial weights and, later, dropout
-        model = build(config.model).to(device)
+        model = build(config.model)
+        if start:
+            copy_weights(start[1], model, start[0])
+            config = replace(config, start_from=start[0])
+        model = model.to(device)
     with distributed.agreement():
         if distributed.rank() == 0:
             out, lock = make_run_directory(config.out, config.name)

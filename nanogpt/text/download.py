@@ -275,6 +275,24 @@ def _open_dataset(name: str) -> tuple[Any, list[str | None]]:
         raise _dataset_error(name, error) from None
 
 
+def download_model(name: str) -> Path:
+    """Return a directory with the files of the model hf:NAME, which are kept. Raises UserError."""
+    try:
+        from huggingface_hub import snapshot_download, utils
+    except ImportError:
+        raise UserError(
+            f"{name} needs the library huggingface_hub: install it with `pip install "
+            f"huggingface_hub`"
+        ) from None
+    logging.getLogger("huggingface_hub").setLevel("ERROR")
+    utils.disable_progress_bars()  # type: ignore[attr-defined]
+    kinds = ["*.json", "*.safetensors", "merges.txt"]
+    try:
+        return Path(snapshot_download(name.removeprefix("hf:"), allow_patterns=kinds))
+    except Exception as error:  # the library raises many types of errors
+        raise _download_error(name, error, "check the name") from None
+
+
 def _read_texts(rows: Iterable[Any], name: str, column: str, first: int) -> Iterator[str]:
     """For each row, yield the text in the column `column`. `first` numbers the first row."""
     try:

@@ -145,7 +145,9 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(
 @pytest.mark.parametrize("length", [10**9, 10**12, 10**30])
 def test_an_impossible_block_size_allocates_no_memory(length: int) -> None:
     """The modern model has no position embedding, so no tensor shape shows the block size."""
-    model = Modern(ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=3))
+    model = Modern(
+        ModernConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=3, skips=True)
+    )
     save_checkpoint(Path("best"), Checkpoint(model, CharTokenizer("abc"), 7))
     change_json(Path("best/config.json"), "model", block_size=length)
     before = peak_memory()

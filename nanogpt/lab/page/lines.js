@@ -14,7 +14,7 @@ export function niceTicks(low, high, count = 5) {
 
 // The horizontal lines of the n-grams in a chart of the loss. `baselines` is an answer of the server, or undefined.
 export function baselineRules(run, baselines) {
-  const rules = [{ name: "bigram", y: run.bigram_loss }];
+  const rules = run.bigram_loss === null ? [] : [{ name: "bigram", y: run.bigram_loss }];
   if (baselines?.ngram_loss) rules.push({ name: `${baselines.n}-grams`, y: baselines.ngram_loss });
   return rules;
 }
