@@ -55,8 +55,13 @@ def sample(args: list[str]) -> None:
         print_completions(trained, _read_prompts(options, trained), options)
 
 
-def print_completions(trained: Trained, prompts: Sequence[str], options: GenerationConfig) -> None:
-    """Print the completions of `prompts`: the first completion piece by piece, then all others."""
+def print_completions(
+    trained: Trained, prompts: Sequence[str], options: GenerationConfig
+) -> list[str]:
+    """Print the completions of `prompts`: the first one piece by piece, then all others.
+
+    Returns the completions.
+    """
     completions = trained.complete(prompts, options)
     count = len(completions.texts)
 
@@ -74,6 +79,7 @@ def print_completions(trained: Trained, prompts: Sequence[str], options: Generat
         print_prompt(index)
         _print(completions.texts[index].text)
         print()
+    return [completion.text for completion in completions.texts]
 
 
 def _print(text: str) -> None:

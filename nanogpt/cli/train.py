@@ -1,17 +1,23 @@
 """nanogpt train: train a model, or resume a run."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from ..api import GenerationConfig, load
 from ..errors import UserError, join_command, make_line
+from ..interop.trackers import TrackerName, Trackers
 from ..models import ModernConfig
 from ..runs.config import RunConfig
 from ..runs.directory import find_run
 from ..runs.presets import PRESETS, default_preset_name, get_preset
+from ..runs.reporter import Reporter
 from ..runs.run import SavedRun, read_saved_run
+from ..runs.settings import apply_settings
 from ..runs.starting import adopt_model
 from ..system import distributed
+from ..system.files import dump_json
 from ..text import corpora
 from ..text.download import require_single_process
 from ..train import resume_training
@@ -38,7 +44,14 @@ class TrainArgs:
     """Number of tokens to generate with the best weights when the run ends; 0: no sample."""
     refresh: Flag = False
     """Download the text again, even if the cache has it."""
-    config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
+    config: Path | None = None
+    """File with settings, such as the run.json of another run or a part of it. They replace the
+    defaults of the options below."""
+    print_config: Flag = False
+    """Print the settings of the run as JSON, and do not train."""
+    track: tuple[TrackerName, ...] = ()
+    """Also send the progress to this experiment tracker; repeat the option for several trackers."""
+    settings: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         if self.sample_tokens < 0:
@@ -46,12 +59,21 @@ class TrainArgs:
 
     def explain_unused(self, name: str) -> str:
         """Return the reason why the option `name` has no effect; "" if it has an effect."""
-        is_refresh = name == "refresh" and self.resume is not None
-        return "a run is resumed with the text that it started with" if is_refresh else ""
+        reasons = {
+            "refresh": "a run is resumed with the text that it started with",
+            "config": "a run is resumed with its own settings",
+            "start_from": "a run is resumed from its last checkpoint",
+        }
+        return reasons.get(name, "") if self.resume is not None else ""
 
 
 def train(args: list[str]) -> None:
     """Train a model or resume a run, then generate text with the best weights of the run."""
+    with ExitStack() as until_the_end:
+        _train(args, until_the_end)
+
+
+def _train(args: list[str], until_the_end: ExitStack) -> None:
     defaults = _Defaults()
     console = PlainConsole()
     with distributed.join():
@@ -59,13 +81,18 @@ def train(args: list[str]) -> None:
             options = parse_with_defaults(TrainArgs, defaults.choose, args, "nanogpt train")
             if options.refresh:
                 require_single_process()
-        config = options.config
+        config = options.settings
+        if options.print_config:
+            print(dump_json(config.to_json()).decode(), end="")
+            return
         train_without_output()
         with TerminalReporter(console) as reporter:
             if options.refresh:
                 source = config.data, config.column, config.separator
                 corpora.refresh_text(*source, reporter.preparing)
-            shown = None if distributed.rank() else reporter  # the first process prints
+            shown: Reporter | None = None
+            if distributed.rank() == 0:  # the first process prints
+                shown = tracked = until_the_end.enter_context(Trackers(options.track, reporter))
             if defaults.saved is None:
                 result = train_model(config, shown)
             else:
@@ -87,7 +114,7 @@ def train(args: list[str]) -> None:
             seed=config.seed,
             cuda_graph=config.train.cuda_graph,
         )
-        print_completions(best, [""], sampling)
+        tracked.sample = print_completions(best, [""], sampling)[0]
     if options.preset == "tiny" and result.run.device.type == "cpu" and not config.start_from:
         console.print("For better text, train for about 3 minutes: nanogpt train laptop")
 
@@ -111,14 +138,18 @@ class _Defaults:
                 f"Resume {make_line(run)} from its last checkpoint. "
                 f"Its settings are the defaults below."
             )
-            return TrainArgs(resume=str(run), config=self.saved.config), description
-        name = options.preset or default_preset_name(options.config.device)
-        config = get_preset(name).config
-        if start := options.config.start_from:
+            return TrainArgs(resume=str(run), settings=self.saved.config), description
+        name = options.preset or default_preset_name(options.settings.device)
+        config = self._apply(options, get_preset(name).config)
+        if start := options.settings.start_from or config.start_from:
             config = adopt_model(config, str(start))
             if not options.preset and isinstance(config.model, ModernConfig):
                 name = f"{name}-fast"  # the presets with the optimizer of modern models
-                config = adopt_model(get_preset(name).config, str(start))
+                config = self._apply(options, get_preset(name).config)
+                config = adopt_model(config, str(start))
         presets = ", ".join(f"{name} ({preset.purpose})" for name, preset in PRESETS.items())
         description = f"Train a model. The defaults below are those of {name}. Presets: {presets}."
-        return TrainArgs(preset=name, config=config), description
+        return TrainArgs(preset=name, settings=config), description
+
+    def _apply(self, options: TrainArgs, config: RunConfig) -> RunConfig:
+        return apply_settings(config, options.config) if options.config else config

@@ -21,6 +21,7 @@ from ..runs.directory import make_run_directory
 from ..runs.reading import open_safetensors
 from ..runs.run import Description, Versions
 from ..system.files import (
+    advise,
     damaged_error,
     dump_json,
     is_directory,
@@ -77,8 +78,9 @@ def import_model(source: str, out: Path | None = None) -> Path:
         raise UserError(
             f"there is no folder {folder}: name the folder of a model for transformers, or hf:NAME"
         )
-    config, state = _read_model(folder)
-    tokenizer = _read_tokenizer(folder)
+    with advise("copy it again from its source"):
+        config, state = _read_model(folder)
+        tokenizer = _read_tokenizer(folder)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, but the model has "

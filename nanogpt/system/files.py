@@ -13,8 +13,8 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,25 @@ REPLACE_TIMEOUT = 5.0
 """Maximum seconds to wait, on Windows, until another process closes a file."""
 
 
+RESTORE = ": restore it, or train again"
+
+
 def damaged_error(file: Path, reason: object) -> UserError:
     """Return the error for a file that is missing or has contents that nanogpt never writes."""
     reason = " ".join(str(reason).split())[:200]
-    return UserError(f"{file} is missing or damaged ({reason}): restore it, or train again")
+    return UserError(f"{file} is missing or damaged ({reason}){RESTORE}")
+
+
+@contextmanager
+def advise(advice: str) -> Iterator[None]:
+    """Within this context, the errors for damaged files have this advice, without the colon."""
+    try:
+        yield
+    except UserError as error:
+        problem, restore, _ = str(error).partition(RESTORE)
+        if not restore:
+            raise
+        raise UserError(f"{problem}: {advice}") from None
 
 
 def unreadable_error(file: Path, error: OSError) -> UserError:
