@@ -6,6 +6,7 @@ from pathlib import Path
 from ..errors import make_line, print_note
 from ..interop.export import Format
 from ..interop.export import export as export_run
+from ..interop.upload import upload_folder
 from ..runs.directory import find_run
 from .arguments import parse_arguments
 from .values import Run
@@ -23,6 +24,13 @@ class ExportArgs:
     out: Path | None = None
     """New directory to write to; by default it is in the run directory, and has the name of the
     format."""
+    push: str | None = None
+    """Also upload the folder to this model of the Hugging Face Hub, such as me/tiny."""
+
+    def explain_unused(self, name: str) -> str:
+        """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        is_unused = name == "push" and self.to != "hf"
+        return "it uploads folders for transformers, so it needs --to hf" if is_unused else ""
 
 
 def export(args: list[str]) -> None:
@@ -37,3 +45,5 @@ def export(args: list[str]) -> None:
             "trust_remote_code=True"
         )
     print(make_line(directory))
+    if options.push:
+        print(upload_folder(directory, options.push))

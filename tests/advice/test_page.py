@@ -97,6 +97,7 @@ FOLLOWED_ELSEWHERE = {
         ),
         "tests/interop/test_import.py",
     ),
+    "cannot upload": "tests/interop/test_upload.py",
     "--track wandb needs": "tests/interop/test_trackers.py",
     "mine.json": "tests/runs/test_settings.py",
     "runs/tiny/hf exists": "tests/interop/test_export.py",

@@ -5,11 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from nanogpt.models import ModelConfig, ModernConfig
 from nanogpt.runs.config import RunConfig
 from nanogpt.text.bpe import HubTokenizer
 from nanogpt.train import train
+from tests.interop.hub import hub
 from tests.interop.test_export import CONFIGS, TOKENIZERS, make_model
 
 Command = Callable[..., tuple[int, str, str]]
@@ -377,64 +375,12 @@ def test_the_hub_needs_a_library(nanogpt: Command, monkeypatch: pytest.MonkeyPat
     )
 
 
-@contextmanager
-def hub(folder: Path) -> Iterator[str]:
-    """The address of a server that answers as the Hub does, for the model me/model in `folder`."""
-    commit = "0" * 40
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            name = self.path.rpartition("/")[2]
-            if self.path.startswith("/api/models/me/model/tree"):
-                tree = [
-                    {
-                        "type": "file",
-                        "path": file.name,
-                        "size": file.stat().st_size,
-                        "oid": file.name,
-                    }
-                    for file in folder.iterdir()
-                ]
-                body = json.dumps(tree).encode()
-            elif self.path.startswith("/api/models/me/model"):
-                files = [{"rfilename": file.name} for file in folder.iterdir()]
-                body = json.dumps({"id": "me/model", "sha": commit, "siblings": files}).encode()
-            elif self.path.startswith("/me/model/resolve/") and (folder / name).exists():
-                body = (folder / name).read_bytes()
-            else:
-                self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", f'"{name}"')
-            self.send_header("X-Repo-Commit", commit)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
 @pytest.mark.slow
 def test_a_model_of_the_hub(bpe: HubTokenizer, tmp_path: Path) -> None:
     """The address of the Hub is read when the library is imported, so use a new process."""
     make_folder(bpe)
     Path("there/pytorch_model.bin").write_bytes(b"a pickle")
-    with hub(Path("there")) as address:
+    with hub("me/model", Path("there")) as address:
         environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf")}
 
         def import_from_hub(name: str) -> tuple[int, str, str]:
