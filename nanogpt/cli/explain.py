@@ -17,6 +17,7 @@ from ..runs.directory import RUNS, find_run, find_tokenizer
 from ..runs.memory import Line
 from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import read_description
+from ..runs.starting import adopt_model
 from ..system.devices import limit_threads, pick_device, pick_precision
 from ..system.files import path_exists
 from ..system.memory import format_count, format_quantity
@@ -97,7 +98,10 @@ def _choose_defaults(options: ExplainArgs) -> tuple[ExplainArgs, str]:
         f"Show what a run will need: parameters, memory, operations, time. "
         f"The defaults below are those of {make_line(size)}. Presets: {', '.join(PRESETS)}."
     )
-    return ExplainArgs(size=size, config=_find_config(size)), description
+    config = _find_config(size)
+    if start := options.config.start_from:
+        config = adopt_model(config, str(start))
+    return ExplainArgs(size=size, config=config), description
 
 
 def _find_config(size: str) -> RunConfig:

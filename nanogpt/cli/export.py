@@ -22,8 +22,7 @@ class ExportArgs:
     """hf: a folder for the library transformers; gguf: a file for llama.cpp; onnx: a graph for
     ONNX Runtime and others."""
     out: Path | None = None
-    """New directory to write to; by default it is in the run directory, and has the name of the
-    format."""
+    """New directory. The default is RUN/FORMAT, for example runs/tiny/hf."""
     push: str | None = None
     """Also upload the folder to this model of the Hugging Face Hub, such as me/tiny."""
 

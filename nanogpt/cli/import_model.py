@@ -12,7 +12,7 @@ from .values import OptionalString, placeholder, positional
 
 @dataclass(frozen=True)
 class ImportArgs:
-    """Make a run from a model in the format of the library transformers: GPT-2, and exports."""
+    """Make a run from a GPT-2 or NanoChat model for transformers, or from an export of nanogpt."""
 
     source: Annotated[OptionalString, positional, placeholder("SOURCE")] = None
     """Folder with config.json, safetensors and a tokenizer; or hf:NAME for a model of the Hugging

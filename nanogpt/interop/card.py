@@ -1,5 +1,7 @@
 """The model card: the README.md of an export, with the data that the Hugging Face Hub reads."""
 
+import json
+import re
 from contextlib import suppress
 from pathlib import PurePath
 
@@ -49,36 +51,41 @@ def make_card(
         "parameters": f"{description.parameters:,}",
         "context": f"{model.config.block_size:,} tokens",
         "tokens": _describe_tokenizer(tokenizer),
-        "training steps": f"{checkpoint.step:,}",
     }
+    if description.text_sha256:  # an imported run has no text
+        rows["training steps"] = f"{checkpoint.step:,}"
     if best:
         loss = f"{best.val_loss:.4f} nats per token"
         bits = best.bits_per_byte
         rows["validation loss"] = loss if bits is None else f"{loss}, {bits:.4f} bits per byte"
     data, origin = description.config.data, f"imported by nanogpt {VERSION} from another model"
-    if description.text_sha256:  # an imported run has no text
+    if description.text_sha256:
         rows["SHA-256 of the text"] = description.text_sha256
         origin = f"trained with nanogpt {VERSION} on `{_name_text(data)}`"
-    if data in CORPORA:
+    if start := description.config.start_from:
+        origin += f", starting from the run `{start.name}`"
+    if data in CORPORA and not start:
         licence = "The text is in the public domain."
     else:
-        licence = "nanogpt does not know the licence of the text."
+        licence = "nanogpt does not know the licence of the texts."
     return CARD.format(
         title=title,
         kind=type(model).__name__,
         origin=origin,
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
         comment="# The code of the model is in this folder: read it first.\n" * has_own_code,
-        path=repr(path).replace("'", '"'),
+        path=json.dumps(path),
         trust=", trust_remote_code=True" * has_own_code,
-        prompt=repr(_find_prompt(tokenizer)).replace("'", '"'),
+        prompt=json.dumps(_find_prompt(tokenizer)),
         licence=licence,
     )
 
 
 def _name_text(data: str) -> str:
-    """Return the name of a text; directories of this computer are left out."""
-    is_public = data in CORPORA or is_url(data) or data.startswith("hf:")
+    """Return the name of a text, without passwords and without directories of this computer."""
+    if is_url(data):
+        return re.sub("//[^/]*@", "//", re.split("[?#]", data)[0])
+    is_public = data in CORPORA or data.startswith("hf:")
     return data if is_public else PurePath(data).name or "a text"
 
 

@@ -1,8 +1,9 @@
-"""Libraries that are not installed with nanogpt."""
+"""Errors that several modules for other programs raise."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
-from ..errors import UserError
+from ..errors import Stopped, UserError
 
 
 def require_libraries(purpose: str, *names: str) -> None:
@@ -12,3 +13,11 @@ def require_libraries(purpose: str, *names: str) -> None:
             f"{purpose} needs the library {missing[0]}: install it with `pip install "
             f"{' '.join(missing)}`"
         )
+
+
+def unwritable_error(directory: Path, error: OSError) -> Stopped:
+    """Return the error for a new directory that cannot be written."""
+    return Stopped(
+        f"cannot write {directory} ({error.strerror or error}): name another directory with "
+        f"--out, or free disk space"
+    )

@@ -4,6 +4,7 @@ A GPT becomes a GPT2LMHeadModel. A modern model becomes a NanoChatForCausalLM if
 same operations. Otherwise, the code of the model is exported, too: modeling_nanogpt.py.
 """
 
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,11 @@ def write_converted(
         (directory / name).write_bytes(dump_json(content))
     for name, code in converted.code.items():
         (directory / name).write_bytes(code.encode())
+    file = directory / "model.safetensors"
     weights = {name: tensor.contiguous() for name, tensor in converted.weights.items()}
     try:
-        save_file(weights, directory / "model.safetensors", {"format": "pt"})
+        save_file(weights, file, {"format": "pt"})
+        shutil.copymode(directory / "config.json", file)  # save_file() sets other permissions
     except SafetensorError as error:
         raise to_os_error(error) from None
 

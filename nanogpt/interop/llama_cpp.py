@@ -12,7 +12,7 @@ from .extras import require_libraries
 if TYPE_CHECKING:
     import gguf
 
-NORMAL, CONTROL, UNUSED = 1, 3, 5
+NORMAL, CONTROL, ADDED, UNUSED = 1, 3, 4, 5
 """The types of tokens in a GGUF file."""
 PARTS = {
     "norm1": "attn_norm",
@@ -35,7 +35,7 @@ def write_gguf(file: Path, model: Model, tokenizer: Tokenizer, name: str) -> Non
         kind = type(model).__name__.lower()
         raise UserError(f"llama.cpp cannot compute a {kind} model: use --to onnx")
     if isinstance(tokenizer, HubTokenizer) and not is_gpt2_bpe(tokenizer.to_json()):
-        raise UserError("llama.cpp has no tokenizer like the one of this run: use --to hf")
+        raise UserError("llama.cpp has no tokenizer that works like that of this run: use --to hf")
     require_libraries("--to gguf", "gguf")
     from gguf import GGUFWriter
 
@@ -79,10 +79,11 @@ def _add_longest_match(writer: "gguf.GGUFWriter", tokenizer: Tokenizer) -> None:
 def _add_bpe(writer: "gguf.GGUFWriter", tokenizer: HubTokenizer) -> None:
     saved = tokenizer.to_json()
     vocabulary = saved["model"]["vocab"]
-    special = {each["content"]: each["id"] for each in saved["added_tokens"]}
+    added = {each["content"]: each["id"] for each in saved["added_tokens"]}
+    special = {each["content"]: each["id"] for each in saved["added_tokens"] if each["special"]}
     tokens = [f"unused {i}" for i in range(tokenizer.vocab_size)]
     types = [UNUSED] * len(tokens)
-    for kind, ids in ((NORMAL, vocabulary), (CONTROL, special)):
+    for kind, ids in ((NORMAL, vocabulary), (ADDED, added), (CONTROL, special)):
         for token, i in ids.items():
             tokens[i], types[i] = token, kind
     writer.add_tokenizer_model("gpt2")

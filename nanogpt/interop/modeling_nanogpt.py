@@ -44,6 +44,14 @@ class NanoGPTForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Do nothing: Modern has initialised its weights."""
 
+    def get_input_embeddings(self) -> torch.nn.Module:
+        embedding: torch.nn.Module = self.model.token_embedding
+        return embedding
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        head: torch.nn.Module = self.model.head
+        return head
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
     except (RuntimeError, TypeError, OverflowError) as error:  # a size is too large for a tensor
         raise files.damaged("config.json", error) from None
     tensors = files.tensors(weights, expected)
-    with _SkipInit():
+    with SkipInit():
         model = build(config)
     model.load_state_dict(tensors)
     model = model.to(device).eval()
@@ -225,7 +225,7 @@ def _load(directory: Path, device: torch.device | str) -> Checkpoint:
 
 def _get_shapes(config: ModelConfig) -> dict[str, Tensor]:
     """Return the state of a model as meta tensors, which have shapes but use no memory."""
-    with torch.device("meta"), _SkipInit():
+    with torch.device("meta"), SkipInit():
         return build(config).state_dict()
 
 
@@ -237,7 +237,7 @@ def _count_tensors(config: ModelConfig) -> int:
     return two + (config.n_layer - 2) * (three - two)
 
 
-class _SkipInit(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Within this context, torch.nn.init does nothing: the weights come from a file.
 
     On the meta device, initialisation would import torch's compiler, which takes seconds.

@@ -160,8 +160,8 @@ def find_run(run: str | None, checkpoint: str = "best") -> Path:
     for directory in (Path(run), RUNS / run) if checkpoint == "last" and run else ():
         if is_directory(directory / "best"):
             raise UserError(
-                f"{directory} was imported, so it cannot be resumed: begin a run with its weights, "
-                f"with --start-from {join_command([directory])}"
+                f"{directory} has no last checkpoint (an imported run never has one): begin a run "
+                f"with its weights, with --start-from {join_command([directory])}"
             )
     if is_directory(run):
         raise UserError(f"{run} is not a run: it has no {checkpoint}/; give the directory of a run")

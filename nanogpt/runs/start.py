@@ -61,7 +61,8 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
         tokenizer = get_tokenizer(kind, corpus, config.val_fraction, progress)
         start = load_start(config.start_from, tokenizer)
         data = Data(corpus, tokenizer, device, config.val_fraction, progress)
-        require_tokens(data.splits.items(), config.model.block_size)
+        option = None if start else "--model.block-size"  # a started run keeps its model
+        require_tokens(data.splits.items(), config.model.block_size, option)
         config = replace(config, model=_set_vocab_size(config.model, tokenizer.vocab_size))
         require_run_memory(config, device, precision)
         teachers = load_teachers(config.teachers, tokenizer, config.model.block_size, device)

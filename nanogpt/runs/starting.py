@@ -15,7 +15,13 @@ def adopt_model(config: RunConfig, run: str) -> RunConfig:
     """Return `config` with the model and the tokenizer of a run, and with `start_from`."""
     directory = find_run(run)
     model = read_checkpoint_info(directory / "best").model
-    return replace(config, start_from=directory, model=model, tokenizer=str(directory))
+    train = replace(config.train, eval_first=True)  # the first loss is that of the other run
+    try:
+        return replace(
+            config, start_from=directory, model=model, tokenizer=str(directory), train=train
+        )
+    except ValueError as error:  # the optimizer of the preset cannot train this model
+        raise UserError(f"{error}") from None
 
 
 def load_start(run: Path | None, tokenizer: Tokenizer) -> tuple[Path, Model] | None:
@@ -43,7 +49,7 @@ def copy_weights(start: Model, model: Model, run: Path) -> None:
     if type(start) is not type(model):
         raise UserError(
             f"{run} has a {type(start).__name__}, but this run has a {type(model).__name__}: "
-            f"choose a preset with the same kind of model"
+            f"use the configuration of the model of that run"
         )
     for field in fields(start.config):
         found, needed = (getattr(each.config, field.name) for each in (model, start))

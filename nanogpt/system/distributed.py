@@ -27,8 +27,9 @@ PATIENCE = timedelta(minutes=30)
 """How long they wait outside training steps: one of them may encode a text or write a file."""
 TIMEOUT = timedelta(seconds=20)
 """In a training step, a process that does not answer for this time is regarded as dead."""
-BEAT, MISSED_BEATS = 1.5, 10
-"""Within watch(), each process counts every 1.5 s; one that misses ten counts is killed."""
+BEAT, MISSED_BEATS, GRACE_BEATS = 1.5, 10, 7
+"""Within watch(), each process counts every 1.5 s; one that misses ten counts is killed. If it
+cannot be killed, the others end after seven more counts."""
 T = TypeVar("T")
 _patient: Any = None
 """The group of all processes, with PATIENCE; None without join()."""
@@ -72,15 +73,16 @@ def join() -> Iterator[None]:
         yield
         return
     from torch import distributed
-    from torch.distributed.rendezvous import rendezvous
 
     try:
-        _store, rank, size = next(rendezvous("env://", timeout=CONNECTING))
-        distributed.init_process_group(
-            "gloo", store=_store, rank=rank, world_size=size, timeout=CONNECTING
-        )
+        distributed.init_process_group("gloo", timeout=CONNECTING)
         _patient = distributed.new_group(timeout=PATIENCE)
         _prompt = distributed.new_group(timeout=TIMEOUT)
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        _store = distributed.TCPStore(  # type: ignore[attr-defined]
+            address, port, is_master=False, timeout=CONNECTING
+        )
+        _store.set(_key(launched_rank()), OUTSIDE)
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Stopped(
@@ -88,7 +90,6 @@ def join() -> Iterator[None]:
             f"torchrun, with the same address and port"
         ) from None
     try:
-        _store.set(_key(rank), OUTSIDE)
         _processes[:] = gather_objects((platform.node(), os.getppid(), os.getpid()))
         yield
     finally:
@@ -143,16 +144,20 @@ def watch(advice: str = SEE_MESSAGE) -> Iterator[None]:
     """Within this context, a process that was stopped, or lost with its machine, ends all of them.
 
     Each process has a thread that counts, and reads the counts of the other processes. The
-    processes beside a lost one kill it, so that communication with it raises Lost. If a process
-    still waits for a lost one after 10 s, its thread prints a message with `advice`, and
-    ends the process.
+    processes beside a lost one kill it, so that communication with it raises Lost. If a process,
+    or the machine that keeps the counts, is still lost after GRACE_BEATS, the thread prints a
+    message with `advice`, and ends this process.
     """
     if size() == 1:
         yield
         return
-    _store.set(_key(rank()), "0")
+    try:
+        _store.set(_key(rank()), "0")
+    except RuntimeError:
+        raise _make_lost(advice) from None
     has_left = threading.Event()
-    thread = threading.Thread(target=_count, args=(_store.clone(), advice, has_left), daemon=True)
+    arguments = _store, rank(), size(), advice, has_left
+    thread = threading.Thread(target=_count, args=arguments, daemon=True)
     thread.start()
     try:
         yield
@@ -161,25 +166,39 @@ def watch(advice: str = SEE_MESSAGE) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _count(store: Any, advice: str, has_left: threading.Event) -> None:
+def _count(store: Any, own: int, size: int, advice: str, has_left: threading.Event) -> None:
     """Count until this process has left watch(); see there."""
-    keys = [_key(number) for number in range(size())]
-    counts, changed, beat = [OUTSIDE] * size(), [0] * size(), 0
-    with suppress(RuntimeError):  # torchrun, which keeps the counts, may have ended
-        while not has_left.wait(BEAT):
-            beat += 1
-            store.set(keys[rank()], str(beat))
+    keys = [_key(number) for number in range(size)]
+    counts, changed, beat = [OUTSIDE] * size, [0] * size, 0
+    patience = (MISSED_BEATS + GRACE_BEATS) * BEAT
+
+    def end() -> None:
+        if not has_left.is_set():
+            print(f"nanogpt: {_make_lost(advice)}", file=sys.stderr, flush=True)
+            os._exit(1)  # the main thread is waiting, and cannot raise an exception
+
+    while not has_left.wait(BEAT):
+        beat += 1
+        timer = threading.Timer(patience, end)  # the machine with the store may be lost
+        timer.daemon = True
+        timer.start()
+        try:
+            store.set(keys[own], str(beat))
             found = store.multi_get(keys)
-            for number, count in enumerate(found):
-                if count == OUTSIDE or count != counts[number]:
-                    changed[number] = beat
-            counts = found
-            lost = [n for n, last in enumerate(changed) if beat - last >= MISSED_BEATS]
-            _kill(lost)
-            if lost and not has_left.wait(10):
-                print(f"nanogpt: {_make_lost(advice)}", file=sys.stderr, flush=True)
-                os._exit(1)  # the main thread is waiting, and cannot raise an exception
-        store.set(keys[rank()], OUTSIDE)
+        except RuntimeError:  # torchrun of the first machine, which keeps the store, has ended
+            has_left.wait(patience)
+            end()
+            return
+        timer.cancel()
+        for number, count in enumerate(found):
+            if count == OUTSIDE or count != counts[number]:
+                changed[number] = beat
+        counts, missed = found, [beat - last for last in changed]
+        _kill(number for number, beats in enumerate(missed) if beats >= MISSED_BEATS)
+        if max(missed) >= MISSED_BEATS + GRACE_BEATS:
+            end()
+    with suppress(RuntimeError):
+        store.set(keys[own], OUTSIDE)
 
 
 def _key(number: int) -> str:

@@ -80,7 +80,9 @@ def make_bpe(
     try:
         bpe = _make_byte_level_bpe(vocab, merges)
         bpe.add_special_tokens(list(special))
-    except Exception as error:  # `tokenizers` raises a plain Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # `tokenizers` raises Exception, and panics, which are not
         raise ValueError(str(error)) from None
     return HubTokenizer(json.loads(bpe.to_str()))
 
@@ -109,7 +111,9 @@ class HubTokenizer:
 
         try:
             self._tokenizer: tokenizers.Tokenizer = Tokenizer.from_str(json.dumps(saved))
-        except Exception as error:  # `tokenizers` raises a plain Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # `tokenizers` raises Exception, and panics, which are not
             raise ValueError(str(error)) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -275,8 +275,11 @@ def _open_dataset(name: str) -> tuple[Any, list[str | None]]:
         raise _dataset_error(name, error) from None
 
 
-def download_model(name: str) -> Path:
-    """Return a directory with the files of the model hf:NAME, which are kept. Raises UserError."""
+def download_model(name: str, files: list[str]) -> Path:
+    """Return a directory with these files of the model hf:NAME; they are kept. Raises UserError.
+
+    The names of the files may contain *.
+    """
     try:
         from huggingface_hub import snapshot_download, utils
     except ImportError:
@@ -286,11 +289,11 @@ def download_model(name: str) -> Path:
         ) from None
     logging.getLogger("huggingface_hub").setLevel("ERROR")
     utils.disable_progress_bars()  # type: ignore[attr-defined]
-    kinds = ["*.json", "*.safetensors", "merges.txt"]
+    model = name.removeprefix("hf:")
     try:
-        return Path(snapshot_download(name.removeprefix("hf:"), allow_patterns=kinds))
+        return Path(snapshot_download(model, allow_patterns=files, ignore_patterns="*/*"))
     except Exception as error:  # the library raises many types of errors
-        raise _download_error(name, error, "check the name") from None
+        raise _download_error(name, error, "check the network and the name") from None
 
 
 def _read_texts(rows: Iterable[Any], name: str, column: str, first: int) -> Iterator[str]:

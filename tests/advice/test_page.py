@@ -80,10 +80,11 @@ FOLLOWED_ELSEWHERE = {
     **dict.fromkeys(
         (
             "nanogpt import needs",
-            "there is no folder gpt2",
-            "gpt2 has a LlamaFor",
+            "gpt2 is not a folder",
+            "the model in gpt2 is",
             "activation_function is relu",
-            "tie_word_embeddings is",
+            "the output layer in gpt2",
+            "runs/gpt2 has no last",
             "gpt2 has only pickled",
             "gpt2 has no weights",
             "gpt2/config.json is missing",

@@ -209,6 +209,21 @@ def test_a_gguf_file_has_all_weights_and_tokens(
         assert tokenizer.token_bytes(end.contents()) == b"\xff"
 
 
+def test_only_a_special_token_ends_a_text_in_llama_cpp(bpe: HubTokenizer, tmp_path: Path) -> None:
+    import gguf
+    import tokenizers
+
+    changed = tokenizers.Tokenizer.from_str(json.dumps(bpe.to_json()))
+    changed.add_tokens([tokenizers.AddedToken("hello", normalized=False)])
+    changed.add_special_tokens(["<|endoftext|>"])
+    tokenizer = HubTokenizer(json.loads(changed.to_str()))
+    model = make_model(replace(GPT, vocab_size=402))
+    write_gguf(tmp_path / "a.gguf", model, tokenizer, "name")
+    fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 401
+    assert fields["tokenizer.ggml.token_type"].contents()[399:] == [1, 4, 3]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "config"), GGUF_CASES)
 def test_logits_and_tokens_in_llama_cpp(
@@ -238,7 +253,7 @@ def test_the_code_of_the_card_runs(nanogpt: Command, small: list[str], text_file
     assert (status, out, err) == (0, f"{Path('mine/hf')}\n", "")
     card = Path("mine/hf/README.md").read_text("utf-8")
     assert "on `words.txt`" in card
-    assert "nanogpt does not know the licence" in card
+    assert "nanogpt does not know the licence of the texts" in card
     code = card.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert len(done.stdout) == 17  # the block size, and a line break
@@ -280,7 +295,7 @@ def test_what_cannot_be_exported(
     assert nanogpt("export", "bigram", "--to", "onnx")[0] == 0
     assert nanogpt("export", "bigram", "--to", "onnx")[::2] == (
         2,
-        "nanogpt: bigram/onnx exists: remove it, or name a new directory with --out\n",
+        "nanogpt: bigram/onnx exists: name a new directory with --out\n",
     )
     assert nanogpt("export", "bigram", "--to", "onnx", "--out", "new")[0] == 0
     assert sorted(os.listdir("new")) == ["model.onnx", "tokenizer.json"]
@@ -291,7 +306,7 @@ def test_what_cannot_be_exported(
     assert nanogpt(*command, *small)[0] == 0
     assert nanogpt("export", "words", "--to", "gguf")[::2] == (
         2,
-        "nanogpt: llama.cpp has no tokenizer like the one of this run: use --to hf\n",
+        "nanogpt: llama.cpp has no tokenizer that works like that of this run: use --to hf\n",
     )
     assert nanogpt("export", "words", "--to", "hf")[0] == 0
     monkeypatch.setattr(extras, "find_spec", lambda _: None)

@@ -99,6 +99,7 @@ def test_other_forms_of_the_same_weights(bpe: HubTokenizer) -> None:
         {
             **{name.removeprefix("transformer."): each for name, each in weights.items()},
             "h.0.attn.bias": torch.ones(24, 24).tril()[None, None],
+            "transformer.h.1.attn.bias": torch.ones(24, 24).tril()[None, None],
             "lm_head.weight": weights["transformer.wte.weight"].clone(),
         },
         "there/model.safetensors",
@@ -147,11 +148,13 @@ def test_an_export_comes_back_unchanged(
 
 SETTINGS = [
     ("gpt2", "activation_function", "relu", "gelu_new"),
+    ("gpt2", "is_causal", False, "True"),
+    ("nanochat", "is_causal", False, "True"),
+    ("nanochat", "rope_scaling", {"rope_type": "linear", "factor": 4.0}, "None"),
     ("gpt2", "layer_norm_epsilon", 1e-6, "1e-05"),
     ("gpt2", "n_inner", 64, "128"),
     ("gpt2", "scale_attn_weights", False, "True"),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True, "False"),
-    ("gpt2", "tie_word_embeddings", False, "True"),
     ("nanochat", "hidden_act", "gelu", "relu2"),
     ("nanochat", "rms_norm_eps", 1e-6, "1.1920928955078125e-07"),
     ("nanochat", "num_key_value_heads", 1, "2"),
@@ -166,25 +169,38 @@ SETTINGS = [
 def test_a_setting_that_nanogpt_does_not_have(
     kind: str, name: str, value: Any, ours: str, bpe: HubTokenizer, nanogpt: Command
 ) -> None:
-    make_folder(bpe, kind, **{name: value})
+    make_folder(bpe, kind, **({} if name.startswith("rope_s") else {name: value}))
+    change_config(**{name: value})
     status, out, err = nanogpt("import", "there")
     assert (status, out) == (2, "")
+    shown = repr(value) if isinstance(value, str | dict) else value
     assert err == (
-        f"nanogpt: {name} is {value} in there/config.json, but in nanogpt it is always {ours}: "
+        f"nanogpt: {name} is {shown} in there/config.json, but in nanogpt it is always {ours}: "
         f"import another model\n"
     )
     assert not Path("runs").exists()
 
 
-def drop(name: str) -> None:
+def write_index(name: str) -> None:
+    content = json.dumps({"weight_map": {"transformer.wte.weight": name}})
+    Path("there/model.safetensors.index.json").write_text(content, "utf-8")
+
+
+def drop(name: str, added: str, factor: float = 1.0) -> None:
+    """Remove a tensor, and add it with another name, multiplied by a factor."""
     weights = load_file("there/model.safetensors")
-    del weights[name]
+    weights[added] = weights.pop(name) * factor
     save_file(weights, "there/model.safetensors")
 
 
-def add(name: str) -> None:
+def make_pipe(name: str) -> None:
+    Path(name).unlink()
+    os.mkfifo(name)
+
+
+def add(name: str, *shape: int) -> None:
     weights = load_file("there/model.safetensors")
-    save_file({**weights, name: torch.zeros(1)}, "there/model.safetensors")
+    save_file({**weights, name: torch.zeros(shape)}, "there/model.safetensors")
 
 
 def replace_weights(name: str) -> None:
@@ -195,11 +211,12 @@ def replace_weights(name: str) -> None:
 BROKEN: list[tuple[Callable[[], object], str]] = [
     (
         lambda: shutil.rmtree("there"),
-        "there is no folder there: name the folder of a model for transformers, or hf:NAME",
+        "there is not a folder with a config.json: name the folder of a model for transformers, or "
+        "hf:NAME for a model of the Hugging Face Hub",
     ),
     (
         lambda: change_config(architectures=["LlamaForCausalLM"]),
-        "there has a LlamaForCausalLM, but nanogpt can import only GPT2LMHeadModel, "
+        "the model in there is a LlamaForCausalLM, but nanogpt can import only GPT2LMHeadModel, "
         "NanoChatForCausalLM, NanoGPTForCausalLM",
     ),
     (
@@ -215,13 +232,52 @@ BROKEN: list[tuple[Callable[[], object], str]] = [
         lambda: change_config(n_embd=64),
         "there/model.safetensors is missing or damaged (",
     ),
-    (lambda: change_config(n_layer=10**8), "there/config.json is missing or damaged (n_layer is"),
+    (
+        lambda: change_config(n_layer=10**8),
+        "there/model.safetensors is missing or damaged (28 tensors are too few for n_layer 1000",
+    ),
+    (lambda: change_config(n_embd=2**30), "there/"),
+    (lambda: change_config(num_attention_heads=4), "there/config.json is missing or damaged (n_h"),
+    (lambda: change_config(resid_pdrop=False), "there/config.json is missing or damaged (resid_"),
+    (
+        lambda: change_config(architectures=[["a"]]),
+        "the model in there is a model of an unkn",
+    ),
+    (
+        lambda: change_config(architectures=True),
+        "the model in there is a model of an unkn",
+    ),
+    (
+        lambda: add("wte.weight", 400, 32),
+        "there/model.safetensors is missing or damaged (",
+    ),
+    (
+        lambda: drop("transformer.ln_f.bias", "transformer.ln_f.bias", float("nan")),
+        "there/model.safetensors is missing or damaged (transformer.ln_f.bias is not finite)",
+    ),
+    (lambda: write_index("../there/a"), "there/model.safetensors.index.json is missing or damag"),
+    (lambda: write_index("a\0b"), "there/model.safetensors.index.json is missing or damaged (no"),
+    (lambda: write_index("missing"), "there/missing is missing or damaged ("),
+    (
+        lambda: Path("there/tokenizer.json").write_text(
+            json.dumps(
+                {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}}
+                | {"version": "1.0", "added_tokens": []}
+            ),
+            "utf-8",
+        ),
+        "the tokenizer in there is damaged (",
+    ),
     (lambda: change_config(n_layer=3), "there/model.safetensors is missing or damaged ("),
     (lambda: change_config(n_layer="2"), "there/config.json is missing or damaged (n_layer cannot"),
     (lambda: change_config(n_head=3), "there/config.json is missing or damaged (n_embd is 32"),
     (
-        lambda: drop("transformer.h.1.ln_1.bias"),
+        lambda: drop("transformer.h.1.ln_1.bias", "h.0.attn.bias"),
         "there/model.safetensors is missing or damaged (transformer.h.1.ln_1.bias is missing)",
+    ),
+    (
+        lambda: make_pipe("there/config.json"),
+        "there/config.json is missing or damaged (not a regular file)",
     ),
     (
         lambda: add("lstm"),
@@ -233,11 +289,11 @@ BROKEN: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: Path("there/model.safetensors.index.json").write_text("{}", "utf-8"),
-        "there/model.safetensors.index.json is missing or damaged (no weight_map",
+        "there/model.safetensors.index.json is missing or damaged (no weight_map with names",
     ),
     (
         lambda: Path("there/config.json").unlink(),
-        "there/config.json is missing or damaged (",
+        "there is not a folder with a config.json",
     ),
     (
         lambda: Path("there/tokenizer.json").unlink(),
@@ -245,7 +301,7 @@ BROKEN: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: Path("there/tokenizer.json").write_text("{}", "utf-8"),
-        "there/tokenizer.json is not a tokenizer (",
+        "the tokenizer in there is damaged (",
     ),
     (
         lambda: change_config(vocab_size=401),
@@ -265,6 +321,52 @@ def test_a_broken_folder(
     assert err.startswith(f"nanogpt: {message}")
     assert err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("is_said", [True, False])
+def test_an_output_layer_with_its_own_weights(
+    is_said: bool, bpe: HubTokenizer, nanogpt: Command
+) -> None:
+    """The setting may be wrong: transformers uses the weights of the file."""
+    make_folder(bpe, tie_word_embeddings=False)
+    change_config(tie_word_embeddings=not is_said)
+    assert nanogpt("import", "there") == (
+        2,
+        "",
+        "nanogpt: the output layer in there has other weights than the token embedding, but in "
+        "nanogpt they are always tied: import another model\n",
+    )
+
+
+@torch.no_grad()
+def test_other_names_of_the_settings(bpe: HubTokenizer) -> None:
+    model = make_folder(bpe, n_head=4)
+    file = Path("there/config.json")
+    file.write_text(file.read_text("utf-8").replace('"n_head"', '"num_attention_heads"'), "utf-8")
+    tokens = torch.randint(400, (2, 24))
+    found = load(import_model("there"), "cpu").model(tokens)
+    torch.testing.assert_close(found, model(tokens).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of the file size")
+def test_a_full_disk_leaves_nothing(bpe: HubTokenizer, nanogpt: Command) -> None:
+    import resource
+
+    make_folder(bpe)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        answer = nanogpt("import", "there", "--out", "mine")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert answer == (
+        1,
+        "",
+        "nanogpt: cannot write mine (File too large): name another directory with --out, or free "
+        "disk space\n",
+    )
+    assert not Path("mine").exists()
+    assert nanogpt("import", "there", "--out", "mine")[0] == 0
 
 
 def test_a_tokenizer_of_another_size(bpe: HubTokenizer, nanogpt: Command) -> None:
@@ -302,9 +404,11 @@ def test_what_an_imported_run_can_do(bpe: HubTokenizer, nanogpt: Command, text_f
     torch.testing.assert_close(own, first, atol=1e-5, rtol=0)
     assert nanogpt("train", "--resume", "mine")[::2] == (
         2,
-        "nanogpt: mine was imported, so it cannot be resumed: begin a run with its weights, with "
-        "--start-from mine\n",
+        "nanogpt: mine has no last checkpoint (an imported run never has one): begin a run with "
+        "its weights, with --start-from mine\n",
     )
+    status, out, _ = nanogpt("explain", "mine", "--data", text_file, "--json")
+    assert (status, str(400 * 32) in out) == (0, True)
     summary = Library([Path("mine")]).describe("mine")
     assert (summary.bigram_loss, summary.val_loss, summary.kind) == (None, None, "GPT")
     with pytest.raises(UserError, match="was imported, without its text"):
@@ -396,6 +500,6 @@ def test_a_model_of_the_hub(bpe: HubTokenizer, tmp_path: Path) -> None:
         status, out, err = import_from_hub("hf:me/other")
         assert (status, out) == (2, "")
         assert err.startswith("nanogpt: cannot download hf:me/other (")
-        assert err.endswith("): check the name\n")
+        assert err.endswith("): check the network and the name\n")
     assert not list((tmp_path / "hf").rglob("*.bin"))  # pickled weights are not downloaded
     assert load("runs/model", "cpu").tokenizer.vocab_size == 400
