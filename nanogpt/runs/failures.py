@@ -34,7 +34,7 @@ def explain_failures(run: Run) -> Iterator[None]:
             f"; to run without a graph, which is slower: "
             f"{resume_command(run.out, '--train.no-cuda-graph')}",
         ) from None
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if memory := requested_memory(error):
             raise out_of_memory(run, memory) from None
         raise
