@@ -55,7 +55,7 @@ class NanoGPTForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> dict[str, Any]:
-        """Let the model see the last tokens, as many as it can."""
+        """Pass at most block_size tokens to the model: the last ones."""
         last = slice(-self.config.block_size, None)
         mask = None if attention_mask is None else attention_mask[:, last]
         return {"input_ids": input_ids[:, last], "attention_mask": mask}

@@ -84,11 +84,8 @@ class Trackio:
     def __init__(self, out: Path, settings: dict[str, Any], is_resumed: bool, step: int) -> None:
         import trackio
 
-        for module in (
-            trackio,
-            trackio.run,
-            trackio.utils,
-        ):  # they would print among the lines of nanogpt
+        # These modules would print among the lines of nanogpt.
+        for module in (trackio, trackio.run, trackio.utils):
             vars(module)["print"] = lambda *_, **__: None
         self._run = trackio.init(
             project="nanogpt",
