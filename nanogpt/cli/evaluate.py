@@ -105,11 +105,6 @@ def _load(
     The text is given as its SHA-256.
     """
     device = pick_device(options.device)
-    if distributed.size() > 1 and device.type != "cpu":
-        raise UserError(
-            f"{distributed.size()} processes can evaluate on CPUs only: use --device cpu, or leave "
-            f"out torchrun"
-        )
     runs = [find_run(run) for run in options.runs or (None,)]
     checkpoints = [load_checkpoint(run / "best", device) for run in runs]
     if options.data:

@@ -41,6 +41,7 @@ SHARED = {"train", "eval"}
 TOO_LARGE = "out of memory: {size} more was requested; use a smaller model, text or batch"
 
 
+@distributed.exit_promptly()
 @guard_streams()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit. If torchrun started several processes, the first one prints errors.

@@ -26,6 +26,7 @@ class ParallelStepper(Stepper):
     """Takes steps on this process's share of each batch, and adds up the gradients."""
 
     def __init__(self, run: Run, mean_loss: LossFunction) -> None:
+        distributed.connect_gpus(run.device)
         super().__init__(run, mean_loss)
         for optimizer in run.state.optimizers:
             if isinstance(optimizer, Muon):
@@ -56,11 +57,17 @@ class ParallelStepper(Stepper):
         return loss, norms
 
 
+class CapturedParallelStepper(ParallelStepper, training.CapturedStepper):
+    """Captures its share of a step as a CUDA graph, with the communication between the GPUs."""
+
+
 def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
     """Do the same as training.make_stepper(), for any number of processes."""
     if distributed.size() == 1:
         return training.make_stepper(run, on_message)
-    return ParallelStepper(run, training.make_loss(run, on_message))
+    captures = run.config.train.cuda_graph and run.device.type == "cuda"
+    stepper = CapturedParallelStepper if captures else ParallelStepper
+    return stepper(run, training.make_loss(run, on_message))
 
 
 def share_orthogonalisation(matrices: Tensor, precision: torch.dtype) -> Tensor:

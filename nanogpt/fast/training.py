@@ -19,6 +19,7 @@ from ..optim import clip_gradients
 from ..runs.config import STEPS_AHEAD
 from ..runs.run import Run
 from ..step import LossFunction, Stepper, compute_gradients, update_weights
+from ..system import distributed
 from ..system.devices import autocast
 from ..system.gpu import CudaGraph, compile_loss
 from .cpu import CpuKernels
@@ -58,7 +59,8 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     blocks += [block for block in soft.blocks() if blocks and type(block) is type(blocks[0])]
     if not settings.compile or device.type != "cuda" or not blocks:
         return loss
-    starts = torch.zeros(settings.batch_size // settings.accumulation, dtype=torch.long)
+    parts = settings.accumulation * distributed.size()
+    starts = torch.zeros(settings.batch_size // parts, dtype=torch.long)
     example = inputs_and_targets(run.data.splits["train"].blocks(starts, model.config.block_size))
     fast = compile_loss(partial(score, torch.compile(cross_entropy)), blocks, example, on_message)
     model.zero_grad()
@@ -72,8 +74,8 @@ class CapturedStepper(Stepper):
         super().__init__(run, mean_loss)
         device, dtype = run.device, run.data.splits["train"].tokens.dtype
         # One row for each planned step: its batch, its rates, its loss and its gradient norms.
-        shape = STEPS_AHEAD, self.batch_size, self.block_size + 1
-        self.blocks = torch.zeros(shape, dtype=dtype, device=device)
+        shape = self.draw_blocks(0, 1).shape[1:]
+        self.blocks = torch.zeros(STEPS_AHEAD, *shape, dtype=dtype, device=device)
         self.rates = torch.zeros(STEPS_AHEAD, len(run.state.optimizers), device=device)
         self.average_rates = torch.zeros(STEPS_AHEAD, 1, device=device)
         self.results = torch.zeros(STEPS_AHEAD, 1 + len(self.parameters), device=device)

@@ -23,14 +23,28 @@ def write_onnx(file: Path, model: Model) -> None:
     example = torch.zeros(2, min(2, T), dtype=torch.long)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # from the inside of torch
-        program = torch.onnx.export(
-            model,
-            (example,),
-            input_names=["tokens"],
-            output_names=["logits"],
-            dynamic_shapes={"tokens": sizes},
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                model,
+                (example,),
+                input_names=["tokens"],
+                output_names=["logits"],
+                dynamic_shapes={"tokens": sizes},
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # torch replaces a KeyboardInterrupt with an error of its own
+            if interruption := _find_interruption(error):
+                raise interruption from None
+            raise
     assert program is not None
     program.save(file)
+
+
+def _find_interruption(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Return the KeyboardInterrupt that led to an error; None if there is none."""
+    while error:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

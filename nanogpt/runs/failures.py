@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import Stopped, resume_command, write_error
+from ..system import distributed
 from ..system.devices import requested_memory
 from ..system.distributed import SEE_MESSAGE, Lost, ignore_termination, watch
 from ..system.gpu import CannotCapture
@@ -43,15 +44,19 @@ def explain_failures(run: Run) -> Iterator[None]:
 def out_of_memory(run: Run, memory: str) -> Stopped:
     """Return the error for a run that lacks memory; `memory` is the requested amount, as text."""
     settings = run.config.train
-    size, accumulation = settings.batch_size, settings.accumulation
-    if accumulation == size:
+    accumulation, size = settings.accumulation, settings.batch_size
+    share = size // distributed.size()
+    if accumulation == share:
+        is_fixed = run.config.start_from is not None  # the model is that of another run
         return Stopped(
             f"out of memory: {memory} more was requested, and each part of the batch is already a "
             f"single block",
-            "; a smaller --model.n-embd or --model.block-size needs less",
+            "; start from a smaller model, which needs less"
+            if is_fixed
+            else "; a smaller --model.n-embd or --model.block-size needs less",
         )
-    divisors = (n for n in range(accumulation + 1, min(size, 10_000)) if size % n == 0)
-    parts = "--train.batch-size", str(size), "--train.accumulation", str(next(divisors, size))
+    divisors = (n for n in range(accumulation + 1, min(share, 10_000)) if share % n == 0)
+    parts = "--train.batch-size", str(size), "--train.accumulation", str(next(divisors, share))
     return Stopped(
         f"out of memory: {memory} more was requested",
         f"; the same batch in smaller parts needs less memory: {resume_command(run.out, *parts)}",

@@ -95,12 +95,20 @@ _baby_fast = replace(
     ),
 )
 
-# A deep and narrow model. Dropout, weight decay, weight averaging and a mean teacher limit
-# overfitting.
+# A deep and narrow model with U-Net skips. Dropout, weight decay, weight averaging and a mean
+# teacher limit overfitting.
 _best = replace(
     _baby_fast,
     name="best",
-    model=ModernConfig(n_layer=12, n_head=2, n_embd=256, block_size=256, dropout=0.2),
+    model=ModernConfig(
+        n_layer=12,
+        n_head=2,
+        n_embd=256,
+        block_size=256,
+        dropout=0.2,
+        activation="swiglu",
+        skips=True,
+    ),
     optim=replace(
         _baby_fast.optim,
         lr=5e-3,

@@ -112,9 +112,9 @@ def _require_equal_shares(config: RunConfig, device: torch.device, precision: to
             f"batch_size is {batch}: {size} processes that split their share into accumulation "
             f"{parts} need a multiple of {unit}, such as {' or '.join(map(str, values))}"
         )
-    if size > 1 and device.type != "cpu":
+    if size > 1 and device.type == "mps":
         raise UserError(
-            f"{size} processes can train on CPUs only: use --device cpu, or leave out torchrun"
+            f"{size} processes cannot train on mps: use --device cpu, or leave out torchrun"
         )
     if size > 1 and precision == torch.float16:
         raise UserError(
@@ -126,8 +126,10 @@ def _require_same_start(run: Run) -> None:
     """Raise UserError if the processes have different settings, texts, weights or versions."""
     if distributed.size() == 1:
         return
+    distributed.require_own_gpu(run.device)
     facts = {
         "nanogpt": VERSION,
+        "the device": run.device.type,
         "torch": torch.__version__,
         "text": run.text_sha256,
         "transfer text": run.transfer_sha256,

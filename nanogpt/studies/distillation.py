@@ -78,8 +78,11 @@ def _configure(is_cuda: bool) -> DistillationConfig:
     if is_cuda:
         teacher = get_preset("best").config
         student = make_student(teacher, dropout=0.05, decay=0.2)
-        small = ModernConfig(n_layer=12, n_head=2, n_embd=180, block_size=256, dropout=0.05)
-        smaller = [("half", small), ("quarter", replace(small, n_embd=128))]
+        assert isinstance(student.model, ModernConfig)
+        smaller = [
+            ("half", replace(student.model, n_embd=180)),
+            ("quarter", replace(student.model, n_embd=128)),
+        ]
         return DistillationConfig(teacher, student, smaller, texts=1024, tokens=4096)
     fast = get_preset("tiny-fast").config
     model = ModernConfig(n_layer=4, n_head=2, n_embd=128, block_size=64, dropout=0.1)

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
 from .cores import count_cores
+from .distributed import launched_local_rank, launched_size
 from .libc import find_c_function
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -20,15 +21,18 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 def pick_device(name: str) -> torch.device:
     """Return the device `name`: cpu, cuda, cuda:N, mps or auto.
 
-    "auto" means the first available of cuda, mps and cpu. Raises UserError if the machine has no
-    such device.
+    "auto" means the first available of cuda, mps and cpu. If torchrun started several processes,
+    cuda is another GPU for each process of a machine. Raises UserError if the machine has no such
+    device, or fewer GPUs than processes.
     """
-    if name == "cpu":
-        return torch.device("cpu")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     available = ["cpu"] + ["cuda"] * cuda + ["mps"] * mps
     if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "cuda" and cuda and launched_size() > 1:
+        return torch.device("cuda", _pick_gpu(torch.cuda.device_count()))
     parts = re.fullmatch(r"(cuda|mps)(:(\d{1,4}))?", name, re.ASCII)
     if not parts:
         raise UserError(f"there is no device {name!r}: use auto, {', '.join(available)}")
@@ -40,6 +44,17 @@ def pick_device(name: str) -> torch.device:
         last = f"{kind}:{count - 1}"
         raise UserError(f"there is no {name}: the last {kind} device of this machine is {last}")
     return torch.device(kind, index) if parts[2] else torch.device(kind)
+
+
+def _pick_gpu(count: int) -> int:
+    """Return the number of the GPU of this process, one of several, on a machine with `count`."""
+    number = launched_local_rank()
+    if number >= count > 1:
+        raise UserError(
+            f"this machine has {count} GPUs, but torchrun started more processes: use "
+            f"--nproc-per-node {count}, or --device cpu"
+        )
+    return number if count > 1 else 0  # each process may see only its own GPU
 
 
 def pick_precision(name: Precision, device: torch.device) -> torch.dtype:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -19,6 +20,7 @@ from ..errors import Stopped, UserError
 
 # Every command imports this module, but importing torch is slow.
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CONNECTING = timedelta(seconds=60)
@@ -35,12 +37,14 @@ _patient: Any = None
 """The group of all processes, with PATIENCE; None without join()."""
 _prompt: Any = None
 """The group of all processes, with TIMEOUT."""
+_gpus: Any = None
+"""The group of all processes, for tensors on GPUs; None without connect_gpus()."""
 _processes: list[tuple[str, int, int]] = []
 """The host, the ID of the parent (torchrun) and the ID of each process."""
 _store: Any = None
 """Key-value pairs that all processes can read and write; see watch()."""
-OUTSIDE = b"outside"
-"""The value of a process that is not within watch()."""
+OUTSIDE, FAILED = b"outside", b"failed"
+"""The values of a process that is not within watch(), and of one that left it with an error."""
 
 
 def launched_size() -> int:
@@ -53,6 +57,12 @@ def launched_size() -> int:
 def launched_rank() -> int:
     """Return the rank of this process, before join(), too."""
     return int(os.environ["RANK"]) if launched_size() > 1 else 0
+
+
+def launched_local_rank() -> int:
+    """Return the number of this process among those of its machine, before join(), too."""
+    number = os.environ.get("LOCAL_RANK", "") if launched_size() > 1 else ""
+    return int(number) if number.isdecimal() else 0
 
 
 def size() -> int:
@@ -94,8 +104,43 @@ def join() -> Iterator[None]:
         yield
     finally:
         _patient = _prompt = _store = None
-        with suppress(RuntimeError):
-            distributed.destroy_process_group()
+        if not _gpus:  # NCCL would wait for captured graphs, and for processes that are lost
+            with suppress(RuntimeError):
+                distributed.destroy_process_group()
+
+
+def connect_gpus(device: "torch.device") -> None:
+    """Connect the GPUs of the processes; `device` is the GPU of this process, or its CPU."""
+    global _gpus
+    if device.type != "cuda" or size() == 1 or _gpus:
+        return
+    import torch
+    from torch import distributed
+
+    torch.cuda.set_device(device)
+    with _communicating(PATIENCE):
+        _gpus = distributed.new_group(backend="nccl", timeout=PATIENCE, device_id=device)
+
+
+@contextmanager
+def exit_promptly() -> Iterator[None]:
+    """At the end of this context, end a process whose GPU is connected to others.
+
+    Otherwise Python would wait for NCCL, and NCCL for processes that may be lost.
+    """
+    status: object = 0
+    try:
+        yield
+    except BaseException as error:
+        if not _gpus:
+            raise
+        status = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+    if _gpus:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 0)
 
 
 SEE_MESSAGE = ": see its message"
@@ -146,7 +191,8 @@ def watch(advice: str = SEE_MESSAGE) -> Iterator[None]:
     Each process has a thread that counts, and reads the counts of the other processes. The
     processes beside a lost one kill it, so that communication with it raises Lost. If a process,
     or the machine that keeps the counts, is still lost after GRACE_BEATS, the thread prints a
-    message with `advice`, and ends this process.
+    message with `advice`, and ends this process. It does the same if another process has failed by
+    itself, such as for a lack of memory, and this one still waits for it after GRACE_BEATS.
     """
     if size() == 1:
         yield
@@ -159,11 +205,18 @@ def watch(advice: str = SEE_MESSAGE) -> Iterator[None]:
     arguments = _store, rank(), size(), advice, has_left
     thread = threading.Thread(target=_count, args=arguments, daemon=True)
     thread.start()
+    final = OUTSIDE
     try:
         yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, Stopped):  # all processes raise Stopped together
+            final = FAILED
+        raise
     finally:
         has_left.set()
         thread.join(timeout=5)
+        with suppress(RuntimeError):
+            _store.set(_key(rank()), final)
 
 
 def _count(store: Any, own: int, size: int, advice: str, has_left: threading.Event) -> None:
@@ -191,14 +244,15 @@ def _count(store: Any, own: int, size: int, advice: str, has_left: threading.Eve
             return
         timer.cancel()
         for number, count in enumerate(found):
-            if count == OUTSIDE or count != counts[number]:
+            if count == FAILED:
+                changed[number] = min(changed[number], beat - MISSED_BEATS)
+            elif count == OUTSIDE or count != counts[number]:
                 changed[number] = beat
         counts, missed = found, [beat - last for last in changed]
-        _kill(number for number, beats in enumerate(missed) if beats >= MISSED_BEATS)
+        hung = (n for n, beats in enumerate(missed) if beats >= MISSED_BEATS)
+        _kill(n for n in hung if counts[n] != FAILED)
         if max(missed) >= MISSED_BEATS + GRACE_BEATS:
             end()
-    with suppress(RuntimeError):
-        store.set(keys[own], OUTSIDE)
 
 
 def _key(number: int) -> str:
@@ -228,7 +282,8 @@ def add_up(tensors: Sequence["Tensor"], in_step: bool = False) -> None:
 
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     with _communicating(TIMEOUT if in_step else PATIENCE):
-        distributed.all_reduce(flat, group=_prompt if in_step else _patient)
+        group = _gpus if flat.is_cuda else _prompt if in_step else _patient
+        distributed.all_reduce(flat, group=group)
     parts = flat.split([tensor.numel() for tensor in tensors])
     torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
 
@@ -245,7 +300,8 @@ def gather(tensor: "Tensor") -> "Tensor":
 
     parts = [torch.empty_like(tensor) for _ in range(size())]
     with _communicating(TIMEOUT):
-        distributed.all_gather(parts, tensor.contiguous(), group=_prompt)
+        group = _gpus if tensor.is_cuda else _prompt
+        distributed.all_gather(parts, tensor.contiguous(), group=group)
     return torch.cat(parts)
 
 
@@ -271,6 +327,22 @@ def require_equal(facts: dict[str, object]) -> None:
                     f"{name} is {value} in process 0, but {other.get(name)} in process {number}: "
                     f"start all processes with the same command, text and version"
                 )
+
+
+def require_own_gpu(device: "torch.device") -> None:
+    """Raise UserError if two processes use the same GPU. Without GPUs, do nothing."""
+    import torch
+
+    gpu: tuple[str, str] | None = None
+    if device.type == "cuda":
+        gpu = platform.node(), str(torch.cuda.get_device_properties(device).uuid)
+    gpus = gather_objects(gpu)
+    for number, gpu in enumerate(gpus):
+        if gpu and gpus.index(gpu) < number:
+            raise UserError(
+                f"processes {gpus.index(gpu)} and {number} use the same GPU: start one process for "
+                f"each GPU, with --device cuda, or use --device cpu"
+            )
 
 
 def agree_on_signal(number: signal.Signals | None) -> signal.Signals | None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -288,7 +289,8 @@ def download_model(name: str, files: list[str]) -> Path:
             f"huggingface_hub`"
         ) from None
     logging.getLogger("huggingface_hub").setLevel("ERROR")
-    utils.disable_progress_bars()  # type: ignore[attr-defined]
+    if not sys.stderr.isatty():
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
     model = name.removeprefix("hf:")
     try:
         return Path(snapshot_download(model, allow_patterns=files, ignore_patterns="*/*"))

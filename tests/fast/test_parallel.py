@@ -77,6 +77,24 @@ def test_the_losses_are_those_of_one_process(alone: list[str], processes: int) -
     assert sorted(os.listdir("runs/together")) == sorted(os.listdir("runs/alone"))
 
 
+CAPTURED = """
+from nanogpt.cli.main import main
+from nanogpt.fast import parallel
+
+parallel.ParallelStepper = parallel.CapturedParallelStepper
+main()
+"""
+
+
+def test_steps_that_are_planned_ahead_have_the_same_losses(alone: list[str]) -> None:
+    """On a CPU, CapturedParallelStepper uses no CUDA graph."""
+    Path("script.py").write_text(CAPTURED, "utf-8")
+    command = torchrun(2, *alone, "--out", "runs/together")
+    command[command.index("-m", 3) : command.index("-m", 3) + 2] = ["script.py"]
+    assert run(command) == (0, [])
+    assert_same_losses(Path("runs/alone"), Path("runs/together"))
+
+
 @contextmanager
 def started(command: Sequence[str], out: Path, step: int) -> Iterator[subprocess.Popen[str]]:
     """Start a run, and wait until metrics.jsonl has this step. At the end, kill all processes."""

@@ -56,6 +56,25 @@ def test_an_unknown_device_name_is_refused(name: str) -> None:
         pick_device(name)
 
 
+def test_each_process_gets_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPUs are pretended: pick_device() only asks for their number."""
+    variables = ("RANK", "5"), ("WORLD_SIZE", "6"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "a")
+    for name, value in (*variables, ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda") == pick_device("auto") == torch.device("cuda:1")
+    assert pick_device("cuda:0") == torch.device("cuda:0")
+    assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"^this machine has 2 GPUs, but torchrun started more pr"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # each process sees only its own
+    assert pick_device("cuda") == torch.device("cuda:0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert pick_device("cuda") == torch.device("cuda")
+
+
 @pytest.mark.gpu
 def test_the_number_of_a_missing_gpu_is_refused() -> None:
     with pytest.raises(UserError, match="there is no cuda:99: the last cuda device of this"):

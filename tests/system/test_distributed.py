@@ -14,6 +14,7 @@ from nanogpt.system import distributed
 
 SCRIPT = """
 import signal, sys, torch
+from types import SimpleNamespace
 from nanogpt.errors import Stopped, UserError
 from nanogpt.system import distributed as d
 
@@ -43,6 +44,17 @@ with d.join():
         else:
             raise AssertionError
     d.add_up(tensors, in_step=True)
+    d.connect_gpus(torch.device("cpu"))  # does nothing
+    d.require_own_gpu(torch.device("cpu"))
+    for uuids, message in (("abc", None), ("aba", "processes 0 and 2 use the same GPU: ")):
+        gpu = SimpleNamespace(uuid=uuids[rank])  # this machine may have no GPU
+        torch.cuda.get_device_properties = lambda _, gpu=gpu: gpu
+        try:
+            d.require_own_gpu(torch.device("cuda", rank))
+        except UserError as error:
+            assert message and str(error).startswith(message)
+        else:
+            assert not message
 assert (d.rank(), d.size()) == (0, 1)
 open(f"done-{d.launched_rank()}", "w").close()
 """
@@ -59,6 +71,36 @@ def test_three_processes_agree() -> None:
     )
     assert process.returncode == 0, process.stderr
     assert sorted(Path().glob("done-*")) == [Path(f"done-{rank}") for rank in range(3)]
+
+
+# Process 1 fails by itself, while the others wait for it and cannot notice this, as with GPUs.
+FAILURE = """
+import signal, time
+from nanogpt.system import distributed as d
+
+with d.join(), d.watch(": advice"):
+    if d.rank() == 1:
+        time.sleep(2)
+        raise RuntimeError("no memory")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_processes_do_not_wait_for_one_that_has_failed() -> None:
+    Path("script.py").write_text(FAILURE, "utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    process = subprocess.run(
+        [*command, "--nproc-per-node", "2", "script.py"],
+        capture_output=True,
+        text=True,
+        timeout=45,
+    )
+    assert process.returncode == 1
+    assert "RuntimeError: no memory" in process.stderr
+    line = "nanogpt: another process of this run has ended, or does not answer: advice"
+    assert line in process.stderr.splitlines()
 
 
 def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
