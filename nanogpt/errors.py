@@ -27,7 +27,7 @@ class Stopped(RuntimeError):
 
     def __init__(self, reason: str, advice: str = "") -> None:
         super().__init__(reason + advice)
-        self.reason = reason
+        self.reason, self.advice = reason, advice
 
 
 def write_error(run: Path, error: OSError) -> Stopped:

@@ -18,13 +18,14 @@ from .optim import get_learning_rate
 from .runs.background import BackgroundWriter
 from .runs.checkpoint import Best
 from .runs.config import RunConfig, TrainConfig
-from .runs.failures import explain_failures
+from .runs.failures import advise_resuming, explain_failures
 from .runs.finite import FiniteCheck
 from .runs.journal import OVERFITTING, Journal, Record, is_overfitting
 from .runs.keeper import CheckpointKeeper
 from .runs.reporter import Reporter
 from .runs.run import Run, SavedRun
 from .runs.start import prepare_run, resume_run
+from .system import distributed
 from .system.interrupts import Interrupts
 
 
@@ -72,7 +73,11 @@ def _fit(run: Run, reporter: Reporter) -> Result:
     in_background = run.device.type != "cpu"  # on a CPU, a thread would only slow the training down
     try:
         with explain_failures(run):
-            with Interrupts() as interrupts, BackgroundWriter(in_background) as writer:
+            with (
+                Interrupts() as interrupts,
+                BackgroundWriter(in_background) as writer,
+                distributed.watch(advise_resuming(run), writer.wait),
+            ):
                 reporter.started(run)
                 ended = _loop(run, reporter, interrupts, CheckpointKeeper(run, writer))
             run.journal.draw()

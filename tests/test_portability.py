@@ -78,7 +78,7 @@ def test_only_one_module_looks_up_c_functions() -> None:
 def test_nothing_needs_posix() -> None:
     # os.kill() with SIGTERM exists on Windows; there, it ends the process without a checkpoint.
     used = {(file, name) for file, name, _ in calls() if name in POSIX_CALLS}
-    assert used == {("lab/training.py", "os.kill"), ("system/distributed.py", "os.kill")}
+    assert used == {("lab/training.py", "os.kill"), ("system/heartbeat.py", "os.kill")}
     for tree in SOURCES.values():
         for node in tree.body:
             if isinstance(node, ast.Import):

@@ -174,6 +174,7 @@ TESTED_ELSEWHERE = {
     "runs/reading": "runs/test_checkpoint",
     "runs/reporter": "test_train",
     "runs/run": "runs/test_start",
+    "runs/sharing": "fast/test_parallel",
     "runs/teachers": "test_distillation",
     "system/cores": "system/test_devices",
     "version": "test_init",

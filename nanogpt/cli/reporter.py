@@ -13,6 +13,7 @@ from ..runs.checkpoint import Best
 from ..runs.journal import Record
 from ..runs.reporter import Reporter
 from ..runs.run import Run
+from ..system import distributed
 from ..system.devices import describe_device, find_peak_flops
 from ..text.tokenizers import CharTokenizer, describe_lost_text
 from ..train import Result
@@ -69,14 +70,14 @@ class TerminalReporter(LiveReporter):
         super().__init__(console)
         self.previous: Record | None = None
         self.peak_fraction: float | None = None
-        """Fraction of the device's peak FLOP/s that training uses at one token per second; None if
-        the peak is unknown."""
+        """Fraction of the peak FLOP/s of all devices that training uses at one token per second;
+        None if the peak is unknown."""
 
     def started(self, run: Run) -> None:
         self.bar.progress.stop()
         self.run = run
         if peak := find_peak_flops(run.device, run.precision):
-            self.peak_fraction = flops_per_token(run.model) / peak
+            self.peak_fraction = flops_per_token(run.model) / (peak * distributed.size())
         splits, model = run.data.splits, run.model.config
         precision = str(run.precision).removeprefix("torch.")
         print_line = partial(self.console.print, soft_wrap=True)

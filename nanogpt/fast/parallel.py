@@ -5,6 +5,7 @@ their gradients, and all of them make the same update.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -67,7 +68,11 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
         return training.make_stepper(run, on_message)
     captures = run.config.train.cuda_graph and run.device.type == "cuda"
     stepper = CapturedParallelStepper if captures else ParallelStepper
-    return stepper(run, training.make_loss(run, on_message))
+    messages: list[str] = []
+    mean_loss = training.make_loss(run, messages.append)
+    for message in dict.fromkeys(chain.from_iterable(distributed.gather_objects(messages))):
+        on_message(message)  # also if only another process cannot compile the model
+    return stepper(run, mean_loss)
 
 
 def share_orthogonalisation(matrices: Tensor, precision: torch.dtype) -> Tensor:

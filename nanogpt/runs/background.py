@@ -17,25 +17,27 @@ class BackgroundWriter:
     """Runs jobs in order, immediately or in a background thread, and raises their errors.
 
     At the end of its `with` statement, it waits for all jobs. If several processes train the model,
-    the first one writes the files of the run, and the others ignore all jobs.
+    the first one writes the files of the run. The others ignore all jobs, and wait for the first.
     """
 
     def __init__(self, in_background: bool) -> None:
-        self._writes = distributed.rank() == 0
-        self._pool = ThreadPoolExecutor(1) if in_background and self._writes else None
+        self.writes = distributed.rank() == 0
+        """Whether this process writes files."""
+        self._pool = ThreadPoolExecutor(1) if in_background and self.writes else None
         self._pending: deque[Future[None]] = deque()
         self._has_failed = False
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         with suppress(Exception) if error else nullcontext():
             self.wait()
+        distributed.end_together(error)
 
     def submit(self, job: Callable[[], object]) -> None:
         """Run a job now, or add it to the queue. Raises the error of this or an earlier job."""
-        if not self._writes:
+        if not self.writes:
             return
         if self._pool is None:
             job()

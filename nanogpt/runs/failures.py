@@ -1,52 +1,78 @@
 """Turns the failures of a training run into messages that say what to do."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import Stopped, resume_command, write_error
+from ..errors import Stopped, make_line, resume_command, write_error
 from ..system import distributed
 from ..system.devices import requested_memory
-from ..system.distributed import SEE_MESSAGE, Lost, ignore_termination, watch
 from ..system.gpu import CannotCapture
+from ..system.heartbeat import SEE_MESSAGE, Lost
 from .run import Run
+
+
+def advise_resuming(run: Run) -> str:
+    """Return the advice for a run that has lost another process."""
+    return f"{SEE_MESSAGE}, then resume with: {resume_command(run.out)}"
 
 
 @contextmanager
 def explain_failures(run: Run) -> Iterator[None]:
     """Within this context, an OSError, a failed CUDA graph or a lack of memory raises Stopped.
 
-    The loss of another process raises Stopped, too.
+    The loss of another process raises Stopped, too. If only other processes than the first one
+    have failed, one of them prints its message here, because the first one does not know it.
     """
-    advice = f"{SEE_MESSAGE}, then resume with: {resume_command(run.out)}"
     try:
-        try:
-            with watch(advice):
-                yield
-        except BaseException:
-            ignore_termination()
-            raise
-    except OSError as error:
-        raise write_error(run.out, error) from None
+        with _ignore_termination_after_errors():
+            yield
     except Lost as error:
-        raise Stopped(error.reason, advice) from None
+        advice = f"{error.advice}, then resume with: {resume_command(run.out)}"
+        stopped = Stopped(error.reason, advice)
+        raise (stopped if error.advice == SEE_MESSAGE else _tell(stopped)) from None
+    except OSError as error:
+        raise _tell(write_error(run.out, error)) from None
     except CannotCapture as error:
-        raise Stopped(
-            f"a step cannot be captured as a CUDA graph ({error})",
-            f"; to run without a graph, which is slower: "
-            f"{resume_command(run.out, '--train.no-cuda-graph')}",
+        raise _tell(
+            Stopped(
+                f"a step cannot be captured as a CUDA graph ({error})",
+                f"; to run without a graph, which is slower: "
+                f"{resume_command(run.out, '--train.no-cuda-graph')}",
+            )
         ) from None
     except (RuntimeError, MemoryError) as error:
         if memory := requested_memory(error):
-            raise out_of_memory(run, memory) from None
+            raise _tell(out_of_memory(run, memory)) from None
         raise
+
+
+@contextmanager
+def _ignore_termination_after_errors() -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        distributed.ignore_termination()
+        raise
+
+
+def _tell(error: Stopped) -> Stopped:
+    """If no process of a lower rank has failed, too, print the message of another than the first.
+
+    Returns the error.
+    """
+    if distributed.rank() and distributed.is_first_failure():
+        line = f"nanogpt: process {distributed.rank()}: {make_line(error)}"
+        print(line, file=sys.stderr, flush=True)
+    return error
 
 
 def out_of_memory(run: Run, memory: str) -> Stopped:
     """Return the error for a run that lacks memory; `memory` is the requested amount, as text."""
     settings = run.config.train
-    accumulation, size = settings.accumulation, settings.batch_size
-    share = size // distributed.size()
-    if accumulation == share:
+    # The advice must also help a single process.
+    size, parts = settings.batch_size, settings.accumulation * distributed.size()
+    if parts == size:
         is_fixed = run.config.start_from is not None  # the model is that of another run
         return Stopped(
             f"out of memory: {memory} more was requested, and each part of the batch is already a "
@@ -55,9 +81,9 @@ def out_of_memory(run: Run, memory: str) -> Stopped:
             if is_fixed
             else "; a smaller --model.n-embd or --model.block-size needs less",
         )
-    divisors = (n for n in range(accumulation + 1, min(share, 10_000)) if share % n == 0)
-    parts = "--train.batch-size", str(size), "--train.accumulation", str(next(divisors, share))
+    divisors = (n for n in range(parts + 1, min(size, 10_000)) if size % n == 0)
+    flags = "--train.batch-size", str(size), "--train.accumulation", str(next(divisors, size))
     return Stopped(
         f"out of memory: {memory} more was requested",
-        f"; the same batch in smaller parts needs less memory: {resume_command(run.out, *parts)}",
+        f"; the same batch in smaller parts needs less memory: {resume_command(run.out, *flags)}",
     )

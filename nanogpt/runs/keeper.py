@@ -35,13 +35,17 @@ class CheckpointKeeper:
         if state.step == self.saved_step:
             return
         self.check.check_model()
-        state.seconds = round(time.perf_counter() - start, 3)
-        self.weights, self.saved_step = take_snapshot(self.run.model.state_dict()), state.step
+        state.seconds, self.saved_step = round(time.perf_counter() - start, 3), state.step
+        if not self.writer.writes:
+            return
+        self.weights = take_snapshot(self.run.model.state_dict())
         files = checkpoint_files(self.run.checkpoint(), self.weights, self.run.training())
         self.writer.submit(partial(self._write_last, files))
 
     def save_best(self) -> None:
         """Save the weights or the averaged weights, whichever have the lower loss, in best/."""
+        if not self.writer.writes:
+            return
         best, state = self.run.journal.best, self.run.state
         assert best is not None
         weights = self.weights
@@ -60,6 +64,8 @@ class CheckpointKeeper:
         """
         state = self.run.state
         self.check.check_model()
+        if not self.writer.writes:
+            return
         weights = take_snapshot(self.run.model.state_dict())
         files = checkpoint_files(self.run.checkpoint(), weights)
         directory = snapshot_directory(self.run.out, state.step)

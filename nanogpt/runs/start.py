@@ -1,6 +1,5 @@
 """Creates new runs, and restores runs from their last checkpoint."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from operator import itemgetter
@@ -29,15 +28,15 @@ from ..text.encoding import encode_corpus, get_tokenizer
 from ..text.ngrams import NGramCounts
 from ..text.readers import Progress, no_progress
 from ..text.tokenizers import Tokenizer
-from ..version import VERSION
 from .checkpoint import Checkpoint, load_checkpoint, load_training_tensors, read_checkpoint_info
-from .config import RunConfig, flatten_settings
+from .config import RunConfig
 from .directory import find_tokenizer, lock_run, make_run_directory
 from .history import remove_later_snapshots
 from .journal import Journal
 from .loss_scale import LossScale
 from .memory import require_run_memory
 from .run import Run, SavedRun, load_same_text, read_saved_run
+from .sharing import get_share, require_equal_shares, require_same_start, vary_dropout
 from .starting import copy_weights, load_start
 from .state import GENERATORS, State
 from .teachers import Teacher, load_teachers, require_same_teachers
@@ -55,7 +54,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     with distributed.agreement():
         device = _set_up_device(config)
         precision = pick_precision(config.precision, device)
-        _require_equal_shares(config, device, precision)
+        require_equal_shares(config, device, precision)
         corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
         kind = find_tokenizer(config.tokenizer)
         tokenizer = get_tokenizer(kind, corpus, config.val_fraction, progress)
@@ -64,7 +63,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
         option = None if start else "--model.block-size"  # a started run keeps its model
         require_tokens(data.splits.items(), config.model.block_size, option)
         config = replace(config, model=_set_vocab_size(config.model, tokenizer.vocab_size))
-        require_run_memory(config, device, precision)
+        require_run_memory(get_share(config), device, precision)
         teachers = load_teachers(config.teachers, tokenizer, config.model.block_size, device)
         config, transfer, transfer_sha256 = _load_transfer_text(
             config, data, tokenizer, progress, may_download=True
@@ -76,6 +75,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
             copy_weights(start[1], model, start[0])
             config = replace(config, start_from=start[0])
         model = model.to(device)
+    distributed.require_own_gpu(device)
     with distributed.agreement():
         if distributed.rank() == 0:
             out, lock = make_run_directory(config.out, config.name)
@@ -91,62 +91,15 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
                 config, steps, lock, model, tokenizer, data, sha256, teachers, transfer
             )
             run.journal.begin()
-        _require_same_start(run)
+        require_same_start(run)
     except OSError as error:
         lock.release()
         raise write_error(out, error) from None
     except BaseException:
         lock.release()
         raise
-    _vary_dropout(run)
+    vary_dropout(run)
     return run
-
-
-def _require_equal_shares(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
-    """Raise UserError if several processes cannot train this run, or not with equal shares."""
-    size, batch, parts = distributed.size(), config.train.batch_size, config.train.accumulation
-    if batch % (size * parts):
-        unit = size * parts
-        values = [value for value in (batch // unit * unit, -(-batch // unit) * unit) if value]
-        raise UserError(
-            f"batch_size is {batch}: {size} processes that split their share into accumulation "
-            f"{parts} need a multiple of {unit}, such as {' or '.join(map(str, values))}"
-        )
-    if size > 1 and device.type == "mps":
-        raise UserError(
-            f"{size} processes cannot train on mps: use --device cpu, or leave out torchrun"
-        )
-    if size > 1 and precision == torch.float16:
-        raise UserError(
-            f"{size} processes cannot train in float16: use --precision bfloat16 or float32"
-        )
-
-
-def _require_same_start(run: Run) -> None:
-    """Raise UserError if the processes have different settings, texts, weights or versions."""
-    if distributed.size() == 1:
-        return
-    distributed.require_own_gpu(run.device)
-    facts = {
-        "nanogpt": VERSION,
-        "the device": run.device.type,
-        "torch": torch.__version__,
-        "text": run.text_sha256,
-        "transfer text": run.transfer_sha256,
-        "teachers": [teacher.sha256 for teacher in run.teachers],
-        "tokens": hashlib.sha256(repr(run.tokenizer.to_json()).encode()).hexdigest(),
-        "precision": str(run.precision),
-        "step": run.state.step,
-        **flatten_settings(replace(run.config, device="", out=None, teachers=[], transfer=None)),
-        "weights": sum(p.double().sum().item() for p in run.model.parameters()),
-    }
-    distributed.require_equal(facts)
-
-
-def _vary_dropout(run: Run) -> None:
-    """Seed each process except the first one, so that it draws other numbers for dropout."""
-    if number := distributed.rank():
-        torch.manual_seed((run.config.seed + 1_000_003 * number + run.state.step) % 2**63)
 
 
 def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = no_progress) -> Run:
@@ -171,7 +124,8 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
                 if isinstance(saved, Path) or not saved.is_current():
                     saved = read_saved_run(directory)
                 run = _resume(saved, config, lock, progress)
-            _require_same_start(run)
+            distributed.require_own_gpu(run.device)
+            require_same_start(run)
         except BaseException:
             lock.release()
             raise
@@ -182,7 +136,7 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
                 f"permissions, or copy {directory} and resume the copy"
             ) from None
         raise write_error(directory, error) from None
-    _vary_dropout(run)
+    vary_dropout(run)
     return run
 
 
@@ -191,8 +145,8 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
     config.check_same_run(saved.config)
     device = _set_up_device(config)
     precision = pick_precision(config.precision, device)
-    _require_equal_shares(config, device, precision)
-    require_run_memory(config, device, precision)
+    require_equal_shares(config, device, precision)
+    require_run_memory(get_share(config), device, precision)
     # The files of a run may name any address, so download only from an address that the user gives.
     is_given = config.data != saved.config.data
     corpus = load_same_text(config, info.text_sha256, progress, may_download=is_given)
@@ -269,7 +223,10 @@ def _set_up_device(config: RunConfig) -> torch.device:
     limit_threads()
     keep_freed_memory()
     use_deterministic(config.deterministic)
-    return pick_device(config.device)
+    device = pick_device(config.device)
+    if device.type == "cuda" and distributed.size() > 1:
+        torch.cuda.set_device(device)
+    return device
 
 
 def _build_run(

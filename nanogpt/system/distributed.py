@@ -8,15 +8,15 @@ import os
 import platform
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import Stopped, UserError
+from ..errors import Interrupted, Stopped, UserError
+from .heartbeat import Lost, Peers, make_lost, mark_outside
 
 # Every command imports this module, but importing torch is slow.
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ PATIENCE = timedelta(minutes=30)
 """How long they wait outside training steps: one of them may encode a text or write a file."""
 TIMEOUT = timedelta(seconds=20)
 """In a training step, a process that does not answer for this time is regarded as dead."""
-BEAT, MISSED_BEATS, GRACE_BEATS = 1.5, 10, 7
-"""Within watch(), each process counts every 1.5 s; one that misses ten counts is killed. If it
-cannot be killed, the others end after seven more counts."""
 T = TypeVar("T")
 _patient: Any = None
 """The group of all processes, with PATIENCE; None without join()."""
@@ -39,12 +36,8 @@ _prompt: Any = None
 """The group of all processes, with TIMEOUT."""
 _gpus: Any = None
 """The group of all processes, for tensors on GPUs; None without connect_gpus()."""
-_processes: list[tuple[str, int, int]] = []
-"""The host, the ID of the parent (torchrun) and the ID of each process."""
-_store: Any = None
-"""Key-value pairs that all processes can read and write; see watch()."""
-OUTSIDE, FAILED = b"outside", b"failed"
-"""The values of a process that is not within watch(), and of one that left it with an error."""
+_peers: Peers | None = None
+"""The other processes; None without join()."""
 
 
 def launched_size() -> int:
@@ -78,7 +71,7 @@ def rank() -> int:
 @contextmanager
 def join() -> Iterator[None]:
     """Within this context, the processes that torchrun started are connected."""
-    global _patient, _prompt, _store
+    global _patient, _prompt, _peers
     if launched_size() == 1:
         yield
         return
@@ -89,10 +82,10 @@ def join() -> Iterator[None]:
         _patient = distributed.new_group(timeout=PATIENCE)
         _prompt = distributed.new_group(timeout=TIMEOUT)
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        _store = distributed.TCPStore(  # type: ignore[attr-defined]
+        store = distributed.TCPStore(  # type: ignore[attr-defined]
             address, port, is_master=False, timeout=CONNECTING
         )
-        _store.set(_key(launched_rank()), OUTSIDE)
+        mark_outside(store, launched_rank())
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Stopped(
@@ -100,10 +93,11 @@ def join() -> Iterator[None]:
             f"torchrun, with the same address and port"
         ) from None
     try:
-        _processes[:] = gather_objects((platform.node(), os.getppid(), os.getpid()))
+        own = platform.node(), os.getppid(), os.getpid()
+        _peers = Peers(launched_rank(), gather_objects(own), store)
         yield
     finally:
-        _patient = _prompt = _store = None
+        _patient = _prompt = _peers = None
         if not _gpus:  # NCCL would wait for captured graphs, and for processes that are lost
             with suppress(RuntimeError):
                 distributed.destroy_process_group()
@@ -114,11 +108,10 @@ def connect_gpus(device: "torch.device") -> None:
     global _gpus
     if device.type != "cuda" or size() == 1 or _gpus:
         return
-    import torch
     from torch import distributed
 
-    torch.cuda.set_device(device)
-    with _communicating(PATIENCE):
+    gather_objects(None)  # NCCL waits only a minute for the others
+    with _communicating(PATIENCE, uses_gpus=True):
         _gpus = distributed.new_group(backend="nccl", timeout=PATIENCE, device_id=device)
 
 
@@ -136,26 +129,17 @@ def exit_promptly() -> Iterator[None]:
             raise
         status = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):
-            traceback.print_exc()
+            with suppress(Exception):
+                traceback.print_exc()
     if _gpus:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status if isinstance(status, int) else 0)
-
-
-SEE_MESSAGE = ": see its message"
-
-
-class Lost(Stopped):
-    """Another process of the run has ended, or does not answer."""
-
-
-def _make_lost(advice: str) -> Lost:
-    return Lost("another process of this run has ended, or does not answer", advice)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # the stream may be closed
+                stream.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 @contextmanager
-def _communicating(timeout: timedelta) -> Iterator[None]:
+def _communicating(timeout: timedelta, uses_gpus: bool = False) -> Iterator[None]:
     """Within this context, an error of torch.distributed raises Lost.
 
     If the processes have waited for `timeout`, one of them hangs, and is killed.
@@ -163,101 +147,43 @@ def _communicating(timeout: timedelta) -> Iterator[None]:
     start = time.monotonic()
     try:
         yield
-    except RuntimeError:
+    except RuntimeError as error:
+        if uses_gpus:
+            reason = " ".join(str(error).split())[:200]
+            raise Lost(
+                f"the GPUs cannot communicate ({reason})", ": set NCCL_DEBUG=WARN to see more"
+            ) from None
         if time.monotonic() - start > 0.9 * timeout.total_seconds():
             _end_siblings()
-        raise _make_lost(SEE_MESSAGE) from None
+        raise make_lost() from None
 
 
 def _end_siblings() -> None:
     """Kill the other processes of the same torchrun, which would wait 30 s for one that hangs."""
     if rank():
         time.sleep(5)  # the first process prints the message
-    _kill(number for number in range(size()) if number != rank())
+    if _peers:
+        _peers.kill(number for number in range(size()) if number != rank())
 
 
-def _kill(ranks: Iterable[int]) -> None:
-    """Kill those of these processes that the torchrun of this process has started."""
-    for host, parent, pid in [_processes[number] for number in ranks]:
-        if (host, parent) == (platform.node(), os.getppid()):
-            with suppress(OSError):
-                os.kill(pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+def watch(advice: str, before_end: Callable[[], object]) -> AbstractContextManager[None]:
+    """Do the same as Peers.watch(). With a single process, do nothing."""
+    return _peers.watch(advice, before_end) if _peers else nullcontext()
 
 
-@contextmanager
-def watch(advice: str = SEE_MESSAGE) -> Iterator[None]:
-    """Within this context, a process that was stopped, or lost with its machine, ends all of them.
+def is_first_failure() -> bool:
+    """Return whether this process, which has failed by itself, is the one to print its message."""
+    return not _peers or rank() == 0 or _peers.is_first_failure()
 
-    Each process has a thread that counts, and reads the counts of the other processes. The
-    processes beside a lost one kill it, so that communication with it raises Lost. If a process,
-    or the machine that keeps the counts, is still lost after GRACE_BEATS, the thread prints a
-    message with `advice`, and ends this process. It does the same if another process has failed by
-    itself, such as for a lack of memory, and this one still waits for it after GRACE_BEATS.
+
+def end_together(error: BaseException | None) -> None:
+    """If all processes end for the same reason, let each wait until the others are ready to end.
+
+    30 s after the first process has ended, torchrun kills the others, which may be writing files.
     """
-    if size() == 1:
-        yield
-        return
-    try:
-        _store.set(_key(rank()), "0")
-    except RuntimeError:
-        raise _make_lost(advice) from None
-    has_left = threading.Event()
-    arguments = _store, rank(), size(), advice, has_left
-    thread = threading.Thread(target=_count, args=arguments, daemon=True)
-    thread.start()
-    final = OUTSIDE
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, Stopped):  # all processes raise Stopped together
-            final = FAILED
-        raise
-    finally:
-        has_left.set()
-        thread.join(timeout=5)
-        with suppress(RuntimeError):
-            _store.set(_key(rank()), final)
-
-
-def _count(store: Any, own: int, size: int, advice: str, has_left: threading.Event) -> None:
-    """Count until this process has left watch(); see there."""
-    keys = [_key(number) for number in range(size)]
-    counts, changed, beat = [OUTSIDE] * size, [0] * size, 0
-    patience = (MISSED_BEATS + GRACE_BEATS) * BEAT
-
-    def end() -> None:
-        if not has_left.is_set():
-            print(f"nanogpt: {_make_lost(advice)}", file=sys.stderr, flush=True)
-            os._exit(1)  # the main thread is waiting, and cannot raise an exception
-
-    while not has_left.wait(BEAT):
-        beat += 1
-        timer = threading.Timer(patience, end)  # the machine with the store may be lost
-        timer.daemon = True
-        timer.start()
-        try:
-            store.set(keys[own], str(beat))
-            found = store.multi_get(keys)
-        except RuntimeError:  # torchrun of the first machine, which keeps the store, has ended
-            has_left.wait(patience)
-            end()
-            return
-        timer.cancel()
-        for number, count in enumerate(found):
-            if count == FAILED:
-                changed[number] = min(changed[number], beat - MISSED_BEATS)
-            elif count == OUTSIDE or count != counts[number]:
-                changed[number] = beat
-        counts, missed = found, [beat - last for last in changed]
-        hung = (n for n, beats in enumerate(missed) if beats >= MISSED_BEATS)
-        _kill(n for n in hung if counts[n] != FAILED)
-        if max(missed) >= MISSED_BEATS + GRACE_BEATS:
-            end()
-
-
-def _key(number: int) -> str:
-    """Return the key of a process's count."""
-    return f"nanogpt/count/{number}"
+    if error is None or (isinstance(error, Stopped | Interrupted) and not isinstance(error, Lost)):
+        with suppress(Lost):
+            gather_objects(None)
 
 
 def ignore_termination() -> None:
@@ -281,7 +207,7 @@ def add_up(tensors: Sequence["Tensor"], in_step: bool = False) -> None:
     from torch import distributed
 
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    with _communicating(TIMEOUT if in_step else PATIENCE):
+    with _communicating(TIMEOUT if in_step else PATIENCE, flat.is_cuda):
         group = _gpus if flat.is_cuda else _prompt if in_step else _patient
         distributed.all_reduce(flat, group=group)
     parts = flat.split([tensor.numel() for tensor in tensors])
@@ -299,7 +225,7 @@ def gather(tensor: "Tensor") -> "Tensor":
     from torch import distributed
 
     parts = [torch.empty_like(tensor) for _ in range(size())]
-    with _communicating(TIMEOUT):
+    with _communicating(TIMEOUT, tensor.is_cuda):
         group = _gpus if tensor.is_cuda else _prompt
         distributed.all_gather(parts, tensor.contiguous(), group=group)
     return torch.cat(parts)
@@ -340,8 +266,8 @@ def require_own_gpu(device: "torch.device") -> None:
     for number, gpu in enumerate(gpus):
         if gpu and gpus.index(gpu) < number:
             raise UserError(
-                f"processes {gpus.index(gpu)} and {number} use the same GPU: start one process for "
-                f"each GPU, with --device cuda, or use --device cpu"
+                f"processes {gpus.index(gpu)} and {number} use the same GPU: use --device cuda and "
+                f"one process for each GPU (without torchrun, set LOCAL_RANK, too), or --device cpu"
             )
 
 

@@ -8,6 +8,7 @@ from warnings import catch_warnings
 import torch
 from torch import Tensor, nn
 
+from ..errors import Stopped
 from .devices import get_random_states, set_random_states
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -114,7 +115,7 @@ class CudaGraph:
                     problem = error
         except RuntimeError as error:
             problem = problem or error
-        if isinstance(problem, torch.OutOfMemoryError):
+        if isinstance(problem, torch.OutOfMemoryError | Stopped):
             raise problem
         if problem:
             raise CannotCapture(_one_line(problem)) from problem

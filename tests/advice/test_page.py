@@ -69,6 +69,7 @@ FOLLOWED_ELSEWHERE = {
     "compile needs Triton": "tests/fast/test_generation.py",
     "torchrun can only": "tests/fast/test_parallel.py",
     "this machine has 2 GPUs": "tests/system/test_devices.py",
+    "the GPUs cannot communicate": "tests/system/test_distributed.py",
     "processes 0 and 1 use": "tests/system/test_distributed.py",
     "2 processes cannot use": "tests/fast/test_parallel.py",
     "2 processes cannot train": "tests/fast/test_parallel.py",

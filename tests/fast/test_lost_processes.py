@@ -45,11 +45,13 @@ unchanged, calls = getattr(owner, name), 0
 def lose(*args):
     global calls
     calls += 1
-    if calls == call and os.environ["RANK"] == rank:
+    if calls == call and os.environ["RANK"] in rank.split(","):
         with open("lost.json", "w") as file:
             json.dump([os.getpid(), time.monotonic()], file)
         if how == "hang":
             time.sleep(1000)
+        if how == "memory":
+            raise MemoryError
         os.kill(os.getpid(), signal.Signals[how])
     return unchanged(*args)
 
@@ -97,6 +99,24 @@ def test_a_lost_process_ends_all(arguments: list[str], place: str, how: str, ran
     assert seconds_since_loss() < 30
     assert lines == ([LINE] if rank == 1 else [])  # the first process prints the message
     resume()
+
+
+@pytest.mark.parametrize("ranks", ["1", "0,1"])
+def test_a_lack_of_memory_is_reported_once(arguments: list[str], ranks: str) -> None:
+    """The advice helps a single process, too: each part of the batch is smaller than before."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "script.py", "step", "memory", ranks]
+    status, lines = run([*launcher, *arguments])
+    assert status != 0
+    message = (
+        "out of memory: an unknown amount more was requested; the same batch in smaller parts "
+        f"needs less memory: nanogpt train --resume {OUT} "
+        "--train.batch-size 24 --train.accumulation 6"
+    )
+    if ranks == "1":
+        assert sorted(lines) == [LINE, f"nanogpt: process 1: {message}"]
+    else:
+        assert lines == [f"nanogpt: {message}"]
 
 
 @pytest.mark.parametrize("lost", [1, 0])

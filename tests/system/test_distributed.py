@@ -11,6 +11,7 @@ import torch
 
 from nanogpt.errors import UserError
 from nanogpt.system import distributed
+from nanogpt.system.heartbeat import Lost
 
 SCRIPT = """
 import signal, sys, torch
@@ -78,7 +79,7 @@ FAILURE = """
 import signal, time
 from nanogpt.system import distributed as d
 
-with d.join(), d.watch(": advice"):
+with d.join(), d.watch(": advice", lambda: open("before-end", "w").close()):
     if d.rank() == 1:
         time.sleep(2)
         raise RuntimeError("no memory")
@@ -101,6 +102,14 @@ def test_processes_do_not_wait_for_one_that_has_failed() -> None:
     assert "RuntimeError: no memory" in process.stderr
     line = "nanogpt: another process of this run has ended, or does not answer: advice"
     assert line in process.stderr.splitlines()
+    assert Path("before-end").exists()
+
+
+def test_an_error_of_nccl_is_shown() -> None:
+    message = r"^the GPUs cannot communicate \(NCCL error: unhandled\): set NCCL_DEBUG=WARN to see"
+    communicating = distributed._communicating(distributed.PATIENCE, uses_gpus=True)
+    with pytest.raises(Lost, match=message), communicating:
+        raise RuntimeError("NCCL error:\n  unhandled")
 
 
 def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

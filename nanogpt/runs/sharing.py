@@ -1,0 +1,66 @@
+"""What several processes that train one run need: equal shares, equal starts, other dropout."""
+
+import hashlib
+from dataclasses import replace
+
+import torch
+
+from ..errors import UserError
+from ..system import distributed
+from ..system.devices import describe_device
+from ..version import VERSION
+from .config import RunConfig, flatten_settings
+from .run import Run
+
+
+def require_equal_shares(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
+    """Raise UserError if several processes cannot train this run, or not with equal shares."""
+    size, batch, parts = distributed.size(), config.train.batch_size, config.train.accumulation
+    if batch % (size * parts):
+        unit = size * parts
+        values = [value for value in (batch // unit * unit, -(-batch // unit) * unit) if value]
+        raise UserError(
+            f"batch_size is {batch}: {size} processes that split their share into accumulation "
+            f"{parts} need a multiple of {unit}, such as {' or '.join(map(str, values))}"
+        )
+    if size > 1 and device.type == "mps":
+        raise UserError(
+            f"{size} processes cannot train on mps: use --device cpu, or leave out torchrun"
+        )
+    if size > 1 and precision == torch.float16:
+        raise UserError(
+            f"{size} processes cannot train in float16: use --precision bfloat16 or float32"
+        )
+
+
+def get_share(config: RunConfig) -> RunConfig:
+    """Return the settings with the batch size of a single process."""
+    batch_size = config.train.batch_size // distributed.size()
+    return replace(config, train=replace(config.train, batch_size=batch_size))
+
+
+def require_same_start(run: Run) -> None:
+    """Raise UserError if the processes have different settings, texts, weights or versions."""
+    if distributed.size() == 1:
+        return
+    is_gpu = run.device.type == "cuda"
+    facts = {
+        "nanogpt": VERSION,
+        "the device": describe_device(run.device) if is_gpu else run.device.type,
+        "torch": torch.__version__,
+        "text": run.text_sha256,
+        "transfer text": run.transfer_sha256,
+        "teachers": [teacher.sha256 for teacher in run.teachers],
+        "tokens": hashlib.sha256(repr(run.tokenizer.to_json()).encode()).hexdigest(),
+        "precision": str(run.precision),
+        "step": run.state.step,
+        **flatten_settings(replace(run.config, device="", out=None, teachers=[], transfer=None)),
+        "weights": sum(p.cpu().double().sum().item() for p in run.model.parameters()),
+    }
+    distributed.require_equal(facts)
+
+
+def vary_dropout(run: Run) -> None:
+    """Seed each process except the first one, so that it draws other numbers for dropout."""
+    if number := distributed.rank():
+        torch.manual_seed((run.config.seed + 1_000_003 * number + run.state.step) % 2**63)
