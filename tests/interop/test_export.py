@@ -319,6 +319,20 @@ def test_what_cannot_be_exported(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of the file size")
+def test_ctrl_c_ends_an_export_to_onnx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch may replace the exception by another one."""
+
+    def export(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt("signal")
+        except KeyboardInterrupt as error:
+            raise RuntimeError("failed to export the model") from error
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(KeyboardInterrupt, match="signal"):
+        write_onnx(tmp_path / "model.onnx", make_model(GPT))
+
+
 @pytest.mark.parametrize("format", ["hf", "gguf", slow("onnx")])
 def test_a_full_disk_leaves_nothing(nanogpt: Command, run: Path, format: str) -> None:
     import resource
