@@ -25,12 +25,14 @@ def pick_device(name: str) -> torch.device:
     cuda is another GPU for each process of a machine. Raises UserError if the machine has no such
     device, or fewer GPUs than processes.
     """
+    if name == "cpu":  # without a call of CUDA, which takes time
+        return torch.device("cpu")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     available = ["cpu"] + ["cuda"] * cuda + ["mps"] * mps
     if name == "auto":
         name = "cuda" if cuda else "mps" if mps else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
+        if name == "cpu":
+            return torch.device("cpu")
     if name == "cuda" and cuda and launched_size() > 1:
         return torch.device("cuda", _pick_gpu(torch.cuda.device_count()))
     parts = re.fullmatch(r"(cuda|mps)(:(\d{1,4}))?", name, re.ASCII)
