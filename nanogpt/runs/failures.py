@@ -21,16 +21,15 @@ def advise_resuming(run: Run) -> str:
 def explain_failures(run: Run) -> Iterator[None]:
     """Within this context, an OSError, a failed CUDA graph or a lack of memory raises Stopped.
 
-    The loss of another process raises Stopped, too. If only other processes than the first one
-    have failed, one of them prints its message here, because the first one does not know it.
+    The loss of another process raises Stopped, too. If the first process has not failed, it does
+    not know the message, so the first of those that have failed prints it here.
     """
     try:
         with _ignore_termination_after_errors():
             yield
     except Lost as error:
         advice = f"{error.advice}, then resume with: {resume_command(run.out)}"
-        stopped = Stopped(error.reason, advice)
-        raise (stopped if error.advice == SEE_MESSAGE else _tell(stopped)) from None
+        raise _tell(Stopped(error.reason, advice), "") from None
     except OSError as error:
         raise _tell(write_error(run.out, error)) from None
     except CannotCapture as error:
@@ -56,14 +55,14 @@ def _ignore_termination_after_errors() -> Iterator[None]:
         raise
 
 
-def _tell(error: Stopped) -> Stopped:
-    """If no process of a lower rank has failed, too, print the message of another than the first.
+def _tell(error: Stopped, start: str | None = None) -> Stopped:
+    """Print the message of another process than the first, if no process of a lower rank failed.
 
-    Returns the error.
+    The line begins with `start`, by default with the number of the process. Returns the error.
     """
     if distributed.rank() and distributed.is_first_failure():
-        line = f"nanogpt: process {distributed.rank()}: {make_line(error)}"
-        print(line, file=sys.stderr, flush=True)
+        start = f"process {distributed.rank()}: " if start is None else start
+        print(f"nanogpt: {start}{make_line(error)}", file=sys.stderr, flush=True)
     return error
 
 
@@ -81,8 +80,9 @@ def out_of_memory(run: Run, memory: str) -> Stopped:
             if is_fixed
             else "; a smaller --model.n-embd or --model.block-size needs less",
         )
-    divisors = (n for n in range(parts + 1, min(size, 10_000)) if size % n == 0)
-    flags = "--train.batch-size", str(size), "--train.accumulation", str(next(divisors, size))
+    divisors = [n for n in range(parts + 1, min(size, 10_000)) if size % n == 0] or [size]
+    fitting = [n for n in divisors if size % (n * distributed.size()) == 0] or divisors
+    flags = "--train.batch-size", str(size), "--train.accumulation", str(fitting[0])
     return Stopped(
         f"out of memory: {memory} more was requested",
         f"; the same batch in smaller parts needs less memory: {resume_command(run.out, *flags)}",

@@ -148,6 +148,10 @@ def _communicating(timeout: timedelta, uses_gpus: bool = False) -> Iterator[None
     try:
         yield
     except RuntimeError as error:
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError):  # in a buffer for the result
+            raise
         if uses_gpus:
             reason = " ".join(str(error).split())[:200]
             raise Lost(

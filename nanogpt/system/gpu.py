@@ -8,7 +8,6 @@ from warnings import catch_warnings
 import torch
 from torch import Tensor, nn
 
-from ..errors import Stopped
 from .devices import get_random_states, set_random_states
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -115,7 +114,7 @@ class CudaGraph:
                     problem = error
         except RuntimeError as error:
             problem = problem or error
-        if isinstance(problem, torch.OutOfMemoryError | Stopped):
+        if isinstance(problem, torch.OutOfMemoryError):
             raise problem
         if problem:
             raise CannotCapture(_one_line(problem)) from problem

@@ -65,7 +65,7 @@ class Peers:
         try:
             self.store.set(_key(self.rank), "0")
         except RuntimeError:
-            raise make_lost(advice) from None
+            raise make_lost() from None
         has_left = threading.Event()
         thread = threading.Thread(
             target=self._count, args=(advice, before_end, has_left), daemon=True
@@ -81,16 +81,26 @@ class Peers:
         finally:
             has_left.set()
             thread.join(timeout=5)
-            with suppress(RuntimeError):
-                self.store.set(_key(self.rank), final)
+            if not thread.is_alive():  # otherwise, the store does not answer
+                with suppress(RuntimeError):
+                    self.store.set(_key(self.rank), final)
 
     def is_first_failure(self) -> bool:
-        """Return whether no process of a lower rank has failed by itself, now or 2 s later."""
+        """Return whether no process of a lower rank has failed, now or 2 s later.
+
+        If the store does not answer, return True.
+        """
+        found: list[bytes] = []
+
+        def read() -> None:
+            with suppress(RuntimeError):
+                found.extend(self.store.multi_get([_key(rank) for rank in range(self.rank)]))
+
         time.sleep(2)
-        try:
-            return FAILED not in self.store.multi_get([_key(rank) for rank in range(self.rank)])
-        except RuntimeError:
-            return True
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(timeout=3)
+        return FAILED not in found
 
     def _count(
         self, advice: str, before_end: Callable[[], object], has_left: threading.Event
