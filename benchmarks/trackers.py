@@ -1,4 +1,4 @@
-"""Measure how much `--track` slows a run down, in one process for each tracker.
+"""Measure how much `--track` slows a run down, each tracker in a separate process.
 
     python benchmarks/trackers.py
 
@@ -62,7 +62,7 @@ def measure(name: TrackerName, lines: int, out: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure the trackers, each in a process of its own."""
+    """Measure each tracker in a separate process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

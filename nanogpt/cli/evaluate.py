@@ -19,7 +19,6 @@ from ..runs.run import load_run_text, read_description
 from ..runs.start import require_tokens
 from ..system import distributed
 from ..system.devices import keep_freed_memory, limit_threads, pick_device
-from ..system.heartbeat import SEE_MESSAGE
 from ..text import corpora
 from ..text.download import require_single_process
 from ..text.encoding import encode_corpus
@@ -92,7 +91,7 @@ def evaluate(args: list[str]) -> None:
         )
         models = [checkpoint.model for checkpoint in checkpoints]
         model = models[0] if len(models) == 1 else Ensemble(models)
-        with distributed.watch(SEE_MESSAGE, lambda: None):
+        with distributed.watch():
             evaluation = evaluate_split(model, split)
     if distributed.launched_rank() == 0:
         _show(options, runs, checkpoints, name, split, evaluation)

@@ -33,7 +33,7 @@ def write_onnx(file: Path, model: Model) -> None:
                 dynamo=True,
                 verbose=False,
             )
-        except Exception as error:  # torch replaces a KeyboardInterrupt with an error of its own
+        except Exception as error:  # torch may raise another error than KeyboardInterrupt
             if interruption := _find_interruption(error):
                 raise interruption from None
             raise

@@ -12,24 +12,24 @@ from ..system.heartbeat import SEE_MESSAGE, Lost
 from .run import Run
 
 
-def advise_resuming(run: Run) -> str:
-    """Return the advice for a run that has lost another process."""
-    return f"{SEE_MESSAGE}, then resume with: {resume_command(run.out)}"
+def advise_resuming(run: Run, first: str = SEE_MESSAGE) -> str:
+    """Return the advice for a run that has lost another process; `first` is its beginning."""
+    return f"{first}, then resume with: {resume_command(run.out)}"
 
 
 @contextmanager
 def explain_failures(run: Run) -> Iterator[None]:
     """Within this context, an OSError, a failed CUDA graph or a lack of memory raises Stopped.
 
-    The loss of another process raises Stopped, too. If the first process has not failed, it does
-    not know the message, so the first of those that have failed prints it here.
+    The loss of another process raises Stopped, too. The command line prints only the errors of
+    process 0. If process 0 has not failed, the failed process with the lowest rank prints its
+    message here.
     """
     try:
         with _ignore_termination_after_errors():
             yield
     except Lost as error:
-        advice = f"{error.advice}, then resume with: {resume_command(run.out)}"
-        raise _tell(Stopped(error.reason, advice), "") from None
+        raise _tell(Stopped(error.reason, advise_resuming(run, error.advice)), "") from None
     except OSError as error:
         raise _tell(write_error(run.out, error)) from None
     except CannotCapture as error:
@@ -56,7 +56,7 @@ def _ignore_termination_after_errors() -> Iterator[None]:
 
 
 def _tell(error: Stopped, start: str | None = None) -> Stopped:
-    """Print the message of another process than the first, if no process of a lower rank failed.
+    """Print the message of an error, unless process 0 or another process of a lower rank does so.
 
     The line begins with `start`, by default with the number of the process. Returns the error.
     """

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import Interrupted, Stopped, UserError
-from .heartbeat import Lost, Peers, make_lost, mark_outside
+from .heartbeat import SEE_MESSAGE, Lost, Peers, make_lost, mark_outside
 
 # Every command imports this module, but importing torch is slow.
 if TYPE_CHECKING:
@@ -170,7 +170,9 @@ def _end_siblings() -> None:
         _peers.kill(number for number in range(size()) if number != rank())
 
 
-def watch(advice: str, before_end: Callable[[], object]) -> AbstractContextManager[None]:
+def watch(
+    advice: str = SEE_MESSAGE, before_end: Callable[[], object] = lambda: None
+) -> AbstractContextManager[None]:
     """Do the same as Peers.watch(). With a single process, do nothing."""
     return _peers.watch(advice, before_end) if _peers else nullcontext()
 
@@ -260,17 +262,19 @@ def require_equal(facts: dict[str, object]) -> None:
 
 
 def require_own_gpu(device: "torch.device") -> None:
-    """Raise UserError if two processes use the same GPU. Without GPUs, do nothing."""
+    """Raise UserError if two processes use the same GPU; `device` is that of this process."""
+    if size() == 1:
+        return
     import torch
 
-    gpu: tuple[str, str] | None = None
+    own: tuple[str, str] | None = None
     if device.type == "cuda":
-        gpu = platform.node(), str(torch.cuda.get_device_properties(device).uuid)
-    gpus = gather_objects(gpu)
+        own = platform.node(), str(torch.cuda.get_device_properties(device).uuid)
+    gpus = gather_objects(own)
     for number, gpu in enumerate(gpus):
-        if gpu and gpus.index(gpu) < number:
+        if gpu and (first := gpus.index(gpu)) < number:
             raise UserError(
-                f"processes {gpus.index(gpu)} and {number} use the same GPU: use --device cuda and "
+                f"processes {first} and {number} use the same GPU: use --device cuda and "
                 f"one process for each GPU (without torchrun, set LOCAL_RANK, too), or --device cpu"
             )
 

@@ -8,7 +8,7 @@ import pytest
 from torch import distributed
 
 from nanogpt.errors import Stopped
-from nanogpt.system.heartbeat import FAILED, OUTSIDE, Lost, Peers, make_lost, mark_outside
+from nanogpt.system.heartbeat import FAILED, OUTSIDE, Peers, make_lost, mark_outside
 from tests.fast.test_parallel import run, torchrun
 
 
@@ -65,8 +65,7 @@ def test_processes_that_count_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("nanogpt.system.heartbeat.BEAT", 0.02)
     one, two = make_peers(2)
     with one.watch("", lambda: None), two.watch("", lambda: None):
-        time.sleep(1)  # 50 beats; a lost process would end this one after 17
-    assert issubclass(Lost, Stopped)
+        time.sleep(1)  # 50 beats; with a lost process, this one would end after 17
 
 
 # The first process has an unfinished file; all of them fail for the same reason.
