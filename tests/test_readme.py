@@ -169,7 +169,6 @@ TESTED_ELSEWHERE = {
     "models/ensemble": "test_evaluate",
     "muon": "test_optim",
     "runs/background": "runs/test_checkpoint",
-    "runs/failures": "test_train",
     "runs/keeper": "test_resume",
     "runs/reading": "runs/test_checkpoint",
     "runs/reporter": "test_train",

@@ -66,8 +66,7 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
     """Do the same as training.make_stepper(), for any number of processes."""
     if distributed.size() == 1:
         return training.make_stepper(run, on_message)
-    captures = run.config.train.cuda_graph and run.device.type == "cuda"
-    stepper = CapturedParallelStepper if captures else ParallelStepper
+    stepper = CapturedParallelStepper if training.can_capture(run) else ParallelStepper
     messages: list[str] = []
     mean_loss = training.make_loss(run, messages.append)
     for message in dict.fromkeys(chain.from_iterable(distributed.gather_objects(messages))):

@@ -5,12 +5,13 @@ device before the step starts, and the results of the step stay on the device. A
 work on the device, so one step is captured as a graph, which is replayed for the other steps.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..data import inputs_and_targets
 from ..distillation import SoftTargets
@@ -21,21 +22,16 @@ from ..runs.run import Run
 from ..step import LossFunction, Stepper, compute_gradients, update_weights
 from ..system import distributed
 from ..system.devices import autocast
-from ..system.gpu import CudaGraph, compile_loss
+from ..system.gpu import CudaGraph, Forward, compile_loss, replace_forward
 from .cpu import CpuKernels
 
 
 def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
-    """Return the fastest stepper for a run; call `on_message` if the model cannot be compiled.
-
-    In float16, the host checks for overflow before each update, so the step cannot be captured.
-    """
+    """Return the fastest stepper for a run; call `on_message` if the model cannot be compiled."""
     mean_loss = make_loss(run, on_message)
     if run.state.scale:
         return ScaledStepper(run, mean_loss)
-    if run.config.train.cuda_graph and run.device.type == "cuda":
-        return CapturedStepper(run, mean_loss)
-    return Stepper(run, mean_loss)
+    return (CapturedStepper if can_capture(run) else Stepper)(run, mean_loss)
 
 
 def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
@@ -43,28 +39,65 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
 
     On a CUDA GPU, the Transformer blocks are compiled if the setting `compile` is true. In this
     case, the cross-entropy is compiled, too, because it reads and writes all logits, and a large
-    vocabulary has many logits.
+    vocabulary has many logits. With the setting `recompute`, the activations inside the blocks are
+    computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174).
     """
     model, settings, device = run.model, run.config.train, run.device
     soft = SoftTargets(run)
-    kernels = CpuKernels() if device.type == "cpu" else nullcontext()
+
+    @contextmanager
+    def precision() -> Iterator[None]:
+        kernels = CpuKernels() if device.type == "cpu" else nullcontext()
+        with autocast(device, run.precision), kernels:
+            yield
 
     def score(mean_loss: LossFunction, inputs: Tensor, targets: Tensor) -> Tensor:
-        with autocast(device, run.precision), kernels:
+        with precision():
             logits = model(inputs)
             return soft.add_to(mean_loss(logits, targets), logits, inputs)
 
+    def wrap(forward: Forward) -> Forward:
+        if not settings.recompute:
+            return forward
+        return partial(
+            checkpoint,  # in the backward pass, it calls `forward` again
+            forward,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), precision()),
+            preserve_rng_state=has_dropout(run),
+        )
+
     loss = partial(score, cross_entropy)
     blocks = [*model.get_submodule("blocks").children()] if hasattr(model, "blocks") else []
-    blocks += [block for block in soft.blocks() if blocks and type(block) is type(blocks[0])]
-    if not settings.compile or device.type != "cuda" or not blocks:
+    if not blocks:
         return loss
+    plain = replace_forward(loss, blocks, wrap(type(blocks[0]).forward))
+    if not settings.compile or device.type != "cuda":
+        return plain if settings.recompute else loss
+    blocks += [block for block in soft.blocks() if type(block) is type(blocks[0])]
     parts = settings.accumulation * distributed.size()
     starts = torch.zeros(settings.batch_size // parts, dtype=torch.long)
     example = inputs_and_targets(run.data.splits["train"].blocks(starts, model.config.block_size))
-    fast = compile_loss(partial(score, torch.compile(cross_entropy)), blocks, example, on_message)
+    compiled = partial(score, torch.compile(cross_entropy))
+    fast = compile_loss(compiled, blocks, example, on_message, wrap)
     model.zero_grad()
-    return fast or loss
+    return fast or (plain if settings.recompute else loss)
+
+
+def has_dropout(run: Run) -> bool:
+    """Return whether the model of a run has dropout."""
+    return bool(getattr(run.config.model, "dropout", 0))
+
+
+def can_capture(run: Run) -> bool:
+    """Return whether a CUDA graph can capture a step of a run.
+
+    In float16, the host checks for overflow before each update. If activations are computed again
+    with the same dropout, the host sets the states of the random generators.
+    """
+    settings = run.config.train
+    is_fixed = not run.state.scale and not (settings.recompute and has_dropout(run))
+    return settings.cuda_graph and run.device.type == "cuda" and is_fixed
 
 
 class CapturedStepper(Stepper):

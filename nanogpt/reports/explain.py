@@ -3,13 +3,19 @@
 Dimensions: L n_layer, C n_embd, T block_size, N parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..models import BigramConfig, GPTConfig
 from ..runs.config import RunConfig
-from ..runs.memory import Line, count_memory, count_parameters
+from ..runs.memory import (
+    Line,
+    count_activations,
+    count_matrix_weights,
+    count_memory,
+    count_parameters,
+)
 from ..system.memory import format_count, format_quantity
 from .rates import Rates
 
@@ -31,12 +37,12 @@ def explain_run(
     config: RunConfig, device: torch.device, precision: torch.dtype, rates: Rates
 ) -> Explanation:
     """Compute what the training steps of a run need; `rates` are the speeds of the device."""
-    memory, operations = count_memory(config, device, precision), count_operations(config)
+    operations = count_operations(config)
     return Explanation(
         count_parameters(config.model),
-        memory,
+        count_memory(config, device, precision),
         operations,
-        estimate_time(config, device, memory, operations, rates),
+        estimate_time(config, device, precision, operations, rates),
     )
 
 
@@ -56,6 +62,10 @@ def count_operations(config: RunConfig) -> list[Line]:
             Line("attention", "4 L C T, masked scores included", scores),
             Line("backward pass", "twice the forward pass", 2 * (2 * weights + scores)),
         ]
+        if training.recompute:
+            again = 2 * count_matrix_weights(model) + scores
+            lines.append(Line("recomputation", "the forward pass of the blocks", again))
+            per_token += again
     formula = "sum" if lines else "reads one row of the table"
     batch = training.batch_size * model.block_size
     per_step = per_token * batch
@@ -70,20 +80,26 @@ def count_operations(config: RunConfig) -> list[Line]:
 def estimate_time(
     config: RunConfig,
     device: torch.device,
-    memory: list[Line],
+    precision: torch.dtype,
     operations: list[Line],
     rates: Rates,
 ) -> list[Line]:
     """Estimate the seconds of a step and of a run, from matrix products and memory traffic."""
-    value = {line.part: line.value for line in [*memory, *operations]}
-    training = config.train
-    products = value["per step"] / rates.products
-    activations = sum(v for part, v in value.items() if part.startswith(("activations", "logits")))
+    training, per_step = config.train, {line.part: line.value for line in operations}["per step"]
+    products = per_step / rates.products
+    whole = replace(config, train=replace(training, recompute=False))
+    activations = sum(
+        line.value
+        for line in count_activations(whole, device, precision)
+        if line.part.startswith(("activations", "logits"))
+    )
     # The forward and backward passes read and write the activations, their gradients, and
     # temporary values. Compiled blocks have fewer temporary values. docs/explain.md compares this
     # estimate with measured times.
+    N = count_parameters(config.model)[-1].value
     passes = 8 if training.compile and device.type == "cuda" else 12
-    traffic = passes * training.accumulation * activations + 7 * value["weights"]
+    passes += passes // 3 if training.recompute else 0
+    traffic = passes * training.accumulation * activations + 28 * N
     rest = traffic / rates.memory
     flops = format_quantity(rates.products, "FLOP/s")
     bandwidth = format_quantity(rates.memory, "B/s")

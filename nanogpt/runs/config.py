@@ -32,6 +32,9 @@ class TrainConfig:
     accumulation: int = 1
     """Process each batch in this many equal parts, so that the step needs less memory. Apart from
     rounding and dropout, the result is the same."""
+    recompute: bool = False
+    """Store only the input of each block of the model, and compute its other activations again in
+    the backward pass. A step needs less memory, but about a third more operations."""
     order: OrderName = "random"
     """random: blocks start at random positions in the text. epochs: in every epoch, the text is cut
     into blocks, and each block is used once, in random order."""
@@ -205,6 +208,8 @@ class RunConfig:
         needed = {"weight_decay": ("adamw", "muon"), **dict.fromkeys(of_muon, ("muon",))}
         if optim.optimizer not in needed.get(name, (optim.optimizer,)):
             return f"the optimizer is {optim.optimizer}"
+        if name == "recompute" and isinstance(self.model, BigramConfig):
+            return "a bigram has no blocks"
         if name in ("teacher_weight", "teacher_temperature") and not self.teachers:
             return "there are no --teachers"
         if name == "transfer_share" and not self.transfer:

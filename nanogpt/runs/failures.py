@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import Stopped, make_line, resume_command, write_error
+from ..models import BigramConfig
 from ..system import distributed
 from ..system.devices import requested_memory
 from ..system.gpu import CannotCapture
@@ -71,6 +72,15 @@ def out_of_memory(run: Run, memory: str) -> Stopped:
     settings = run.config.train
     # The advice must also help a single process.
     size, parts = settings.batch_size, settings.accumulation * distributed.size()
+    can_recompute = not settings.recompute and not isinstance(run.config.model, BigramConfig)
+    # On a CPU, the freed activations stay in fragments of memory, so recomputation rarely helps.
+    if parts == size and can_recompute and run.device.type == "cuda":
+        return Stopped(
+            f"out of memory: {memory} more was requested, and each part of the batch is already a "
+            f"single block",
+            f"; a step that computes its activations twice needs less: "
+            f"{resume_command(run.out, '--train.recompute')}",
+        )
     if parts == size:
         is_fixed = run.config.start_from is not None  # the model is that of another run
         return Stopped(

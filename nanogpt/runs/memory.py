@@ -120,15 +120,17 @@ def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype
     activations = count_activations(config, device, precision)
     dynamic = gradients.value, sum(line.value for line in activations)
     # The backward pass allocates gradients while it frees activations, so the peak includes only
-    # the larger of the two. With accumulation, the peak includes both, because the gradients stay
-    # in memory from one part of the batch to the next.
-    accumulates = training.accumulation > 1
-    peak = Line(
-        "peak",
-        "sum of all" if accumulates else "sum, but only the larger of gradients and activations",
-        sum(line.value for line in static) + (sum(dynamic) if accumulates else max(dynamic)),
-        total=True,
-    )
+    # the larger of the two. If it computes activations again, those of one block are in memory
+    # together with all gradients. With accumulation, the peak includes everything, because the
+    # gradients stay in memory from one part of the batch to the next.
+    formula = "sum, but only the larger of gradients and activations"
+    most = max(dynamic)
+    if training.recompute:
+        formula = "sum, but only the larger of gradients and stored activations"
+        most = max(most, gradients.value + activations[-1].value)
+    if training.accumulation > 1:
+        formula, most = "sum of all", sum(dynamic)
+    peak = Line("peak", formula, sum(line.value for line in static) + most, total=True)
     return [*static, gradients, *activations, peak]
 
 
@@ -170,11 +172,20 @@ def count_activations(
         W = count_matrix_weights(model) + V * C  # the blocks and the head
         formula = f"2 W; products use W = {format_count(W)}"
         lines.append(Line("weights in half precision", formula, 2 * W))
-    blocks = n * L * (c * C + extra)
+    block, formula = c * C + extra, f"{c} C + {extra_formula}"
+    end = Line("embedding and head", f"n ({ends} C + {logits} V)", n * (ends * C + logits * V))
+    if training.recompute:  # the activations of a single block at a time
+        block, formula = block + 6 * b * C, f"{c + 6 * b} C + {extra_formula}"
+        return [
+            *lines,
+            Line("inputs of the blocks", f"n L {b} C", n * L * b * C),
+            end,
+            Line("one block, or logits", f"n max({formula}, 8 V)", n * max(block, 8 * V)),
+        ]
     return [
         *lines,
-        Line("activations of the blocks", f"n L ({c} C + {extra_formula})", blocks),
-        Line("embedding and head", f"n ({ends} C + {logits} V)", n * (ends * C + logits * V)),
+        Line("activations of the blocks", f"n L ({formula})", n * L * block),
+        end,
         Line("gradients of activations", f"n max({6 * b} C, 8 V)", n * max(6 * b * C, 8 * V)),
     ]
 

@@ -14,27 +14,16 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 """A function of inputs (B, T) and targets (B, T) that returns their mean loss, a scalar ()."""
 
 
-def compile_loss(
-    loss: LossFunction,
-    blocks: Sequence[nn.Module],
-    example: tuple[Tensor, Tensor],
-    say: Callable[[str], None],
-) -> LossFunction | None:
-    """Return `loss` with compiled blocks. If they cannot be compiled, call say() and return None.
+Forward = Callable[..., Tensor]
+"""The method forward() of a class of modules; its first argument is the module."""
 
-    The blocks have the same structure, so one compiled function serves all of them (regional
-    compilation). This is much faster than compiling every block. Outside the returned function,
-    the blocks are unchanged. Torch compiles at the first call, so compile_loss() runs one forward
-    and one backward pass on `example`. `example` must have the shapes and strides of the batches;
-    otherwise the blocks are compiled again. The gradients of this pass remain in the parameters;
-    the random states are restored.
-    """
-    device = example[0].device
-    states = get_random_states(device)
-    # Blocks of other models, such as teachers, may have other sizes: compile each size by itself.
-    forward = torch.compile(type(blocks[0]).forward, dynamic=False)
 
-    def compiled_loss(inputs: Tensor, targets: Tensor) -> Tensor:
+def replace_forward(
+    loss: LossFunction, blocks: Sequence[nn.Module], forward: Forward
+) -> LossFunction:
+    """Return `loss` with the method forward() of the blocks replaced by `forward`."""
+
+    def changed_loss(inputs: Tensor, targets: Tensor) -> Tensor:
         for block in blocks:
             vars(block)["forward"] = partial(forward, block)
         try:
@@ -43,6 +32,30 @@ def compile_loss(
             for block in blocks:
                 del vars(block)["forward"]
 
+    return changed_loss
+
+
+def compile_loss(
+    loss: LossFunction,
+    blocks: Sequence[nn.Module],
+    example: tuple[Tensor, Tensor],
+    say: Callable[[str], None],
+    wrap: Callable[[Forward], Forward] = lambda forward: forward,
+) -> LossFunction | None:
+    """Return `loss` with compiled blocks. If they cannot be compiled, call say() and return None.
+
+    The blocks have the same structure, so one compiled function serves all of them (regional
+    compilation). This is much faster than compiling every block. wrap() is applied to the compiled
+    function. Outside the returned function, the blocks are unchanged. Torch compiles at the first
+    call, so compile_loss() runs one forward and one backward pass on `example`. `example` must have
+    the shapes and strides of the batches; otherwise the blocks are compiled again. The gradients of
+    this pass remain in the parameters; the random states are restored.
+    """
+    device = example[0].device
+    states = get_random_states(device)
+    # Blocks of other models, such as teachers, may have other sizes: compile each size by itself.
+    forward = torch.compile(type(blocks[0]).forward, dynamic=False)
+    compiled_loss = replace_forward(loss, blocks, wrap(forward))
     try:
         with catch_warnings(action="ignore"):  # the warnings are for developers of the compiler
             compiled_loss(*example).backward()

@@ -13,13 +13,24 @@ from torch import Tensor
 from nanogpt.data import inputs_and_targets
 from nanogpt.evaluate import cross_entropy
 from nanogpt.fast.training import CapturedStepper, make_loss, make_stepper
-from nanogpt.models import ModernConfig
+from nanogpt.models import ModelConfig, ModernConfig
 from nanogpt.runs.config import RunConfig
 from nanogpt.runs.run import Run
 from nanogpt.runs.start import prepare_run
-from nanogpt.system.devices import use_deterministic
+from nanogpt.system.devices import Precision, use_deterministic
+from tests.small import SMALL
 from tests.test_step import build_stepper, never
 from tests.test_step import muon_config as muon_config  # a fixture
+
+SWIGLU = ModernConfig(
+    n_layer=3,
+    n_head=2,
+    n_embd=32,
+    block_size=16,
+    dropout=0.1,
+    skips=True,
+    activation="swiglu",
+)
 
 
 @pytest.mark.parametrize("counts", [(10,), (1, 4, 5)])
@@ -61,6 +72,27 @@ def test_the_compiled_loss_is_used_if_there_is_one(
     else:
         loss = make_loss(run, pytest.fail)
         torch.testing.assert_close(loss(inputs, targets), cross_entropy(run.model(inputs), targets))
+
+
+@pytest.mark.parametrize("model", [SMALL, SWIGLU], ids=["gpt", "modern"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recomputed_activations_give_equal_steps(
+    config: RunConfig, model: ModelConfig, precision: Precision
+) -> None:
+    """The results are equal bit for bit, even with dropout; each block runs twice in a step."""
+    steps, calls = [], []
+    for recompute in (False, True):
+        settings = replace(config.train, recompute=recompute, accumulation=2)
+        _, stepper = build_stepper(
+            replace(config, precision=precision, model=model, train=settings)
+        )
+        block = stepper.run.model.get_submodule("blocks.0.feed_forward")
+        calls.append(0)
+        block.register_forward_pre_hook(lambda *_: calls.append(calls.pop() + 1))
+        torch.manual_seed(3)
+        steps.append(stepper.take(5, never))
+    assert torch.equal(*steps)
+    assert calls == [10, 20]
 
 
 # Tests on a GPU.
@@ -112,16 +144,16 @@ def test_captured_steps_equal_plain_steps(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(("parts", "recompute"), [(1, False), (2, False), (2, True)])
 def test_compiled_and_captured_steps_have_about_the_same_losses(
-    muon_config: RunConfig, parts: int
+    muon_config: RunConfig, parts: int, recompute: bool
 ) -> None:
     """Compiled code adds numbers in a different order, so the losses differ slightly."""
     assert isinstance(muon_config.model, ModernConfig)
     muon_config = replace(
         muon_config,
         model=replace(muon_config.model, dropout=0.0),
-        train=replace(muon_config.train, accumulation=parts),
+        train=replace(muon_config.train, accumulation=parts, recompute=recompute),
     )
     (_, expected), (_, found) = (
         take_steps_on_gpu(muon_config, False, False),

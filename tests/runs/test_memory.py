@@ -173,6 +173,18 @@ def test_peak_counts_gradients_and_activations_together_only_with_accumulation()
         assert most.value == rest + gradients + several
 
 
+def test_recomputation_needs_the_activations_of_one_block() -> None:
+    stored, recomputed = (
+        count_activations(make_config(GPT, recompute=recompute), CPU, torch.float32)
+        for recompute in (False, True)
+    )
+    all_blocks, inputs, block = stored[0].value, recomputed[0].value, recomputed[-1].value
+    assert stored[1] == recomputed[1]
+    n, C = 16 * 32, GPT.n_embd
+    assert inputs == GPT.n_layer * 4 * n * C
+    assert block == all_blocks / GPT.n_layer + stored[-1].value
+
+
 CASES = [
     ("baby", {}, {}),
     ("baby", {"dropout": 0.0}, {"compile": False}),
@@ -181,6 +193,9 @@ CASES = [
     ("baby-fast", {"n_layer": 12}, {"accumulation": 2}),
     ("best", {}, {"compile": False}),
     ("best", {}, {}),
+    ("baby", {"dropout": 0.0}, {"recompute": True}),
+    ("baby-fast", {"n_layer": 12}, {"recompute": True, "accumulation": 2}),
+    ("baby", {"n_embd": 1024, "n_layer": 24}, {"recompute": True, "batch_size": 8}),
 ]
 
 
