@@ -46,6 +46,8 @@ class Muon:
         self.precision = torch.float32 if precision == torch.float32 else torch.bfloat16
         self.orthogonalise: Callable[[Tensor, torch.dtype], Tensor] = orthogonalise
         """Replaced by a function that shares the work, if several processes train the model."""
+        self.whole: Callable[[Tensor], Tensor] = lambda matrices: matrices
+        """Replaced by a function that returns whole matrices, if each process has some rows."""
         self._names = list(named)
         self.stacks: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
         """Maps each matrix shape (rows, columns) to {parameter index: its number of matrices}.
@@ -59,7 +61,8 @@ class Muon:
         """For each shape, a running mean of the mean square of each row: (matrices, rows, 1)."""
         if normalise_rows:
             for (rows, columns), counts in self.stacks.items():
-                zeros = self.parameters[0].new_zeros(sum(counts.values()), rows, 1)
+                first, count = self.parameters[0], sum(counts.values())
+                zeros = torch.zeros(count, rows, 1, dtype=first.dtype, device=first.device)
                 self.squares[rows, columns] = zeros
 
     @torch.no_grad()
@@ -71,7 +74,7 @@ class Muon:
         if not self.cautious_decay:
             torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
         for (rows, columns), counts in self.stacks.items():
-            stack = torch.cat([nesterov[i].view(-1, rows, columns) for i in counts])
+            stack = torch.cat([self.whole(nesterov[i]).view(-1, rows, columns) for i in counts])
             directions = self.orthogonalise(stack, self.precision)
             if self.squares:
                 directions = normalise_rows(directions.float(), self.squares[rows, columns])
@@ -80,7 +83,8 @@ class Muon:
             distance = rate * math.sqrt(max(1, rows / columns))
             updates = torch.mul(directions, distance, out=stack)
             if self.cautious_decay:  # only weights that the update moves towards 0 decay
-                weights = torch.cat([self.parameters[i].view(-1, rows, columns) for i in counts])
+                whole = [self.whole(self.parameters[i]) for i in counts]
+                weights = torch.cat([matrices.view(-1, rows, columns) for matrices in whole])
                 updates += rate * self.weight_decay * weights * (updates * weights > 0)
             torch._foreach_sub_(
                 [self.parameters[i] for i in counts],

@@ -83,7 +83,7 @@ class TerminalReporter(LiveReporter):
         print_line = partial(self.console.print, soft_wrap=True)
         print_line(make_line(run.out), style="bold", end="")
         print_line(
-            f": {type(run.model).__name__}, "
+            f": {type(run.config.model).__name__.removesuffix('Config')}, "
             f"{run.parameters:,} parameters, block size {model.block_size}; "
             f"{describe_device(run.device)}, {precision}"
         )

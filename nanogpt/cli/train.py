@@ -59,6 +59,8 @@ class TrainArgs:
 
     def explain_unused(self, name: str) -> str:
         """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        if name == "shard" and distributed.launched_size() == 1:
+            return "there is a single process"
         reasons = {
             "refresh": "a run is resumed with the text that it started with",
             "config": "a run is resumed with its own settings",

@@ -5,6 +5,7 @@ their gradients, and all of them make the same update.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 
 import torch
@@ -47,15 +48,37 @@ class ParallelStepper(Stepper):
         """Do the same as Stepper.update(), for the mean loss of the whole batch."""
         config = self.run.config
         loss = compute_gradients(self.mean_loss, inputs, targets, config.train.accumulation)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        results = [loss, *gradients]
-        torch._foreach_div_(results, distributed.size())
-        distributed.add_up(results, in_step=True)
+        self.average([loss, *(p.grad for p in self.parameters if p.grad is not None)])
         norms = clip_gradients(self.parameters, config.optim.grad_clip)
         update_weights(self.run.state.optimizers, rates.unbind())
         for parameter in self.parameters:
             parameter.grad = None
         return loss, norms
+
+    def average(self, results: list[Tensor]) -> None:
+        """Replace the loss and the gradients by their means over all processes."""
+        torch._foreach_div_(results, distributed.size())
+        distributed.add_up(results, in_step=True)
+
+
+class ShardedStepper(ParallelStepper):
+    """Takes steps if each process has only some rows of each parameter and its gradient."""
+
+    def __init__(self, run: Run, mean_loss: LossFunction) -> None:
+        super().__init__(run, mean_loss)
+        for optimizer in run.state.optimizers:
+            if isinstance(optimizer, Muon):
+                optimizer.whole = distributed.whole
+
+    def update(self, inputs: Tensor, targets: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
+        """Do the same as ParallelStepper.update()."""
+        with distributed.communicating():
+            loss, norms = super().update(inputs, targets, rates)
+            return loss, distributed.whole(norms)
+
+    def average(self, results: list[Tensor]) -> None:
+        """Average only the loss: the backward pass has averaged the gradients."""
+        super().average(results[:1])
 
 
 class CapturedParallelStepper(ParallelStepper, training.CapturedStepper):
@@ -67,6 +90,8 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
     if distributed.size() == 1:
         return training.make_stepper(run, on_message)
     stepper = CapturedParallelStepper if training.can_capture(run) else ParallelStepper
+    if run.config.train.shard:
+        stepper = ShardedStepper
     messages: list[str] = []
     mean_loss = training.make_loss(run, messages.append)
     for message in dict.fromkeys(chain.from_iterable(distributed.gather_objects(messages))):
@@ -91,10 +116,13 @@ class _Share(Split):
 
     def __init__(self, split: Split) -> None:
         vars(self).update(vars(split))
+        self.rest = 0
+        """The number of processes that have one batch of windows more than the others."""
 
     def windows(self, batch_size: int, block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every N-th batch of windows, for N processes."""
         for number, window in enumerate(super().windows(batch_size, block_size)):
+            self.rest = (number + 1) % distributed.size()
             if number % distributed.size() == distributed.rank():
                 yield window
 
@@ -103,11 +131,17 @@ def evaluate(model: Model | Ensemble, split: Split) -> Evaluation:
     """Do the same as evaluate.evaluate(); each process evaluates its share of the windows."""
     if distributed.size() == 1:
         return evaluate_alone(model, split)
-    try:
-        own = evaluate_alone(model, _Share(split))
-        nats, number = own.loss * own.tokens, own.tokens
-    except ZeroDivisionError:  # fewer windows than processes
-        nats, number = 0.0, 0
+    share = _Share(split)
+    is_sharded = any(map(distributed.is_sharded, model.parameters()))
+    with distributed.communicating() if is_sharded else nullcontext():
+        try:
+            own = evaluate_alone(model, share)
+            nats, number = own.loss * own.tokens, own.tokens
+        except ZeroDivisionError:  # fewer windows than processes
+            nats, number = 0.0, 0
+        if is_sharded and distributed.rank() >= share.rest > 0:
+            with torch.no_grad():  # the others need the parameters of this process once more
+                model(torch.zeros(1, 1, dtype=torch.long, device=split.device))
     sums = torch.tensor([nats, number], dtype=torch.float64)
     distributed.add_up([sums])
     total, tokens = sums.tolist()

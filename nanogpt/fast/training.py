@@ -71,10 +71,11 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     blocks = [*model.get_submodule("blocks").children()] if hasattr(model, "blocks") else []
     if not blocks:
         return loss
-    plain = replace_forward(loss, blocks, wrap(type(blocks[0]).forward))
+    forward = type(blocks[0]).forward  # a sharded block has its own class
+    plain = replace_forward(loss, blocks, wrap(forward))
     if not settings.compile or device.type != "cuda":
         return plain if settings.recompute else loss
-    blocks += [block for block in soft.blocks() if type(block) is type(blocks[0])]
+    blocks += [block for block in soft.blocks() if type(block).forward is forward]
     parts = settings.accumulation * distributed.size()
     starts = torch.zeros(settings.batch_size // parts, dtype=torch.long)
     example = inputs_and_targets(run.data.splits["train"].blocks(starts, model.config.block_size))

@@ -35,6 +35,9 @@ class TrainConfig:
     recompute: bool = False
     """Store only the input of each block of the model, and compute its other activations again in
     the backward pass. A step needs less memory, but about a third more operations."""
+    shard: bool = False
+    """With several processes, divide the weights, gradients and optimizer states between them, for
+    a model that is too large for one GPU (FSDP2)."""
     order: OrderName = "random"
     """random: blocks start at random positions in the text. epochs: in every epoch, the text is cut
     into blocks, and each block is used once, in random order."""

@@ -9,6 +9,7 @@ from ..data import inputs_and_targets
 from ..errors import Stopped, resume_command
 from ..evaluate import cross_entropy
 from ..optim import get_learning_rate
+from ..system import distributed
 from .run import Run
 
 
@@ -42,10 +43,11 @@ class FiniteCheck:
             raise self.stopped(state.step - 1, "the loss scale", state.scale.scale)
 
     @torch.no_grad()
+    @distributed.communicating()
     def check_model(self) -> None:
         """Raise Stopped if a weight, or the loss of one block of held-out text, is not finite."""
         model, step = self.run.model, self.run.state.step - 1
-        norms = torch.stack(torch._foreach_norm(list(model.parameters())))
+        norms = distributed.whole(torch.stack(torch._foreach_norm(list(model.parameters()))))
         if not norms.isfinite().all():
             worst = int((~norms.isfinite()).nonzero()[0])
             raise self.stopped(step, self.names[worst], norms[worst].item())

@@ -20,6 +20,8 @@ class CheckpointKeeper:
     def __init__(self, run: Run, writer: BackgroundWriter) -> None:
         self.run, self.writer = run, writer
         self.check = FiniteCheck(run)
+        self.has_tensors = writer.writes or run.config.train.shard
+        """Whether this process has tensors for the files."""
         self.saved_step = -1
         self.weights: Snapshot | None = None
         """The weights at saved_step."""
@@ -36,7 +38,7 @@ class CheckpointKeeper:
             return
         self.check.check_model()
         state.seconds, self.saved_step = round(time.perf_counter() - start, 3), state.step
-        if not self.writer.writes:
+        if not self.has_tensors:
             return
         self.weights = take_snapshot(self.run.model.state_dict())
         files = checkpoint_files(self.run.checkpoint(), self.weights, self.run.training())
@@ -44,7 +46,7 @@ class CheckpointKeeper:
 
     def save_best(self) -> None:
         """Save the weights or the averaged weights, whichever have the lower loss, in best/."""
-        if not self.writer.writes:
+        if not self.has_tensors:
             return
         best, state = self.run.journal.best, self.run.state
         assert best is not None
@@ -64,7 +66,7 @@ class CheckpointKeeper:
         """
         state = self.run.state
         self.check.check_model()
-        if not self.writer.writes:
+        if not self.has_tensors:
             return
         weights = take_snapshot(self.run.model.state_dict())
         files = checkpoint_files(self.run.checkpoint(), weights)

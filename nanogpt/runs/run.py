@@ -122,6 +122,8 @@ class Run:
     transfer: Split | None = None
     """The transfer text as tokens."""
     transfer_sha256: str = ""
+    weights_sum: int = 0
+    """A checksum of the weights at the start, which several processes compare."""
 
     @cached_property
     def counted(self) -> KneserNey:

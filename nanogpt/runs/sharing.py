@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from ..errors import UserError
+from ..models import Model
 from ..system import distributed
 from ..system.devices import describe_device
 from ..version import VERSION
@@ -26,6 +27,11 @@ def require_equal_shares(config: RunConfig, device: torch.device, precision: tor
     if size > 1 and device.type == "mps":
         raise UserError(
             f"{size} processes cannot train on mps: use --device cpu, or leave out torchrun"
+        )
+    if is_sharded(config) and config.train.mean_teacher:
+        raise UserError(
+            f"mean_teacher is {config.train.mean_teacher}, but shard divides the averaged weights "
+            f"between the processes: leave out --train.shard, or set --train.mean-teacher 0"
         )
     if size > 1 and precision == torch.float16:
         raise UserError(
@@ -55,12 +61,22 @@ def require_same_start(run: Run) -> None:
         "precision": str(run.precision),
         "step": run.state.step,
         **flatten_settings(replace(run.config, device="", out=None, teachers=[], transfer=None)),
-        # The order of additions changes a sum of floats, but not a sum of their bits.
-        "weights": sum(
-            p.cpu().view(torch.int32).long().sum().item() for p in run.model.parameters()
-        ),
+        "weights": run.weights_sum,
     }
     distributed.require_equal(facts)
+
+
+def is_sharded(config: RunConfig) -> bool:
+    """Return whether several processes divide the weights of the model between them."""
+    return config.train.shard and distributed.size() > 1
+
+
+def sum_bits(model: Model) -> int:
+    """Return the sum of all weights, as integers with the same bits.
+
+    The order of additions changes a sum of floats, but not this sum.
+    """
+    return sum(int(p.detach().view(torch.int32).long().sum()) for p in model.parameters())
 
 
 def vary_dropout(run: Run) -> None:

@@ -36,7 +36,14 @@ from .journal import Journal
 from .loss_scale import LossScale
 from .memory import require_run_memory
 from .run import Run, SavedRun, load_same_text, read_saved_run
-from .sharing import get_share, require_equal_shares, require_same_start, vary_dropout
+from .sharing import (
+    get_share,
+    is_sharded,
+    require_equal_shares,
+    require_same_start,
+    sum_bits,
+    vary_dropout,
+)
 from .starting import copy_weights, load_start
 from .state import GENERATORS, State
 from .teachers import Teacher, load_teachers, require_same_teachers
@@ -74,8 +81,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
         if start:
             copy_weights(start[1], model, start[0])
             config = replace(config, start_from=start[0])
-        model = model.to(device)
-    distributed.require_own_gpu(device)
+    _connect_gpus(config, device)
     with distributed.agreement():
         if distributed.rank() == 0:
             out, lock = make_run_directory(config.out, config.name)
@@ -88,7 +94,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     try:
         with distributed.agreement():
             run = _build_run(
-                config, steps, lock, model, tokenizer, data, sha256, teachers, transfer
+                config, steps, lock, device, model, tokenizer, data, sha256, teachers, transfer
             )
             run.journal.begin()
         require_same_start(run)
@@ -123,8 +129,11 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
             with distributed.agreement():
                 if isinstance(saved, Path) or not saved.is_current():
                     saved = read_saved_run(directory)
-                run = _resume(saved, config, lock, progress)
-            distributed.require_own_gpu(run.device)
+                config.check_same_run(saved.config)
+                device = _set_up_device(config)
+            _connect_gpus(config, device)
+            with distributed.agreement():
+                run = _resume(saved, config, lock, device, progress)
             require_same_start(run)
         except BaseException:
             lock.release()
@@ -140,17 +149,17 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
     return run
 
 
-def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progress) -> Run:
+def _resume(
+    saved: SavedRun, config: RunConfig, lock: FileLock, device: torch.device, progress: Progress
+) -> Run:
     directory, info = saved.directory, saved.info
-    config.check_same_run(saved.config)
-    device = _set_up_device(config)
     precision = pick_precision(config.precision, device)
     require_equal_shares(config, device, precision)
     require_run_memory(get_share(config), device, precision)
     # The files of a run may name any address, so download only from an address that the user gives.
     is_given = config.data != saved.config.data
     corpus = load_same_text(config, info.text_sha256, progress, may_download=is_given)
-    checkpoint = load_checkpoint(directory / "last", device)
+    checkpoint = load_checkpoint(directory / "last", "cpu")
     if checkpoint.model.config != config.model:
         raise damaged_error(
             directory / "last" / "config.json", "its model differs from the one in training.json"
@@ -173,7 +182,9 @@ def _resume(saved: SavedRun, config: RunConfig, lock: FileLock, progress: Progre
     paths = [teacher.run for teacher in teachers]
     config = replace(config, out=directory, data=corpus.name, teachers=paths)
     sha256, steps = (info.text_sha256, info.transfer_sha256), info.config.train.steps
-    run = _build_run(config, steps, lock, model, tokenizer, data, sha256, teachers, transfer)
+    run = _build_run(
+        config, steps, lock, device, model, tokenizer, data, sha256, teachers, transfer
+    )
     _restore(run, saved, checkpoint)
     return run
 
@@ -229,10 +240,18 @@ def _set_up_device(config: RunConfig) -> torch.device:
     return device
 
 
+def _connect_gpus(config: RunConfig, device: torch.device) -> None:
+    """Connect the GPUs of several processes, if they are needed to build the run."""
+    distributed.require_own_gpu(device)
+    if is_sharded(config):
+        distributed.connect_gpus(device)
+
+
 def _build_run(
     config: RunConfig,
     planned_steps: int,
     lock: FileLock,
+    device: torch.device,
     model: Model,
     tokenizer: Tokenizer,
     data: Data,
@@ -240,10 +259,17 @@ def _build_run(
     teachers: list[Teacher],
     transfer: Split | None,
 ) -> Run:
-    """Build a run at step 0. `text_sha256` is for the text and for the transfer text."""
+    """Build a run at step 0, from a model on the CPU.
+
+    `text_sha256` is for the text and for the transfer text.
+    """
     assert config.out is not None
-    device = next(model.parameters()).device
     precision = pick_precision(config.precision, device)
+    weights_sum = sum_bits(model) if distributed.size() > 1 else 0
+    if is_sharded(config):
+        distributed.shard(model, device)
+    else:
+        model = model.to(device)
     tokens = (to_int64(data.splits[name].tokens[:MAX_BIGRAM_TOKENS].cpu()) for name in SPLITS)
     train, val = (NGramCounts(ids.numpy(), 2, tokenizer.vocab_size) for ids in tokens)
     bigram_loss = train.loss(val)
@@ -271,6 +297,7 @@ def _build_run(
         teachers=teachers,
         transfer=transfer,
         transfer_sha256=text_sha256[1],
+        weights_sum=weights_sum,
     )
 
 

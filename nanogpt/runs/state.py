@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..models import Model
 from ..optim import Optimizer
+from ..system import distributed
 from ..system.devices import get_random_states, set_random_states
 from .loss_scale import LossScale
 
@@ -79,7 +80,7 @@ class State:
         states = {name: tensors.get(f"random.{name}", current[name]).clone() for name in current}
         set_random_states(states, self.device)
         for name, tensor in self._get_fixed_tensors().items():
-            tensor.copy_(tensors[name])
+            distributed.fill(tensor, tensors[name])
 
     def _get_fixed_tensors(self) -> dict[str, Tensor]:
         """Return the tensors that keep their memory address throughout training, by name."""
@@ -96,10 +97,12 @@ class State:
     @torch.no_grad()
     def averaged(self) -> Iterator[None]:
         """Within this context, the weights of the model are replaced by their running means."""
-        parameters: list[Tensor] = [*self.model.parameters()]
+        parameters = [*self.model.parameters()]
         weights = [p.detach().clone() for p in parameters]
-        torch._foreach_copy_(parameters, self.average)
+        for parameter, mean in zip(parameters, self.average, strict=True):
+            parameter.copy_(mean)
         try:
             yield
         finally:
-            torch._foreach_copy_(parameters, weights)
+            for parameter, weight in zip(parameters, weights, strict=True):
+                parameter.copy_(weight)

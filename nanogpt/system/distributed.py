@@ -6,11 +6,12 @@ functions return at once.
 
 import os
 import platform
+import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +22,7 @@ from .heartbeat import SEE_MESSAGE, Lost, Peers, make_lost, mark_outside
 # Every command imports this module, but importing torch is slow.
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 CONNECTING = timedelta(seconds=60)
 """How long the processes wait for each other to connect."""
@@ -235,6 +236,87 @@ def gather(tensor: "Tensor") -> "Tensor":
         group = _gpus if tensor.is_cuda else _prompt
         distributed.all_gather(parts, tensor.contiguous(), group=group)
     return torch.cat(parts)
+
+
+def shard(model: "nn.Module", device: "torch.device") -> None:
+    """Divide the rows of each parameter of a model on a CPU between the processes (FSDP2).
+
+    Each process keeps its rows on `device`, as DTensors. A forward or backward pass gets the whole
+    parameters of a block from all processes when it needs them, and then frees them again. The
+    backward pass averages the gradients. So all processes must run the same passes, and
+    `connect_gpus` must have been called.
+    """
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = DeviceMesh.from_group(_gpus or _prompt, device.type)
+    lists = [module for module in model.children() if isinstance(module, nn.ModuleList)]
+    for block in [block for blocks in lists for block in blocks]:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    # If the other parameters stayed whole after an evaluation, the next one would use old values.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def is_sharded(tensor: "Tensor") -> bool:
+    """Return whether each process has only a part of a tensor."""
+    if size() == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: "Tensor") -> "Tensor":
+    """Return a tensor that is complete in each process. All processes must call this function."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def collect(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """Return copies of tensors in host memory, complete; in processes other than 0, nothing.
+
+    All processes must call this function. A device holds only one complete tensor at a time.
+    """
+    copies = {}
+    with communicating():
+        for name, tensor in tensors.items():
+            complete = whole(tensor.detach())
+            if rank() == 0:
+                copies[name] = complete.to("cpu", copy=True)
+    return copies
+
+
+def fill(tensor: "Tensor", values: "Tensor") -> None:
+    """Copy complete values into a tensor, which may be sharded."""
+    if is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+        values = distribute_tensor(values.to(tensor.device), mesh, placements, src_data_rank=None)
+    tensor.copy_(values)
+
+
+@contextmanager
+def communicating() -> Iterator[None]:
+    """Within this context, tensors may be sharded, and processes must answer promptly.
+
+    A complete tensor can be added to a sharded one.
+    """
+    if size() == 1:
+        yield
+        return
+    from torch.distributed.tensor.experimental import implicit_replication
+
+    other: RuntimeError | None = None
+    with _communicating(TIMEOUT, bool(_gpus)), implicit_replication():
+        try:
+            yield
+        except RuntimeError as error:
+            if re.search("gloo|nccl", str(error), re.IGNORECASE):
+                raise
+            other = error
+    if other:
+        raise other
 
 
 def gather_objects(value: T) -> list[T]:

@@ -8,6 +8,7 @@ from warnings import catch_warnings
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from .devices import get_random_states, set_random_states
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -144,8 +145,11 @@ def take_snapshot(tensors: Mapping[str, Tensor]) -> Snapshot:
     If tensors are on a CUDA device, take_snapshot() copies them to other memory of this device. The
     first call of the returned function, in any thread, moves these copies to the host while the
     device continues to compute. If the device has too little memory, take_snapshot() itself copies
-    the tensors to the host.
+    the tensors to the host. If tensors are sharded, it collects them there in process 0.
     """
+    if any(map(distributed.is_sharded, tensors.values())):
+        collected = distributed.collect(tensors)
+        return lambda: collected
     try:
         copies = {name: _copy(t) for name, t in tensors.items()}
     except torch.OutOfMemoryError:

@@ -74,6 +74,7 @@ FOLLOWED_ELSEWHERE = {
     "2 processes cannot use": "tests/fast/test_parallel.py",
     "2 processes cannot train": "tests/fast/test_parallel.py",
     "batch_size is 13": "tests/fast/test_parallel.py",
+    "mean_teacher is 0.5, but shard": "tests/fast/test_sharding.py",
     "seed is 0 in process 0": "tests/fast/test_parallel.py",
     "process 1: ": "tests/system/test_distributed.py",
     "the 2 processes cannot": "tests/system/test_distributed.py",
