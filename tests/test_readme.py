@@ -175,6 +175,7 @@ TESTED_ELSEWHERE = {
     "runs/run": "runs/test_start",
     "runs/sharing": "fast/test_parallel",
     "runs/teachers": "test_distillation",
+    "system/agreement": "system/test_distributed",
     "system/cores": "system/test_devices",
     "version": "test_init",
 }

@@ -18,6 +18,7 @@ from ..runs.directory import find_run
 from ..runs.run import load_run_text, read_description
 from ..runs.start import require_tokens
 from ..system import distributed
+from ..system.agreement import agreement, require_equal
 from ..system.devices import keep_freed_memory, limit_threads, pick_device
 from ..text import corpora
 from ..text.download import require_single_process
@@ -71,16 +72,16 @@ def evaluate(args: list[str]) -> None:
     limit_threads()
     keep_freed_memory()
     with distributed.join():
-        with distributed.agreement():
+        with agreement():
             options = parse_arguments(EvalArgs(), args, "nanogpt eval")
             if options.refresh:
                 require_single_process()
         bar = nullcontext() if distributed.rank() else Bar(PlainConsole())
         with bar as shown:
             progress = shown.update if shown else no_progress
-            with distributed.agreement():
+            with agreement():
                 runs, checkpoints, name, split, text_sha256 = _load(options, progress)
-        distributed.require_equal(
+        require_equal(
             {
                 "nanogpt": VERSION,
                 "weights": [checkpoint.weights_sha256 for checkpoint in checkpoints],

@@ -17,6 +17,7 @@ from ..runs.run import SavedRun, read_saved_run
 from ..runs.settings import apply_settings
 from ..runs.starting import adopt_model
 from ..system import distributed
+from ..system.agreement import agreement
 from ..system.files import dump_json
 from ..text import corpora
 from ..text.download import require_single_process
@@ -79,7 +80,7 @@ def _train(args: list[str], until_the_end: ExitStack) -> None:
     defaults = _Defaults()
     console = PlainConsole()
     with distributed.join():
-        with distributed.agreement():
+        with agreement():
             options = parse_with_defaults(TrainArgs, defaults.choose, args, "nanogpt train")
             if options.refresh:
                 require_single_process()

@@ -4,12 +4,13 @@ In each step, every process computes the gradient of its share of the batch. The
 their gradients, and all of them make the same update.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from itertools import chain
+from functools import partial
+from itertools import chain, count
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import Split
 from ..evaluate import Evaluation
@@ -23,6 +24,53 @@ from ..step import LossFunction, Stepper, compute_gradients, update_weights
 from ..system import distributed
 from . import training
 
+BUCKET_BYTES = 25 << 20
+"""Minimum size of a bucket of gradients, except the last one: small sums take more time."""
+
+
+class GradientSums:
+    """Adds up gradients of the processes while the backward pass computes the other gradients.
+
+    As in Li et al. 2020 (arXiv:2006.15704), the gradients form buckets. The gradients of a bucket
+    are added up together, as soon as all of them are computed.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.is_last = False
+        """Whether the backward pass computes the last terms of the gradients."""
+        self.buckets: list[list[nn.Parameter]] = []
+        self._ready: list[int] = []
+        """The bucket of each gradient that is computed."""
+        self._sums: list[Callable[[], object]] = []
+        size = BUCKET_BYTES
+        for parameter in reversed(parameters):  # about the order of the backward pass
+            if size >= BUCKET_BYTES:
+                self.buckets.append([])
+                size = 0
+            self.buckets[-1].append(parameter)
+            size += parameter.nbytes
+            parameter.register_post_accumulate_grad_hook(partial(self._add, len(self.buckets) - 1))
+
+    def _add(self, bucket: int, parameter: Tensor) -> None:
+        if self.is_last:
+            self._ready.append(bucket)
+            if self._ready.count(bucket) == len(self.buckets[bucket]):
+                self._start(bucket)
+
+    def finish(self, loss: Tensor) -> None:
+        """Add up the loss, too, and wait until all sums are complete."""
+        for number, bucket in enumerate(self.buckets):
+            if 0 < self._ready.count(number) < len(bucket):  # some parameters have no gradient
+                self._start(number)
+        self._sums.append(distributed.start_adding([loss]))
+        for wait in self._sums:
+            wait()
+        self._ready, self._sums, self.is_last = [], [], False
+
+    def _start(self, bucket: int) -> None:
+        gradients = [p.grad for p in self.buckets[bucket] if p.grad is not None]
+        self._sums.append(distributed.start_adding(gradients))
+
 
 class ParallelStepper(Stepper):
     """Takes steps on this process's share of each batch, and adds up the gradients."""
@@ -30,6 +78,9 @@ class ParallelStepper(Stepper):
     def __init__(self, run: Run, mean_loss: LossFunction) -> None:
         distributed.connect_gpus(run.device)
         super().__init__(run, mean_loss)
+        self.sums = GradientSums([] if run.config.train.shard else self.parameters)
+        self.divisor = distributed.size()
+        """The backward pass starts with the loss divided by this number."""
         for optimizer in run.state.optimizers:
             if isinstance(optimizer, Muon):
                 optimizer.orthogonalise = share_orthogonalisation
@@ -46,19 +97,22 @@ class ParallelStepper(Stepper):
 
     def update(self, inputs: Tensor, targets: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
         """Do the same as Stepper.update(), for the mean loss of the whole batch."""
-        config = self.run.config
-        loss = compute_gradients(self.mean_loss, inputs, targets, config.train.accumulation)
-        self.average([loss, *(p.grad for p in self.parameters if p.grad is not None)])
+        config, parts = self.run.config, count(1)
+
+        def backward(loss: Tensor) -> None:
+            self.sums.is_last = next(parts) == config.train.accumulation
+            (loss / self.divisor).backward()
+
+        loss = compute_gradients(
+            self.mean_loss, inputs, targets, config.train.accumulation, backward
+        )
+        loss /= distributed.size()
+        self.sums.finish(loss)
         norms = clip_gradients(self.parameters, config.optim.grad_clip)
         update_weights(self.run.state.optimizers, rates.unbind())
         for parameter in self.parameters:
             parameter.grad = None
         return loss, norms
-
-    def average(self, results: list[Tensor]) -> None:
-        """Replace the loss and the gradients by their means over all processes."""
-        torch._foreach_div_(results, distributed.size())
-        distributed.add_up(results, in_step=True)
 
 
 class ShardedStepper(ParallelStepper):
@@ -66,6 +120,7 @@ class ShardedStepper(ParallelStepper):
 
     def __init__(self, run: Run, mean_loss: LossFunction) -> None:
         super().__init__(run, mean_loss)
+        self.divisor = 1  # the backward pass itself averages the gradients
         for optimizer in run.state.optimizers:
             if isinstance(optimizer, Muon):
                 optimizer.whole = distributed.whole
@@ -75,10 +130,6 @@ class ShardedStepper(ParallelStepper):
         with distributed.communicating():
             loss, norms = super().update(inputs, targets, rates)
             return loss, distributed.whole(norms)
-
-    def average(self, results: list[Tensor]) -> None:
-        """Average only the loss: the backward pass has averaged the gradients."""
-        super().average(results[:1])
 
 
 class CapturedParallelStepper(ParallelStepper, training.CapturedStepper):

@@ -8,6 +8,7 @@ import torch
 from ..errors import UserError
 from ..models import Model
 from ..system import distributed
+from ..system.agreement import require_equal
 from ..system.devices import describe_device
 from ..version import VERSION
 from .config import RunConfig, flatten_settings
@@ -63,7 +64,7 @@ def require_same_start(run: Run) -> None:
         **flatten_settings(replace(run.config, device="", out=None, teachers=[], transfer=None)),
         "weights": run.weights_sum,
     }
-    distributed.require_equal(facts)
+    require_equal(facts)
 
 
 def is_sharded(config: RunConfig) -> bool:

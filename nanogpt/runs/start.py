@@ -14,6 +14,7 @@ from ..kneser_ney_tables import MAX_COUNTED_TOKENS, MAX_VOCABULARY
 from ..models import Model, ModelConfig, build
 from ..optim import build_optimizers
 from ..system import distributed
+from ..system.agreement import agreement, require_own_gpu
 from ..system.devices import (
     keep_freed_memory,
     limit_threads,
@@ -58,7 +59,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     Raises UserError if a setting is invalid, or if the text or the directory cannot be used. Raises
     Stopped if writing fails.
     """
-    with distributed.agreement():
+    with agreement():
         device = _set_up_device(config)
         precision = pick_precision(config.precision, device)
         require_equal_shares(config, device, precision)
@@ -82,7 +83,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
             copy_weights(start[1], model, start[0])
             config = replace(config, start_from=start[0])
     _connect_gpus(config, device)
-    with distributed.agreement():
+    with agreement():
         if distributed.rank() == 0:
             out, lock = make_run_directory(config.out, config.name)
         else:
@@ -92,7 +93,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     config = replace(config, out=out, data=corpus.name, teachers=paths)
     sha256, steps = (corpus.facts.sha256, transfer_sha256), config.train.steps
     try:
-        with distributed.agreement():
+        with agreement():
             run = _build_run(
                 config, steps, lock, device, model, tokenizer, data, sha256, teachers, transfer
             )
@@ -119,20 +120,20 @@ def resume_run(saved: SavedRun | Path, config: RunConfig, progress: Progress = n
     lock = FileLock("")  # the first process holds the lock
     try:
         try:
-            with distributed.agreement():
+            with agreement():
                 if distributed.rank() == 0:
                     lock = lock_run(directory)
                     for checkpoint in (directory / "last", directory / "best"):
                         current = resolve_interrupted_swap(checkpoint)
                         if current != checkpoint:
                             replace_path(current, checkpoint)
-            with distributed.agreement():
+            with agreement():
                 if isinstance(saved, Path) or not saved.is_current():
                     saved = read_saved_run(directory)
                 config.check_same_run(saved.config)
                 device = _set_up_device(config)
             _connect_gpus(config, device)
-            with distributed.agreement():
+            with agreement():
                 run = _resume(saved, config, lock, device, progress)
             require_same_start(run)
         except BaseException:
@@ -242,7 +243,7 @@ def _set_up_device(config: RunConfig) -> torch.device:
 
 def _connect_gpus(config: RunConfig, device: torch.device) -> None:
     """Connect the GPUs of several processes, if they are needed to build the run."""
-    distributed.require_own_gpu(device)
+    require_own_gpu(device)
     if is_sharded(config):
         distributed.connect_gpus(device)
 

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import Interrupted, Stopped, UserError
+from ..errors import Interrupted, Stopped
 from .heartbeat import SEE_MESSAGE, Lost, Peers, make_lost, mark_outside
 
 # Every command imports this module, but importing torch is slow.
@@ -140,12 +140,15 @@ def exit_promptly() -> Iterator[None]:
 
 
 @contextmanager
-def _communicating(timeout: timedelta, uses_gpus: bool = False) -> Iterator[None]:
+def _communicating(
+    timeout: timedelta, uses_gpus: bool = False, start: float | None = None
+) -> Iterator[None]:
     """Within this context, an error of torch.distributed raises Lost.
 
-    If the processes have waited for `timeout`, one of them hangs, and is killed.
+    If the processes have waited for `timeout`, since `start` or the start of this context, one of
+    them hangs, and is killed.
     """
-    start = time.monotonic()
+    start = time.monotonic() if start is None else start
     try:
         yield
     except RuntimeError as error:
@@ -208,17 +211,38 @@ def add_up(tensors: Sequence["Tensor"], in_step: bool = False) -> None:
 
     In a training step, the processes expect prompt answers from each other.
     """
+    start_adding(tensors, in_step)()
+
+
+def start_adding(tensors: Sequence["Tensor"], in_step: bool = True) -> Callable[[], object]:
+    """Start to do the same as add_up(). The returned function waits for the sums."""
     if size() == 1:
-        return
+        return lambda: None
     import torch
     from torch import distributed
 
+    start, timeout = time.monotonic(), TIMEOUT if in_step else PATIENCE
+    if tensors[0].is_cuda:
+        with _communicating(timeout, uses_gpus=True):
+            launch_together = distributed._coalescing_manager  # type: ignore[attr-defined]
+            with launch_together(_gpus, tensors[0].device, async_ops=True) as sums:
+                for tensor in tensors:
+                    distributed.all_reduce(tensor, group=_gpus)
+        return lambda: sums.wait()
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    with _communicating(TIMEOUT if in_step else PATIENCE, flat.is_cuda):
-        group = _gpus if flat.is_cuda else _prompt if in_step else _patient
-        distributed.all_reduce(flat, group=group)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
+    with _communicating(timeout):
+        group = _prompt if in_step else _patient
+        work = distributed.all_reduce(flat, group=group, async_op=True)
+
+    def finish() -> None:
+        with _communicating(timeout, start=start):
+            work.wait()
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(
+            list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)]
+        )
+
+    return finish
 
 
 def gather(tensor: "Tensor") -> "Tensor":
@@ -329,63 +353,3 @@ def gather_objects(value: T) -> list[T]:
     with _communicating(PATIENCE):
         distributed.all_gather_object(values, value, group=_patient)
     return values
-
-
-def require_equal(facts: dict[str, object]) -> None:
-    """Raise UserError if a value of `facts` is not the same in all processes."""
-    first, *others = gather_objects(facts)
-    for number, other in enumerate(others, start=1):
-        for name, value in first.items():
-            if other.get(name) != value:
-                raise UserError(
-                    f"{name} is {value} in process 0, but {other.get(name)} in process {number}: "
-                    f"start all processes with the same command, text and version"
-                )
-
-
-def require_own_gpu(device: "torch.device") -> None:
-    """Raise UserError if two processes use the same GPU; `device` is that of this process."""
-    if size() == 1:
-        return
-    import torch
-
-    own: tuple[str, str] | None = None
-    if device.type == "cuda":
-        own = platform.node(), str(torch.cuda.get_device_properties(device).uuid)
-    gpus = gather_objects(own)
-    for number, gpu in enumerate(gpus):
-        if gpu and (first := gpus.index(gpu)) < number:
-            raise UserError(
-                f"processes {first} and {number} use the same GPU: use --device cuda and "
-                f"one process for each GPU (without torchrun, set LOCAL_RANK, too), or --device cpu"
-            )
-
-
-def agree_on_signal(number: signal.Signals | None) -> signal.Signals | None:
-    """Return a signal that one of the processes has received; None if there is none."""
-    return next((found for found in gather_objects(number) if found), None)
-
-
-@contextmanager
-def agreement() -> Iterator[None]:
-    """Run the body in all processes; if it fails in one of them, raise that error in all of them.
-
-    All processes must enter this context. The body must not communicate.
-    """
-    if size() == 1:
-        yield
-        return
-    problem: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        problem = error
-    problems = gather_objects(problem and (isinstance(problem, UserError), str(problem)))
-    if problem:
-        raise problem
-    for number, found in enumerate(problems):
-        if found:
-            is_mistake, message = found
-            if is_mistake:
-                raise UserError(f"process {number}: {message}")
-            raise Stopped(f"process {number}: {message}")

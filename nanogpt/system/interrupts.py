@@ -9,6 +9,7 @@ from typing import Self
 
 from ..errors import Interrupted
 from . import distributed
+from .agreement import agree_on_signal
 
 SIGNALS = tuple(
     signal.Signals[name]
@@ -71,7 +72,7 @@ class Interrupts:
         """If one of several processes has received a signal, let all of them have received it."""
         if distributed.size() > 1:
             # A signal that arrives during the exchange counts in the next one.
-            self.received = distributed.agree_on_signal(self._seen)
+            self.received = agree_on_signal(self._seen)
 
     def should_stop(self) -> bool:
         """Return whether to stop before the next step.

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from nanogpt.errors import UserError
-from nanogpt.system import distributed
+from nanogpt.system import agreement, distributed
 from nanogpt.system.heartbeat import Lost
 
 SCRIPT = """
 import signal, sys, torch
 from types import SimpleNamespace
 from nanogpt.errors import Stopped, UserError
+from nanogpt.system import agreement as a
 from nanogpt.system import distributed as d
 
 assert (d.rank(), d.size()) == (0, 1)  # not connected yet
@@ -31,14 +32,14 @@ with d.join():
     gathered = d.gather(torch.full((2,), rank))
     assert gathered.tolist() == [r for r in range(size) for _ in range(2)]
     assert d.gather_objects("ab"[rank % 2]) == ["ab"[r % 2] for r in range(size)]
-    assert d.agree_on_signal(None) is None
+    assert a.agree_on_signal(None) is None
     received = signal.SIGTERM if rank == 1 else None
-    assert d.agree_on_signal(received) == signal.SIGTERM
-    with d.agreement():
+    assert a.agree_on_signal(received) == signal.SIGTERM
+    with a.agreement():
         pass
     for kind in (UserError, Stopped):
         try:
-            with d.agreement():
+            with a.agreement():
                 if rank == 1:
                     raise kind("wrong")
         except kind as error:
@@ -47,12 +48,12 @@ with d.join():
             raise AssertionError
     d.add_up(tensors, in_step=True)
     d.connect_gpus(torch.device("cpu"))  # does nothing
-    d.require_own_gpu(torch.device("cpu"))
+    a.require_own_gpu(torch.device("cpu"))
     for uuids, message in (("abc", None), ("aba", "processes 0 and 2 use the same GPU: ")):
         gpu = SimpleNamespace(uuid=uuids[rank])  # this machine may have no GPU
         torch.cuda.get_device_properties = lambda _, gpu=gpu: gpu
         try:
-            d.require_own_gpu(torch.device("cuda", rank))
+            a.require_own_gpu(torch.device("cuda", rank))
         except UserError as error:
             assert message and str(error).startswith(message)
         else:
@@ -120,8 +121,8 @@ def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         distributed.add_up([tensor])
         assert distributed.gather(tensor).tolist() == [1, 1]
         assert distributed.gather_objects(5) == [5]
-        assert distributed.agree_on_signal(signal.SIGINT) == signal.SIGINT
-    with pytest.raises(UserError, match=r"^wrong$"), distributed.agreement():
+        assert agreement.agree_on_signal(signal.SIGINT) == signal.SIGINT
+    with pytest.raises(UserError, match=r"^wrong$"), agreement.agreement():
         raise UserError("wrong")
 
 
