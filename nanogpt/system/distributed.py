@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import Interrupted, Stopped
+from ..errors import Interrupted, Stopped, make_line
 from .heartbeat import SEE_MESSAGE, Lost, Peers, make_lost, mark_outside
 
 # Every command imports this module, but importing torch is slow.
@@ -79,29 +79,53 @@ def join() -> Iterator[None]:
     from torch import distributed
 
     try:
-        distributed.init_process_group("gloo", timeout=CONNECTING)
+        store = _connect()
         _patient = distributed.new_group(timeout=PATIENCE)
         _prompt = distributed.new_group(timeout=TIMEOUT)
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = distributed.TCPStore(  # type: ignore[attr-defined]
-            address, port, is_master=False, timeout=CONNECTING
-        )
-        mark_outside(store, launched_rank())
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise Stopped(
-            f"the {launched_size()} processes cannot connect ({reason}): start all of them with "
-            f"torchrun, with the same address and port"
-        ) from None
-    try:
         own = platform.node(), os.getppid(), os.getpid()
         _peers = Peers(launched_rank(), gather_objects(own), store)
         yield
     finally:
         _patient = _prompt = _peers = None
         if not _gpus:  # NCCL would wait for captured graphs, and for processes that are lost
-            with suppress(RuntimeError):
+            with suppress(RuntimeError, AssertionError):  # there may be no group
                 distributed.destroy_process_group()
+
+
+def _connect() -> Any:
+    """Connect the processes; return a connection to their store. Raises Stopped."""
+    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    own, count = launched_rank(), launched_size()
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        store = next(rendezvous("env://", timeout=CONNECTING))[0]
+        store.set(f"rank {own} is here", "")
+        store.wait([f"rank {number} is here" for number in range(count)], CONNECTING)
+        distributed.init_process_group(
+            "gloo",
+            store=store,
+            rank=own,
+            world_size=count,
+            timeout=CONNECTING / 10,  # gloo waits five times as long for the first connection
+        )
+        store = distributed.TCPStore(  # type: ignore[attr-defined]
+            address, int(port), is_master=False, timeout=CONNECTING
+        )
+        mark_outside(store, own)
+        return store
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        problem = Stopped(
+            f"the {count} processes cannot connect ({reason}): start all of them with torchrun, "
+            f"with the same address and port; if they are on several machines, name the network "
+            f"interface of each machine in GLOO_SOCKET_IFNAME"
+        )
+        if own:  # process 0 may not fail, or not see the reason
+            time.sleep(3 * bool(launched_local_rank()))  # one message for each machine
+            print(f"nanogpt: process {own}: {make_line(problem)}", file=sys.stderr, flush=True)
+        raise problem from None
 
 
 def connect_gpus(device: "torch.device") -> None:

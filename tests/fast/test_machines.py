@@ -8,7 +8,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,11 +44,11 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def adapt(text: str, arguments: Sequence[str]) -> str:
+def adapt(text: str, arguments: Sequence[str], address: str = "127.0.0.1") -> str:
     """Let a command of the page train a small model on this machine, with this Python."""
     for old, new in (
         ("train tiny --device cpu", f"train {' '.join(arguments)} --out runs/together"),
-        ("10.0.0.1", "127.0.0.1"),
+        ("10.0.0.1", address),
         ("trainer-0", "127.0.0.1"),
         ("29500", free_port()),
         ("--nproc-per-node 2", "--nproc-per-node 1"),
@@ -60,9 +60,11 @@ def adapt(text: str, arguments: Sequence[str]) -> str:
     return text
 
 
-def read_commands(first_words: str, arguments: Sequence[str]) -> list[str]:
+def read_commands(
+    first_words: str, arguments: Sequence[str], address: str = "127.0.0.1"
+) -> list[str]:
     """Return the commands of a code block of the page, except `export`."""
-    lines = adapt(read_block(first_words), arguments).replace("\\\n", " ").splitlines()
+    lines = adapt(read_block(first_words), arguments, address).replace("\\\n", " ").splitlines()
     return [line for line in lines if not line.startswith("export")]
 
 
@@ -132,6 +134,55 @@ def test_machines_with_a_shared_cache_or_two_caches(text: str, shared: bool) -> 
     for directory in caches:
         assert len([*directory.glob("tokens-*.bin")]) == 2  # of the two splits
         assert len([*directory.glob("tokenizer-*.json")]) == 1
+
+
+NETWORK = """
+ip netns add {0} && ip netns add {1}
+ip link add eth0 netns {0} type veth peer name eth0 netns {1}
+ip -n {0} addr add 10.0.0.1/24 dev eth0
+ip -n {1} addr add 10.0.0.2/24 dev eth0
+for machine in {0} {1}; do ip -n $machine link set lo up; ip -n $machine link set eth0 up; done
+"""
+
+
+@pytest.fixture
+def machines() -> Iterator[list[str]]:
+    """The names of two network namespaces: as machines, they are connected by a network only."""
+    names = [f"nanogpt-{os.getpid()}-{number}" for number in (0, 1)]
+    created = subprocess.run(["bash", "-e", "-c", NETWORK.format(*names)], capture_output=True)
+    try:
+        if created.returncode:
+            pytest.skip("this user cannot create network namespaces")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["bash", "-c", f"ip netns del {name}"], capture_output=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs network namespaces")
+def test_two_machines_with_a_network_between_them(
+    arguments: list[str], machines: list[str]
+) -> None:
+    """The address is that of the page. The host name does not lead to the other machine."""
+    lines = [
+        f"ip netns exec {name} {line}"
+        for name, line in zip(
+            machines, read_commands("export", arguments, address="10.0.0.1"), strict=True
+        )
+    ]
+    processes = [start(i, line, GLOO_SOCKET_IFNAME="eth0") for i, line in enumerate(lines)]
+    assert finish(processes) == [(0, []), (0, [])]
+    assert_same_losses(Path("runs/alone"), Path("machine-0/runs/together"))
+
+    # Without the interface, each machine tries to reach the other one at its own address.
+    results = finish([start(i, line) for i, line in enumerate(lines)])
+    for number, (status, found) in enumerate(results):
+        assert status != 0
+        (message,) = found
+        assert message.startswith(
+            f"nanogpt: {'process 1: ' * number}the 2 processes cannot connect"
+        )
+        assert message.endswith("name the network interface of each machine in GLOO_SOCKET_IFNAME")
 
 
 SRUN = """#!/bin/bash

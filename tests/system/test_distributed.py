@@ -144,4 +144,4 @@ def test_a_port_that_is_in_use_stops_the_run() -> None:
     assert process.returncode == 1
     assert len(lines) == 1
     assert lines[0].startswith("nanogpt: the 2 processes cannot connect (")
-    assert lines[0].endswith("start all of them with torchrun, with the same address and port")
+    assert lines[0].endswith("name the network interface of each machine in GLOO_SOCKET_IFNAME")
