@@ -44,13 +44,13 @@ from tables import (
 
 from nanogpt.models import BigramConfig, GPTConfig, Model, ModernConfig, build, flops_per_token
 from nanogpt.runs.presets import PRESETS
+from nanogpt.text.tokenizers import FIXED_SIZES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PART = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 VOCABULARY = 65
 """The number of different characters in Tiny Shakespeare."""
-GPT2 = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50_304, bias=False)
 HEART = {
     "models/bigram.py": "the baseline: predict a character from the previous character",
     "models/gpt.py": "the model: attention, feed-forward, residual blocks, embeddings",
@@ -89,8 +89,8 @@ def read_preset(name: str) -> Result:
 
 
 def read_presets() -> list[Result]:
-    """The runs of all presets, in the order of PRESETS."""
-    return [read_preset(name) for name in PRESETS]
+    """The runs of all presets except `gpt2`, in the order of PRESETS."""
+    return [read_preset(name) for name in PRESETS if name != "gpt2"]
 
 
 def read_markdown(name: str) -> str:
@@ -99,9 +99,11 @@ def read_markdown(name: str) -> str:
 
 
 def build_preset(name: str) -> Model:
-    """Build the model of a preset on the meta device, with the vocabulary of Tiny Shakespeare."""
+    """Build the model of a preset on the meta device, with the vocabulary of its text."""
+    config = PRESETS[name].config
+    vocab_size = FIXED_SIZES.get(config.tokenizer, VOCABULARY)
     with torch.device("meta"):
-        return build(replace(PRESETS[name].config.model, vocab_size=VOCABULARY))
+        return build(replace(config.model, vocab_size=vocab_size))
 
 
 def summary() -> str:
@@ -249,10 +251,8 @@ def presets() -> str:
 
 
 def operations() -> str:
-    """The operations per token in a training step, for GPT-2 and all presets except `bigram`."""
+    """The operations per token in a training step, for all presets except `bigram`."""
     models = {f"`{name}`": build_preset(name) for name in PRESETS if name != "bigram"}
-    with torch.device("meta"):
-        models["GPT-2, 124M"] = build(GPT2)
     rows = []
     for name, model in models.items():
         N = sum(p.numel() for n, p in model.named_parameters() if n not in model.lookup_tables)

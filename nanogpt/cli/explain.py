@@ -24,6 +24,7 @@ from ..system.memory import format_count, format_quantity
 from ..text import corpora
 from ..text.encoding import get_tokenizer
 from ..text.readers import no_progress
+from ..text.tokenizers import FIXED_SIZES
 from .arguments import parse_with_defaults
 from .progress import PlainConsole, duration
 from .values import Flag, flat, placeholder, positional
@@ -56,11 +57,13 @@ def explain(args: list[str]) -> None:
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     default = _find_config(size)
-    if (config.data, config.tokenizer) != (default.data, default.tokenizer):
+    vocab_size = FIXED_SIZES.get(config.tokenizer, config.model.vocab_size)
+    is_new = (config.data, config.tokenizer) != (default.data, default.tokenizer)
+    if is_new and config.tokenizer not in FIXED_SIZES:
         corpus = corpora.load_corpus(config.data, config.column, config.separator)
         kind = find_tokenizer(config.tokenizer)
-        tokenizer = get_tokenizer(kind, corpus, config.val_fraction, no_progress)
-        config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
+        vocab_size = get_tokenizer(kind, corpus, config.val_fraction, no_progress).vocab_size
+    config = replace(config, model=replace(config.model, vocab_size=vocab_size))
     model, training = config.model, config.train
     tokens = training.batch_size // training.accumulation * model.block_size
     width = model.vocab_size if isinstance(model, BigramConfig) else model.n_embd

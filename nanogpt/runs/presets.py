@@ -1,4 +1,4 @@
-"""Presets: named configurations. Each preset except `baby` is derived from another preset."""
+"""Presets: named configurations. Except `baby` and `gpt2`, each is derived from another preset."""
 
 from dataclasses import dataclass, replace
 
@@ -141,6 +141,21 @@ _bigram = replace(
     train=replace(_baby.train, steps=1000, batch_size=256, eval_every=250),
 )
 
+# GPT-2 with 124M parameters (Radford et al. 2019). The settings of AdamW are those with which Brown
+# et al. 2020 (arXiv:2005.14165, table 2.1 and appendix B) trained GPT-3 of this size. The steps use
+# each token of the text about once.
+_gpt2 = RunConfig(
+    name="gpt2",
+    data="hf:HuggingFaceFW/fineweb-edu:sample-10BT",
+    tokenizer="gpt2",
+    val_fraction=0.0005,
+    model=GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024),
+    optim=OptimConfig(lr=6e-4, min_lr=6e-5, warmup=700, beta2=0.95, weight_decay=0.1),
+    train=TrainConfig(
+        steps=19_000, batch_size=512, accumulation=16, order="epochs", eval_every=500
+    ),
+)
+
 PRESETS = {
     "bigram": Preset(_bigram, "the baseline: predicts a character from the previous character"),
     "tiny": Preset(_tiny, "a small GPT for a laptop; the default without a CUDA GPU"),
@@ -149,6 +164,7 @@ PRESETS = {
     "baby": Preset(_baby, "a GPT of 10.8M parameters; the default on a CUDA GPU"),
     "baby-fast": Preset(_baby_fast, "a modern GPT as large as baby, tuned to train fast on a GPU"),
     "best": Preset(_best, "a deep, strongly regularised GPT, tuned for the lowest loss on a GPU"),
+    "gpt2": Preset(_gpt2, "GPT-2 with 124M parameters, on texts of the web; for several GPUs"),
 }
 
 

@@ -96,6 +96,10 @@ def parse_bpe_size(kind: str) -> int | None:
     return vocab_size
 
 
+FIXED_SIZES = {"byte": 256, "gpt2": 50_257}
+"""The vocabulary sizes of the kinds of tokenizers that do not depend on a text."""
+
+
 def is_trained_on_text(kind: str) -> bool:
     """Return whether this kind of tokenizer is made from a text: true for char, bpe and bpe:N."""
     return kind == "char" or parse_bpe_size(kind) is not None
@@ -103,7 +107,7 @@ def is_trained_on_text(kind: str) -> bool:
 
 def is_tokenizer_kind(kind: str) -> bool:
     """Return whether `kind` is char, byte, gpt2, bpe or bpe:N. Raises UserError for a bad bpe:N."""
-    return kind in ("byte", "gpt2") or is_trained_on_text(kind)
+    return kind in FIXED_SIZES or is_trained_on_text(kind)
 
 
 def make_tokenizer(kind: str, text: Iterable[str], training_text: Iterable[str]) -> Tokenizer:

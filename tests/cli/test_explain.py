@@ -120,3 +120,12 @@ def test_explain_needs_little_time_and_memory_for_every_size(settings: list[str]
     seconds, peak = map(float, done.stderr.split())
     assert seconds < 4  # measured: at most 1.6 s
     assert peak < 500e6
+
+
+def test_the_vocabulary_of_gpt2_needs_no_text(nanogpt: Command) -> None:
+    for arguments in (["gpt2"], ["tiny", "--tokenizer", "gpt2", "--data", "hf:a/b"]):
+        status, out, err = nanogpt("explain", *arguments, "--device", "cpu", "--json")
+        assert (status, err) == (0, "")
+        table, *_ = json.loads(out)["parameters"]
+        assert table["part"] == "token embedding"
+        assert table["value"] % 50_257 == 0

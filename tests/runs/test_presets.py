@@ -1,11 +1,16 @@
 """Each preset has its documented size, and each device has its default preset."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from nanogpt.errors import UserError
 from nanogpt.models import GPTConfig, build
 from nanogpt.runs.presets import PRESETS, default_preset_name
+from nanogpt.text.tokenizers import FIXED_SIZES
+from tests.cli.answers import Command
 
 PARAMETERS = {
     "bigram": 65 * 65,
@@ -15,6 +20,7 @@ PARAMETERS = {
     "baby": 10_770_816,
     "baby-fast": 10_667_520,
     "best": 9_520_134,
+    "gpt2": 124_439_808,
 }
 
 
@@ -22,7 +28,10 @@ PARAMETERS = {
 def test_a_preset_has_its_documented_number_of_parameters(name: str) -> None:
     config = PRESETS[name].config
     assert config.name == name
-    assert sum(p.numel() for p in build(config.model).parameters()) == PARAMETERS[name]
+    vocab_size = FIXED_SIZES.get(config.tokenizer, config.model.vocab_size)
+    with torch.device("meta"):
+        model = build(replace(config.model, vocab_size=vocab_size))
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
 def test_baby_has_the_settings_of_karpathys_nanogpt_for_shakespeare() -> None:
@@ -55,3 +64,21 @@ def test_the_default_preset_of_auto_suits_the_device_that_is_picked(
 def test_the_default_preset_of_an_unknown_device_is_refused() -> None:
     with pytest.raises(UserError, match="there is no device 'gpu'"):
         default_preset_name("gpu")
+
+
+@pytest.mark.slow
+def test_gpt2_trains_on_files_in_the_layout_of_its_dataset(
+    nanogpt: Command, text: str, small: list[str]
+) -> None:
+    """The files have the columns of FineWeb-Edu; the model and the batch are smaller."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    Path("sample/10BT").mkdir(parents=True)
+    for number in range(2):
+        rows = [{"text": text, "id": f"<urn:uuid:{i}>", "token_count": 9} for i in range(2)]
+        file = f"sample/10BT/00{number}_00000.parquet"
+        parquet.write_table(arrow.Table.from_pylist(rows), file)
+    flags = ["--data", "sample/10BT", "--tokenizer", "bpe:300", "--val-fraction", "0.1", *small]
+    status, out, err = nanogpt("train", "gpt2", *flags, "--train.accumulation", 2)
+    assert (status, err) == (0, "")
+    assert "sample/10BT" in out

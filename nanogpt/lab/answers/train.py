@@ -24,6 +24,8 @@ def list_choices() -> dict[str, Any]:
     """Return the presets, the corpora and the largest sizes that a new run can have."""
     presets = []
     for name, preset in PRESETS.items():
+        if preset.config.data not in CORPORA:  # too large for the lab
+            continue
         model = preset.config.model
         sizes = {size: getattr(model, size) for size in SIZES if hasattr(model, size)}
         steps = preset.config.train.steps
