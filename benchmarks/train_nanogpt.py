@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 
 class SavedWeights(NamedTuple):
@@ -27,6 +28,19 @@ class SavedWeights(NamedTuple):
     """Seconds since the start of the process."""
     model_args: dict[str, Any]
     """The arguments of nanoGPT's GPTConfig."""
+
+
+class Logits(nn.Module):
+    """Maps tokens (B, T) to the logits (B, T, V) of nanoGPT's model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # Without targets, nanoGPT's model returns only the logits of the last position.
+        logits: Tensor = self.model(tokens, tokens)[0]
+        return logits
 
 
 def train(
@@ -58,25 +72,12 @@ def evaluate_checkpoints(
 ) -> tuple[list[dict[str, float]], float]:
     """Return each checkpoint's validation loss, and the best checkpoint's loss on unseen text."""
     from common import load_unseen_text
-    from torch import Tensor, nn
 
     from nanogpt.data import Data, Split
     from nanogpt.evaluate import evaluate
     from nanogpt.text import corpora
     from nanogpt.text.encoding import encode_corpus
     from nanogpt.text.tokenizers import CharTokenizer
-
-    class Logits(nn.Module):
-        """Maps tokens (B, T) to the logits (B, T, V) of nanoGPT's model."""
-
-        def __init__(self, model: nn.Module) -> None:
-            super().__init__()
-            self.model, self.config = model, model.config
-
-        def forward(self, tokens: Tensor) -> Tensor:
-            # Without targets, nanoGPT's model returns only the logits of the last position.
-            logits: Tensor = self.model(tokens, tokens)[0]
-            return logits
 
     corpus, device = corpora.load_corpus("tinyshakespeare"), program["device"]
     tokenizer, evaluations, lowest = CharTokenizer(corpus.text()), [], math.inf
