@@ -95,8 +95,14 @@ class ParallelStepper(Stepper):
         blocks = super().draw_blocks(ahead, batches)
         return blocks.chunk(distributed.size(), dim=1)[distributed.rank()]
 
+    def count_step(self) -> None:
+        """Do the same as Stepper.count_step(), and report the step to the other processes."""
+        super().count_step()
+        distributed.report_step(self.run.state.step)
+
     def update(self, inputs: Tensor, targets: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
         """Do the same as Stepper.update(), for the mean loss of the whole batch."""
+        distributed.report_step(self.run.state.step + 1)
         config, parts = self.run.config, count(1)
 
         def backward(loss: Tensor) -> None:

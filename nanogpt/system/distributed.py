@@ -205,6 +205,12 @@ def watch(
     return _peers.watch(advice, before_end) if _peers else nullcontext()
 
 
+def report_step(step: int) -> None:
+    """Let the other processes know that this process has started a training step."""
+    if _peers:
+        _peers.step = step
+
+
 def is_first_failure() -> bool:
     """Return whether this process, which has failed by itself, is the one to print its message."""
     return not _peers or rank() == 0 or _peers.is_first_failure()

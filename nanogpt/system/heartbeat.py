@@ -17,8 +17,9 @@ from typing import Any
 from ..errors import Stopped
 
 BEAT, MISSED_BEATS, GRACE_BEATS = 1.5, 10, 7
-"""Within watch(), each process counts every 1.5 s; one that misses ten counts is killed. If it
-cannot be killed, the others end after seven more counts."""
+"""Within watch(), each process counts every 1.5 s. A process is killed if it misses ten counts, or
+if, for this time, it starts no training step, although another process is further. If it cannot be
+killed, the others end after seven more counts."""
 OUTSIDE, FAILED = b"outside", b"failed"
 """The values of a process that is not within watch(), and of one that left it with an error."""
 SEE_MESSAGE = ": see its message"
@@ -33,7 +34,7 @@ def make_lost(advice: str = SEE_MESSAGE) -> Lost:
     return Lost("another process of this run has ended, or does not answer", advice)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Peers:
     """The processes of a run."""
 
@@ -43,6 +44,8 @@ class Peers:
     """The host, the ID of the parent (torchrun) and the ID of each process."""
     store: Any
     """A torch.distributed.Store: key-value pairs that all processes can read and write."""
+    step: int = 0
+    """The number of training steps that this process has started."""
 
     def kill(self, ranks: Iterable[int]) -> None:
         """Kill those of these processes that the torchrun of this process has started."""
@@ -55,15 +58,15 @@ class Peers:
     def watch(self, advice: str, before_end: Callable[[], object]) -> Iterator[None]:
         """Within this context, a process that was stopped, or was lost, ends all of them.
 
-        Each process has a thread that counts, and reads the counts of the other processes. The
-        processes beside a lost one kill it, so that communication with it raises Lost. If a
+        Each process has a thread that counts, and reads the counts and the steps of all processes.
+        The processes beside a lost one kill it, so that communication with it raises Lost. If a
         process, or the machine that keeps the counts, is still lost after GRACE_BEATS, the thread
         prints a message with `advice`, calls `before_end`, and ends this process. It does the same
         if another process has failed by itself, such as for a lack of memory, and this one still
         waits for it after GRACE_BEATS.
         """
         try:
-            self.store.set(_key(self.rank), "0")
+            self.store.set(_key(self.rank), f"0 {self.step}")
         except RuntimeError:
             raise make_lost() from None
         has_left = threading.Event()
@@ -108,7 +111,7 @@ class Peers:
         """Count until this process has left watch(); see there."""
         size = len(self.processes)
         keys = [_key(number) for number in range(size)]
-        counts, changed, beat = [OUTSIDE] * size, [0] * size, 0
+        counts, steps, changed, beat = [OUTSIDE] * size, [0] * size, [0] * size, 0
         patience = (MISSED_BEATS + GRACE_BEATS) * BEAT
 
         def end(prints: bool = True) -> None:
@@ -125,19 +128,22 @@ class Peers:
             timer.daemon = True
             timer.start()
             try:
-                self.store.set(keys[self.rank], str(beat))
+                self.store.set(keys[self.rank], f"{beat} {self.step}")
                 found = self.store.multi_get(keys)
             except RuntimeError:  # torchrun of the first machine, which keeps the store, has ended
                 has_left.wait(patience)
                 end()
                 return
             timer.cancel()
+            is_inside = [count not in (OUTSIDE, FAILED) for count in found]
+            taken = [int(c.split()[1]) if i else 0 for c, i in zip(found, is_inside, strict=True)]
             for number, count in enumerate(found):
+                hangs = taken[number] < max(taken) and taken[number] == steps[number]
                 if count == FAILED:
                     changed[number] = min(changed[number], beat - MISSED_BEATS)
-                elif count == OUTSIDE or count != counts[number]:
+                elif count == OUTSIDE or (count != counts[number] and not hangs):
                     changed[number] = beat
-            counts, missed = found, [beat - last for last in changed]
+            counts, steps, missed = found, taken, [beat - last for last in changed]
             lost = {number for number, beats in enumerate(missed) if beats >= MISSED_BEATS}
             self.kill(number for number in lost if counts[number] != FAILED)
             if max(missed) >= MISSED_BEATS + GRACE_BEATS:

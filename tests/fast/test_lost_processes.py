@@ -33,8 +33,11 @@ from nanogpt import train
 from nanogpt.cli.main import main
 from nanogpt.fast.parallel import ParallelStepper
 from nanogpt.runs.keeper import CheckpointKeeper
+from nanogpt.system import distributed
 
 place, how, rank, *arguments = sys.argv[1:]
+if how == "hang without timeout":  # as in the CUDA graph of a step
+    distributed.TIMEOUT = distributed.PATIENCE
 owner, name, call = {
     "step": (ParallelStepper, "update", 14),
     "evaluation": (train, "evaluate", 3),
@@ -48,7 +51,7 @@ def lose(*args):
     if calls == call and os.environ["RANK"] in rank.split(","):
         with open("lost.json", "w") as file:
             json.dump([os.getpid(), time.monotonic()], file)
-        if how == "hang":
+        if "hang" in how:
             time.sleep(1000)
         if how == "memory":
             raise MemoryError
@@ -87,6 +90,8 @@ def resume() -> None:
         ("step", "SIGKILL", 1),
         ("step", "SIGSTOP", 0),
         ("step", "hang", 1),
+        ("step", "hang without timeout", 1),
+        ("step", "hang without timeout", 0),
         ("evaluation", "SIGSTOP", 1),
         ("checkpoint", "SIGSTOP", 0),
     ],

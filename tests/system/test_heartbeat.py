@@ -65,7 +65,10 @@ def test_processes_that_count_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("nanogpt.system.heartbeat.BEAT", 0.02)
     one, two = make_peers(2)
     with one.watch("", lambda: None), two.watch("", lambda: None):
-        time.sleep(1)  # 50 beats; with a lost process, this one would end after 17
+        one.step = 100
+        for step in range(10):  # behind, but not hanging
+            two.step = step
+            time.sleep(0.1)  # 50 beats in all; with a lost process, this one would end after 17
 
 
 # The first process has an unfinished file; all of them fail for the same reason.
