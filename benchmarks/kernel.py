@@ -5,15 +5,16 @@
     python benchmarks/kernel.py train gpt2 DIR OUT [FLAG ...]    # a preset; flags of the program
 
 SOURCE is an unpacked source tree of Linux, for example from Debian's package linux-source-6.1. The
-text consists of C files in random order. The tokenizer, with 50,304 tokens, learns from the
-training split. DIR gets the tokens of both splits in nanoGPT's format, so that both programs read
-the same tokens; the last half percent of the text is the validation split.
+text consists of C files in random order, without the drivers of GPUs, which contain large tables
+of numbers. The tokenizer, with 50,304 tokens, is trained on the training split. DIR gets the tokens
+of both splits in nanoGPT's format, so that both programs read the same tokens. The last 0.5% of the
+text is the validation split.
 
 `train` trains one model, saves its run and its output in OUT, and prints a line of JSON: the tokens
 per second of the training steps (the median over the lines of the log), and the evaluations, with
 the seconds since the start of the process. The weights of both programs are evaluated in the same
-way: on the whole validation split, in non-overlapping windows, in float32. Both programs use the
-same learning rates, batches of 512 x 1,024 tokens, and the same number of steps.
+way: on the whole validation split, in non-overlapping windows, in float32. nanoGPT and the preset
+gpt2 use the same learning rates, and batches of 512 x 1,024 tokens.
 """
 
 import argparse
@@ -41,9 +42,9 @@ from nanogpt.text.tokenizers import read_tokenizer
 
 VOCABULARY, VAL_FRACTION = 50_304, 0.005
 SHARE = 0.55
-"""The share of the C files that belong to the text."""
+"""The share of the C files that belong to the text, which has about 300 MB."""
 BATCH, CONTEXT, PARTS = 512, 1024, 16
-"""The blocks in a batch, their tokens, and the parts in which a batch is processed."""
+"""The blocks of a batch, the tokens of a block, and the parts in which a batch is processed."""
 WARMUP = 20
 
 
@@ -79,6 +80,8 @@ def train_preset(preset: str, data: Path, out: Path, steps: int, flags: list[str
     start, log = time.time(), out / "output.txt"
     command = [sys.executable, "-m", "nanogpt", "train", preset, "--data", str(data), *flags]
     command += ["--tokenizer", str(data / "tokenizer.json"), "--train.steps", str(steps)]
+    if not any(flag.startswith("--optim.warmup") for flag in flags):
+        command += ["--optim.warmup", str(WARMUP)]
     command += ["--train.log-every", "5", "--out", str(out / "run"), "--sample-tokens", "400"]
     with log.open("w") as file:
         subprocess.run(command, stdout=file, stderr=file, check=True)
@@ -161,7 +164,7 @@ def main() -> None:
     parser.add_argument("action", choices=["text", "train", "inside"])
     parser.add_argument("paths", nargs="+")
     parser.add_argument("--nanogpt", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--steps", type=int, default=190)
+    parser.add_argument("--steps", type=int, default=190, help="steps of the optimizer")
     args, flags = parser.parse_known_args()
     if args.action == "text":
         write_text(Path(args.paths[0]), Path(args.paths[1]))

@@ -70,7 +70,7 @@ def test_every_flag_in_a_document_exists(nanogpt: Command) -> None:
     known = {"--check", "--notebooks", "--train.stps", "--run"}
     # These flags belong to torchrun, sbatch, srun, tensorboard and trackio.
     known |= {"--standalone", "--nproc-per-node", "--master-port", "--nnodes", "--node-rank"}
-    known |= {"--master-addr", "--nodes", "--ntasks-per-node", "--cpus-per-task"}
+    known |= {"--master-addr", "--nodes", "--ntasks-per-node", "--cpus-per-task", "--gpus-per-node"}
     known |= {"--kill-on-bad-exit", "--logdir", "--project"}
     for benchmark in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)", benchmark.read_text("utf-8")))

@@ -43,6 +43,8 @@ class ExplainArgs:
 
     def explain_unused(self, name: str) -> str:
         """Return the reason why the option `name` has no effect; "" if it has an effect."""
+        if name == "shard":
+            return "explain describes a single process"
         is_teacher = "teacher" in name or name in ("transfer", "transfer_share", "ngram_weight")
         return "explain does not count the work of teachers" if is_teacher else ""
 

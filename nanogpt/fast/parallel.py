@@ -1,7 +1,8 @@
 """Training steps and evaluations that several processes share; the result is that of one process.
 
 In each step, every process computes the gradient of its share of the batch. The processes add up
-their gradients, and all of them make the same update.
+their gradients, and all of them make the same update. With the setting `shard`, each process only
+updates its own rows of the weights.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from ..system import distributed
 from . import training
 
 BUCKET_BYTES = 25 << 20
-"""Minimum size of a bucket of gradients, except the last one: small sums take more time."""
+"""Minimum size of a bucket of gradients, except the last one: many small sums would be slower."""
 
 
 class GradientSums:
@@ -37,10 +38,10 @@ class GradientSums:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.is_last = False
-        """Whether the backward pass computes the last terms of the gradients."""
+        """Whether this is the backward pass of the last part of the batch."""
         self.buckets: list[list[nn.Parameter]] = []
         self._ready: list[int] = []
-        """The bucket of each gradient that is computed."""
+        """The bucket of each gradient that has been computed so far."""
         self._sums: list[Callable[[], object]] = []
         size = BUCKET_BYTES
         for parameter in reversed(parameters):  # about the order of the backward pass
@@ -122,7 +123,7 @@ class ParallelStepper(Stepper):
 
 
 class ShardedStepper(ParallelStepper):
-    """Takes steps if each process has only some rows of each parameter and its gradient."""
+    """Takes steps when each process has only some rows of each parameter and its gradient."""
 
     def __init__(self, run: Run, mean_loss: LossFunction) -> None:
         super().__init__(run, mean_loss)

@@ -34,10 +34,10 @@ class TrainConfig:
     rounding and dropout, the result is the same."""
     recompute: bool = False
     """Store only the input of each block of the model, and compute its other activations again in
-    the backward pass. A step needs less memory, but about a third more operations."""
+    the backward pass. A step then needs less memory and about a third more operations."""
     shard: bool = False
-    """With several processes, divide the weights, gradients and optimizer states between them, for
-    a model that is too large for one GPU (FSDP2)."""
+    """Divide the weights, gradients and optimizer states between the processes (FSDP2). Use this if
+    a model is too large for one GPU. It does not work with mean_teacher."""
     order: OrderName = "random"
     """random: blocks start at random positions in the text. epochs: in every epoch, the text is cut
     into blocks, and each block is used once, in random order."""
@@ -72,7 +72,7 @@ class TrainConfig:
     """On a CUDA device, compile the cross-entropy and the blocks of the model."""
     cuda_graph: bool = True
     """On a CUDA device, capture a step as a CUDA graph, and replay the graph for each later step.
-    Not used with float16."""
+    Not used with float16, with shard, or with recompute and dropout."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "eval_every", "log_every"):

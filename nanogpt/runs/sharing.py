@@ -1,4 +1,7 @@
-"""What several processes that train one run need: equal shares, equal starts, other dropout."""
+"""What several processes that train one run need.
+
+They need equal shares of a batch, the same initial state, and different random numbers for dropout.
+"""
 
 import hashlib
 from dataclasses import replace
@@ -16,7 +19,7 @@ from .run import Run
 
 
 def require_equal_shares(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
-    """Raise UserError if several processes cannot train this run, or not with equal shares."""
+    """Raise UserError if several processes cannot train this run with equal shares."""
     size, batch, parts = distributed.size(), config.train.batch_size, config.train.accumulation
     if batch % (size * parts):
         unit = size * parts
@@ -41,13 +44,13 @@ def require_equal_shares(config: RunConfig, device: torch.device, precision: tor
 
 
 def get_share(config: RunConfig) -> RunConfig:
-    """Return the settings with the batch size of a single process."""
+    """Return the settings with the batch size of one process's share."""
     batch_size = config.train.batch_size // distributed.size()
     return replace(config, train=replace(config.train, batch_size=batch_size))
 
 
 def require_same_start(run: Run) -> None:
-    """Raise UserError if the processes have different settings, texts, weights or versions."""
+    """Raise UserError if the processes differ in settings, devices, texts, weights or versions."""
     if distributed.size() == 1:
         return
     is_gpu = run.device.type == "cuda"
@@ -73,7 +76,7 @@ def is_sharded(config: RunConfig) -> bool:
 
 
 def sum_bits(model: Model) -> int:
-    """Return the sum of all weights, as integers with the same bits.
+    """Interpret the bits of the weights as integers, and return their sum.
 
     The order of additions changes a sum of floats, but not this sum.
     """

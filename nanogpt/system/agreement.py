@@ -50,9 +50,10 @@ def agree_on_signal(number: signal.Signals | None) -> signal.Signals | None:
 
 @contextmanager
 def agreement() -> Iterator[None]:
-    """Run the body in all processes; if it fails in one of them, raise that error in all of them.
+    """Within this context, an error in one process ends the context in all processes.
 
-    All processes must enter this context. The body must not communicate.
+    The others raise UserError or Stopped, with the message of the error. All processes must enter
+    this context. The body must not communicate.
     """
     if size() == 1:
         yield

@@ -1,7 +1,7 @@
-"""Processes that train one model together. torchrun starts them; each has a rank from 0 to N - 1.
+"""Processes that train one model together. Each has a rank from 0 to N - 1.
 
-No other module calls torch.distributed. Without torchrun, there is one process, of rank 0, and all
-functions return at once.
+torchrun, or the variables RANK and WORLD_SIZE, define the processes. Otherwise, there is one
+process, of rank 0, which does not communicate. No other module calls torch.distributed.
 """
 
 import os
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 CONNECTING = timedelta(seconds=60)
 """How long the processes wait for each other to connect."""
 PATIENCE = timedelta(minutes=30)
-"""How long they wait outside training steps: one of them may encode a text or write a file."""
+"""Timeout of communication outside training steps: a process may encode a text or write a file."""
 TIMEOUT = timedelta(seconds=20)
-"""In a training step, a process that does not answer for this time is regarded as dead."""
+"""Timeout of communication in a training step on CPUs. GPUs have PATIENCE, or none in a graph."""
 T = TypeVar("T")
 _patient: Any = None
 """The group of all processes, with PATIENCE; None without join()."""
@@ -42,19 +42,19 @@ _peers: Peers | None = None
 
 
 def launched_size() -> int:
-    """Return the number of processes that torchrun started, before join(), too."""
+    """Return the number of processes, also before join()."""
     is_launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     number = os.environ.get("WORLD_SIZE", "") if is_launched else ""
     return int(number) if number.isdecimal() else 1
 
 
 def launched_rank() -> int:
-    """Return the rank of this process, before join(), too."""
+    """Return the rank of this process, also before join()."""
     return int(os.environ["RANK"]) if launched_size() > 1 else 0
 
 
 def launched_local_rank() -> int:
-    """Return the number of this process among those of its machine, before join(), too."""
+    """Return the number of this process among those of its machine, also before join()."""
     number = os.environ.get("LOCAL_RANK", "") if launched_size() > 1 else ""
     return int(number) if number.isdecimal() else 0
 
@@ -71,7 +71,7 @@ def rank() -> int:
 
 @contextmanager
 def join() -> Iterator[None]:
-    """Within this context, the processes that torchrun started are connected."""
+    """Within this context, the processes are connected. Raises Stopped if they cannot connect."""
     global _patient, _prompt, _peers
     if launched_size() == 1:
         yield
@@ -122,8 +122,9 @@ def _connect() -> Any:
             f"with the same address and port; if they are on several machines, name the network "
             f"interface of each machine in GLOO_SOCKET_IFNAME"
         )
-        if own:  # process 0 may not fail, or not see the reason
-            time.sleep(3 * bool(launched_local_rank()))  # one message for each machine
+        if own:  # process 0 prints its own error, if it has one
+            # If the first process of a machine has failed, too, torchrun ends the others meanwhile.
+            time.sleep(3 * bool(launched_local_rank()))
             print(f"nanogpt: process {own}: {make_line(problem)}", file=sys.stderr, flush=True)
         raise problem from None
 
@@ -169,8 +170,8 @@ def _communicating(
 ) -> Iterator[None]:
     """Within this context, an error of torch.distributed raises Lost.
 
-    If the processes have waited for `timeout`, since `start` or the start of this context, one of
-    them hangs, and is killed.
+    After `timeout`, counted from `start` or from the start of this context, one of the processes
+    hangs, so the others of the same torchrun are killed. GPUs have no such timeout.
     """
     start = time.monotonic() if start is None else start
     try:
@@ -191,7 +192,7 @@ def _communicating(
 
 
 def _end_siblings() -> None:
-    """Kill the other processes of the same torchrun, which would wait 30 s for one that hangs."""
+    """Kill the other processes of the same torchrun. It would wait 30 s for one that hangs."""
     if rank():
         time.sleep(5)  # the first process prints the message
     if _peers:
@@ -237,9 +238,9 @@ def ignore_termination() -> None:
 
 
 def add_up(tensors: Sequence["Tensor"], in_step: bool = False) -> None:
-    """Replace each tensor by its sum over all processes. The tensors have one type and device.
+    """Replace each tensor with its sum over all processes. All have the same dtype and device.
 
-    In a training step, the processes expect prompt answers from each other.
+    In a training step, the timeout is TIMEOUT, otherwise PATIENCE.
     """
     start_adding(tensors, in_step)()
 
@@ -278,7 +279,7 @@ def start_adding(tensors: Sequence["Tensor"], in_step: bool = True) -> Callable[
 def gather(tensor: "Tensor") -> "Tensor":
     """Return the tensors (n, ...) of all processes, concatenated in the order of the ranks.
 
-    This function is for training steps: the processes expect prompt answers from each other.
+    This function is for training steps; the timeout is TIMEOUT.
     """
     if size() == 1:
         return tensor
@@ -293,12 +294,12 @@ def gather(tensor: "Tensor") -> "Tensor":
 
 
 def shard(model: "nn.Module", device: "torch.device") -> None:
-    """Divide the rows of each parameter of a model on a CPU between the processes (FSDP2).
+    """Divide the rows of each parameter of a model between the processes (FSDP2).
 
-    Each process keeps its rows on `device`, as DTensors. A forward or backward pass gets the whole
-    parameters of a block from all processes when it needs them, and then frees them again. The
-    backward pass averages the gradients. So all processes must run the same passes, and
-    `connect_gpus` must have been called.
+    The model must be on the CPU. Each process gets its rows on `device`, as DTensors. A forward or
+    backward pass collects the whole parameters of a block when it needs them, and then frees them.
+    The backward pass averages the gradients. All processes must run the same passes. If `device` is
+    a GPU, connect_gpus() comes first.
     """
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
@@ -327,7 +328,7 @@ def whole(tensor: "Tensor") -> "Tensor":
 
 
 def collect(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """Return copies of tensors in host memory, complete; in processes other than 0, nothing.
+    """Return complete copies of tensors in host memory; if the rank is not 0, an empty dictionary.
 
     All processes must call this function. A device holds only one complete tensor at a time.
     """
@@ -352,9 +353,9 @@ def fill(tensor: "Tensor", values: "Tensor") -> None:
 
 @contextmanager
 def communicating() -> Iterator[None]:
-    """Within this context, tensors may be sharded, and processes must answer promptly.
+    """Within this context, tensors may be sharded; a complete tensor can be added to a sharded one.
 
-    A complete tensor can be added to a sharded one.
+    The timeout of communication is TIMEOUT.
     """
     if size() == 1:
         yield

@@ -18,7 +18,7 @@ from ..errors import Stopped
 
 BEAT, MISSED_BEATS, GRACE_BEATS = 1.5, 10, 7
 """Within watch(), each process counts every 1.5 s. A process is killed if it misses ten counts, or
-if, for this time, it starts no training step, although another process is further. If it cannot be
+if it is behind another process and starts no training step during ten counts. If it cannot be
 killed, the others end after seven more counts."""
 OUTSIDE, FAILED = b"outside", b"failed"
 """The values of a process that is not within watch(), and of one that left it with an error."""
@@ -41,7 +41,7 @@ class Peers:
     rank: int
     """The number of this process."""
     processes: list[tuple[str, int, int]]
-    """The host, the ID of the parent (torchrun) and the ID of each process."""
+    """For each process: the host, the process ID of torchrun, and the ID of the process itself."""
     store: Any
     """A torch.distributed.Store: key-value pairs that all processes can read and write."""
     step: int = 0
@@ -56,14 +56,14 @@ class Peers:
 
     @contextmanager
     def watch(self, advice: str, before_end: Callable[[], object]) -> Iterator[None]:
-        """Within this context, a process that was stopped, or was lost, ends all of them.
+        """Within this context, if one process is stopped or lost, all of them end.
 
         Each process has a thread that counts, and reads the counts and the steps of all processes.
-        The processes beside a lost one kill it, so that communication with it raises Lost. If a
-        process, or the machine that keeps the counts, is still lost after GRACE_BEATS, the thread
-        prints a message with `advice`, calls `before_end`, and ends this process. It does the same
-        if another process has failed by itself, such as for a lack of memory, and this one still
-        waits for it after GRACE_BEATS.
+        The processes of the same torchrun kill a lost one, so that communication with it raises
+        Lost. If a process, or the machine that keeps the counts, is still lost after GRACE_BEATS,
+        the thread prints a message with `advice`, calls `before_end`, and ends this process. It
+        does the same if another process has failed, for example because it lacks memory, and this
+        one still waits for it after GRACE_BEATS.
         """
         try:
             self.store.set(_key(self.rank), f"0 {self.step}")
@@ -89,7 +89,7 @@ class Peers:
                     self.store.set(_key(self.rank), final)
 
     def is_first_failure(self) -> bool:
-        """Return whether no process of a lower rank has failed, now or 2 s later.
+        """Wait 2 s, then return whether no process of a lower rank has failed.
 
         If the store does not answer, return True.
         """
