@@ -70,7 +70,8 @@ class Muon:
         """Update every matrix with the learning rate `rate`, a scalar tensor."""
         gradients = collect_gradients(self._names, self.parameters)
         torch._foreach_lerp_(self.averages, gradients, 1 - self.momentum)
-        nesterov = torch._foreach_lerp(gradients, self.averages, self.momentum)
+        nesterov = [gradient.clone() for gradient in gradients]
+        torch._foreach_lerp_(nesterov, self.averages, self.momentum)
         if not self.cautious_decay:
             torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
         for (rows, columns), counts in self.stacks.items():

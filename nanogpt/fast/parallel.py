@@ -42,6 +42,8 @@ class GradientSums:
         self.buckets: list[list[nn.Parameter]] = []
         self._ready: list[int] = []
         """The bucket of each gradient that has been computed so far."""
+        self._started = 0
+        """The number of buckets that are started. All processes start them in the same order."""
         self._sums: list[Callable[[], object]] = []
         size = BUCKET_BYTES
         for parameter in reversed(parameters):  # about the order of the backward pass
@@ -53,24 +55,28 @@ class GradientSums:
             parameter.register_post_accumulate_grad_hook(partial(self._add, len(self.buckets) - 1))
 
     def _add(self, bucket: int, parameter: Tensor) -> None:
-        if self.is_last:
-            self._ready.append(bucket)
-            if self._ready.count(bucket) == len(self.buckets[bucket]):
-                self._start(bucket)
+        if not self.is_last:
+            return
+        self._ready.append(bucket)
+        for number, parameters in enumerate(self.buckets[self._started :], start=self._started):
+            if self._ready.count(number) < len(parameters):
+                break
+            self._start()
 
     def finish(self, loss: Tensor) -> None:
         """Add up the loss, too, and wait until all sums are complete."""
-        for number, bucket in enumerate(self.buckets):
-            if 0 < self._ready.count(number) < len(bucket):  # some parameters have no gradient
-                self._start(number)
+        while self._started < len(self.buckets):  # some parameters have no gradient
+            self._start()
         self._sums.append(distributed.start_adding([loss]))
         for wait in self._sums:
             wait()
-        self._ready, self._sums, self.is_last = [], [], False
+        self._ready, self._started, self._sums, self.is_last = [], 0, [], False
 
-    def _start(self, bucket: int) -> None:
-        gradients = [p.grad for p in self.buckets[bucket] if p.grad is not None]
-        self._sums.append(distributed.start_adding(gradients))
+    def _start(self) -> None:
+        gradients = [p.grad for p in self.buckets[self._started] if p.grad is not None]
+        if gradients:
+            self._sums.append(distributed.start_adding(gradients))
+        self._started += 1
 
 
 class ParallelStepper(Stepper):
@@ -142,6 +148,10 @@ class ShardedStepper(ParallelStepper):
 class CapturedParallelStepper(ParallelStepper, training.CapturedStepper):
     """Captures its share of a step as a CUDA graph, with the communication between the GPUs."""
 
+    def _fill_rows(self, steps: int) -> None:
+        super()._fill_rows(steps)
+        distributed.gather_objects(None)  # another process may still read its batches from a disk
+
 
 def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
     """Do the same as training.make_stepper(), for any number of processes."""
@@ -191,6 +201,8 @@ def evaluate(model: Model | Ensemble, split: Split) -> Evaluation:
         return evaluate_alone(model, split)
     share = _Share(split)
     is_sharded = any(map(distributed.is_sharded, model.parameters()))
+    if is_sharded:
+        distributed.gather_objects(None)  # the first process may still be writing a checkpoint
     with distributed.communicating() if is_sharded else nullcontext():
         try:
             own = evaluate_alone(model, share)

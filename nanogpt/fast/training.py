@@ -19,10 +19,11 @@ from ..evaluate import cross_entropy
 from ..optim import clip_gradients
 from ..runs.config import STEPS_AHEAD
 from ..runs.run import Run
+from ..runs.sharing import is_sharded
 from ..step import LossFunction, Stepper, compute_gradients, update_weights
 from ..system import distributed
 from ..system.devices import autocast
-from ..system.gpu import CudaGraph, Forward, compile_loss, replace_forward
+from ..system.gpu import CannotCompile, CudaGraph, Forward, compile_loss, replace_forward
 from .cpu import CpuKernels
 
 
@@ -80,7 +81,13 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     starts = torch.zeros(settings.batch_size // parts, dtype=torch.long)
     example = inputs_and_targets(run.data.splits["train"].blocks(starts, model.config.block_size))
     compiled = partial(score, torch.compile(cross_entropy))
-    fast = compile_loss(compiled, blocks, example, on_message, wrap)
+
+    def say(reason: str) -> None:
+        if is_sharded(run.config):  # the failed pass has left some weights whole
+            raise CannotCompile(reason)
+        on_message(f"The model cannot be compiled on this machine and trains slower ({reason}).")
+
+    fast = compile_loss(compiled, blocks, example, say, wrap)
     model.zero_grad()
     return fast or (plain if settings.recompute else loss)
 

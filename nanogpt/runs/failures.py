@@ -8,7 +8,7 @@ from ..errors import Stopped, make_line, resume_command, write_error
 from ..models import BigramConfig
 from ..system import distributed
 from ..system.devices import requested_memory
-from ..system.gpu import CannotCapture
+from ..system.gpu import CannotCapture, CannotCompile
 from ..system.heartbeat import SEE_MESSAGE, Lost
 from .run import Run
 
@@ -39,6 +39,14 @@ def explain_failures(run: Run) -> Iterator[None]:
                 f"a step cannot be captured as a CUDA graph ({error})",
                 f"; to run without a graph, which is slower: "
                 f"{resume_command(run.out, '--train.no-cuda-graph')}",
+            )
+        ) from None
+    except CannotCompile as error:
+        raise _tell(
+            Stopped(
+                f"the model cannot be compiled on this machine ({error})",
+                f"; to train without compilation, which is slower: "
+                f"{resume_command(run.out, '--train.no-compile')}",
             )
         ) from None
     except (RuntimeError, MemoryError) as error:

@@ -11,6 +11,7 @@ from ..evaluate import cross_entropy
 from ..optim import get_learning_rate
 from ..system import distributed
 from .run import Run
+from .sharing import is_sharded
 
 
 class FiniteCheck:
@@ -47,6 +48,8 @@ class FiniteCheck:
     def check_model(self) -> None:
         """Raise Stopped if a weight, or the loss of one block of held-out text, is not finite."""
         model, step = self.run.model, self.run.state.step - 1
+        if is_sharded(self.run.config):
+            distributed.gather_objects(None)  # the first process may still be writing a checkpoint
         norms = distributed.whole(torch.stack(torch._foreach_norm(list(model.parameters()))))
         if not norms.isfinite().all():
             worst = int((~norms.isfinite()).nonzero()[0])

@@ -169,7 +169,8 @@ def count_activations(
     c += has_dropout * (1 + has_feed_forward(model))  # dropout masks of one byte per value
     lines = []
     if is_half:
-        W = count_matrix_weights(model) + V * C  # the blocks and the head
+        # With recomputation, only one block has such weights at a time. The head has them, too.
+        W = count_matrix_weights(model) // (L if training.recompute else 1) + V * C
         formula = f"2 W; products use W = {format_count(W)}"
         lines.append(Line("weights in half precision", formula, 2 * W))
     block, formula = c * C + extra, f"{c} C + {extra_formula}"

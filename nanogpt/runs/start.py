@@ -14,7 +14,7 @@ from ..kneser_ney_tables import MAX_COUNTED_TOKENS, MAX_VOCABULARY
 from ..models import Model, ModelConfig, build
 from ..optim import build_optimizers
 from ..system import distributed
-from ..system.agreement import agreement, require_own_gpu
+from ..system.agreement import agreement, require_equal, require_own_gpu
 from ..system.devices import (
     keep_freed_memory,
     limit_threads,
@@ -243,6 +243,7 @@ def _set_up_device(config: RunConfig) -> torch.device:
 
 def _connect_gpus(config: RunConfig, device: torch.device) -> None:
     """Connect the GPUs of several processes, if they are needed to build the run."""
+    require_equal({"train.shard": config.train.shard})
     require_own_gpu(device)
     if is_sharded(config):
         distributed.connect_gpus(device)

@@ -97,11 +97,15 @@ def _is_fast(precision: torch.dtype, device: torch.device) -> bool:
 
 @contextmanager
 def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
-    """Within this context, matrix products run at this precision."""
+    """Within this context, matrix products run at this precision.
+
+    Weights in half precision are not kept: a model uses each of them once, so they would only
+    need memory.
+    """
     if precision == torch.float32:
         yield
     elif device.type != "cpu":
-        with torch.autocast(device.type, precision):
+        with torch.autocast(device.type, precision, cache_enabled=False):
             yield
     else:
         # On a CPU, fused attention in bfloat16 is slow. Attention with separate matrix products and
@@ -110,7 +114,10 @@ def autocast(device: torch.device, precision: torch.dtype) -> Iterator[None]:
         previous = cuda.fp16_bf16_reduction_math_sdp_allowed()
         cuda.allow_fp16_bf16_reduction_math_sdp(True)
         try:
-            with torch.autocast("cpu", precision), sdpa_kernel(SDPBackend.MATH):
+            with (
+                torch.autocast("cpu", precision, cache_enabled=False),
+                sdpa_kernel(SDPBackend.MATH),
+            ):
                 yield
         finally:
             cuda.allow_fp16_bf16_reduction_math_sdp(previous)

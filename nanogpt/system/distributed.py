@@ -176,6 +176,8 @@ def _communicating(
     start = time.monotonic() if start is None else start
     try:
         yield
+    except Stopped:
+        raise
     except RuntimeError as error:
         import torch
 
@@ -259,7 +261,12 @@ def start_adding(tensors: Sequence["Tensor"], in_step: bool = True) -> Callable[
             with launch_together(_gpus, tensors[0].device, async_ops=True) as sums:
                 for tensor in tensors:
                     distributed.all_reduce(tensor, group=_gpus)
-        return lambda: sums.wait()
+
+        def wait() -> None:
+            with _communicating(timeout, uses_gpus=True):
+                sums.wait()
+
+        return wait
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     with _communicating(timeout):
         group = _prompt if in_step else _patient
@@ -366,6 +373,8 @@ def communicating() -> Iterator[None]:
     with _communicating(TIMEOUT, bool(_gpus)), implicit_replication():
         try:
             yield
+        except Stopped:
+            raise
         except RuntimeError as error:
             if re.search("gloo|nccl", str(error), re.IGNORECASE):
                 raise

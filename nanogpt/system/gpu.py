@@ -43,7 +43,7 @@ def compile_loss(
     say: Callable[[str], None],
     wrap: Callable[[Forward], Forward] = lambda forward: forward,
 ) -> LossFunction | None:
-    """Return `loss` with compiled blocks. If they cannot be compiled, call say() and return None.
+    """Return `loss` with compiled blocks. If they cannot be compiled, say() why and return None.
 
     The blocks have the same structure, so one compiled function serves all of them (regional
     compilation). This is much faster than compiling every block. wrap() is applied to the compiled
@@ -63,11 +63,15 @@ def compile_loss(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        say(f"The model cannot be compiled on this machine and trains slower ({_one_line(error)}).")
+        say(_one_line(error))
         return None
     finally:
         set_random_states(states, device)
     return compiled_loss
+
+
+class CannotCompile(RuntimeError):
+    """The model cannot be compiled, and cannot be trained without compilation any more."""
 
 
 class CannotCapture(RuntimeError):

@@ -137,8 +137,13 @@ class Peers:
             timer.cancel()
             is_inside = [count not in (OUTSIDE, FAILED) for count in found]
             taken = [int(c.split()[1]) if i else 0 for c, i in zip(found, is_inside, strict=True)]
+            # A process that no longer counts may have been further than those that wait for it.
+            furthest = max(
+                (taken[number] for number in range(size) if found[number] != counts[number]),
+                default=0,
+            )
             for number, count in enumerate(found):
-                hangs = taken[number] < max(taken) and taken[number] == steps[number]
+                hangs = taken[number] < furthest and taken[number] == steps[number]
                 if count == FAILED:
                     changed[number] = min(changed[number], beat - MISSED_BEATS)
                 elif count == OUTSIDE or (count != counts[number] and not hangs):

@@ -41,6 +41,7 @@ FOLLOWED_ELSEWHERE = {
     f"{FULL}, then start again": "tests/test_survival.py",
     "cannot write in runs/tiny (Read-only": "tests/test_access.py",
     "a step cannot be captured": "tests/fast/test_training.py",
+    "the model cannot be compiled": "tests/fast/test_training.py",
     "generation cannot be captured": "tests/fast/test_training.py",
     "out of memory: 2.50 GiB more was requested; the same": "tests/test_errors.py",
     "out of memory: 2.50 GiB more was requested, and each": "tests/test_errors.py",

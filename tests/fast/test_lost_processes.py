@@ -51,6 +51,10 @@ def lose(*args):
     if calls == call and os.environ["RANK"] in rank.split(","):
         with open("lost.json", "w") as file:
             json.dump([os.getpid(), time.monotonic()], file)
+        if how.startswith("slow"):
+            result = unchanged(*args)
+            time.sleep(25)
+            return result
         if "hang" in how:
             time.sleep(1000)
         if how == "memory":

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from nanogpt.api import load
+from nanogpt.fast import parallel
 from nanogpt.fast.parallel import share_orthogonalisation
 from nanogpt.muon import orthogonalise
 from nanogpt.system import distributed
@@ -233,6 +235,27 @@ def test_other_commands_are_refused() -> None:
     assert run(torchrun(2, "presets"))[1] == [
         "nanogpt: torchrun can only start nanogpt train and eval: run nanogpt presets without it"
     ]
+
+
+def test_all_processes_add_up_the_buckets_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In compiled code, the gradients of a block can be computed in another order."""
+    monkeypatch.setattr(parallel, "BUCKET_BYTES", 1)
+    orders = []
+    for order in ([2, 1, 0], [0, 1, 2], [1, 2, 0], [1]):
+        weights = [nn.Parameter(torch.tensor([float(i)])) for i in range(3)]
+        sums, started = parallel.GradientSums(weights), list[float]()
+        assert sums.buckets == [[p] for p in reversed(weights)]
+        monkeypatch.setattr(
+            distributed,
+            "start_adding",
+            lambda tensors, started=started: started.append(tensors[0].item()) or (lambda: None),
+        )
+        sums.is_last = True
+        for i in order:
+            (weights[i] * (i + 1)).sum().backward()
+        sums.finish(torch.tensor(0.0))
+        orders.append(started)
+    assert orders == [[3, 2, 1, 0]] * 3 + [[2, 0]]  # the loss, 0, comes last
 
 
 def test_shares_of_the_matrices_together_are_all_matrices(monkeypatch: pytest.MonkeyPatch) -> None:

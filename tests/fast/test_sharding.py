@@ -108,6 +108,17 @@ def test_a_lost_process_ends_all(text_file: Path, place: str, how: str, rank: in
     resume()
 
 
+@linux_only
+@pytest.mark.slow
+def test_a_slow_checkpoint_of_the_first_process_ends_nothing(text_file: Path) -> None:
+    """The others wait for it, although they need its weights for the evaluation."""
+    Path("script.py").write_text(SCRIPT, "utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "script.py", "checkpoint", "slow", "0"]
+    arguments = ["train", *MUON, "--data", str(text_file), "--out", str(OUT), "--train.shard"]
+    assert run([*launcher, *arguments]) == (0, [])
+
+
 def test_the_average_of_divided_weights_is_no_teacher(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

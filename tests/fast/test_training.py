@@ -5,16 +5,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from nanogpt.data import inputs_and_targets
+from nanogpt.errors import Stopped
 from nanogpt.evaluate import cross_entropy
 from nanogpt.fast.training import CapturedStepper, make_loss, make_stepper
 from nanogpt.models import ModelConfig, ModernConfig
 from nanogpt.runs.config import RunConfig
+from nanogpt.runs.failures import explain_failures
 from nanogpt.runs.run import Run
 from nanogpt.runs.start import prepare_run
 from nanogpt.system.devices import Precision, use_deterministic
@@ -72,6 +75,28 @@ def test_the_compiled_loss_is_used_if_there_is_one(
     else:
         loss = make_loss(run, pytest.fail)
         torch.testing.assert_close(loss(inputs, targets), cross_entropy(run.model(inputs), targets))
+
+
+def test_a_divided_model_that_cannot_be_compiled_does_not_train(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failed pass has left some weights whole, so the plain loss cannot be used."""
+
+    def fail(*arguments: Any) -> None:
+        arguments[3]("no C compiler")
+
+    monkeypatch.setattr("nanogpt.fast.training.compile_loss", fail)
+    run, _ = build_stepper(config)
+    lines: list[str] = []
+    gpu = replace(run, device=torch.device("cuda"))
+    make_loss(gpu, lines.append)
+    assert lines == [
+        "The model cannot be compiled on this machine and trains slower (no C compiler)."
+    ]
+    monkeypatch.setattr("nanogpt.fast.training.is_sharded", lambda _: True)
+    message = r"^the model cannot be compiled .* \(no C compiler\); .*--train.no-compile$"
+    with pytest.raises(Stopped, match=message), explain_failures(run):
+        make_loss(gpu, pytest.fail)
 
 
 @pytest.mark.parametrize("model", [SMALL, SWIGLU], ids=["gpt", "modern"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt.errors import UserError
+from nanogpt.errors import Stopped, UserError
 from nanogpt.system import agreement, distributed
 from nanogpt.system.heartbeat import Lost
 
@@ -101,6 +101,16 @@ def test_processes_do_not_wait_for_one_that_has_failed() -> None:
     line = "nanogpt: another process of this run has ended, or does not answer: advice"
     assert line in process.stderr.splitlines()
     assert Path("before-end").exists()
+
+
+def test_an_error_that_only_mentions_nccl_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example, the name of the run directory."""
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    error = Stopped("the loss is NaN; the last checkpoint in runs/nccl is intact")
+    for context in (distributed.communicating(), distributed._communicating(distributed.TIMEOUT)):
+        with pytest.raises(Stopped) as raised, context:
+            raise error
+        assert raised.value is error
 
 
 def test_an_error_of_nccl_is_shown() -> None:

