@@ -148,9 +148,13 @@ class ShardedStepper(ParallelStepper):
 class CapturedParallelStepper(ParallelStepper, training.CapturedStepper):
     """Captures its share of a step as a CUDA graph, with the communication between the GPUs."""
 
+    def take(self, steps: int, should_stop: Callable[[], object]) -> Tensor:
+        """Do the same as ParallelStepper.take(), but wait only after the batches are read."""
+        return training.CapturedStepper.take(self, steps, should_stop)
+
     def _fill_rows(self, steps: int) -> None:
         super()._fill_rows(steps)
-        distributed.gather_objects(None)  # another process may still read its batches from a disk
+        distributed.gather_objects(None)
 
 
 def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
