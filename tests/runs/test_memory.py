@@ -31,7 +31,7 @@ from nanogpt.runs.presets import PRESETS
 from nanogpt.runs.start import prepare_run
 from nanogpt.step import train_step
 from nanogpt.system.devices import pick_precision
-from tests.platforms import peak_memory, posix_only
+from tests.platforms import memory_in_use, peak_memory, posix_only
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GPT = GPTConfig(n_layer=3, n_head=4, n_embd=64, block_size=32)
@@ -243,12 +243,15 @@ FITTING = [
 def test_a_run_on_a_cpu_needs_at_least_the_computed_memory(
     model: ModelConfig, accumulation: int
 ) -> None:
-    """If a run needed less memory than this, require_run_memory() would refuse runs that fit."""
+    """If a run needed less memory than this, require_run_memory() would refuse runs that fit.
+
+    The kernel counts pages in batches, one batch per core, so a peak may be too small by 1 MB.
+    """
     config = make_config(model, accumulation=accumulation)
     config = replace(config, train=replace(config.train, batch_size=256))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         measured = fresh.submit(measure_growth_on_cpu, config).result()
-    assert count_host_memory(config, CPU, torch.float32) <= measured
+    assert count_host_memory(config, CPU, torch.float32) <= measured + (1 << 20)
 
 
 def measure_growth_on_cpu(config: RunConfig) -> int:
@@ -256,7 +259,7 @@ def measure_growth_on_cpu(config: RunConfig) -> int:
     torch.set_num_threads(1)
     small = replace(config.model, block_size=1, vocab_size=2)
     train_on_random_tokens(make_config(small))  # this first call loads libraries
-    before = peak_memory()
+    before = memory_in_use()
     train_on_random_tokens(config)
     return peak_memory() - before
 
