@@ -70,27 +70,38 @@ class Muon:
         """Update every matrix with the learning rate `rate`, a scalar tensor."""
         gradients = collect_gradients(self._names, self.parameters)
         torch._foreach_lerp_(self.averages, gradients, 1 - self.momentum)
-        nesterov = [gradient.clone() for gradient in gradients]
-        torch._foreach_lerp_(nesterov, self.averages, self.momentum)
         if not self.cautious_decay:
             torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
         for (rows, columns), counts in self.stacks.items():
-            stack = torch.cat([self.whole(nesterov[i]).view(-1, rows, columns) for i in counts])
-            directions = self.orthogonalise(stack, self.precision)
-            if self.squares:
-                directions = normalise_rows(directions.float(), self.squares[rows, columns])
-            # The factor √(rows / columns) lets each output of a tall matrix change as much as each
-            # output of a square matrix.
-            distance = rate * math.sqrt(max(1, rows / columns))
-            updates = torch.mul(directions, distance, out=stack)
-            if self.cautious_decay:  # only weights that the update moves towards 0 decay
-                whole = [self.whole(self.parameters[i]) for i in counts]
-                weights = torch.cat([matrices.view(-1, rows, columns) for matrices in whole])
-                updates += rate * self.weight_decay * weights * (updates * weights > 0)
-            torch._foreach_sub_(
-                [self.parameters[i] for i in counts],
-                [u.reshape(-1, columns) for u in updates.split(list(counts.values()))],
-            )
+            self._update_stack(rows, columns, counts, gradients, rate)
+
+    def _update_stack(
+        self,
+        rows: int,
+        columns: int,
+        counts: dict[int, int],
+        gradients: list[Tensor],
+        rate: Tensor,
+    ) -> None:
+        """Update the matrices of one shape; `counts` is their entry in `stacks`."""
+        nesterov = [gradients[i].clone() for i in counts]
+        torch._foreach_lerp_(nesterov, [self.averages[i] for i in counts], self.momentum)
+        stack = torch.cat([self.whole(each).view(-1, rows, columns) for each in nesterov])
+        directions = self.orthogonalise(stack, self.precision)
+        if self.squares:
+            directions = normalise_rows(directions.float(), self.squares[rows, columns])
+        # The factor √(rows / columns) lets each output of a tall matrix change as much as each
+        # output of a square matrix.
+        distance = rate * math.sqrt(max(1, rows / columns))
+        updates = torch.mul(directions, distance, out=stack)
+        if self.cautious_decay:  # only weights that the update moves towards 0 decay
+            whole = [self.whole(self.parameters[i]) for i in counts]
+            weights = torch.cat([matrices.view(-1, rows, columns) for matrices in whole])
+            updates += rate * self.weight_decay * weights * (updates * weights > 0)
+        torch._foreach_sub_(
+            [self.parameters[i] for i in counts],
+            [u.reshape(-1, columns) for u in updates.split(list(counts.values()))],
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors to save in a checkpoint, by name."""

@@ -17,6 +17,8 @@ from ..runs.directory import RUNS, find_run, find_tokenizer
 from ..runs.memory import Line
 from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import read_description
+from ..runs.sharing import require_equal_shares
+from ..runs.start import set_vocab_size
 from ..runs.starting import adopt_model
 from ..system.devices import limit_threads, pick_device, pick_precision
 from ..system.files import path_exists
@@ -37,14 +39,21 @@ class ExplainArgs:
     size: Annotated[str | None, positional, placeholder("[SIZE]")] = None
     """Preset or run to explain. Its values are the defaults of the options below. If SIZE is not
     given, the preset is baby on a CUDA GPU and tiny elsewhere."""
+    processes: int = 1
+    """Number of processes that train together. The memory and the time are those of one of them."""
     json: Flag = False
     """Print one JSON object instead of tables."""
     config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        if not 0 < self.processes < 2**31:
+            value = self.processes
+            raise ValueError(f"processes is {value}: it must be at least 1 and less than 2**31")
+
     def explain_unused(self, name: str) -> str:
         """Return the reason why the option `name` has no effect; "" if it has an effect."""
-        if name == "shard":
-            return "explain describes a single process"
+        if name == "shard" and self.processes == 1:
+            return "there is a single process"
         is_teacher = "teacher" in name or name in ("transfer", "transfer_share", "ngram_weight")
         return "explain does not count the work of teachers" if is_teacher else ""
 
@@ -58,19 +67,14 @@ def explain(args: list[str]) -> None:
     limit_threads()
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
-    default = _find_config(size)
-    vocab_size = FIXED_SIZES.get(config.tokenizer, config.model.vocab_size)
-    is_new = (config.data, config.tokenizer) != (default.data, default.tokenizer)
-    if is_new and config.tokenizer not in FIXED_SIZES:
-        corpus = corpora.load_corpus(config.data, config.column, config.separator)
-        kind = find_tokenizer(config.tokenizer)
-        vocab_size = get_tokenizer(kind, corpus, config.val_fraction, no_progress).vocab_size
-    config = replace(config, model=replace(config.model, vocab_size=vocab_size))
+    require_equal_shares(config, device, precision, options.processes)
+    config = _set_vocabulary(config, _find_config(size))
     model, training = config.model, config.train
-    tokens = training.batch_size // training.accumulation * model.block_size
+    parts = training.accumulation * options.processes
+    tokens = training.batch_size // parts * model.block_size
     width = model.vocab_size if isinstance(model, BigramConfig) else model.n_embd
     rates = measure_rates(device, precision, tokens, width)
-    explanation = explain_run(config, device, precision, rates)
+    explanation = explain_run(config, device, precision, rates, options.processes)
     if options.json:
         print(json.dumps(asdict(explanation)))
         return
@@ -92,8 +96,27 @@ def explain(args: list[str]) -> None:
     console.print(
         f"{make_line(size)} on {device.type} in {str(precision).removeprefix('torch.')}: {values}. "
         f"The times are estimates from speeds just measured on this machine, and do not include "
-        f"evaluations."
+        f"evaluations{' or communication' if options.processes > 1 else ''}."
     )
+
+
+def _set_vocabulary(config: RunConfig, default: RunConfig) -> RunConfig:
+    """Return the settings with the size of the vocabulary, if the tokenizer or the text is new.
+
+    `default` are the settings of the preset or the run.
+    """
+    vocab_size = FIXED_SIZES.get(config.tokenizer)
+    is_new = (config.data, config.tokenizer) != (default.data, default.tokenizer)
+    if is_new and not vocab_size:
+        corpus = corpora.load_corpus(config.data, config.column, config.separator)
+        kind = find_tokenizer(config.tokenizer)
+        vocab_size = get_tokenizer(kind, corpus, config.val_fraction, no_progress).vocab_size
+    if not vocab_size:
+        return config
+    model = config.model
+    if model.vocab_size == default.model.vocab_size:  # not given
+        return replace(config, model=replace(model, vocab_size=vocab_size))
+    return replace(config, model=set_vocab_size(model, vocab_size))
 
 
 def _choose_defaults(options: ExplainArgs) -> tuple[ExplainArgs, str]:
@@ -127,7 +150,8 @@ def make_explanation_tables(explanation: Explanation) -> list[Table]:
     """Return tables of the parameters, the memory, the operations and the time of a run."""
 
     def make_table(title: str, lines: Sequence[Line], form: Callable[[float], str]) -> Table:
-        table = Table(title, "formula", "", box=None, padding=(0, 2, 0, 0), header_style="bold")
+        header = "formula" if lines[0].formula else ""
+        table = Table(title, header, "", box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.columns[2].justify = "right"
         for line in lines:
             style = "bold" if line.total else ""
@@ -135,9 +159,12 @@ def make_explanation_tables(explanation: Explanation) -> list[Table]:
         return table
 
     largest = max(line.value for line in explanation.memory)
+    form_bytes = make_byte_format(largest)
+    peaks = explanation.peaks
     return [
         make_table("parameters", explanation.parameters, format_count),
-        make_table("memory", explanation.memory, make_byte_format(largest)),
+        make_table("memory", explanation.memory, form_bytes),
+        *([make_table("peak memory with", peaks, form_bytes)] if peaks else []),
         make_table("operations", explanation.operations, lambda value: format_quantity(value, "")),
         make_table("time", explanation.time, format_time),
     ]

@@ -15,6 +15,7 @@ from ..runs.memory import (
     count_matrix_weights,
     count_memory,
     count_parameters,
+    get_share,
 )
 from ..system.memory import format_count, format_quantity
 from .rates import Rates
@@ -31,19 +32,49 @@ class Explanation:
     """The values are numbers of floating-point additions and multiplications."""
     time: list[Line]
     """The values are in seconds."""
+    peaks: list[Line]
+    """The peak memory of a process, in bytes, with each combination of the settings recompute and
+    shard; empty for a single process."""
 
 
 def explain_run(
-    config: RunConfig, device: torch.device, precision: torch.dtype, rates: Rates
+    config: RunConfig,
+    device: torch.device,
+    precision: torch.dtype,
+    rates: Rates,
+    processes: int = 1,
 ) -> Explanation:
-    """Compute what the training steps of a run need; `rates` are the speeds of the device."""
+    """Compute what the training steps of a run need; `rates` are the speeds of the device.
+
+    If several processes share each batch, the memory and the time are those of one process. The
+    operations are those of all processes together.
+    """
     operations = count_operations(config)
     return Explanation(
         count_parameters(config.model),
-        count_memory(config, device, precision),
+        count_memory(config, device, precision, processes),
         operations,
-        estimate_time(config, device, precision, operations, rates),
+        estimate_time(config, device, precision, operations, rates, processes),
+        count_peaks(config, device, precision, processes) if processes > 1 else [],
     )
+
+
+def count_peaks(
+    config: RunConfig, device: torch.device, precision: torch.dtype, processes: int
+) -> list[Line]:
+    """Count the peak memory with each combination of the settings recompute and shard.
+
+    A mean teacher does not work with shard.
+    """
+    lines = []
+    for shard in (False, True)[: 1 if config.train.mean_teacher else 2]:
+        for recompute in (False, True):
+            training = replace(config.train, recompute=recompute, shard=shard)
+            changed = replace(config, train=training)
+            peak = count_memory(changed, device, precision, processes)[-1].value
+            flags = ["--train.shard"] * shard + ["--train.recompute"] * recompute
+            lines.append(Line(" ".join(flags) or "neither", "", peak))
+    return lines
 
 
 def count_operations(config: RunConfig) -> list[Line]:
@@ -83,11 +114,12 @@ def estimate_time(
     precision: torch.dtype,
     operations: list[Line],
     rates: Rates,
+    processes: int = 1,
 ) -> list[Line]:
     """Estimate the seconds of a step and of a run, from matrix products and memory traffic."""
     training, per_step = config.train, {line.part: line.value for line in operations}["per step"]
-    products = per_step / rates.products
-    whole = replace(config, train=replace(training, recompute=False))
+    products = per_step / processes / rates.products
+    whole = get_share(replace(config, train=replace(training, recompute=False)), processes)
     activations = sum(
         line.value
         for line in count_activations(whole, device, precision)
@@ -101,10 +133,11 @@ def estimate_time(
     passes += passes // 3 if training.recompute else 0
     traffic = passes * training.accumulation * activations + 28 * N
     rest = traffic / rates.memory
+    share = f" / {processes}" if processes > 1 else ""
     flops = format_quantity(rates.products, "FLOP/s")
     bandwidth = format_quantity(rates.memory, "B/s")
     return [
-        Line("matrix products", f"operations per step / {flops}", products),
+        Line("matrix products", f"operations per step{share} / {flops}", products),
         Line("other operations", f"({passes} activations + 28 N) / {bandwidth}", rest),
         Line("per step", "sum", products + rest, True),
         Line("all steps", f"× {training.steps:,}", (products + rest) * training.steps, True),

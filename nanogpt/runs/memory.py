@@ -90,48 +90,127 @@ def has_feed_forward(model: ModelConfig) -> bool:
     return not isinstance(model, PlainConfig) or model.feed_forward
 
 
-def count_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> list[Line]:
+def count_memory(
+    config: RunConfig, device: torch.device, precision: torch.dtype, processes: int = 1
+) -> list[Line]:
     """Count the bytes that each part of a training step uses, and the bytes in use at the peak.
 
-    The memory for the text is not included. The backward pass needs the activations: the inputs of
-    all matrix products and norms. The formulas count the tensors that PyTorch's CUDA kernels store.
+    If several processes share each batch, the counts are those of one process. The memory for the
+    text is not included. The backward pass needs the activations: the inputs of all matrix products
+    and norms. The formulas count the tensors that PyTorch's CUDA kernels store.
     """
-    optim, training = config.optim, config.train
+    config = get_share(config, processes)
+    training = config.train
     N = count_parameters(config.model)[-1].value
-    batch = training.batch_size * (config.model.block_size + 1)
-
-    static = [Line("weights", "4 N", 4 * N)]
-    if optim.optimizer == "muon":
-        M = count_matrix_weights(config.model)
-        formula = f"8 N − 4 M; Muon trains M = {format_count(M)}"
-        static.append(Line("optimizer", formula, 8 * N - 4 * M))
-    else:
-        static.append(Line("optimizer", "8 N", 8 * N))
-    if optim.ema:
-        static.append(Line("averaged weights", "4 N", 4 * N))
-    prefetched = STEPS_AHEAD * batch * 2
-    static.append(Line("prefetched batches", f"{STEPS_AHEAD} batch_size (T + 1) 2", prefetched))
-    if device.type == "cuda":
-        streams = 1 + training.cuda_graph
-        workspace = streams * get_workspace_bytes(device)
-        static.append(Line("workspace of cuBLAS", f"{streams} streams", workspace))
-
-    gradients = Line("gradients", "4 N", 4 * N)
+    is_sharded = training.shard and processes > 1
+    P, divided = (processes, f", divided between {processes} processes") if is_sharded else (1, "")
+    state = _count_state(config, device, P, divided)
+    gradients = Line("gradients", f"4 N{divided}", 4 * N // P)
+    if is_sharded:
+        # The complete weights are those of a block, of the next block and of the rest, and the
+        # gradients of the rest. In addition, the gradients of one block are complete.
+        B, R = _count_block_and_rest(config.model)
+        formula = f"8 B + 8 R; a block has B = {format_count(B)}, the rest R = {format_count(R)}"
+        complete = Line("complete weights", formula, 8 * B + 8 * R)
+        gradients = Line("gradients", f"4 N{divided}, + 4 B", 4 * N // P + 4 * B)
     activations = count_activations(config, device, precision)
-    dynamic = gradients.value, sum(line.value for line in activations)
+    stored = sum(line.value for line in activations)
+    lines = [*state, gradients, *activations]
+
     # The backward pass allocates gradients while it frees activations, so the peak includes only
     # the larger of the two. If it computes activations again, those of one block are in memory
     # together with all gradients. With accumulation, the peak includes everything, because the
     # gradients stay in memory from one part of the batch to the next.
     formula = "sum, but only the larger of gradients and activations"
-    most = max(dynamic)
+    passes = max(gradients.value, stored)
     if training.recompute:
         formula = "sum, but only the larger of gradients and stored activations"
-        most = max(most, gradients.value + activations[-1].value)
+        passes = max(passes, gradients.value + activations[-1].value)
     if training.accumulation > 1:
-        formula, most = "sum of all", sum(dynamic)
-    peak = Line("peak", formula, sum(line.value for line in static) + most, total=True)
-    return [*static, gradients, *activations, peak]
+        formula, passes = "sum of all", gradients.value + stored
+    if is_sharded:
+        lines.append(complete)
+        passes += complete.value
+    # The update comes after the backward pass, when the activations are no longer in memory.
+    update: float = 0
+    if device.type == "cpu" and processes > P:
+        lines.append(Line("copies of gradients", "4 N, to add them up", 4 * N))
+        update = lines[-1].value
+    if config.optim.optimizer == "muon":
+        lines.append(_count_muon_update(config, precision, processes))
+        update = max(update, lines[-1].value)
+    update += 4 * N // P  # gradients
+    if update > passes:
+        formula = "sum without activations and complete weights, in the update"
+    most = sum(line.value for line in state) + max(passes, update)
+    return [*lines, Line("peak", formula, most, total=True)]
+
+
+def _count_state(config: RunConfig, device: torch.device, P: int, divided: str) -> list[Line]:
+    """Count the bytes that are in memory all the time; P processes divide the weights."""
+    optim, training = config.optim, config.train
+    N = count_parameters(config.model)[-1].value
+    lines = [Line("weights", f"4 N{divided}", 4 * N // P)]
+    if optim.optimizer == "muon":
+        M = count_matrix_weights(config.model)
+        formula = f"8 N − 4 M{divided}; Muon trains M = {format_count(M)}"
+        lines.append(Line("optimizer", formula, (8 * N - 4 * M) // P))
+    else:
+        lines.append(Line("optimizer", f"8 N{divided}", 8 * N // P))
+    if optim.ema:
+        lines.append(Line("averaged weights", f"4 N{divided}", 4 * N // P))
+    prefetched = STEPS_AHEAD * training.batch_size * (config.model.block_size + 1) * 2
+    lines.append(Line("prefetched batches", f"{STEPS_AHEAD} batch_size (T + 1) 2", prefetched))
+    if device.type == "cuda":
+        streams = 1 + (training.cuda_graph and P == 1)
+        workspace = streams * get_workspace_bytes(device)
+        lines.append(Line("workspace of cuBLAS", f"{streams} streams", workspace))
+    return lines
+
+
+def get_share(config: RunConfig, processes: int) -> RunConfig:
+    """Return the settings with the batch size of one of several processes."""
+    share = config.train.batch_size // processes
+    return replace(config, train=replace(config.train, batch_size=share))
+
+
+def _count_block_and_rest(model: ModelConfig) -> tuple[int, int]:
+    """Count the parameters of a block, and those outside the blocks."""
+    blocks = ("attention", "feed-forward", "layer norms")  # including the norm after the blocks
+    value = {line.part: int(line.value) for line in count_parameters(model)}
+    layers = 1 if isinstance(model, BigramConfig) else model.n_layer
+    block = sum(value.get(part, 0) for part in blocks) // layers
+    return block, value["parameters"] - layers * block
+
+
+def _count_muon_update(config: RunConfig, precision: torch.dtype, processes: int) -> Line:
+    """Count the bytes of the temporary values that Muon needs to update the matrices of a shape."""
+    model, optim, b = config.model, config.optim, 4 if precision == torch.float32 else 2
+    if isinstance(model, BigramConfig):
+        return Line("update by Muon", "no matrices", 0)
+    P = processes if config.train.shard else 1
+    L, C = model.n_layer, model.n_embd
+    stacks = {"4 L C²": (4 * L * C * C, 1.0)}
+    """For each shape: the number of weights, and the smaller dimension / the larger one."""
+    if has_feed_forward(model):
+        is_gated = isinstance(model, ModernConfig) and model.activation == "swiglu"
+        hidden = model.n_hidden if isinstance(model, ModernConfig) else 4 * C
+        size = (1 + is_gated) * L * C * hidden
+        stacks[f"{1 + is_gated} L C {hidden}"] = size, min(C, hidden) / max(C, hidden)
+    d = 4 if optim.normalise_rows else b  # bytes per value of the directions
+
+    def count(ratio: float) -> float:
+        """Return the bytes per weight: two copies of the matrices, and the most of any part."""
+        orthogonalise = b * (2 + 2 * ratio) / processes
+        gather = b * (2 + 1 / processes) * (processes > 1)
+        collect = 4 * (P > 1)
+        normalise = (12 + b % 4) * optim.normalise_rows
+        decay = (d + 4 + collect + 9) * optim.cautious_decay
+        return 4 / P + 4 + max(orthogonalise, gather, collect, normalise, decay)
+
+    formula = max(stacks, key=lambda name: stacks[name][0] * count(stacks[name][1]))
+    size, ratio = stacks[formula]
+    return Line("update by Muon", f"{count(ratio):.3g} · {formula}", size * count(ratio))
 
 
 def count_activations(
@@ -191,22 +270,28 @@ def count_activations(
     ]
 
 
-def count_host_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> int:
-    """Count the bytes of host memory that a run needs at minimum.
+def count_host_memory(
+    config: RunConfig, device: torch.device, precision: torch.dtype, processes: int = 1
+) -> int:
+    """Count the bytes of host memory that a run, or one of its processes, needs at minimum.
 
     With a CUDA device, only the initial weights and the Python objects are counted.
     """
-    model, training = config.model, config.train
-    value = {line.part: line.value for line in count_memory(config, device, precision)}
+    model, training = config.model, get_share(config, processes).train
+    value = {line.part: line.value for line in count_memory(config, device, precision, processes)}
     blocks = 0 if isinstance(model, BigramConfig) else model.n_layer * BLOCK_BYTES
+    initial = 4 * int(count_parameters(model)[-1].value)  # each process builds the whole model
     if device.type == "cuda":
-        return int(value["weights"]) + blocks
+        return initial + blocks
     batch = 16 * training.batch_size * (model.block_size + 1)  # 64-bit positions and tokens
-    return int(value["peak"] - value["prefetched batches"]) + batch + blocks
+    step = int(value["peak"] - value["prefetched batches"]) + batch
+    return max(initial, step) + blocks
 
 
-def require_run_memory(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
-    """Raise UserError if the machine has too little memory for a run.
+def require_run_memory(
+    config: RunConfig, device: torch.device, precision: torch.dtype, processes: int = 1
+) -> None:
+    """Raise UserError if the machine has too little memory for a run, or for one of its processes.
 
     This check comes before the model is built. It does not check the memory of a GPU: torch raises
     an error if a GPU has too little memory.
@@ -216,16 +301,16 @@ def require_run_memory(config: RunConfig, device: torch.device, precision: torch
     single_token = replace(
         config,
         model=replace(config.model, block_size=1),
-        train=replace(config.train, batch_size=1, accumulation=1),
+        train=replace(config.train, batch_size=processes, accumulation=1),
     )
     require_memory(
-        count_host_memory(single_token, device, precision),
+        count_host_memory(single_token, device, precision, processes),
         size,
         "use a smaller --model.n-layer or --model.n-embd, or a tokenizer with fewer tokens",
     )
-    T, batch_size = config.model.block_size, config.train.batch_size
+    T, batch_size = config.model.block_size, config.train.batch_size // processes
     require_memory(
-        count_host_memory(config, device, precision),
+        count_host_memory(config, device, precision, processes),
         f"{size} on {batch_size:,} blocks of {T:,} tokens",
         "use a smaller --train.batch-size or --model.block-size, or a larger --train.accumulation",
     )

@@ -18,9 +18,11 @@ from .config import RunConfig, flatten_settings
 from .run import Run
 
 
-def require_equal_shares(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
-    """Raise UserError if several processes cannot train this run with equal shares."""
-    size, batch, parts = distributed.size(), config.train.batch_size, config.train.accumulation
+def require_equal_shares(
+    config: RunConfig, device: torch.device, precision: torch.dtype, size: int
+) -> None:
+    """Raise UserError if `size` processes cannot train this run with equal shares."""
+    batch, parts = config.train.batch_size, config.train.accumulation
     if batch % (size * parts):
         unit = size * parts
         values = [value for value in (batch // unit * unit, -(-batch // unit) * unit) if value]
@@ -32,7 +34,7 @@ def require_equal_shares(config: RunConfig, device: torch.device, precision: tor
         raise UserError(
             f"{size} processes cannot train on mps: use --device cpu, or leave out torchrun"
         )
-    if is_sharded(config) and config.train.mean_teacher:
+    if size > 1 and config.train.shard and config.train.mean_teacher:
         raise UserError(
             f"mean_teacher is {config.train.mean_teacher}, but shard divides the averaged weights "
             f"between the processes: leave out --train.shard, or set --train.mean-teacher 0"
@@ -41,12 +43,6 @@ def require_equal_shares(config: RunConfig, device: torch.device, precision: tor
         raise UserError(
             f"{size} processes cannot train in float16: use --precision bfloat16 or float32"
         )
-
-
-def get_share(config: RunConfig) -> RunConfig:
-    """Return the settings with the batch size of one process's share."""
-    batch_size = config.train.batch_size // distributed.size()
-    return replace(config, train=replace(config.train, batch_size=batch_size))
 
 
 def require_same_start(run: Run) -> None:

@@ -38,7 +38,6 @@ from .loss_scale import LossScale
 from .memory import require_run_memory
 from .run import Run, SavedRun, load_same_text, read_saved_run
 from .sharing import (
-    get_share,
     is_sharded,
     require_equal_shares,
     require_same_start,
@@ -62,7 +61,7 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
     with agreement():
         device = _set_up_device(config)
         precision = pick_precision(config.precision, device)
-        require_equal_shares(config, device, precision)
+        require_equal_shares(config, device, precision, distributed.size())
         corpus = corpora.load_corpus(config.data, config.column, config.separator, progress)
         kind = find_tokenizer(config.tokenizer)
         tokenizer = get_tokenizer(kind, corpus, config.val_fraction, progress)
@@ -70,8 +69,8 @@ def prepare_run(config: RunConfig, progress: Progress = no_progress) -> Run:
         data = Data(corpus, tokenizer, device, config.val_fraction, progress)
         option = None if start else "--model.block-size"  # a started run keeps its model
         require_tokens(data.splits.items(), config.model.block_size, option)
-        config = replace(config, model=_set_vocab_size(config.model, tokenizer.vocab_size))
-        require_run_memory(get_share(config), device, precision)
+        config = replace(config, model=set_vocab_size(config.model, tokenizer.vocab_size))
+        require_run_memory(config, device, precision, distributed.size())
         teachers = load_teachers(config.teachers, tokenizer, config.model.block_size, device)
         config, transfer, transfer_sha256 = _load_transfer_text(
             config, data, tokenizer, progress, may_download=True
@@ -155,8 +154,8 @@ def _resume(
 ) -> Run:
     directory, info = saved.directory, saved.info
     precision = pick_precision(config.precision, device)
-    require_equal_shares(config, device, precision)
-    require_run_memory(get_share(config), device, precision)
+    require_equal_shares(config, device, precision, distributed.size())
+    require_run_memory(config, device, precision, distributed.size())
     # The files of a run may name any address, so download only from an address that the user gives.
     is_given = config.data != saved.config.data
     corpus = load_same_text(config, info.text_sha256, progress, may_download=is_given)
@@ -368,7 +367,7 @@ def _require_countable(config: RunConfig, data: Data, tokenizer: Tokenizer) -> N
         )
 
 
-def _set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:
+def set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:
     """Return `config` with this vocabulary size. Raises UserError if `config` sets another size."""
     if config.vocab_size not in (type(config)().vocab_size, vocab_size):
         raise UserError(

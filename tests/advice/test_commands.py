@@ -210,6 +210,13 @@ COMMANDS = [
         NO_DEVICE,
     ),
     Case(
+        "processes is 0",
+        "explain tiny --device cpu --processes 0",
+        "explain tiny --device cpu --processes {0}",
+        r"at least (\d)",
+        NO_DEVICE,
+    ),
+    Case(
         "--at-a-time",
         f"study scaling --at-a-time 0 {STOP}",
         f"study scaling --at-a-time {{0}} {STOP}",

@@ -39,7 +39,7 @@ ROWS = ["one.JSONL", "rows", "ro*/*", "hf:a/b", "http://127.0.0.1:9/a.JSONL#sha2
         ("train baby --optim.cooldown 0.5", "the schedule is cosine"),
         ("train best --optim.schedule cosine --optim.cooldown 1", "the schedule is cosine"),
         ("train baby --train.shard", "there is a single process"),
-        ("explain baby --train.shard", "explain describes a single process"),
+        ("explain baby --train.shard", "there is a single process"),
         ("train bigram --train.recompute", "a bigram has no blocks"),
         ("train --data tokens --val-fraction 0.5", "tokens has a file for each split"),
         *((f"train --data {data} --column x", f"{data} has no columns") for data in PLAIN),

@@ -22,7 +22,8 @@ def test_tables_and_json_have_the_same_values(nanogpt: Command) -> None:
     assert status == 0
     status, out, _ = nanogpt("explain", "tiny", "--device", "cpu", "--model.n-layer", 2, "--json")
     answer = json.loads(out)
-    assert set(answer) == {"parameters", "memory", "operations", "time"}
+    assert set(answer) == {"parameters", "memory", "operations", "time", "peaks"}
+    assert answer["peaks"] == []  # there is a single process
     for line in answer["parameters"]:
         assert re.search(rf"{re.escape(line['part'])}.*{line['value']:,}", table)
     largest = answer["memory"][-1]["value"]
@@ -129,3 +130,48 @@ def test_the_vocabulary_of_gpt2_needs_no_text(nanogpt: Command) -> None:
         table, *_ = json.loads(out)["parameters"]
         assert table["part"] == "token embedding"
         assert table["value"] % 50_257 == 0
+
+
+def test_processes_share_the_batch(nanogpt: Command) -> None:
+    """A process of two needs the memory and the time of a single one with half the batch."""
+    size = "explain", "tiny", "--device", "cpu", "--precision", "float32", "--model.n-layer", 2
+    _, out, _ = nanogpt(*size, "--train.batch-size", 6, "--json")
+    alone = {line["part"]: line["value"] for line in json.loads(out)["memory"]}
+    two = *size, "--train.batch-size", 12, "--processes", 2
+    status, out, _ = nanogpt(*two, "--json")
+    assert status == 0
+    answer = json.loads(out)
+    memory = {line["part"]: line["value"] for line in answer["memory"]}
+    assert memory.items() > {(part, alone[part]) for part in alone if part != "peak"}
+    peaks = {line["part"]: line["value"] for line in answer["peaks"]}
+    assert peaks["neither"] == memory["peak"]
+    per_step = next(line for line in answer["time"] if line["part"] == "matrix products")
+    assert per_step["formula"].startswith("operations per step / 2 / ")
+    _, out, _ = nanogpt(*two, "--train.shard", "--json")
+    memory = {line["part"]: line["value"] for line in json.loads(out)["memory"]}
+    assert memory["weights"] * 2 == alone["weights"]
+    assert peaks["--train.shard"] == memory["peak"]
+    status, table, _ = nanogpt(*two)
+    assert status == 0
+    assert "do not include evaluations or communication" in " ".join(table.split())
+    assert "--train.shard --train.recompute" in table
+
+
+def test_processes_that_cannot_share_the_batch_are_refused(nanogpt: Command) -> None:
+    refused = nanogpt("explain", "tiny", "--device", "cpu", "--processes", 7)
+    assert_refused(refused, "batch_size is 32: 7 processes")
+    refused = nanogpt("explain", "tiny", "--device", "cpu", "--processes", 0)
+    assert_refused(refused, "--processes is 0: it must be at least 1 and less than 2**31")
+    refused = nanogpt("explain", "tiny", "--device", "cpu", "--train.shard")
+    assert_refused(refused, "--train.shard has no effect: there is a single process")
+
+
+def test_a_vocabulary_of_another_size_than_the_tokenizer_is_refused(
+    nanogpt: Command, text_file: Path
+) -> None:
+    size = "--device", "cpu", "--model.vocab-size", 70
+    assert_refused(nanogpt("explain", "gpt2", *size), "but the tokenizer has 50257 tokens")
+    refused = nanogpt("explain", "tiny", "--tokenizer", "byte", *size)
+    assert_refused(refused, "but the tokenizer has 256 tokens")
+    refused = nanogpt("explain", "tiny", "--data", text_file, *size)
+    assert_refused(refused, "--model.vocab-size is 70, but the tokenizer has")

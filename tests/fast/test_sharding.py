@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from nanogpt.errors import UserError
 from nanogpt.runs.config import RunConfig
 from nanogpt.runs.sharing import require_equal_shares
-from nanogpt.system import distributed
 from tests.fast.test_lost_processes import LINE, OUT, SCRIPT, resume, seconds_since_loss
 from tests.fast.test_parallel import (
     MUON,
@@ -119,12 +118,9 @@ def test_a_slow_checkpoint_of_the_first_process_ends_nothing(text_file: Path) ->
     assert run([*launcher, *arguments]) == (0, [])
 
 
-def test_the_average_of_divided_weights_is_no_teacher(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(distributed, "size", lambda: 2)
+def test_the_average_of_divided_weights_is_no_teacher(config: RunConfig) -> None:
     settings = replace(config.train, shard=True, mean_teacher=0.5)
     config = replace(config, optim=replace(config.optim, ema=0.9), train=settings)
     message = "mean_teacher is 0.5, but shard divides the averaged weights between the processes: "
     with pytest.raises(UserError, match=message):
-        require_equal_shares(config, torch.device("cpu"), torch.float32)
+        require_equal_shares(config, torch.device("cpu"), torch.float32, 2)
