@@ -1,7 +1,7 @@
 """Adam and AdamW, the learning-rate schedule, and weight averaging. Muon is in muon.py."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -93,6 +93,8 @@ class Adam:
         self.betas, self.eps = betas, eps
         self.steps = torch.zeros((), device=self.parameters[0].device)
         """Number of steps taken so far."""
+        self.get_part: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        """Replaced by a function that returns the rows of this process, if it has not all."""
         self._names = list(named)
         matrices = [i for i, p in enumerate(self.parameters) if p.dim() >= 2]
         vectors = [i for i, p in enumerate(self.parameters) if p.dim() < 2]
@@ -103,11 +105,10 @@ class Adam:
     def step(self, rate: Tensor) -> None:
         """Update every parameter with the learning rate `rate`, a scalar tensor."""
         self.steps += 1
-        gradients = collect_gradients(self._names, self.parameters)
+        lists = self.parameters, collect_gradients(self._names, self.parameters), self.m, self.v
         for indices, decay in self.groups:
             if indices:
-                lists = self.parameters, gradients, self.m, self.v
-                weights, g, m, v = ([tensors[i] for i in indices] for tensors in lists)
+                weights, g, m, v = ([self.get_part(each[i]) for i in indices] for each in lists)
                 # This applies the equations in the docstring of Adam in one pass over each tensor.
                 torch._fused_adamw_(
                     weights,

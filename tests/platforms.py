@@ -1,7 +1,6 @@
 """Helpers for tests that depend on the operating system, or on the privileges of the user."""
 
 import ctypes
-import gc
 import os
 import re
 import sys
@@ -37,20 +36,6 @@ def peak_memory() -> int:
     resource = pytest.importorskip("resource")
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
-
-
-def memory_in_use() -> int:
-    """Return the memory that this process uses now, in bytes. Return unused memory first.
-
-    Only Linux can do this. Elsewhere, return the peak.
-    """
-    if sys.platform != "linux":
-        return peak_memory()
-    gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps memory that was freed
-        libc.malloc_trim(0)
-    rollup = Path("/proc/self/smaps_rollup").read_text()  # exact, unlike VmRSS in `status`
-    return int(re.findall(r"Rss:\s+(\d+) kB", rollup)[0]) * 1024
 
 
 @contextmanager

@@ -213,6 +213,14 @@ def test_the_alphabet_determines_the_vocabulary_size(config: RunConfig, text: st
         prepare_run(replace(config, model=replace(SMALL, vocab_size=99)))
 
 
+def test_a_vocabulary_that_is_too_large_for_a_bigram_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "symbols.txt"
+    file.write_text("".join(map(chr, range(0x4E00, 0x4E00 + 16_385))) * 2, encoding="utf-8")
+    config = RunConfig(data=str(file), device="cpu", model=BigramConfig())
+    with pytest.raises(UserError, match="use a tokenizer with at most 16384 tokens"):
+        prepare_run(config)
+
+
 def test_nothing_is_written_for_a_run_that_cannot_start(config: RunConfig) -> None:
     with pytest.raises(UserError, match="too short"):
         train(replace(config, model=replace(SMALL, block_size=4096)))

@@ -40,7 +40,8 @@ class ExplainArgs:
     """Preset or run to explain. Its values are the defaults of the options below. If SIZE is not
     given, the preset is baby on a CUDA GPU and tiny elsewhere."""
     processes: int = 1
-    """Number of processes that train together. The memory and the time are those of one of them."""
+    """Number of processes that share each batch. The memory and the time are those of one process;
+    the operations are those of all."""
     json: Flag = False
     """Print one JSON object instead of tables."""
     config: Annotated[RunConfig, flat] = field(default_factory=RunConfig)
@@ -54,6 +55,8 @@ class ExplainArgs:
         """Return the reason why the option `name` has no effect; "" if it has an effect."""
         if name == "shard" and self.processes == 1:
             return "there is a single process"
+        if name == "mean_teacher" and self.processes > 1:  # it does not work with shard
+            return ""
         is_teacher = "teacher" in name or name in ("transfer", "transfer_share", "ngram_weight")
         return "explain does not count the work of teachers" if is_teacher else ""
 
@@ -68,7 +71,10 @@ def explain(args: list[str]) -> None:
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     require_equal_shares(config, device, precision, options.processes)
-    config = _set_vocabulary(config, _find_config(size))
+    default = _find_config(size)
+    if start := config.start_from:
+        default = adopt_model(default, str(start))
+    config = _set_vocabulary(config, default)
     model, training = config.model, config.train
     parts = training.accumulation * options.processes
     tokens = training.batch_size // parts * model.block_size
@@ -103,7 +109,7 @@ def explain(args: list[str]) -> None:
 def _set_vocabulary(config: RunConfig, default: RunConfig) -> RunConfig:
     """Return the settings with the size of the vocabulary, if the tokenizer or the text is new.
 
-    `default` are the settings of the preset or the run.
+    `default` are the settings of the preset or the run that this command explains.
     """
     vocab_size = FIXED_SIZES.get(config.tokenizer)
     is_new = (config.data, config.tokenizer) != (default.data, default.tokenizer)
@@ -115,7 +121,7 @@ def _set_vocabulary(config: RunConfig, default: RunConfig) -> RunConfig:
         return config
     model = config.model
     if model.vocab_size == default.model.vocab_size:  # not given
-        return replace(config, model=replace(model, vocab_size=vocab_size))
+        model = replace(model, vocab_size=type(model)().vocab_size)
     return replace(config, model=set_vocab_size(model, vocab_size))
 
 

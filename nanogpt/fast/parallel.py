@@ -137,6 +137,8 @@ class ShardedStepper(ParallelStepper):
         for optimizer in run.state.optimizers:
             if isinstance(optimizer, Muon):
                 optimizer.whole = distributed.whole
+            else:  # torch would allocate whole tensors in the first step
+                optimizer.get_part = distributed.get_part
 
     def update(self, inputs: Tensor, targets: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
         """Do the same as ParallelStepper.update()."""

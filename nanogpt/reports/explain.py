@@ -64,11 +64,13 @@ def count_peaks(
 ) -> list[Line]:
     """Count the peak memory with each combination of the settings recompute and shard.
 
-    A mean teacher does not work with shard.
+    For a bigram, recompute is left out: it has no blocks. With a mean teacher, shard is left out,
+    because the two do not work together.
     """
+    is_bigram = isinstance(config.model, BigramConfig)
     lines = []
-    for shard in (False, True)[: 1 if config.train.mean_teacher else 2]:
-        for recompute in (False, True):
+    for shard in [False] if config.train.mean_teacher else [False, True]:
+        for recompute in [False] if is_bigram else [False, True]:
             training = replace(config.train, recompute=recompute, shard=shard)
             changed = replace(config, train=training)
             peak = count_memory(changed, device, precision, processes)[-1].value
@@ -131,14 +133,16 @@ def estimate_time(
     N = count_parameters(config.model)[-1].value
     passes = 8 if training.compile and device.type == "cuda" else 12
     passes += passes // 3 if training.recompute else 0
-    traffic = passes * training.accumulation * activations + 28 * N
+    owned = N / processes if training.shard else N
+    traffic = passes * training.accumulation * activations + 28 * owned
     rest = traffic / rates.memory
     share = f" / {processes}" if processes > 1 else ""
+    update = f"28 N{share}" if training.shard else "28 N"
     flops = format_quantity(rates.products, "FLOP/s")
     bandwidth = format_quantity(rates.memory, "B/s")
     return [
         Line("matrix products", f"operations per step{share} / {flops}", products),
-        Line("other operations", f"({passes} activations + 28 N) / {bandwidth}", rest),
+        Line("other operations", f"({passes} activations + {update}) / {bandwidth}", rest),
         Line("per step", "sum", products + rest, True),
         Line("all steps", f"× {training.steps:,}", (products + rest) * training.steps, True),
     ]

@@ -3,7 +3,8 @@
 No model is built, so the result is immediate, even for an enormous model.
 
 Dimensions: L = n_layer, C = n_embd, H = n_head, T = block_size, V = vocab_size. Numbers: n tokens
-in one forward pass, N parameters, M weights in the matrix products of the blocks.
+in one forward pass, N parameters, M weights in the matrix products of the blocks, P processes that
+divide the weights, b bytes per value.
 """
 
 from dataclasses import dataclass, replace
@@ -100,18 +101,20 @@ def count_memory(
     and norms. The formulas count the tensors that PyTorch's CUDA kernels store.
     """
     config = get_share(config, processes)
-    training = config.train
-    N = count_parameters(config.model)[-1].value
+    model, training = config.model, config.train
+    N = count_parameters(model)[-1].value
     is_sharded = training.shard and processes > 1
+    recompute = training.recompute and not isinstance(model, BigramConfig)
     P, divided = (processes, f", divided between {processes} processes") if is_sharded else (1, "")
     state = _count_state(config, device, P, divided)
     gradients = Line("gradients", f"4 N{divided}", 4 * N // P)
     if is_sharded:
         # The complete weights are those of a block, of the next block and of the rest, and the
         # gradients of the rest. In addition, the gradients of one block are complete.
-        B, R = _count_block_and_rest(config.model)
+        blocks, B, R = _count_blocks_and_rest(model)
+        weights = 4 * min(blocks, 2) * B + 8 * R
         formula = f"8 B + 8 R; a block has B = {format_count(B)}, the rest R = {format_count(R)}"
-        complete = Line("complete weights", formula, 8 * B + 8 * R)
+        complete = Line("complete weights", formula, weights)
         gradients = Line("gradients", f"4 N{divided}, + 4 B", 4 * N // P + 4 * B)
     activations = count_activations(config, device, precision)
     stored = sum(line.value for line in activations)
@@ -123,31 +126,34 @@ def count_memory(
     # gradients stay in memory from one part of the batch to the next.
     formula = "sum, but only the larger of gradients and activations"
     passes = max(gradients.value, stored)
-    if training.recompute:
+    if recompute:
         formula = "sum, but only the larger of gradients and stored activations"
         passes = max(passes, gradients.value + activations[-1].value)
     if training.accumulation > 1:
-        formula, passes = "sum of all", gradients.value + stored
+        formula, passes = "sum", gradients.value + stored
     if is_sharded:
         lines.append(complete)
         passes += complete.value
     # The update comes after the backward pass, when the activations are no longer in memory.
-    update: float = 0
-    if device.type == "cpu" and processes > P:
-        lines.append(Line("copies of gradients", "4 N, to add them up", 4 * N))
-        update = lines[-1].value
+    updates = []
+    if device.type == "cpu" and processes > 1 and not is_sharded:
+        updates.append(Line("copies of gradients", "4 N, to add them up", 4 * N))
     if config.optim.optimizer == "muon":
-        lines.append(_count_muon_update(config, precision, processes))
-        update = max(update, lines[-1].value)
-    update += 4 * N // P  # gradients
+        updates.append(_count_muon_update(config, precision, processes))
+    update = 4 * N // P + max([line.value for line in updates], default=0)  # and gradients
+    if updates:
+        formula = f"before the update: {formula}"
     if update > passes:
-        formula = "sum without activations and complete weights, in the update"
+        formula = "in the update: no activations" + " or complete weights" * is_sharded
     most = sum(line.value for line in state) + max(passes, update)
-    return [*lines, Line("peak", formula, most, total=True)]
+    return [*lines, *updates, Line("peak", formula, most, total=True)]
 
 
 def _count_state(config: RunConfig, device: torch.device, P: int, divided: str) -> list[Line]:
-    """Count the bytes that are in memory all the time; P processes divide the weights."""
+    """Count the bytes that are in memory during the whole step.
+
+    P processes divide the weights; `divided` is the end of the formulas.
+    """
     optim, training = config.optim, config.train
     N = count_parameters(config.model)[-1].value
     lines = [Line("weights", f"4 N{divided}", 4 * N // P)]
@@ -159,12 +165,16 @@ def _count_state(config: RunConfig, device: torch.device, P: int, divided: str) 
         lines.append(Line("optimizer", f"8 N{divided}", 8 * N // P))
     if optim.ema:
         lines.append(Line("averaged weights", f"4 N{divided}", 4 * N // P))
-    prefetched = STEPS_AHEAD * training.batch_size * (config.model.block_size + 1) * 2
-    lines.append(Line("prefetched batches", f"{STEPS_AHEAD} batch_size (T + 1) 2", prefetched))
     if device.type == "cuda":
-        streams = 1 + (training.cuda_graph and P == 1)
-        workspace = streams * get_workspace_bytes(device)
-        lines.append(Line("workspace of cuBLAS", f"{streams} streams", workspace))
+        is_captured = training.cuda_graph and P == 1
+        if is_captured:
+            blocks = STEPS_AHEAD * training.batch_size
+            prefetched = blocks * (config.model.block_size + 1) * 2
+            formula = f"{STEPS_AHEAD} × {training.batch_size} (T + 1) 2"
+            lines.append(Line("prefetched batches", formula, prefetched))
+        workspace = (1 + is_captured) * get_workspace_bytes(device)
+        formula = "2 streams" if is_captured else "1 stream"
+        lines.append(Line("workspace of cuBLAS", formula, workspace))
     return lines
 
 
@@ -174,43 +184,48 @@ def get_share(config: RunConfig, processes: int) -> RunConfig:
     return replace(config, train=replace(config.train, batch_size=share))
 
 
-def _count_block_and_rest(model: ModelConfig) -> tuple[int, int]:
-    """Count the parameters of a block, and those outside the blocks."""
-    blocks = ("attention", "feed-forward", "layer norms")  # including the norm after the blocks
+def _count_blocks_and_rest(model: ModelConfig) -> tuple[int, int, int]:
+    """Count the blocks, the parameters of a block, and those outside the blocks."""
+    parts = ("attention", "feed-forward", "layer norms")  # including the norm after the blocks
     value = {line.part: int(line.value) for line in count_parameters(model)}
-    layers = 1 if isinstance(model, BigramConfig) else model.n_layer
-    block = sum(value.get(part, 0) for part in blocks) // layers
-    return block, value["parameters"] - layers * block
+    if isinstance(model, BigramConfig):
+        return 0, 0, value["parameters"]
+    block = sum(value.get(part, 0) for part in parts) // model.n_layer
+    return model.n_layer, block, value["parameters"] - model.n_layer * block
 
 
 def _count_muon_update(config: RunConfig, precision: torch.dtype, processes: int) -> Line:
     """Count the bytes of the temporary values that Muon needs to update the matrices of a shape."""
     model, optim, b = config.model, config.optim, 4 if precision == torch.float32 else 2
-    if isinstance(model, BigramConfig):
-        return Line("update by Muon", "no matrices", 0)
+    assert not isinstance(model, BigramConfig), "a bigram has no matrices"
     P = processes if config.train.shard else 1
     L, C = model.n_layer, model.n_embd
-    stacks = {"4 L C²": (4 * L * C * C, 1.0)}
-    """For each shape: the number of weights, and the smaller dimension / the larger one."""
+    stacks = [
+        ("4 L C²", 4 * L, C, C)
+    ]  # the shapes: a formula, number, smaller and larger dimension
     if has_feed_forward(model):
         is_gated = isinstance(model, ModernConfig) and model.activation == "swiglu"
         hidden = model.n_hidden if isinstance(model, ModernConfig) else 4 * C
-        size = (1 + is_gated) * L * C * hidden
-        stacks[f"{1 + is_gated} L C {hidden}"] = size, min(C, hidden) / max(C, hidden)
-    d = 4 if optim.normalise_rows else b  # bytes per value of the directions
+        pairs = 2 if is_gated else 1
+        stacks.append((f"{pairs} L C {hidden}", pairs * L, min(C, hidden), max(C, hidden)))
 
-    def count(ratio: float) -> float:
-        """Return the bytes per weight: two copies of the matrices, and the most of any part."""
-        orthogonalise = b * (2 + 2 * ratio) / processes
-        gather = b * (2 + 1 / processes) * (processes > 1)
+    def count(matrices: int, ratio: float) -> float:
+        """Return the bytes per weight: two copies, and the temporary values of the largest part."""
+        share = -(-matrices // processes) / matrices  # a process orthogonalises this share
+        orthogonalise = b * (2 + 2 * ratio) * share
+        gather = b * (2 * processes + 1) * share * (processes > 1)
         collect = 4 * (P > 1)
-        normalise = (12 + b % 4) * optim.normalise_rows
-        decay = (d + 4 + collect + 9) * optim.cautious_decay
+        directions = 4 if optim.normalise_rows else b
+        normalise = (12 if b == 4 else 14) * optim.normalise_rows
+        decay = (directions + 4 + collect + 9) * optim.cautious_decay
         return 4 / P + 4 + max(orthogonalise, gather, collect, normalise, decay)
 
-    formula = max(stacks, key=lambda name: stacks[name][0] * count(stacks[name][1]))
-    size, ratio = stacks[formula]
-    return Line("update by Muon", f"{count(ratio):.3g} · {formula}", size * count(ratio))
+    lines = []
+    for formula, matrices, smaller, larger in stacks:
+        per_weight = count(matrices, smaller / larger)
+        size = int(per_weight * matrices * smaller * larger)
+        lines.append(Line("update by Muon", f"{per_weight:.3g} · {formula}", size))
+    return max(lines, key=lambda line: line.value)
 
 
 def count_activations(
@@ -225,6 +240,10 @@ def count_activations(
     is_half, has_dropout = precision != torch.float32, model.dropout > 0
     is_compiled = training.compile and device.type == "cuda"
     b = 2 if is_half else 4  # bytes per value in the blocks
+    # In the backward pass, a block needs memory for g gradients per token and channel (measured).
+    g = 2 if isinstance(model, GPTConfig) else 5
+    g += isinstance(model, PlainConfig) and model.feed_forward
+    g = 6 if device.type == "cuda" else g
     # c is the number of bytes per token and channel in a block. Each block stores the queries, keys
     # and values, and the inputs of its two norms, four matrix products and activation function.
     if isinstance(model, GPTConfig):
@@ -255,7 +274,7 @@ def count_activations(
     block, formula = c * C + extra, f"{c} C + {extra_formula}"
     end = Line("embedding and head", f"n ({ends} C + {logits} V)", n * (ends * C + logits * V))
     if training.recompute:  # the activations of a single block at a time
-        block, formula = block + 6 * b * C, f"{c + 6 * b} C + {extra_formula}"
+        block, formula = block + g * b * C, f"{c + g * b} C + {extra_formula}"
         return [
             *lines,
             Line("inputs of the blocks", f"n L {b} C", n * L * b * C),
@@ -266,7 +285,7 @@ def count_activations(
         *lines,
         Line("activations of the blocks", f"n L ({formula})", n * L * block),
         end,
-        Line("gradients of activations", f"n max({6 * b} C, 8 V)", n * max(6 * b * C, 8 * V)),
+        Line("gradients of activations", f"n max({g * b} C, 8 V)", n * max(g * b * C, 8 * V)),
     ]
 
 
@@ -284,8 +303,7 @@ def count_host_memory(
     if device.type == "cuda":
         return initial + blocks
     batch = 16 * training.batch_size * (model.block_size + 1)  # 64-bit positions and tokens
-    step = int(value["peak"] - value["prefetched batches"]) + batch
-    return max(initial, step) + blocks
+    return max(initial, int(value["peak"]) + batch) + blocks
 
 
 def require_run_memory(

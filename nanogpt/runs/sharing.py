@@ -25,14 +25,15 @@ def require_equal_shares(
     batch, parts = config.train.batch_size, config.train.accumulation
     if batch % (size * parts):
         unit = size * parts
-        values = [value for value in (batch // unit * unit, -(-batch // unit) * unit) if value]
+        values = [batch // unit * unit, -(-batch // unit) * unit]
+        values = [value for value in values if 0 < value < 2**31] or [unit]
         raise UserError(
             f"batch_size is {batch}: {size} processes that split their share into accumulation "
             f"{parts} need a multiple of {unit}, such as {' or '.join(map(str, values))}"
         )
     if size > 1 and device.type == "mps":
         raise UserError(
-            f"{size} processes cannot train on mps: use --device cpu, or leave out torchrun"
+            f"{size} processes cannot train on mps: use --device cpu, or a single process"
         )
     if size > 1 and config.train.shard and config.train.mean_teacher:
         raise UserError(

@@ -374,4 +374,7 @@ def set_vocab_size(config: ModelConfig, vocab_size: int) -> ModelConfig:
             f"--model.vocab-size is {config.vocab_size}, but the tokenizer has {vocab_size} "
             f"tokens: leave the option out; the tokenizer determines the vocabulary size"
         )
-    return replace(config, vocab_size=vocab_size)
+    try:
+        return replace(config, vocab_size=vocab_size)
+    except ValueError as error:  # too many tokens for a bigram
+        raise UserError(f"{error}") from None

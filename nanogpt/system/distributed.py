@@ -334,6 +334,11 @@ def whole(tensor: "Tensor") -> "Tensor":
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def get_part(tensor: "Tensor") -> "Tensor":
+    """Return the part of a tensor that this process has."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def collect(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """Return complete copies of tensors in host memory; if the rank is not 0, an empty dictionary.
 

@@ -214,7 +214,6 @@ COMMANDS = [
         "explain tiny --device cpu --processes 0",
         "explain tiny --device cpu --processes {0}",
         r"at least (\d)",
-        NO_DEVICE,
     ),
     Case(
         "--at-a-time",

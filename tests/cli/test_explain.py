@@ -175,3 +175,19 @@ def test_a_vocabulary_of_another_size_than_the_tokenizer_is_refused(
     assert_refused(refused, "but the tokenizer has 256 tokens")
     refused = nanogpt("explain", "tiny", "--data", text_file, *size)
     assert_refused(refused, "--model.vocab-size is 70, but the tokenizer has")
+
+
+def test_a_vocabulary_that_is_too_large_for_a_bigram_is_refused(nanogpt: Command) -> None:
+    refused = nanogpt("explain", "bigram", "--tokenizer", "gpt2", "--device", "cpu")
+    assert_refused(refused, "vocab_size is 50257, and the table of a bigram has vocab_size")
+
+
+def test_the_advice_for_a_mean_teacher_is_accepted(nanogpt: Command) -> None:
+    shared = "explain", "best", "--device", "cpu", "--processes", 2, "--train.shard"
+    assert_refused(nanogpt(*shared), "or set --train.mean-teacher 0")
+    assert nanogpt(*shared, "--train.mean-teacher", 0)[0] == 0
+
+
+def test_a_bigram_has_no_blocks_to_recompute(nanogpt: Command) -> None:
+    _, out, _ = nanogpt("explain", "bigram", "--device", "cpu", "--processes", 2, "--json")
+    assert [line["part"] for line in json.loads(out)["peaks"]] == ["neither", "--train.shard"]

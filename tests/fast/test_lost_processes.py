@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fast.test_machines import free_port
-from tests.fast.test_parallel import MUON, run
+from tests.fast.test_parallel import MUON, run, torchrun
 from tests.same import metrics
 
 pytestmark = [
@@ -101,9 +101,8 @@ def resume() -> None:
     ],
 )
 def test_a_lost_process_ends_all(arguments: list[str], place: str, how: str, rank: int) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2", "script.py", place, how, str(rank)]
-    status, lines = run([*launcher, *arguments])
+    script = ["script.py", place, how, str(rank)]
+    status, lines = run(torchrun(2, *arguments, program=script))
     assert status != 0
     assert seconds_since_loss() < 30
     assert lines == [LINE]
@@ -113,9 +112,8 @@ def test_a_lost_process_ends_all(arguments: list[str], place: str, how: str, ran
 @pytest.mark.parametrize("ranks", ["1", "0,1"])
 def test_a_lack_of_memory_is_reported_once(arguments: list[str], ranks: str) -> None:
     """The advice helps a single process, too: each part of the batch is smaller than before."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2", "script.py", "step", "memory", ranks]
-    status, lines = run([*launcher, *arguments])
+    script = ["script.py", "step", "memory", ranks]
+    status, lines = run(torchrun(2, *arguments, program=script))
     assert status != 0
     message = (
         "out of memory: an unknown amount more was requested; the same batch in smaller parts "

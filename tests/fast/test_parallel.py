@@ -33,11 +33,13 @@ MUON = [
 ]
 
 
-def torchrun(processes: int, *arguments: object) -> list[str]:
-    """Return the command that starts nanogpt in several processes of this machine."""
+def torchrun(
+    processes: int, *arguments: object, program: Sequence[str] = ("-m", "nanogpt")
+) -> list[str]:
+    """Return the command that starts a program in several processes of this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", str(processes), "-m", "nanogpt"]
-    return [*launcher, *map(str, arguments)]
+    launcher += ["--nproc-per-node", str(processes)]
+    return [*launcher, *program, *map(str, arguments)]
 
 
 def run(command: Sequence[str]) -> tuple[int, list[str]]:

@@ -97,10 +97,9 @@ def test_a_run_continues_with_any_number_of_processes(text_file: Path) -> None:
 )
 def test_a_lost_process_ends_all(text_file: Path, place: str, how: str, rank: int) -> None:
     Path("script.py").write_text(SCRIPT, "utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2", "script.py", place, how, str(rank)]
-    arguments = ["train", *MUON, "--data", str(text_file), "--out", str(OUT), "--train.shard"]
-    status, lines = run([*launcher, *arguments])
+    arguments = ["train", *MUON, "--data", text_file, "--out", OUT, "--train.shard"]
+    script = ["script.py", place, how, str(rank)]
+    status, lines = run(torchrun(2, *arguments, program=script))
     assert status != 0
     assert seconds_since_loss() < 30
     assert lines == [LINE]
@@ -112,10 +111,9 @@ def test_a_lost_process_ends_all(text_file: Path, place: str, how: str, rank: in
 def test_a_slow_checkpoint_of_the_first_process_ends_nothing(text_file: Path) -> None:
     """The others wait for it, although they need its weights for the evaluation."""
     Path("script.py").write_text(SCRIPT, "utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2", "script.py", "checkpoint", "slow", "0"]
-    arguments = ["train", *MUON, "--data", str(text_file), "--out", str(OUT), "--train.shard"]
-    assert run([*launcher, *arguments]) == (0, [])
+    arguments = ["train", *MUON, "--data", text_file, "--out", OUT, "--train.shard"]
+    script = ["script.py", "checkpoint", "slow", "0"]
+    assert run(torchrun(2, *arguments, program=script)) == (0, [])
 
 
 def test_the_average_of_divided_weights_is_no_teacher(config: RunConfig) -> None:
