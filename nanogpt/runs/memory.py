@@ -112,9 +112,9 @@ def count_memory(
         # The complete weights are those of a block, of the next block and of the rest, and the
         # gradients of the rest. In addition, the gradients of one block are complete.
         blocks, B, R = _count_blocks_and_rest(model)
-        weights = 4 * min(blocks, 2) * B + 8 * R
-        formula = f"8 B + 8 R; a block has B = {format_count(B)}, the rest R = {format_count(R)}"
-        complete = Line("complete weights", formula, weights)
+        k = 4 * min(blocks, 2)
+        formula = f"{k} B + 8 R; a block has B = {format_count(B)}, the rest R = {format_count(R)}"
+        complete = Line("complete weights", formula, k * B + 8 * R)
         gradients = Line("gradients", f"4 N{divided}, + 4 B", 4 * N // P + 4 * B)
     activations = count_activations(config, device, precision)
     stored = sum(line.value for line in activations)
@@ -200,9 +200,8 @@ def _count_muon_update(config: RunConfig, precision: torch.dtype, processes: int
     assert not isinstance(model, BigramConfig), "a bigram has no matrices"
     P = processes if config.train.shard else 1
     L, C = model.n_layer, model.n_embd
-    stacks = [
-        ("4 L C²", 4 * L, C, C)
-    ]  # the shapes: a formula, number, smaller and larger dimension
+    # For each shape: the formula, the number of matrices, the smaller and the larger dimension.
+    stacks = [("4 L C²", 4 * L, C, C)]
     if has_feed_forward(model):
         is_gated = isinstance(model, ModernConfig) and model.activation == "swiglu"
         hidden = model.n_hidden if isinstance(model, ModernConfig) else 4 * C
