@@ -83,7 +83,10 @@ class Muon:
         gradients: list[Tensor],
         rate: Tensor,
     ) -> None:
-        """Update the matrices of one shape; `counts` is their entry in `stacks`."""
+        """Update the matrices of one shape; `counts` is their entry in `stacks`.
+
+        The temporary tensors of one shape are freed before those of the next one are allocated.
+        """
         nesterov = [gradients[i].clone() for i in counts]
         torch._foreach_lerp_(nesterov, [self.averages[i] for i in counts], self.momentum)
         stack = torch.cat([self.whole(each).view(-1, rows, columns) for each in nesterov])

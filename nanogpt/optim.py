@@ -94,7 +94,7 @@ class Adam:
         self.steps = torch.zeros((), device=self.parameters[0].device)
         """Number of steps taken so far."""
         self.get_part: Callable[[Tensor], Tensor] = lambda tensor: tensor
-        """Replaced by a function that returns the rows of this process, if it has not all."""
+        """Replaced if each process has only some rows; then it returns those of this process."""
         self._names = list(named)
         matrices = [i for i, p in enumerate(self.parameters) if p.dim() >= 2]
         vectors = [i for i, p in enumerate(self.parameters) if p.dim() < 2]

@@ -120,7 +120,7 @@ def _set_vocabulary(config: RunConfig, default: RunConfig) -> RunConfig:
     if not vocab_size:
         return config
     model = config.model
-    if model.vocab_size == default.model.vocab_size:  # not given
+    if model.vocab_size == default.model.vocab_size:  # not given, so it may change
         model = replace(model, vocab_size=type(model)().vocab_size)
     return replace(config, model=set_vocab_size(model, vocab_size))
 

@@ -144,7 +144,7 @@ def count_memory(
     if updates:
         formula = f"before the update: {formula}"
     if update > passes:
-        formula = "in the update: no activations" + " or complete weights" * is_sharded
+        formula = "in the update, without activations" + " and complete weights" * is_sharded
     most = sum(line.value for line in state) + max(passes, update)
     return [*lines, *updates, Line("peak", formula, most, total=True)]
 

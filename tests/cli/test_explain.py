@@ -191,3 +191,15 @@ def test_the_advice_for_a_mean_teacher_is_accepted(nanogpt: Command) -> None:
 def test_a_bigram_has_no_blocks_to_recompute(nanogpt: Command) -> None:
     _, out, _ = nanogpt("explain", "bigram", "--device", "cpu", "--processes", 2, "--json")
     assert [line["part"] for line in json.loads(out)["peaks"]] == ["neither", "--train.shard"]
+
+
+def test_a_run_that_starts_from_another_one_has_its_vocabulary(
+    nanogpt: Command, text_file: Path, small: list[str]
+) -> None:
+    assert nanogpt("train", "tiny", "--data", text_file, *small)[0] == 0
+    start = "explain", "tiny", "--device", "cpu", "--start-from", "runs/tiny", "--json"
+    status, out, err = nanogpt(*start)
+    assert (status, err) == (0, "")
+    description = json.loads(Path("runs/tiny/run.json").read_text())
+    assert json.loads(out)["parameters"][-1]["value"] == description["parameters"]
+    assert nanogpt(*start, "--tokenizer", "byte")[0] == 0  # nobody gave --model.vocab-size
