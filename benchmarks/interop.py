@@ -42,7 +42,11 @@ from nanogpt.text.tokenizers import CharTokenizer
 CHARACTERS = CharTokenizer(map(chr, range(32, 32 + 65)))
 
 
-CONFIGS = {f"`{name}`": preset.config.model for name, preset in PRESETS.items() if name != "gpt2"}
+CONFIGS = {
+    f"`{name}`": preset.config.model
+    for name, preset in PRESETS.items()
+    if not name.startswith("gpt2")
+}
 CONFIGS["`baby-fast --model.no-look-back`"] = ModernConfig(
     n_layer=6, n_head=3, n_embd=384, look_back=False
 )

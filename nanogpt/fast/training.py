@@ -8,9 +8,10 @@ work on the device, so one step is captured as a graph, which is replayed for th
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..data import inputs_and_targets
@@ -39,9 +40,10 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     """Return a function that computes the loss at the precision of the run.
 
     On a CUDA GPU, the Transformer blocks are compiled if the setting `compile` is true. In this
-    case, the cross-entropy is compiled, too, because it reads and writes all logits, and a large
-    vocabulary has many logits. With the setting `recompute`, the activations inside the blocks are
-    computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174).
+    case, the output layer and the cross-entropy are compiled, too, into one function: a large
+    vocabulary has many logits, and every pass over them takes time. With the setting `recompute`,
+    the activations inside the blocks are computed again in the backward pass (Chen et al. 2016,
+    arXiv:1604.06174).
     """
     model, settings, device = run.model, run.config.train, run.device
     soft = SoftTargets(run)
@@ -80,7 +82,14 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     parts = settings.accumulation * distributed.size()
     starts = torch.zeros(settings.batch_size // parts, dtype=torch.long)
     example = inputs_and_targets(run.data.splits["train"].blocks(starts, model.config.block_size))
-    compiled = partial(score, torch.compile(cross_entropy))
+    compiled_end = compile_end(model)
+
+    def score_without_logits(inputs: Tensor, targets: Tensor) -> Tensor:
+        with precision():
+            return compiled_end(inputs, targets)
+
+    needs_logits = partial(score, torch.compile(cross_entropy))
+    compiled = needs_logits if soft.sources else score_without_logits
 
     def say(reason: str) -> None:
         if is_sharded(run.config):  # the failed pass has left some weights whole
@@ -90,6 +99,29 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     fast = compile_loss(compiled, blocks, example, say, wrap)
     model.zero_grad()
     return fast or (plain if settings.recompute else loss)
+
+
+def compile_end(model: nn.Module) -> LossFunction:
+    """Return the mean loss of a GPT, with the output layer and the cross-entropy in one function.
+
+    The compiled function reads and writes the logits less often than two functions. If a model is
+    sharded, its weights are whole only within its method forward(), so the function runs there.
+    """
+    unembed: Any = type(model).unembed  # type: ignore[attr-defined]
+
+    @torch.compile(dynamic=False)
+    def end(x: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(unembed(model, x), targets)
+
+    def mean_loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        vars(model)["unembed"] = lambda x: end(x, targets)
+        try:
+            loss: Tensor = model(inputs)
+        finally:
+            del vars(model)["unembed"]
+        return loss
+
+    return mean_loss
 
 
 def has_dropout(run: Run) -> bool:

@@ -8,6 +8,7 @@ divide the weights, b bytes per value.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -128,7 +129,9 @@ def count_memory(
     passes = max(gradients.value, stored)
     if recompute:
         formula = "sum, but only the larger of gradients and stored activations"
-        passes = max(passes, gradients.value + activations[-1].value)
+        tokens = training.batch_size // training.accumulation * model.block_size
+        block = _count_bytes_per_token(config, device, precision)
+        passes = max(passes, gradients.value + tokens * (block.stored + block.passing))
     if training.accumulation > 1:
         formula, passes = "sum", gradients.value + stored
     if is_sharded:
@@ -136,8 +139,6 @@ def count_memory(
         passes += complete.value
     # The update comes after the backward pass, when the activations are no longer in memory.
     updates = []
-    if device.type == "cpu" and processes > 1 and not is_sharded:
-        updates.append(Line("copies of gradients", "4 N, to add them up", 4 * N))
     if config.optim.optimizer == "muon":
         updates.append(_count_muon_update(config, precision, processes))
     update = 4 * N // P + max([line.value for line in updates], default=0)  # and gradients
@@ -227,17 +228,29 @@ def _count_muon_update(config: RunConfig, precision: torch.dtype, processes: int
     return max(lines, key=lambda line: line.value)
 
 
-def count_activations(
+class _Bytes(NamedTuple):
+    """The bytes of activations for each token, with formulas for those of a block."""
+
+    stored: int
+    """What the forward pass of a block stores."""
+    stored_formula: str
+    passing: int
+    """What the backward pass of a block needs in addition, for gradients of activations."""
+    both_formula: str
+    ends: int
+    """What the embedding and the norm before the output layer store for each channel."""
+    logits: int
+    """What the output layer and the cross-entropy store for each token of the vocabulary."""
+
+
+def _count_bytes_per_token(
     config: RunConfig, device: torch.device, precision: torch.dtype
-) -> list[Line]:
-    """Count the bytes of the activations that the backward pass needs, and of their gradients."""
-    model, training = config.model, config.train
-    V, n = model.vocab_size, training.batch_size // training.accumulation * model.block_size
-    if isinstance(model, BigramConfig):
-        return [Line("logits and their gradients", "12 n V", 12 * n * V)]
+) -> _Bytes:
+    model = config.model
+    assert not isinstance(model, BigramConfig), "a bigram has no blocks"
     C, H, L = model.n_embd, model.n_head, model.n_layer
     is_half, has_dropout = precision != torch.float32, model.dropout > 0
-    is_compiled = training.compile and device.type == "cuda"
+    is_compiled = config.train.compile and device.type == "cuda"
     b = 2 if is_half else 4  # bytes per value in the blocks
     # In the backward pass, a block needs memory for g gradients per token and channel (measured).
     g = 2 if isinstance(model, GPTConfig) else 5
@@ -262,30 +275,57 @@ def count_activations(
             extra_formula += f" + {4 * b} · {model.n_hidden}"
         # Other outputs that skips add are stored anyway, because the next block needs them.
         ends += b if model.skips and L % 2 == 0 else 0
+    if _is_end_compiled(config, device):
+        logits = b
     ends += has_dropout * isinstance(model, GPTConfig)
     c += has_dropout * (1 + has_feed_forward(model))  # dropout masks of one byte per value
+    formulas = f"{c} C + {extra_formula}", f"{c + g * b} C + {extra_formula}"
+    return _Bytes(c * C + extra, formulas[0], g * b * C, formulas[1], ends, logits)
+
+
+def _is_end_compiled(config: RunConfig, device: torch.device) -> bool:
+    """Return whether the output layer and the cross-entropy are compiled into one function."""
+    settings = config.train
+    has_soft_targets = config.teachers or settings.ngram_weight or settings.mean_teacher
+    return settings.compile and device.type == "cuda" and not has_soft_targets
+
+
+def count_activations(
+    config: RunConfig, device: torch.device, precision: torch.dtype
+) -> list[Line]:
+    """Count the bytes of the activations that the backward pass needs, and of their gradients."""
+    model, training = config.model, config.train
+    V, n = model.vocab_size, training.batch_size // training.accumulation * model.block_size
+    if isinstance(model, BigramConfig):
+        return [Line("logits and their gradients", "12 n V", 12 * n * V)]
+    C, L, is_half = model.n_embd, model.n_layer, precision != torch.float32
+    b = 2 if is_half else 4
+    count = _count_bytes_per_token(config, device, precision)
     lines = []
     if is_half:
         # With recomputation, only one block has such weights at a time. The head has them, too.
         W = count_matrix_weights(model) // (L if training.recompute else 1) + V * C
         formula = f"2 W; products use W = {format_count(W)}"
         lines.append(Line("weights in half precision", formula, 2 * W))
-    block, formula = c * C + extra, f"{c} C + {extra_formula}"
-    end = Line("embedding and head", f"n ({ends} C + {logits} V)", n * (ends * C + logits * V))
     if training.recompute:  # the activations of a single block at a time
-        block, formula = block + g * b * C, f"{c + g * b} C + {extra_formula}"
-        return [
-            *lines,
-            Line("inputs of the blocks", f"n L {b} C", n * L * b * C),
-            end,
-            Line("one block, or logits", f"n max({formula}, 8 V)", n * max(block, 8 * V)),
-        ]
-    return [
-        *lines,
-        Line("activations of the blocks", f"n L ({formula})", n * L * block),
-        end,
-        Line("gradients of activations", f"n max({g * b} C, 8 V)", n * max(g * b * C, 8 * V)),
-    ]
+        lines.append(Line("inputs of the blocks", f"n L {b} C", n * L * b * C))
+        last, formula = "one block, or the head", count.both_formula
+        block = count.stored + count.passing
+    else:
+        formula, size = f"n L ({count.stored_formula})", n * L * count.stored
+        lines.append(Line("activations of the blocks", formula, size))
+        last, block, formula = "gradients of activations", count.passing, f"{count.passing // C} C"
+    formula_of_end = f"n ({count.ends} C + {count.logits} V)"
+    lines.append(
+        Line("embedding and head", formula_of_end, n * (count.ends * C + count.logits * V))
+    )
+    if _is_end_compiled(config, device):
+        # The gradient of the logits takes the place of the logits. When the gradient of the output
+        # layer is computed, the blocks do not need memory yet; when they do, the logits are free.
+        w = 6 if is_half else 4  # in half precision, this gradient is copied to float32
+        most = max(n * (block - b * V), n * b * C + w * C * V)
+        return [*lines, Line(last, f"max(n ({formula} − {b} V), n {b} C + {w} C V)", most)]
+    return [*lines, Line(last, f"n max({formula}, 8 V)", n * max(block, 8 * V))]
 
 
 def count_host_memory(

@@ -251,36 +251,25 @@ def start_adding(tensors: Sequence["Tensor"], in_step: bool = True) -> Callable[
     """Start to do the same as add_up(). The returned function waits for the sums."""
     if size() == 1:
         return lambda: None
-    import torch
     from torch import distributed
 
-    start, timeout = time.monotonic(), TIMEOUT if in_step else PATIENCE
-    if tensors[0].is_cuda:
-        with _communicating(timeout, uses_gpus=True):
-            launch_together = distributed._coalescing_manager  # type: ignore[attr-defined]
-            with launch_together(_gpus, tensors[0].device, async_ops=True) as sums:
-                for tensor in tensors:
-                    distributed.all_reduce(tensor, group=_gpus)
+    start, timeout, uses_gpus = (
+        time.monotonic(),
+        TIMEOUT if in_step else PATIENCE,
+        tensors[0].is_cuda,
+    )
+    group = _gpus if uses_gpus else _prompt if in_step else _patient
+    with _communicating(timeout, uses_gpus):
+        launch_together = distributed._coalescing_manager  # type: ignore[attr-defined]
+        with launch_together(group, async_ops=True) as sums:
+            for tensor in tensors:
+                distributed.all_reduce(tensor, group=group)
 
-        def wait() -> None:
-            with _communicating(timeout, uses_gpus=True):
-                sums.wait()
+    def wait() -> None:
+        with _communicating(timeout, uses_gpus, start):
+            sums.wait()
 
-        return wait
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    with _communicating(timeout):
-        group = _prompt if in_step else _patient
-        work = distributed.all_reduce(flat, group=group, async_op=True)
-
-    def finish() -> None:
-        with _communicating(timeout, start=start):
-            work.wait()
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        torch._foreach_copy_(
-            list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)]
-        )
-
-    return finish
+    return wait
 
 
 def gather(tensor: "Tensor") -> "Tensor":

@@ -14,8 +14,8 @@ from torch import Tensor
 from nanogpt.data import inputs_and_targets
 from nanogpt.errors import Stopped
 from nanogpt.evaluate import cross_entropy
-from nanogpt.fast.training import CapturedStepper, make_loss, make_stepper
-from nanogpt.models import ModelConfig, ModernConfig
+from nanogpt.fast.training import CapturedStepper, compile_end, make_loss, make_stepper
+from nanogpt.models import ModelConfig, ModernConfig, PlainConfig, build
 from nanogpt.runs.config import RunConfig
 from nanogpt.runs.failures import explain_failures
 from nanogpt.runs.run import Run
@@ -34,6 +34,7 @@ SWIGLU = ModernConfig(
     skips=True,
     activation="swiglu",
 )
+PLAIN = PlainConfig(n_layer=2, n_head=2, n_embd=16, block_size=16)
 
 
 @pytest.mark.parametrize("counts", [(10,), (1, 4, 5)])
@@ -118,6 +119,32 @@ def test_recomputed_activations_give_equal_steps(
         steps.append(stepper.take(5, never))
     assert torch.equal(*steps)
     assert calls == [10, 20]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's warnings are for its developers
+@pytest.mark.parametrize("config", [SMALL, PLAIN, SWIGLU], ids=["gpt", "plain", "modern"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_compiled_end_of_a_model_computes_the_same_loss(
+    config: ModelConfig, precision: torch.dtype
+) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(3)
+    model = build(config).eval()  # no dropout
+    for p in model.parameters():  # no zeros at the start
+        torch.nn.init.normal_(p, std=0.3)
+    tokens = torch.randint(config.vocab_size, (4, 17))
+    found = []
+    for mean_loss in (lambda x, y: cross_entropy(model(x), y), compile_end(model)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = mean_loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+        model.zero_grad()
+    tolerance = 1e-5 if precision == torch.float32 else 0.02
+    for expected, result in zip(*found, strict=True):
+        assert (result - expected).norm() <= tolerance * expected.norm()
+    assert "unembed" not in vars(model)
 
 
 # Tests on a GPU.
