@@ -198,6 +198,9 @@ CASES = [
     ("baby", {"dropout": 0.0}, {"recompute": True}),
     ("baby-fast", {"n_layer": 12}, {"recompute": True, "accumulation": 2}),
     ("baby", {"n_embd": 1024, "n_layer": 24}, {"recompute": True, "batch_size": 8}),
+    ("gpt2", {"n_layer": 4}, {"batch_size": 16, "accumulation": 1}),
+    ("gpt2", {"n_layer": 4}, {"batch_size": 16, "accumulation": 2, "recompute": True}),
+    ("gpt2-fast", {"n_layer": 4}, {"batch_size": 16, "accumulation": 1}),
 ]
 
 
@@ -207,9 +210,14 @@ def test_memory_is_within_5_percent_of_the_measured_peak(
     preset: str, model: dict[str, Any], training: dict[str, Any], text_file: Path
 ) -> None:
     config = PRESETS[preset].config
+    if preset.startswith("gpt2"):  # a large vocabulary
+        characters = "".join(map(chr, range(0x10000, 0x10000 + 30_000)))
+        text_file.write_text(2 * characters, "utf-8")
     config = replace(
         config,
         data=str(text_file),
+        tokenizer="char",
+        val_fraction=0.1,
         device="cuda",
         model=replace(config.model, **model),
         train=replace(config.train, **training),
