@@ -1,17 +1,19 @@
 """Train on one GPU and on several, and compare the speed, the memory and the losses.
 
-    python benchmarks/processes.py DIR OUT --nanogpt CHECKOUT --processes 2
+    python benchmarks/processes.py DIR OUT --nanogpt CHECKOUT --processes 1 2
 
 DIR has the tokens that `python benchmarks/kernel.py text` writes; CHECKOUT is a clone of nanoGPT.
-Each run gets a directory in OUT. The option --only chooses runs by the beginnings of their names.
+Each run gets a directory in OUT. The option --only chooses runs by the beginnings of their names;
+several calls with the same OUT add to the same result.
 
-Models of GPT-2's size process 32 blocks of 1,024 tokens per process and step; `baby` processes 64
-blocks of 256 tokens per step, whatever the number of processes. The rate of a run is the median
-over the lines of metrics.jsonl that are not next to an evaluation. The measured memory is the peak
-of torch's allocator in the training steps, the largest of all processes; the computed memory is
-that of `nanogpt explain`. `agreement` trains small models in float32, and compares all losses of 50
-steps with those of one process. nanoGPT trains with its script train.py, with the same shape, batch
-and tokens. The script prints a table, and saves OUT/result.json.
+Models of GPT-2's size process 32 blocks of 1,024 tokens per process and step. The batches of the
+other presets are the same for any number of processes, except for "baby, larger batch", with 64
+blocks of 256 tokens per process. The rate of a run is the median over the lines of metrics.jsonl
+that are not next to an evaluation. The measured memory is the peak of torch's allocator in the
+training steps, the largest of all processes; the computed memory is that of `nanogpt explain`.
+`agreement` trains small models in float32, with small buckets of gradients, and compares all losses
+of 50 steps with those of one process. nanoGPT trains with its script train.py, with the same shape,
+batch and tokens. The script prints a table, and saves OUT/result.json.
 """
 
 import argparse
@@ -58,6 +60,8 @@ def make_runs(data: Path, processes: int, steps: int) -> dict[str, list[str]]:
     runs = gpt2_runs(data, processes, steps)
     for preset in ("baby", "baby-fast", "tiny", "tiny-fast"):
         runs[preset] = [preset, *TIMED, "--train.log-every", "100", "--train.steps", "2001"]
+    larger = ["--train.batch-size", str(64 * processes)]
+    runs["baby, larger batch"] = [*runs["baby"], *larger]
     for name, flags in AGREEMENT.items():
         runs[f"agreement {name}"] = flags
         if processes > 1:
@@ -101,11 +105,14 @@ def train_inside(out: Path, arguments: list[str]) -> None:
 
     from nanogpt import train
     from nanogpt.cli.main import main as run_nanogpt
+    from nanogpt.fast import parallel
     from nanogpt.runs.memory import count_memory
     from nanogpt.runs.run import Run
     from nanogpt.step import Stepper
     from nanogpt.system import distributed
 
+    if out.name.startswith("agreement"):
+        parallel.BUCKET_BYTES = 300_000  # the models are small, but need several buckets
     make_stepper = vars(train)["make_stepper"]
 
     def make_measured(run: Run, on_message: Any) -> Stepper:
@@ -167,7 +174,8 @@ def print_table(result: dict[str, Any]) -> None:
     for name, by_processes in result.items():
         for processes, run in by_processes.items():
             if "agreement" not in name:
-                memory = [f"{run.get(key, 0) / 1e6:,.0f} MB" for key in ("measured", "computed")]
+                keys = [key for key in ("measured", "computed") if run.get(key)]
+                memory = [f"{run[key] / 1e6:,.0f} MB" for key in keys] or ["", ""]
                 print(f"| {name} | {processes} | {run['rate']:,.0f} | {' | '.join(memory)} |")
     for name in AGREEMENT:
         alone = result.get(f"agreement {name}", {}).get("1")
@@ -192,20 +200,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=121, help="steps of models of GPT-2's size")
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME")
     args, flags = parser.parse_known_args()
-    result: dict[str, Any] = {}
+    file = args.out / "result.json"
+    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for processes in args.processes:
         for name, options in make_runs(args.data, processes, args.steps).items():
             if name.startswith(tuple(args.only)):
-                out = args.out / f"{name.replace(' --train.', '-').replace(' ', '-')}-{processes}"
+                out = args.out / f"{re.sub('[^A-Za-z0-9]+', '-', name)}-{processes}"
                 run = measure(out, processes, [*options, *flags])
                 result.setdefault(name, {})[str(processes)] = run
                 print(f"{name}, {processes}: {run['rate']:,.0f}", file=sys.stderr, flush=True)
-                save_result(args.out / "result.json", result)
+                save_result(file, result)
         if args.nanogpt and "nanoGPT".startswith(tuple(args.only)):
             out = args.out / f"nanoGPT-{processes}"
             rate = measure_nanogpt_script(args.nanogpt, args.data, out, processes)
             result.setdefault("nanoGPT", {})[str(processes)] = {"rate": rate}
-            save_result(args.out / "result.json", result)
+            save_result(file, result)
     print_table(result)
 
 

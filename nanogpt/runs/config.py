@@ -69,7 +69,7 @@ class TrainConfig:
     stop_at_val_loss: float | None = None
     """Stop at the first evaluation with at most this validation loss, in nats per token."""
     compile: bool = True
-    """On a CUDA device, compile the cross-entropy and the blocks of the model."""
+    """On a CUDA device, compile the blocks of the model, its output layer and the cross-entropy."""
     cuda_graph: bool = True
     """On a CUDA device, capture a step as a CUDA graph, and replay the graph for each later step.
     Not used with float16, with shard, or with recompute and dropout."""

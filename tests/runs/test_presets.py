@@ -68,8 +68,9 @@ def test_the_default_preset_of_an_unknown_device_is_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("preset", ["gpt2", "gpt2-fast"])
 def test_gpt2_trains_on_files_in_the_layout_of_its_dataset(
-    nanogpt: Command, text: str, small: list[str]
+    preset: str, nanogpt: Command, text: str, small: list[str]
 ) -> None:
     """The files have the columns of FineWeb-Edu; the model and the batch are smaller."""
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -80,6 +81,6 @@ def test_gpt2_trains_on_files_in_the_layout_of_its_dataset(
         file = f"sample/10BT/00{number}_00000.parquet"
         parquet.write_table(arrow.Table.from_pylist(rows), file)
     flags = ["--data", "sample/10BT", "--tokenizer", "bpe:300", "--val-fraction", "0.1", *small]
-    status, out, err = nanogpt("train", "gpt2", *flags, "--train.accumulation", 2)
+    status, out, err = nanogpt("train", preset, *flags, "--train.accumulation", 2)
     assert (status, err) == (0, "")
     assert "sample/10BT" in out
