@@ -253,14 +253,12 @@ def start_adding(tensors: Sequence["Tensor"], in_step: bool = True) -> Callable[
         return lambda: None
     from torch import distributed
 
-    start, timeout, uses_gpus = (
-        time.monotonic(),
-        TIMEOUT if in_step else PATIENCE,
-        tensors[0].is_cuda,
-    )
+    start, timeout = time.monotonic(), TIMEOUT if in_step else PATIENCE
+    uses_gpus = tensors[0].is_cuda
     group = _gpus if uses_gpus else _prompt if in_step else _patient
     with _communicating(timeout, uses_gpus):
         launch_together = distributed._coalescing_manager  # type: ignore[attr-defined]
+        # With a device, NCCL would get a second work, which keeps the tensors in memory longer.
         with launch_together(group, async_ops=True) as sums:
             for tensor in tensors:
                 distributed.all_reduce(tensor, group=group)

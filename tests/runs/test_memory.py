@@ -238,6 +238,42 @@ def compute_and_measure_peak(config: RunConfig) -> tuple[float, int]:
     return computed, torch.cuda.max_memory_allocated()
 
 
+SHARDED, BOTH = {"shard": True}, {"shard": True, "recompute": True}
+XL = {"n_layer": 48, "n_head": 25, "n_embd": 1600}
+MEASURED = [  # on H200 GPUs, in bfloat16, with a vocabulary of 50,304 (docs/log/explain.md)
+    ("gpt2", {}, {"batch_size": 32}, 1, 15_329),
+    ("gpt2", {"bias": False}, {"batch_size": 64}, 1, 28_346),
+    ("gpt2-fast", {}, {"batch_size": 32}, 1, 16_959),
+    ("gpt2", {}, {"batch_size": 64}, 2, 15_265),
+    ("gpt2", {}, {"batch_size": 64, "recompute": True}, 2, 6_005),
+    ("gpt2", {}, {"batch_size": 64, **SHARDED}, 2, 14_693),
+    ("gpt2", {}, {"batch_size": 64, **BOTH}, 2, 5_434),
+    ("gpt2", XL, {"batch_size": 16, **BOTH}, 2, 14_325),
+    ("baby", {"vocab_size": 65}, {}, 1, 1_666),
+]
+
+
+@pytest.mark.parametrize(("preset", "model", "training", "processes", "megabytes"), MEASURED)
+def test_memory_is_within_5_percent_of_earlier_measurements(
+    monkeypatch: pytest.MonkeyPatch,
+    preset: str,
+    model: dict[str, Any],
+    training: dict[str, Any],
+    processes: int,
+    megabytes: int,
+) -> None:
+    """This test needs no GPU."""
+    monkeypatch.setattr("nanogpt.runs.memory.get_workspace_bytes", lambda _: 32 << 20)
+    config = PRESETS[preset].config
+    config = replace(
+        config,
+        model=replace(config.model, **{"vocab_size": 50_304} | model),
+        train=replace(config.train, **{"accumulation": 1} | training),
+    )
+    peak = count_memory(config, CUDA, torch.bfloat16, processes)[-1].value
+    assert peak == pytest.approx(megabytes * 1e6, rel=0.05)
+
+
 FITTING = [
     *GPTS,
     replace(GPT, dropout=0.1),
