@@ -26,6 +26,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -46,6 +48,21 @@ SHARE = 0.55
 BATCH, CONTEXT, PARTS = 512, 1024, 16
 """The blocks of a batch, the tokens of a block, and the parts in which a batch is processed."""
 WARMUP = 20
+NANOGPT = {
+    "block_size": CONTEXT,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_embd": 768,
+    "dropout": 0.0,
+    "bias": True,
+    "learning_rate": 6e-4,
+    "min_lr": 6e-5,
+    "beta2": 0.95,
+    "warmup_iters": WARMUP,
+    "log_interval": 1,
+    "compile": True,
+}
+"""Settings of nanoGPT: the model of `gpt2` and its learning rates."""
 
 
 def write_text(source: Path, directory: Path) -> None:
@@ -100,12 +117,19 @@ def train_preset(preset: str, data: Path, out: Path, steps: int, flags: list[str
     return {"tokens_per_second": median(plain), "evaluations": evaluations}
 
 
-def start_nanogpt(checkout: Path, data: Path, out: Path, steps: int, flags: list[str]) -> Any:
-    """Train with a copy of nanoGPT in a new process; return its result."""
+@contextmanager
+def copy_nanogpt(checkout: Path, data: Path) -> Iterator[Path]:
+    """Within this context, there is a copy of nanoGPT with the dataset `kernel`."""
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / "nanoGPT"
         shutil.copytree(checkout, copy)
         (copy / "data/kernel").symlink_to(data.resolve())
+        yield copy
+
+
+def start_nanogpt(checkout: Path, data: Path, out: Path, steps: int, flags: list[str]) -> Any:
+    """Train with a copy of nanoGPT in a new process; return its result."""
+    with copy_nanogpt(checkout, data) as copy:
         command = [sys.executable, __file__, "inside", str(copy), str(data), str(steps)]
         command += [str(time.time()), *flags]
         log = out / "output.txt"
@@ -125,22 +149,11 @@ def train_inside(
         "dataset": "kernel",
         "batch_size": BATCH // PARTS,
         "gradient_accumulation_steps": PARTS,
-        "block_size": CONTEXT,
-        "n_layer": 12,
-        "n_head": 12,
-        "n_embd": 768,
-        "dropout": 0.0,
-        "bias": True,
-        "learning_rate": 6e-4,
-        "min_lr": 6e-5,
-        "beta2": 0.95,
-        "warmup_iters": WARMUP,
+        **NANOGPT,
         "lr_decay_iters": steps,
         "max_iters": steps,
         "eval_interval": steps,
         "eval_iters": 5,
-        "log_interval": 1,
-        "compile": True,
     }
     flags = [*(f"--{name}={value}" for name, value in settings.items()), *flags]
     data = data.resolve()

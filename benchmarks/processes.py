@@ -27,8 +27,10 @@ from statistics import median
 from typing import Any
 
 from common import save_result
+from kernel import CONTEXT, NANOGPT, copy_nanogpt
 
-BATCH, CONTEXT = 32, 1024
+BATCH = 32
+"""The blocks that each process gets in a step, for models of GPT-2's size."""
 SHARD, RECOMPUTE = "--train.shard", "--train.recompute"
 TIMED = ["--train.no-eval-first", "--train.eval-every", "1000000", "--sample-tokens", "0"]
 SMALL = ["--model.n-layer", "4", "--model.n-embd", "192", "--train.batch-size", "32"]
@@ -140,30 +142,20 @@ def train_inside(out: Path, arguments: list[str]) -> None:
 
 def measure_nanogpt_script(checkout: Path, data: Path, out: Path, processes: int) -> float:
     """Return the tokens per second of nanoGPT's train.py."""
-    link = checkout / "data/processes"
-    if not link.exists():
-        link.symlink_to(data.resolve())
     settings = {
-        "dataset": "processes",
+        **NANOGPT,
+        "dataset": "kernel",
         "out_dir": out.resolve(),
         "batch_size": BATCH,
         "gradient_accumulation_steps": processes,  # of all processes together
-        "block_size": CONTEXT,
-        "n_layer": 12,
-        "n_head": 12,
-        "n_embd": 768,
-        "dropout": 0.0,
-        "bias": True,
-        "beta2": 0.95,
-        "warmup_iters": 20,
         "max_iters": 80,
         "eval_interval": 1000000,
         "eval_iters": 1,
-        "log_interval": 1,
     }
     command = [*torchrun(processes), "train.py", "config/train_shakespeare_char.py"]
     command += [f"--{name}={value}" for name, value in settings.items()]
-    process = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+    with copy_nanogpt(checkout, data) as copy:
+        process = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True)
     times = [float(ms) for ms in re.findall(r"time ([\d.]+)ms", process.stdout)]
     return BATCH * CONTEXT * processes / (median(times[-50:]) / 1000)
 

@@ -59,6 +59,10 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
             logits = model(inputs)
             return soft.add_to(mean_loss(logits, targets), logits, inputs)
 
+    def score_without_logits(mean_loss: LossFunction, inputs: Tensor, targets: Tensor) -> Tensor:
+        with precision():
+            return mean_loss(inputs, targets)
+
     def wrap(forward: Forward) -> Forward:
         if not settings.recompute:
             return forward
@@ -82,14 +86,10 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     parts = settings.accumulation * distributed.size()
     starts = torch.zeros(settings.batch_size // parts, dtype=torch.long)
     example = inputs_and_targets(run.data.splits["train"].blocks(starts, model.config.block_size))
-    compiled_end = compile_end(model)
-
-    def score_without_logits(inputs: Tensor, targets: Tensor) -> Tensor:
-        with precision():
-            return compiled_end(inputs, targets)
-
-    needs_logits = partial(score, torch.compile(cross_entropy))
-    compiled = needs_logits if soft.sources else score_without_logits
+    if soft.sources:  # they need the logits
+        compiled = partial(score, torch.compile(cross_entropy))
+    else:
+        compiled = partial(score_without_logits, compile_end(model))
 
     def say(reason: str) -> None:
         if is_sharded(run.config):  # the failed pass has left some weights whole

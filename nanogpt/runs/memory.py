@@ -131,7 +131,7 @@ def count_memory(
         formula = "sum, but only the larger of gradients and stored activations"
         tokens = training.batch_size // training.accumulation * model.block_size
         block = _count_bytes_per_token(config, device, precision)
-        passes = max(passes, gradients.value + tokens * (block.stored + block.passing))
+        passes = max(passes, gradients.value + tokens * (block.stored + block.gradients))
     if training.accumulation > 1:
         formula, passes = "sum", gradients.value + stored
     if is_sharded:
@@ -228,24 +228,25 @@ def _count_muon_update(config: RunConfig, precision: torch.dtype, processes: int
     return max(lines, key=lambda line: line.value)
 
 
-class _Bytes(NamedTuple):
-    """The bytes of activations for each token, with formulas for those of a block."""
+class _BytesPerToken(NamedTuple):
+    """The bytes of activations for each token of a batch."""
 
     stored: int
-    """What the forward pass of a block stores."""
+    """Bytes that the forward pass of a block stores."""
     stored_formula: str
-    passing: int
-    """What the backward pass of a block needs in addition, for gradients of activations."""
-    both_formula: str
-    ends: int
-    """What the embedding and the norm before the output layer store for each channel."""
-    logits: int
-    """What the output layer and the cross-entropy store for each token of the vocabulary."""
+    gradients: int
+    """Bytes of the gradients of activations in the backward pass of a block."""
+    sum_formula: str
+    """The formula for `stored` + `gradients`."""
+    per_channel: int
+    """Bytes that the embedding and the output layer store for each channel."""
+    per_logit: int
+    """Bytes that the output layer and the cross-entropy store for each logit."""
 
 
 def _count_bytes_per_token(
     config: RunConfig, device: torch.device, precision: torch.dtype
-) -> _Bytes:
+) -> _BytesPerToken:
     model = config.model
     assert not isinstance(model, BigramConfig), "a bigram has no blocks"
     C, H, L = model.n_embd, model.n_head, model.n_layer
@@ -280,7 +281,7 @@ def _count_bytes_per_token(
     ends += has_dropout * isinstance(model, GPTConfig)
     c += has_dropout * (1 + has_feed_forward(model))  # dropout masks of one byte per value
     formulas = f"{c} C + {extra_formula}", f"{c + g * b} C + {extra_formula}"
-    return _Bytes(c * C + extra, formulas[0], g * b * C, formulas[1], ends, logits)
+    return _BytesPerToken(c * C + extra, formulas[0], g * b * C, formulas[1], ends, logits)
 
 
 def _is_end_compiled(config: RunConfig, device: torch.device) -> bool:
@@ -300,7 +301,7 @@ def count_activations(
         return [Line("logits and their gradients", "12 n V", 12 * n * V)]
     C, L, is_half = model.n_embd, model.n_layer, precision != torch.float32
     b = 2 if is_half else 4
-    count = _count_bytes_per_token(config, device, precision)
+    per_token = _count_bytes_per_token(config, device, precision)
     lines = []
     if is_half:
         # With recomputation, only one block has such weights at a time. The head has them, too.
@@ -309,16 +310,16 @@ def count_activations(
         lines.append(Line("weights in half precision", formula, 2 * W))
     if training.recompute:  # the activations of a single block at a time
         lines.append(Line("inputs of the blocks", f"n L {b} C", n * L * b * C))
-        last, formula = "one block, or the head", count.both_formula
-        block = count.stored + count.passing
+        last, formula = "one block, or the head", per_token.sum_formula
+        block = per_token.stored + per_token.gradients
     else:
-        formula, size = f"n L ({count.stored_formula})", n * L * count.stored
+        formula, size = f"n L ({per_token.stored_formula})", n * L * per_token.stored
         lines.append(Line("activations of the blocks", formula, size))
-        last, block, formula = "gradients of activations", count.passing, f"{count.passing // C} C"
-    formula_of_end = f"n ({count.ends} C + {count.logits} V)"
-    lines.append(
-        Line("embedding and head", formula_of_end, n * (count.ends * C + count.logits * V))
-    )
+        last, formula = "gradients of activations", f"{per_token.gradients // C} C"
+        block = per_token.gradients
+    end_formula = f"n ({per_token.per_channel} C + {per_token.per_logit} V)"
+    end = n * (per_token.per_channel * C + per_token.per_logit * V)
+    lines.append(Line("embedding and head", end_formula, end))
     if _is_end_compiled(config, device):
         # The gradient of the logits takes the place of the logits. When the gradient of the output
         # layer is computed, the blocks do not need memory yet; when they do, the logits are free.
