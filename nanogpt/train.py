@@ -6,7 +6,6 @@ prepare_run() creates and resume_run() restores.
 
 import math
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def resume_training(
 
 
 def _fit(run: Run, reporter: Reporter) -> Result:
-    """Train a run. Even after an error, draw the plot and release the lock of the run."""
+    """Train a run, then release the lock of the run, even after an error."""
     in_background = run.device.type != "cpu"  # on a CPU, a thread would only slow the training down
     try:
         with explain_failures(run):
@@ -82,8 +81,6 @@ def _fit(run: Run, reporter: Reporter) -> Result:
                 ended = _loop(run, reporter, interrupts, CheckpointKeeper(run, writer))
             run.journal.draw()
     finally:
-        with suppress(OSError):
-            run.journal.draw()
         run.lock.release()
     assert run.journal.best is not None
     return Result(run, run.journal.best, run.journal.records[-1], ended)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..api import GenerationConfig, load
-from ..errors import UserError, join_command, make_line
+from ..errors import UserError, join_command, make_line, print_note
 from ..interop.trackers import TrackerName, Trackers
 from ..models import ModernConfig
 from ..runs.config import RunConfig
@@ -18,6 +18,7 @@ from ..runs.settings import apply_settings
 from ..runs.starting import adopt_model
 from ..system import distributed
 from ..system.agreement import agreement
+from ..system.devices import requested_memory
 from ..system.files import dump_json
 from ..text import corpora
 from ..text.download import require_single_process
@@ -109,16 +110,26 @@ def _train(args: list[str], until_the_end: ExitStack) -> None:
     console.print(
         f"{'saved in':20}  {make_line(out)}; generate more text with: {command}", soft_wrap=True
     )
+    device = result.run.device
+    del result
+    reporter.run = None  # the last reference to the run: the sample can use its memory
     if options.sample_tokens:
         console.print("\nSample:", style="bold")
-        best = load(out, str(result.run.device))
         sampling = GenerationConfig(
             max_new_tokens=options.sample_tokens,
             seed=config.seed,
             cuda_graph=config.train.cuda_graph,
         )
-        tracked.sample = print_completions(best, [""], sampling)[0]
-    if options.preset == "tiny" and result.run.device.type == "cpu" and not config.start_from:
+        try:
+            tracked.sample = print_completions(load(out, str(device)), [""], sampling)[0]
+        except (RuntimeError, MemoryError) as error:
+            if not (size := requested_memory(error)):
+                raise
+            print_note(
+                f"out of memory: {size} more was requested for the sample; the run is complete, "
+                f"so generate text with: {command}"
+            )
+    if options.preset == "tiny" and device.type == "cpu" and not config.start_from:
         console.print("For better text, train for about 3 minutes: nanogpt train laptop")
 
 

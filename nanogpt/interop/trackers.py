@@ -187,7 +187,8 @@ class Trackers(Reporter):
             require_libraries(f"--track {name}", name)
         self._names, self._shown = list(dict.fromkeys(names)), shown
         self._workers: list[_Worker] = []
-        self._run: Run | None = None
+        self._picture: Path | None = None
+        self._step = 0
         self.sample = ""
         """A text that the trained model has generated."""
 
@@ -202,17 +203,18 @@ class Trackers(Reporter):
 
     def started(self, run: Run) -> None:
         self._shown.started(run)
-        self._run = run
+        self._picture = run.out / "loss.png"
         if self._names:
             make_figure(1, 1)  # imports matplotlib: a tracker must not find it half imported
-        is_resumed, step = bool(run.journal.records), run.state.step
+        is_resumed, self._step = bool(run.journal.records), run.state.step
         settings = json.loads(json.dumps(run.describe()))
         for name in self._names:
-            make = partial(TRACKERS[name], run.out, settings, is_resumed, step)
+            make = partial(TRACKERS[name], run.out, settings, is_resumed, self._step)
             self._workers.append(_Worker(name, make, self.said))
 
     def recorded(self, record: Record, best: Best | None) -> None:
         self._shown.recorded(record, best)
+        self._step = record.step
         found = {name: getattr(record, field) for field, name in NAMES.items()}
         values = {name: value for name, value in found.items() if value is not None}
         self._call(lambda tracker: tracker.log(record.step, values))
@@ -222,10 +224,9 @@ class Trackers(Reporter):
             worker.calls.put(call)
 
     def __exit__(self, *_: object) -> None:
-        if self._run is None:
+        if (picture := self._picture) is None:
             return
-        step, picture = self._run.state.step, self._run.out / "loss.png"
-        self._call(lambda tracker: tracker.finish(step, self.sample, picture))
+        self._call(lambda tracker: tracker.finish(self._step, self.sample, picture))
         deadline = time.monotonic() + PATIENCE
         for worker in self._workers:
             worker.calls.put(None)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..errors import Stopped, make_line, resume_command, write_error
 from ..models import BigramConfig
@@ -22,12 +22,12 @@ def advise_resuming(run: Run, first: str = SEE_MESSAGE) -> str:
 def explain_failures(run: Run) -> Iterator[None]:
     """Within this context, an OSError, a failed CUDA graph or a lack of memory raises Stopped.
 
-    The loss of another process raises Stopped, too. The command line prints only the errors of
-    process 0. If process 0 has not failed, the failed process with the lowest rank prints its
-    message here.
+    The loss of another process raises Stopped, too. After any error but a lack of memory, loss.png
+    is drawn. The command line prints only the errors of process 0. If process 0 has not failed, the
+    failed process with the lowest rank prints its message here.
     """
     try:
-        with _ignore_termination_after_errors():
+        with _end_after_errors(run):
             yield
     except Lost as error:
         raise _tell(Stopped(error.reason, advise_resuming(run, error.advice)), "") from None
@@ -56,11 +56,15 @@ def explain_failures(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _ignore_termination_after_errors() -> Iterator[None]:
+def _end_after_errors(run: Run) -> Iterator[None]:
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         distributed.ignore_termination()
+        # Without enough memory, OpenBLAS, which matplotlib uses, would end the program at once.
+        if not requested_memory(error):
+            with suppress(OSError):
+                run.journal.draw()
         raise
 
 

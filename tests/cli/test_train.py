@@ -1,5 +1,6 @@
 """The command `nanogpt train`: training, the sample at the end, resuming, refused arguments."""
 
+import gc
 import json
 import math
 import os
@@ -11,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nanogpt.api import Trained, load
 from nanogpt.runs.checkpoint import load_checkpoint
 from nanogpt.runs.directory import find_run
+from nanogpt.runs.run import Run
 from nanogpt.text.tokenizers import make_tokenizer
 from tests.families import word_level
 from tests.marks import slow
@@ -33,6 +36,29 @@ def test_train_ends_with_a_sample(nanogpt: Command, small: list[str], text_file:
     assert (sample, line_break) == ("", "\n")
     assert advice == "For better text, train for about 3 minutes: nanogpt train laptop\n"
     assert set(out.partition("Sample:\n")[2][:20]) <= set(text_file.read_text())
+
+
+@pytest.mark.parametrize("tracker", [(), ("--track", "tensorboard")])
+def test_the_sample_can_use_the_memory_of_the_run(
+    nanogpt: Command,
+    small: list[str],
+    text_file: Path,
+    tracker: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def count_runs() -> int:
+        return sum(isinstance(thing, Run) for thing in gc.get_objects())
+
+    def count_and_load(path: str, device: str) -> Trained:
+        counts.append(count_runs())
+        return load(path, device)
+
+    monkeypatch.setattr("nanogpt.cli.train.load", count_and_load)
+    gc.collect()
+    counts = [count_runs()]
+    assert nanogpt("train", "--data", text_file, *small, *tracker)[0] == 0
+    before, during = counts
+    assert during <= before
 
 
 @pytest.mark.slow
