@@ -49,6 +49,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         directory = directory.parent
     os.environ["NANOGPT_CACHE"] = str(directory / "cache")
+    # The usual directory may have code for the processor of another machine.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory / "inductor")
 
 
 @pytest.fixture

@@ -117,6 +117,10 @@ def limit_memory(more):
 """A program that defines limit_memory(), which allows only a number of MiB more memory."""
 WITH_LITTLE_MEMORY = f"{LIMIT}limit_memory(400)\nmain(sys.argv[1:])"
 """A program that runs a command with little memory."""
+WITH_MATPLOTLIB = (
+    f"from nanogpt.runs.plot import make_figure\nmake_figure(1, 1)\n{WITH_LITTLE_MEMORY}"
+)
+"""The same, but matplotlib already has the memory that it needs to draw the plot of a run."""
 WITHOUT_MEMORY_FOR_A_SAMPLE = f"""{LIMIT}
 def limit_memory_and_load(*arguments):
     limit_memory(0)
@@ -133,12 +137,12 @@ SMALL_RUN = [
 ]
 
 
-def run_with_little_memory(*arguments: str) -> str:
+def run_with_little_memory(*arguments: str, program: str = WITH_LITTLE_MEMORY) -> str:
     """Run a command with little memory; return its error, or "" if it succeeds.
 
     In the returned error, the amount of memory is replaced by the amount in docs/errors.md.
     """
-    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, *arguments]
+    command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return ""
@@ -155,7 +159,8 @@ def test_the_error_of_a_too_large_model_is_on_the_page(text_file: Path) -> None:
     assert error == TOO_LARGE_ROW
     assert TOO_LARGE_ROW in find_rows(PAGE)
     assert not Path("runs").exists()
-    assert not run_with_little_memory(*flags, "--model.n-embd", "16")  # a smaller model
+    flags += ["--model.n-embd", "16"]  # a smaller model
+    assert not run_with_little_memory(*flags, program=WITH_MATPLOTLIB)
 
 
 @linux_only
@@ -164,10 +169,13 @@ def test_smaller_parts_of_a_batch_need_less_memory(text_file: Path) -> None:
     """Run the command that each error shows, until the parts are small enough."""
     sizes = "--model.block-size", "256", "--model.n-embd", "64", "--train.batch-size", "128"
     command, tries = [*SMALL_RUN, "--data", str(text_file), "--out", "mine", *sizes], 0
-    while error := run_with_little_memory(*command):
+    program = WITH_LITTLE_MEMORY
+    while error := run_with_little_memory(*command, program=program):
         row = "out of memory: 372.53 GiB more was requested; the same batch in smaller parts needs "
         assert error.startswith(row), error
         command, tries = error.partition(": nanogpt ")[2].split(), tries + 1
+        command += ["--sample-tokens", "0"]
+        program = WITH_MATPLOTLIB
     assert 1 <= tries < 5
     assert command[:3] == ["train", "--resume", "mine"]
 
@@ -197,7 +205,7 @@ def test_a_smaller_model_or_block_needs_less_memory(text_file: Path, option: str
     error = run_with_little_memory(*flags)
     assert error.startswith("out of memory: 372.53 GiB more was requested, and each part of the")
     assert option in error
-    assert not run_with_little_memory(*flags, option, "16")
+    assert not run_with_little_memory(*flags, option, "16", program=WITH_MATPLOTLIB)
 
 
 def test_every_message_is_under_its_status() -> None:

@@ -72,11 +72,12 @@ def test_a_signal_saves_the_run_and_says_how_to_resume_it(
 
 @pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(process: Process, text_file: Path) -> None:
-    endless = [*arguments(text_file, "mine", 100_000, 100_000), "--train.batch-size", 20_000]
-    with process(*endless) as training:  # a step takes many seconds
+    endless = [*arguments(text_file, "mine", 100_000, 100_000), "--train.batch-size", 200_000]
+    # A step takes many seconds; between its parts, Python notices a signal.
+    with process(*endless, "--train.accumulation", 1000) as training:
         wait_for(lambda: get_step(Path("mine")) >= 0, training)
         training.send_signal(signal.SIGINT)
-        time.sleep(0.2)
+        time.sleep(1)
         training.send_signal(signal.SIGINT)
         _, err = training.communicate(timeout=60)
         assert training.returncode == 130
@@ -99,7 +100,8 @@ def kill_and_resume(process: Process, text_file: Path, kills: int, steps: int, s
             wait_for(lambda goal=goal: get_step(out) >= goal, training)  # type: ignore[misc]
             if kill % 2:
                 wait_for(lambda: is_writing(out), training)
-            time.sleep(draw.uniform(0, 0.01))
+            else:
+                time.sleep(draw.uniform(0, 0.01))
             training.kill()
             _, err = training.communicate()
             assert training.returncode == -signal.SIGKILL, err

@@ -20,7 +20,8 @@ def test_durations_have_a_unit_that_fits(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
-def test_a_bar_shows_the_rate_and_the_time_left() -> None:
+def test_a_bar_shows_the_rate_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
     screen = io.StringIO()
     with Bar(Console(file=screen, width=100, force_terminal=True)) as bar:
         bar.created -= 1  # as if a second had passed, because a bar appears after half a second

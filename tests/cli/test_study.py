@@ -47,7 +47,8 @@ def test_an_interrupted_study_prints_the_command_that_resumes_it(
     flags = ["--steps", "100000", "--device", "cpu", "--out", "a study"]
     flags += ["--data", str(text_file)] if name == "ladder" else ["--sizes", "4"]
     with process("study", name, *flags) as studying:
-        while not list(Path("a study").rglob("last")):
+        while not [*Path("a study").glob("last"), *Path("a study").glob("*/last")]:
+            assert studying.poll() is None
             time.sleep(0.1)
         os.killpg(studying.pid, signal.SIGINT)
         _, err = studying.communicate()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.test_machines import free_port
 from tests.fast.test_parallel import MUON, run, torchrun
+from tests.ports import free_port
 from tests.same import metrics
 
 pytestmark = [
@@ -104,7 +104,7 @@ def test_a_lost_process_ends_all(arguments: list[str], place: str, how: str, ran
     script = ["script.py", place, how, str(rank)]
     status, lines = run(torchrun(2, *arguments, program=script))
     assert status != 0
-    assert seconds_since_loss() < 30
+    assert seconds_since_loss() < 60  # about 20 on an idle machine
     assert lines == [LINE]
     resume()
 
@@ -133,11 +133,12 @@ def test_a_lost_machine_ends_the_others(arguments: list[str], place: str, lost: 
     for machine, output in enumerate(outputs):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
         launcher += ["--node-rank", str(machine), "--master-addr", "127.0.0.1"]
-        launcher += ["--master-port", port, "script.py", place, "SIGSTOP", str(lost)]
+        launcher += ["--master-port", str(port), "script.py", place, "SIGSTOP", str(lost)]
         with output.open("wb") as file:  # not a pipe: the stopped process would keep it open
             processes.append(subprocess.Popen([*launcher, *arguments], stderr=file))
     try:
         while not Path("lost.json").exists():
+            assert all(process.poll() is None for process in processes)
             time.sleep(0.1)
         processes[lost].send_signal(signal.SIGSTOP)
         while b"nanogpt: " not in outputs[1 - lost].read_bytes():

@@ -5,7 +5,6 @@ Here, the machines are directories of one machine: each has its own working dire
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import pytest
 
 from nanogpt.text.corpora import LARGE_TEXT
 from tests.fast.test_parallel import MUON, assert_same_losses, run
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,19 +38,13 @@ def read_block(first_words: str) -> str:
     return next(block for block in blocks if block.startswith(first_words))
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def adapt(text: str, arguments: Sequence[str], address: str = "127.0.0.1") -> str:
     """Let a command of the page train a small model on this machine, with this Python."""
     for old, new in (
         ("train tiny --device cpu", f"train {' '.join(arguments)} --out runs/together"),
         ("10.0.0.1", address),
         ("trainer-0", "127.0.0.1"),
-        ("29500", free_port()),
+        ("29500", str(free_port())),
         ("--nproc-per-node 2", "--nproc-per-node 1"),
         ("torchrun ", f"{sys.executable} -m torch.distributed.run "),
         (" nanogpt train", f" {sys.executable} -m nanogpt train"),

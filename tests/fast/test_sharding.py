@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -68,13 +69,15 @@ def test_a_run_continues_with_any_number_of_processes(text_file: Path) -> None:
     arguments = ["train", *MUON, "--data", str(text_file)]
     assert run([sys.executable, "-m", "nanogpt", *arguments, "--out", "runs/alone"]) == (0, [])
     out, quiet = Path("runs/resumed"), ["--sample-tokens", "0"]
-    with started(torchrun(2, *arguments, "--train.shard", "--out", out), out, 6) as process:
+    with started(torchrun(2, *arguments, "--train.shard", "--out", out), out, 3) as process:
         os.kill(find_process(1), signal.SIGINT)
-        assert "nanogpt: interrupted; saved at step " in process.communicate(timeout=60)[1]
+        error = process.communicate(timeout=60)[1]
+    (saved,) = map(int, re.findall(r"nanogpt: interrupted; saved at step (\d+)", error))
     assert json.loads((out / "last/training.json").read_text())["config"]["train"]["shard"]
     command = ["train", "--resume", out, *quiet, "--train.steps"]
-    assert run(torchrun(3, *command, 15)) == (0, [])
-    assert run([sys.executable, "-m", "nanogpt", *map(str, command), "18"]) == (0, [])
+    first, second = ((saved * (3 - part) + 24 * part) // 3 for part in (1, 2))
+    assert run(torchrun(3, *command, first)) == (0, [])
+    assert run([sys.executable, "-m", "nanogpt", *map(str, command), str(second)]) == (0, [])
     assert run(torchrun(2, *command, 24, "--train.no-shard")) == (0, [])
     expected = {record["step"]: record for record in metrics(Path("runs/alone"))}
     for record in metrics(out)[1:]:
@@ -101,7 +104,7 @@ def test_a_lost_process_ends_all(text_file: Path, place: str, how: str, rank: in
     script = ["script.py", place, how, str(rank)]
     status, lines = run(torchrun(2, *arguments, program=script))
     assert status != 0
-    assert seconds_since_loss() < 30
+    assert seconds_since_loss() < 60
     assert lines == [LINE]
     resume()
 

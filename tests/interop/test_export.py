@@ -78,7 +78,7 @@ def test_logits_and_greedy_text_in_transformers(config: ModelConfig, tmp_path: P
     write_converted(tmp_path, convert_model(model), tokenizer, config.block_size)
     opened = open_in_transformers(tmp_path)
     tokens = torch.randint(config.vocab_size, (3, config.block_size))
-    torch.testing.assert_close(opened(tokens).logits, model(tokens), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(opened(tokens).logits, model(tokens), atol=1e-4, rtol=1e-4)
     new = min(20, config.block_size - 4)
     for prompt in tokens[:, :4]:
         found = opened.generate(prompt[None], max_new_tokens=new, do_sample=False)[0].tolist()

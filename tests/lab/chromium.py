@@ -25,7 +25,7 @@ def open_page(browser: Any, address: str, ignored: str = "nothing") -> Iterator[
     """
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(90_000)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
@@ -46,10 +46,10 @@ def open_page(browser: Any, address: str, ignored: str = "nothing") -> Iterator[
 
 
 def expect(locator: Any) -> Any:
-    """Return assertions about an element of the page. They wait up to 30 seconds to become true."""
+    """Return assertions about an element of the page. They wait up to 90 seconds to become true."""
     from playwright.sync_api import expect
 
-    expect.set_options(timeout=30_000)
+    expect.set_options(timeout=90_000)
     return expect(locator)
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from nanogpt.system.memory import format_quantity, get_memory
 from nanogpt.train import train
 from tests.cli.test_lab import read_address
 from tests.lab.chromium import VIEWS, expect, needs_browser, open_page, open_view
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, needs_browser]
 STREAM = "text/event-stream"
@@ -128,9 +128,7 @@ def test_a_training_continues_while_the_page_is_closed(
 def test_a_killed_server_stops_no_training_and_the_page_says_what_to_do(
     browser: Any, directory: Path, text: str
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with (
         start_lab(directory, "--port", port) as (process, before),
         open_page(browser, before + "#view=train", LOST) as page,

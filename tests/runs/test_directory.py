@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -178,9 +179,11 @@ def test_a_run_is_found_by_path_or_name_and_the_newest_by_default(best: Path) ->
     assert find_run("one") == Path("runs/one")
     assert find_run(None) == Path("runs/one")
     for name in ("two", "later"):
+        time.sleep(0.02)  # the times of some file systems advance every 10 ms
         save_checkpoint(Path("runs", name, "best"), load_checkpoint(best))
         assert find_run(None) == Path("runs", name)
     # The newest run can be resumed, but it has no best/ yet.
+    time.sleep(0.02)
     save_checkpoint(Path("runs/started/last"), load_checkpoint(best))
     assert find_run(None, "last") == find_run("started", "last") == Path("runs/started")
     assert find_run(None) == Path("runs/later")

@@ -81,17 +81,20 @@ def test_user_error_of_a_process_is_raised(run: RunConfig) -> None:
 
 @posix_only
 @pytest.mark.slow
-def test_killed_process_resumes_twice(run: RunConfig) -> None:
+def test_killed_process_resumes_twice(run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "count_cores", lambda: 1)  # other tests use the other cores
     long = replace(run, train=replace(run.train, steps=4000, eval_every=100))
     saves, messages = iter((0, 100, 200)), []
 
     def kill(step: int) -> None:
-        """Kill the process of the run after it has saved step `step` or a later step."""
-        config = Path("one/last/config.json")
-        while not config.exists() or json.loads(config.read_text())["step"] < step:
+        """Kill the process of the run after step `step` or a later step has been saved."""
+        config, killed, deadline = Path("one/last/config.json"), False, time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
             time.sleep(0.05)
-        (process,) = multiprocessing.active_children()
-        process.kill()
+            if config.exists() and json.loads(config.read_text())["step"] >= step:
+                for process in multiprocessing.active_children():  # it may not have started yet
+                    process.kill()
+                    killed = True
 
     def kill_again(message: str) -> None:
         messages.append(message)
@@ -178,6 +181,7 @@ def test_processes_end_when_the_study_is_killed(run: RunConfig) -> None:
     study = spawn.Process(target=run_all, args=([long], 1, never, "", print, print))
     study.start()
     while not Path("one/last").exists():
+        assert study.is_alive()
         time.sleep(0.05)
     with pytest.raises(UserError, match="is training in one"):
         lock_run(Path("one"))

@@ -191,7 +191,7 @@ def test_other_systems_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.monotonic()
     with pytest.raises(PermissionError):
         replace_path(Path("file"), Path("other"))
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("works", [True, False])

@@ -63,12 +63,15 @@ def test_the_first_failed_process_prints_the_message() -> None:
 
 def test_processes_that_count_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nanogpt.system.heartbeat.BEAT", 0.02)
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
     one, two = make_peers(2)
     with one.watch("", lambda: None), two.watch("", lambda: None):
         one.step = 100
         for step in range(10):  # behind, but not hanging
             two.step = step
             time.sleep(0.1)  # 50 beats in all; with a lost process, this one would end after 17
+    assert not ended
 
 
 def test_a_process_does_not_end_because_a_lost_one_was_further(
@@ -84,7 +87,9 @@ def test_a_process_does_not_end_because_a_lost_one_was_further(
     one.step = 6
     with one.watch("", lambda: killed.append(-1)):
         two.store.set("nanogpt/count/1", "100 7")  # it had started a step more
-        time.sleep(1)
+        deadline = time.monotonic() + 30
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.05)
     assert ended
     assert set(killed) == {1, -1}
 
