@@ -88,6 +88,8 @@ class ParallelStepper(Stepper):
         self.sums = GradientSums([] if run.config.train.shard else self.parameters)
         self.divisor = distributed.size()
         """The backward pass starts with the loss divided by this number."""
+        if run.device.type == "cuda":  # on a CPU, each sum of gradients waits for all processes
+            report_blocks(run.model)
         for optimizer in run.state.optimizers:
             if isinstance(optimizer, Muon):
                 optimizer.orthogonalise = share_orthogonalisation
@@ -105,11 +107,11 @@ class ParallelStepper(Stepper):
     def count_step(self) -> None:
         """Do the same as Stepper.count_step(), and report the step to the other processes."""
         super().count_step()
-        distributed.report_step(self.run.state.step)
+        distributed.report_progress()
 
     def update(self, inputs: Tensor, targets: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
         """Do the same as Stepper.update(), for the mean loss of the whole batch."""
-        distributed.report_step(self.run.state.step + 1)
+        distributed.report_progress()
         config, parts = self.run.config, count(1)
 
         def backward(loss: Tensor) -> None:
@@ -171,6 +173,25 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
     for message in dict.fromkeys(chain.from_iterable(distributed.gather_objects(messages))):
         on_message(message)  # also if only another process cannot compile the model
     return stepper(run, mean_loss)
+
+
+def report_blocks(model: nn.Module) -> None:
+    """Report the progress after the forward and the backward pass of each block.
+
+    A process can be ahead of its GPU by about a thousand kernels. If a step has more kernels, and
+    another process hangs in it, this process cannot reach the end of the step.
+    """
+
+    def report(*_: object) -> None:
+        distributed.report_progress()
+
+    def report_both(block: nn.Module, inputs: object, output: Tensor) -> None:
+        if output.requires_grad:  # processes can evaluate different numbers of batches
+            report()
+            output.register_hook(report)
+
+    for block in model.get_submodule("blocks").children() if hasattr(model, "blocks") else []:
+        block.register_forward_hook(report_both)
 
 
 def share_orthogonalisation(matrices: Tensor, precision: torch.dtype) -> Tensor:

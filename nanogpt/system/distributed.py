@@ -208,10 +208,13 @@ def watch(
     return _peers.watch(advice, before_end) if _peers else nullcontext()
 
 
-def report_step(step: int) -> None:
-    """Let the other processes know that this process has started a training step."""
+def report_progress() -> None:
+    """Let the other processes know that this process has passed the next point of a step.
+
+    All processes must call this at the same points.
+    """
     if _peers:
-        _peers.step = step
+        _peers.progress += 1
 
 
 def is_first_failure() -> bool:

@@ -18,7 +18,7 @@ from ..errors import Stopped
 
 BEAT, MISSED_BEATS, GRACE_BEATS = 1.5, 10, 7
 """Within watch(), each process counts every 1.5 s. A process is killed if it misses ten counts, or
-if it is behind another process and starts no training step during ten counts. If it cannot be
+if it is behind another process and makes no progress during ten counts. If it cannot be
 killed, the others end after seven more counts."""
 OUTSIDE, FAILED = b"outside", b"failed"
 """The values of a process that is not within watch(), and of one that left it with an error."""
@@ -44,8 +44,8 @@ class Peers:
     """For each process: the host, the process ID of torchrun, and the ID of the process itself."""
     store: Any
     """A torch.distributed.Store: key-value pairs that all processes can read and write."""
-    step: int = 0
-    """The number of training steps that this process has started."""
+    progress: int = 0
+    """Counts points in the training steps, which all processes pass in the same order."""
 
     def kill(self, ranks: Iterable[int]) -> None:
         """Kill those of these processes that the torchrun of this process has started."""
@@ -58,15 +58,15 @@ class Peers:
     def watch(self, advice: str, before_end: Callable[[], object]) -> Iterator[None]:
         """Within this context, if one process is stopped or lost, all of them end.
 
-        Each process has a thread that counts, and reads the counts and the steps of all processes.
-        The processes of the same torchrun kill a lost one, so that communication with it raises
-        Lost. If a process, or the machine that keeps the counts, is still lost after GRACE_BEATS,
-        the thread prints a message with `advice`, calls `before_end`, and ends this process. It
-        does the same if another process has failed, for example because it lacks memory, and this
-        one still waits for it after GRACE_BEATS.
+        Each process has a thread that counts, and reads the counts and the progress of all
+        processes. The processes of the same torchrun kill a lost one, so that communication with it
+        raises Lost. If a process, or the machine that keeps the counts, is still lost after
+        GRACE_BEATS, the thread prints a message with `advice`, calls `before_end`, and ends this
+        process. It does the same if another process has failed, for example because it lacks
+        memory, and this one still waits for it after GRACE_BEATS.
         """
         try:
-            self.store.set(_key(self.rank), f"0 {self.step}")
+            self.store.set(_key(self.rank), f"0 {self.progress}")
         except RuntimeError:
             raise make_lost() from None
         has_left = threading.Event()
@@ -111,7 +111,7 @@ class Peers:
         """Count until this process has left watch(); see there."""
         size = len(self.processes)
         keys = [_key(number) for number in range(size)]
-        counts, steps, changed, beat = [OUTSIDE] * size, [0] * size, [0] * size, 0
+        counts, earlier, changed, beat = [OUTSIDE] * size, [0] * size, [0] * size, 0
         patience = (MISSED_BEATS + GRACE_BEATS) * BEAT
 
         def end(prints: bool = True) -> None:
@@ -128,7 +128,7 @@ class Peers:
             timer.daemon = True
             timer.start()
             try:
-                self.store.set(keys[self.rank], f"{beat} {self.step}")
+                self.store.set(keys[self.rank], f"{beat} {self.progress}")
                 found = self.store.multi_get(keys)
             except RuntimeError:  # torchrun of the first machine, which keeps the store, has ended
                 has_left.wait(patience)
@@ -136,19 +136,19 @@ class Peers:
                 return
             timer.cancel()
             is_inside = [count not in (OUTSIDE, FAILED) for count in found]
-            taken = [int(c.split()[1]) if i else 0 for c, i in zip(found, is_inside, strict=True)]
+            passed = [int(c.split()[1]) if i else 0 for c, i in zip(found, is_inside, strict=True)]
             # A process that no longer counts may have been further than those that wait for it.
             furthest = max(
-                (taken[number] for number in range(size) if found[number] != counts[number]),
+                (passed[number] for number in range(size) if found[number] != counts[number]),
                 default=0,
             )
             for number, count in enumerate(found):
-                hangs = taken[number] < furthest and taken[number] == steps[number]
+                hangs = passed[number] < furthest and passed[number] == earlier[number]
                 if count == FAILED:
                     changed[number] = min(changed[number], beat - MISSED_BEATS)
                 elif count == OUTSIDE or (count != counts[number] and not hangs):
                     changed[number] = beat
-            counts, steps, missed = found, taken, [beat - last for last in changed]
+            counts, earlier, missed = found, passed, [beat - last for last in changed]
             lost = {number for number, beats in enumerate(missed) if beats >= MISSED_BEATS}
             self.kill(number for number in lost if counts[number] != FAILED)
             if max(missed) >= MISSED_BEATS + GRACE_BEATS:

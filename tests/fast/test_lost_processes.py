@@ -28,10 +28,12 @@ LINE = (
 )
 # The arguments are the place where a process is lost, how, its rank, and those of nanogpt.
 SCRIPT = """
-import json, os, signal, sys, time
+import json, os, signal, sys, time, torch
 from nanogpt import train
 from nanogpt.cli.main import main
+from nanogpt.fast import parallel
 from nanogpt.fast.parallel import ParallelStepper
+from nanogpt.models.modern import Block
 from nanogpt.runs.keeper import CheckpointKeeper
 from nanogpt.system import distributed
 
@@ -40,6 +42,7 @@ if how == "hang without timeout":  # as in the CUDA graph of a step
     distributed.TIMEOUT = distributed.PATIENCE
 owner, name, call = {
     "step": (ParallelStepper, "update", 14),
+    "block": (Block, "forward", 14 * 4),  # in each step, 2 blocks process 2 parts of a batch
     "evaluation": (train, "evaluate", 3),
     "checkpoint": (CheckpointKeeper, "save_last", 2),
 }[place]
@@ -47,7 +50,7 @@ unchanged, calls = getattr(owner, name), 0
 
 def lose(*args):
     global calls
-    calls += 1
+    calls += torch.is_grad_enabled()  # evaluations use the blocks, too
     if calls == call and os.environ["RANK"] in rank.split(","):
         with open("lost.json", "w") as file:
             json.dump([os.getpid(), time.monotonic()], file)
@@ -62,6 +65,12 @@ def lose(*args):
         os.kill(os.getpid(), signal.Signals[how])
     return unchanged(*args)
 
+if place == "block":  # as on a GPU
+    initialise = ParallelStepper.__init__
+    def initialise_and_report(stepper, run, mean_loss):
+        initialise(stepper, run, mean_loss)
+        parallel.report_blocks(run.model)
+    ParallelStepper.__init__ = initialise_and_report
 setattr(owner, name, lose)
 main(arguments)
 """
@@ -96,6 +105,7 @@ def resume() -> None:
         ("step", "hang", 1),
         ("step", "hang without timeout", 1),
         ("step", "hang without timeout", 0),
+        ("block", "hang without timeout", 1),
         ("evaluation", "SIGSTOP", 1),
         ("checkpoint", "SIGSTOP", 0),
     ],

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,13 @@ import torch
 from torch import nn
 
 from nanogpt.api import load
-from nanogpt.fast import parallel
+from nanogpt.evaluate import evaluate
+from nanogpt.fast import parallel, training
 from nanogpt.fast.parallel import share_orthogonalisation
+from nanogpt.models import GPTConfig
 from nanogpt.muon import orthogonalise
+from nanogpt.runs.config import RunConfig
+from nanogpt.runs.start import prepare_run
 from nanogpt.system import distributed
 from tests.marks import slow
 from tests.same import metrics
@@ -259,6 +264,25 @@ def test_all_processes_add_up_the_buckets_in_one_order(monkeypatch: pytest.Monke
         sums.finish(torch.tensor(0.0))
         orders.append(started)
     assert orders == [[3, 2, 1, 0]] * 3 + [[2, 0]]  # the loss, 0, comes last
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_progress_is_reported_for_each_block(
+    config: RunConfig, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare_run(replace(config, train=replace(config.train, recompute=recompute)))
+    assert isinstance(run.model.config, GPTConfig)
+    mean_loss, blocks = training.make_loss(run, print), run.model.config.n_layer
+    tokens = torch.zeros(2, run.model.config.block_size, dtype=torch.long)
+    parallel.report_blocks(run.model)
+    points: list[None] = []
+    monkeypatch.setattr(distributed, "report_progress", lambda: points.append(None))
+    evaluate(run.model, run.data.splits["val"])
+    assert len(points) == 0
+    loss = mean_loss(tokens, tokens)
+    assert len(points) == blocks
+    loss.backward()
+    assert len(points) == 2 * blocks
 
 
 def test_shares_of_the_matrices_together_are_all_matrices(monkeypatch: pytest.MonkeyPatch) -> None:

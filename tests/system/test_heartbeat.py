@@ -67,9 +67,9 @@ def test_processes_that_count_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("os._exit", ended.append)
     one, two = make_peers(2)
     with one.watch("", lambda: None), two.watch("", lambda: None):
-        one.step = 100
-        for step in range(10):  # behind, but not hanging
-            two.step = step
+        one.progress = 100
+        for progress in range(10):  # behind, but not hanging
+            two.progress = progress
             time.sleep(0.1)  # 50 beats in all; with a lost process, this one would end after 17
     assert not ended
 
@@ -84,9 +84,9 @@ def test_a_process_does_not_end_because_a_lost_one_was_further(
     one, two = make_peers(2)
     killed: list[int] = []
     monkeypatch.setattr(Peers, "kill", lambda _, ranks: killed.extend(ranks))
-    one.step = 6
+    one.progress = 6
     with one.watch("", lambda: killed.append(-1)):
-        two.store.set("nanogpt/count/1", "100 7")  # it had started a step more
+        two.store.set("nanogpt/count/1", "100 7")  # it was a point further
         deadline = time.monotonic() + 30
         while not ended and time.monotonic() < deadline:
             time.sleep(0.05)
