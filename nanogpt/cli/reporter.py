@@ -36,6 +36,7 @@ class LiveReporter(Reporter):
     def __exit__(self, *_: object) -> None:
         self.bar.progress.stop()
         self.progress.stop()
+        self.run = None
 
     def preparing(self, what: str, done: int, total: int) -> None:
         self.bar.update(what, done, total)

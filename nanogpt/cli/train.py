@@ -111,8 +111,7 @@ def _train(args: list[str], until_the_end: ExitStack) -> None:
         f"{'saved in':20}  {make_line(out)}; generate more text with: {command}", soft_wrap=True
     )
     device = result.run.device
-    del result
-    reporter.run = None  # the last reference to the run: the sample can use its memory
+    del result  # the last reference to the run: the sample can use its memory
     if options.sample_tokens:
         console.print("\nSample:", style="bold")
         sampling = GenerationConfig(
@@ -125,6 +124,7 @@ def _train(args: list[str], until_the_end: ExitStack) -> None:
         except (RuntimeError, MemoryError) as error:
             if not (size := requested_memory(error)):
                 raise
+            print()  # the sample may have begun
             print_note(
                 f"out of memory: {size} more was requested for the sample; the run is complete, "
                 f"so generate text with: {command}"

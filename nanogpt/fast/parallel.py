@@ -88,7 +88,7 @@ class ParallelStepper(Stepper):
         self.sums = GradientSums([] if run.config.train.shard else self.parameters)
         self.divisor = distributed.size()
         """The backward pass starts with the loss divided by this number."""
-        if run.device.type == "cuda":  # on a CPU, each sum of gradients waits for all processes
+        if run.device.type == "cuda":  # on a CPU, communication in a step has a short time limit
             report_blocks(run.model)
         for optimizer in run.state.optimizers:
             if isinstance(optimizer, Muon):
@@ -105,7 +105,7 @@ class ParallelStepper(Stepper):
         return blocks.chunk(distributed.size(), dim=1)[distributed.rank()]
 
     def count_step(self) -> None:
-        """Do the same as Stepper.count_step(), and report the step to the other processes."""
+        """Do the same as Stepper.count_step(), and report the progress to the other processes."""
         super().count_step()
         distributed.report_progress()
 
@@ -176,7 +176,7 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
 
 
 def report_blocks(model: nn.Module) -> None:
-    """Report the progress after the forward and the backward pass of each block.
+    """Report the progress after the forward and before the backward pass of each block.
 
     A process can be ahead of its GPU by about a thousand kernels. If a step has more kernels, and
     another process hangs in it, this process cannot reach the end of the step.
@@ -186,7 +186,7 @@ def report_blocks(model: nn.Module) -> None:
         distributed.report_progress()
 
     def report_both(block: nn.Module, inputs: object, output: Tensor) -> None:
-        if output.requires_grad:  # processes can evaluate different numbers of batches
+        if output.requires_grad:  # not in evaluations, whose batches are shared unequally
             report()
             output.register_hook(report)
 
@@ -196,6 +196,7 @@ def report_blocks(model: nn.Module) -> None:
 
 def share_orthogonalisation(matrices: Tensor, precision: torch.dtype) -> Tensor:
     """Do the same as orthogonalise(); each process computes its share of the matrices."""
+    distributed.report_progress()
     size, count = distributed.size(), len(matrices)
     share = -(-count // size)  # rounded up
     first = distributed.rank() * share

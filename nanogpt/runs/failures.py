@@ -27,7 +27,7 @@ def explain_failures(run: Run) -> Iterator[None]:
     failed process with the lowest rank prints its message here.
     """
     try:
-        with _end_after_errors(run):
+        with _prepare_end(run):
             yield
     except Lost as error:
         raise _tell(Stopped(error.reason, advise_resuming(run, error.advice)), "") from None
@@ -56,12 +56,12 @@ def explain_failures(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _end_after_errors(run: Run) -> Iterator[None]:
+def _prepare_end(run: Run) -> Iterator[None]:
+    """After an error, ignore SIGTERM and, unless memory is lacking, draw loss.png."""
     try:
         yield
     except BaseException as error:
         distributed.ignore_termination()
-        # Without enough memory, OpenBLAS, which matplotlib uses, would end the program at once.
         if not requested_memory(error):
             with suppress(OSError):
                 run.journal.draw()

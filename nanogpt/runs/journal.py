@@ -147,7 +147,7 @@ class Journal:
             self.draw()
 
     def draw(self) -> None:
-        """Update loss.png if there are new records; print a note if matplotlib cannot be used."""
+        """Update loss.png if there are new records; print a note if matplotlib cannot draw it."""
         if self._drawn_records == len(self.records) or not self.writes:
             return
         start, self._drawn_records = time.perf_counter(), len(self.records)
@@ -157,10 +157,12 @@ class Journal:
             (r.step, r.ema_val_loss) for r in self.evaluations if r.ema_val_loss is not None
         ]
         try:
-            with suppress(PermissionError):  # Windows cannot replace an open file
-                draw_loss(self.out / "loss.png", train, val, averaged, self.bigram_loss, self.title)
-        except (MemoryError, ImportError) as error:  # training continues without the plot
+            picture = draw_loss(train, val, averaged, self.bigram_loss, self.title)
+        except Exception as error:  # such as MemoryError: training continues without the plot
             print_note(f"loss.png is not drawn: {str(error) or 'out of memory'}")
+        else:
+            with suppress(PermissionError):  # Windows cannot replace an open file
+                write_atomically(self.out / "loss.png", picture)
         self._drawn_at = time.perf_counter()
         self._drawing_seconds = self._drawn_at - start
 

@@ -5,10 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-from ..system.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,9 +37,9 @@ def make_figure(
 
 
 def draw_loss(
-    file: Path, train: Points, val: Points, averaged: Points, bigram_loss: float, title: str
-) -> None:
-    """Draw training and validation losses into a PNG file that is readable in black and white.
+    train: Points, val: Points, averaged: Points, bigram_loss: float, title: str
+) -> bytes:
+    """Draw training and validation losses as a PNG image that is readable in black and white.
 
     `averaged` contains the validation losses of the averaged weights.
     """
@@ -80,4 +77,4 @@ def draw_loss(
     png = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # the font may lack characters of the title
         figure.savefig(png, pil_kwargs={"compress_level": 1})
-    write_atomically(file, png.getvalue())
+    return png.getvalue()

@@ -12,7 +12,7 @@ from filelock import FileLock
 from ..data import Data, Split, to_int64
 from ..errors import UserError
 from ..models import Model
-from ..system.devices import describe_device
+from ..system.devices import describe_device, requested_memory
 from ..system.files import require_regular_file, resolve_interrupted_swap
 from ..text import corpora, tokenizers
 from ..text.corpora import SPLITS, Corpus
@@ -136,13 +136,18 @@ class Run:
         """A stronger baseline: n, and the validation loss of smoothed n-grams (nats per token).
 
         The n-grams are counted in the training split. The result is None if a split has more than
-        MAX_SMOOTHED_TOKENS tokens.
+        MAX_SMOOTHED_TOKENS tokens, or if there is not enough memory.
         """
         splits = [self.data.splits[name].tokens for name in SPLITS]
         if max(map(len, splits)) > MAX_SMOOTHED_TOKENS:
             return None
-        val = to_int64(self.data.splits["val"].tokens.cpu()).numpy()
-        return self.counted.n, self.counted.loss(val)
+        try:
+            val = to_int64(self.data.splits["val"].tokens.cpu()).numpy()
+            return self.counted.n, self.counted.loss(val)
+        except (RuntimeError, MemoryError) as error:
+            if requested_memory(error):
+                return None
+            raise
 
     @property
     def model(self) -> Model:

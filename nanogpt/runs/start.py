@@ -5,6 +5,7 @@ from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock
 
@@ -265,6 +266,9 @@ def _build_run(
     `text_sha256` is for the text and for the transfer text.
     """
     assert config.out is not None
+    # OpenBLAS reserves memory now. If there is too little when loss.png is drawn, it would end the
+    # program.
+    np.linalg.inv(np.eye(2))
     precision = pick_precision(config.precision, device)
     weights_sum = sum_bits(model) if distributed.size() > 1 else 0
     if is_sharded(config):

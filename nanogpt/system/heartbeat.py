@@ -45,7 +45,8 @@ class Peers:
     store: Any
     """A torch.distributed.Store: key-value pairs that all processes can read and write."""
     progress: int = 0
-    """Counts points in the training steps, which all processes pass in the same order."""
+    """The number of points in training steps that this process has passed. All processes pass the
+    same points, in the same order."""
 
     def kill(self, ranks: Iterable[int]) -> None:
         """Kill those of these processes that the torchrun of this process has started."""

@@ -70,6 +70,14 @@ def test_the_loss_of_smoothed_ngrams_stands_beside_the_bigram_loss(
     Console(file=screen, width=120, highlight=False).print(make_result_table(result))
     expected = f"smoothed 7-grams      {loss:.4f} nats per token, {bits:.4f} bits per byte"
     assert expected in screen.getvalue()
+
+    def lack_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as changed:
+        changed.setattr("nanogpt.runs.run.KneserNey", lack_memory)
+        result, _ = run_and_print(replace(config, out=Path("c")), terminal=False)
+        assert result.run.smoothed_loss is None
     monkeypatch.setattr("nanogpt.runs.run.MAX_SMOOTHED_TOKENS", len(train) - 1)
     result, _ = run_and_print(replace(config, out=Path("b")), terminal=False)
     assert result.run.smoothed_loss is None

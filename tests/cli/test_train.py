@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 from nanogpt.api import Trained, load
 from nanogpt.runs.checkpoint import load_checkpoint
@@ -46,16 +47,16 @@ def test_the_sample_can_use_the_memory_of_the_run(
     tracker: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def count_runs() -> int:
-        return sum(isinstance(thing, Run) for thing in gc.get_objects())
+    def count_things() -> int:
+        return sum(isinstance(thing, Run | nn.Module) for thing in gc.get_objects())
 
     def count_and_load(path: str, device: str) -> Trained:
-        counts.append(count_runs())
+        counts.append(count_things())
         return load(path, device)
 
     monkeypatch.setattr("nanogpt.cli.train.load", count_and_load)
     gc.collect()
-    counts = [count_runs()]
+    counts = [count_things()]
     assert nanogpt("train", "--data", text_file, *small, *tracker)[0] == 0
     before, during = counts
     assert during <= before
@@ -64,7 +65,10 @@ def test_the_sample_can_use_the_memory_of_the_run(
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "loss"), [("tiny", 1.62), ("tiny-fast", 1.89)])
 def test_the_presets_for_a_cpu_reach_their_loss(nanogpt: Command, preset: str, loss: float) -> None:
-    """Each preset reaches a lower loss than nanoGPT's recipe for a CPU."""
+    """`tiny` reaches a lower loss than nanoGPT's recipe for a CPU (1.88), `tiny-fast` about 1.86.
+
+    Its loss depends a little on the processor.
+    """
     status, out, err = nanogpt("train", preset, "--device", "cpu")
     assert (status, err) == (0, "")
     _, answer, _ = nanogpt("eval", "--json")

@@ -285,6 +285,18 @@ def test_the_progress_is_reported_for_each_block(
     assert len(points) == 2 * blocks
 
 
+def test_only_gpus_report_the_blocks(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[nn.Module] = []
+    monkeypatch.setattr(parallel, "report_blocks", reported.append)
+    monkeypatch.setattr(distributed, "connect_gpus", lambda device: None)
+    run = prepare_run(config)
+    mean_loss = training.make_loss(run, print)
+    parallel.ParallelStepper(run, mean_loss)
+    assert reported == []
+    parallel.ParallelStepper(replace(run, device=torch.device("cuda")), mean_loss)
+    assert reported == [run.model]
+
+
 def test_shares_of_the_matrices_together_are_all_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without other processes, the parts that they would compute are collected one by one."""
     matrices = torch.randn(7, 6, 4)

@@ -94,6 +94,7 @@ def test_a_run_continues_with_any_number_of_processes(text_file: Path) -> None:
     [
         ("step", "SIGKILL", 0),
         ("step", "hang", 1),
+        ("block", "hang without timeout", 1),
         ("evaluation", "SIGSTOP", 1),
         ("checkpoint", "SIGKILL", 1),
     ],

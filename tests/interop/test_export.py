@@ -79,6 +79,9 @@ def test_logits_and_greedy_text_in_transformers(config: ModelConfig, tmp_path: P
     opened = open_in_transformers(tmp_path)
     tokens = torch.randint(config.vocab_size, (3, config.block_size))
     torch.testing.assert_close(opened(tokens).logits, model(tokens), atol=1e-4, rtol=1e-4)
+    if isinstance(config, ModernConfig):  # in the logits, another value could be too small to see
+        epsilon = torch.finfo(torch.float32).eps
+        assert getattr(opened.config, "rms_norm_eps", epsilon) == epsilon
     new = min(20, config.block_size - 4)
     for prompt in tokens[:, :4]:
         found = opened.generate(prompt[None], max_new_tokens=new, do_sample=False)[0].tolist()

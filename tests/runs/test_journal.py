@@ -103,17 +103,23 @@ def test_a_plot_that_another_program_shows_is_not_replaced(
 ) -> None:
     """On Windows, an open file cannot be replaced; the training continues without a new plot."""
 
-    def draw_loss(*_: object) -> None:
+    def write(*_: object) -> None:
         raise PermissionError(13, "The process cannot access the file")
 
-    monkeypatch.setattr("nanogpt.runs.journal.draw_loss", draw_loss)
+    monkeypatch.setattr("nanogpt.runs.journal.write_atomically", write)
     journal = Journal(tmp_path, "a run", 2.5)
     journal.add(record(0, None, 4.0))
     journal.draw()
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"), [(MemoryError(), "out of memory"), (ImportError("no PIL"), "no PIL")]
+    ("error", "reason"),
+    [
+        (MemoryError(), "out of memory"),
+        (ImportError("no PIL"), "no PIL"),
+        (SystemError("error return without exception set"), "error return without exception set"),
+        (OSError(12, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory"),
+    ],
 )
 def test_a_plot_that_cannot_be_drawn_causes_only_a_note(
     tmp_path: Path,
