@@ -266,8 +266,8 @@ def _build_run(
     `text_sha256` is for the text and for the transfer text.
     """
     assert config.out is not None
-    # OpenBLAS reserves memory now. If there is too little when loss.png is drawn, it would end the
-    # program.
+    # OpenBLAS reserves memory at its first use. If it got none later, when loss.png is drawn, it
+    # would end the program without an exception.
     np.linalg.inv(np.eye(2))
     precision = pick_precision(config.precision, device)
     weights_sum = sum_bits(model) if distributed.size() > 1 else 0
