@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -196,3 +197,15 @@ def test_every_module_has_a_test_file() -> None:
         folder, _, name = module.rpartition("/")
         own = f"{folder}/test_{name}" if folder else f"test_{name}"
         assert TESTED_ELSEWHERE.get(module, own) in tests, module
+
+
+def test_every_name_that_a_test_replaces_exists() -> None:
+    """Also in tests that need a GPU, which most machines skip."""
+    names = [
+        name
+        for file in Path(__file__).parent.rglob("test_*.py")
+        for name in re.findall(r'setattr\(\s*"(nanogpt\.[\w.]+)"', file.read_text("utf-8"))
+    ]
+    assert len(names) > 20
+    for name in names:
+        resolve_name(name)

@@ -272,7 +272,7 @@ def test_tokens_that_do_not_fit_on_the_gpu_stay_on_the_host(
     settings = replace(config.train, compile=False)
     config = replace(config, device="cuda", deterministic=True, train=settings)
     on_gpu = train(config)
-    monkeypatch.setattr("nanogpt.data.room_for_tokens", lambda device: 0)
+    monkeypatch.setattr("nanogpt.data.free_token_memory", lambda device: 0)
     on_host = train(replace(config, out=Path("other")))
     assert on_gpu.run.data.splits["train"].tokens.is_cuda
     assert not on_host.run.data.splits["train"].tokens.is_cuda

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data import Split
 from ..evaluate import Evaluation
 from ..evaluate import evaluate as evaluate_alone
-from ..models import Model
+from ..models import Model, flops_per_token
 from ..models.ensemble import Ensemble
 from ..muon import Muon, orthogonalise
 from ..optim import clip_gradients
@@ -27,6 +27,10 @@ from . import training
 
 BUCKET_BYTES = 25 << 20
 """Minimum size of a bucket of gradients, except the last one: many small sums would be slower."""
+
+SMALL_STEP = 5e10
+"""Floating-point operations of a step. With fewer, we measured that two GPUs are at most 9% faster
+than one, or even slower (docs/log/scale.md)."""
 
 
 class GradientSums:
@@ -168,11 +172,22 @@ def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
     stepper = CapturedParallelStepper if training.can_capture(run) else ParallelStepper
     if run.config.train.shard:
         stepper = ShardedStepper
-    messages: list[str] = []
+    messages = warn_of_small_steps(run)
     mean_loss = training.make_loss(run, messages.append)
     for message in dict.fromkeys(chain.from_iterable(distributed.gather_objects(messages))):
         on_message(message)  # also if only another process cannot compile the model
     return stepper(run, mean_loss)
+
+
+def warn_of_small_steps(run: Run) -> list[str]:
+    """Return a message if several GPUs save little or no time, because each step is short."""
+    tokens = run.config.train.batch_size * run.config.model.block_size
+    if run.device.type != "cuda" or flops_per_token(run.model) * tokens >= SMALL_STEP:
+        return []
+    return [
+        "The steps of this run are so small that several GPUs are hardly faster than one GPU, or "
+        "even slower; you can leave out torchrun."
+    ]
 
 
 def report_blocks(model: nn.Module) -> None:

@@ -104,14 +104,17 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
 def compile_end(model: nn.Module) -> LossFunction:
     """Return the mean loss of a GPT, with the output layer and the cross-entropy in one function.
 
-    The compiled function reads and writes the logits less often than two functions. If a model is
-    sharded, its weights are whole only within its method forward(), so the function runs there.
+    This function reads and writes the logits less often than two functions; for a large vocabulary,
+    it has a kernel. If a model is sharded, its weights are whole only within its method forward(),
+    so the function runs there.
     """
     unembed: Any = type(model).unembed  # type: ignore[attr-defined]
 
     @torch.compile(dynamic=False)
-    def end(x: Tensor, targets: Tensor) -> Tensor:
+    def compiled(x: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(unembed(model, x), targets)
+
+    end = _make_end(model) or compiled
 
     def mean_loss(inputs: Tensor, targets: Tensor) -> Tensor:
         vars(model)["unembed"] = lambda x: end(x, targets)
@@ -122,6 +125,14 @@ def compile_end(model: nn.Module) -> LossFunction:
         return loss
 
     return mean_loss
+
+
+def _make_end(model: nn.Module) -> LossFunction | None:
+    try:
+        from .loss import make_end
+    except ImportError:  # without Triton, torch cannot compile the model either
+        return None
+    return make_end(model)
 
 
 def has_dropout(run: Run) -> bool:

@@ -19,6 +19,10 @@ from torch.nn import functional as F
 from .cache import Cache
 from .gpt import causal_attention
 
+SOFT_CAP = 15
+"""Logits stay between -15 and 15 (Gemma 2, 2024, arXiv:2408.00118), so that the loss of a single
+token never reaches hundreds of nats."""
+
 
 @dataclass(frozen=True)
 class ModernConfig:
@@ -302,9 +306,7 @@ class Modern(nn.Module):
     def unembed(self, x: Tensor) -> Tensor:
         """Map the final residual stream (B, T, C) to logits (B, T, V), in float32."""
         logits: Tensor = self.head(norm(x)).float()
-        # A soft cap: logits stay between -15 and 15 (Gemma 2, 2024, arXiv:2408.00118), so that
-        # the loss of a single token never reaches hundreds of nats.
-        return 15 * torch.tanh(logits / 15)
+        return SOFT_CAP * torch.tanh(logits / SOFT_CAP)
 
     @torch.no_grad()
     def attention_weights(self, tokens: Tensor) -> Tensor:

@@ -326,7 +326,25 @@ def count_activations(
         w = 6 if is_half else 4  # in half precision, this gradient is copied to float32
         most = max(n * (block - b * V), n * b * C + w * C * V)
         return [*lines, Line(last, f"max(n ({formula} − {b} V), n {b} C + {w} C V)", most)]
-    return [*lines, Line(last, f"n max({formula}, 8 V)", n * max(block, 8 * V))]
+    lines.append(Line(last, f"n max({formula}, 8 V)", n * max(block, 8 * V)))
+    if training.mean_teacher and not (training.compile and device.type == "cuda"):
+        lines[-1] = max(lines[-1], _count_teacher(model, n, b), key=lambda line: line.value)
+    return lines
+
+
+def _count_teacher(model: GPTConfig | ModernConfig, n: int, b: int) -> Line:
+    """Count the bytes of the mean teacher's forward pass: in a block, and the inputs of skips."""
+    C, formula, size = model.n_embd, f"{10 * b} C", 10 * b * model.n_embd
+    if isinstance(model, ModernConfig):
+        formula, size = f"{14 * b} C", 14 * b * C
+        if model.activation == "swiglu":
+            formula, size = (
+                f"{2 * b} C + {4 * b} · {model.n_hidden}",
+                b * (2 * C + 4 * model.n_hidden),
+            )
+        if model.skips:
+            formula, size = f"{formula} + {b} L C", size + b * model.n_layer * C
+    return Line("forward pass of the mean teacher", f"n ({formula})", n * size)
 
 
 def count_host_memory(

@@ -24,6 +24,7 @@ from nanogpt.fast.parallel import share_orthogonalisation
 from nanogpt.models import GPTConfig
 from nanogpt.muon import orthogonalise
 from nanogpt.runs.config import RunConfig
+from nanogpt.runs.presets import PRESETS
 from nanogpt.runs.start import prepare_run
 from nanogpt.system import distributed
 from tests.marks import slow
@@ -36,6 +37,23 @@ MUON = [
     *("--optim.normalise-rows", "--optim.grad-clip", "0.5", "--optim.ema", "0.9"),
     *("--device", "cpu", "--precision", "float32", "--sample-tokens", "0"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("preset", "batch_size", "is_small"),
+    [("tiny", 32, True), ("tiny-fast", 64, True), ("tiny", 1000, False), ("baby", 64, False)],
+)
+def test_a_run_that_several_gpus_hardly_accelerate_says_so(
+    text_file: Path, preset: str, batch_size: int, is_small: bool
+) -> None:
+    config = replace(PRESETS[preset].config, data=str(text_file), device="cpu")
+    train = replace(config.train, batch_size=batch_size, ngram_weight=0.0)
+    run = prepare_run(replace(config, train=train))
+    assert parallel.warn_of_small_steps(run) == []  # on a CPU, docs/scale.md says more
+    lines = parallel.warn_of_small_steps(replace(run, device=torch.device("cuda")))
+    assert [line.startswith("The steps of this run are so small") for line in lines] == (
+        [True] if is_small else []
+    )
 
 
 def torchrun(
