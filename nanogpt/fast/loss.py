@@ -124,9 +124,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, padded = ctx.saved_tensors
         gradient = gradient / len(x)  # the loss is a mean
         of_x = (ctx.of_logits @ padded).mul_(gradient)
-        of_weight = (ctx.of_logits.T @ x)[: ctx.V]
+        # In float16, a sum over many tokens can be too large. Powers of 2 cause no rounding.
+        of_weight = (ctx.of_logits.T @ (x / 256))[: ctx.V]
         ctx.of_logits = None  # frees its memory now, and not at the end of the backward pass
-        return of_x, of_weight.to(ctx.dtype).mul_(gradient), None, None
+        return of_x, of_weight.to(ctx.dtype).mul_(256 * gradient), None, None
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float = 0) -> Tensor:

@@ -93,6 +93,16 @@ def test_half_precision_is_as_exact_as_in_the_plain_definition(
         assert of_kernel < 1.2 * of_plain + 1e-6
 
 
+def test_a_sum_over_many_tokens_is_not_too_large_for_float16() -> None:
+    x, weight, _ = draw(4096, 0.1)
+    x = (20 + x).repeat(70, 1)
+    targets = torch.full((len(x),), 7, device=DEVICE)
+    exact = differentiate(plain, x.double(), weight.double(), targets, 0)
+    assert exact[2].abs().max() * 3 * len(x) > torch.finfo(torch.float16).max
+    found = differentiate(kernel, x.half(), weight, targets, 0)
+    assert (found[2] - exact[2]).norm() < 0.01 * exact[2].norm()
+
+
 @pytest.mark.parametrize(("value", "cap"), [("nan", 0), ("inf", 0), ("nan", 15)])
 def test_a_loss_that_is_not_finite_is_noticed(value: str, cap: float) -> None:
     """A run stops at such a loss. (The cap makes an infinite logit finite.)"""
