@@ -94,8 +94,8 @@ def test_half_precision_is_as_exact_as_in_the_plain_definition(
 
 
 def test_a_sum_over_many_tokens_is_not_too_large_for_float16() -> None:
-    x, weight, _ = draw(4096, 0.1)
-    x = (20 + x).repeat(70, 1)
+    x, weight, _ = draw(4096, 0.01)
+    x = (200 + x).repeat(5, 1)
     targets = torch.full((len(x),), 7, device=DEVICE)
     exact = differentiate(plain, x.double(), weight.double(), targets, 0)
     assert exact[2].abs().max() * 3 * len(x) > torch.finfo(torch.float16).max
