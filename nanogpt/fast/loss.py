@@ -29,26 +29,26 @@ SMALLEST_VOCABULARY = 4096
 COLUMNS = 2048
 """Logits that an instance of the kernel loads at once."""
 WARPS = 16
-E = tl.constexpr(math.log2(math.e))
-"""The kernel computes powers of 2, because GPUs do; so it multiplies exponents by this number."""
+LOG2_E = tl.constexpr(math.log2(math.e))
+"""GPUs have an instruction for powers of 2: exp(x) is 2 to the power of x · LOG2_E."""
 
 
 @triton.jit
 def _cap(x, CAP: tl.constexpr):
-    """Return z · E, with z = CAP · tanh(x / CAP), or z = x if CAP is 0; and the slope dz/dx."""
-    z = x * E
+    """Return z · LOG2_E and the slope dz/dx; z is CAP · tanh(x / CAP), or x if CAP is 0."""
+    z = x * LOG2_E
     slope = 1.0
     if CAP > 0:
-        r = tl.rsqrt(tl.exp2(x * (2 * E / CAP)) + 1)  # faster than a division
+        r = tl.rsqrt(tl.exp2(x * (2 * LOG2_E / CAP)) + 1)  # faster than a division
         tanh = 1 - 2 * r * r
-        z = CAP * E * tanh
+        z = CAP * LOG2_E * tanh
         slope = 1 - tanh * tanh
     return z, slope
 
 
 @triton.jit
 def _load(LOGITS, at, STRIDE: tl.constexpr, V: tl.constexpr, CAP: tl.constexpr):
-    """Return z · E in the columns `at`, and -1e30 outside of the vocabulary."""
+    """Return z · LOG2_E in the columns `at`, and -1e30 outside of the vocabulary."""
     x = tl.load(LOGITS + at, at < STRIDE, -1e30, eviction_policy="evict_last").to(tl.float32)
     z, _ = _cap(x, CAP)
     if V < STRIDE or CAP > 0:
@@ -63,14 +63,16 @@ def _cross_entropy(
 ):  # fmt: skip
     """Write -ln p(target) of a row to LOSSES; replace the row of logits with its gradient.
 
-    The gradient with respect to z is softmax(z), minus 1 at the target.
+    The gradient with respect to z is softmax(z), minus 1 at the target. In this function, z and all
+    other exponents are in base 2.
     """
     row = tl.program_id(0).to(tl.int64)
     LOGITS += row * STRIDE
     target = tl.load(TARGETS + row)
     z, slope = _cap(tl.load(LOGITS + target).to(tl.float32), CAP)
     column = tl.arange(0, COLUMNS)
-    # Each lane adds up the exponentials of its own columns, relative to the highest one so far.
+    # Each of the COLUMNS elements adds up the exponentials of its columns, relative to the highest
+    # one so far.
     highest = tl.full((COLUMNS,), -1e30, tl.float32)
     total = tl.zeros((COLUMNS,), tl.float32)
     for first in range(0, V, 4 * COLUMNS):
@@ -84,13 +86,15 @@ def _cross_entropy(
         highest = higher
     top = tl.max(highest, 0)
     log_sum = top + tl.log2(tl.sum(total * tl.exp2(highest - top), 0))
-    tl.store(LOSSES + row, (log_sum - z) / E)
+    tl.store(LOSSES + row, (log_sum - z) / LOG2_E)
     COUNT: tl.constexpr = (V + COLUMNS - 1) // COLUMNS
     for number in range(COUNT):  # backwards: the last columns are still in the cache
         at = (COUNT - 1 - number) * COLUMNS + column
         x = tl.load(LOGITS + at, at < STRIDE, 0.0, eviction_policy="evict_first").to(tl.float32)
         other, other_slope = _cap(x, CAP)
         gradient = tl.exp2(other - log_sum) * other_slope
+        if V < STRIDE:  # a logit of 0 outside of the vocabulary can be much higher than the others
+            gradient = tl.where(at < V, gradient, 0.0)
         tl.store(LOGITS + at, gradient, at < STRIDE, eviction_policy="evict_first")
     tl.debug_barrier()  # all threads have stored their columns, one of them that of the target
     tl.store(LOGITS + target, (tl.exp2(z - log_sum) - 1) * slope)
@@ -104,16 +108,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         padded = F.pad(weight.to(x.dtype), (0, 0, 0, -V % 64)) if V % 64 else weight.to(x.dtype)
         logits = x @ padded.T
         losses = x.new_empty(len(x), dtype=torch.float32)
-        _cross_entropy[len(x),](
-            logits,
-            targets,
-            losses,
-            STRIDE=len(padded),
-            V=V,
-            CAP=cap,
-            COLUMNS=COLUMNS,
-            num_warps=WARPS,
-        )
+        with torch.cuda.device_of(logits):  # Triton uses the current device
+            _cross_entropy[len(x),](
+                logits,
+                targets,
+                losses,
+                STRIDE=len(padded),
+                V=V,
+                CAP=cap,
+                COLUMNS=COLUMNS,
+                num_warps=WARPS,
+            )
         ctx.save_for_backward(x, padded)
         ctx.V, ctx.of_logits = V, logits  # the kernel has replaced the logits
         return losses.mean()
@@ -124,17 +129,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, padded = ctx.saved_tensors
         gradient = gradient / len(x)  # the loss is a mean
         of_x = (ctx.of_logits @ padded).mul_(gradient)
-        # In float16, a sum over many tokens can be too large. Powers of 2 cause no rounding.
-        of_weight = (ctx.of_logits.T @ (x / 256))[: ctx.V]
+        of_weight = (ctx.of_logits.T @ x)[: ctx.V]
         ctx.of_logits = None  # frees its memory now, and not at the end of the backward pass
-        return of_x, of_weight.to(ctx.dtype).mul_(256 * gradient), None, None
+        return of_x, of_weight.to(ctx.dtype).mul_(gradient), None, None
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float = 0) -> Tensor:
     """Return the mean of -ln p(target) for x (n, C), a weight (V, C) and targets (n,): a scalar.
 
     The plain definition is `cross_entropy(z, targets)`, where the logits are x weightᵀ, and
-    z = cap · tanh(logits / cap), or z = logits if the cap is 0. The products have the dtype of x.
+    z = cap · tanh(logits / cap), or z = logits if the cap is 0. The products have the dtype of x,
+    which must not be float16: its range is too small for probabilities and for sums over tokens.
     """
     loss: Tensor = _LinearCrossEntropy.apply(x, weight, targets, float(cap))  # type: ignore[no-untyped-call]
     return loss
@@ -157,14 +162,12 @@ def make_end(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
         return None
 
     @torch.compile(dynamic=False)
-    def prepare(x: Tensor, dtype: torch.dtype) -> Tensor:
-        return normalise(x).flatten(0, 1).to(dtype)
+    def prepare(x: Tensor) -> Tensor:
+        # With autocast, the norm may be in float32, but x is in half precision.
+        return normalise(x).flatten(0, 1).to(x.dtype)
 
     def end(x: Tensor, targets: Tensor) -> Tensor:
-        kind = x.device.type
-        is_half = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if is_half else x.dtype
-        weight = model.get_parameter(f"{layer}.weight")  # now, because it may be sharded before
-        return linear_cross_entropy(prepare(x, dtype), weight, targets.flatten(), cap)
+        weight = model.get_parameter(f"{layer}.weight")  # whole only within forward()
+        return linear_cross_entropy(prepare(x), weight, targets.flatten(), cap)
 
     return end

@@ -40,8 +40,8 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     """Return a function that computes the loss at the precision of the run.
 
     On a CUDA GPU, the Transformer blocks are compiled if the setting `compile` is true. In this
-    case, the output layer and the cross-entropy are compiled, too, into one function: a large
-    vocabulary has many logits, and every pass over them takes time. With the setting `recompute`,
+    case, the output layer and the cross-entropy become one function: a large vocabulary has many
+    logits, and every pass over them takes time. With the setting `recompute`,
     the activations inside the blocks are computed again in the backward pass (Chen et al. 2016,
     arXiv:1604.06174).
     """
@@ -89,7 +89,7 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     if soft.sources:  # they need the logits
         compiled = partial(score, torch.compile(cross_entropy))
     else:
-        compiled = partial(score_without_logits, compile_end(model))
+        compiled = partial(score_without_logits, compile_end(model, run.precision))
 
     def say(reason: str) -> None:
         if is_sharded(run.config):  # the failed pass has left some weights whole
@@ -101,12 +101,12 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     return fast or (plain if settings.recompute else loss)
 
 
-def compile_end(model: nn.Module) -> LossFunction:
+def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
     """Return the mean loss of a GPT, with the output layer and the cross-entropy in one function.
 
-    This function reads and writes the logits less often than two functions; for a large vocabulary,
-    it has a kernel. If a model is sharded, its weights are whole only within its method forward(),
-    so the function runs there.
+    This function reads and writes the logits less often than two functions. For a large vocabulary,
+    it is a Triton kernel, except in float16. If a model is sharded, its weights are whole only
+    within its method forward(), so the function runs there.
     """
     unembed: Any = type(model).unembed  # type: ignore[attr-defined]
 
@@ -114,7 +114,7 @@ def compile_end(model: nn.Module) -> LossFunction:
     def compiled(x: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(unembed(model, x), targets)
 
-    end = _make_end(model) or compiled
+    end = (None if precision == torch.float16 else _make_end(model)) or compiled
 
     def mean_loss(inputs: Tensor, targets: Tensor) -> Tensor:
         vars(model)["unembed"] = lambda x: end(x, targets)

@@ -285,7 +285,7 @@ def _count_bytes_per_token(
 
 
 def _is_end_compiled(config: RunConfig, device: torch.device) -> bool:
-    """Return whether the output layer and the cross-entropy are compiled into one function."""
+    """Return whether the output layer and the cross-entropy are one function, or a kernel."""
     settings = config.train
     has_soft_targets = config.teachers or settings.ngram_weight or settings.mean_teacher
     return settings.compile and device.type == "cuda" and not has_soft_targets
@@ -333,7 +333,10 @@ def count_activations(
 
 
 def _count_teacher(model: GPTConfig | ModernConfig, n: int, b: int) -> Line:
-    """Count the bytes of the mean teacher's forward pass: in a block, and the inputs of skips."""
+    """Count the bytes of the temporary values in the mean teacher's forward pass.
+
+    These are the values in one block, and, with skips, the inputs of all blocks.
+    """
     C, formula, size = model.n_embd, f"{10 * b} C", 10 * b * model.n_embd
     if isinstance(model, ModernConfig):
         formula, size = f"{14 * b} C", 14 * b * C

@@ -56,6 +56,20 @@ def test_a_run_that_several_gpus_hardly_accelerate_says_so(
     )
 
 
+def test_a_message_about_small_steps_is_shown(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(PRESETS["tiny"].config, data=str(text_file), device="cpu")
+    run = prepare_run(config)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: [value, value])
+    monkeypatch.setattr(parallel, "ParallelStepper", lambda *_: None)
+    monkeypatch.setattr(parallel, "warn_of_small_steps", lambda run: ["small"])
+    lines: list[str] = []
+    parallel.make_stepper(run, lines.append)
+    assert lines == ["small"]
+
+
 def torchrun(
     processes: int, *arguments: object, program: Sequence[str] = ("-m", "nanogpt")
 ) -> list[str]:

@@ -135,7 +135,7 @@ def test_the_compiled_end_of_a_model_computes_the_same_loss(
         torch.nn.init.normal_(p, std=0.3)
     tokens = torch.randint(config.vocab_size, (4, 17))
     found = []
-    for mean_loss in (lambda x, y: cross_entropy(model(x), y), compile_end(model)):
+    for mean_loss in (lambda x, y: cross_entropy(model(x), y), compile_end(model, precision)):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             loss = mean_loss(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
