@@ -25,10 +25,11 @@ from ..models import GPT, Modern
 from ..models.modern import SOFT_CAP, norm
 
 SMALLEST_VOCABULARY = 4096
-"""With fewer tokens, the compiled definitions are as fast."""
+"""With fewer tokens, the loss takes little time, and few of the columns would be used."""
 COLUMNS = 2048
 """Logits that an instance of the kernel loads at once."""
 WARPS = 16
+"""Groups of 32 threads in an instance. Other values of COLUMNS and WARPS were slower."""
 LOG2_E = tl.constexpr(math.log2(math.e))
 """GPUs have an instruction for powers of 2: exp(x) is 2 to the power of x · LOG2_E."""
 
@@ -105,7 +106,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
         V, ctx.dtype = len(weight), weight.dtype
         # Products with a multiple of 64 tokens are faster, and the rows of logits are aligned.
-        padded = F.pad(weight.to(x.dtype), (0, 0, 0, -V % 64)) if V % 64 else weight.to(x.dtype)
+        padded = weight.to(x.dtype)
+        if V % 64:
+            padded = F.pad(padded, (0, 0, 0, -V % 64))
         logits = x @ padded.T
         losses = x.new_empty(len(x), dtype=torch.float32)
         with torch.cuda.device_of(logits):  # Triton uses the current device
@@ -145,11 +148,11 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float 
     return loss
 
 
-def make_end(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+def make_end(model: nn.Module, precision: torch.dtype) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Return the end of a model: a function of the final residual stream (B, T, C) and the targets.
 
-    It does the same as the method unembed() and cross_entropy(). If the vocabulary is small, or the
-    model is of another kind, make_end() returns None.
+    This function returns the same loss as the model's method unembed() and cross_entropy(). If the
+    vocabulary is small, in float16, or for other kinds of models, make_end() returns None.
     """
     normalise: Callable[[Tensor], Tensor]
     if isinstance(model, Modern):
@@ -158,7 +161,7 @@ def make_end(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
         normalise, layer, cap = model.norm, "token_embedding", 0
     else:
         return None
-    if model.config.vocab_size < SMALLEST_VOCABULARY:
+    if model.config.vocab_size < SMALLEST_VOCABULARY or precision == torch.float16:
         return None
 
     @torch.compile(dynamic=False)

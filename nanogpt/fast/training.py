@@ -6,7 +6,7 @@ work on the device, so one step is captured as a graph, which is replayed for th
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -41,9 +41,8 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
 
     On a CUDA GPU, the Transformer blocks are compiled if the setting `compile` is true. In this
     case, the output layer and the cross-entropy become one function: a large vocabulary has many
-    logits, and every pass over them takes time. With the setting `recompute`,
-    the activations inside the blocks are computed again in the backward pass (Chen et al. 2016,
-    arXiv:1604.06174).
+    logits, and every pass over them takes time. With the setting `recompute`, the activations
+    inside the blocks are computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174).
     """
     model, settings, device = run.model, run.config.train, run.device
     soft = SoftTargets(run)
@@ -114,7 +113,11 @@ def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
     def compiled(x: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(unembed(model, x), targets)
 
-    end = (None if precision == torch.float16 else _make_end(model)) or compiled
+    end: LossFunction = compiled
+    with suppress(ImportError):  # without Triton, torch cannot compile the model either
+        from .loss import make_end
+
+        end = make_end(model, precision) or compiled
 
     def mean_loss(inputs: Tensor, targets: Tensor) -> Tensor:
         vars(model)["unembed"] = lambda x: end(x, targets)
@@ -125,14 +128,6 @@ def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
         return loss
 
     return mean_loss
-
-
-def _make_end(model: nn.Module) -> LossFunction | None:
-    try:
-        from .loss import make_end
-    except ImportError:  # without Triton, torch cannot compile the model either
-        return None
-    return make_end(model)
 
 
 def has_dropout(run: Run) -> bool:

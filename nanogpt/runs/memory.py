@@ -285,7 +285,7 @@ def _count_bytes_per_token(
 
 
 def _is_end_compiled(config: RunConfig, device: torch.device) -> bool:
-    """Return whether the output layer and the cross-entropy are one function, or a kernel."""
+    """Return whether one function computes the output layer and the cross-entropy."""
     settings = config.train
     has_soft_targets = config.teachers or settings.ngram_weight or settings.mean_teacher
     return settings.compile and device.type == "cuda" and not has_soft_targets
@@ -337,17 +337,16 @@ def _count_teacher(model: GPTConfig | ModernConfig, n: int, b: int) -> Line:
 
     These are the values in one block, and, with skips, the inputs of all blocks.
     """
-    C, formula, size = model.n_embd, f"{10 * b} C", 10 * b * model.n_embd
+    C, L = model.n_embd, model.n_layer
+    formula, values = f"{10 * b} C", 10 * C
     if isinstance(model, ModernConfig):
-        formula, size = f"{14 * b} C", 14 * b * C
+        formula, values = f"{14 * b} C", 14 * C
         if model.activation == "swiglu":
-            formula, size = (
-                f"{2 * b} C + {4 * b} · {model.n_hidden}",
-                b * (2 * C + 4 * model.n_hidden),
-            )
+            hidden = model.n_hidden
+            formula, values = f"{2 * b} C + {4 * b} · {hidden}", 2 * C + 4 * hidden
         if model.skips:
-            formula, size = f"{formula} + {b} L C", size + b * model.n_layer * C
-    return Line("forward pass of the mean teacher", f"n ({formula})", n * size)
+            formula, values = f"{formula} + {b} L C", values + L * C
+    return Line("forward pass of the mean teacher", f"n ({formula})", n * b * values)
 
 
 def count_host_memory(
