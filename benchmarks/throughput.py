@@ -2,7 +2,8 @@
 
     python benchmarks/throughput.py --nanogpt CHECKOUT
 
-- baby: nanogpt trains the preset `baby`, with 10.8M parameters and 64 × 256 tokens per step.
+- baby: nanogpt trains the preset `baby`, with 10.8M parameters and 64 × 256 tokens per step, on the
+  text --text.
 - gpt2: both programs train a model of the shape of GPT-2, with 124M parameters and 1,024 tokens in
   each block, at every batch size in --batches. nanoGPT pads its vocabulary to 50,304 tokens.
   Therefore, the text for nanogpt has 50,304 different characters. The text is random, because
@@ -94,6 +95,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
+    parser.add_argument("--text", default="tinyshakespeare", help="the text for baby")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--repeats", type=int, default=3, help="number of rounds")
     args = parser.parse_args()
@@ -114,7 +116,9 @@ def main() -> None:
         text = Path(directory, "random.txt")
         write_random_text(text)
         for _ in range(args.repeats):
-            baby.append(measure_nanogpt(1200, ["baby"]))
+            baby.append(measure_nanogpt(1200, ["baby", "--data", args.text]))
+            if not baby[-1]:
+                raise SystemExit("nanogpt train baby failed")
             for size in args.batches:
                 theirs = measure_nanogpt_bench(args.nanogpt, size)
                 ours = measure_nanogpt(60, gpt2_flags(text, size))

@@ -132,9 +132,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, padded = ctx.saved_tensors
         gradient = gradient / len(x)  # the loss is a mean
         of_x = (ctx.of_logits @ padded).mul_(gradient)
-        of_weight = (ctx.of_logits.T @ x)[: ctx.V]
+        of_weight = (ctx.of_logits.T @ (x * gradient))[: ctx.V]  # the weight is larger than x
         ctx.of_logits = None  # frees its memory now, and not at the end of the backward pass
-        return of_x, of_weight.to(ctx.dtype).mul_(gradient), None, None
+        return of_x, of_weight.to(ctx.dtype), None, None
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float = 0) -> Tensor:

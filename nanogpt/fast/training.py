@@ -5,6 +5,7 @@ device before the step starts, and the results of the step stay on the device. A
 work on the device, so one step is captured as a graph, which is replayed for the other steps.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..data import inputs_and_targets
@@ -95,7 +97,7 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
             raise CannotCompile(reason)
         on_message(f"The model cannot be compiled on this machine and trains slower ({reason}).")
 
-    fast = compile_loss(compiled, blocks, example, say, wrap)
+    fast = compile_loss(compiled, blocks, example, say, lambda f: wrap(with_fast_gelu(f)))
     model.zero_grad()
     return fast or (plain if settings.recompute else loss)
 
@@ -104,8 +106,8 @@ def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
     """Return the mean loss of a GPT, with the output layer and the cross-entropy in one function.
 
     This function reads and writes the logits less often than two functions. For a large vocabulary,
-    it is a Triton kernel, except in float16. If a model is sharded, its weights are whole only
-    within its method forward(), so the function runs there.
+    it is a Triton kernel, except in float16, and the method embed() is compiled, too. If a model is
+    sharded, its weights are whole only within its method forward(), so the functions run there.
     """
     unembed: Any = type(model).unembed  # type: ignore[attr-defined]
 
@@ -114,20 +116,49 @@ def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
         return cross_entropy(unembed(model, x), targets)
 
     end: LossFunction = compiled
+    replaced: dict[str, Any] = {}
     with suppress(ImportError):  # without Triton, torch cannot compile the model either
         from .loss import make_end
 
-        end = make_end(model, precision) or compiled
+        if kernel := make_end(model, precision):
+            end = kernel
+            embed = torch.compile(type(model).embed, dynamic=False)  # type: ignore[attr-defined]
+            replaced["embed"] = partial(embed, model)
 
     def mean_loss(inputs: Tensor, targets: Tensor) -> Tensor:
-        vars(model)["unembed"] = lambda x: end(x, targets)
+        replaced["unembed"] = lambda x: end(x, targets)
+        vars(model).update(replaced)
         try:
             loss: Tensor = model(inputs)
         finally:
-            del vars(model)["unembed"]
+            for name in replaced:
+                del vars(model)[name]
         return loss
 
     return mean_loss
+
+
+def with_fast_gelu(forward: Forward) -> Forward:
+    """Return a compiled function `forward` in which gelu() replaces GELU.forward()."""
+
+    def changed(*args: Any) -> Any:
+        original, nn.GELU.forward = nn.GELU.forward, gelu  # type: ignore[assignment, method-assign]
+        try:
+            return forward(*args)
+        finally:
+            nn.GELU.forward = original  # type: ignore[method-assign]
+
+    return changed
+
+
+def gelu(module: nn.GELU, x: Tensor) -> Tensor:
+    """Do the same as GELU.forward(). If both are compiled, this function is faster on a GPU.
+
+    The approximation of GELU is x (1 + tanh u) / 2, which equals x σ(2u); σ is faster than tanh.
+    """
+    if module.approximate != "tanh":
+        return F.gelu(x)
+    return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x)))
 
 
 def has_dropout(run: Run) -> bool:

@@ -14,8 +14,16 @@ from torch import Tensor
 from nanogpt.data import inputs_and_targets
 from nanogpt.errors import Stopped
 from nanogpt.evaluate import cross_entropy
-from nanogpt.fast.training import CapturedStepper, compile_end, make_loss, make_stepper
+from nanogpt.fast.training import (
+    CapturedStepper,
+    compile_end,
+    gelu,
+    make_loss,
+    make_stepper,
+    with_fast_gelu,
+)
 from nanogpt.models import ModelConfig, ModernConfig, PlainConfig, build
+from nanogpt.models.gpt import Block
 from nanogpt.runs.config import RunConfig
 from nanogpt.runs.failures import explain_failures
 from nanogpt.runs.run import Run
@@ -145,6 +153,42 @@ def test_the_compiled_end_of_a_model_computes_the_same_loss(
     for expected, result in zip(*found, strict=True):
         assert (result - expected).norm() <= tolerance * expected.norm()
     assert "unembed" not in vars(model)
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_fast_gelu_equals_gelu(approximate: str) -> None:
+    module = torch.nn.GELU(approximate)
+    x = torch.cat([torch.linspace(-12, 12, 1000), torch.tensor([-1e4, -0.0, 1e-30, 1e4])]).double()
+    x.requires_grad_()
+    found, expected = gelu(module, x), module(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    torch.testing.assert_close(
+        gradient, *torch.autograd.grad(expected.sum(), x), atol=1e-12, rtol=0
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's warnings are for its developers
+def test_compiled_blocks_share_one_function_with_fast_gelu() -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    torch.manual_seed(3)
+    blocks = [Block(SMALL) for _ in range(3)]
+    x = torch.randn(2, 8, SMALL.n_embd, requires_grad=True)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = with_fast_gelu(torch.compile(Block.forward, backend=counter, dynamic=False))
+    found, expected = (
+        forward(blocks[2].eval(), forward(blocks[1].eval(), forward(blocks[0].eval(), x)))
+        for forward in (compiled, Block.forward)
+    )
+    torch.testing.assert_close(found, expected)
+    assert counter.frame_count == 1
+    code = counter.graphs[0].code
+    assert "sigmoid" in code
+    assert "gelu" not in code
+    assert torch.nn.GELU.forward is not gelu
 
 
 # Tests on a GPU.
