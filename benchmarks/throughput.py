@@ -109,6 +109,7 @@ def main() -> None:
         "device": describe_device(device),
         "torch": torch.__version__,
         "peak": find_peak_flops(device, torch.bfloat16),
+        "text": args.text,
         "baby": {"flops": flops["baby"], "rates": baby},
         "gpt2": {"flops": flops["gpt2"], "rates": rates},
     }

@@ -87,7 +87,7 @@ def test_bfloat16_is_as_exact_as_in_the_plain_definition(cap: float) -> None:
         assert results[2].dtype == torch.float32
         errors.append([(a - b).norm() for a, b in zip(results, exact, strict=True)])
     for of_plain, of_kernel in zip(*errors, strict=True):
-        assert of_kernel < 1.2 * of_plain + 1e-6
+        assert of_kernel < 1.3 * of_plain + 1e-6
 
 
 def test_padded_columns_do_not_change_the_gradients_of_low_logits() -> None:
@@ -115,6 +115,7 @@ def test_the_end_of_a_model_computes_the_loss_of_the_plain_model(
     model, inputs, targets = build_with_tokens(config, vocab_size)
     calls = count_calls(monkeypatch)
     found = []
+    torch._dynamo.utils.counters.clear()
     for mean_loss in (
         lambda x, y: cross_entropy(model(x), y),
         compile_end(model, torch.float16),
@@ -124,6 +125,9 @@ def test_the_end_of_a_model_computes_the_loss_of_the_plain_model(
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.parameters())])
         model.zero_grad()
+        assert not {"embed", "unembed"} & vars(model).keys()
+    # Without the kernel, the end is compiled, once for both; with it, the norm and the embedding.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (3 if calls else 1)
     # Small vocabularies need no kernel, and it does not work in float16.
     assert calls == [torch.float32] * (vocab_size == 4200)
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
