@@ -103,11 +103,12 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
 
 
 def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
-    """Return the mean loss of a GPT, with the output layer and the cross-entropy in one function.
+    """Return a function that computes the mean loss of a GPT, with a compiled end of the model.
 
-    This function reads and writes the logits less often than two functions. For a large vocabulary,
-    it is a Triton kernel, except in float16, and the method embed() is compiled, too. If a model is
-    sharded, its weights are whole only within its method forward(), so the functions run there.
+    The end consists of the output layer and the cross-entropy. As one function, they read and write
+    the logits less often. For a large vocabulary, except in float16, the cross-entropy is a Triton
+    kernel, and the method embed() is compiled, too. If a model is sharded, its weights are whole
+    only within its method forward(), so these functions run there.
     """
     unembed: Any = type(model).unembed  # type: ignore[attr-defined]
 
@@ -139,9 +140,11 @@ def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
 
 
 def with_fast_gelu(forward: Forward) -> Forward:
-    """Return a compiled function `forward` that contains gelu() in place of GELU.forward().
+    """Wrap a compiled function `forward` so that it contains gelu() in place of GELU.forward().
 
-    The compiler reads GELU.forward() only when it compiles `forward`, in its first call.
+    The wrapper replaces GELU.forward() of all modules during each call, because `forward` is
+    compiled in its first call. If it has been compiled before, without the wrapper, the compiled
+    code stays the same.
     """
 
     def changed(*args: Any) -> Any:
@@ -155,9 +158,10 @@ def with_fast_gelu(forward: Forward) -> Forward:
 
 
 def gelu(module: nn.GELU, x: Tensor) -> Tensor:
-    """Do the same as GELU.forward(), with a formula that is faster on a GPU if it is compiled.
+    """Do the same as GELU.forward(), with another formula in compiled code.
 
-    The approximation of GELU is x (1 + tanh u) / 2, which equals x σ(2u); σ is faster than tanh.
+    The tanh approximation of GELU is x (1 + tanh u) / 2 = x σ(2u), with u = √(2/π) (x + 0.044715
+    x³). If it is compiled for a GPU, σ is faster than tanh.
     """
     if module.approximate != "tanh" or not torch.compiler.is_compiling():
         return F.gelu(x, approximate=module.approximate)
