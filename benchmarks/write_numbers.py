@@ -266,7 +266,7 @@ def throughput() -> str:
     return (
         f"{throughput_table(result)}\nWith GPT-2's shape, nanogpt trains "
         f"{get_throughput_ratio(result):.2f} times as fast as nanoGPT (each program at its\n"
-        f"fastest measured batch size).\n"
+        f"fastest batch size in the table).\n"
     )
 
 

@@ -103,12 +103,13 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
 
 
 def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
-    """Return a function that computes the mean loss of a GPT, with a compiled end of the model.
+    """Return a function that maps inputs and targets (B, T) to the mean loss of a GPT, in nats.
 
-    The end consists of the output layer and the cross-entropy. As one function, they read and write
-    the logits less often. For a large vocabulary, except in float16, the cross-entropy is a Triton
-    kernel, and the method embed() is compiled, too. If a model is sharded, its weights are whole
-    only within its method forward(), so these functions run there.
+    The output layer and the cross-entropy are compiled as one function, which reads and writes the
+    logits less often. For a large vocabulary, except in float16, the cross-entropy is a Triton
+    kernel, and the method embed() is compiled, too. During each call, these functions replace
+    unembed() and embed(), so that they run within forward(): only there, a sharded model has whole
+    weights.
     """
     unembed: Any = type(model).unembed  # type: ignore[attr-defined]
 
@@ -140,11 +141,10 @@ def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
 
 
 def with_fast_gelu(forward: Forward) -> Forward:
-    """Wrap a compiled function `forward` so that it contains gelu() in place of GELU.forward().
+    """Wrap `forward`, a result of torch.compile(), so that its code uses gelu().
 
-    The wrapper replaces GELU.forward() of all modules during each call, because `forward` is
-    compiled in its first call. If it has been compiled before, without the wrapper, the compiled
-    code stays the same.
+    `forward` is compiled in its first call, so the wrapper replaces GELU.forward() of all modules
+    during each call. Code that was compiled before, without the wrapper, stays the same.
     """
 
     def changed(*args: Any) -> Any:
@@ -160,8 +160,8 @@ def with_fast_gelu(forward: Forward) -> Forward:
 def gelu(module: nn.GELU, x: Tensor) -> Tensor:
     """Do the same as GELU.forward(), with another formula in compiled code.
 
-    The tanh approximation of GELU is x (1 + tanh u) / 2 = x σ(2u), with u = √(2/π) (x + 0.044715
-    x³). If it is compiled for a GPU, σ is faster than tanh.
+    The tanh approximation of GELU is x (1 + tanh u) / 2 = x σ(2u), where σ is the sigmoid function,
+    and u = √(2/π) (x + 0.044715 x³). Compiled for a GPU, σ is faster than tanh.
     """
     if module.approximate != "tanh" or not torch.compiler.is_compiling():
         return F.gelu(x, approximate=module.approximate)
