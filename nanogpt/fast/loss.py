@@ -132,7 +132,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, padded = ctx.saved_tensors
         gradient = gradient / len(x)  # the loss is a mean
         of_x = (ctx.of_logits @ padded).mul_(gradient)
-        of_weight = (ctx.of_logits.T @ (x * gradient))[: ctx.V]  # few bytes: x is in half precision
+        # Scaling x usually moves fewer bytes than scaling the gradient of the weight in float32.
+        of_weight = (ctx.of_logits.T @ (x * gradient))[: ctx.V]
         ctx.of_logits = None  # frees its memory now, and not at the end of the backward pass
         return of_x, of_weight.to(ctx.dtype), None, None
 
