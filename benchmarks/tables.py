@@ -143,13 +143,13 @@ def throughput_table(result: Result) -> str:
     return make_table(head, rows)
 
 
-def get_throughput_ratio(result: Result) -> float:
-    """The throughput of nanogpt divided by that of nanoGPT, each at its fastest batch size."""
+def get_throughput_ratio(result: Result, program: str = "nanogpt") -> float:
+    """The throughput of a program divided by that of nanoGPT, each at its fastest batch size."""
     best = {
-        program: max(median(rates) for rates in sizes.values())
-        for program, sizes in result["gpt2"]["rates"].items()
+        name: max(median(rates) for rates in sizes.values())
+        for name, sizes in result["gpt2"]["rates"].items()
     }
-    return float(best["nanogpt"] / best["nanoGPT"])
+    return float(best[program] / best["nanoGPT"])
 
 
 def sampling_table(result: Result) -> str:

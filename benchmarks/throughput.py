@@ -5,9 +5,10 @@
 - baby: nanogpt trains the preset `baby`, with 10.8M parameters and 64 × 256 tokens per step, on the
   text --text.
 - gpt2: both programs train a model of the shape of GPT-2, with 124M parameters and 1,024 tokens in
-  each block, at every batch size in --batches. nanoGPT pads its vocabulary to 50,304 tokens.
-  Therefore, the text for nanogpt has 50,304 different characters. The text is random, because
-  nanoGPT's bench.py trains on random tokens. As in bench.py, the model has no biases.
+  each block, at every batch size in --batches, and nanogpt also in float8. nanoGPT pads its
+  vocabulary to 50,304 tokens. Therefore, the text for nanogpt has 50,304 different characters. The
+  text is random, because nanoGPT's bench.py trains on random tokens. As in bench.py, the model has
+  no biases.
 
 nanogpt runs as `nanogpt train`, in a separate process. Its rate is the median over the ten
 intervals between lines 3 and 13 of metrics.jsonl; these intervals contain no evaluation. bench.py
@@ -35,6 +36,7 @@ from nanogpt.models import GPTConfig, build, flops_per_token
 from nanogpt.runs.presets import PRESETS
 from nanogpt.system.devices import describe_device, find_peak_flops
 
+FLOAT8 = "nanogpt in float8"
 CHARACTERS = 50_304
 GPT2 = GPTConfig(
     n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=CHARACTERS, bias=False
@@ -104,7 +106,7 @@ def main() -> None:
         models = {"baby": build(PRESETS["baby"].config.model), "gpt2": build(GPT2)}
     flops = {name: flops_per_token(model) for name, model in models.items()}
     baby: list[float] = []
-    rates: dict[str, dict[str, list[float]]] = {"nanoGPT": {}, "nanogpt": {}}
+    rates: dict[str, dict[str, list[float]]] = {"nanoGPT": {}, "nanogpt": {}, FLOAT8: {}}
     result = {
         "device": describe_device(device),
         "torch": torch.__version__,
@@ -123,7 +125,8 @@ def main() -> None:
             for size in args.batches:
                 theirs = measure_nanogpt_bench(args.nanogpt, size)
                 ours = measure_nanogpt(60, gpt2_flags(text, size))
-                for program, rate in (("nanoGPT", theirs), ("nanogpt", ours)):
+                faster = measure_nanogpt(60, [*gpt2_flags(text, size), "--precision", "float8"])
+                for program, rate in zip(rates, (theirs, ours, faster), strict=True):
                     rates[program].setdefault(str(size), []).append(rate)
             save_result(RESULTS / "throughput.json", result)
     print(throughput_table(result))

@@ -14,13 +14,13 @@ from ..reports.explain import Explanation, explain_run
 from ..reports.rates import measure_rates
 from ..runs.config import RunConfig
 from ..runs.directory import RUNS, find_run, find_tokenizer
-from ..runs.memory import Line
+from ..runs.parameters import Line
 from ..runs.presets import PRESETS, default_preset_name, get_preset
 from ..runs.run import read_description
 from ..runs.sharing import require_equal_shares
 from ..runs.start import set_vocab_size
 from ..runs.starting import adopt_model
-from ..system.devices import limit_threads, pick_device, pick_precision
+from ..system.devices import limit_threads, name_precision, pick_device, pick_precision
 from ..system.files import path_exists
 from ..system.memory import format_count, format_quantity
 from ..text import corpora
@@ -79,7 +79,7 @@ def explain(args: list[str]) -> None:
     parts = training.accumulation * options.processes
     tokens = training.batch_size // parts * model.block_size
     width = model.vocab_size if isinstance(model, BigramConfig) else model.n_embd
-    rates = measure_rates(device, precision, tokens, width)
+    rates = measure_rates(device, precision, tokens, width, config.precision == "float8")
     explanation = explain_run(config, device, precision, rates, options.processes)
     if options.json:
         print(json.dumps(asdict(explanation)))
@@ -99,8 +99,9 @@ def explain(args: list[str]) -> None:
     values = ", ".join(
         f"{name} = {format_count(value)} ({words})" for name, (words, value) in symbols.items()
     )
+    name = name_precision(config.precision, precision)
     console.print(
-        f"{make_line(size)} on {device.type} in {str(precision).removeprefix('torch.')}: {values}. "
+        f"{make_line(size)} on {device.type} in {name}: {values}. "
         f"The times are estimates from speeds just measured on this machine, and do not include "
         f"evaluations{' or communication' if options.processes > 1 else ''}."
     )

@@ -80,13 +80,12 @@ class TerminalReporter(LiveReporter):
         if peak := find_peak_flops(run.device, run.precision):
             self.peak_fraction = flops_per_token(run.model) / (peak * distributed.size())
         splits, model = run.data.splits, run.model.config
-        precision = str(run.precision).removeprefix("torch.")
         print_line = partial(self.console.print, soft_wrap=True)
         print_line(make_line(run.out), style="bold", end="")
         print_line(
             f": {type(run.config.model).__name__.removesuffix('Config')}, "
             f"{run.parameters:,} parameters, block size {model.block_size}; "
-            f"{describe_device(run.device)}, {precision}"
+            f"{describe_device(run.device)}, {run.precision_name}"
         )
         print_line(
             f"{make_line(run.config.data)}: {len(splits['train'].tokens):,} training tokens, "

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ..models import GPT, Modern
 from ..models.modern import SOFT_CAP, norm
+from .float8 import Product
 
 SMALLEST_VOCABULARY = 4096
 """With fewer tokens, the loss takes little time, and few of the columns would be used."""
@@ -103,13 +104,15 @@ def _cross_entropy(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, cap: float, multiply: Product
+    ) -> Tensor:
         V, ctx.dtype = len(weight), weight.dtype
         # Products with a multiple of 64 tokens are faster, and the rows of logits are aligned.
         padded = weight.to(x.dtype)
         if V % 64:
             padded = F.pad(padded, (0, 0, 0, -V % 64))
-        logits = x @ padded.T
+        logits = multiply(x, padded)
         losses = x.new_empty(len(x), dtype=torch.float32)
         with torch.cuda.device_of(logits):  # Triton uses the current device
             _cross_entropy[len(x),](
@@ -128,28 +131,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, padded = ctx.saved_tensors
         gradient = gradient / len(x)  # the loss is a mean
         of_x = (ctx.of_logits @ padded).mul_(gradient)
         # Scaling x usually moves fewer bytes than scaling the gradient of the weight in float32.
         of_weight = (ctx.of_logits.T @ (x * gradient))[: ctx.V]
         ctx.of_logits = None  # frees its memory now, and not at the end of the backward pass
-        return of_x, of_weight.to(ctx.dtype), None, None
+        return of_x, of_weight.to(ctx.dtype), None, None, None
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float = 0) -> Tensor:
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, cap: float = 0, multiply: Product = F.linear
+) -> Tensor:
     """Return the mean of -ln p(target) for x (n, C), a weight (V, C) and targets (n,): a scalar.
 
     The plain definition is `cross_entropy(z, targets)`, where the logits are x weightᵀ, and
     z = cap · tanh(logits / cap), or z = logits if the cap is 0. The products have the dtype of x,
     which must not be float16: its range is too small for probabilities and for sums over tokens.
+    In the forward pass, multiply() computes x weightᵀ.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(x, weight, targets, float(cap))  # type: ignore[no-untyped-call]
+    function: Any = _LinearCrossEntropy.apply
+    loss: Tensor = function(x, weight, targets, float(cap), multiply)
     return loss
 
 
-def make_end(model: nn.Module, precision: torch.dtype) -> Callable[[Tensor, Tensor], Tensor] | None:
+def make_end(
+    model: nn.Module, precision: torch.dtype, multiply: Product = F.linear
+) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Return the end of a model: a function of the final residual stream (B, T, C) and the targets.
 
     This function returns the same loss as the model's method unembed() and cross_entropy(). If the
@@ -172,6 +181,6 @@ def make_end(model: nn.Module, precision: torch.dtype) -> Callable[[Tensor, Tens
 
     def end(x: Tensor, targets: Tensor) -> Tensor:
         weight = model.get_parameter(f"{layer}.weight")  # whole only within forward()
-        return linear_cross_entropy(prepare(x), weight, targets.flatten(), cap)
+        return linear_cross_entropy(prepare(x), weight, targets.flatten(), cap, multiply)
 
     return end

@@ -6,7 +6,7 @@ work on the device, so one step is captured as a graph, which is replayed for th
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from ..step import LossFunction, Stepper, compute_gradients, update_weights
 from ..system import distributed
 from ..system.devices import autocast
 from ..system.gpu import CannotCompile, CudaGraph, Forward, compile_loss, replace_forward
+from . import float8
 from .cpu import CpuKernels
 
 
@@ -45,6 +46,8 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     case, the output layer and the cross-entropy become one function: a large vocabulary has many
     logits, and every pass over them takes time. With the setting `recompute`, the activations
     inside the blocks are computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174).
+    With the precision float8, large linear layers of the blocks, and the logits of a large
+    vocabulary, are products in float8. Raises CannotCompile if the blocks cannot be compiled.
     """
     model, settings, device = run.model, run.config.train, run.device
     soft = SoftTargets(run)
@@ -87,29 +90,38 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     parts = settings.accumulation * distributed.size()
     starts = torch.zeros(settings.batch_size // parts, dtype=torch.long)
     example = inputs_and_targets(run.data.splits["train"].blocks(starts, model.config.block_size))
+    uses_float8 = run.config.precision == "float8"
     if soft.sources:  # they need the logits
         compiled = partial(score, torch.compile(cross_entropy))
     else:
-        compiled = partial(score_without_logits, compile_end(model, run.precision))
+        product = float8.make_product() if uses_float8 else F.linear
+        compiled = partial(score_without_logits, compile_end(model, run.precision, product))
 
     def say(reason: str) -> None:
-        if is_sharded(run.config):  # the failed pass has left some weights whole
+        # A failed pass leaves some weights of a sharded model whole. Without compilation, a run in
+        # float8 would train in bfloat16.
+        if is_sharded(run.config) or uses_float8:
             raise CannotCompile(reason)
         on_message(f"The model cannot be compiled on this machine and trains slower ({reason}).")
 
-    fast = compile_loss(compiled, blocks, example, say, lambda f: wrap(with_fast_gelu(f)))
+    faster: dict[type[nn.Module], Forward] = {nn.GELU: gelu}
+    if uses_float8:
+        faster[nn.Linear] = float8.make_linear(example[0].numel() * settings.accumulation)
+    fast = compile_loss(compiled, blocks, example, say, lambda f: wrap(compile_with(faster, f)))
     model.zero_grad()
     return fast or (plain if settings.recompute else loss)
 
 
-def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
+def compile_end(
+    model: nn.Module, precision: torch.dtype, product: float8.Product = F.linear
+) -> LossFunction:
     """Return a function that maps inputs and targets (B, T) to the mean loss of a GPT, in nats.
 
     The output layer and the cross-entropy are compiled as one function, which reads and writes the
-    logits less often. For a large vocabulary, except in float16, the cross-entropy is a Triton
-    kernel, and the method embed() is compiled, too. During each call, these functions replace
-    unembed() and embed(), so that they run within forward(): only there, a sharded model has whole
-    weights.
+    logits less often. For a large vocabulary, except in float16, `product` computes the logits, the
+    cross-entropy is a Triton kernel, and the method embed() is compiled, too. During each call,
+    these functions replace unembed() and embed(), so that they run within forward(): only there, a
+    sharded model has whole weights.
     """
     unembed: Any = type(model).unembed  # type: ignore[attr-defined]
 
@@ -122,7 +134,7 @@ def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
     with suppress(ImportError):  # without Triton, torch cannot compile the model either
         from .loss import make_end
 
-        if kernel := make_end(model, precision):
+        if kernel := make_end(model, precision, product):
             end = kernel
             embed = torch.compile(type(model).embed, dynamic=False)  # type: ignore[attr-defined]
             replaced["embed"] = partial(embed, model)
@@ -140,19 +152,23 @@ def compile_end(model: nn.Module, precision: torch.dtype) -> LossFunction:
     return mean_loss
 
 
-def with_fast_gelu(forward: Forward) -> Forward:
-    """Wrap `forward`, a result of torch.compile(), so that its code uses gelu().
+def compile_with(faster: Mapping[type[nn.Module], Forward], forward: Forward) -> Forward:
+    """Wrap `forward`, a result of torch.compile(), so that its code uses the `faster` functions.
 
-    `forward` is compiled in its first call, so the wrapper replaces GELU.forward() of all modules
-    during each call. Code that was compiled before, without the wrapper, stays the same.
+    `faster` maps classes of modules to functions that replace their method forward(). torch traces
+    `forward` in its first call, so the wrapper replaces the methods during each call, and restores
+    them after it. Code that was compiled before, without the wrapper, stays the same.
     """
 
     def changed(*args: Any) -> Any:
-        original, nn.GELU.forward = nn.GELU.forward, gelu  # type: ignore[assignment, method-assign]
+        originals = {kind: kind.forward for kind in faster}
+        for kind, function in faster.items():
+            kind.forward = function
         try:
             return forward(*args)
         finally:
-            nn.GELU.forward = original  # type: ignore[method-assign]
+            for kind, original in originals.items():
+                kind.forward = original
 
     return changed
 

@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 from ..errors import UserError
 from ..runs.config import RunConfig
 from ..runs.directory import RUNS
-from ..runs.memory import count_host_memory, count_parameters
+from ..runs.memory import count_host_memory
+from ..runs.parameters import count_parameters
 from ..runs.presets import get_preset
 from ..system.devices import pick_device, pick_precision
 from ..system.files import write_atomically

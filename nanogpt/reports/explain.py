@@ -9,13 +9,12 @@ import torch
 
 from ..models import BigramConfig, GPTConfig
 from ..runs.config import RunConfig
-from ..runs.memory import (
+from ..runs.memory import count_activations, count_memory, get_share
+from ..runs.parameters import (
     Line,
-    count_activations,
+    count_float8_weights,
     count_matrix_weights,
-    count_memory,
     count_parameters,
-    get_share,
 )
 from ..system.memory import format_count, format_quantity
 from .rates import Rates
@@ -110,6 +109,15 @@ def count_operations(config: RunConfig) -> list[Line]:
     ]
 
 
+def _count_float8_operations(config: RunConfig) -> int:
+    """Count the operations per step in the blocks' products in float8."""
+    model, training = config.model, config.train
+    if isinstance(model, BigramConfig):
+        return 0
+    per_weight = 8 if training.recompute else 6
+    return per_weight * count_float8_weights(model) * training.batch_size * model.block_size
+
+
 def estimate_time(
     config: RunConfig,
     device: torch.device,
@@ -120,7 +128,20 @@ def estimate_time(
 ) -> list[Line]:
     """Estimate the seconds of a step and of a run, from matrix products and memory traffic."""
     training, per_step = config.train, {line.part: line.value for line in operations}["per step"]
-    products = per_step / processes / rates.products
+    share = f" / {processes}" if processes > 1 else ""
+    flops = format_quantity(rates.products, "FLOP/s")
+    in_float8 = _count_float8_operations(config) if rates.float8 else 0
+    products = (per_step - in_float8) / processes / rates.products
+    lines = [Line("matrix products", f"operations per step{share} / {flops}", products)]
+    if in_float8:
+        flops8 = format_quantity(rates.float8, "FLOP/s")
+        faster = in_float8 / processes / rates.float8
+        count = format_quantity(in_float8, "FLOP")
+        lines = [
+            Line("products in float8", f"{count}{share} / {flops8}", faster),
+            Line("other products", f"operations per step − {count}{share} / {flops}", products),
+        ]
+        products += faster
     whole = get_share(replace(config, train=replace(training, recompute=False)), processes)
     activations = sum(
         line.value
@@ -136,12 +157,10 @@ def estimate_time(
     owned = N / processes if training.shard else N
     traffic = passes * training.accumulation * activations + 28 * owned
     rest = traffic / rates.memory
-    share = f" / {processes}" if processes > 1 else ""
     update = f"28 N{share}" if training.shard else "28 N"
-    flops = format_quantity(rates.products, "FLOP/s")
     bandwidth = format_quantity(rates.memory, "B/s")
     return [
-        Line("matrix products", f"operations per step{share} / {flops}", products),
+        *lines,
         Line("other operations", f"({passes} activations + {update}) / {bandwidth}", rest),
         Line("per step", "sum", products + rest, True),
         Line("all steps", f"× {training.steps:,}", (products + rest) * training.steps, True),

@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..fast.float8 import E4M3, multiply
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -17,9 +19,13 @@ class Rates:
     """Operations per second in matrix products."""
     memory: float
     """Bytes that other operations read and write per second, measured with a layer norm."""
+    float8: float = 0.0
+    """Operations per second in matrix products in float8; 0 if they are not measured."""
 
 
-def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) -> Rates:
+def measure_rates(
+    device: torch.device, precision: torch.dtype, n: int, C: int, with_float8: bool = False
+) -> Rates:
     """Measure the rates of matrix products (n, C) × (C, 4C) and layer norms (n, 4C).
 
     The measurement takes about half a second. If C and n are too large, they are reduced. On a
@@ -36,9 +42,15 @@ def measure_rates(device: torch.device, precision: torch.dtype, n: int, C: int) 
     x = x[: max(1, int(0.1 / seconds_per_row))]
     product = x @ w
     norm = partial(nn.functional.layer_norm, product, (4 * C,))
+    operations, float8 = 8 * x.numel() * C, 0.0
+    if with_float8:
+        x8, w8 = x.to(E4M3), w.T.contiguous().to(E4M3)
+        scale = torch.ones((), device=device)
+        float8 = operations / _time_call(lambda: multiply(x8, w8, scale), device)
     return Rates(
-        products=8 * x.numel() * C / _time_call(lambda: torch.mm(x, w, out=product), device),
+        products=operations / _time_call(lambda: torch.mm(x, w, out=product), device),
         memory=2 * product.nbytes / _time_call(norm, device),
+        float8=float8,
     )
 
 

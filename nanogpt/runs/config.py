@@ -11,7 +11,7 @@ from ..data import OrderName
 from ..errors import UserError
 from ..models import BigramConfig, GPTConfig, ModelConfig
 from ..optim import OptimConfig
-from ..system.devices import Precision
+from ..system.devices import TrainingPrecision
 from ..system.schema import convert_fields
 from ..text import corpora
 from ..text.readers import is_encodable
@@ -19,6 +19,19 @@ from .history import plan_snapshots
 
 STEPS_AHEAD = 100
 """Maximum number of steps that are prepared and taken before the host reads their results."""
+
+SMALLEST_FLOAT8 = 400
+"""Smallest K N / (K + N) of a linear layer in float8, for K inputs and N outputs. It is an
+estimate from measurements of a few layers."""
+
+
+def is_float8_layer(K: int, N: int) -> bool:
+    """Return whether a run in float8 has a linear layer with K inputs and N outputs in float8.
+
+    Small layers are faster in bfloat16: the time that faster products save grows with K N, but the
+    time of the conversions between data types grows with K + N (docs/log/gpu.md).
+    """
+    return K * N >= SMALLEST_FLOAT8 * (K + N)
 
 
 @dataclass(frozen=True)
@@ -162,9 +175,10 @@ class RunConfig:
     """Determines the initial weights, the order of the batches, dropout and the final sample."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    precision: Precision = "auto"
+    precision: TrainingPrecision = "auto"
     """Data type of matrix products. auto means bfloat16 on a CPU or CUDA GPU with instructions for
-    it, and otherwise float32."""
+    it, and otherwise float32. float8 means float8 in large linear layers, and bfloat16 otherwise;
+    it needs a recent NVIDIA GPU, such as an H100, and at least 512 channels."""
     deterministic: bool = False
     """Make results on a GPU reproducible bit for bit, at lower speed. On a CPU, results are always
     reproducible."""
@@ -196,8 +210,24 @@ class RunConfig:
         if sum(weights.values()) > 1:
             described = ", ".join(f"{name} is {value}" for name, value in weights.items() if value)
             raise ValueError(f"{described}: their sum must be at most 1")
+        if self.precision == "float8":
+            self._check_float8()
         if self.optim.optimizer == "muon" and isinstance(self.model, BigramConfig):
             raise ValueError("optimizer is muon, but a bigram has no blocks: use adam or adamw")
+
+    def _check_float8(self) -> None:
+        if isinstance(self.model, BigramConfig):
+            problem = "precision is float8, but a bigram has no linear layers"
+            raise ValueError(f"{problem}: use precision auto")
+        if not self.train.compile:
+            raise ValueError("precision is float8, but compile is off: turn compile on")
+        if (width := self.model.n_embd) < 512:  # then hardly any layer is_float8_layer()
+            problem = f"precision is float8, but n_embd is {width}: it must be at least 512"
+            raise ValueError(f"{problem}; use precision auto for a smaller model")
+        for name in ("n_embd", "block_size"):  # the GPU multiplies tiles of 16 × 16 values
+            if (value := getattr(self.model, name)) % 16:
+                problem = f"precision is float8, but {name} is {value}: it must be a multiple of 16"
+                raise ValueError(f"{problem}; try {name} {math.ceil(value / 16) * 16}")
 
     @property
     def transfer_blocks(self) -> int:

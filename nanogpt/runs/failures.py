@@ -42,11 +42,14 @@ def explain_failures(run: Run) -> Iterator[None]:
             )
         ) from None
     except CannotCompile as error:
+        options = ["--train.no-compile"]
+        if run.config.precision == "float8":
+            options += ["--precision", "auto"]
         raise _tell(
             Stopped(
                 f"the model cannot be compiled on this machine ({error})",
                 f"; to train without compilation, which is slower: "
-                f"{resume_command(run.out, '--train.no-compile')}",
+                f"{resume_command(run.out, *options)}",
             )
         ) from None
     except (RuntimeError, MemoryError) as error:

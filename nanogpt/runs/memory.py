@@ -1,4 +1,4 @@
-"""Uses formulas to compute the number of parameters of a model and the memory of a training step.
+"""Formulas for the memory of a training step.
 
 No model is built, so the result is immediate, even for an enormous model.
 
@@ -7,7 +7,7 @@ in one forward pass, N parameters, M weights in the matrix products of the block
 divide the weights, b bytes per value.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -15,81 +15,18 @@ import torch
 from ..models import BigramConfig, GPTConfig, ModelConfig, ModernConfig, PlainConfig
 from ..system.gpu import get_workspace_bytes
 from ..system.memory import format_count, require_memory
-from .config import STEPS_AHEAD, RunConfig
+from .config import STEPS_AHEAD, RunConfig, is_float8_layer
+from .parameters import (
+    Line,
+    count_float8_weights,
+    count_matrix_weights,
+    count_parameters,
+    has_feed_forward,
+    list_layers,
+)
 
 BLOCK_BYTES = 50_000
 """Minimum bytes of the Python objects of a block: modules, tensors, the autograd graph."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of a table: a quantity, its formula and its value."""
-
-    part: str
-    formula: str
-    value: float
-    total: bool = False
-    """Whether the value summarises the rows above."""
-
-
-def count_parameters(model: ModelConfig) -> list[Line]:
-    """Count the parameters of each part of a model, and their sum."""
-    V, T = model.vocab_size, model.block_size
-    if isinstance(model, BigramConfig):
-        lines = [Line("table", "V V", V * V)]
-    else:
-        C, L = model.n_embd, model.n_layer
-        lines = [Line("token embedding", "V C", V * C)]
-        if isinstance(model, GPTConfig):
-            lines.append(Line("position embedding", "T C", T * C))
-            if model.bias:
-                lines += [
-                    Line("attention", "L (4 C² + 4 C)", L * (4 * C * C + 4 * C)),
-                    Line("feed-forward", "L (8 C² + 5 C)", L * (8 * C * C + 5 * C)),
-                    Line("layer norms", "(2 L + 1) 2 C", (2 * L + 1) * 2 * C),
-                ]
-            else:
-                lines += [
-                    Line("attention", "L 4 C²", L * 4 * C * C),
-                    Line("feed-forward", "L 8 C²", L * 8 * C * C),
-                    Line("layer norms", "(2 L + 1) C", (2 * L + 1) * C),
-                ]
-            if isinstance(model, PlainConfig):  # no norms; feed-forward layers are optional
-                lines = lines[:-1] if model.feed_forward else lines[:-2]
-            lines.append(Line("head", "shared with the token embedding", 0))
-        else:
-            lines += [Line("look-back", "2 C", 2 * C)] if model.look_back else []
-            lines += [
-                Line("attention", "L 4 C²", L * 4 * C * C),
-                Line("feed-forward", *_count_feed_forward(model)),
-                Line("head", "V C", V * C),
-            ]
-            if model.skips:
-                lines.insert(-1, Line("skips", "L / 2, rounded down", L // 2))
-    return [*lines, Line("parameters", "N, the sum", sum(line.value for line in lines), True)]
-
-
-def _count_feed_forward(model: ModernConfig) -> tuple[str, int]:
-    """Return the number of weights of the feed-forward layers: a formula and its value."""
-    L, C, hidden = model.n_layer, model.n_embd, model.n_hidden
-    if model.activation == "swiglu":
-        return f"L 3 C {hidden}", L * 3 * C * hidden
-    return "L 8 C²", L * 8 * C * C
-
-
-def count_matrix_weights(model: ModelConfig) -> int:
-    """Count the weights in the matrix products of the blocks, without biases."""
-    if isinstance(model, BigramConfig):
-        return 0
-    attention = model.n_layer * 4 * model.n_embd**2
-    if isinstance(model, ModernConfig):
-        return attention + _count_feed_forward(model)[1]
-    return attention * (3 if has_feed_forward(model) else 1)
-
-
-def has_feed_forward(model: ModelConfig) -> bool:
-    """Return whether the blocks of a model have feed-forward layers."""
-    return not isinstance(model, PlainConfig) or model.feed_forward
 
 
 def count_memory(
@@ -280,8 +217,31 @@ def _count_bytes_per_token(
         logits = b
     ends += has_dropout * isinstance(model, GPTConfig)
     c += has_dropout * (1 + has_feed_forward(model))  # dropout masks of one byte per value
+    if config.precision == "float8":
+        # The compiler does not store the inputs of products in float8: the backward pass computes
+        # them again. (Attention stores the input of the projection anyway.)
+        norms, hidden = _count_float8_inputs(model)
+        if isinstance(model, ModernConfig) and model.activation == "swiglu":
+            extra_formula += f" − {b} · {hidden}"
+            extra -= b * hidden
+        else:
+            norms += hidden
+        c -= b * norms // C
     formulas = f"{c} C + {extra_formula}", f"{c + g * b} C + {extra_formula}"
     return _BytesPerToken(c * C + extra, formulas[0], g * b * C, formulas[1], ends, logits)
+
+
+def _count_float8_inputs(model: GPTConfig | ModernConfig) -> tuple[int, int]:
+    """Count the values per token in a block that are inputs of products in float8 and nothing else.
+
+    Returns the number of outputs of norms, and of outputs of the activation function.
+    """
+    first, _, feed_forward = list_layers(model)
+    norms = model.n_embd if all(is_float8_layer(K, N) for K, N in first) else 0
+    if not feed_forward:
+        return norms, 0
+    up, down = feed_forward
+    return norms + is_float8_layer(*up) * model.n_embd, is_float8_layer(*down) * down[0]
 
 
 def _is_end_compiled(config: RunConfig, device: torch.device) -> bool:
@@ -305,7 +265,10 @@ def count_activations(
     lines = []
     if is_half:
         # With recomputation, only one block has such weights at a time. The head has them, too.
-        W = count_matrix_weights(model) // (L if training.recompute else 1) + V * C
+        # The backward pass computes weights in float8 again.
+        W = count_matrix_weights(model)
+        W -= count_float8_weights(model) if config.precision == "float8" else 0
+        W = W // (L if training.recompute else 1) + V * C
         formula = f"2 W; products use W = {format_count(W)}"
         lines.append(Line("weights in half precision", formula, 2 * W))
     if training.recompute:  # the activations of a single block at a time
@@ -380,6 +343,7 @@ def require_run_memory(
         config,
         model=replace(config.model, block_size=1),
         train=replace(config.train, batch_size=processes, accumulation=1),
+        precision="auto",  # float8 would refuse a block_size of 1
     )
     require_memory(
         count_host_memory(single_token, device, precision, processes),

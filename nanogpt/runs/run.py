@@ -12,7 +12,7 @@ from filelock import FileLock
 from ..data import Data, Split, to_int64
 from ..errors import UserError
 from ..models import Model
-from ..system.devices import describe_device, requested_memory
+from ..system.devices import describe_device, name_precision, requested_memory
 from ..system.files import require_regular_file, resolve_interrupted_swap
 from ..text import corpora, tokenizers
 from ..text.corpora import SPLITS, Corpus
@@ -159,6 +159,11 @@ class Run:
         """The number of parameters of the model."""
         return sum(p.numel() for p in self.model.parameters())
 
+    @property
+    def precision_name(self) -> str:
+        """The precision of the matrix products of the training steps, for example "bfloat16"."""
+        return name_precision(self.config.precision, self.precision)
+
     def describe(self) -> dict[str, object]:
         """Return the content of run.json."""
         description = Description(
@@ -167,7 +172,7 @@ class Run:
             parameters=self.parameters,
             bigram_loss=self.bigram_loss,
             device=describe_device(self.device),
-            precision=str(self.precision).removeprefix("torch."),
+            precision=self.precision_name,
             versions=Versions(),
             teachers_sha256=[teacher.sha256 for teacher in self.teachers],
             transfer_sha256=self.transfer_sha256,

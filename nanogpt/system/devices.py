@@ -16,6 +16,7 @@ from .distributed import launched_local_rank, launched_size
 from .libc import find_c_function
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+TrainingPrecision = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -59,19 +60,29 @@ def _pick_gpu(count: int) -> int:
     return number if count > 1 else 0  # each process may see only its own GPU
 
 
-def pick_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """Return the data type of matrix products.
+def pick_precision(name: TrainingPrecision, device: torch.device) -> torch.dtype:
+    """Return the data type of matrix products, except those that fast/float8.py replaces.
 
-    "auto" means bfloat16 if a CPU or CUDA GPU has instructions for it, and float32 otherwise.
-    Weights, optimizer state and losses are float32 at every precision. Raises UserError if the
-    device does not support the precision.
+    "auto" means bfloat16 if a CPU or CUDA GPU has instructions for it, and float32 otherwise. With
+    "float8", everything that is not in float8 is in bfloat16. Weights, optimizer state and losses
+    are float32 at every precision. Raises UserError if the device does not support the precision.
     """
     if name == "auto":
         name = "bfloat16" if _is_fast(torch.bfloat16, device) else "float32"
+    if name == "float8":
+        if not _has_float8(device):
+            problem = f"{describe_device(device)} does not support float8"
+            raise UserError(f"{problem}: use precision auto")
+        name = "bfloat16"
     precision: torch.dtype = getattr(torch, name)
     if not _supports(precision, device):
         raise UserError(f"{describe_device(device)} does not support {name}: use precision float32")
     return precision
+
+
+def name_precision(name: TrainingPrecision, precision: torch.dtype) -> str:
+    """Return the precision that pick_precision() has chosen for `name`, for example "bfloat16"."""
+    return name if name == "float8" else str(precision).removeprefix("torch.")
 
 
 def _supports(precision: torch.dtype, device: torch.device) -> bool:
@@ -84,6 +95,12 @@ def _supports(precision: torch.dtype, device: torch.device) -> bool:
         return (square @ square).dtype == precision
     except (RuntimeError, TypeError):
         return False
+
+
+def _has_float8(device: torch.device) -> bool:
+    """Return whether the device is an NVIDIA GPU with instructions for products in float8."""
+    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _is_fast(precision: torch.dtype, device: torch.device) -> bool:

@@ -103,7 +103,7 @@ COMMANDS = [
     ),
     Case(
         "--precision is",
-        f"train --precision float8 {STOP}",
+        f"train --precision float64 {STOP}",
         f"train --precision {{0}} {STOP}",
         r"one of \w+, (\w+)",
         NO_DEVICE,

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanogpt.api import GenerationConfig, make_config
 from nanogpt.models import BigramConfig, GPTConfig, ModernConfig
 from nanogpt.optim import OptimConfig
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.start import require_tokens
-from nanogpt.system.devices import pick_device
+from nanogpt.system.devices import pick_device, pick_precision
 from nanogpt.text.corpora import CORPORA, load_corpus
 from nanogpt.text.tokenizers import make_tokenizer
 
@@ -26,7 +27,13 @@ def teach(**options: float) -> TrainConfig:
     return TrainConfig(**options)  # type: ignore[arg-type]
 
 
+def float8(model: GPTConfig, **training: bool) -> RunConfig:
+    settings = TrainConfig(**training)  # type: ignore[arg-type]
+    return RunConfig(model=model, precision="float8", train=settings)
+
+
 AVERAGED = OptimConfig(ema=0.9)
+CPU = torch.device("cpu")
 
 
 def read(data: str, **options: str) -> Callable[[], object]:
@@ -117,6 +124,35 @@ SETTINGS = [
         lambda: RunConfig(model=BigramConfig(), optim=OptimConfig(optimizer="muon")),
         lambda name: RunConfig(model=BigramConfig(), optim=OptimConfig(optimizer=name)),
         r"use (adam) or adamw",
+    ),
+    Case(
+        "precision is float8, but a bigram",
+        lambda: RunConfig(model=BigramConfig(), precision="float8"),
+        lambda name: RunConfig(model=BigramConfig(), precision=name),
+        r"use precision (\w+)$",
+    ),
+    Case(
+        "precision is float8, but compile",
+        lambda: float8(GPTConfig(n_embd=768), compile=False),
+        lambda: float8(GPTConfig(n_embd=768), compile=True),
+    ),
+    Case(
+        "precision is float8, but n_embd",
+        lambda: float8(GPTConfig(n_embd=384)),
+        lambda width: float8(GPTConfig(n_embd=int(width), n_head=8)),
+        r"at least (\d+)",
+    ),
+    Case(
+        "precision is float8, but block_size",
+        lambda: float8(GPTConfig(n_embd=768, block_size=100)),
+        lambda size: float8(GPTConfig(n_embd=768, block_size=int(size))),
+        r"try block_size (\d+)",
+    ),
+    Case(
+        "cpu (AMD EPYC) does not support float8",
+        lambda: pick_precision("float8", CPU),
+        lambda name: pick_precision(name, CPU),
+        r"use precision (\w+)",
     ),
     Case("cooldown", lambda: OptimConfig(cooldown=0.0), lambda: OptimConfig(cooldown=1.0)),
     Case("dropout", lambda: GPTConfig(dropout=1.0), lambda: GPTConfig(dropout=0.0)),

@@ -84,8 +84,8 @@ def flatten(help_text: str) -> str:
         ("train --optim.lr high", "--optim.lr is 'high': it must be a number"),
         ("train --train.patience x", "--train.patience is 'x': it must be an integer or None"),
         (
-            "train --precision float8",
-            "--precision is 'float8': it must be one of auto, float32, bfloat16, float16",
+            "train --precision float64",
+            "--precision is 'float64': it must be one of auto, float32, bfloat16, float16, float8",
         ),
         ("train tiny --model.n-layer 0", "--model.n-layer is 0: it must be at least 1"),
         (

@@ -49,8 +49,8 @@ def test_the_help_of_resume_has_the_settings_of_the_run(nanogpt: Command, run: P
         ("--resume mine --seed 3", "--seed is 3, but this run was started with 1337: leave"),
         ("--resume mine --out other", "--out is other, but this run was started with mine: "),
         (
-            "--resume mine --precision float8",
-            "--precision is 'float8': it must be one of",
+            "--resume mine --precision float64",
+            "--precision is 'float64': it must be one of",
         ),
     ],
 )

@@ -17,10 +17,10 @@ from nanogpt.evaluate import cross_entropy
 from nanogpt.fast.training import (
     CapturedStepper,
     compile_end,
+    compile_with,
     gelu,
     make_loss,
     make_stepper,
-    with_fast_gelu,
 )
 from nanogpt.models import ModelConfig, ModernConfig, PlainConfig, build
 from nanogpt.models.gpt import Block
@@ -189,7 +189,8 @@ def test_compiled_blocks_share_one_function_with_fast_gelu() -> None:
     blocks = [Block(SMALL) for _ in range(3)]
     x = torch.randn(2, 8, SMALL.n_embd, requires_grad=True)
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = with_fast_gelu(torch.compile(Block.forward, backend=counter, dynamic=False))
+    forward = torch.compile(Block.forward, backend=counter, dynamic=False)
+    compiled = compile_with({torch.nn.GELU: gelu}, forward)
     found, expected = (
         forward(blocks[2].eval(), forward(blocks[1].eval(), forward(blocks[0].eval(), x)))
         for forward in (compiled, Block.forward)

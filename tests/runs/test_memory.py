@@ -23,15 +23,13 @@ from nanogpt.runs.memory import (
     BLOCK_BYTES,
     count_activations,
     count_host_memory,
-    count_matrix_weights,
     count_memory,
-    count_parameters,
     require_run_memory,
 )
+from nanogpt.runs.parameters import count_matrix_weights, count_parameters
 from nanogpt.runs.presets import PRESETS
 from nanogpt.runs.start import prepare_run
 from nanogpt.step import train_step
-from nanogpt.system.devices import pick_precision
 from tests.tensor_memory import measure_tensors
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -202,6 +200,11 @@ CASES = [
     ("gpt2", {"n_layer": 4}, {"batch_size": 16, "accumulation": 2, "recompute": True}),
     ("gpt2-fast", {"n_layer": 4}, {"batch_size": 16, "accumulation": 1}),
 ]
+CASES_IN_FLOAT8 = [
+    ("gpt2", {"n_layer": 8}, {"batch_size": 16, "accumulation": 1}),
+    ("gpt2", {"n_layer": 8, "n_embd": 1024, "n_head": 16}, {"batch_size": 16, "accumulation": 2}),
+    ("gpt2-fast", {"n_layer": 8}, {"batch_size": 16, "accumulation": 1}),
+]
 
 
 def make_case(
@@ -223,20 +226,23 @@ def make_case(
     )
 
 
-@pytest.mark.parametrize(("preset", "model", "training"), CASES)
+ON_GPU = [(*case, "auto") for case in CASES] + [(*case, "float8") for case in CASES_IN_FLOAT8]
+
+
+@pytest.mark.parametrize(("preset", "model", "training", "precision"), ON_GPU)
 def test_the_cases_for_a_gpu_are_valid(
-    preset: str, model: dict[str, Any], training: dict[str, Any], text_file: Path
+    preset: str, model: dict[str, Any], training: dict[str, Any], precision: Any, text_file: Path
 ) -> None:
     """Most machines have no GPU, and so do not run the next test."""
-    assert make_case(preset, model, training, text_file).model.vocab_size
+    assert replace(make_case(preset, model, training, text_file), precision=precision)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("preset", "model", "training"), CASES)
+@pytest.mark.parametrize(("preset", "model", "training", "precision"), ON_GPU)
 def test_memory_is_within_5_percent_of_the_measured_peak(
-    preset: str, model: dict[str, Any], training: dict[str, Any], text_file: Path
+    preset: str, model: dict[str, Any], training: dict[str, Any], precision: Any, text_file: Path
 ) -> None:
-    config = make_case(preset, model, training, text_file)
+    config = replace(make_case(preset, model, training, text_file), precision=precision)
     # In a new process, the peak excludes memory and compiled code of an earlier run.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         computed, measured = fresh.submit(compute_and_measure_peak, config).result()
@@ -249,7 +255,7 @@ def compute_and_measure_peak(config: RunConfig) -> tuple[float, int]:
     stepper = make_stepper(run, print)
     torch.cuda.reset_peak_memory_stats()
     stepper.take(3, lambda: False)
-    computed = count_memory(run.config, CUDA, pick_precision("auto", CUDA))[-1].value
+    computed = count_memory(run.config, CUDA, run.precision)[-1].value
     return computed, torch.cuda.max_memory_allocated()
 
 
