@@ -171,7 +171,6 @@ TESTED_ELSEWHERE = {
     "muon": "test_optim",
     "runs/background": "runs/test_checkpoint",
     "runs/keeper": "test_resume",
-    "runs/parameters": "runs/test_memory",
     "runs/reading": "runs/test_checkpoint",
     "runs/reporter": "test_train",
     "runs/run": "runs/test_start",

@@ -105,7 +105,7 @@ def make_linear(tokens: int) -> Linear:
     """Return a function that replaces nn.Linear.forward() in compiled code.
 
     The products of large layers are in float8. Other layers, and code that is not compiled, stay
-    the same. `tokens` is the number of tokens in the mean loss of a step, in this process.
+    the same. The gradients must be those of a mean loss over this number of tokens.
     """
 
     def linear(module: nn.Linear, x: Tensor) -> Tensor:

@@ -106,8 +106,19 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
 
     faster: dict[type[nn.Module], Forward] = {nn.GELU: gelu}
     if uses_float8:
-        faster[nn.Linear] = float8.make_linear(example[0].numel() * settings.accumulation)
-    fast = compile_loss(compiled, blocks, example, say, lambda f: wrap(compile_with(faster, f)))
+        # Without sharding, the stepper divides the loss by the number of processes.
+        processes = 1 if is_sharded(run.config) else distributed.size()
+        faster[nn.Linear] = float8.make_linear(
+            example[0].numel() * settings.accumulation * processes
+        )
+    fast = compile_loss(
+        compiled,
+        blocks,
+        example,
+        say,
+        lambda forward: wrap(compile_with(faster, forward)),
+        shares_code=not uses_float8,
+    )
     model.zero_grad()
     return fast or (plain if settings.recompute else loss)
 
@@ -157,7 +168,8 @@ def compile_with(faster: Mapping[type[nn.Module], Forward], forward: Forward) ->
 
     `faster` maps classes of modules to functions that replace their method forward(). torch traces
     `forward` in its first call, so the wrapper replaces the methods during each call, and restores
-    them after it. Code that was compiled before, without the wrapper, stays the same.
+    them after it. Code that was compiled before, without the wrapper, stays the same. Only one
+    thread at a time may call the result.
     """
 
     def changed(*args: Any) -> Any:

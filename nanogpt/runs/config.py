@@ -9,7 +9,7 @@ from typing import Any
 from .. import models
 from ..data import OrderName
 from ..errors import UserError
-from ..models import BigramConfig, GPTConfig, ModelConfig
+from ..models import BigramConfig, GPTConfig, ModelConfig, PlainConfig
 from ..optim import OptimConfig
 from ..system.devices import TrainingPrecision
 from ..system.schema import convert_fields
@@ -31,7 +31,8 @@ def is_float8_layer(K: int, N: int) -> bool:
     Small layers are faster in bfloat16: the time that faster products save grows with K N, but the
     time of the conversions between data types grows with K + N (docs/log/gpu.md).
     """
-    return K * N >= SMALLEST_FLOAT8 * (K + N)
+    is_large = K * N >= SMALLEST_FLOAT8 * (K + N)
+    return is_large and K % 16 == N % 16 == 0  # the GPU multiplies tiles of 16 × 16 values
 
 
 @dataclass(frozen=True)
@@ -216,18 +217,21 @@ class RunConfig:
             raise ValueError("optimizer is muon, but a bigram has no blocks: use adam or adamw")
 
     def _check_float8(self) -> None:
-        if isinstance(self.model, BigramConfig):
-            problem = "precision is float8, but a bigram has no linear layers"
+        if isinstance(self.model, BigramConfig | PlainConfig):
+            problem = "precision is float8, but this kind of model does not support it"
             raise ValueError(f"{problem}: use precision auto")
         if not self.train.compile:
-            raise ValueError("precision is float8, but compile is off: turn compile on")
-        if (width := self.model.n_embd) < 512:  # then hardly any layer is_float8_layer()
+            problem = "precision is float8, but compile is off"
+            raise ValueError(f"{problem}: use precision auto, or turn compile on")
+        if (width := self.model.n_embd) < 512:  # then few layers are large enough
             problem = f"precision is float8, but n_embd is {width}: it must be at least 512"
             raise ValueError(f"{problem}; use precision auto for a smaller model")
-        for name in ("n_embd", "block_size"):  # the GPU multiplies tiles of 16 × 16 values
+        # The model may need a multiple of twice the number of heads.
+        multiples = {"n_embd": math.lcm(16, 2 * self.model.n_head), "block_size": 16}
+        for name, multiple in multiples.items():  # see is_float8_layer()
             if (value := getattr(self.model, name)) % 16:
                 problem = f"precision is float8, but {name} is {value}: it must be a multiple of 16"
-                raise ValueError(f"{problem}; try {name} {math.ceil(value / 16) * 16}")
+                raise ValueError(f"{problem}; try {name} {math.ceil(value / multiple) * multiple}")
 
     @property
     def transfer_blocks(self) -> int:

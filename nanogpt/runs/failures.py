@@ -42,13 +42,13 @@ def explain_failures(run: Run) -> Iterator[None]:
             )
         ) from None
     except CannotCompile as error:
-        options = ["--train.no-compile"]
+        without, options = "compilation", ["--train.no-compile"]
         if run.config.precision == "float8":
-            options += ["--precision", "auto"]
+            without, options = "float8", ["--precision", "auto"]
         raise _tell(
             Stopped(
                 f"the model cannot be compiled on this machine ({error})",
-                f"; to train without compilation, which is slower: "
+                f"; to train without {without}, which is slower: "
                 f"{resume_command(run.out, *options)}",
             )
         ) from None

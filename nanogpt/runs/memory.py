@@ -237,11 +237,8 @@ def _count_float8_inputs(model: GPTConfig | ModernConfig) -> tuple[int, int]:
     Returns the number of outputs of norms, and of outputs of the activation function.
     """
     first, _, feed_forward = list_layers(model)
-    norms: int = all(is_float8_layer(K, N) for K, N in first)
-    if not feed_forward:
-        return 0, 0
     up, down = feed_forward
-    norms = 0 if isinstance(model, PlainConfig) else norms + is_float8_layer(*up)
+    norms = all(is_float8_layer(K, N) for K, N in first) + is_float8_layer(*up)
     return norms * model.n_embd, is_float8_layer(*down) * down[0]
 
 

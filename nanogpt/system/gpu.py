@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import FunctionType
 from warnings import catch_warnings
 
 import torch
@@ -42,6 +43,7 @@ def compile_loss(
     example: tuple[Tensor, Tensor],
     say: Callable[[str], None],
     wrap: Callable[[Forward], Forward] = lambda forward: forward,
+    shares_code: bool = True,
 ) -> LossFunction | None:
     """Return `loss` with compiled blocks. If they cannot be compiled, say() why and return None.
 
@@ -49,13 +51,19 @@ def compile_loss(
     compilation). This is much faster than compiling every block. wrap() is applied to the compiled
     function. Outside the returned function, the blocks are unchanged. Torch compiles at the first
     call, so compile_loss() runs one forward and one backward pass on `example`. `example` must have
-    the shapes and strides of the batches; otherwise the blocks are compiled again. The gradients of
-    this pass remain in the parameters; the random states are restored.
+    the shapes and strides of the batches; otherwise the blocks are compiled again. If `shares_code`
+    is true, torch uses the compiled code of earlier calls in this process, also with another
+    wrap(). The gradients of the example pass remain in the parameters; the random states are
+    restored.
     """
     device = example[0].device
     states = get_random_states(device)
     # Blocks of other models, such as teachers, may have other sizes: compile each size by itself.
-    forward = torch.compile(type(blocks[0]).forward, dynamic=False)
+    function = type(blocks[0]).forward
+    if not shares_code:  # torch finds compiled code by its code object, so copy this object
+        code = function.__code__.replace()
+        function = FunctionType(code, function.__globals__, argdefs=function.__defaults__)
+    forward = torch.compile(function, dynamic=False)
     compiled_loss = replace_forward(loss, blocks, wrap(forward))
     try:
         with catch_warnings(action="ignore"):  # the warnings are for developers of the compiler

@@ -27,7 +27,7 @@ def teach(**options: float) -> TrainConfig:
     return TrainConfig(**options)  # type: ignore[arg-type]
 
 
-def float8(model: GPTConfig, **training: bool) -> RunConfig:
+def float8(model: GPTConfig | ModernConfig, **training: bool) -> RunConfig:
     settings = TrainConfig(**training)  # type: ignore[arg-type]
     return RunConfig(model=model, precision="float8", train=settings)
 
@@ -126,7 +126,7 @@ SETTINGS = [
         r"use (adam) or adamw",
     ),
     Case(
-        "precision is float8, but a bigram",
+        "precision is float8, but this kind",
         lambda: RunConfig(model=BigramConfig(), precision="float8"),
         lambda name: RunConfig(model=BigramConfig(), precision=name),
         r"use precision (\w+)$",
@@ -135,6 +135,12 @@ SETTINGS = [
         "precision is float8, but compile",
         lambda: float8(GPTConfig(n_embd=768), compile=False),
         lambda: float8(GPTConfig(n_embd=768), compile=True),
+    ),
+    Case(
+        "precision is float8, but block_size",  # the same line for another name
+        lambda: float8(ModernConfig(n_embd=700, n_head=7)),
+        lambda width: float8(ModernConfig(n_embd=int(width), n_head=7)),
+        r"try n_embd (\d+)",
     ),
     Case(
         "precision is float8, but n_embd",

@@ -1,6 +1,5 @@
 """Linear layers in float8 agree with written-out formulas, and with the plain layers."""
 
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,19 +14,17 @@ from nanogpt.data import inputs_and_targets
 from nanogpt.errors import Stopped
 from nanogpt.evaluate import cross_entropy
 from nanogpt.fast import float8
-from nanogpt.fast.training import compile_with, gelu, make_stepper
+from nanogpt.fast.training import compile_with, gelu, make_loss, make_stepper
 from nanogpt.models import GPTConfig, ModelConfig, ModernConfig
 from nanogpt.optim import OptimConfig
 from nanogpt.runs import memory
-from nanogpt.runs.config import RunConfig, TrainConfig, is_float8_layer
+from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.failures import explain_failures
-from nanogpt.runs.parameters import count_float8_weights
 from nanogpt.runs.run import Run
 from nanogpt.runs.start import prepare_run
 from nanogpt.step import LossFunction, Stepper
 from nanogpt.system.devices import autocast
-from nanogpt.system.gpu import CannotCompile, replace_forward
-from tests.fast.test_parallel import torchrun
+from nanogpt.system.gpu import CannotCompile, compile_loss, replace_forward
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16}
@@ -117,19 +114,6 @@ def test_small_layers_and_code_that_is_not_compiled_are_not_in_float8(
         found = differentiate(float8.make_linear(48), layer, x, gradient)
         for result, reference in zip(found, expected, strict=True):
             assert torch.equal(result, reference)
-
-
-def test_no_layer_of_a_model_with_fewer_than_512_channels_is_in_float8() -> None:
-    for kind in (GPTConfig, ModernConfig):
-        for C, has_any in ((496, False), (512, True)):
-            assert (count_float8_weights(kind(n_embd=C, n_head=8)) > 0) == has_any
-    assert is_float8_layer(768, 2304)
-    assert not is_float8_layer(768, 768)
-    # Only the projections of attention are too small in GPT-2's shape.
-    gpt2 = GPTConfig(n_layer=12, n_head=12, n_embd=768)
-    assert count_float8_weights(gpt2) == 12 * 11 * 768**2
-    swiglu = ModernConfig(n_layer=1, n_head=8, n_embd=1024, activation="swiglu")
-    assert count_float8_weights(swiglu) == 4 * 1024**2 + 3 * 1024 * swiglu.n_hidden
 
 
 def test_large_inputs_and_gradients_become_the_largest_number(
@@ -230,6 +214,29 @@ def test_training_in_float8_has_almost_the_same_losses(
 
 
 @pytest.mark.slow
+def test_blocks_in_float8_do_not_use_code_that_was_compiled_in_bfloat16(
+    text_file: Path, tmp_path: Path, small_layers: None
+) -> None:
+    run, losses = make_run(MODELS[0], text_file, tmp_path / "run"), []
+    batch = inputs_and_targets(torch.zeros(4, 17, dtype=torch.long))
+    blocks = [*run.model.get_submodule("blocks").children()]
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        with autocast(CPU, torch.bfloat16):
+            return cross_entropy(run.model(inputs), targets)
+
+    for in_float8 in (False, True, False, True):
+        faster: dict[type[nn.Module], Any] = (
+            {nn.Linear: float8.make_linear(64)} if in_float8 else {}
+        )
+        wrap = partial(compile_with, faster)
+        compiled = compile_loss(loss, blocks, batch, pytest.fail, wrap, shares_code=not in_float8)
+        assert compiled is not None
+        losses.append(compiled(*batch).item())
+    assert losses[0] == losses[2] != losses[1] == losses[3]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_compiled_blocks_in_float8_store_fewer_activations_by_the_computed_number_of_bytes(
     model: ModelConfig, text_file: Path, tmp_path: Path, small_layers: None
@@ -271,66 +278,33 @@ def test_a_model_in_float8_that_cannot_be_compiled_has_advice(
 ) -> None:
     run = make_run(MODELS[0], text_file, tmp_path / "run")
     as_float8(run.config)
-    says = "to train without compilation, which is slower: nanogpt train --resume .*"
-    says += " --train.no-compile --precision auto$"
+    says = "to train without float8, which is slower: nanogpt train --resume .* --precision auto$"
+    assert run.describe()["precision"] == "float8"
     with pytest.raises(Stopped, match=says), explain_failures(run):
         raise CannotCompile("no C compiler")
 
 
-SHARDED = """
-import sys
-import torch
-from torch import nn
-from torch.nn import functional as F
-from nanogpt.fast import float8
-from nanogpt.fast.training import compile_with, gelu
-from nanogpt.models import GPTConfig, build
-from nanogpt.runs import config
-from nanogpt.system import distributed
-from nanogpt.system.gpu import compile_loss
+@pytest.mark.parametrize("parts", [1, 2])
+def test_only_a_run_in_float8_replaces_linear_layers(
+    parts: int, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This test needs no GPU."""
+    run = make_run(MODELS[0], text_file, tmp_path / "run")
+    run = replace(run, device=CUDA)
+    object.__setattr__(run.config.train, "accumulation", parts)
+    found: list[Any] = []
 
-config.SMALLEST_FLOAT8 = 0
-faster = {nn.GELU: gelu, nn.Linear: float8.make_linear(64)}
-with distributed.join():
-    torch.manual_seed(0)
-    model = build(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16))
-    tokens = torch.randint(65, (4, 17))
-    batch = tokens[:, :-1], tokens[:, 1:]
+    def fail(*arguments: Any, shares_code: bool) -> None:
+        found.append((arguments[4](lambda: nn.Linear.forward)(), shares_code))
+        arguments[3]("no C compiler")
 
-    def loss(inputs, targets):
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            return F.cross_entropy(model(inputs).flatten(0, 1).float(), targets.flatten())
-
-    found = []
-    for is_sharded in (False, True):
-        torch._dynamo.reset()
-        if is_sharded:
-            distributed.shard(model, torch.device("cpu"))
-        with distributed.communicating():
-            wrap = lambda forward: compile_with(faster, forward)
-            fast = compile_loss(loss, [*model.blocks], batch, sys.exit, wrap)
-            for _ in range(2):  # the second time with compiled code
-                model.zero_grad()
-                total = fast(*batch)
-                total.backward()
-            gradients = [p.grad for p in model.parameters()]
-            if is_sharded:
-                gradients = [distributed.whole(g) for g in gradients]
-        found.append([total.detach(), *(g.clone() for g in gradients)])
-        model.zero_grad()
-    for expected, result in zip(*found, strict=True):
-        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-7)
-"""
-
-
-@pytest.mark.slow
-def test_divided_weights_have_the_same_gradients_in_float8(tmp_path: Path) -> None:
-    """Both processes have the same batch, so the gradients are those of a single process."""
-    script = tmp_path / "sharded.py"
-    script.write_text(SHARDED, "utf-8")
-    command = torchrun(2, program=[str(script)])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr("nanogpt.fast.training.compile_loss", fail)
+    monkeypatch.setattr("nanogpt.fast.float8.make_linear", lambda tokens: tokens)
+    make_loss(run, lambda _: None)
+    as_float8(run.config)
+    with pytest.raises(CannotCompile, match="no C compiler"):
+        make_loss(run, pytest.fail)
+    assert found == [(nn.Linear.forward, True), (4 * 16, False)]
 
 
 # Tests on a GPU.
@@ -363,6 +337,22 @@ def test_a_run_in_float8_on_a_gpu_has_almost_the_same_losses(
         assert run.precision_name == precision
         found.append(make_stepper(run, pytest.fail).take(40, lambda: False)[:, 0])
     assert found[0][-1] < 0.95 * found[0][0]
+    assert not torch.equal(*found)
+    torch.testing.assert_close(*found, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.gpu
+def test_blocks_are_in_float8_after_a_run_in_bfloat16_on_a_gpu(
+    text_file: Path, tmp_path: Path
+) -> None:
+    """The vocabulary is small, so the logits are in bfloat16."""
+    config = RunConfig(model=GPTConfig(**WIDE), data=str(text_file), val_fraction=0.5)
+    config = replace(config, device="cuda", train=TrainConfig(steps=3, batch_size=16))
+    found = []
+    for precision in ("bfloat16", "float8"):  # without a reset of the compiler
+        run = prepare_run(replace(config, precision=precision, out=tmp_path / precision))
+        run.lock.release()
+        found.append(make_stepper(run, pytest.fail).take(3, lambda: False)[:, 0])
     assert not torch.equal(*found)
     torch.testing.assert_close(*found, rtol=0.02, atol=0.02)
 

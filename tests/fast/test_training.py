@@ -75,7 +75,8 @@ def test_the_compiled_loss_is_used_if_there_is_one(
     def fast(inputs: Tensor, targets: Tensor) -> Tensor:
         return torch.tensor(7.0)
 
-    def compile_loss(*arguments: Any) -> LossFunction | None:
+    def compile_loss(*arguments: Any, shares_code: bool) -> LossFunction | None:
+        assert shares_code
         wrapped = arguments[4](lambda: torch.nn.GELU.forward)
         assert wrapped() is gelu
         return fast if works else None
@@ -97,7 +98,7 @@ def test_a_divided_model_that_cannot_be_compiled_does_not_train(
 ) -> None:
     """The failed pass has left some weights whole, so the plain loss cannot be used."""
 
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **_: bool) -> None:
         arguments[3]("no C compiler")
 
     monkeypatch.setattr("nanogpt.fast.training.compile_loss", fail)

@@ -130,6 +130,25 @@ def test_an_unsupported_precision_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     assert pick_precision("float16", cpu) == torch.float16
 
 
+@pytest.mark.parametrize(("capability", "has_float8"), [((8, 6), False), ((8, 9), True)])
+def test_float8_needs_a_recent_nvidia_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has_float8: bool
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)
+    device = torch.device("cuda")
+    monkeypatch.setattr("nanogpt.system.devices._supports", lambda *_: True)
+    if has_float8:
+        assert pick_precision("float8", device) == torch.bfloat16
+    else:
+        with pytest.raises(UserError, match=r"a GPU does not support float8: use precision auto$"):
+            pick_precision("float8", device)
+    with pytest.raises(UserError, match="does not support float8"):
+        pick_precision("float8", torch.device("cpu"))
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_autocast_multiplies_matrices_at_the_given_precision(precision: torch.dtype) -> None:
     a = torch.randn(4, 4)
