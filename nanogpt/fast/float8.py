@@ -61,7 +61,8 @@ def multiply(
 ) -> Tensor:
     """Return scale · a bᵀ + bias (i, j) in bfloat16, for a (i, k) and b (j, k) in float8.
 
-    If `float32_sums` is false, a GPU of the kind H100 or H200 adds up numbers with fewer bits.
+    If `float32_sums` is false, an H100 or H200 adds up with fewer bits than float32 has, which is
+    faster.
     """
     return torch._scaled_mm(
         a.contiguous(),
@@ -105,7 +106,7 @@ def make_linear(tokens: int) -> Linear:
     """Return a function that replaces nn.Linear.forward() in compiled code.
 
     The products of large layers are in float8. Other layers, and code that is not compiled, stay
-    the same. The gradients must be those of a mean loss over this number of tokens.
+    the same. The gradients must be those of a loss that is a mean over `tokens` tokens.
     """
 
     def linear(module: nn.Linear, x: Tensor) -> Tensor:

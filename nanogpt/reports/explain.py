@@ -139,7 +139,7 @@ def estimate_time(
         count = format_quantity(in_float8, "FLOP")
         lines = [
             Line("products in float8", f"{count}{share} / {flops8}", faster),
-            Line("other products", f"operations per step − {count}{share} / {flops}", products),
+            Line("other products", f"(operations per step − {count}){share} / {flops}", products),
         ]
         products += faster
     whole = get_share(replace(config, train=replace(training, recompute=False)), processes)
