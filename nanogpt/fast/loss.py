@@ -2,7 +2,7 @@
 
 With 50,304 tokens and 32 blocks of 1,024 tokens, the logits of one step take 3.3 GB in bfloat16, so
 each pass over them takes time. The kernel reads them twice, the second time partly from the cache
-of the GPU, and writes their gradient to the same memory (docs/log/gpu.md).
+of the GPU, and writes their gradient to the same memory (docs/log/gpt2.md).
 
 Dimensions: B batch, T positions, C channels, V vocabulary, n = B T.
 """

@@ -29,7 +29,7 @@ def is_float8_layer(K: int, N: int) -> bool:
     """Return whether a run in float8 has a linear layer with K inputs and N outputs in float8.
 
     Small layers are faster in bfloat16: the time that faster products save grows with K N, but the
-    time of the conversions between data types grows with K + N (docs/log/gpu.md).
+    time of the conversions between data types grows with K + N (docs/log/float8.md).
     """
     is_large = K * N >= SMALLEST_FLOAT8 * (K + N)
     return is_large and K % 16 == N % 16 == 0  # the GPU multiplies tiles of 16 × 16 values

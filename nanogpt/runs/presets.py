@@ -157,7 +157,7 @@ _gpt2 = RunConfig(
 )
 
 # A modern model with as many blocks and channels as gpt2, trained with Muon. On the source code of
-# Linux, it needs a quarter of the steps of gpt2 for the same loss (docs/log/scale.md). Whether half
+# Linux, it needs a quarter of the steps of gpt2 for the same loss (docs/log/gpt2.md). Whether half
 # of the steps are enough for web texts is not measured.
 _gpt2_fast = replace(
     _gpt2,
