@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..data import inputs_and_targets
 from ..distillation import SoftTargets
 from ..evaluate import cross_entropy
+from ..models.gpt import FeedForward
 from ..optim import clip_gradients
 from ..runs.config import STEPS_AHEAD
 from ..runs.run import Run
@@ -27,8 +28,9 @@ from ..step import LossFunction, Stepper, compute_gradients, update_weights
 from ..system import distributed
 from ..system.devices import autocast
 from ..system.gpu import CannotCompile, CudaGraph, Forward, compile_loss, replace_forward
-from . import float8
+from . import cublas, float8
 from .cpu import CpuKernels
+from .linear import feed_forward, linear, multiply_by_transposed
 
 
 def make_stepper(run: Run, on_message: Callable[[str], None]) -> Stepper:
@@ -46,8 +48,9 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     case, the output layer and the cross-entropy become one function: a large vocabulary has many
     logits, and every pass over them takes time. With the setting `recompute`, the activations
     inside the blocks are computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174).
-    With the precision float8, large linear layers of the blocks, and the logits of a large
-    vocabulary, are products in float8. Raises CannotCompile if the blocks cannot be compiled.
+    In bfloat16, the linear layers of the blocks, and the logits of a large vocabulary, are products
+    of cuBLASLt. With the precision float8, large layers of the blocks, and these logits, are
+    products in float8. Raises CannotCompile if the blocks cannot be compiled.
     """
     model, settings, device = run.model, run.config.train, run.device
     soft = SoftTargets(run)
@@ -91,10 +94,20 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     starts = torch.zeros(settings.batch_size // parts, dtype=torch.long)
     example = inputs_and_targets(run.data.splits["train"].blocks(starts, model.config.block_size))
     uses_float8 = run.config.precision == "float8"
+    faster: dict[type[nn.Module], Forward] = {nn.GELU: gelu}
+    product: float8.Product = F.linear
+    if uses_float8:
+        # Without sharding, the stepper divides the loss by the number of processes.
+        processes = 1 if is_sharded(run.config) else distributed.size()
+        tokens = example[0].numel() * settings.accumulation * processes
+        faster[nn.Linear] = float8.make_linear(tokens)
+        product = float8.make_product()
+    elif run.precision == torch.bfloat16 and cublas.load():
+        faster |= {nn.Linear: linear, FeedForward: feed_forward}
+        product = multiply_by_transposed
     if soft.sources:  # they need the logits
         compiled = partial(score, torch.compile(cross_entropy))
     else:
-        product = float8.make_product() if uses_float8 else F.linear
         compiled = partial(score_without_logits, compile_end(model, run.precision, product))
 
     def say(reason: str) -> None:
@@ -104,13 +117,6 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
             raise CannotCompile(reason)
         on_message(f"The model cannot be compiled on this machine and trains slower ({reason}).")
 
-    faster: dict[type[nn.Module], Forward] = {nn.GELU: gelu}
-    if uses_float8:
-        # Without sharding, the stepper divides the loss by the number of processes.
-        processes = 1 if is_sharded(run.config) else distributed.size()
-        faster[nn.Linear] = float8.make_linear(
-            example[0].numel() * settings.accumulation * processes
-        )
     fast = compile_loss(
         compiled,
         blocks,

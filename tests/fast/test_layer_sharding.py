@@ -1,4 +1,4 @@
-"""Two processes that divide the weights compute the same gradients in float8 as one."""
+"""Two processes that divide the weights compute the same gradients as one, with other layers."""
 
 import subprocess
 from pathlib import Path
@@ -12,15 +12,18 @@ import sys
 import torch
 from torch import nn
 from torch.nn import functional as F
-from nanogpt.fast import float8
+from nanogpt.fast import float8, linear
 from nanogpt.fast.training import compile_with, gelu
 from nanogpt.models import GPTConfig, build
+from nanogpt.models.gpt import FeedForward
 from nanogpt.runs import config
 from nanogpt.system import distributed
 from nanogpt.system.gpu import compile_loss
 
 config.SMALLEST_FLOAT8 = 0
 faster = {nn.GELU: gelu, nn.Linear: float8.make_linear(64)}
+if sys.argv[1] == "bfloat16":
+    faster = {nn.Linear: linear.linear, FeedForward: linear.feed_forward}
 with distributed.join():
     torch.manual_seed(0)
     model = build(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16))
@@ -54,10 +57,11 @@ with distributed.join():
 
 
 @pytest.mark.slow
-def test_divided_weights_have_the_same_gradients_in_float8(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "float8"])
+def test_divided_weights_have_the_same_gradients(precision: str, tmp_path: Path) -> None:
     """Both processes have the same batch, so the gradients are those of a single process."""
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED, "utf-8")
-    command = torchrun(2, program=[str(script)])
+    command = torchrun(2, program=[str(script), precision])
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
