@@ -266,8 +266,8 @@ def throughput() -> str:
     ratio = get_throughput_ratio(result)
     float8 = get_throughput_ratio(result, "nanogpt in float8")
     return (
-        f"{throughput_table(result)}\nWith GPT-2's shape, nanogpt trains {ratio:.2f} times as fast "
-        f"as nanoGPT; in [float8](#float8),\n{float8:.2f} times as fast (each program at its "
+        f"{throughput_table(result)}\nWith GPT-2's shape, nanogpt trains {ratio:.3f} times as fast "
+        f"as nanoGPT; in [float8](#float8),\n{float8:.3f} times as fast (each program at its "
         f"fastest batch size in the table).\n"
     )
 

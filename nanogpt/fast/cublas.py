@@ -1,17 +1,17 @@
 """Matrix products in bfloat16 by cuBLASLt, with the fastest of its algorithms.
 
-cuBLASLt is a library of NVIDIA, which torch uses, too. For each product, the library proposes
-several algorithms. torch takes the first one. Here, the first product with new shapes measures all
-of them, and takes the fastest. The library can also apply GELU to the result, or multiply it by the
+cuBLASLt is a library of NVIDIA. torch has its own choice of an algorithm, of this library or of
+cuBLAS. Here, the first product with new shapes measures up to 16 algorithms that cuBLASLt proposes,
+and takes the fastest one. The library can also apply GELU to the result, or multiply it by the
 gradient of GELU, before it writes the result to memory. This saves passes over memory
 (docs/log/gpt2.md).
 
 torch has no functions for this, so this module calls the library with ctypes. The constants and
-structures are those of its header file, cublasLt.h.
+structures are those of its header file, cublasLt.h. All products on a GPU share one buffer, so only
+one thread and one stream at a time may use this module.
 """
 
 import ctypes
-from contextlib import suppress
 from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
 from typing import Any
@@ -19,14 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..system.gpu import get_workspace_bytes
+
 FLOAT32, BFLOAT16 = 0, 14  # cudaDataType
 SUMS_IN_FLOAT32 = 68  # cublasComputeType_t
 TRANSPOSE, EPILOGUE, BIAS, Z, COLUMNS_OF_Z = 3, 7, 8, 11, 12
 """Attributes of a product (cublasLtMatmulDescAttributes_t)."""
 EPILOGUES = {"none": 1, "bias": 4, "gelu": 160, "gelu bias": 164, "gelu gradient": 192}
 """What the library does before it stores a result (cublasLtEpilogue_t)."""
-WORKSPACE = 32 << 20
-"""Bytes of memory that an algorithm may use."""
+ALIGNMENT = 256
+"""The library expects that the address of each matrix is a multiple of this number of bytes."""
 
 
 class Algorithm(ctypes.Structure):
@@ -41,6 +43,10 @@ class Algorithm(ctypes.Structure):
     )
 
 
+class Failed(RuntimeError):
+    """A function of the library failed."""
+
+
 @cache
 def load() -> ctypes.CDLL | None:
     """Return the library that belongs to torch, or None if there is none."""
@@ -51,18 +57,17 @@ def load() -> ctypes.CDLL | None:
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Call a function of the library. Raises RuntimeError if it fails."""
+    """Call a function of the library. Raises Failed."""
     if status := getattr(load(), name)(*arguments):
-        raise RuntimeError(f"{name}() of cuBLASLt failed with status {status}")
+        raise Failed(f"{name}() of cuBLASLt failed with status {status}")
 
 
 @cache
 def prepare(device: torch.device) -> tuple[c_void_p, Tensor]:
-    """Return a handle of the library for a GPU, and memory for its algorithms."""
+    """Return a handle of the library for the current GPU, and memory for its algorithms."""
     handle = c_void_p()
-    with torch.cuda.device(device):
-        call("cublasLtCreate", byref(handle))
-    return handle, torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
+    call("cublasLtCreate", byref(handle))
+    return handle, torch.empty(get_workspace_bytes(device), dtype=torch.uint8, device=device)
 
 
 class Product:
@@ -72,7 +77,16 @@ class Product:
     matrix is transposed, and it computes outᵀ = bᵀ aᵀ, with b as its first matrix.
     """
 
-    def __init__(self, a: Tensor, b: Tensor, out: Tensor, kind: str, transpose_b: bool) -> None:
+    def __init__(
+        self,
+        a: Tensor,
+        b: Tensor,
+        out: Tensor,
+        kind: str,
+        transpose_b: bool,
+        bias: Tensor | None,
+        z: Tensor | None,
+    ) -> None:
         self.handle, self.workspace = prepare(out.device)
         self.description, preference = c_void_p(), c_void_p()
         call("cublasLtMatmulDescCreate", byref(self.description), SUMS_IN_FLOAT32, FLOAT32)
@@ -80,6 +94,7 @@ class Product:
         self._set(EPILOGUE, c_int(EPILOGUES[kind]))
         if "gelu" in kind:
             self._set(COLUMNS_OF_Z, c_int64(out.shape[1]))
+        self._set_addresses(bias, z)
         self.layouts = []
         for matrix in (b, a, out):
             layout, (rows, columns) = c_void_p(), matrix.shape
@@ -87,62 +102,86 @@ class Product:
             call("cublasLtMatrixLayoutCreate", byref(layout), BFLOAT16, *sizes)
             self.layouts.append(layout)
         call("cublasLtMatmulPreferenceCreate", byref(preference))
-        limit = c_uint64(WORKSPACE)
+        limit = c_uint64(self.workspace.numel())
         call("cublasLtMatmulPreferenceSetAttribute", preference, 1, byref(limit), c_size_t(8))
         found, count = (Algorithm * 16)(), c_int()
         b_layout, a_layout, layout = self.layouts
-        with suppress(RuntimeError):  # it fails if it has no algorithm
-            call(
-                "cublasLtMatmulAlgoGetHeuristic",
-                self.handle,
-                self.description,
-                *(b_layout, a_layout, layout, layout),
-                preference,
-                len(found),
-                found,
-                byref(count),
-            )
+        call(
+            "cublasLtMatmulAlgoGetHeuristic",
+            self.handle,
+            self.description,
+            *(b_layout, a_layout, layout, layout),
+            preference,
+            len(found),
+            found,
+            byref(count),
+        )
         self.algorithms = [found[i] for i in range(count.value) if found[i].status == 0]
 
     def _set(self, attribute: int, value: Any) -> None:
         size = c_size_t(ctypes.sizeof(value))
         call("cublasLtMatmulDescSetAttribute", self.description, attribute, byref(value), size)
 
-    def run(
-        self, algorithm: Algorithm, a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None,
-        z: Tensor | None,
-    ) -> None:  # fmt: skip
-        """Compute `out`."""
+    def _set_addresses(self, bias: Tensor | None, z: Tensor | None) -> None:
         for attribute, tensor in ((BIAS, bias), (Z, z)):
             if tensor is not None:
                 self._set(attribute, c_void_p(tensor.data_ptr()))
+
+    def run(
+        self,
+        algorithm: Algorithm,
+        a: Tensor,
+        b: Tensor,
+        out: Tensor,
+        bias: Tensor | None,
+        z: Tensor | None,
+    ) -> None:
+        """Compute `out` and, if the kind is "gelu" or "gelu bias", z. Raises Failed."""
+        self._set_addresses(bias, z)
         one, zero, result = c_float(1), c_float(0), c_void_p(out.data_ptr())
         b_layout, a_layout, layout = self.layouts
         call(
-            "cublasLtMatmul", self.handle, self.description,
-            byref(one), c_void_p(b.data_ptr()), b_layout, c_void_p(a.data_ptr()), a_layout,
-            byref(zero), result, layout, result, layout, byref(algorithm),
-            c_void_p(self.workspace.data_ptr()), c_size_t(WORKSPACE),
+            "cublasLtMatmul",
+            self.handle,
+            self.description,
+            byref(one),
+            *(c_void_p(b.data_ptr()), b_layout),
+            *(c_void_p(a.data_ptr()), a_layout),
+            byref(zero),
+            *(result, layout),
+            *(result, layout),
+            byref(algorithm),
+            *(c_void_p(self.workspace.data_ptr()), c_size_t(self.workspace.numel())),
             c_void_p(torch.cuda.current_stream(out.device).cuda_stream),
-        )  # fmt: skip
+        )
 
-    def choose(self, *arguments: Tensor | None) -> None:
-        """Remove all algorithms except the fastest one."""
-        times = [0.0] * len(self.algorithms)
-        for _ in range(3):  # in turn, because the clock of the GPU changes
-            for number, algorithm in enumerate(self.algorithms):
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                self.run(algorithm, *arguments)  # type: ignore[arg-type]
-                start.record()
-                for _ in range(4):
-                    self.run(algorithm, *arguments)  # type: ignore[arg-type]
-                end.record()
-                end.synchronize()
-                times[number] += start.elapsed_time(end)
-        self.algorithms = [self.algorithms[times.index(min(times))]]
+    def choose(self, *matrices: Any) -> None:
+        """Keep only the fastest algorithm, if any works. This computes the product many times."""
+        times: list[tuple[float, int]] = []
+        for number in range(len(self.algorithms)):
+            try:
+                times.append((self._measure(number, *matrices), number))
+            except Failed:
+                continue
+        # Measure again, in turn, because the clock of the GPU changes.
+        times = [(time + self._measure(number, *matrices), number) for time, number in times]
+        self.algorithms = [self.algorithms[number] for _, number in sorted(times)[:1]]
+
+    def _measure(self, number: int, *matrices: Any) -> float:
+        """Return the milliseconds of five products."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.run(self.algorithms[number], *matrices)
+        start.record()
+        for _ in range(5):
+            self.run(self.algorithms[number], *matrices)
+        end.record()
+        end.synchronize()
+        time: float = start.elapsed_time(end)
+        return time
 
 
-products: dict[tuple[Any, ...], Product] = {}
+products: dict[tuple[Any, ...], Product | None] = {}
+"""The products of multiply(), or None if the library cannot compute a product."""
 
 
 def multiply(
@@ -154,30 +193,58 @@ def multiply(
     bias: Tensor | None = None,
     z: Tensor | None = None,
 ) -> bool:
-    """Write the product of a (i, k) and b to `out` (i, j), all of them in bfloat16 and on one GPU.
+    """Write the product of a (i, k) and b to `out` (i, j), on a GPU.
 
     b has the shape (k, j); if it is transposed before the product, (j, k). The result is
 
     - a b, if the kind is "none";
-    - a b + bias, if it is "bias";
-    - gelu(z) with z = a b, if it is "gelu", and with z = a b + bias, if it is "gelu bias"; z is
-      stored, too;
+    - a b + bias, if it is "bias", where the bias has the shape (j,);
+    - gelu(z), if it is "gelu", where z (i, j) becomes a b, or if it is "gelu bias", where z becomes
+      a b + bias;
     - (a b) · gelu'(z), if it is "gelu gradient".
 
-    Here, gelu is the tanh approximation. Returns false, and computes nothing, if the library has no
-    algorithm for this product.
+    Here, gelu is the tanh approximation. Returns false, without a result, if the library cannot
+    compute this product; all tensors must be contiguous and in bfloat16.
     """
-    # With the same algorithm in each run, the results are identical.
+    tensors = [tensor for tensor in (a, b, out, bias, z) if tensor is not None]
+    if not all(is_plain(tensor) for tensor in tensors):
+        return False
     deterministic = torch.are_deterministic_algorithms_enabled()
     key = (a.shape, b.shape, kind, transpose_b, out.device, deterministic)
     with torch.cuda.device_of(out):
-        product = products.get(key)
-        if product is None:
-            product = Product(a, b, out, kind, transpose_b)
-            if not torch.cuda.is_current_stream_capturing():  # a capture cannot measure
-                if product.algorithms and not deterministic:
-                    product.choose(a, b, out, bias, z)
-                products[key] = product
-        if product.algorithms:
-            product.run(product.algorithms[0], a, b, out, bias, z)
-    return bool(product.algorithms)
+        if key not in products:
+            products[key] = make_product(deterministic, a, b, out, kind, transpose_b, bias, z)
+        product = products[key]
+        if product is not None:
+            try:
+                product.run(product.algorithms[0], a, b, out, bias, z)
+            except Failed:
+                products[key] = None
+    return products[key] is not None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor is in bfloat16, contiguous and aligned."""
+    is_aligned = tensor.data_ptr() % ALIGNMENT == 0
+    return tensor.dtype == torch.bfloat16 and tensor.is_contiguous() and is_aligned
+
+
+def make_product(
+    deterministic: bool,
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    kind: str,
+    transpose_b: bool,
+    bias: Tensor | None,
+    z: Tensor | None,
+) -> Product | None:
+    """Return a product, to use with its first algorithm, or None if the library has none."""
+    try:
+        product = Product(a, b, out, kind, transpose_b, bias, z)
+        # A measurement can end differently in each run, and is not possible in a captured step.
+        if not deterministic and not torch.cuda.is_current_stream_capturing():
+            product.choose(a, b, out, bias, z)
+    except Failed:
+        return None
+    return product if product.algorithms else None

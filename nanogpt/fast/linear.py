@@ -1,8 +1,8 @@
 """Linear layers and feed-forward networks in bfloat16, with matrix products of cuBLASLt.
 
 On a CUDA GPU, they replace the plain layers in compiled code. They compute the same values, except
-for rounding. The library computes outputs, and the gradient of GELU. For the other gradients, its
-measured algorithms were not faster than those of torch (docs/log/gpt2.md).
+for rounding. The library computes outputs, and the gradient of GELU. In a training step, its
+fastest algorithms for other gradients were not faster than those of torch (docs/log/gpt2.md).
 
 Dimensions: n tokens, K inputs and N outputs of a layer.
 """
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .cublas import multiply
 
 # For the compiler, each of these three operations is a single node. If the library cannot compute
-# one of them (on a CPU, for example), torch does.
+# one of them (on a CPU, for example), torch computes it.
 
 
 @torch.library.custom_op("nanogpt::linear", mutates_args=())
@@ -72,7 +72,7 @@ def multiply_by_transposed(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def to_half(*tensors: Tensor | None) -> Any:
-    """Return tensors in bfloat16."""
+    """Return contiguous tensors in bfloat16; None stays None."""
     return [None if tensor is None else tensor.bfloat16().contiguous() for tensor in tensors]
 
 

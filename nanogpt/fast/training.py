@@ -48,8 +48,8 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     case, the output layer and the cross-entropy become one function: a large vocabulary has many
     logits, and every pass over them takes time. With the setting `recompute`, the activations
     inside the blocks are computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174).
-    In bfloat16, the linear layers of the blocks, and the logits of a large vocabulary, are products
-    of cuBLASLt. With the precision float8, large layers of the blocks, and these logits, are
+    In bfloat16, cuBLASLt computes the outputs of linear layers in the blocks, and the logits of a
+    large vocabulary. With the precision float8, large layers of the blocks, and these logits, are
     products in float8. Raises CannotCompile if the blocks cannot be compiled.
     """
     model, settings, device = run.model, run.config.train, run.device

@@ -44,7 +44,7 @@ def count_memory(
     is_sharded = training.shard and processes > 1
     recompute = training.recompute and not isinstance(model, BigramConfig)
     P, divided = (processes, f", divided between {processes} processes") if is_sharded else (1, "")
-    state = _count_state(config, device, P, divided)
+    state = _count_state(config, device, precision, P, divided)
     gradients = Line("gradients", f"4 N{divided}", 4 * N // P)
     if is_sharded:
         # The complete weights are those of a block, of the next block and of the rest, and the
@@ -87,7 +87,9 @@ def count_memory(
     return [*lines, *updates, Line("peak", formula, most, total=True)]
 
 
-def _count_state(config: RunConfig, device: torch.device, P: int, divided: str) -> list[Line]:
+def _count_state(
+    config: RunConfig, device: torch.device, precision: torch.dtype, P: int, divided: str
+) -> list[Line]:
     """Count the bytes that are in memory during the whole step.
 
     P processes divide the weights; `divided` is the end of the formulas.
@@ -112,6 +114,10 @@ def _count_state(config: RunConfig, device: torch.device, P: int, divided: str) 
             lines.append(Line("prefetched batches", formula, prefetched))
         workspace = (1 + is_captured) * get_workspace_bytes(device)
         formula = "2 streams" if is_captured else "1 stream"
+        is_half = precision == torch.bfloat16 and config.precision != "float8"
+        if training.compile and is_half and not isinstance(config.model, BigramConfig):
+            workspace += get_workspace_bytes(device)  # for the products of fast/cublas.py
+            formula += ", and cuBLASLt"
         lines.append(Line("workspace of cuBLAS", formula, workspace))
     return lines
 

@@ -1,20 +1,121 @@
 """Matrix products of cuBLASLt equal those in float64, except for rounding."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nanogpt.fast import cublas
 
-CUDA = torch.device("cuda")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 KINDS = ["none", "bias", "gelu", "gelu bias", "gelu gradient"]
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch has the library")
 def test_there_is_no_library_without_cuda() -> None:
     assert cublas.load() is None
+
+
+@pytest.fixture
+def no_products() -> Iterator[None]:
+    """There are no products of earlier tests."""
+    cublas.products.clear()
+    yield
+    cublas.products.clear()
+
+
+def draw(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a, a transposed b, and memory for their product."""
+    torch.manual_seed(0)
+    a, b = (torch.randn(64, 128, device=device).bfloat16() for _ in range(2))
+    return a, b, torch.zeros(64, 64, device=device, dtype=torch.bfloat16)
+
+
+FUNCTIONS = ["MatmulDescCreate", "MatmulDescSetAttribute", "MatrixLayoutCreate"]
+FUNCTIONS += ["MatmulPreferenceCreate", "MatmulPreferenceSetAttribute", "MatmulAlgoGetHeuristic"]
+
+
+@pytest.mark.parametrize("failing", ["Create", *FUNCTIONS])
+def test_a_library_that_fails_computes_nothing(
+    failing: str, no_products: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This test needs no GPU: it replaces the library."""
+    called: list[str] = []
+
+    class Library:
+        def __getattr__(self, name: str) -> Any:
+            called.append(name)
+            return lambda *_: 15 if name == f"cublasLt{failing}" else 0
+
+    monkeypatch.setattr("nanogpt.fast.cublas.load", Library)
+    monkeypatch.setattr("nanogpt.fast.cublas.get_workspace_bytes", lambda _: 1024)
+    monkeypatch.setattr("nanogpt.fast.cublas.ALIGNMENT", 64)  # that of torch on a CPU
+    cublas.prepare.cache_clear()
+    for _ in range(2):
+        assert not cublas.multiply(*draw(CPU), transpose_b=True)
+    cublas.prepare.cache_clear()
+    assert called.count(f"cublasLt{failing}") == 1  # it is not tried again
+
+
+def test_only_plain_matrices_in_bfloat16_are_given_to_the_library(
+    no_products: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This test needs no GPU."""
+    given: list[Any] = []
+    monkeypatch.setattr("nanogpt.fast.cublas.make_product", lambda *values: given.append(values))
+    monkeypatch.setattr("nanogpt.fast.cublas.ALIGNMENT", 64)
+    a, b, out = draw(CPU)
+    shifted = torch.zeros(64 * 128 + 1, dtype=torch.bfloat16)[1:].view(64, 128)
+    for wrong in (a.float(), a.half(), a.T.contiguous().T, shifted):
+        assert not cublas.multiply(wrong, b, out, transpose_b=True)
+        assert not cublas.multiply(a, wrong, out, transpose_b=True)
+    assert not cublas.multiply(a, b, out.float(), transpose_b=True)
+    assert not cublas.multiply(a, b, out, "bias", True, torch.zeros(64))
+    assert not cublas.multiply(a, b, out, "gelu", True, z=out.float())
+    assert not given
+    assert not cublas.multiply(a, b, out, transpose_b=True)
+    assert len(given) == 1
+
+
+# Tests on a GPU.
+
+
+@pytest.mark.gpu
+def test_an_algorithm_that_fails_is_not_used(
+    no_products: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, out = draw(CUDA)
+    run, failing = cublas.Product.run, 2
+
+    def fail(self: cublas.Product, algorithm: cublas.Algorithm, *matrices: Any) -> None:
+        if bytes(algorithm) in rejected:
+            raise cublas.Failed("status 15")
+        run(self, algorithm, *matrices)
+
+    example = cublas.Product(a, b, out, "none", True, None, None)
+    assert len(example.algorithms) > failing
+    for count in (failing, len(example.algorithms)):
+        rejected = [bytes(algorithm) for algorithm in example.algorithms[:count]]
+        monkeypatch.setattr("nanogpt.fast.cublas.Product.run", fail)
+        works = count == failing
+        for _ in range(2):
+            assert cublas.multiply(*draw(CUDA), transpose_b=True) == works
+        cublas.products.clear()
+
+
+@pytest.mark.gpu
+def test_a_matrix_with_more_than_2_to_the_power_of_31_numbers(no_products: None) -> None:
+    """The logits of 64 blocks of 1,024 tokens are so large."""
+    torch.manual_seed(0)
+    a = torch.randn(1 << 16, 64, device=CUDA).bfloat16()
+    b = torch.randn(50_304, 64, device=CUDA).bfloat16()
+    out = torch.full((len(a), len(b)), torch.nan, dtype=torch.bfloat16, device=CUDA)
+    assert cublas.multiply(a, b, out, transpose_b=True)
+    for rows in (slice(0, 300), slice(42_600, 42_800), slice(-300, None)):
+        expected = a[rows].double() @ b.double().T
+        assert (out[rows] - expected).norm() <= 4e-3 * expected.norm()
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ from nanogpt.models.gpt import FeedForward
 from nanogpt.optim import OptimConfig
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.start import prepare_run
-from nanogpt.system.devices import autocast
+from nanogpt.system.devices import autocast, use_deterministic
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DEVICES = [CPU, pytest.param(CUDA, marks=pytest.mark.gpu)]
@@ -126,12 +126,17 @@ def test_only_a_run_in_bfloat16_with_the_library_uses_it(
     def fail(*arguments: Any, shares_code: bool) -> None:
         found.extend(arguments[4](lambda: (nn.Linear.forward, FeedForward.forward))())
 
+    def make_end(model: nn.Module, precision: torch.dtype, product: Any) -> None:
+        found.append(product)
+
     monkeypatch.setattr("nanogpt.fast.training.compile_loss", fail)
+    monkeypatch.setattr("nanogpt.fast.training.compile_end", make_end)
     monkeypatch.setattr("nanogpt.fast.cublas.load", lambda: exists)
     make_loss(run, lambda _: None)
     used = exists and precision == "bfloat16"
-    assert (found[0] is linear.linear) == used
-    assert (found[1] is linear.feed_forward) == used
+    assert (found[0] is linear.multiply_by_transposed) == used
+    assert (found[1] is linear.linear) == used
+    assert (found[2] is linear.feed_forward) == used
 
 
 # Tests on a GPU.
@@ -189,20 +194,35 @@ def test_a_run_has_the_losses_of_a_run_without_the_library(
         run = prepare_run(replace(config, out=tmp_path / str(exists)))
         run.lock.release()
         found.append(make_stepper(run, pytest.fail).take(40, lambda: False)[:, 0])
-        assert bool(cublas.products) == exists
+        kinds = {key[2] for key, product in cublas.products.items() if product}
+        expected = {"none"}
+        if isinstance(model, GPTConfig):
+            expected |= {"bias", "gelu bias"} if model.bias else {"gelu"}
+            expected.add("gelu gradient")
+        assert kinds == (expected if exists else set())
     assert found[0][-1] < 0.95 * found[0][0]
     torch.testing.assert_close(*found, rtol=2e-3, atol=0)
 
 
 @pytest.mark.gpu
-def test_deterministic_runs_are_identical(text_file: Path, tmp_path: Path) -> None:
+def test_deterministic_runs_measure_nothing_and_are_identical(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # use_deterministic() sets these variables; monkeypatch restores their old values.
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr("nanogpt.fast.cublas.Product.choose", pytest.fail)
     config = RunConfig(model=GPTConfig(**WIDE), data=str(text_file), val_fraction=0.5)
     config = replace(config, device="cuda", precision="bfloat16", deterministic=True)
     found = []
-    for name in "ab":
-        cublas.products.clear()
-        run = prepare_run(replace(config, out=tmp_path / name))
-        run.lock.release()
-        found.append(make_stepper(run, pytest.fail).take(20, lambda: False)[:, 0])
-    torch.use_deterministic_algorithms(False)
+    try:
+        for name in "ab":
+            torch._dynamo.reset()
+            cublas.products.clear()
+            run = prepare_run(replace(config, out=tmp_path / name))
+            run.lock.release()
+            found.append(make_stepper(run, pytest.fail).take(20, lambda: False)[:, 0])
+            assert cublas.products
+    finally:
+        use_deterministic(False)
     assert torch.equal(*found)
