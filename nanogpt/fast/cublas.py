@@ -12,9 +12,10 @@ one thread and one stream at a time may use this module.
 """
 
 import ctypes
+from contextlib import suppress
 from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +71,16 @@ def prepare(device: torch.device) -> tuple[c_void_p, Tensor]:
     return handle, torch.empty(get_workspace_bytes(device), dtype=torch.uint8, device=device)
 
 
+class Matrices(NamedTuple):
+    """The arguments of multiply() that are tensors."""
+
+    a: Tensor
+    b: Tensor
+    out: Tensor
+    bias: Tensor | None
+    z: Tensor | None
+
+
 class Product:
     """Products of matrices with the shapes and the device of an example.
 
@@ -77,26 +88,17 @@ class Product:
     matrix is transposed, and it computes outᵀ = bᵀ aᵀ, with b as its first matrix.
     """
 
-    def __init__(
-        self,
-        a: Tensor,
-        b: Tensor,
-        out: Tensor,
-        kind: str,
-        transpose_b: bool,
-        bias: Tensor | None,
-        z: Tensor | None,
-    ) -> None:
-        self.handle, self.workspace = prepare(out.device)
+    def __init__(self, example: Matrices, kind: str, transpose_b: bool) -> None:
+        self.handle, self.workspace = prepare(example.out.device)
         self.description, preference = c_void_p(), c_void_p()
         call("cublasLtMatmulDescCreate", byref(self.description), SUMS_IN_FLOAT32, FLOAT32)
         self._set(TRANSPOSE, c_int(transpose_b))
         self._set(EPILOGUE, c_int(EPILOGUES[kind]))
         if "gelu" in kind:
-            self._set(COLUMNS_OF_Z, c_int64(out.shape[1]))
-        self._set_addresses(bias, z)
+            self._set(COLUMNS_OF_Z, c_int64(example.out.shape[1]))
+        self._set_addresses(example)
         self.layouts = []
-        for matrix in (b, a, out):
+        for matrix in (example.b, example.a, example.out):
             layout, (rows, columns) = c_void_p(), matrix.shape
             sizes = c_uint64(columns), c_uint64(rows), c_int64(columns)
             call("cublasLtMatrixLayoutCreate", byref(layout), BFLOAT16, *sizes)
@@ -122,58 +124,48 @@ class Product:
         size = c_size_t(ctypes.sizeof(value))
         call("cublasLtMatmulDescSetAttribute", self.description, attribute, byref(value), size)
 
-    def _set_addresses(self, bias: Tensor | None, z: Tensor | None) -> None:
-        for attribute, tensor in ((BIAS, bias), (Z, z)):
+    def _set_addresses(self, matrices: Matrices) -> None:
+        for attribute, tensor in ((BIAS, matrices.bias), (Z, matrices.z)):
             if tensor is not None:
                 self._set(attribute, c_void_p(tensor.data_ptr()))
 
-    def run(
-        self,
-        algorithm: Algorithm,
-        a: Tensor,
-        b: Tensor,
-        out: Tensor,
-        bias: Tensor | None,
-        z: Tensor | None,
-    ) -> None:
+    def run(self, algorithm: Algorithm, matrices: Matrices) -> None:
         """Compute `out` and, if the kind is "gelu" or "gelu bias", z. Raises Failed."""
-        self._set_addresses(bias, z)
-        one, zero, result = c_float(1), c_float(0), c_void_p(out.data_ptr())
+        self._set_addresses(matrices)
+        a, b, out = (c_void_p(matrix.data_ptr()) for matrix in matrices[:3])
         b_layout, a_layout, layout = self.layouts
         call(
             "cublasLtMatmul",
             self.handle,
             self.description,
-            byref(one),
-            *(c_void_p(b.data_ptr()), b_layout),
-            *(c_void_p(a.data_ptr()), a_layout),
-            byref(zero),
-            *(result, layout),
-            *(result, layout),
+            byref(c_float(1)),
+            *(b, b_layout),
+            *(a, a_layout),
+            byref(c_float(0)),
+            *(out, layout),
+            *(out, layout),
             byref(algorithm),
             *(c_void_p(self.workspace.data_ptr()), c_size_t(self.workspace.numel())),
-            c_void_p(torch.cuda.current_stream(out.device).cuda_stream),
+            c_void_p(torch.cuda.current_stream(self.workspace.device).cuda_stream),
         )
 
-    def choose(self, *matrices: Any) -> None:
+    def choose(self, matrices: Matrices) -> None:
         """Keep only the fastest algorithm, if any works. This computes the product many times."""
         times: list[tuple[float, int]] = []
-        for number in range(len(self.algorithms)):
-            try:
-                times.append((self._measure(number, *matrices), number))
-            except Failed:
-                continue
+        for number, algorithm in enumerate(self.algorithms):
+            with suppress(Failed):
+                times.append((self._measure(algorithm, matrices), number))
         # Measure again, in turn, because the clock of the GPU changes.
-        times = [(time + self._measure(number, *matrices), number) for time, number in times]
-        self.algorithms = [self.algorithms[number] for _, number in sorted(times)[:1]]
+        times = [(time + self._measure(self.algorithms[i], matrices), i) for time, i in times]
+        self.algorithms = [self.algorithms[i] for _, i in sorted(times)[:1]]
 
-    def _measure(self, number: int, *matrices: Any) -> float:
+    def _measure(self, algorithm: Algorithm, matrices: Matrices) -> float:
         """Return the milliseconds of five products."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.run(self.algorithms[number], *matrices)
+        self.run(algorithm, matrices)
         start.record()
         for _ in range(5):
-            self.run(self.algorithms[number], *matrices)
+            self.run(algorithm, matrices)
         end.record()
         end.synchronize()
         time: float = start.elapsed_time(end)
@@ -203,21 +195,20 @@ def multiply(
       a b + bias;
     - (a b) · gelu'(z), if it is "gelu gradient".
 
-    Here, gelu is the tanh approximation. Returns false, without a result, if the library cannot
-    compute this product; all tensors must be contiguous and in bfloat16.
+    Here, gelu is the tanh approximation. All tensors must be contiguous and in bfloat16. Returns
+    false, and leaves `out` undefined, if the library cannot compute this product.
     """
-    tensors = [tensor for tensor in (a, b, out, bias, z) if tensor is not None]
-    if not all(is_plain(tensor) for tensor in tensors):
+    matrices = Matrices(a, b, out, bias, z)
+    if not all(is_plain(matrix) for matrix in matrices if matrix is not None):
         return False
     deterministic = torch.are_deterministic_algorithms_enabled()
     key = (a.shape, b.shape, kind, transpose_b, out.device, deterministic)
     with torch.cuda.device_of(out):
         if key not in products:
-            products[key] = make_product(deterministic, a, b, out, kind, transpose_b, bias, z)
-        product = products[key]
-        if product is not None:
+            products[key] = make_product(matrices, kind, transpose_b, deterministic)
+        if product := products[key]:
             try:
-                product.run(product.algorithms[0], a, b, out, bias, z)
+                product.run(product.algorithms[0], matrices)
             except Failed:
                 products[key] = None
     return products[key] is not None
@@ -230,21 +221,14 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def make_product(
-    deterministic: bool,
-    a: Tensor,
-    b: Tensor,
-    out: Tensor,
-    kind: str,
-    transpose_b: bool,
-    bias: Tensor | None,
-    z: Tensor | None,
+    example: Matrices, kind: str, transpose_b: bool, deterministic: bool
 ) -> Product | None:
-    """Return a product, to use with its first algorithm, or None if the library has none."""
+    """Return a product whose first algorithm is to be used, or None if no algorithm works."""
     try:
-        product = Product(a, b, out, kind, transpose_b, bias, z)
+        product = Product(example, kind, transpose_b)
         # A measurement can end differently in each run, and is not possible in a captured step.
         if not deterministic and not torch.cuda.is_current_stream_capturing():
-            product.choose(a, b, out, bias, z)
+            product.choose(example)
     except Failed:
         return None
     return product if product.algorithms else None

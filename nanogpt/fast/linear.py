@@ -122,6 +122,7 @@ class _FeedForward(torch.autograd.Function):
         x, up, down, z, y = ctx.saved_tensors
         gradient = gradient.contiguous()
         of_z: Tensor = gelu_gradient(gradient, down, z)
+        # The compiler removes the product for the first gradient, which is not used.
         _, *of_down = differentiate(ctx, gradient, y, down)
         return *differentiate(ctx, of_z, x, up), *of_down
 

@@ -89,12 +89,12 @@ def test_an_algorithm_that_fails_is_not_used(
     a, b, out = draw(CUDA)
     run, failing = cublas.Product.run, 2
 
-    def fail(self: cublas.Product, algorithm: cublas.Algorithm, *matrices: Any) -> None:
+    def fail(self: cublas.Product, algorithm: cublas.Algorithm, matrices: cublas.Matrices) -> None:
         if bytes(algorithm) in rejected:
             raise cublas.Failed("status 15")
-        run(self, algorithm, *matrices)
+        run(self, algorithm, matrices)
 
-    example = cublas.Product(a, b, out, "none", True, None, None)
+    example = cublas.Product(cublas.Matrices(a, b, out, None, None), "none", True)
     assert len(example.algorithms) > failing
     for count in (failing, len(example.algorithms)):
         rejected = [bytes(algorithm) for algorithm in example.algorithms[:count]]

@@ -50,7 +50,7 @@ def call(module: nn.Module, x: Tensor) -> Any:
 def compile_with_backend(
     kind: type[nn.Module], function: Any, backend: str
 ) -> Callable[..., Tensor]:
-    """Return call(), compiled; the backend "eager" traces it, but has no compiler of its own."""
+    """Return call(), compiled. The backend "eager" traces the code, and runs it as it is."""
     torch._dynamo.reset()
     compiled = torch.compile(call, fullgraph=True, dynamic=False, backend=backend)
     return compile_with({kind: function}, compiled)
@@ -68,9 +68,7 @@ def test_a_layer_and_its_gradients_are_as_exact_as_in_autocast(
     x = torch.randn(2, 24, 64, device=device).bfloat16().float()
     for parameter in layer.parameters():
         parameter.data = parameter.data.bfloat16().float()
-    # The compiler calls a part of a module in another way than the whole.
-    parent = nn.Sequential(layer)
-    found = differentiate(compile_with_backend(kind, function, backend), parent, x)
+    found = differentiate(compile_with_backend(kind, function, backend), layer, x)
     with autocast(device, torch.bfloat16):
         usual = differentiate(call, layer, x)
     layer.double()
@@ -92,8 +90,7 @@ def test_only_compiled_code_with_aligned_rows_is_replaced(
     layer, x = make_layer(kind, True), torch.randn(2, 24, 64)
     assert torch.equal(function(layer, x), layer(x))
     layer, x = make_layer(kind, True, 60), torch.randn(2, 24, 60)
-    parent = nn.Sequential(layer)
-    assert torch.equal(compile_with_backend(kind, function, "eager")(parent, x), layer(x))
+    assert torch.equal(compile_with_backend(kind, function, "eager")(layer, x), layer(x))
 
 
 def test_dropout_follows_a_feed_forward_network() -> None:
