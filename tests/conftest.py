@@ -42,6 +42,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # usually one process per core, so one 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for processes that tests start
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests with the marker gpu on a machine without a GPU."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Use a new cache; all worker processes share it, so each corpus is built only once."""
