@@ -29,15 +29,18 @@ class CpuKernels(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            is_plain = args[3:] == (None, 0.0) and kwargs == {
-                "is_causal": True
-            }  # no mask, no dropout
+        # Readers change the models: only the calls of models/ are replaced, and no similar ones.
+        if func is F.scaled_dot_product_attention and len(args) == 5:
+            q, k, v, mask, dropout = args
+            is_plain = mask is None and dropout == 0 and kwargs == {"is_causal": True}
+            is_plain = is_plain and q.ndim == 4 and q.shape == k.shape == v.shape
             # In float32, torch's fused attention stores no scores, so it needs less memory.
-            if is_plain and args[0].dtype in (torch.bfloat16, torch.float16):
-                return CausalAttention.apply(*args[:3])  # type: ignore[no-untyped-call]
-        if func is F.rms_norm:
-            return RMSNorm.apply(args[0], kwargs["eps"])  # type: ignore[no-untyped-call]
+            if is_plain and q.dtype in (torch.bfloat16, torch.float16):
+                return CausalAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
+        if func is F.rms_norm and len(args) == 2 and set(kwargs) == {"eps"}:
+            x, shape = args
+            if tuple(shape) == x.shape[-1:]:  # one norm for each vector, without gains
+                return RMSNorm.apply(x, kwargs["eps"])  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 

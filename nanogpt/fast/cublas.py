@@ -1,14 +1,14 @@
 """Matrix products in bfloat16 by cuBLASLt, with the fastest of its algorithms.
 
-cuBLASLt is a library of NVIDIA. torch has its own choice of an algorithm, of this library or of
-cuBLAS. Here, the first product with new shapes measures up to 16 algorithms that cuBLASLt proposes,
-and takes the fastest one. The library can also apply GELU to the result, or multiply it by the
-gradient of GELU, before it writes the result to memory. This saves passes over memory
+cuBLASLt is a library of NVIDIA. torch also uses it, or cuBLAS, but with an algorithm that it does
+not measure. Here, the first product with new shapes measures up to 16 algorithms that cuBLASLt
+proposes, and takes the fastest one. The library can also apply GELU to the result, or multiply it
+by the gradient of GELU, before it writes the result to memory. This saves passes over memory
 (docs/log/gpt2.md).
 
 torch has no functions for this, so this module calls the library with ctypes. The constants and
-structures are those of its header file, cublasLt.h. All products on a GPU share one buffer, so only
-one thread and one stream at a time may use this module.
+structures are those of its header file, cublasLt.h. All products on a GPU share one buffer, so they
+must follow each other: several threads or streams may use this module, but not at the same time.
 """
 
 import ctypes
@@ -23,9 +23,11 @@ from torch import Tensor
 from ..system.gpu import get_workspace_bytes
 
 FLOAT32, BFLOAT16 = 0, 14  # cudaDataType
-SUMS_IN_FLOAT32 = 68  # cublasComputeType_t
-TRANSPOSE, EPILOGUE, BIAS, Z, COLUMNS_OF_Z = 3, 7, 8, 11, 12
-"""Attributes of a product (cublasLtMatmulDescAttributes_t)."""
+COMPUTE_32F = 68  # cublasComputeType_t
+TRANSA, EPILOGUE, BIAS_POINTER, EPILOGUE_AUX_POINTER, EPILOGUE_AUX_LD = 3, 7, 8, 11, 12
+"""Attributes of a product (cublasLtMatmulDescAttributes_t). "AUX" is the matrix z."""
+MAX_WORKSPACE_BYTES = 1
+"""A limit for the proposed algorithms (cublasLtMatmulPreferenceAttributes_t)."""
 EPILOGUES = {"none": 1, "bias": 4, "gelu": 160, "gelu bias": 164, "gelu gradient": 192}
 """What the library does before it stores a result (cublasLtEpilogue_t)."""
 ALIGNMENT = 256
@@ -50,7 +52,7 @@ class Failed(RuntimeError):
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """Return the library that belongs to torch, or None if there is none."""
+    """Return the library, which torch has already loaded, or None if torch has none."""
     try:
         return ctypes.CDLL(f"libcublasLt.so.{str(torch.version.cuda).split('.')[0]}")
     except OSError:
@@ -91,12 +93,12 @@ class Product:
     def __init__(self, example: Matrices, kind: str, transpose_b: bool) -> None:
         self.handle, self.workspace = prepare(example.out.device)
         self.description, preference = c_void_p(), c_void_p()
-        call("cublasLtMatmulDescCreate", byref(self.description), SUMS_IN_FLOAT32, FLOAT32)
-        self._set(TRANSPOSE, c_int(transpose_b))
+        call("cublasLtMatmulDescCreate", byref(self.description), COMPUTE_32F, FLOAT32)
+        self._set(TRANSA, c_int(transpose_b))
         self._set(EPILOGUE, c_int(EPILOGUES[kind]))
         if "gelu" in kind:
-            self._set(COLUMNS_OF_Z, c_int64(example.out.shape[1]))
-        self._set_addresses(example)
+            self._set(EPILOGUE_AUX_LD, c_int64(example.out.shape[1]))
+        self._set_addresses(example)  # the library proposes algorithms that suit their alignment
         self.layouts = []
         for matrix in (example.b, example.a, example.out):
             layout, (rows, columns) = c_void_p(), matrix.shape
@@ -104,8 +106,8 @@ class Product:
             call("cublasLtMatrixLayoutCreate", byref(layout), BFLOAT16, *sizes)
             self.layouts.append(layout)
         call("cublasLtMatmulPreferenceCreate", byref(preference))
-        limit = c_uint64(self.workspace.numel())
-        call("cublasLtMatmulPreferenceSetAttribute", preference, 1, byref(limit), c_size_t(8))
+        limit = byref(c_uint64(self.workspace.numel())), c_size_t(8)
+        call("cublasLtMatmulPreferenceSetAttribute", preference, MAX_WORKSPACE_BYTES, *limit)
         found, count = (Algorithm * 16)(), c_int()
         b_layout, a_layout, layout = self.layouts
         call(
@@ -118,6 +120,7 @@ class Product:
             found,
             byref(count),
         )
+        call("cublasLtMatmulPreferenceDestroy", preference)
         self.algorithms = [found[i] for i in range(count.value) if found[i].status == 0]
 
     def _set(self, attribute: int, value: Any) -> None:
@@ -125,7 +128,8 @@ class Product:
         call("cublasLtMatmulDescSetAttribute", self.description, attribute, byref(value), size)
 
     def _set_addresses(self, matrices: Matrices) -> None:
-        for attribute, tensor in ((BIAS, matrices.bias), (Z, matrices.z)):
+        pointers = {BIAS_POINTER: matrices.bias, EPILOGUE_AUX_POINTER: matrices.z}
+        for attribute, tensor in pointers.items():
             if tensor is not None:
                 self._set(attribute, c_void_p(tensor.data_ptr()))
 
@@ -181,6 +185,7 @@ def multiply(
     b: Tensor,
     out: Tensor,
     kind: str = "none",
+    *,
     transpose_b: bool = False,
     bias: Tensor | None = None,
     z: Tensor | None = None,
@@ -206,12 +211,13 @@ def multiply(
     with torch.cuda.device_of(out):
         if key not in products:
             products[key] = make_product(matrices, kind, transpose_b, deterministic)
-        if product := products[key]:
-            try:
+        product = products[key]
+        while product and product.algorithms:
+            with suppress(Failed):
                 product.run(product.algorithms[0], matrices)
-            except Failed:
-                products[key] = None
-    return products[key] is not None
+                return True
+            del product.algorithms[0]
+    return False
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -223,7 +229,10 @@ def is_plain(tensor: Tensor) -> bool:
 def make_product(
     example: Matrices, kind: str, transpose_b: bool, deterministic: bool
 ) -> Product | None:
-    """Return a product whose first algorithm is to be used, or None if no algorithm works."""
+    """Return a product for multiply(), or None if the library does not know such a product.
+
+    Its first algorithm is the fastest one, or, without a measurement, the library's first proposal.
+    """
     try:
         product = Product(example, kind, transpose_b)
         # A measurement can end differently in each run, and is not possible in a captured step.
@@ -231,4 +240,4 @@ def make_product(
             product.choose(example)
     except Failed:
         return None
-    return product if product.algorithms else None
+    return product

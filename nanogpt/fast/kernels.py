@@ -25,9 +25,15 @@ from torch.nn import functional as F
 
 from ..models import GPT, Model, Modern, gpt, modern
 from ..models.cache import Cache
+from .definitions import Definition, are_unchanged
 
 RMS_EPS = torch.finfo(torch.float32).eps
 """The eps that modern.norm() uses, also in half precision."""
+OF_GPT: tuple[Definition, ...] = (gpt.CausalSelfAttention, gpt.FeedForward, gpt.Block)
+"""The definitions that decode_gpt() repeats."""
+OF_MODERN: tuple[Definition, ...] = (modern.norm, modern.rotate, modern.Attention)
+OF_MODERN += (modern.SquaredReLU, modern.FeedForward, modern.Block)
+"""The definitions that decode_modern() repeats."""
 
 
 @triton.jit
@@ -269,17 +275,22 @@ def decode_modern(block: modern.Block, x: Tensor, cos: Tensor, sin: Tensor, cach
     return linear(hidden, feed_forward.down, add=x)
 
 
+def has_even_heads(model: GPT) -> bool:
+    """Return whether each head has an even number of channels."""
+    return model.config.n_embd // model.config.n_head % 2 == 0
+
+
 @contextmanager
 def fuse(model: Model) -> Iterator[None]:
     """Within this context, the blocks of `model` use the kernels to decode a token of each text.
 
-    Other models do not change, nor a GPT with an odd number of channels in each head: the kernels
-    load each vector of a head as two halves.
+    Other models do not change, nor a model whose blocks a reader has changed, nor a GPT with an odd
+    number of channels in each head: the kernels load each vector of a head as two halves.
     """
     decode: Callable[..., Tensor]
-    if isinstance(model, Modern):
+    if isinstance(model, Modern) and are_unchanged(*OF_MODERN):
         decode = decode_modern
-    elif type(model) is GPT and model.config.n_embd // model.config.n_head % 2 == 0:
+    elif type(model) is GPT and has_even_heads(model) and are_unchanged(*OF_GPT):
         decode = decode_gpt  # not for plain.py, whose blocks lack parts
     else:
         yield

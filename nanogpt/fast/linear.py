@@ -21,11 +21,13 @@ from .cublas import multiply
 
 
 @torch.library.custom_op("nanogpt::linear", mutates_args=())
-def linear_in_half(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear_in_bfloat16(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x weightᵀ + bias (n, N), for x (n, K) and a weight (N, K)."""
     y = x.new_empty(len(x), len(weight))
-    if x.is_cuda and multiply(x, weight, y, "none" if bias is None else "bias", True, bias):
+    kind = "none" if bias is None else "bias"
+    if x.is_cuda and multiply(x, weight, y, kind, transpose_b=True, bias=bias):
         return y
+    del y  # torch allocates its own result
     return F.linear(x, weight, bias)
 
 
@@ -34,8 +36,9 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor,
     """Return z = x weightᵀ + bias (n, N) and gelu(z), for x (n, K) and a weight (N, K)."""
     z, y = (x.new_empty(len(x), len(weight)) for _ in range(2))
     kind = "gelu" if bias is None else "gelu bias"
-    if x.is_cuda and multiply(x, weight, y, kind, True, bias, z):
+    if x.is_cuda and multiply(x, weight, y, kind, transpose_b=True, bias=bias, z=z):
         return z, y
+    del z, y
     z = F.linear(x, weight, bias)
     return z, F.gelu(z, approximate="tanh")
 
@@ -46,11 +49,12 @@ def gelu_gradient(gradient: Tensor, weight: Tensor, z: Tensor) -> Tensor:
     of_z = torch.empty_like(z)
     if z.is_cuda and multiply(gradient, weight, of_z, "gelu gradient", z=z):
         return of_z
-    of_gelu: Any = torch.ops.aten.gelu_backward
-    return of_gelu(gradient @ weight, z, approximate="tanh")  # type: ignore[no-any-return]
+    del of_z
+    gelu_backward: Any = torch.ops.aten.gelu_backward
+    return gelu_backward(gradient @ weight, z, approximate="tanh")  # type: ignore[no-any-return]
 
 
-@linear_in_half.register_fake
+@linear_in_bfloat16.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(len(x), len(weight))
 
@@ -67,11 +71,11 @@ def _(gradient: Tensor, weight: Tensor, z: Tensor) -> Tensor:
 
 def multiply_by_transposed(x: Tensor, weight: Tensor) -> Tensor:
     """Return x weightᵀ (n, N) for x (n, K) and a weight (N, K), both in bfloat16."""
-    y: Tensor = linear_in_half(x, weight, None)
+    y: Tensor = linear_in_bfloat16(x, weight, None)
     return y
 
 
-def to_half(*tensors: Tensor | None) -> Any:
+def to_bfloat16(*tensors: Tensor | None) -> Any:
     """Return contiguous tensors in bfloat16; None stays None."""
     return [None if tensor is None else tensor.bfloat16().contiguous() for tensor in tensors]
 
@@ -88,9 +92,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.dtype, ctx.has_bias = weight.dtype, bias is not None
-        x, weight, bias = to_half(x, weight, bias)
+        x, weight, bias = to_bfloat16(x, weight, bias)
         ctx.save_for_backward(x, weight)
-        y: Tensor = linear_in_half(x, weight, bias)
+        y: Tensor = linear_in_bfloat16(x, weight, bias)
         return y
 
     @staticmethod
@@ -110,10 +114,10 @@ class _FeedForward(torch.autograd.Function):
         down_bias: Tensor | None,
     ) -> Tensor:
         ctx.dtype, ctx.has_bias = up.dtype, up_bias is not None
-        x, up, up_bias, down, down_bias = to_half(x, up, up_bias, down, down_bias)
+        x, up, up_bias, down, down_bias = to_bfloat16(x, up, up_bias, down, down_bias)
         z, y = linear_gelu(x, up, up_bias)
         ctx.save_for_backward(x, up, down, z, y)
-        result: Tensor = linear_in_half(y, down, down_bias)
+        result: Tensor = linear_in_bfloat16(y, down, down_bias)
         return result
 
     @staticmethod
@@ -128,7 +132,11 @@ class _FeedForward(torch.autograd.Function):
 
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """Replace Linear.forward() in compiled code."""
+    """Return the outputs (..., N) of a linear layer for x (..., K), in bfloat16 if possible.
+
+    It replaces Linear.forward(). Code that is not compiled, and layers with other numbers of inputs
+    or outputs than multiples of 8, stay the same.
+    """
     if not torch.compiler.is_compiling() or not has_aligned_rows(module):
         return F.linear(x, module.weight, module.bias)
     function: Any = _Linear.apply
@@ -137,13 +145,27 @@ def linear(module: nn.Linear, x: Tensor) -> Tensor:
 
 
 def feed_forward(module: nn.Sequential, x: Tensor) -> Tensor:
-    """Replace FeedForward.forward() of a GPT in compiled code."""
-    up, gelu, down, dropout = module
-    if not torch.compiler.is_compiling() or not has_aligned_rows(up):
-        return dropout(down(gelu(up(x))))  # type: ignore[no-any-return]
+    """Return the outputs (..., K) of a feed-forward network of a GPT, in bfloat16 if possible.
+
+    It replaces FeedForward.forward(), with the same exceptions as linear(). A network with other
+    layers, or with another form of GELU, also stays the same.
+    """
+    if not torch.compiler.is_compiling() or not has_usual_layers(module):
+        for layer in module:
+            x = layer(x)
+        return x
+    up, _, down, dropout = module
     function: Any = _FeedForward.apply
     y: Tensor = function(x.flatten(0, -2), up.weight, up.bias, down.weight, down.bias)
     return dropout(y.view(x.shape))  # type: ignore[no-any-return]
+
+
+def has_usual_layers(module: nn.Sequential) -> bool:
+    """Return whether a feed-forward network has the layers that _FeedForward computes."""
+    if [type(layer) for layer in module] != [nn.Linear, nn.GELU, nn.Linear, nn.Dropout]:
+        return False
+    up, gelu, down, _ = module
+    return gelu.approximate == "tanh" and has_aligned_rows(up) and has_aligned_rows(down)
 
 
 def has_aligned_rows(module: nn.Module) -> bool:

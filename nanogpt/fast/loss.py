@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ..models import GPT, Modern
 from ..models.modern import SOFT_CAP, norm
+from .definitions import are_unchanged
 from .float8 import Product
 
 SMALLEST_VOCABULARY = 4096
@@ -162,7 +163,8 @@ def make_end(
     """Return the end of a model: a function of the final residual stream (B, T, C) and the targets.
 
     This function returns the same loss as the model's method unembed() and cross_entropy(). If the
-    vocabulary is small, in float16, or for other kinds of models, make_end() returns None.
+    vocabulary is small, in float16, for other kinds of models, or if a reader has changed
+    unembed(), make_end() returns None.
     """
     normalise: Callable[[Tensor], Tensor]
     if isinstance(model, Modern):
@@ -170,6 +172,8 @@ def make_end(
     elif isinstance(model, GPT):
         normalise, layer, cap = model.norm, "token_embedding", 0
     else:
+        return None
+    if not are_unchanged(type(model).unembed):
         return None
     if model.config.vocab_size < SMALLEST_VOCABULARY or precision == torch.float16:
         return None

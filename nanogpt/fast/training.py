@@ -103,7 +103,9 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
         faster[nn.Linear] = float8.make_linear(tokens)
         product = float8.make_product()
     elif run.precision == torch.bfloat16 and cublas.load():
-        faster |= {nn.Linear: linear, FeedForward: feed_forward}
+        faster[nn.Linear] = linear
+        if FeedForward.forward is nn.Sequential.forward:  # a reader may have changed it
+            faster[FeedForward] = feed_forward
         product = multiply_by_transposed
     if soft.sources:  # they need the logits
         compiled = partial(score, torch.compile(cross_entropy))

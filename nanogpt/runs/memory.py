@@ -114,8 +114,8 @@ def _count_state(
             lines.append(Line("prefetched batches", formula, prefetched))
         workspace = (1 + is_captured) * get_workspace_bytes(device)
         formula = "2 streams" if is_captured else "1 stream"
-        is_half = precision == torch.bfloat16 and config.precision != "float8"
-        if training.compile and is_half and not isinstance(config.model, BigramConfig):
+        has_products = precision == torch.bfloat16 and config.precision != "float8"
+        if training.compile and has_products and not isinstance(config.model, BigramConfig):
             workspace += get_workspace_bytes(device)  # for the products of fast/cublas.py
             formula += ", and cuBLASLt"
         lines.append(Line("workspace of cuBLAS", formula, workspace))

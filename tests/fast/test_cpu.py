@@ -4,6 +4,7 @@ The references are torch's own functions in float64.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -98,19 +99,56 @@ def test_a_vector_of_zeros_stays_zero() -> None:
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(("mask", "dropout"), [(True, 0.0), (False, 0.5)])
-def test_other_attention_is_torchs_own(mask: bool, dropout: float) -> None:
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 1, 2, 6, 4).unbind()
-    visible = torch.ones(6, 6, dtype=torch.bool).tril(1) if mask else None
+def attend(*shapes: tuple[int, ...], **settings: Any) -> Tensor:
+    q, k, v = (draw(*shape) for shape in shapes)
+    return F.scaled_dot_product_attention(q, k, v, **settings)
 
-    def attend() -> Tensor:
-        torch.manual_seed(1)
-        return F.scaled_dot_product_attention(q, k, v, visible, dropout, is_causal=not mask)
 
-    expected = attend()
+def draw(*shape: int) -> Tensor:
+    """Return a tensor with the same random numbers in each call."""
+    torch.manual_seed(1)
+    return torch.randn(shape).bfloat16()
+
+
+HEADS = (1, 2, 6, 4)
+OTHER_CALLS: dict[str, Callable[[], Tensor]] = {
+    "not causal": lambda: attend(HEADS, HEADS, HEADS),
+    "a mask": lambda: attend(HEADS, HEADS, HEADS, attn_mask=torch.ones(6, 6).bool().tril(1)),
+    "another scale": lambda: attend(HEADS, HEADS, HEADS, is_causal=True, scale=0.3),
+    "dropout": lambda: attend(HEADS, HEADS, HEADS, dropout_p=0.5, is_causal=True),
+    "dropout by position": lambda: F.scaled_dot_product_attention(
+        draw(*HEADS), draw(*HEADS), draw(*HEADS), None, 0.5, is_causal=True
+    ),
+    "fewer heads of keys": lambda: F.scaled_dot_product_attention(
+        draw(*HEADS), draw(1, 1, 6, 4), draw(1, 1, 6, 4), None, 0.0, is_causal=True, enable_gqa=True
+    ),
+    "keys that are broadcast": lambda: F.scaled_dot_product_attention(
+        draw(*HEADS), draw(1, 1, 6, 4), draw(1, 1, 6, 4), None, 0.0, is_causal=True
+    ),
+    "fewer keys": lambda: F.scaled_dot_product_attention(
+        draw(*HEADS), draw(1, 2, 5, 4), draw(1, 2, 5, 4), None, 0.0, is_causal=True
+    ),
+    "larger values": lambda: F.scaled_dot_product_attention(
+        draw(*HEADS), draw(*HEADS), draw(1, 2, 6, 8), None, 0.0, is_causal=True
+    ),
+    "no heads": lambda: F.scaled_dot_product_attention(
+        draw(2, 6, 4), draw(2, 6, 4), draw(2, 6, 4), None, 0.0, is_causal=True
+    ),
+    "a norm without eps": lambda: F.rms_norm(draw(2, 3, 4), (4,)),
+    "a norm with eps by position": lambda: F.rms_norm(draw(2, 3, 4), (4,), None, 0.1),
+    "a norm with gains": lambda: F.rms_norm(draw(2, 3, 4), (4,), draw(4), eps=0.1),
+    "gains by name": lambda: F.rms_norm(draw(2, 3, 4), (4,), weight=draw(4), eps=0.1),
+    "a norm of matrices": lambda: F.rms_norm(draw(2, 3, 4), (3, 4), eps=0.1),
+    "a module": lambda: torch.nn.RMSNorm(4, eps=0.1).bfloat16()(draw(2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CALLS)
+def test_other_calls_are_torchs_own(name: str) -> None:
+    """A reader who changes a model trains this model."""
+    expected = OTHER_CALLS[name]()
     with CpuKernels():
-        assert torch.equal(attend(), expected)
+        assert torch.equal(OTHER_CALLS[name](), expected)
 
 
 @pytest.mark.parametrize(

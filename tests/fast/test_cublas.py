@@ -1,6 +1,7 @@
 """Matrix products of cuBLASLt equal those in float64, except for rounding."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,20 +75,44 @@ def test_only_plain_matrices_in_bfloat16_are_given_to_the_library(
         assert not cublas.multiply(wrong, b, out, transpose_b=True)
         assert not cublas.multiply(a, wrong, out, transpose_b=True)
     assert not cublas.multiply(a, b, out.float(), transpose_b=True)
-    assert not cublas.multiply(a, b, out, "bias", True, torch.zeros(64))
-    assert not cublas.multiply(a, b, out, "gelu", True, z=out.float())
+    assert not cublas.multiply(a, b, out, "bias", transpose_b=True, bias=torch.zeros(64))
+    assert not cublas.multiply(a, b, out, "gelu", transpose_b=True, z=out.float())
     assert not given
     assert not cublas.multiply(a, b, out, transpose_b=True)
     assert len(given) == 1
+
+
+def test_the_first_algorithm_that_works_is_used(
+    no_products: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This test needs no GPU: it replaces the products."""
+    tried: list[int] = []
+    failing: set[int] = set()
+
+    def run(algorithm: int, matrices: cublas.Matrices) -> None:
+        tried.append(algorithm)
+        if algorithm in failing:
+            raise cublas.Failed("status 15")
+
+    product = SimpleNamespace(algorithms=[0, 1, 2], run=run)
+    monkeypatch.setattr("nanogpt.fast.cublas.make_product", lambda *_: product)
+    monkeypatch.setattr("nanogpt.fast.cublas.ALIGNMENT", 64)
+    for number, works in ((0, True), (1, True), (2, False)):
+        failing.add(number)
+        for _ in range(2):
+            assert cublas.multiply(*draw(CPU), transpose_b=True) == works
+    assert tried == [0, 1, 1, 1, 2, 2, 2]
 
 
 # Tests on a GPU.
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("measured", [True, False])
 def test_an_algorithm_that_fails_is_not_used(
-    no_products: None, monkeypatch: pytest.MonkeyPatch
+    measured: bool, no_products: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: not measured)
     a, b, out = draw(CUDA)
     run, failing = cublas.Product.run, 2
 
@@ -151,7 +176,7 @@ def test_products_equal_those_in_float64(
     for _ in range(2):  # the second call uses the algorithm that the first one has chosen
         out = torch.full((i, j), torch.nan, dtype=torch.bfloat16, device=CUDA)
         stored = b.T.contiguous() if transpose_b else b
-        assert cublas.multiply(a, stored, out, kind, transpose_b, bias, z)
+        assert cublas.multiply(a, stored, out, kind, transpose_b=transpose_b, bias=bias, z=z)
         assert (out - expected).norm() <= 4e-3 * expected.norm()
         if z is not None:
             assert (z - expected_z).norm() <= 4e-3 * expected_z.norm()

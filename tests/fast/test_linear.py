@@ -93,6 +93,29 @@ def test_only_compiled_code_with_aligned_rows_is_replaced(
     assert torch.equal(compile_with_backend(kind, function, "eager")(layer, x), layer(x))
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64), nn.Dropout(0)),
+        (nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64), nn.Dropout(0)),
+        (nn.Linear(64, 256), nn.GELU("tanh"), nn.Linear(256, 64), nn.LayerNorm(64)),
+        (nn.Linear(64, 256), nn.GELU("tanh"), nn.Linear(256, 60), nn.Dropout(0)),
+        (nn.Linear(64, 256), nn.GELU("tanh"), nn.Linear(256, 64)),
+    ],
+)
+def test_an_altered_feed_forward_network_is_not_replaced(
+    layers: tuple[nn.Module, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers change the models, and must not train another model than the one they wrote."""
+    monkeypatch.setattr("nanogpt.fast.linear._FeedForward.apply", pytest.fail)
+    layer, x = make_layer(FeedForward, True), torch.randn(2, 24, 64)
+    layer._modules.clear()
+    for number, part in enumerate(layers):
+        layer.add_module(str(number), part)
+    found = compile_with_backend(FeedForward, linear.feed_forward, "eager")(layer, x)
+    assert torch.equal(found, nn.Sequential(*layers)(x))
+
+
 def test_dropout_follows_a_feed_forward_network() -> None:
     layer, x = make_layer(FeedForward, True), torch.randn(2, 24, 64)
     dropout = layer.get_submodule("3")
