@@ -34,7 +34,7 @@ GRADIENT_FACTOR = 1024
 
 Linear = Callable[[nn.Linear, Tensor], Tensor]
 """A function that replaces nn.Linear.forward()."""
-Product = Callable[[Tensor, Tensor], Tensor]
+Multiply = Callable[[Tensor, Tensor], Tensor]
 """A function of x (n, K) and a weight (N, K) that returns x weightᵀ (n, N)."""
 
 
@@ -120,7 +120,7 @@ def make_linear(tokens: int) -> Linear:
     return linear
 
 
-def make_product() -> Product:
+def make_multiply() -> Multiply:
     """Return a function that computes x weightᵀ in float8, without gradients."""
 
     @torch.compile(dynamic=False)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from ..models import GPT, Modern
 from ..models.modern import SOFT_CAP, norm
 from .definitions import are_unchanged
-from .float8 import Product
+from .float8 import Multiply
 
 SMALLEST_VOCABULARY = 4096
 """With fewer tokens, the loss takes little time, and few of the columns would be used."""
@@ -106,7 +106,7 @@ def _cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, cap: float, multiply: Product
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, cap: float, multiply: Multiply
     ) -> Tensor:
         V, ctx.dtype = len(weight), weight.dtype
         # Products with a multiple of 64 tokens are faster, and the rows of logits are aligned.
@@ -138,12 +138,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         of_x = (ctx.of_logits @ padded).mul_(gradient)
         # Scaling x usually moves fewer bytes than scaling the gradient of the weight in float32.
         of_weight = (ctx.of_logits.T @ (x * gradient))[: ctx.V]
-        ctx.of_logits = None  # frees its memory now, and not at the end of the backward pass
+        # Frees its memory now, and not at the end. So there can be only one backward pass.
+        ctx.of_logits = None
         return of_x, of_weight.to(ctx.dtype), None, None, None
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, cap: float = 0, multiply: Product = F.linear
+    x: Tensor, weight: Tensor, targets: Tensor, cap: float = 0, multiply: Multiply = F.linear
 ) -> Tensor:
     """Return the mean of -ln p(target) for x (n, C), a weight (V, C) and targets (n,): a scalar.
 
@@ -158,7 +159,7 @@ def linear_cross_entropy(
 
 
 def make_end(
-    model: nn.Module, precision: torch.dtype, multiply: Product = F.linear
+    model: nn.Module, precision: torch.dtype, multiply: Multiply = F.linear
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Return the end of a model: a function of the final residual stream (B, T, C) and the targets.
 

@@ -95,22 +95,22 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
     example = inputs_and_targets(run.data.splits["train"].blocks(starts, model.config.block_size))
     uses_float8 = run.config.precision == "float8"
     faster: dict[type[nn.Module], Forward] = {nn.GELU: gelu}
-    product: float8.Product = F.linear
+    multiply: float8.Multiply = F.linear
     if uses_float8:
         # Without sharding, the stepper divides the loss by the number of processes.
         processes = 1 if is_sharded(run.config) else distributed.size()
         tokens = example[0].numel() * settings.accumulation * processes
         faster[nn.Linear] = float8.make_linear(tokens)
-        product = float8.make_product()
+        multiply = float8.make_multiply()
     elif run.precision == torch.bfloat16 and cublas.load():
         faster[nn.Linear] = linear
         if FeedForward.forward is nn.Sequential.forward:  # a reader may have changed it
             faster[FeedForward] = feed_forward
-        product = multiply_by_transposed
+        multiply = multiply_by_transposed
     if soft.sources:  # they need the logits
         compiled = partial(score, torch.compile(cross_entropy))
     else:
-        compiled = partial(score_without_logits, compile_end(model, run.precision, product))
+        compiled = partial(score_without_logits, compile_end(model, run.precision, multiply))
 
     def say(reason: str) -> None:
         # A failed pass leaves some weights of a sharded model whole. Without compilation, a run in
@@ -125,6 +125,7 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
         example,
         say,
         lambda forward: wrap(compile_with(faster, forward)),
+        # At one precision, all runs of a process have the same functions, except in float8.
         shares_code=not uses_float8,
     )
     model.zero_grad()
@@ -132,13 +133,13 @@ def make_loss(run: Run, on_message: Callable[[str], None]) -> LossFunction:
 
 
 def compile_end(
-    model: nn.Module, precision: torch.dtype, product: float8.Product = F.linear
+    model: nn.Module, precision: torch.dtype, multiply: float8.Multiply = F.linear
 ) -> LossFunction:
     """Return a function that maps inputs and targets (B, T) to the mean loss of a GPT, in nats.
 
     The output layer and the cross-entropy are compiled as one function, which reads and writes the
-    logits less often. For a large vocabulary, except in float16, `product` computes the logits, the
-    cross-entropy is a Triton kernel, and the method embed() is compiled, too. During each call,
+    logits less often. For a large vocabulary, except in float16, multiply() computes the logits,
+    the cross-entropy is a Triton kernel, and the method embed() is compiled, too. During each call,
     these functions replace unembed() and embed(), so that they run within forward(): only there, a
     sharded model has whole weights.
     """
@@ -153,7 +154,7 @@ def compile_end(
     with suppress(ImportError):  # without Triton, torch cannot compile the model either
         from .loss import make_end
 
-        if kernel := make_end(model, precision, product):
+        if kernel := make_end(model, precision, multiply):
             end = kernel
             embed = torch.compile(type(model).embed, dynamic=False)  # type: ignore[attr-defined]
             replaced["embed"] = partial(embed, model)

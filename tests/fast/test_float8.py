@@ -170,7 +170,7 @@ def test_the_product_of_the_output_layer_is_close_to_the_plain_product() -> None
     torch._dynamo.reset()
     torch.manual_seed(0)
     x, weight = torch.randn(48, 32).bfloat16(), 0.02 * torch.randn(64, 32).bfloat16()
-    found, expected = float8.make_product()(x, weight).float(), (x @ weight.T).float()
+    found, expected = float8.make_multiply()(x, weight).float(), (x @ weight.T).float()
     assert found.shape == expected.shape
     assert 0 < (found - expected).norm() <= 0.06 * expected.norm()
 
