@@ -123,7 +123,9 @@ def test_each_library_is_imported_only_where_expected() -> None:
         *("runs.checkpoint", "runs.reading", "interop.huggingface")
     }
     assert find_users("transformers") == {"interop.modeling_nanogpt"}
-    assert find_users("pooch") == find_users("datasets") == {"text.download"}
+    assert find_users("pooch") == {"text.download"}
+    assert find_users("datasets") == {"text.hub"}
+    assert find_users("huggingface_hub") == {"text.hub", "interop.upload"}
     assert find_users("matplotlib") == {"runs.plot", "studies.plots"}
     for library in ("requests", "urllib", "http"):
         assert find_users(library) == set()

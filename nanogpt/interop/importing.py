@@ -34,8 +34,8 @@ from ..system.files import (
 )
 from ..system.schema import parse_dataclass, shorten
 from ..text.bpe import make_bpe
-from ..text.download import download_model
 from ..text.gpt2 import END_OF_TEXT
+from ..text.hub import download_model
 from ..text.tokenizers import MAX_TOKENIZER_BYTES, Tokenizer, parse_tokenizer
 from .extras import unwritable_error
 from .hub_tokenizer import parse_hub_tokenizer

@@ -26,10 +26,14 @@ def require_equal_shares(
     if batch % (size * parts):
         unit = size * parts
         values = [batch // unit * unit, -(-batch // unit) * unit]
-        values = [value for value in values if 0 < value < 2**31] or [unit]
+        values = [value for value in values if 0 < value < 2**31]
+        advice = [f"--train.batch-size {' or '.join(map(str, values))}"] if values else []
+        if batch % size == 0:
+            fitting = max(p for p in range(1, parts) if batch // size % p == 0)
+            advice.append(f"--train.accumulation {fitting}")
         raise UserError(
-            f"batch_size is {batch}: {size} processes that split their share into accumulation "
-            f"{parts} need a multiple of {unit}, such as {' or '.join(map(str, values))}"
+            f"--train.batch-size is {batch}: {size} processes with --train.accumulation {parts} "
+            f"need a multiple of {unit}; use {', or '.join(advice) or 'fewer processes'}"
         )
     if size > 1 and device.type == "mps":
         raise UserError(

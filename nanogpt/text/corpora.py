@@ -29,14 +29,8 @@ from ..system.files import (
 )
 from ..system.schema import parse_dataclass
 from . import shakespeare
-from .download import (
-    cache_directory,
-    cache_stream,
-    download_dataset,
-    download_url,
-    is_url,
-    retrieve_file,
-)
+from .download import cache_directory, cache_stream, download_url, is_url, retrieve_file
+from .hub import download_dataset
 from .readers import (
     DOCUMENT_SUFFIXES,
     READ_BYTES,

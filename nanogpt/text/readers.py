@@ -233,12 +233,15 @@ def get_row_text(
     if not isinstance(text, str):
         names = [key for key in row if isinstance(row[key], str)] if names is None else names
         others = [name for name in names if name != column]
+        if text is None and column in row:
+            raise UserError(f"{place}: the column {column!r} is null; fix or delete the row")
         problem = f"the column {column!r} is not text"
         if column not in row:
             problem = f"there is no column {column!r}"
         advice = "no other column contains text; fix the row"
         if others:
-            advice = f"choose another with --column ({', '.join(others)}), or fix the row"
+            shown = ", ".join(others[:10] + ["…"] * (len(others) > 10))
+            advice = f"choose another with --column ({shown}), or fix the row"
         raise UserError(f"{place}: {problem}; {advice}")
     if not is_encodable(text):
         raise UserError(f"{place}: the text has an unpaired surrogate; fix or delete it")
@@ -333,6 +336,8 @@ def _refuse_other_format(start: bytes, name: str, is_utf8: bool = True) -> None:
     If the file is already known to be invalid UTF-8, `is_utf8` is false. Then even one zero byte is
     a sign of another format.
     """
+    if start.startswith(b"PAR1"):
+        raise UserError(f"{name} is a Parquet file: give it a name that ends in .parquet")
     found = next(
         ((form, command) for sign, form, command in FORMATS if re.match(sign, start)), None
     )

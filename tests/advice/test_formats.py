@@ -18,8 +18,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pyarrow
 import pytest
 import safetensors.numpy
+from pyarrow import parquet
 
 from nanogpt.errors import UserError
 from nanogpt.text.corpora import load_corpus
@@ -27,7 +29,7 @@ from nanogpt.text.readers import decode_utf8
 
 from .cases import FOLLOWED
 
-FOLLOWED += ["my.txt is not UTF-8", "my.txt is UTF-16", "my.docx is a ZIP"]
+FOLLOWED += ["my.txt is a Parquet", "my.txt is not UTF-8", "my.txt is UTF-16", "my.docx is a ZIP"]
 
 needs_tools = pytest.mark.skipif(
     not all(map(shutil.which, ("iconv", "gzip", "bzip2", "xz"))),
@@ -106,6 +108,14 @@ def test_a_file_without_text(kind: str) -> None:
     assert re.fullmatch(
         r"a file.\w+ is an? .+, not text: save its text as a file in UTF-8", str(raised.value)
     )
+
+
+def test_a_parquet_file_needs_its_ending() -> None:
+    parquet.write_table(pyarrow.table({"text": ["né", "终"]}), "my.txt")
+    with pytest.raises(UserError, match=r"^my.txt is a Parquet file: give it a name that ends in"):
+        load_corpus("my.txt")
+    Path("my.txt").rename("my.parquet")
+    assert load_corpus("my.parquet", separator="|").text() == "né|终"
 
 
 @pytest.mark.parametrize(

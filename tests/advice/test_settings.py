@@ -254,8 +254,13 @@ SETTINGS = [
     ),
     Case(
         "a.jsonl, line 7: the column 'text' is not text; no other",
-        write("a.jsonl", '{"text": null}'),
+        write("a.jsonl", '{"text": 7}'),
         write("a.jsonl", '{"text": "b"}'),
+    ),
+    Case(
+        "a.jsonl, line 7: the column 'text' is null",
+        write("a.jsonl", '{"text": null, "title": "a"}'),
+        write("a.jsonl", '{"text": "", "title": "a"}\n{"text": "b"}'),
     ),
     Case(
         "a.parquet, row 7",

@@ -203,8 +203,8 @@ main(sys.argv[1:] + ["--seed", os.environ["RANK"]])
 MISTAKES = [
     pytest.param(
         ["--train.batch-size", "25", "--train.accumulation", "1"],
-        "nanogpt: batch_size is 25: 2 processes that split their share into accumulation 1 need a "
-        "multiple of 2, such as 24 or 26",
+        "nanogpt: --train.batch-size is 25: 2 processes with --train.accumulation 1 need a "
+        "multiple of 2; use --train.batch-size 24 or 26",
     ),
     pytest.param(
         ["--data", "http://127.0.0.1:1/a.txt", "--refresh"],

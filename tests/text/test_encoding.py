@@ -206,7 +206,7 @@ def test_the_error_of_an_unwritable_cache_says_what_was_written(
     with pytest.raises(UserError, match=r"cannot write the tokens of the text to the cache in .*f"):
         encode_corpus(large, ByteTokenizer())
     with pytest.raises(
-        UserError, match=r"cannot write the tokenizer to the cache in .*file .*: free"
+        UserError, match=r"cannot write the tokenizer to the cache in .*file .*: set NANO"
     ):
         get_tokenizer("bpe:300", large, 0.1, no_progress)
 

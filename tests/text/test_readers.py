@@ -178,6 +178,14 @@ def test_every_row_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
             '{"text": 7}',
             "line 2: the column 'text' is not text; no other column contains text; fix the row",
         ),
+        (
+            '{"text": null, "body": "x"}',
+            "a.jsonl, line 2: the column 'text' is null; fix or delete the row$",
+        ),
+        (
+            json.dumps({f"c{i:02}": "x" for i in range(30)}),
+            r"--column \(c00, c01, c02, c03, c04, c05, c06, c07, c08, c09, …\), or fix the row$",
+        ),
     ],
 )
 def test_invalid_jsonl_is_refused(tmp_path: Path, line: str, message: str) -> None:
