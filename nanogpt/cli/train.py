@@ -129,8 +129,14 @@ def _train(args: list[str], until_the_end: ExitStack) -> None:
                 f"out of memory: {size} more was requested for the sample; the run is complete, "
                 f"so generate text with: {command}"
             )
-    if options.preset == "tiny" and device.type == "cpu" and not config.start_from:
-        console.print("For better text, train for about 3 minutes: nanogpt train laptop")
+    has_usual_settings = not config.start_from and config.tokenizer == type(config).tokenizer
+    if options.preset == "tiny" and device.type == "cpu" and has_usual_settings:
+        better = ["nanogpt", "train", "laptop"]
+        for name in ("data", "column", "separator"):
+            if (value := getattr(config, name)) != getattr(type(config), name):
+                better += [f"--{name}", value]
+        advice = f"For better text, train for about 3 minutes: {join_command(better)}"
+        console.print(advice, soft_wrap=True)
 
 
 class _Defaults:

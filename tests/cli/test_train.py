@@ -34,7 +34,8 @@ def test_train_ends_with_a_sample(nanogpt: Command, small: list[str], text_file:
     assert re.search(r"bits per byte +\d\.\d{4}", out)
     sample, line_break, advice = out.partition("Sample:\n")[2][20:].partition("\n")
     assert (sample, line_break) == ("", "\n")
-    assert advice == "For better text, train for about 3 minutes: nanogpt train laptop\n"
+    better = f"nanogpt train laptop --data {text_file}"
+    assert advice == f"For better text, train for about 3 minutes: {better}\n"
     assert set(out.partition("Sample:\n")[2][:20]) <= set(text_file.read_text())
 
 

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ from nanogpt.optim import OptimConfig
 from nanogpt.reports.explain import count_peaks
 from nanogpt.runs.config import RunConfig, TrainConfig
 from nanogpt.runs.memory import BLOCK_BYTES, count_host_memory, count_memory
+from nanogpt.runs.presets import PRESETS
 from nanogpt.runs.start import prepare_run
 from nanogpt.step import Stepper
 from nanogpt.system import distributed
@@ -112,3 +115,26 @@ def test_peaks_are_those_of_the_settings() -> None:
     averaged = replace(config, optim=OptimConfig(ema=0.9))
     averaged = replace(averaged, train=replace(config.train, mean_teacher=0.5))
     assert len(count_peaks(averaged, CPU, torch.float32, 2)) == 2
+
+
+def test_the_table_of_larger_models_has_the_computed_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The table is in docs/scale.md, for one of 8 H200 GPUs."""
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text("utf-8")
+    flags = dict(re.findall(r"^\| (GPT-2 \w+) \| [\d,]+ \| `(--model.+)` \|$", page, re.M))
+    row = r"^\| (\S+|GPT-2 \w+) \|" + r" `([\d.]+)` GB \|" * 4 + "$"
+    rows = re.findall(row, page, re.M)
+    assert [name for name, *_ in rows] == ["`gpt2`", "`gpt2-fast`", *flags]
+    for name, *shown in rows:
+        config = PRESETS["gpt2-fast" if "fast" in name else "gpt2"].config
+        sizes = dict(re.findall(r"--model\.(n-\w+) (\d+)", flags.get(name, "")))
+        shape: Any = {key.replace("-", "_"): int(value) for key, value in sizes.items()}
+        model = replace(config.model, vocab_size=50_257, **shape)
+        for number, (both, accumulation) in enumerate(product((False, True), (2, 8))):
+            settings: Any = {"accumulation": accumulation, "shard": both, "recompute": both}
+            training = replace(config.train, **settings)
+            changed = replace(config, model=model, train=training)
+            peak = count_memory(changed, torch.device("cuda:0"), torch.bfloat16, 8)[-1].value
+            assert f"{peak / 1e9:.1f}" == shown[number]
