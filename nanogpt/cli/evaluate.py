@@ -17,11 +17,11 @@ from ..runs.checkpoint import Checkpoint, load_checkpoint
 from ..runs.directory import find_run
 from ..runs.run import load_run_text, read_description
 from ..runs.start import require_tokens
-from ..system import distributed
+from ..system import distributed, launch
 from ..system.agreement import agreement, require_equal
 from ..system.devices import keep_freed_memory, limit_threads, pick_device
 from ..text import corpora
-from ..text.download import require_single_process
+from ..text.download import REFRESHING, require_single_process
 from ..text.encoding import encode_corpus
 from ..text.readers import Progress, no_progress
 from ..text.tokenizers import describe_lost_text
@@ -71,11 +71,11 @@ def evaluate(args: list[str]) -> None:
     """
     limit_threads()
     keep_freed_memory()
-    with distributed.join():
+    with distributed.join("evaluates a run"):
         with agreement():
             options = parse_arguments(EvalArgs(), args, "nanogpt eval")
             if options.refresh:
-                require_single_process()
+                require_single_process(*REFRESHING)
         bar = nullcontext() if distributed.rank() else Bar(PlainConsole())
         with bar as shown:
             progress = shown.update if shown else no_progress
@@ -94,7 +94,7 @@ def evaluate(args: list[str]) -> None:
         model = models[0] if len(models) == 1 else Ensemble(models)
         with distributed.watch():
             evaluation = evaluate_split(model, split)
-    if distributed.launched_rank() == 0:
+    if launch.get_rank() == 0:
         _show(options, runs, checkpoints, name, split, evaluation)
 
 

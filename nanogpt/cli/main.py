@@ -14,7 +14,7 @@ from ..errors import (
     make_line,
     suggest_nearest,
 )
-from ..system import distributed
+from ..system import distributed, launch
 from ..system.interrupts import raise_interrupted
 from ..version import VERSION
 from .output import guard_streams
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             finally:
                 sys.stdout.flush()
     except (UserError, Stopped) as error:
-        if distributed.launched_rank() == 0:
+        if launch.get_rank() == 0:
             print(f"nanogpt: {make_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except (RuntimeError, MemoryError) as error:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"nanogpt: {TOO_LARGE.format(size=size)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interruption:
-        if distributed.launched_rank() == 0:
+        if launch.get_rank() == 0:
             print(f"\nnanogpt: {make_line(interruption) or 'interrupted'}", file=sys.stderr)
         sys.exit(interruption.status if isinstance(interruption, Interrupted) else 130)
     except OSError as error:
@@ -84,12 +84,14 @@ def _run(args: list[str]) -> None:
         print(_format_usage())
     elif args[0] == "--version":
         print(f"nanogpt {VERSION}")
-    elif distributed.launched_size() > 1 and args[0] in set(COMMANDS) - SHARED:
+    elif launch.get_size() > 1 and args[0] in set(COMMANDS) - SHARED:
         raise UserError(
             f"torchrun can only start nanogpt train and eval: run nanogpt {args[0]} without it"
         )
     elif args[0] in COMMANDS:
-        if distributed.launched_rank():  # the first process prints
+        if args[0] in SHARED:
+            launch.require_valid_variables()
+        if launch.get_rank():  # the first process prints
             sys.stdout = open(os.devnull, "w", encoding="utf-8", newline="")  # noqa: SIM115
         module = COMMANDS[args[0]][0]  # imported late: many commands load torch, which is slow
         getattr(import_module(f".{module}", __package__), module)(args[1:])

@@ -16,12 +16,12 @@ from ..runs.reporter import Reporter
 from ..runs.run import SavedRun, read_saved_run
 from ..runs.settings import apply_settings
 from ..runs.starting import adopt_model
-from ..system import distributed
+from ..system import distributed, launch
 from ..system.agreement import agreement
 from ..system.devices import requested_memory
 from ..system.files import dump_json
 from ..text import corpora
-from ..text.download import require_single_process
+from ..text.download import REFRESHING, require_single_process
 from ..train import resume_training
 from ..train import train as train_model
 from .arguments import parse_with_defaults
@@ -61,7 +61,7 @@ class TrainArgs:
 
     def explain_unused(self, name: str) -> str:
         """Return the reason why the option `name` has no effect; "" if it has an effect."""
-        if name == "shard" and distributed.launched_size() == 1:
+        if name == "shard" and launch.get_size() == 1:
             return "there is a single process"
         reasons = {
             "refresh": "a run is resumed with the text that it started with",
@@ -80,11 +80,12 @@ def train(args: list[str]) -> None:
 def _train(args: list[str], until_the_end: ExitStack) -> None:
     defaults = _Defaults()
     console = PlainConsole()
-    with distributed.join():
+    is_resumed = any(word.split("=")[0] == "--resume" for word in args)
+    with distributed.join("resumes a run" if is_resumed else "starts a new run"):
         with agreement():
             options = parse_with_defaults(TrainArgs, defaults.choose, args, "nanogpt train")
             if options.refresh:
-                require_single_process()
+                require_single_process(*REFRESHING)
         config = options.settings
         if options.print_config:
             print(dump_json(config.to_json()).decode(), end="")
@@ -101,7 +102,7 @@ def _train(args: list[str], until_the_end: ExitStack) -> None:
                 result = train_model(config, shown)
             else:
                 result = resume_training(defaults.saved, config, shown)
-    if distributed.launched_rank():
+    if launch.get_rank():
         return
     console.print()
     console.print(make_result_table(result))

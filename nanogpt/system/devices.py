@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
+from . import launch
 from .cores import count_cores
-from .distributed import launched_local_rank, launched_size
 from .libc import find_c_function
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -34,7 +34,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if cuda else "mps" if mps else "cpu"
         if name == "cpu":
             return torch.device("cpu")
-    if name == "cuda" and cuda and launched_size() > 1:
+    if name == "cuda" and cuda and launch.get_size() > 1:
         return torch.device("cuda", _pick_gpu(torch.cuda.device_count()))
     parts = re.fullmatch(r"(cuda|mps)(:(\d{1,4}))?", name, re.ASCII)
     if not parts:
@@ -51,7 +51,7 @@ def pick_device(name: str) -> torch.device:
 
 def _pick_gpu(count: int) -> int:
     """Return the number of the GPU of this process, one of several, on a machine with `count`."""
-    number = launched_local_rank()
+    number = launch.get_local_rank()
     if number >= count > 1:
         raise UserError(
             f"this machine has {count} GPUs, but torchrun started more processes: use "

@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import Interrupted, Stopped, make_line
+from ..errors import Interrupted, Stopped, UserError, make_line
+from . import launch
 from .heartbeat import SEE_MESSAGE, Lost, Peers, make_lost, mark_outside
 
 # Every command imports this module, but importing torch is slow.
@@ -41,39 +42,25 @@ _peers: Peers | None = None
 """The other processes; None without join()."""
 
 
-def launched_size() -> int:
-    """Return the number of processes, also before join()."""
-    is_launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    number = os.environ.get("WORLD_SIZE", "") if is_launched else ""
-    return int(number) if number.isdecimal() else 1
-
-
-def launched_rank() -> int:
-    """Return the rank of this process, also before join()."""
-    return int(os.environ["RANK"]) if launched_size() > 1 else 0
-
-
-def launched_local_rank() -> int:
-    """Return the number of this process among those of its machine, also before join()."""
-    number = os.environ.get("LOCAL_RANK", "") if launched_size() > 1 else ""
-    return int(number) if number.isdecimal() else 0
-
-
 def size() -> int:
     """Return the number of processes within join(), and otherwise 1."""
-    return launched_size() if _patient else 1
+    return launch.get_size() if _patient else 1
 
 
 def rank() -> int:
     """Return the rank of this process within join(), and otherwise 0."""
-    return launched_rank() if _patient else 0
+    return launch.get_rank() if _patient else 0
 
 
 @contextmanager
-def join() -> Iterator[None]:
-    """Within this context, the processes are connected. Raises Stopped if they cannot connect."""
+def join(task: str = "trains") -> Iterator[None]:
+    """Within this context, the processes are connected.
+
+    `task` says what this process does, such as "evaluates". Raises Stopped if the processes cannot
+    connect, and UserError if another process has another task: it would communicate differently.
+    """
     global _patient, _prompt, _peers
-    if launched_size() == 1:
+    if launch.get_size() == 1:
         yield
         return
     from torch import distributed
@@ -83,7 +70,14 @@ def join() -> Iterator[None]:
         _patient = distributed.new_group(timeout=PATIENCE)
         _prompt = distributed.new_group(timeout=TIMEOUT)
         own = platform.node(), os.getppid(), os.getpid()
-        _peers = Peers(launched_rank(), gather_objects(own), store)
+        _peers = Peers(launch.get_rank(), gather_objects(own), store)
+        first, *others = gather_objects(task)
+        for number, other in enumerate(others, start=1):
+            if other != first:
+                raise UserError(
+                    f"process 0 {first}, but process {number} {other}: start all processes with "
+                    f"the same command"
+                )
         yield
     finally:
         _patient = _prompt = _peers = None
@@ -97,12 +91,12 @@ def _connect() -> Any:
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
-    own, count = launched_rank(), launched_size()
+    own, count = launch.get_rank(), launch.get_size()
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
         store = next(rendezvous("env://", timeout=CONNECTING))[0]
         store.set(f"rank {own} is here", "")
-        store.wait([f"rank {number} is here" for number in range(count)], CONNECTING)
+        _wait_for_all(store, count)
         distributed.init_process_group(
             "gloo",
             store=store,
@@ -118,15 +112,31 @@ def _connect() -> Any:
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         problem = Stopped(
-            f"the {count} processes cannot connect ({reason}): start all of them with torchrun, "
-            f"with the same address and port; if they are on several machines, name the network "
-            f"interface of each machine in GLOO_SOCKET_IFNAME"
+            f"the {count} processes cannot connect ({reason}): start all of them, with the same "
+            f"WORLD_SIZE, MASTER_ADDR and MASTER_PORT (torchrun sets them); if the port is in use, "
+            f"choose another one; if they are on several machines, name the network interface of "
+            f"each machine in GLOO_SOCKET_IFNAME"
         )
         if own:  # process 0 prints its own error, if it has one
             # If the first process of a machine has failed, too, torchrun ends the others meanwhile.
-            time.sleep(3 * bool(launched_local_rank()))
+            time.sleep(3 * bool(launch.get_local_rank()))
             print(f"nanogpt: process {own}: {make_line(problem)}", file=sys.stderr, flush=True)
         raise problem from None
+
+
+def _wait_for_all(store: Any, count: int) -> None:
+    """Wait until all processes are in the store. Raises TimeoutError.
+
+    store.wait() would not let Python handle signals.
+    """
+    end = time.monotonic() + CONNECTING.total_seconds()
+    missing = list(range(count))
+    while missing := [number for number in missing if not store.check([f"rank {number} is here"])]:
+        if time.monotonic() > end:
+            number = missing[0]
+            waited = f"after {CONNECTING.total_seconds():.0f} s"
+            raise TimeoutError(f"process {number} is missing {waited}")
+        time.sleep(0.1)
 
 
 def connect_gpus(device: "torch.device") -> None:

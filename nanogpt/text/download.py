@@ -14,7 +14,7 @@ from secrets import token_hex
 from typing import BinaryIO
 
 from ..errors import UserError, join_command
-from ..system import distributed
+from ..system import launch
 from ..system.files import (
     compute_sha256,
     path_exists,
@@ -39,6 +39,7 @@ def cache_directory() -> Path:
 
 def cache_stream(stream: BinaryIO, name: str) -> Path:
     """Copy standard input or a pipe into a file in the cache; return the file. Raises UserError."""
+    require_single_process(f"read {name}", "save its text as a file, and name this file")
     with new_directory(name) as directory:
         digest, new = hashlib.sha256(), directory / "new"
         with new.open("wb") as file:
@@ -145,13 +146,14 @@ def retrieve_file(url: str, expected_hash: str | None, directory: str) -> Path:
     return Path(pooch.retrieve(url, expected_hash, path=directory, downloader=downloader))
 
 
-def require_single_process() -> None:
-    """Raise UserError if torchrun started several processes: they would all replace the text."""
-    if (size := distributed.launched_size()) > 1:
-        raise UserError(
-            f"{size} processes cannot use --refresh: leave it out, and first run nanogpt data with "
-            f"it, without torchrun"
-        )
+REFRESHING = "use --refresh", "leave it out, and first run nanogpt data with it, without torchrun"
+"""Arguments of require_single_process()."""
+
+
+def require_single_process(action: str, advice: str) -> None:
+    """Raise UserError if there are several processes, which cannot do this at the same time."""
+    if (size := launch.get_size()) > 1:
+        raise UserError(f"{size} processes cannot {action}: {advice}")
 
 
 def cache_error(name: str, error: OSError) -> UserError:

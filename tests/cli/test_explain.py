@@ -159,7 +159,7 @@ def test_processes_share_the_batch(nanogpt: Command) -> None:
 
 def test_processes_that_cannot_share_the_batch_are_refused(nanogpt: Command) -> None:
     refused = nanogpt("explain", "tiny", "--device", "cpu", "--processes", 7)
-    assert_refused(refused, "batch_size is 32: 7 processes")
+    assert_refused(refused, "--train.batch-size is 32: 7 processes")
     refused = nanogpt("explain", "tiny", "--device", "cpu", "--processes", 0)
     assert_refused(refused, "--processes is 0: it must be at least 1 and less than 2**31")
     refused = nanogpt("explain", "tiny", "--device", "cpu", "--train.shard")

@@ -207,6 +207,12 @@ MISTAKES = [
         "multiple of 2; use --train.batch-size 24 or 26",
     ),
     pytest.param(
+        ["--data", "-"],
+        "nanogpt: 2 processes cannot read standard input: save its text as a file, and name this "
+        "file",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
         ["--data", "http://127.0.0.1:1/a.txt", "--refresh"],
         "nanogpt: 2 processes cannot use --refresh: leave it out, and first run nanogpt data with "
         "it, without torchrun",
@@ -224,6 +230,43 @@ MISTAKES = [
         marks=pytest.mark.slow,
     ),
 ]
+
+
+TASKS = """
+import os, sys
+from nanogpt.cli.main import main
+words = {"new": ["train", "tiny"], "resume": ["train", "--resume", "a"], "eval": ["eval", "a"]}
+main(words[sys.argv[1 + int(os.environ["RANK"])]])
+"""
+
+
+@pytest.mark.parametrize("tasks", ["new resume", *map(slow, ["resume new", "eval resume"])])
+def test_all_processes_must_have_the_same_task(tasks: str) -> None:
+    first, second = tasks.split()
+    does = {"new": "starts a new run", "resume": "resumes a run", "eval": "evaluates a run"}
+    Path("tasks.py").write_text(TASKS, "utf-8")
+    status, lines = run(torchrun(2, first, second, program=["tasks.py"]))
+    line = f"nanogpt: process 0 {does[first]}, but process 1 {does[second]}: start all processes "
+    assert (status != 0, lines) == (True, [line + "with the same command"])
+
+
+EARLY = """
+import os, sys, time
+from nanogpt.cli.main import main
+if os.environ["RANK"] == "1":
+    time.sleep(4)
+    sys.exit(3)
+main(["train", "tiny", "--device", "cpu"])
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_never_connects_ends_the_others_soon() -> None:
+    Path("early.py").write_text(EARLY, "utf-8")
+    start = time.monotonic()
+    status, lines = run(torchrun(2, program=["early.py"]))
+    assert (status != 0, lines) == (True, ["nanogpt: interrupted"])
+    assert time.monotonic() - start < 25
 
 
 @pytest.mark.parametrize(("change", "message"), MISTAKES)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nanogpt.errors import Stopped, UserError
-from nanogpt.system import agreement, distributed
+from nanogpt.system import agreement, distributed, launch
 from nanogpt.system.heartbeat import Lost
 
 SCRIPT = """
@@ -24,7 +24,7 @@ from nanogpt.system import distributed as d
 assert (d.rank(), d.size()) == (0, 1)  # not connected yet
 with d.join():
     rank, size = d.rank(), d.size()
-    assert (rank, size) == (d.launched_rank(), d.launched_size())
+    assert (rank, size) == (d.launch.get_rank(), d.launch.get_size())
     tensors = [torch.full((2, 3), float(rank)), torch.arange(4.0)]
     d.add_up(tensors)
     assert torch.equal(tensors[0], torch.full((2, 3), sum(range(size)) * 1.0))
@@ -59,7 +59,7 @@ with d.join():
         else:
             assert not message
 assert (d.rank(), d.size()) == (0, 1)
-open(f"done-{d.launched_rank()}", "w").close()
+open(f"done-{d.launch.get_rank()}", "w").close()
 """
 
 
@@ -124,7 +124,7 @@ def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")  # alone, it means nothing
-    assert (distributed.launched_rank(), distributed.launched_size()) == (0, 1)
+    assert (launch.get_rank(), launch.get_size()) == (0, 1)
     tensor = torch.ones(2)
     with distributed.join():
         assert (distributed.rank(), distributed.size()) == (0, 1)
