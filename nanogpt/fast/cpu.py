@@ -37,10 +37,10 @@ class CpuKernels(TorchFunctionMode):
             # In float32, torch's fused attention stores no scores, so it needs less memory.
             if is_plain and q.dtype in (torch.bfloat16, torch.float16):
                 return CausalAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
-        if func is F.rms_norm and len(args) == 2 and set(kwargs) == {"eps"}:
+        if func is F.rms_norm and len(args) == 2 and kwargs.get("weight") is None:
             x, shape = args
             if tuple(shape) == x.shape[-1:]:  # one norm for each vector, without gains
-                return RMSNorm.apply(x, kwargs["eps"])  # type: ignore[no-untyped-call]
+                return RMSNorm.apply(x, kwargs.get("eps"))  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 

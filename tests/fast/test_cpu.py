@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanogpt.fast.cpu import QUERIES, CausalAttention, CpuKernels
+from nanogpt.fast.cpu import QUERIES, CausalAttention, CpuKernels, RMSNorm
 from nanogpt.models import GPT, GPTConfig, Modern, ModernConfig
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -134,13 +134,28 @@ OTHER_CALLS: dict[str, Callable[[], Tensor]] = {
     "no heads": lambda: F.scaled_dot_product_attention(
         draw(2, 6, 4), draw(2, 6, 4), draw(2, 6, 4), None, 0.0, is_causal=True
     ),
-    "a norm without eps": lambda: F.rms_norm(draw(2, 3, 4), (4,)),
-    "a norm with eps by position": lambda: F.rms_norm(draw(2, 3, 4), (4,), None, 0.1),
     "a norm with gains": lambda: F.rms_norm(draw(2, 3, 4), (4,), draw(4), eps=0.1),
     "gains by name": lambda: F.rms_norm(draw(2, 3, 4), (4,), weight=draw(4), eps=0.1),
     "a norm of matrices": lambda: F.rms_norm(draw(2, 3, 4), (3, 4), eps=0.1),
     "a module": lambda: torch.nn.RMSNorm(4, eps=0.1).bfloat16()(draw(2, 3, 4)),
 }
+
+
+def test_the_calls_of_the_models_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    for kind in (RMSNorm, CausalAttention):
+        apply, name = kind.apply, kind.__name__
+
+        def count(*args: Any, apply: Any = apply, name: str = name) -> Any:
+            used.append(name)
+            return apply(*args)
+
+        monkeypatch.setattr(kind, "apply", count)
+    config = ModernConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=11)
+    with torch.autocast("cpu", torch.bfloat16), CpuKernels():
+        Modern(config)(torch.zeros(2, 8, dtype=torch.long))
+    # The norms of the embedding, of attention, of queries and keys, of feed-forward, and the last.
+    assert sorted(used) == ["CausalAttention", *["RMSNorm"] * 5]
 
 
 @pytest.mark.parametrize("name", OTHER_CALLS)
