@@ -80,6 +80,7 @@ def train(args: list[str]) -> None:
 def _train(args: list[str], until_the_end: ExitStack) -> None:
     defaults = _Defaults()
     console = PlainConsole()
+    # The arguments are parsed within join(), where the processes agree on errors.
     is_resumed = any(word.split("=")[0] == "--resume" for word in args)
     with distributed.join("resumes a run" if is_resumed else "starts a new run"):
         with agreement():

@@ -43,11 +43,9 @@ def require_valid_variables() -> None:
                 f"{name} is not set: several processes need {', '.join(NAMES)}, which torchrun "
                 f"sets; a single process needs none of them"
             )
-    for name, first in (("WORLD_SIZE", 1), ("MASTER_PORT", 1)):
-        if not values[name].isdecimal() or not first <= int(values[name]) < 2**16:
-            raise UserError(
-                f"{name} is {values[name]}: it must be at least {first} and less than {2**16}"
-            )
+    for name in ("WORLD_SIZE", "MASTER_PORT"):
+        if not values[name].isdecimal() or not 1 <= int(values[name]) < 2**16:
+            raise UserError(f"{name} is {values[name]}: it must be at least 1 and less than 65536")
     size, rank = get_size(), values["RANK"]
     if not rank.isdecimal() or int(rank) >= size:
         raise UserError(f"RANK is {rank}: it must be at least 0 and less than WORLD_SIZE, {size}")

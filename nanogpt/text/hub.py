@@ -91,15 +91,12 @@ def _write_rows(
     rows, version = _open_dataset(name, found.get("version"))
     saved: dict[str, Any] = {"bytes": 0, "rows": 0}
     task = f"downloading {name}"
-    if found:
-        try:
-            if found["version"] == version:
-                rows.load_state_dict(found["position"])
-                saved = found
-        except (KeyError, TypeError, ValueError):
-            pass
-        if not saved["rows"]:
-            task += " from the start, because the dataset or the library datasets has changed"
+    with suppress(KeyError, TypeError, ValueError):
+        if found.get("version") == version:
+            rows.load_state_dict(found["position"])
+            saved = found
+    if found and not saved["rows"]:
+        task += " from the start, because the dataset or the library datasets has changed"
     size, number = saved["bytes"], saved["rows"]
     try:
         if not number:
@@ -162,7 +159,8 @@ def _open_dataset(name: str, wanted: list[str] | None) -> tuple[Any, list[str]]:
     if not path.strip():
         raise UserError(f"{name} has no dataset: write hf:NAME or hf:NAME:CONFIG")
     commit, unknown, is_folder = None, None, os.path.exists(path)
-    if wanted and wanted[0] == datasets.__version__ and not is_folder:
+    continues = wanted is not None and wanted[0] == datasets.__version__ and not is_folder
+    if wanted and continues:
         commit = wanted[1]
     elif not is_folder:
         try:
@@ -177,7 +175,7 @@ def _open_dataset(name: str, wanted: list[str] | None) -> tuple[Any, list[str]]:
         advice = "check the name; some datasets need a configuration, hf:NAME:CONFIG"
         if isinstance(error, ConnectionError):
             advice = "check the network and the name"
-        elif wanted and commit:
+        elif continues:
             advice = f"to start again with the newest version, instead of {commit}, use --refresh"
         raise download_error(name, error, advice) from None
     if unknown:  # the error of load_dataset() is usually better

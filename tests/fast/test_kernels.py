@@ -11,9 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanogpt.fast.definitions import DIGESTS, Definition
 from nanogpt.fast.generation import CapturedDecoder, import_fuse
 from nanogpt.generate import Sampling, generate
-from nanogpt.models import BigramConfig, GPTConfig, Model, ModelConfig, ModernConfig, build
+from nanogpt.models import (
+    BigramConfig,
+    GPTConfig,
+    Model,
+    ModelConfig,
+    ModernConfig,
+    build,
+    gpt,
+    modern,
+)
 from nanogpt.models.cache import Cache
 from nanogpt.models.plain import PlainConfig
 
@@ -55,6 +65,19 @@ def decode(model: Model, tokens: Tensor, prompt: int, uses_kernels: bool) -> Ten
             logits.append(model(tokens[:, i : i + 1], cache).float())
             cache.advance()
     return torch.cat(logits, dim=1)
+
+
+@pytest.mark.parametrize("changed", [None, gpt.Block, modern.rotate])
+def test_changed_blocks_do_not_use_the_kernels(
+    changed: Definition | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if changed:
+        monkeypatch.setitem(DIGESTS, changed, "the digest of other code")
+    for config, module in zip((CONFIGS[0], CONFIGS[3]), (gpt, modern), strict=True):
+        model = build(config)
+        with import_fuse()(model):
+            uses_kernels = "forward" in vars(model.get_submodule("blocks.0"))
+        assert uses_kernels == (changed is None or changed.__module__ != module.__name__)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -116,6 +116,29 @@ def test_an_altered_feed_forward_network_is_not_replaced(
     assert torch.equal(found, nn.Sequential(*layers)(x))
 
 
+def test_a_network_with_its_own_forward_is_not_replaced(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(model=GPTConfig(n_layer=1, n_head=1, n_embd=64, block_size=16))
+    config = replace(config, data=str(text_file), out=tmp_path / "run", val_fraction=0.5)
+    run = prepare_run(replace(config, device="cpu", precision="float32"))
+    run.lock.release()
+    found: list[Any] = []
+
+    def record(*arguments: Any, shares_code: bool) -> None:
+        found.append(arguments[4](lambda: FeedForward.forward)())
+
+    def forward(module: nn.Module, x: Tensor) -> Tensor:
+        return x
+
+    monkeypatch.setattr("nanogpt.fast.training.compile_loss", record)
+    monkeypatch.setattr("nanogpt.fast.training.compile_end", lambda *_: None)
+    monkeypatch.setattr("nanogpt.fast.cublas.load", lambda: True)
+    monkeypatch.setattr(FeedForward, "forward", forward)
+    make_loss(replace(run, device=CUDA, precision=torch.bfloat16), lambda _: None)
+    assert found == [forward]
+
+
 def test_dropout_follows_a_feed_forward_network() -> None:
     layer, x = make_layer(FeedForward, True), torch.randn(2, 24, 64)
     dropout = layer.get_submodule("3")

@@ -13,13 +13,25 @@ from torch import Tensor
 
 from nanogpt.evaluate import cross_entropy
 from nanogpt.fast.training import compile_end
-from nanogpt.models import GPTConfig, Model, ModelConfig, ModernConfig, PlainConfig, build
+from nanogpt.models import GPT, GPTConfig, Model, ModelConfig, ModernConfig, PlainConfig, build
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]  # of the compiler
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPE: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 48, "block_size": 16}
 CONFIGS = [GPTConfig(**SHAPE), GPTConfig(**SHAPE, bias=False), ModernConfig(**SHAPE)]
 CONFIGS += [PlainConfig(**SHAPE)]
+
+
+def test_a_changed_output_layer_does_not_use_the_kernel() -> None:
+    class Own(GPT):
+        def unembed(self, x: Tensor) -> Tensor:
+            return super().unembed(2 * x)
+
+    from nanogpt.fast.loss import make_end  # needs Triton
+
+    config = GPTConfig(**SHAPE, vocab_size=5000)
+    assert make_end(GPT(config), torch.bfloat16)
+    assert make_end(Own(config), torch.bfloat16) is None
 
 
 def kernel(x: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
