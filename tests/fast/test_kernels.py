@@ -73,7 +73,8 @@ def test_changed_blocks_do_not_use_the_kernels(
 ) -> None:
     if changed:
         monkeypatch.setitem(DIGESTS, changed, "the digest of other code")
-    for config, module in zip((CONFIGS[0], CONFIGS[3]), (gpt, modern), strict=True):
+    pairs: list[tuple[Any, Any]] = [(CONFIGS[0], gpt), (CONFIGS[3], modern)]
+    for config, module in pairs:
         model = build(config)
         with import_fuse()(model):
             uses_kernels = "forward" in vars(model.get_submodule("blocks.0"))
