@@ -56,8 +56,9 @@ def rank() -> int:
 def join(task: str = "trains") -> Iterator[None]:
     """Within this context, the processes are connected.
 
-    `task` says what this process does, such as "evaluates". Raises Stopped if the processes cannot
-    connect, and UserError if another process has another task: it would communicate differently.
+    `task` says what this process does, such as "evaluates a run". Raises Stopped if the processes
+    cannot connect, and UserError if another process has another task: it would communicate
+    differently.
     """
     global _patient, _prompt, _peers
     if launch.get_size() == 1:
@@ -133,9 +134,8 @@ def _wait_for_all(store: Any, count: int) -> None:
     missing = list(range(count))
     while missing := [number for number in missing if not store.check([f"rank {number} is here"])]:
         if time.monotonic() > end:
-            number = missing[0]
             waited = f"after {CONNECTING.total_seconds():.0f} s"
-            raise TimeoutError(f"process {number} is missing {waited}")
+            raise TimeoutError(f"process {missing[0]} is missing {waited}")
         time.sleep(0.1)
 
 
