@@ -81,6 +81,7 @@ FOLLOWED_ELSEWHERE = {
     "process 0 starts": "tests/fast/test_parallel.py",
     "MASTER_PORT is not set": "tests/system/test_launch.py",
     "RANK is 2": "tests/system/test_launch.py",
+    "WORLD_SIZE is two": "tests/system/test_launch.py",
     "2 processes cannot train": "tests/fast/test_parallel.py",
     "--train.batch-size is 24: 2": "tests/runs/test_sharing.py",
     "mean_teacher is 0.5, but shard": "tests/fast/test_sharding.py",
